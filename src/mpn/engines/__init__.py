@@ -1,0 +1,1 @@
+"""What an engine directory holds, and how to run it. No torch, no onnx."""

@@ -1,0 +1,183 @@
+"""What goes into and comes out of each engine, declared once for export, load, run and tests.
+
+The tensors are the contract of an engine directory: float32 at the edges whatever the precision
+inside, names and axes fixed per role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mpn.errors import EngineError
+
+Role = Literal["flow", "propagation", "osvos"]
+Precision = Literal["fp32", "fp16"]
+
+ROLES: tuple[Role, ...] = ("flow", "propagation", "osvos")
+OPSET = 18
+"""GridSample of opset 20 is read as NEAREST by TensorRT's parser (NVIDIA/TensorRT#4646)."""
+
+FLOW_SIZE_MULTIPLE = 64
+"""FlowNet 2.0 halves six times."""
+OSVOS_SIZE_MULTIPLE = 1
+"""Pooling rounds up and every side output is cropped or resized: any size works."""
+ROI_SIZE_STEP = 16
+"""A propagation crop is 16 n + 1 wide, so that align_corners=True interpolation is exact."""
+
+OBJECTS_AXIS = "objects"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an engine.
+
+    Attributes:
+        name: Name in the graph.
+        shape: Fixed sizes as ints, dynamic axes as names (``"objects"``).
+        dtype: Always ``"float32"`` at an engine's edge.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+
+    @property
+    def dynamic_axes(self) -> dict[int, str]:
+        """Axis number -> axis name, for the axes without a fixed size."""
+        return {i: size for i, size in enumerate(self.shape) if isinstance(size, str)}
+
+    def check(self, array: npt.NDArray[Any]) -> None:
+        """Raise EngineError unless ``array`` has this dtype and shape."""
+        fits = array.ndim == len(self.shape) and all(
+            isinstance(want, str) or want == got
+            for want, got in zip(self.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != np.dtype(self.dtype):
+            raise EngineError(
+                f"tensor '{self.name}' must be {self.dtype} {self.shape}, "
+                f"got {array.dtype} {array.shape}"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """A dict of JSON types, as the manifest stores it."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
+        """The inverse of :meth:`as_json`."""
+        return cls(name=value["name"], shape=tuple(value["shape"]), dtype=value["dtype"])
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """The interface of one engine.
+
+    Attributes:
+        role: Which network it is.
+        inputs: In the order of the graph.
+        outputs: In the order of the graph.
+        max_objects: Largest size of the ``objects`` axis, for plans; None where there is none.
+    """
+
+    role: Role
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_objects: int | None = None
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in the order of the graph."""
+        return tuple(tensor.name for tensor in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in the order of the graph."""
+        return tuple(tensor.name for tensor in self.outputs)
+
+    def check_inputs(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raise EngineError unless ``inputs`` has exactly the inputs, each of its shape."""
+        if set(inputs) != set(self.input_names):
+            raise EngineError(
+                f"the {self.role} engine takes {sorted(self.input_names)}, got {sorted(inputs)}"
+            )
+        for tensor in self.inputs:
+            tensor.check(inputs[tensor.name])
+
+
+def padded_size_hw(size_hw: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The smallest (height, width) that holds ``size_hw`` with both sides multiples."""
+    height, width = size_hw
+    return (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+
+
+def flow_spec(frame_size_hw: tuple[int, int]) -> EngineSpec:
+    """Flow: two RGB frames of 0..255 at network size, flow frame0 -> frame1 in pixels, (x, y).
+
+    Args:
+        frame_size_hw: (height, width) of the video; the network size is the next multiple of 64
+            (854x480 -> 896x512: frames are resized up and the flow scaled back, as the authors of
+            the weights deploy them).
+    """
+    height, width = padded_size_hw(frame_size_hw, FLOW_SIZE_MULTIPLE)
+    image = (1, 3, height, width)
+    return EngineSpec(
+        role="flow",
+        inputs=(TensorSpec("frame0", image), TensorSpec("frame1", image)),
+        outputs=(TensorSpec("flow_px", (1, 2, height, width)),),
+    )
+
+
+def propagation_spec(roi_size: int, max_objects: int) -> EngineSpec:
+    """Propagation: normalised RGB and warped probability of K crops, foreground probability.
+
+    Args:
+        roi_size: Side S of the square crop; 16 n + 1.
+        max_objects: Largest K.
+
+    Raises:
+        EngineError: If ``roi_size`` is not 16 n + 1 or under 65, or ``max_objects`` under 1.
+    """
+    if roi_size < 65 or (roi_size - 1) % ROI_SIZE_STEP:
+        raise EngineError(
+            f"the ROI size must be 16 n + 1 and at least 65 (513, 449, 385, 321, 193), got {roi_size}"
+        )
+    if max_objects < 1:
+        raise EngineError(f"max_objects must be at least 1, got {max_objects}")
+    return EngineSpec(
+        role="propagation",
+        inputs=(TensorSpec("rgb_prob", (OBJECTS_AXIS, 4, roi_size, roi_size)),),
+        outputs=(TensorSpec("prob", (OBJECTS_AXIS, 1, roi_size, roi_size)),),
+        max_objects=max_objects,
+    )
+
+
+def osvos_spec(frame_size_hw: tuple[int, int]) -> EngineSpec:
+    """OSVOS: one whole frame (channel order and mean by the manifest), foreground probability."""
+    height, width = frame_size_hw
+    return EngineSpec(
+        role="osvos",
+        inputs=(TensorSpec("image", (1, 3, height, width)),),
+        outputs=(TensorSpec("prob", (1, 1, height, width)),),
+    )
+
+
+def engine_spec(
+    role: str, *, frame_size_hw: tuple[int, int], roi_size: int, max_objects: int
+) -> EngineSpec:
+    """The spec of a role.
+
+    Raises:
+        EngineError: If the role is unknown or a size does not fit it.
+    """
+    if role == "flow":
+        return flow_spec(frame_size_hw)
+    if role == "propagation":
+        return propagation_spec(roi_size, max_objects)
+    if role == "osvos":
+        return osvos_spec(frame_size_hw)
+    raise EngineError(f"unknown role '{role}': the roles are {', '.join(ROLES)}")

@@ -1,0 +1,1 @@
+"""One frame through the stages, and a whole video. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Array operations of the runtime, one module per device."""

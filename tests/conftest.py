@@ -1,0 +1,35 @@
+"""Fixtures shared by the suite, and the rule for data that is not part of the repository."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("MPN_SHARED_DIR", REPOSITORY.parent / "shared"))
+
+
+def shared_path(*parts: str) -> Path:
+    """A path under the shared data folder; skips the test where the folder is absent.
+
+    With MPN_REQUIRE_SHARED=1 (set in CI) its absence is a failure instead.
+    """
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        reason = f"{'/'.join(parts)} is not on this machine (shared data, see CONTRIBUTING.md)"
+        if os.environ.get("MPN_REQUIRE_SHARED") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return shared_path("golden")
+
+
+@pytest.fixture(scope="session")
+def davis_root() -> Path:
+    return shared_path("data", "davis")
