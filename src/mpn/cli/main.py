@@ -1,0 +1,105 @@
+"""The ``mpn`` application and its two shortcuts: assemble commands, turn errors into exit codes.
+
+Exit codes: 0 done, 1 the work failed (one line on stderr), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+import typer
+
+from mpn import __version__
+from mpn.cli.bench import bench
+from mpn.cli.demo import demo
+from mpn.cli.eval import evaluate
+from mpn.cli.export import export
+from mpn.cli.inspect import inspect
+from mpn.cli.run import run
+from mpn.cli.train import train_app
+from mpn.errors import MpnError
+
+_EPILOG = "Add --debug to any command to see the traceback of an error."
+
+app = typer.Typer(
+    name="mpn",
+    help="Video object segmentation with the Mask Propagation Network: one mask in, masks out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=_EPILOG,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mpn-runtime {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+app.command("run", epilog=_EPILOG)(run)
+app.command("export", epilog=_EPILOG)(export)
+app.command("eval", epilog=_EPILOG)(evaluate)
+app.command("bench", epilog=_EPILOG)(bench)
+app.command("inspect", epilog=_EPILOG)(inspect)
+app.command("demo", epilog=_EPILOG)(demo)
+app.add_typer(train_app, name="train")
+
+
+def _single_command(function: Callable[..., None], name: str) -> typer.Typer:
+    single = typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False)
+    single.command(epilog=_EPILOG)(function)
+    return single
+
+
+def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> int:
+    """Run an application and return its exit code; errors become one line on stderr."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        result = application(args=given, standalone_mode=False)
+    except MpnError as error:
+        if debug:
+            raise
+        _print_error(str(error))
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _print_error("interrupted")
+        return 130
+    except BrokenPipeError:
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _print_error(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+def main() -> None:
+    """Entry point of ``mpn``."""
+    sys.exit(_run_app(app))
+
+
+def main_export() -> None:
+    """Entry point of ``mpn-export``, the same as ``mpn export``."""
+    sys.exit(_run_app(_single_command(export, "mpn-export")))
+
+
+def main_run() -> None:
+    """Entry point of ``mpn-run``, the same as ``mpn run``."""
+    sys.exit(_run_app(_single_command(run, "mpn-run")))
