@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-import click
 import typer
 
 from mpn import __version__
@@ -69,21 +68,15 @@ def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> in
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        result = application(args=given, standalone_mode=False)
+        application(args=given)  # usage errors and Ctrl-C end in SystemExit with their own code
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
     except MpnError as error:
         if debug:
             raise
         _print_error(str(error))
         return 1
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        _print_error("interrupted")
-        return 130
-    except BrokenPipeError:
-        return 1
-    return result if isinstance(result, int) else 0
+    return 0
 
 
 def _print_error(message: str) -> None:
