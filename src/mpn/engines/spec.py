@@ -144,7 +144,8 @@ def propagation_spec(roi_size: int, max_objects: int) -> EngineSpec:
     """
     if roi_size < 65 or (roi_size - 1) % ROI_SIZE_STEP:
         raise EngineError(
-            f"the ROI size must be 16 n + 1 and at least 65 (513, 449, 385, 321, 193), got {roi_size}"
+            "the ROI size must be 16 n + 1 and at least 65 (513, 449, 385, 321, 193), "
+            f"got {roi_size}"
         )
     if max_objects < 1:
         raise EngineError(f"max_objects must be at least 1, got {max_objects}")
