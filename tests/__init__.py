@@ -1,0 +1,1 @@
+"""The suite: one folder a package of mpn, imported as ``tests.<package>``."""
