@@ -256,6 +256,4 @@ def _unknown_schema(found: int) -> str:
 
 
 def _tensors_text(tensors: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(
-        f"{tensor.name} {tensor.dtype}[{','.join(map(str, tensor.shape))}]" for tensor in tensors
-    )
+    return ", ".join(tensor.describe() for tensor in tensors)

@@ -63,6 +63,10 @@ class TensorSpec:
                 f"got {array.dtype} {array.shape}"
             )
 
+    def describe(self) -> str:
+        """For people, for example ``prob float32[objects,1,513,513]``."""
+        return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
+
     def as_json(self) -> dict[str, Any]:
         """A dict of JSON types, as the manifest stores it."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
