@@ -5,3 +5,26 @@ from __future__ import annotations
 PARITY_RELATIVE = 1e-4
 """Of the tensor's largest magnitude, between two float32 computations of one network: the bound of
 the golden cases. The same weights in torch differ by 5e-6, summation order being all that changes."""
+
+WARP_VERSUS_FLOAT64 = 1e-5
+"""Golden advice for float32; cv2.remap of OpenCV 5 is at 2e-6 (OpenCV 4 would be at 2e-2)."""
+
+FLOAT32_RESIZE = 2e-6
+"""A few float32 roundings of bilinear weights on values of magnitude 1."""
+
+NORMALISED_RGB = 2e-5
+"""(v/255 - mean)/std as one multiply-add in float32, at magnitudes up to 3, resized on 0..255."""
+
+PROBS_SUM = 1e-6
+"""K additions of float32 values that sum to 1, K at most 8."""
+
+WARP_ABSOLUTE = 1e-5
+"""Of values in 0..1 sampled at float32 coordinates, against float64: 2e-6 measured at a width of
+64, growing with the width since the coordinate's rounding does."""
+
+CORRELATION_ABSOLUTE = 1e-5
+"""Mean of up to 256 products of unit-normal float32 values, against float64; 2e-7 measured."""
+
+HALF_FLOW_RELATIVE = 2e-2
+"""Of the flow's largest magnitude, half-precision layers against float32 ones in a whole FlowNet 2.0
+of random weights: 11 bits a layer, four networks deep, each warping by the flow of the last."""

@@ -1,0 +1,132 @@
+"""Frames and labels at the size they are worked on, and as the networks take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from mpn.types import Float32Array, UInt8Array
+
+NATIVE_SIZE = -1
+"""Short side that means: work at the size of the input."""
+
+
+def working_size_hw(size_hw: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """The size that a video is worked on.
+
+    Args:
+        size_hw: (height, width) of the input.
+        short_side: Largest short side to work on; :data:`NATIVE_SIZE` for any.
+
+    Returns:
+        (height, width), the input's own if its short side is not larger: enlarging would cost time
+        and add nothing.
+    """
+    height, width = size_hw
+    shorter = min(height, width)
+    if short_side == NATIVE_SIZE or shorter <= short_side:
+        return size_hw
+    scale = short_side / shorter
+    return (max(round(height * scale), 1), max(round(width * scale), 1))
+
+
+def resize_rgb(rgb: UInt8Array, size_hw: tuple[int, int]) -> UInt8Array:
+    """Resize a frame: averaged where it shrinks, bilinear where it grows.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        size_hw: (height, width) wanted.
+
+    Returns:
+        (height, width, 3) uint8; ``rgb`` itself if it has the size already.
+    """
+    return rgb if rgb.shape[:2] == size_hw else _resized(rgb, size_hw)
+
+
+def one_hot(labels: UInt8Array, object_ids: Sequence[int]) -> Float32Array:
+    """Labels as probabilities: (H, W) uint8 and K ids -> (K, H, W) float32, 0 or 1."""
+    prob = np.empty((len(object_ids), *labels.shape), np.float32)
+    for plane, object_id in zip(prob, object_ids, strict=True):
+        np.equal(labels, object_id, out=plane)
+    return prob
+
+
+def resize_prob(prob: Float32Array, size_hw: tuple[int, int]) -> Float32Array:
+    """Resize probabilities: averaged where they shrink, bilinear where they grow.
+
+    Args:
+        prob: (K, H, W) float32.
+        size_hw: (height, width) wanted.
+
+    Returns:
+        (K, height, width) float32; ``prob`` itself if it has the size already.
+    """
+    if prob.shape[1:] == size_hw:
+        return prob
+    resized = np.empty((len(prob), *size_hw), np.float32)
+    for plane, out in zip(prob, resized, strict=True):
+        _resized(plane, size_hw, out)
+    return resized
+
+
+def flow_input(rgb: UInt8Array, size_hw: tuple[int, int]) -> Float32Array:
+    """A frame as the flow network takes it.
+
+    The frame is resized to the network's size, not padded: this is how the authors of FlowNet 2.0
+    run it on sizes that are no multiple of 64 (scripts/run-flownet.py).
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        size_hw: (height, width) of the network.
+
+    Returns:
+        (1, 3, height, width) float32, RGB, 0..255.
+    """
+    return _planes(resize_rgb(rgb, size_hw))[None]
+
+
+def osvos_input(
+    rgb: UInt8Array, size_hw: tuple[int, int], *, channel_order: str, mean: Sequence[float]
+) -> Float32Array:
+    """A frame as OSVOS takes it.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        size_hw: (height, width) of the network.
+        channel_order: ``"bgr"`` or ``"rgb"``, the network's.
+        mean: Three means of 0..255 in the network's channel order, subtracted.
+
+    Returns:
+        (1, 3, height, width) float32.
+    """
+    planes = _planes(resize_rgb(rgb, size_hw))
+    if channel_order.lower() == "bgr":
+        planes = planes[::-1]
+    shift = np.asarray(mean, np.float32)[:, None, None]
+    return np.ascontiguousarray(planes - shift)[None]
+
+
+def _planes(rgb: UInt8Array) -> Float32Array:
+    """(H, W, 3) uint8 -> (3, H, W) float32."""
+    planes = np.empty((3, *rgb.shape[:2]), np.float32)
+    for channel in range(3):
+        planes[channel] = rgb[..., channel]
+    return planes
+
+
+def _resized(
+    image: npt.NDArray[Any], size_hw: tuple[int, int], out: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
+    height, width = size_hw
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    # INTER_AREA is an average only where both sides shrink; otherwise OpenCV makes it a copy of
+    # the nearest pixel or bilinear.
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized: npt.NDArray[Any] = cv2.resize(
+        image, (width, height), dst=out, interpolation=interpolation
+    )
+    return resized
