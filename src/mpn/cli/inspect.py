@@ -2,7 +2,155 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-def inspect() -> None:
-    """(being written)."""
-    raise NotImplementedError
+import typer
+
+if TYPE_CHECKING:
+    from mpn.engines.describe import EngineDirReport
+
+
+def inspect(
+    directory: Path | None = typer.Argument(
+        None,
+        metavar="DIR",
+        help="Engine directory.",
+        show_default="the one that ships with the package",
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of tables."),
+) -> None:
+    """Show what is in an engine directory and whether this machine can run it.
+
+    Exit code 1 if it cannot: files have changed since export, or no backend can open it.
+    """
+    from mpn.engines.describe import describe_engine_dir
+    from mpn.engines.load import default_engine_dir
+    from mpn.errors import EngineError
+
+    report = describe_engine_dir(default_engine_dir() if directory is None else directory)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        _print(report)
+    if report.problem is not None:
+        raise EngineError(report.problem)
+
+
+def _print(report: EngineDirReport) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    manifest = report.manifest
+    height, width = manifest.frame_size_hw
+    console.print(f"[bold]{_plain(manifest.name)}[/bold] in {_plain(report.directory)}")
+    console.print(_engines_table(report))
+    console.print(_facts_table("Tensors", _tensor_rows(report)))
+    console.print(
+        _facts_table(
+            "Use",
+            [
+                ("frame", f"{width}x{height}"),
+                ("crop", f"{manifest.roi_size}x{manifest.roi_size}"),
+                ("objects in a batch", f"up to {manifest.max_objects}"),
+                *_flat_rows("flow", manifest.flow.as_json()),
+                *_flat_rows("preprocessing", manifest.preprocessing.as_json()),
+                *_flat_rows("default", manifest.runtime_defaults),
+            ],
+        )
+    )
+    console.print(_facts_table("Provenance", _provenance_rows(report)))
+    if report.parity is not None:
+        console.print(_facts_table("Parity with PyTorch", _flat_rows("", report.parity)))
+    console.print(_backends_table(report))
+
+
+def _engines_table(report: EngineDirReport) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="Engines", title_justify="left", box=box.SIMPLE)
+    for heading in ("role", "file", "size", "precision", "half", "digest"):
+        table.add_column(heading, overflow="fold")
+    for role, entry in report.manifest.roles.items():
+        half = f"{entry.half_weights} of {entry.total_weights}"
+        for file in report.files[role]:
+            first = file.path == entry.onnx
+            digest = "[green]ok[/green]" if file.problem is None else "[red]differs[/red]"
+            facts = (entry.precision, half) if first else ("", "")
+            table.add_row(
+                role if first else "", _plain(file.path), _size(file.size_bytes), *facts, digest
+            )
+    return table
+
+
+def _size(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return "missing"
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def _backends_table(report: EngineDirReport) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="This machine", title_justify="left", show_header=False, box=box.SIMPLE)
+    for backend in report.backends:
+        answer = "[green]yes[/green]" if backend.usable else "[red]no[/red]"
+        table.add_row(backend.backend, answer, _plain(backend.reason))
+    return table
+
+
+def _facts_table(title: str, rows: list[tuple[str, str]]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
+    for name, value in rows:
+        table.add_row(_plain(name), _plain(value))
+    return table
+
+
+def _tensor_rows(report: EngineDirReport) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for role, entry in report.manifest.roles.items():
+        inputs = ", ".join(tensor.describe() for tensor in entry.inputs)
+        outputs = ", ".join(tensor.describe() for tensor in entry.outputs)
+        rows.append((role, f"{inputs} -> {outputs}"))
+        facts = f"{entry.variant}, {entry.parameters:,} parameters, opset {entry.opset}"
+        rows.append(("", facts))
+    return rows
+
+
+def _provenance_rows(report: EngineDirReport) -> list[tuple[str, str]]:
+    provenance = report.manifest.provenance
+    return [
+        ("licence of the weights", provenance.licence),
+        ("exported", f"{provenance.created} by mpn-runtime {provenance.tool_version}"),
+        ("command", provenance.command),
+        *(("checkpoint", f"{file.path} {file.sha256[:12]}") for file in provenance.checkpoints),
+    ]
+
+
+def _flat_rows(name: str, value: Any) -> list[tuple[str, str]]:
+    """One row a leaf of nested JSON, named by its dotted path."""
+    from collections.abc import Mapping
+
+    if isinstance(value, Mapping):
+        return [
+            row
+            for key, nested in value.items()
+            for row in _flat_rows(f"{name}.{key}" if name else str(key), nested)
+        ]
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return [row for i, item in enumerate(value) for row in _flat_rows(f"{name}[{i}]", item)]
+    return [(name, str(value))]
+
+
+def _plain(text: object) -> str:
+    """``text`` with rich's markup characters escaped: file names may hold brackets."""
+    from rich.markup import escape
+
+    return escape(str(text))

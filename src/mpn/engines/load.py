@@ -15,7 +15,13 @@ import numpy as np
 
 from mpn.engines.base import Engine
 from mpn.engines.files import check_engine_dir, resolve_inside
-from mpn.engines.manifest import ENGINE_SOURCE, Manifest, load_manifest, verify_digests
+from mpn.engines.manifest import (
+    ENGINE_SOURCE,
+    MANIFEST_NAME,
+    Manifest,
+    load_manifest,
+    verify_digests,
+)
 from mpn.engines.ort import OrtBackend, OrtEngine, why_no_cuda
 from mpn.engines.spec import Role
 from mpn.errors import BackendError, EngineError, ManifestError
@@ -84,8 +90,18 @@ class EngineSet:
 
 
 def default_engine_dir() -> Path:
-    """The engine directory that ships inside the package."""
-    return Path(str(files("mpn").joinpath("assets", "lite")))
+    """The engine directory that ships inside the package.
+
+    Raises:
+        ManifestError: If this installation has none.
+    """
+    path = Path(str(files("mpn").joinpath("assets", "lite")))
+    if not (path / MANIFEST_NAME).is_file():
+        raise ManifestError(
+            f"this installation ships no engine directory (there is none at {path}): reinstall "
+            "mpn-runtime, or give a folder that mpn-export wrote"
+        )
+    return path
 
 
 def open_engines(

@@ -1,0 +1,163 @@
+"""What is in an engine directory, and whether this machine can run it: for ``mpn inspect``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpn.engines.fields import json_from_text
+from mpn.engines.files import FileDigest, check_digest, resolve_inside
+from mpn.engines.load import open_engines
+from mpn.engines.manifest import Manifest, load_manifest
+from mpn.engines.ort import OrtBackend
+from mpn.engines.spec import Role
+from mpn.errors import ManifestError, MpnError
+
+PARITY_NAME = "parity.json"
+_TRIED: tuple[OrtBackend, ...] = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One file of a role.
+
+    Attributes:
+        path: Relative to the directory.
+        size_bytes: None if it is missing.
+        problem: Why it is not the exported file; None if it is.
+    """
+
+    path: str
+    size_bytes: int | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """Whether a backend can run the directory here.
+
+    Attributes:
+        backend: ``"cpu"`` or ``"cuda"``.
+        usable: Whether all its engines opened.
+        reason: One sentence.
+    """
+
+    backend: str
+    usable: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class EngineDirReport:
+    """Everything ``mpn inspect`` says.
+
+    Attributes:
+        directory: The directory.
+        manifest: Its manifest.
+        files: The files of each role, the graph first.
+        backends: What this machine can run it with.
+        parity: Content of ``parity.json``; None if there is none.
+    """
+
+    directory: Path
+    manifest: Manifest
+    files: Mapping[Role, tuple[FileReport, ...]]
+    backends: tuple[BackendReport, ...]
+    parity: Mapping[str, Any] | None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the directory cannot be used on this machine; None if it can."""
+        for reports in self.files.values():
+            for report in reports:
+                if report.problem is not None:
+                    return report.problem
+        if any(backend.usable for backend in self.backends):
+            return None
+        reasons = "; ".join(f"{backend.backend}: {backend.reason}" for backend in self.backends)
+        return f"no backend of this machine can run {self.directory}: {reasons}"
+
+    def as_json(self) -> dict[str, Any]:
+        """A dict of JSON types."""
+        return {
+            "directory": str(self.directory),
+            "manifest": self.manifest.as_json(),
+            "files": {
+                role: [
+                    {"path": file.path, "size_bytes": file.size_bytes, "problem": file.problem}
+                    for file in reports
+                ]
+                for role, reports in self.files.items()
+            },
+            "backends": {
+                backend.backend: {"usable": backend.usable, "reason": backend.reason}
+                for backend in self.backends
+            },
+            "parity": self.parity,
+            "problem": self.problem,
+        }
+
+
+def describe_engine_dir(directory: str | os.PathLike[str]) -> EngineDirReport:
+    """Read the manifest, compare every digest, and try to open the engines with each backend.
+
+    Engines are opened only if every file is the exported one.
+
+    Raises:
+        ManifestError: If the directory or its manifest cannot be read at all. Everything else that
+            is wrong is in the report.
+    """
+    manifest = load_manifest(directory)
+    path = Path(directory)
+    files = {
+        role: tuple(_file_report(path, file) for file in entry.files)
+        for role, entry in manifest.roles.items()
+    }
+    intact = all(file.problem is None for reports in files.values() for file in reports)
+    return EngineDirReport(
+        directory=path,
+        manifest=manifest,
+        files=files,
+        backends=tuple(_backend_report(path, backend, intact=intact) for backend in _TRIED),
+        parity=_parity(path),
+    )
+
+
+def _file_report(directory: Path, file: FileDigest) -> FileReport:
+    path = resolve_inside(directory, file.path)
+    try:
+        size_bytes = path.stat().st_size
+    except OSError:
+        size_bytes = None
+    try:
+        check_digest(directory, file)
+    except ManifestError as error:
+        return FileReport(file.path, size_bytes, str(error))
+    return FileReport(file.path, size_bytes, None)
+
+
+def _backend_report(directory: Path, backend: OrtBackend, *, intact: bool) -> BackendReport:
+    if not intact:
+        return BackendReport(backend, False, "not tried, since files have changed or are missing")
+    try:
+        with open_engines(directory, backend=backend, verify=False) as engines:
+            opened = ", ".join(engines.engines)
+    except MpnError as error:
+        return BackendReport(backend, False, str(error))
+    return BackendReport(backend, True, f"opened {opened}")
+
+
+def _parity(directory: Path) -> Mapping[str, Any] | None:
+    path = directory / PARITY_NAME
+    if not path.exists():
+        return None
+    try:
+        value = json_from_text(resolve_inside(directory, PARITY_NAME).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ManifestError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ManifestError(f"{path} must hold a JSON object: export the directory again")
+    return value
