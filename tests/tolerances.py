@@ -28,3 +28,7 @@ CORRELATION_ABSOLUTE = 1e-5
 HALF_FLOW_RELATIVE = 2e-2
 """Of the flow's largest magnitude, half-precision layers against float32 ones in a whole FlowNet 2.0
 of random weights: 11 bits a layer, four networks deep, each warping by the flow of the last."""
+
+CODEC_MEAN_LEVEL = 3.0
+"""Of 0..255, mean colour of a plain frame through RGB -> YUV 4:2:0 -> RGB: two roundings to 8 bits
+and the encoder's own; 2 measured. Decoding with the wrong colour matrix is off by 10 and more."""

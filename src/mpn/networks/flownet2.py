@@ -1,0 +1,188 @@
+"""FlowNet 2.0, whole or as one of its smaller public members: optical flow of two frames.
+
+Wiring, state-dict keys and numbers follow NVIDIA/flownet2-pytorch at bce69c8, so that its
+converted checkpoints load as they are. What works in full-resolution pixels (normalisation,
+scaling, upsampling, warping, channel norms) is float32 whatever the dtype of the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpn.errors import InputError
+from mpn.networks.flownet2_members import FlowNetC, FlowNetFusion, FlowNetS, FlowNetSD
+from mpn.networks.flownet2_ops import channel_norm, warp_border
+from mpn.networks.width import check_width
+
+FlowVariant = Literal[
+    "FlowNet2", "FlowNet2CSS", "FlowNet2CS", "FlowNet2C", "FlowNet2S", "FlowNet2SD"
+]
+FLOW_VARIANTS: tuple[FlowVariant, ...] = get_args(FlowVariant)
+
+SIZE_MULTIPLE = 64
+"""The encoders halve six times."""
+RGB_MAX = 255.0
+FLOW_SCALE = 20.0
+"""``div_flow``: the members predict flow / 20."""
+
+
+@dataclass(frozen=True)
+class FlowNet2Config:
+    """Shape of the network; the defaults are the paper-size one.
+
+    Attributes:
+        variant: ``"FlowNet2"`` is the whole; the others end after the members in their name
+            (C: correlation, S: simple, SD: small displacements).
+        width: Multiplier of the channels, rounded to multiples of 8; flows and correlation keep
+            theirs.
+    """
+
+    variant: FlowVariant = "FlowNet2"
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.variant not in FLOW_VARIANTS:
+            raise InputError(
+                f"unknown flow network '{self.variant}': the variants are "
+                f"{', '.join(FLOW_VARIANTS)}"
+            )
+        check_width(self.width)
+
+
+class FlowNet2(nn.Module):
+    """Optical flow frame 0 -> frame 1.
+
+    State-dict keys are the public ones: ``flownetc.``, ``flownets_1.``, ``flownets_2.``,
+    ``flownets_d.`` and ``flownetfusion.`` where the variant has them, and no prefix at all for C,
+    S and SD alone.
+
+    Args:
+        config: Shape of the network.
+    """
+
+    def __init__(self, config: FlowNet2Config | None = None) -> None:
+        super().__init__()
+        self.config = config = FlowNet2Config() if config is None else config
+        variant, width = config.variant, config.width
+        self._alone: Callable[[Tensor], Tensor] | None = None
+        if variant == "FlowNet2C":
+            self._adopt(FlowNetC(width))
+        elif variant == "FlowNet2S":
+            self._adopt(FlowNetS(6, width))
+        elif variant == "FlowNet2SD":
+            self._adopt(FlowNetSD(width))
+        else:
+            self.flownetc = FlowNetC(width)
+            self.flownets_1 = FlowNetS(12, width)
+            if variant != "FlowNet2CS":
+                self.flownets_2 = FlowNetS(12, width)
+            if variant == "FlowNet2":
+                self.flownets_d = FlowNetSD(width)
+                self.flownetfusion = FlowNetFusion(width)
+
+    def _adopt(self, member: nn.Module) -> None:
+        """Make the member's layers this module's own: their public keys have no prefix."""
+        for name, layer in member.named_children():
+            self.add_module(name, layer)
+        self._alone = member.forward
+
+    @property
+    def float32_layers(self) -> tuple[str, ...]:
+        """Names of the layers that stay float32 when the others are made half.
+
+        They are the last of each member, whose output is a flow: half precision steps by 0.5 px
+        above 512 px.
+        """
+        if self._alone is not None:
+            return ("predict_flow2",)
+        return tuple(
+            f"{name}.predict_flow{0 if name == 'flownetfusion' else 2}"
+            for name, _ in self.named_children()
+        )
+
+    def forward(self, frame0: Tensor, frame1: Tensor) -> Tensor:
+        """Flow in pixels: frame0(x) looks like frame1(x + flow).
+
+        Args:
+            frame0: (B, 3, H, W) RGB 0..255; H and W multiples of 64.
+            frame1: The same of the other frame.
+
+        Returns:
+            (B, 2, H, W) float32, (x, y) in pixels of H x W, x to the right and y down.
+
+        Raises:
+            InputError: If the shapes differ or are not (B, 3, 64 m, 64 n).
+        """
+        _check_frames(frame0, frame1)
+        image0, image1 = _normalised(frame0.float(), frame1.float())
+        frames = torch.cat((image0, image1), dim=1)
+        if self._alone is not None:
+            return _upsampled(self._alone(frames).float() * FLOW_SCALE, "bilinear")
+        flow_px = _upsampled(_flow(self.flownetc, frames) * FLOW_SCALE, "bilinear")
+        stacked = _refinement_input(frames, flow_px)
+        flow_px = _upsampled(_flow(self.flownets_1, stacked) * FLOW_SCALE, "bilinear")
+        if self.config.variant == "FlowNet2CS":
+            return flow_px
+        stacked = _refinement_input(frames, flow_px)
+        flow_px = _upsampled(_flow(self.flownets_2, stacked) * FLOW_SCALE, "nearest")
+        if self.config.variant == "FlowNet2CSS":
+            return flow_px
+        # Divided, not multiplied, unlike SD alone: the Caffe graph the weights were trained in
+        # does so (NVIDIA/flownet2-pytorch#37).
+        small = _upsampled(_flow(self.flownets_d, frames) / FLOW_SCALE, "nearest")
+        fusion_input = (
+            image0,
+            small,
+            flow_px,
+            channel_norm(small),
+            channel_norm(flow_px),
+            channel_norm(image0 - warp_border(image1, small)),
+            channel_norm(image0 - warp_border(image1, flow_px)),
+        )
+        return _flow(self.flownetfusion, torch.cat(fusion_input, dim=1))
+
+
+def _check_frames(frame0: Tensor, frame1: Tensor) -> None:
+    shape = tuple(frame0.shape)
+    if shape != tuple(frame1.shape) or len(shape) != 4 or shape[1] != 3:
+        raise InputError(
+            f"the two frames must be (B, 3, H, W) of one shape, got {shape} and "
+            f"{tuple(frame1.shape)}"
+        )
+    height, width = shape[2:]
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or not height or not width:
+        wanted = tuple(max(1, -(-size // SIZE_MULTIPLE)) * SIZE_MULTIPLE for size in shape[2:])
+        raise InputError(
+            f"FlowNet 2.0 takes heights and widths that are multiples of {SIZE_MULTIPLE}, got "
+            f"{height}x{width}: resize the frames to {wanted[0]}x{wanted[1]} and scale the flow "
+            "back"
+        )
+
+
+def _normalised(frame0: Tensor, frame1: Tensor) -> tuple[Tensor, Tensor]:
+    """Both frames minus the mean colour of the pair, over 255."""
+    mean = torch.stack((frame0, frame1), dim=2).mean(dim=(2, 3, 4))[:, :, None, None]
+    return (frame0 - mean) / RGB_MAX, (frame1 - mean) / RGB_MAX
+
+
+def _flow(member: nn.Module, stacked: Tensor) -> Tensor:
+    flow: Tensor = member(stacked)
+    return flow.float()
+
+
+def _upsampled(quarter_flow: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
+    corners = False if mode == "bilinear" else None
+    return F.interpolate(quarter_flow, scale_factor=4.0, mode=mode, align_corners=corners)
+
+
+def _refinement_input(frames: Tensor, flow_px: Tensor) -> Tensor:
+    """(B, 12, H, W): both frames, frame 1 warped to frame 0, the flow / 20, the error's norm."""
+    warped = warp_border(frames[:, 3:], flow_px)
+    error = channel_norm(frames[:, :3] - warped)
+    return torch.cat((frames, warped, flow_px / FLOW_SCALE, error), dim=1)

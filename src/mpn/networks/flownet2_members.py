@@ -1,0 +1,222 @@
+"""The member networks of FlowNet 2.0: FlowNetC, FlowNetS, FlowNetSD and FlowNetFusion.
+
+Layers and state-dict keys follow NVIDIA/flownet2-pytorch at bce69c8 without batch normalisation, as
+the converted public weights have it. Every layer casts its input to the dtype of its own weights:
+in a module of one dtype that does nothing, and it lets single layers stay in float32 when the rest
+is made half.
+
+Source of the architecture: E. Ilg et al., "FlowNet 2.0: Evolution of Optical Flow Estimation with
+Deep Networks", CVPR 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpn.networks.flownet2_ops import CORRELATION_CHANNELS, correlation
+from mpn.networks.width import scaled_channels
+
+_SLOPE = 0.1
+_SKIP_CHANNELS = {5: 512, 4: 512, 3: 256, 2: 128}
+_DECONV_CHANNELS = {5: 512, 4: 256, 3: 128, 2: 64}
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2), nn.LeakyReLU(_SLOPE)
+    )
+
+
+def _linear_conv(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1))
+
+
+def _deconv(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 4, 2, padding=1), nn.LeakyReLU(_SLOPE))
+
+
+def _predict_flow(inputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, 2, 3, padding=1)
+
+
+def _upsample_flow(*, bias: bool = True) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(2, 2, 4, 2, padding=1, bias=bias)
+
+
+def _run(layer: nn.Module, x: Tensor) -> Tensor:
+    result: Tensor = layer(x.to(next(layer.parameters()).dtype))
+    return result
+
+
+class _Member(nn.Module):
+    """What C, S and SD share: the encoder from conv4 on and the decoder down to 1/4."""
+
+    def __init__(self, width: float, *, inter_conv: bool = False, flow_bias: bool = True) -> None:
+        super().__init__()
+        self._inter_conv = inter_conv
+
+        def ch(channels: int) -> int:
+            return scaled_channels(channels, width)
+
+        self.conv4 = _conv(ch(256), ch(512), stride=2)
+        self.conv4_1 = _conv(ch(512), ch(512))
+        self.conv5 = _conv(ch(512), ch(512), stride=2)
+        self.conv5_1 = _conv(ch(512), ch(512))
+        self.conv6 = _conv(ch(512), ch(1024), stride=2)
+        self.conv6_1 = _conv(ch(1024), ch(1024))
+        self.predict_flow6 = _predict_flow(ch(1024))
+        below = ch(1024)
+        for level, skip in _SKIP_CHANNELS.items():
+            up = ch(_DECONV_CHANNELS[level])
+            self.add_module(f"deconv{level}", _deconv(below, up))
+            below = ch(skip) + up + 2
+            self.add_module(f"upsampled_flow{level + 1}_to_{level}", _upsample_flow(bias=flow_bias))
+            if inter_conv:
+                self.add_module(f"inter_conv{level}", _linear_conv(below, up))
+            self.add_module(f"predict_flow{level}", _predict_flow(up if inter_conv else below))
+
+    def _decode(self, features2: Tensor, features3: Tensor) -> Tensor:
+        features4 = _run(self.conv4_1, _run(self.conv4, features3))
+        features5 = _run(self.conv5_1, _run(self.conv5, features4))
+        features6 = _run(self.conv6_1, _run(self.conv6, features5))
+        skips: Mapping[int, Tensor] = {5: features5, 4: features4, 3: features3, 2: features2}
+        features, flow = features6, _run(self.predict_flow6, features6)
+        for level, skip in skips.items():
+            up = _run(self.get_submodule(f"upsampled_flow{level + 1}_to_{level}"), flow)
+            deconv = _run(self.get_submodule(f"deconv{level}"), features)
+            features = torch.cat((skip, deconv, up), dim=1)
+            # The next deconv reads the concatenation itself, only the prediction the inter_conv.
+            seen = features
+            if self._inter_conv:
+                seen = _run(self.get_submodule(f"inter_conv{level}"), features)
+            flow = _run(self.get_submodule(f"predict_flow{level}"), seen)
+        return flow
+
+
+class FlowNetC(_Member):
+    """Two frames side by side through the same layers, then correlated.
+
+    Args:
+        width: Multiplier of the channels; the correlation keeps its 441.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__(width)
+
+        def ch(channels: int) -> int:
+            return scaled_channels(channels, width)
+
+        self.conv1 = _conv(3, ch(64), 7, 2)
+        self.conv2 = _conv(ch(64), ch(128), 5, 2)
+        self.conv3 = _conv(ch(128), ch(256), 5, 2)
+        self.conv_redir = _conv(ch(256), ch(32), 1)
+        self.conv3_1 = _conv(ch(32) + CORRELATION_CHANNELS, ch(256))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, 6, H, W) normalised frames 0 and 1 -> flow / 20, (B, 2, H/4, W/4)."""
+        features2 = _run(self.conv2, _run(self.conv1, frames[:, :3]))
+        features3 = _run(self.conv3, features2)
+        other3 = _run(self.conv3, _run(self.conv2, _run(self.conv1, frames[:, 3:])))
+        matches = F.leaky_relu(correlation(features3, other3), _SLOPE)
+        redirected = _run(self.conv_redir, features3)
+        merged = _run(self.conv3_1, torch.cat((redirected, matches), dim=1))
+        return self._decode(features2, merged)
+
+
+class FlowNetS(_Member):
+    """Frames stacked along the channels; inside FlowNet 2.0 with warp, flow and error as well.
+
+    Args:
+        inputs: Input channels: 12 inside FlowNet 2.0, 6 alone.
+        width: Multiplier of the channels.
+    """
+
+    def __init__(self, inputs: int, width: float = 1.0) -> None:
+        super().__init__(width, flow_bias=False)
+
+        def ch(channels: int) -> int:
+            return scaled_channels(channels, width)
+
+        self.conv1 = _conv(inputs, ch(64), 7, 2)
+        self.conv2 = _conv(ch(64), ch(128), 5, 2)
+        self.conv3 = _conv(ch(128), ch(256), 5, 2)
+        self.conv3_1 = _conv(ch(256), ch(256))
+
+    def forward(self, stacked: Tensor) -> Tensor:
+        """(B, 6 or 12, H, W) -> flow / 20, (B, 2, H/4, W/4)."""
+        features2 = _run(self.conv2, _run(self.conv1, stacked))
+        return self._decode(features2, _run(self.conv3_1, _run(self.conv3, features2)))
+
+
+class FlowNetSD(_Member):
+    """FlowNetS with small kernels, for small displacements.
+
+    Args:
+        width: Multiplier of the channels.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__(width, inter_conv=True)
+
+        def ch(channels: int) -> int:
+            return scaled_channels(channels, width)
+
+        self.conv0 = _conv(6, ch(64))
+        self.conv1 = _conv(ch(64), ch(64), stride=2)
+        self.conv1_1 = _conv(ch(64), ch(128))
+        self.conv2 = _conv(ch(128), ch(128), stride=2)
+        self.conv2_1 = _conv(ch(128), ch(128))
+        self.conv3 = _conv(ch(128), ch(256), stride=2)
+        self.conv3_1 = _conv(ch(256), ch(256))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, 6, H, W) -> flow / 20, (B, 2, H/4, W/4)."""
+        features1 = _run(self.conv1_1, _run(self.conv1, _run(self.conv0, frames)))
+        features2 = _run(self.conv2_1, _run(self.conv2, features1))
+        return self._decode(features2, _run(self.conv3_1, _run(self.conv3, features2)))
+
+
+class FlowNetFusion(nn.Module):
+    """Chooses between the flow for large and the one for small displacements, at full resolution.
+
+    Args:
+        width: Multiplier of the channels.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+
+        def ch(channels: int) -> int:
+            return scaled_channels(channels, width)
+
+        self.conv0 = _conv(11, ch(64))
+        self.conv1 = _conv(ch(64), ch(64), stride=2)
+        self.conv1_1 = _conv(ch(64), ch(128))
+        self.conv2 = _conv(ch(128), ch(128), stride=2)
+        self.conv2_1 = _conv(ch(128), ch(128))
+        self.predict_flow2 = _predict_flow(ch(128))
+        self.deconv1 = _deconv(ch(128), ch(32))
+        self.upsampled_flow2_to_1 = _upsample_flow()
+        merged1 = ch(128) + ch(32) + 2
+        self.inter_conv1 = _linear_conv(merged1, ch(32))
+        self.predict_flow1 = _predict_flow(ch(32))
+        self.deconv0 = _deconv(merged1, ch(16))
+        self.upsampled_flow1_to_0 = _upsample_flow()
+        self.inter_conv0 = _linear_conv(ch(64) + ch(16) + 2, ch(16))
+        self.predict_flow0 = _predict_flow(ch(16))
+
+    def forward(self, stacked: Tensor) -> Tensor:
+        """(B, 11, H, W) -> flow in pixels, (B, 2, H, W)."""
+        features0 = _run(self.conv0, stacked)
+        features1 = _run(self.conv1_1, _run(self.conv1, features0))
+        features2 = _run(self.conv2_1, _run(self.conv2, features1))
+        up1 = _run(self.upsampled_flow2_to_1, _run(self.predict_flow2, features2))
+        merged1 = torch.cat((features1, _run(self.deconv1, features2), up1), dim=1)
+        flow1 = _run(self.predict_flow1, _run(self.inter_conv1, merged1))
+        up0 = _run(self.upsampled_flow1_to_0, flow1)
+        merged0 = torch.cat((features0, _run(self.deconv0, merged1), up0), dim=1)
+        return _run(self.predict_flow0, _run(self.inter_conv0, merged0))
