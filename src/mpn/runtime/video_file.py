@@ -1,0 +1,268 @@
+"""Frames from anything FFmpeg can open: a file, a camera, a network stream."""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from collections.abc import Generator, Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from mpn.errors import VideoError
+from mpn.runtime.container_extent import is_cut_short
+from mpn.runtime.video import VideoSource, start_beyond_end
+from mpn.types import Frame, UInt8Array
+
+_OPEN_TIMEOUT_S = 10.0
+_READ_TIMEOUT_S = 10.0
+"""Of a camera or network stream: a read that waits longer ends the video instead of hanging."""
+
+_FALLBACK_FPS = Fraction(25)
+"""For raw streams that state no rate; FFmpeg assumes the same."""
+
+_MAX_BAD_PACKETS = 250
+"""Packets in a row that a live stream may lose (ten seconds at 25 fps) before it has ended."""
+
+_DISPLAY_MATRIX_ONE = 1 << 16
+"""The display matrix holds 16.16 fixed-point numbers (ISO/IEC 14496-12, 6.2.2)."""
+
+
+def camera_address(index: int) -> tuple[str, str]:
+    """FFmpeg's device name and input format of camera ``index`` on this operating system."""
+    if sys.platform == "darwin":
+        return (f"{index}:none", "avfoundation")
+    if sys.platform == "win32":
+        return (str(index), "vfwcap")
+    return (f"/dev/video{index}", "v4l2")
+
+
+class VideoStream(VideoSource):
+    """Frames from an FFmpeg input. Use :func:`mpn.runtime.video.open_video`.
+
+    A video that is damaged or cut short delivers every whole frame and then raises VideoError.
+    Frames are never skipped in a file, since their numbers name the masks; a live stream goes on
+    after a bad packet.
+
+    Args:
+        url: What FFmpeg opens.
+        address: The same for messages and reports, without a password.
+        name: Name for outputs.
+        container_format: FFmpeg's input format for devices; None to detect it.
+        is_live: Camera or stream.
+        start: Index of the first frame.
+        end: Index to stop before; None for all.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        address: str,
+        name: str,
+        container_format: str | None = None,
+        is_live: bool = False,
+        start: int = 0,
+        end: int | None = None,
+    ) -> None:
+        self._url, self._shown = url, address
+        self._start, self._end, self._live = start, end, is_live
+        self._decoded = 0
+        self._next_pts_s = Fraction(0)
+        self._container = _open_container(url, address, container_format, is_live)
+        try:
+            self._stream = _video_stream(self._container, address)
+            self._rate = _frame_rate(self._stream)
+            self._pending = self._decode()
+            super().__init__(
+                name=name,
+                address=address,
+                first_frame=self._read_first(),
+                fps=self._rate,
+                time_base=Fraction(self._stream.time_base),
+                frame_count_hint=self._count_hint(),
+                is_live=is_live,
+            )
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _release(self) -> None:
+        self._pending.close()
+        self._container.close()
+
+    def _count_hint(self) -> int | None:
+        count = None
+        if self._stream.frames and not self._live:
+            count = int(self._stream.frames)
+        elif self._container.duration and not self._live:
+            count = round(Fraction(self._container.duration, av.time_base) * self._rate)
+        if self._end is not None:
+            count = self._end if count is None else min(count, self._end)
+        return None if count is None else max(count - self._start, 1)
+
+    def _read_first(self) -> Frame:
+        for frame in self._pending:
+            if frame.index >= self._start:
+                return frame
+        if self._decoded:
+            raise start_beyond_end(self._shown, self._start, self._decoded)
+        raise VideoError(f"{self._shown} holds no frame that can be decoded")
+
+    def _frames_after_first(self) -> Iterator[Frame]:
+        count = None if self._end is None else self._end - self._start - 1
+        # What lies behind the end was not asked for, so damage there is no error.
+        return islice(self._pending, count)
+
+    def _decode(self) -> Generator[Frame, None, None]:
+        """Every frame from 0; VideoError where decoding stops before the video does."""
+        held: Any = None  # a damaged frame counts only if the video goes on behind it
+        damage: BaseException | None = None
+        try:
+            for decoded in self._decode_packets():
+                if held is not None:
+                    yield self._frame_from_av(held)
+                held = None
+                if decoded.is_corrupt and not self._live:
+                    held = decoded
+                else:
+                    yield self._frame_from_av(decoded)
+        except (av.error.FFmpegError, OSError) as error:
+            damage = error
+        if held is None and damage is None and (self._live or not is_cut_short(Path(self._url))):
+            return
+        reason = "the file ends early" if damage is None else _reason(damage)
+        if self._decoded == 0:
+            raise VideoError(
+                f"{self._shown} holds no frame that can be decoded ({reason})"
+            ) from damage
+        if self._live:
+            raise VideoError(
+                f"{self._shown} gave no frame after frame {self._decoded - 1} ({reason})"
+            ) from damage
+        raise VideoError(
+            f"{self._shown} cannot be decoded beyond frame {self._decoded - 1} ({reason}): "
+            "the video is damaged or was cut short"
+        ) from damage
+
+    def _decode_packets(self) -> Iterator[Any]:
+        bad_in_a_row = 0
+        for packet in self._container.demux(self._stream):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                bad_in_a_row += 1
+                # Recordings often begin between two key frames: nothing can be decoded yet.
+                if (self._live or self._decoded == 0) and bad_in_a_row <= _MAX_BAD_PACKETS:
+                    continue
+                # The decoder's threads still hold whole frames from before the bad packet.
+                yield from self._flush()
+                raise
+            bad_in_a_row = 0
+            yield from frames
+
+    def _flush(self) -> Iterator[Any]:
+        try:
+            yield from self._stream.decode(None)
+        except av.error.FFmpegError:
+            return
+
+    def _frame_from_av(self, decoded: Any) -> Frame:
+        if decoded.pts is None:
+            pts_s = self._next_pts_s
+        else:
+            pts_s = decoded.pts * Fraction(decoded.time_base or self._stream.time_base)
+        self._next_pts_s = pts_s + 1 / self._rate
+        index = self._decoded
+        self._decoded += 1
+        # Frames before the start are decoded but need no pixels.
+        rgb = (
+            _upright(decoded.to_ndarray(format="rgb24"), decoded, self._shown)
+            if index >= self._start
+            else np.empty((1, 1, 3), np.uint8)
+        )
+        return Frame(index=index, rgb=rgb, pts_s=pts_s, name=f"{index:05d}")
+
+
+def _open_container(url: str, address: str, container_format: str | None, is_live: bool) -> Any:
+    is_remote = is_live or "://" in url
+    options = {"rtsp_transport": "tcp"} if url.lower().startswith("rtsp") else {}
+    try:
+        return av.open(
+            url,
+            format=container_format,
+            options=options,
+            timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S) if is_remote else None,
+        )
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        if is_remote:
+            raise VideoError(f"cannot open {address}: {_reason(error)}") from error
+        raise VideoError(
+            f"{address} is not a video that can be decoded ({_open_reason(Path(url), error)})"
+        ) from error
+
+
+def _open_reason(path: Path, error: Exception) -> str:
+    """Why a file did not open; names the cut MP4, whose index is at its end, by its first bytes."""
+    if isinstance(error, av.error.InvalidDataError):
+        try:
+            with path.open("rb") as file:
+                head = file.read(12)
+        except OSError:
+            return _reason(error)
+        if not head:
+            return "the file is empty"
+        if head[4:8] == b"ftyp":
+            return "its index is missing: the file was cut, or is still being written"
+        return "its content is of no video format that is known"
+    return _reason(error)
+
+
+def _video_stream(container: Any, address: str) -> Any:
+    if not container.streams.video:
+        kinds = sorted({stream.type for stream in container.streams})
+        raise VideoError(f"{address} holds no video stream, only {', '.join(kinds) or 'nothing'}")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise VideoError(f"{address}: its video codec is not known to this FFmpeg")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _frame_rate(stream: Any) -> Fraction:
+    """The exact average rate, else what FFmpeg guesses from the time stamps."""
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate:
+            return Fraction(rate)
+    return _FALLBACK_FPS
+
+
+def _upright(rgb: UInt8Array, decoded: Any, address: str) -> UInt8Array:
+    """Apply the display matrix (rotation by quarter turns, mirroring) that phones record."""
+    matrix = next((bytes(d) for d in decoded.side_data if d.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return np.ascontiguousarray(rgb)
+    # x' = a x + c y, y' = b x + d y, rows (a, b, u), (c, d, v), (x, y, w).
+    a, b, _, c, d = struct.unpack("<5i" if sys.byteorder == "little" else ">5i", matrix[:20])
+    if b == c == 0 and abs(a) == abs(d) == _DISPLAY_MATRIX_ONE:
+        flip_x, flip_y = a < 0, d < 0
+    elif a == d == 0 and abs(b) == abs(c) == _DISPLAY_MATRIX_ONE:
+        rgb = rgb.swapaxes(0, 1)
+        flip_x, flip_y = c < 0, b < 0
+    else:
+        raise VideoError(
+            f"{address} asks for a rotation that is no quarter turn (display matrix {a} {b} {c} {d}"
+            " / 65536): re-encode it upright"
+        )
+    return np.ascontiguousarray(rgb[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def _reason(error: BaseException) -> str:
+    """FFmpeg's message without the number and the address (which may hold a password)."""
+    text = getattr(error, "strerror", None) or str(error)
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(text)).split(": '")[0]

@@ -1,0 +1,83 @@
+"""Small videos and image folders made on the spot, for the tests of video, writers and the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+NTSC = Fraction(30000, 1001)
+
+
+def gray_level(index: int) -> int:
+    """The brightness that marks frame ``index``: distinct for 40 frames in a row, codec-proof."""
+    return 20 + 5 * (index % 40)
+
+
+def level_frame(index: int, size_hw: tuple[int, int] = (48, 64)) -> np.ndarray:
+    """A plain frame whose brightness says its number."""
+    return np.full((*size_hw, 3), gray_level(index), np.uint8)
+
+
+def index_from_frame(rgb: np.ndarray) -> int:
+    """The inverse of :func:`level_frame`, after a lossy codec."""
+    return round((float(rgb.mean()) - 20) / 5)
+
+
+def noise_frame(index: int, size_hw: tuple[int, int] = (48, 64)) -> np.ndarray:
+    """A frame that does not compress, so that a file cut in half loses half of its frames."""
+    shape = (*size_hw, 3)
+    return np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write_video(
+    path: Path,
+    frames: Sequence[np.ndarray],
+    *,
+    rate: Fraction = NTSC,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    pts: Sequence[int] | None = None,
+    time_base: Fraction | None = None,
+    container_options: dict[str, str] | None = None,
+    setup: Any = None,
+) -> Path:
+    """Encode RGB frames; ``pts`` in ``time_base`` units makes a variable frame rate."""
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        if time_base is not None:
+            stream.codec_context.time_base = time_base
+        if setup is not None:
+            setup(stream)
+        for number, rgb in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+            if pts is not None:
+                frame.pts, frame.time_base = pts[number], time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_folder(folder: Path, frames: Sequence[np.ndarray], pattern: str = "{:05d}.png") -> Path:
+    """One image file a frame."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, rgb in enumerate(frames):
+        Image.fromarray(rgb).save(folder / pattern.format(index))
+    return folder
+
+
+def with_display_matrix(path: Path, target: Path, matrix: tuple[int, ...]) -> Path:
+    """Copy an MP4 with another display matrix in its track header (nine 32-bit numbers)."""
+    data = bytearray(path.read_bytes())
+    # tkhd version 0: 4 type + 4 version/flags + 5 * 4 + 8 reserved + 4 * 2 + then the matrix.
+    at = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    data[at : at + 36] = b"".join(int(v).to_bytes(4, "big", signed=True) for v in matrix)
+    target.write_bytes(bytes(data))
+    return target
