@@ -20,7 +20,7 @@ DEFAULT_MAX_OBJECTS = 32
 DAVIS has at most 10 objects in a sequence, and a blurred edge brings hundreds of values."""
 
 _COMPRESS_LEVEL = 3
-"""zlib: as fast as level 1 on masks (0.9 ms at 480p) and smaller; level 9 takes six times longer."""
+"""zlib: as fast as level 1 on masks (0.9 ms at 480p) and smaller; level 9 takes 6 times longer."""
 
 _FULL_PALETTE = 256
 _WAY_OUT = "save it as a palette (indexed) PNG, 0 background and ids from 1, or as a 0/255 gray PNG"
