@@ -170,6 +170,22 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_present(directory: Path, relative: str) -> None:
+    """Check that a file of an engine directory is there.
+
+    Raises:
+        ManifestError: If it is missing, no plain file, or outside the directory.
+    """
+    # os.path, not pathlib: for a name that is too long, pathlib raises instead of saying no.
+    path = resolve_inside(directory, relative)
+    if not os.path.exists(path):
+        raise ManifestError(
+            f"{relative} is missing from {directory}: copy the whole folder, or export it again"
+        )
+    if not os.path.isfile(path):  # a pipe would block for ever
+        raise ManifestError(f"{relative} in {directory} is not a plain file: export it again")
+
+
 def check_digest(directory: Path, file: FileDigest) -> None:
     """Check that a file of an engine directory is the one that was exported.
 
@@ -177,12 +193,7 @@ def check_digest(directory: Path, file: FileDigest) -> None:
         ManifestError: If it is missing, no plain file, unreadable, or has another content.
     """
     path = resolve_inside(directory, file.path)
-    if not path.exists():
-        raise ManifestError(
-            f"{file.path} is missing from {directory}: copy the whole folder, or export it again"
-        )
-    if not path.is_file():  # a pipe would block for ever
-        raise ManifestError(f"{file.path} in {directory} is not a plain file: export it again")
+    check_present(directory, file.path)
     try:
         found = sha256_of_file(path)
     except OSError as error:

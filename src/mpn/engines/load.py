@@ -14,7 +14,7 @@ from typing import Literal, Self
 import numpy as np
 
 from mpn.engines.base import Engine
-from mpn.engines.files import check_engine_dir, resolve_inside
+from mpn.engines.files import check_engine_dir, check_present, resolve_inside
 from mpn.engines.manifest import (
     ENGINE_SOURCE,
     MANIFEST_NAME,
@@ -185,12 +185,9 @@ def _open_roles(
     engines: dict[Role, Engine] = {}
     with ExitStack() as opened:
         for role in roles:
+            for file in manifest.roles[role].files:
+                check_present(directory, file.path)
             path = resolve_inside(directory, manifest.roles[role].onnx)
-            if not path.is_file():
-                raise ManifestError(
-                    f"{manifest.roles[role].onnx} is missing from {directory}: "
-                    "copy the whole folder, or export it again"
-                )
             engine = OrtEngine(path, manifest.spec(role), backend=backend, threads=threads)
             opened.callback(engine.close)
             engines[role] = engine

@@ -256,4 +256,4 @@ def _unknown_schema(found: int) -> str:
 
 
 def _tensors_text(tensors: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(tensor.describe() for tensor in tensors)
+    return ", ".join(tensor.describe() for tensor in tensors) or "nothing"

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mpn.cli.main import _run_app, app
+from mpn.engines import load as load_module
+from tests.engine_dirs import make_engine_dir
+
+Inspect = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def inspect(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inspect:
+    """Run ``mpn inspect`` in this process: exit code, stdout, stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        code = _run_app(app, ["inspect", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_directory_is_described(tmp_path: Path, inspect: Inspect) -> None:
+    directory = make_engine_dir(
+        tmp_path / "engines [v1]", with_osvos=True, runtime_defaults={"margin": 0.2}
+    )
+    (directory / "parity.json").write_text(json.dumps({"propagation": {"largest": 1.5e-6}}))
+    code, out, err = inspect(directory)
+    assert (code, err) == (0, "")
+    for part in (
+        "engines [v1]",
+        "propagation.onnx",
+        "osvos.onnx",
+        "fp32",
+        "0 of 1",
+        "opset 18",
+        "rgb_prob float32[objects,4,65,65] -> prob float32[objects,1,65,65]",
+        "96x64",
+        "opencv-dis",
+        "default.margin",
+        "CC0-1.0",
+        "propagation.largest",
+        "1.5e-06",
+        "opened propagation, osvos",
+    ):
+        assert part in out
+    assert "differs" not in out
+
+
+def test_json_is_one_object(tmp_path: Path, inspect: Inspect) -> None:
+    code, out, err = inspect(make_engine_dir(tmp_path), "--json")
+    assert (code, err) == (0, "")
+    value = json.loads(out)
+    assert value["manifest"]["name"] == "tiny"
+    assert value["problem"] is None
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_changed_file_is_shown_and_exits_with_1(
+    tmp_path: Path, inspect: Inspect, flags: tuple[str, ...]
+) -> None:
+    directory = make_engine_dir(tmp_path)
+    content = bytearray((directory / "propagation.onnx").read_bytes())
+    content[-1] ^= 1
+    (directory / "propagation.onnx").write_bytes(content)
+    code, out, err = inspect(directory, *flags)
+    assert code == 1
+    assert err.startswith("error: propagation.onnx in ")
+    assert err.count("\n") == 1
+    assert "has changed since export" in err
+    assert ("differs" in out) or ("has changed since export" in json.loads(out)["problem"])
+
+
+def test_no_onnxruntime_exits_with_1_and_says_what_to_install(
+    tmp_path: Path, inspect: Inspect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, out, err = inspect(make_engine_dir(tmp_path))
+    assert code == 1
+    assert "propagation.onnx" in out
+    assert "[cpu]" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("absent", "there is no engine directory at"), ("clip.mp4", "is a video, not an engine")],
+)
+def test_no_engine_directory_is_one_line(
+    tmp_path: Path, inspect: Inspect, name: str, says: str
+) -> None:
+    code, out, err = inspect(tmp_path / name)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_default_is_the_shipped_directory(
+    tmp_path: Path, inspect: Inspect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_module, "files", lambda package: tmp_path / package)
+    make_engine_dir(tmp_path / "mpn" / "assets" / "lite")
+    code, out, _ = inspect()
+    assert code == 0
+    assert "tiny" in out
+
+
+def test_narrow_terminal_is_no_problem(tmp_path: Path) -> None:
+    directory = make_engine_dir(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", "from mpn.cli.main import main; main()", "inspect", str(directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"COLUMNS": "40", "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
