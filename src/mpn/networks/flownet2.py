@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mpn.errors import InputError
 from mpn.networks.flownet2_members import FlowNetC, FlowNetFusion, FlowNetS, FlowNetSD
 from mpn.networks.flownet2_ops import channel_norm, warp_border
-from mpn.networks.width import check_width
+from mpn.networks.layers import check_width
 
 FlowVariant = Literal[
     "FlowNet2", "FlowNet2CSS", "FlowNet2CS", "FlowNet2C", "FlowNet2S", "FlowNet2SD"

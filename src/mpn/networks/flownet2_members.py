@@ -1,9 +1,8 @@
 """The member networks of FlowNet 2.0: FlowNetC, FlowNetS, FlowNetSD and FlowNetFusion.
 
 Layers and state-dict keys follow NVIDIA/flownet2-pytorch at bce69c8 without batch normalisation, as
-the converted public weights have it. Every layer casts its input to the dtype of its own weights:
-in a module of one dtype that does nothing, and it lets single layers stay in float32 when the rest
-is made half.
+the converted public weights have it. Every layer runs in the dtype of its own weights (see
+``run_layer``), so that single layers can stay in float32 when the rest is made half.
 
 Source of the architecture: E. Ilg et al., "FlowNet 2.0: Evolution of Optical Flow Estimation with
 Deep Networks", CVPR 2017.
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpn.networks.flownet2_ops import CORRELATION_CHANNELS, correlation
-from mpn.networks.width import scaled_channels
+from mpn.networks.layers import run_layer, scaled_channels
 
 _SLOPE = 0.1
 _SKIP_CHANNELS = {5: 512, 4: 512, 3: 256, 2: 128}
@@ -45,11 +44,6 @@ def _predict_flow(inputs: int) -> nn.Conv2d:
 
 def _upsample_flow(*, bias: bool = True) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(2, 2, 4, 2, padding=1, bias=bias)
-
-
-def _run(layer: nn.Module, x: Tensor) -> Tensor:
-    result: Tensor = layer(x.to(next(layer.parameters()).dtype))
-    return result
 
 
 class _Member(nn.Module):
@@ -80,20 +74,20 @@ class _Member(nn.Module):
             self.add_module(f"predict_flow{level}", _predict_flow(up if inter_conv else below))
 
     def _decode(self, features2: Tensor, features3: Tensor) -> Tensor:
-        features4 = _run(self.conv4_1, _run(self.conv4, features3))
-        features5 = _run(self.conv5_1, _run(self.conv5, features4))
-        features6 = _run(self.conv6_1, _run(self.conv6, features5))
+        features4 = run_layer(self.conv4_1, run_layer(self.conv4, features3))
+        features5 = run_layer(self.conv5_1, run_layer(self.conv5, features4))
+        features6 = run_layer(self.conv6_1, run_layer(self.conv6, features5))
         skips: Mapping[int, Tensor] = {5: features5, 4: features4, 3: features3, 2: features2}
-        features, flow = features6, _run(self.predict_flow6, features6)
+        features, flow = features6, run_layer(self.predict_flow6, features6)
         for level, skip in skips.items():
-            up = _run(self.get_submodule(f"upsampled_flow{level + 1}_to_{level}"), flow)
-            deconv = _run(self.get_submodule(f"deconv{level}"), features)
+            up = run_layer(self.get_submodule(f"upsampled_flow{level + 1}_to_{level}"), flow)
+            deconv = run_layer(self.get_submodule(f"deconv{level}"), features)
             features = torch.cat((skip, deconv, up), dim=1)
             # The next deconv reads the concatenation itself, only the prediction the inter_conv.
             seen = features
             if self._inter_conv:
-                seen = _run(self.get_submodule(f"inter_conv{level}"), features)
-            flow = _run(self.get_submodule(f"predict_flow{level}"), seen)
+                seen = run_layer(self.get_submodule(f"inter_conv{level}"), features)
+            flow = run_layer(self.get_submodule(f"predict_flow{level}"), seen)
         return flow
 
 
@@ -118,12 +112,12 @@ class FlowNetC(_Member):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 6, H, W) normalised frames 0 and 1 -> flow / 20, (B, 2, H/4, W/4)."""
-        features2 = _run(self.conv2, _run(self.conv1, frames[:, :3]))
-        features3 = _run(self.conv3, features2)
-        other3 = _run(self.conv3, _run(self.conv2, _run(self.conv1, frames[:, 3:])))
+        features2 = run_layer(self.conv2, run_layer(self.conv1, frames[:, :3]))
+        features3 = run_layer(self.conv3, features2)
+        other3 = run_layer(self.conv3, run_layer(self.conv2, run_layer(self.conv1, frames[:, 3:])))
         matches = F.leaky_relu(correlation(features3, other3), _SLOPE)
-        redirected = _run(self.conv_redir, features3)
-        merged = _run(self.conv3_1, torch.cat((redirected, matches), dim=1))
+        redirected = run_layer(self.conv_redir, features3)
+        merged = run_layer(self.conv3_1, torch.cat((redirected, matches), dim=1))
         return self._decode(features2, merged)
 
 
@@ -148,8 +142,8 @@ class FlowNetS(_Member):
 
     def forward(self, stacked: Tensor) -> Tensor:
         """(B, 6 or 12, H, W) -> flow / 20, (B, 2, H/4, W/4)."""
-        features2 = _run(self.conv2, _run(self.conv1, stacked))
-        return self._decode(features2, _run(self.conv3_1, _run(self.conv3, features2)))
+        features2 = run_layer(self.conv2, run_layer(self.conv1, stacked))
+        return self._decode(features2, run_layer(self.conv3_1, run_layer(self.conv3, features2)))
 
 
 class FlowNetSD(_Member):
@@ -175,9 +169,9 @@ class FlowNetSD(_Member):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 6, H, W) -> flow / 20, (B, 2, H/4, W/4)."""
-        features1 = _run(self.conv1_1, _run(self.conv1, _run(self.conv0, frames)))
-        features2 = _run(self.conv2_1, _run(self.conv2, features1))
-        return self._decode(features2, _run(self.conv3_1, _run(self.conv3, features2)))
+        features1 = run_layer(self.conv1_1, run_layer(self.conv1, run_layer(self.conv0, frames)))
+        features2 = run_layer(self.conv2_1, run_layer(self.conv2, features1))
+        return self._decode(features2, run_layer(self.conv3_1, run_layer(self.conv3, features2)))
 
 
 class FlowNetFusion(nn.Module):
@@ -211,12 +205,12 @@ class FlowNetFusion(nn.Module):
 
     def forward(self, stacked: Tensor) -> Tensor:
         """(B, 11, H, W) -> flow in pixels, (B, 2, H, W)."""
-        features0 = _run(self.conv0, stacked)
-        features1 = _run(self.conv1_1, _run(self.conv1, features0))
-        features2 = _run(self.conv2_1, _run(self.conv2, features1))
-        up1 = _run(self.upsampled_flow2_to_1, _run(self.predict_flow2, features2))
-        merged1 = torch.cat((features1, _run(self.deconv1, features2), up1), dim=1)
-        flow1 = _run(self.predict_flow1, _run(self.inter_conv1, merged1))
-        up0 = _run(self.upsampled_flow1_to_0, flow1)
-        merged0 = torch.cat((features0, _run(self.deconv0, merged1), up0), dim=1)
-        return _run(self.predict_flow0, _run(self.inter_conv0, merged0))
+        features0 = run_layer(self.conv0, stacked)
+        features1 = run_layer(self.conv1_1, run_layer(self.conv1, features0))
+        features2 = run_layer(self.conv2_1, run_layer(self.conv2, features1))
+        up1 = run_layer(self.upsampled_flow2_to_1, run_layer(self.predict_flow2, features2))
+        merged1 = torch.cat((features1, run_layer(self.deconv1, features2), up1), dim=1)
+        flow1 = run_layer(self.predict_flow1, run_layer(self.inter_conv1, merged1))
+        up0 = run_layer(self.upsampled_flow1_to_0, flow1)
+        merged0 = torch.cat((features0, run_layer(self.deconv0, merged1), up0), dim=1)
+        return run_layer(self.predict_flow0, run_layer(self.inter_conv0, merged0))

@@ -1,6 +1,8 @@
-"""Channel counts of the width-scaled networks."""
+"""What the width-scaled networks share: channel counts, and layers of different dtypes in a row."""
 
 from __future__ import annotations
+
+from torch import Tensor, nn
 
 from mpn.errors import InputError
 
@@ -21,3 +23,17 @@ def check_width(width: float) -> None:
     """Raise InputError unless ``width`` is a multiplier in (0, 4]."""
     if not 0 < width <= MAX_WIDTH:
         raise InputError(f"width must be above 0 and at most {MAX_WIDTH:g}, got {width}")
+
+
+def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` with ``x`` cast to the dtype of the layer's weights.
+
+    In a module of one dtype that does nothing, in eager mode and in an exported graph alike. Where
+    some layers are half and some stay float32, it puts the casts where the dtype changes.
+
+    Args:
+        layer: A layer, or several in sequence of one dtype, with at least one parameter.
+        x: Any floating-point input of it.
+    """
+    result: Tensor = layer(x.to(next(layer.parameters()).dtype))
+    return result

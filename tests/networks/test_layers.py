@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from mpn.errors import InputError
-from mpn.networks.width import check_width, scaled_channels
+from mpn.networks.layers import check_width, run_layer, scaled_channels
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,10 @@ def test_channels_scale_to_multiples_of_eight(channels: int, width: float, expec
 def test_width_out_of_range_is_refused(width: float) -> None:
     with pytest.raises(InputError, match="width must be above 0"):
         check_width(width)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_layer_runs_in_the_dtype_of_its_weights(dtype: torch.dtype) -> None:
+    layer = nn.Conv2d(2, 3, 1).to(dtype)
+    for given in (torch.float32, torch.float16):
+        assert run_layer(layer, torch.ones((1, 2, 4, 4), dtype=given)).dtype == dtype
