@@ -10,7 +10,7 @@ import pytest
 
 from mpn.cli.main import _run_app, app
 from mpn.engines import load as load_module
-from tests.engine_dirs import make_engine_dir
+from tests.engine_dirs import make_engine_dir, parity_document
 
 Inspect = Callable[..., tuple[int, str, str]]
 
@@ -32,7 +32,7 @@ def test_directory_is_described(tmp_path: Path, inspect: Inspect) -> None:
     directory = make_engine_dir(
         tmp_path / "engines [v1]", with_osvos=True, runtime_defaults={"margin": 0.2}
     )
-    (directory / "parity.json").write_text(json.dumps({"propagation": {"largest": 1.5e-6}}))
+    (directory / "parity.json").write_text(json.dumps(parity_document()))
     code, out, err = inspect(directory)
     assert (code, err) == (0, "")
     for part in (
@@ -47,8 +47,8 @@ def test_directory_is_described(tmp_path: Path, inspect: Inspect) -> None:
         "opencv-dis",
         "default.margin",
         "CC0-1.0",
-        "propagation.largest",
-        "1.5e-06",
+        "PyTorch 2.13, float32, CPU",
+        "max_relative 1.5e-06 (limit 0.0001), worst of 2",
         "opened propagation, osvos",
     ):
         assert part in out

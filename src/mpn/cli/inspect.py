@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from mpn.engines.describe import EngineDirReport
+    from mpn.engines.parity import ParityReport
 
 
 def inspect(
@@ -63,7 +64,7 @@ def _print(report: EngineDirReport) -> None:
     )
     console.print(_facts_table("Provenance", _provenance_rows(report)))
     if report.parity is not None:
-        console.print(_facts_table("Parity with PyTorch", _flat_rows("", report.parity)))
+        console.print(_facts_table("Parity at export", _parity_rows(report.parity)))
     console.print(_backends_table(report))
 
 
@@ -134,18 +135,29 @@ def _provenance_rows(report: EngineDirReport) -> list[tuple[str, str]]:
     ]
 
 
+def _parity_rows(parity: ParityReport) -> list[tuple[str, str]]:
+    if parity.reference is None:
+        return [("not compared", parity.inputs)]
+    return [
+        ("compared with", parity.reference),
+        ("on", parity.inputs),
+        *(
+            (
+                measure.role,
+                f"{measure.name} {measure.value:.3g} (limit {measure.limit:g}), "
+                f"worst of {measure.cases}",
+            )
+            for measure in parity.measures
+        ),
+    ]
+
+
 def _flat_rows(name: str, value: Any) -> list[tuple[str, str]]:
     """One row a leaf of nested JSON, named by its dotted path."""
     from collections.abc import Mapping
 
     if isinstance(value, Mapping):
-        return [
-            row
-            for key, nested in value.items()
-            for row in _flat_rows(f"{name}.{key}" if name else str(key), nested)
-        ]
-    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        return [row for i, item in enumerate(value) for row in _flat_rows(f"{name}[{i}]", item)]
+        return [row for key, nested in value.items() for row in _flat_rows(f"{name}.{key}", nested)]
     return [(name, str(value))]
 
 

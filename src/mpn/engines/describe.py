@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpn.engines.fields import json_from_text
 from mpn.engines.files import FileDigest, check_digest, resolve_inside
 from mpn.engines.load import open_engines
 from mpn.engines.manifest import Manifest, load_manifest
 from mpn.engines.ort import OrtBackend
+from mpn.engines.parity import ParityReport, load_parity
 from mpn.engines.spec import Role
 from mpn.errors import ManifestError, MpnError
 
-PARITY_NAME = "parity.json"
 _TRIED: tuple[OrtBackend, ...] = ("cpu", "cuda")
 
 
@@ -59,14 +58,14 @@ class EngineDirReport:
         manifest: Its manifest.
         files: The files of each role, the graph first.
         backends: What this machine can run it with.
-        parity: Content of ``parity.json``; None if there is none.
+        parity: How far the graphs were from PyTorch; None without ``parity.json``.
     """
 
     directory: Path
     manifest: Manifest
     files: Mapping[Role, tuple[FileReport, ...]]
     backends: tuple[BackendReport, ...]
-    parity: Mapping[str, Any] | None
+    parity: ParityReport | None
 
     @property
     def problem(self) -> str | None:
@@ -96,7 +95,7 @@ class EngineDirReport:
                 backend.backend: {"usable": backend.usable, "reason": backend.reason}
                 for backend in self.backends
             },
-            "parity": self.parity,
+            "parity": None if self.parity is None else dict(self.parity.document),
             "problem": self.problem,
         }
 
@@ -107,8 +106,8 @@ def describe_engine_dir(directory: str | os.PathLike[str]) -> EngineDirReport:
     Engines are opened only if every file is the exported one.
 
     Raises:
-        ManifestError: If the directory or its manifest cannot be read at all. Everything else that
-            is wrong is in the report.
+        ManifestError: If the directory, its manifest or its parity file cannot be read at all.
+            Everything else that is wrong is in the report.
     """
     manifest = load_manifest(directory)
     path = Path(directory)
@@ -122,7 +121,7 @@ def describe_engine_dir(directory: str | os.PathLike[str]) -> EngineDirReport:
         manifest=manifest,
         files=files,
         backends=tuple(_backend_report(path, backend, intact=intact) for backend in _TRIED),
-        parity=_parity(path),
+        parity=load_parity(path),
     )
 
 
@@ -148,16 +147,3 @@ def _backend_report(directory: Path, backend: OrtBackend, *, intact: bool) -> Ba
     except MpnError as error:
         return BackendReport(backend, False, str(error))
     return BackendReport(backend, True, f"opened {opened}")
-
-
-def _parity(directory: Path) -> Mapping[str, Any] | None:
-    path = directory / PARITY_NAME
-    if not path.exists():
-        return None
-    try:
-        value = json_from_text(resolve_inside(directory, PARITY_NAME).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ManifestError) as error:
-        raise ManifestError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ManifestError(f"{path} must hold a JSON object: export the directory again")
-    return value

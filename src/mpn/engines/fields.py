@@ -71,6 +71,13 @@ class Fields:
             self._refuse(name, "a string", value)
         return value
 
+    def boolean(self, name: str) -> bool:
+        """True or false."""
+        value = self._get(name)
+        if not isinstance(value, bool):
+            self._refuse(name, "true or false", value)
+        return value
+
     def integer(self, name: str) -> int:
         """An integer; true and false are none."""
         value = self._get(name)
