@@ -32,3 +32,10 @@ of random weights: 11 bits a layer, four networks deep, each warping by the flow
 CODEC_MEAN_LEVEL = 3.0
 """Of 0..255, mean colour of a plain frame through RGB -> YUV 4:2:0 -> RGB: two roundings to 8 bits
 and the encoder's own; 2 measured. Decoding with the wrong colour matrix is off by 10 and more."""
+
+MEASURE_ABSOLUTE = 1e-9
+"""J and F are ratios of integer counts: the golden cases ask for this, and exact equality is what
+is measured; 1e-9 leaves room for the order of a mean."""
+
+FLOAT16_PROB = 2.5e-4
+"""Half a step of float16 just below 1 is 2.44e-4."""

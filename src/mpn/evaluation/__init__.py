@@ -1,1 +1,30 @@
-"""J, F and the DAVIS layout."""
+"""J and F, identical to the official DAVIS-2017 semi-supervised evaluation; DAVIS folders."""
+
+from mpn.evaluation.boundary import boundary_map, boundary_measure, boundary_measures
+from mpn.evaluation.davis import DavisDataset, DavisSequence, load_davis
+from mpn.evaluation.evaluate import evaluate_dataset, evaluate_sequence
+from mpn.evaluation.label_png import load_labels
+from mpn.evaluation.region import region_similarity
+from mpn.evaluation.scores import DatasetScore, ObjectScore, SequenceScore
+from mpn.evaluation.sequence import EvaluationOptions, SequenceEvaluator
+from mpn.evaluation.statistics import Statistics, statistics_from_values
+
+__all__ = [
+    "DatasetScore",
+    "DavisDataset",
+    "DavisSequence",
+    "EvaluationOptions",
+    "ObjectScore",
+    "SequenceEvaluator",
+    "SequenceScore",
+    "Statistics",
+    "boundary_map",
+    "boundary_measure",
+    "boundary_measures",
+    "evaluate_dataset",
+    "evaluate_sequence",
+    "load_davis",
+    "load_labels",
+    "region_similarity",
+    "statistics_from_values",
+]

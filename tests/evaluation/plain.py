@@ -1,0 +1,96 @@
+"""J and F written down as they are defined: slow, whole frame, one object at a time.
+
+The slow twin of ``mpn.evaluation``: the tests compare the two, the benchmark times them. Object
+masks are cut out of label maps and void is handled as arrays of the frame's size, as in the
+definition, with no crop and no shortcut.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.uint8]
+
+
+def region(gt_mask: Mask, pred_mask: Mask, void_mask: Mask | None = None) -> float:
+    valid = np.logical_not(np.zeros_like(gt_mask) if void_mask is None else void_mask)
+    intersection = np.sum(gt_mask & pred_mask & valid)
+    union = np.sum((gt_mask | pred_mask) & valid)
+    return 1.0 if union == 0 else float(intersection / union)
+
+
+def contour(mask: Mask) -> Mask:
+    """Different from the neighbour to the right, below or below right; border as it ends."""
+    right, below, diagonal = np.zeros((3, *mask.shape), bool)
+    right[:, :-1] = mask[:, 1:]
+    below[:-1] = mask[1:]
+    diagonal[:-1, :-1] = mask[1:, 1:]
+    drawn = (mask ^ right) | (mask ^ below) | (mask ^ diagonal)
+    drawn[-1] = mask[-1] ^ right[-1]
+    drawn[:, -1] = mask[:, -1] ^ below[:, -1]
+    drawn[-1, -1] = False
+    return drawn
+
+
+def contour_against_nothing(mask: Mask) -> Mask:
+    """A wrong border rule, for positive controls: outside the frame everything is background."""
+    padded = np.pad(mask, ((0, 1), (0, 1)))
+    here = padded[:-1, :-1]
+    return (here ^ padded[:-1, 1:]) | (here ^ padded[1:, :-1]) | (here ^ padded[1:, 1:])
+
+
+def disc(radius_px: int) -> Labels:
+    axis = np.arange(-radius_px, radius_px + 1)
+    return (axis[:, None] ** 2 + axis[None] ** 2 <= radius_px**2).astype(np.uint8)
+
+
+def boundary(
+    gt_mask: Mask,
+    pred_mask: Mask,
+    tolerance: float = 0.008,
+    void_mask: Mask | None = None,
+) -> float:
+    valid = np.logical_not(np.zeros_like(gt_mask) if void_mask is None else void_mask)
+    diagonal = math.sqrt(gt_mask.shape[0] ** 2 + gt_mask.shape[1] ** 2)
+    radius_px = int(tolerance) if tolerance >= 1 else math.ceil(tolerance * diagonal)
+    gt_contour, pred_contour = contour(gt_mask & valid), contour(pred_mask & valid)
+    kernel = disc(radius_px)
+    gt_wide = cv2.dilate(gt_contour.astype(np.uint8), kernel).astype(bool)
+    pred_wide = cv2.dilate(pred_contour.astype(np.uint8), kernel).astype(bool)
+    gt_px, pred_px = np.sum(gt_contour), np.sum(pred_contour)
+    if gt_px == 0 and pred_px == 0:
+        precision, recall = 1.0, 1.0
+    elif gt_px == 0:
+        precision, recall = 0.0, 1.0
+    elif pred_px == 0:
+        precision, recall = 1.0, 0.0
+    else:
+        precision = float(np.sum(pred_contour & gt_wide) / pred_px)
+        recall = float(np.sum(gt_contour & pred_wide) / gt_px)
+    total = precision + recall
+    return 0.0 if total == 0 else 2 * precision * recall / total
+
+
+def region_of_labels(gt_labels: Labels, pred_labels: Labels, num_objects: int) -> list[float]:
+    return [region(gt_labels == k, pred_labels == k) for k in range(1, num_objects + 1)]
+
+
+def boundary_of_labels(gt_labels: Labels, pred_labels: Labels, num_objects: int) -> list[float]:
+    return [boundary(gt_labels == k, pred_labels == k) for k in range(1, num_objects + 1)]
+
+
+def region_of_sequence(gt_labels: Labels, pred_labels: Labels, num_objects: int) -> npt.NDArray:
+    """J of (T, H, W) labels as arrays over the whole sequence, the form of the official tool."""
+    ids = np.arange(1, num_objects + 1, dtype=np.uint8)[:, None, None, None]
+    values = []
+    for gt_masks, pred_masks in zip(gt_labels == ids, pred_labels == ids, strict=True):
+        valid = np.logical_not(np.zeros_like(gt_masks))
+        intersection = np.sum(gt_masks & pred_masks & valid, axis=(-2, -1))
+        union = np.sum((gt_masks | pred_masks) & valid, axis=(-2, -1))
+        values.append(np.where(union == 0, 1.0, intersection / np.maximum(union, 1)))
+    return np.array(values)
