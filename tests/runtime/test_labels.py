@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -183,8 +184,8 @@ def test_saved_ids_are_read_back_exactly(
 def test_full_disk_leaves_neither_file_nor_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Image.Image, target: Path, **options: object) -> None:
-        Path(target).write_bytes(b"half")
+    def full(self: Image.Image, target: BinaryIO, **options: object) -> None:
+        target.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from PIL import Image
 
-from mpn.errors import MaskError, OutputError
+from mpn.errors import MaskError
+from mpn.runtime.atomic import write_atomically
 from mpn.types import UInt8Array
 
 VOID: Final = 255
@@ -109,13 +109,9 @@ def save_labels(path: str | Path, labels: UInt8Array) -> None:
     path = Path(path)
     image = Image.fromarray(np.ascontiguousarray(labels, np.uint8)).convert("L")
     image.putpalette(DAVIS_PALETTE.tobytes())
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        image.save(partial, format="PNG", compress_level=_COMPRESS_LEVEL)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_atomically(
+        path, lambda file: image.save(file, format="PNG", compress_level=_COMPRESS_LEVEL)
+    )
 
 
 def _read_ids(path: Path) -> UInt8Array:
