@@ -12,7 +12,7 @@ from mpn.runtime.roi import (
     expand_box,
     reachable_boxes,
     roi_from_prob,
-    scaled_box,
+    scaled_boxes,
 )
 from mpn.types import Roi
 
@@ -121,7 +121,8 @@ def test_reachable_box_under_a_non_finite_flow_is_the_whole_frame(value: float) 
 def test_scaled_box_holds_all_that_a_resize_spreads(box: Roi, to_hw: tuple[int, int]) -> None:
     prob = rectangle(*box.box_xyxy, (240, 427))
     resized = cv2.resize(prob, to_hw[::-1], interpolation=cv2.INTER_LINEAR)
-    scaled = scaled_box(box, (240, 427), to_hw)
+    (scaled,) = scaled_boxes([box], (240, 427), to_hw)
+    assert scaled is not None
     inside = resized[scaled.y0 : scaled.y1, scaled.x0 : scaled.x1]
     assert inside.sum(dtype=np.float64) == resized.sum(dtype=np.float64)
     assert max(scaled.x1, scaled.y1) <= max(to_hw)

@@ -7,6 +7,7 @@ threshold, and a NaN, is background.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -93,7 +94,9 @@ def with_margin(box: Roi, margin_frac: float, margin_px_min: int, size_hw: tuple
     )
 
 
-def reachable_boxes(supports: list[Roi | None], flow_to_prev_px: Float32Array) -> list[Roi | None]:
+def reachable_boxes(
+    supports: Sequence[Roi | None], flow_to_prev_px: Float32Array
+) -> list[Roi | None]:
     """Where a warp by this flow can put what lies inside each support.
 
     A pixel x samples from a support x0..x1-1 only if x0 - 1 < x + flow_x(x) < x1, so the extremes
@@ -127,25 +130,44 @@ def reachable_boxes(supports: list[Roi | None], flow_to_prev_px: Float32Array) -
     ]
 
 
-def scaled_box(box: Roi, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Roi:
-    """A box that holds all of ``box`` after a bilinear resize of the frame, interpolation included.
+def tight_boxes(prob: Float32Array, supports: Sequence[Roi | None]) -> tuple[Roi | None, ...]:
+    """The smallest boxes that hold everything above 0.
 
     Args:
-        box: In pixels of a frame of ``from_hw``.
+        prob: (K, H, W) float32.
+        supports: For each object a box outside which it is exactly 0, or None.
+    """
+    return tuple(
+        None if support is None else box_from_prob(plane, 0.0, within=support)
+        for plane, support in zip(prob, supports, strict=True)
+    )
+
+
+def scaled_boxes(
+    boxes: Sequence[Roi | None], from_hw: tuple[int, int], to_hw: tuple[int, int]
+) -> tuple[Roi | None, ...]:
+    """Boxes that hold all of ``boxes`` after a resize of the frame, interpolation included.
+
+    Args:
+        boxes: In pixels of a frame of ``from_hw``.
         from_hw: (height, width) before.
         to_hw: (height, width) after.
     """
+    if from_hw == to_hw:
+        return tuple(boxes)
     scale_y, scale_x = to_hw[0] / from_hw[0], to_hw[1] / from_hw[1]
-    scaled = _clipped(
-        math.floor((box.x0 - 1) * scale_x) - 1,
-        math.floor((box.y0 - 1) * scale_y) - 1,
-        math.ceil((box.x1 + 1) * scale_x) + 1,
-        math.ceil((box.y1 + 1) * scale_y) + 1,
-        to_hw,
+    return tuple(
+        None
+        if box is None
+        else _clipped(
+            math.floor((box.x0 - 1) * scale_x) - 1,
+            math.floor((box.y0 - 1) * scale_y) - 1,
+            math.ceil((box.x1 + 1) * scale_x) + 1,
+            math.ceil((box.y1 + 1) * scale_y) + 1,
+            to_hw,
+        )
+        for box in boxes
     )
-    if scaled is None:  # cannot be: the box grew before it was clipped
-        raise ValueError(f"{box} lies outside a frame of {from_hw}")
-    return scaled
 
 
 def _grow(box: Roi, margin_x: int, margin_y: int, *, size_hw: tuple[int, ...]) -> Roi:

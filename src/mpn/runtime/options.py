@@ -1,0 +1,147 @@
+"""The options of the pipeline: what the paper leaves open, each as one documented field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+from mpn.errors import InputError, ManifestError
+from mpn.runtime.preprocess import NATIVE_SIZE
+
+OsvosMode = Literal["auto", "blend", "retrieve-only", "off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    """How the stages of a frame work.
+
+    Options that are not given take what the engine directory advises (``runtime_defaults`` of its
+    manifest, since some weights want another margin or blend) and otherwise the defaults here. An
+    option that is given always wins, even if it is given its default value.
+
+    Attributes:
+        size: Short side that frames are worked on at; larger frames are averaged down to it,
+            smaller ones are left alone, -1 works at the input's size. 480 is DAVIS.
+        threshold: Warped probability above which a pixel counts for the ROI and for being found.
+            Source: VS-ReID, whose argmax of two classes is the same.
+        roi_margin_frac: Margin of the ROI a side, as a share of the box's side. Source: VS-ReID.
+        roi_margin_px_min: Smallest margin in pixels: a tiny object needs its surroundings too.
+        use_propagation: False leaves the network out: masks are warped and nothing else (the
+            ablation that a network must beat).
+        propagation_weight: Inside the ROI, weight * network + (1 - weight) * warped. 1 is the
+            paper; less holds back a network that drifts.
+        lost_area_frac: An object is lost when no warped pixel is above the threshold, or fewer than
+            this share of its first area. VS-ReID gives up at 0.1. The default 0 does not: an
+            object that drives away shrinks below a tenth and is still there to be tracked.
+        osvos: What OSVOS is for, if the engine directory has it. ``"blend"``: averaged with the
+            propagation inside each object's ROI, and lost objects are looked for.
+            ``"retrieve-only"``: lost objects are looked for, and it runs only then. ``"off"``: it
+            never runs. ``"auto"``: blend with one object, retrieve-only with several, because one
+            network for all objects answers "something", not "which".
+        ensemble_weight: Weight of OSVOS in the blend. The paper says "ensemble"; 0.5 is its plain
+            average. Outside the ROI the propagation is 0 and, up to 0.5, no blend could make an
+            object of it, so the blend ends there.
+        retrieve_area_frac: Smallest component that is taken for a lost object, as a share of the
+            object's first area. Source: VS-ReID.
+        retrieve_iou_max: Largest overlap of that component with another object. Source: VS-ReID.
+
+    Raises:
+        InputError: If a value is of another type or out of range.
+    """
+
+    size: int = 480
+    threshold: float = 0.5
+    roi_margin_frac: float = 0.15
+    roi_margin_px_min: int = 16
+    use_propagation: bool = True
+    propagation_weight: float = 1.0
+    lost_area_frac: float = 0.0
+    osvos: OsvosMode = "auto"
+    ensemble_weight: float = 0.5
+    retrieve_area_frac: float = 0.1
+    retrieve_iou_max: float = 0.3
+
+    def __new__(cls, **given: Any) -> Self:
+        """Note which options are given: __init__ only sees them filled up with defaults."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "_given", frozenset(given))
+        return self
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.size) or (self.size != NATIVE_SIZE and self.size < 1):
+            raise InputError(
+                f"option size must be a short side in pixels or {NATIVE_SIZE} (native), "
+                f"got {self.size!r}"
+            )
+        if not _is_int(self.roi_margin_px_min) or self.roi_margin_px_min < 0:
+            raise InputError(
+                f"option roi_margin_px_min must be a number of pixels, got "
+                f"{self.roi_margin_px_min!r}"
+            )
+        if not isinstance(self.use_propagation, bool):
+            raise InputError(
+                f"option use_propagation must be true or false, got {self.use_propagation!r}"
+            )
+        if self.osvos not in get_args(OsvosMode):
+            raise InputError(
+                f"option osvos must be one of {', '.join(get_args(OsvosMode))}, got {self.osvos!r}"
+            )
+        for name in _SHARES:
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise InputError(f"option {name} must be a number of 0..1, got {value!r}")
+        if not _is_number(self.roi_margin_frac) or not 0 <= self.roi_margin_frac < float("inf"):
+            raise InputError(
+                f"option roi_margin_frac must be a share of at least 0, got "
+                f"{self.roi_margin_frac!r}"
+            )
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the options that were given rather than left to their defaults."""
+        given: frozenset[str] = self.__dict__["_given"]
+        return given
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> PipelineOptions:
+        """These options, with other defaults for those that were not given.
+
+        Args:
+            defaults: Option names to values, as in the ``runtime_defaults`` of a manifest.
+
+        Raises:
+            ManifestError: If a name is unknown or a value does not fit its option.
+        """
+        known = {option.name for option in fields(self)}
+        unknown = sorted(set(defaults) - known)
+        if unknown:
+            raise ManifestError(
+                f"field 'runtime_defaults.{unknown[0]}' is no option of this version: the options "
+                f"are {', '.join(sorted(known))}"
+            )
+        try:
+            PipelineOptions(**defaults)  # also those that are overridden must be valid
+            given = {name: getattr(self, name) for name in self.given}
+            options = PipelineOptions(**{**defaults, **given})
+        except InputError as error:
+            raise ManifestError(f"field 'runtime_defaults': {error}") from error
+        object.__setattr__(options, "_given", self.given)
+        return options
+
+
+_SHARES = (
+    "threshold",
+    "propagation_weight",
+    "lost_area_frac",
+    "ensemble_weight",
+    "retrieve_area_frac",
+    "retrieve_iou_max",
+)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,189 @@
+"""What a pipeline remembers between two frames, and how the user's labels change it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mpn.errors import MaskError
+from mpn.runtime.flow import FlowFrame
+from mpn.runtime.preprocess import one_hot, resize_prob
+from mpn.runtime.roi import box_from_prob
+from mpn.types import MAX_OBJECT_ID, Float32Array, Roi, TrackBranch, UInt8Array, check_labels
+
+
+@dataclass(frozen=True)
+class State:
+    """The current frame, segmented. Replaced as a whole, never changed.
+
+    Attributes:
+        index: Number of the frame, from 0.
+        input_hw: (H, W) of the input.
+        working_hw: (h, w) that frames are worked on at.
+        flow_frame: The frame, prepared for flow.
+        object_ids: The K ids, ascending.
+        prob: (K, h, w) float32, merged; what is propagated further. Read-only.
+        supports: For each object a box outside which ``prob`` is exactly 0; None: 0 everywhere.
+        first_areas_px: Area of each object when the user last gave it, in working pixels.
+        branches: What each object's probability came from.
+        result_prob: (K, H, W) float32, ``prob`` at input size (the same array if the sizes agree).
+            Read-only, since the user gets it.
+        result_boxes: ``supports`` for ``result_prob``.
+    """
+
+    index: int
+    input_hw: tuple[int, int]
+    working_hw: tuple[int, int]
+    flow_frame: FlowFrame
+    object_ids: tuple[int, ...]
+    prob: Float32Array
+    supports: tuple[Roi | None, ...]
+    first_areas_px: tuple[float, ...]
+    branches: tuple[TrackBranch, ...]
+    result_prob: Float32Array
+    result_boxes: tuple[Roi | None, ...]
+
+    def __post_init__(self) -> None:
+        self.prob.setflags(write=False)
+        self.result_prob.setflags(write=False)
+
+    @classmethod
+    def without_objects(
+        cls, flow_frame: FlowFrame, input_hw: tuple[int, int], working_hw: tuple[int, int]
+    ) -> State:
+        """Frame 0 before any object was given."""
+        return cls(
+            index=0,
+            input_hw=input_hw,
+            working_hw=working_hw,
+            flow_frame=flow_frame,
+            object_ids=(),
+            prob=np.zeros((0, *working_hw), np.float32),
+            supports=(),
+            first_areas_px=(),
+            branches=(),
+            result_prob=np.zeros((0, *input_hw), np.float32),
+            result_boxes=(),
+        )
+
+    def known_ids(self, labels: UInt8Array) -> tuple[int, ...]:
+        """The ids in labels that correct objects.
+
+        Args:
+            labels: (H, W) uint8 at input size.
+
+        Raises:
+            InputError: If the labels have another shape or dtype.
+            MaskError: If there is none, 255, or one that does not exist yet.
+        """
+        check_labels(labels, self.input_hw)
+        given_ids = object_ids_from_labels(labels)
+        for object_id in given_ids:
+            if object_id not in self.object_ids:
+                raise MaskError(
+                    f"object {object_id} does not exist (there are {self._listed_ids}): "
+                    "use add_objects for new objects"
+                )
+        return given_ids
+
+    def new_ids(self, labels: UInt8Array) -> tuple[int, ...]:
+        """The ids in labels that add objects.
+
+        Args:
+            labels: (H, W) uint8 at input size.
+
+        Raises:
+            InputError: If the labels have another shape or dtype.
+            MaskError: If there is none, 255, or one that exists.
+        """
+        check_labels(labels, self.input_hw)
+        given_ids = object_ids_from_labels(labels)
+        for object_id in given_ids:
+            if object_id in self.object_ids:
+                raise MaskError(
+                    f"object {object_id} exists already (there are {self._listed_ids}): "
+                    "use correct for it, or give the new object another id"
+                )
+        return given_ids
+
+    @property
+    def _listed_ids(self) -> str:
+        return ", ".join(map(str, self.object_ids))
+
+    def with_given(self, labels: UInt8Array, given_ids: Sequence[int]) -> State:
+        """The state after the user has said where some objects are.
+
+        They are exactly where the labels say, old or new; every other object keeps what it had,
+        except for the pixels that the labels give to one of them.
+
+        Args:
+            labels: (H, W) uint8 ids at input size.
+            given_ids: The ids in ``labels``, without 0.
+        """
+        object_ids = tuple(sorted({*self.object_ids, *given_ids}))
+        given = one_hot(labels, given_ids)
+        result_prob = self._replaced(self.result_prob, object_ids, given, given_ids)
+        given_area: dict[int, float]
+        if self.working_hw == self.input_hw:
+            prob = result_prob
+            given_area = _areas_px(given, given_ids)
+        else:
+            given_small = resize_prob(given, self.working_hw)
+            prob = self._replaced(self.prob, object_ids, given_small, given_ids)
+            given_area = _areas_px(given_small, given_ids)
+        first_area = dict(zip(self.object_ids, self.first_areas_px, strict=True)) | given_area
+        branch = dict(zip(self.object_ids, self.branches, strict=True))
+        branch |= dict.fromkeys(given_ids, "given")
+        return replace(
+            self,
+            object_ids=object_ids,
+            prob=prob,
+            supports=tuple(box_from_prob(plane, 0.0) for plane in prob),
+            first_areas_px=tuple(first_area[object_id] for object_id in object_ids),
+            branches=tuple(branch[object_id] for object_id in object_ids),
+            result_prob=result_prob,
+            result_boxes=tuple(box_from_prob(plane, 0.0) for plane in result_prob),
+        )
+
+    def _replaced(
+        self,
+        prob: Float32Array,
+        object_ids: Sequence[int],
+        given: Float32Array,
+        given_ids: Sequence[int],
+    ) -> Float32Array:
+        """``prob`` with the given planes in it, and the others cleared where those are."""
+        unclaimed = 1 - given.sum(axis=0)
+        replaced = np.empty((len(object_ids), *prob.shape[1:]), np.float32)
+        for plane, object_id in zip(replaced, object_ids, strict=True):
+            if object_id in given_ids:
+                plane[:] = given[given_ids.index(object_id)]
+            else:
+                np.multiply(prob[self.object_ids.index(object_id)], unclaimed, out=plane)
+        return replaced
+
+
+def object_ids_from_labels(labels: UInt8Array) -> tuple[int, ...]:
+    """The ids in labels, ascending, without the background.
+
+    Raises:
+        MaskError: If there is none, or 255, which DAVIS keeps for "void".
+    """
+    ids = tuple(int(i) for i in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if i)
+    if not ids:
+        raise MaskError(
+            "the mask holds no object, every pixel is 0: mark at least one object with an id from 1"
+        )
+    if ids[-1] > MAX_OBJECT_ID:
+        raise MaskError(
+            f"the mask holds the value {ids[-1]}, but object ids go from 1 to {MAX_OBJECT_ID} (255 "
+            "means 'void' in DAVIS): set those pixels to 0, or to the id of their object"
+        )
+    return ids
+
+
+def _areas_px(prob: Float32Array, object_ids: Sequence[int]) -> dict[int, float]:
+    areas = prob.sum(axis=(1, 2), dtype=np.float64)
+    return {object_id: float(area) for object_id, area in zip(object_ids, areas, strict=True)}

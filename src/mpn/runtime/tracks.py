@@ -1,0 +1,65 @@
+"""What became of each object, read off the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from mpn.types import Float32Array, Roi, Track, TrackBranch, UInt8Array
+
+
+def tracks_from_labels(
+    labels: UInt8Array,
+    probs: Float32Array,
+    object_ids: Sequence[int],
+    branches: Sequence[TrackBranch],
+    boxes: Sequence[Roi | None],
+) -> tuple[Track, ...]:
+    """One track an object.
+
+    Args:
+        labels: (H, W) uint8 ids.
+        probs: (K, H, W) float32, merged.
+        object_ids: The K ids.
+        branches: What each object's probability came from. An object without a pixel becomes
+            ``"none"`` and is lost, unless the user gave it so.
+        boxes: For each object a box outside which its probability is 0, or None.
+    """
+    tracks = []
+    for k, (object_id, branch, box) in enumerate(zip(object_ids, branches, boxes, strict=True)):
+        area_px, found, confidence = _measured(labels, probs[k], object_id, box)
+        if branch == "given":
+            state, branch_won = "given", branch
+        elif area_px:
+            state, branch_won = "tracked", branch
+        else:
+            state, branch_won = "lost", "none"
+        tracks.append(
+            Track(
+                object_id=object_id,
+                state=state,
+                branch=branch_won,
+                area_px=area_px,
+                box_xyxy=found,
+                confidence=confidence,
+            )
+        )
+    return tuple(tracks)
+
+
+def _measured(
+    labels: UInt8Array, prob: Float32Array, object_id: int, box: Roi | None
+) -> tuple[int, tuple[int, int, int, int] | None, float]:
+    """Area, bounding box and mean probability of an object's own pixels."""
+    if box is None:
+        return 0, None, 0.0
+    window = (slice(box.y0, box.y1), slice(box.x0, box.x1))
+    mask = (labels[window] == object_id).view(np.uint8)
+    area_px = cv2.countNonZero(mask)
+    if area_px == 0:
+        return 0, None, 0.0
+    x, y, width, height = cv2.boundingRect(mask)
+    x, y = box.x0 + x, box.y0 + y
+    return area_px, (x, y, x + width, y + height), float(cv2.mean(prob[window], mask=mask)[0])

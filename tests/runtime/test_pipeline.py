@@ -1,0 +1,571 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from mpn.engines.manifest import FlowSource, Preprocessing, PropagationPreprocessing
+from mpn.errors import EngineError, InputError, ManifestError, MaskError
+from mpn.runtime.pipeline import Pipeline, PipelineOptions
+from mpn.types import StepResult
+from tests.fakes import fake_engine_set
+from tests.synthetic import Clip, KnownFlow, Square, by_colour, iou, squares_clip
+from tests.tolerances import PASTED_IOU, PROBS_SUM, RESIZED_IOU
+
+PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))
+"""Leaves colours in 0..1, as tests.synthetic.by_colour wants them."""
+
+ONE = Square(1, (20, 15), 24, (3, 2))
+PAN = squares_clip([ONE], pan_xy=(3, 2))
+TWO = squares_clip(
+    [Square(2, (4, 10), 22, (4, 0), channel=1), Square(7, (60, 16), 22, (-4, 0), channel=2)],
+    frames=13,
+)
+
+
+def make(
+    clip: Clip | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    flows: Any = None,
+    **engines: Any,
+) -> Pipeline:
+    """A pipeline of fake engines whose flow is the clip's."""
+    engines.setdefault("preprocessing", PLAIN)
+    known = flows if flows is not None else clip.flows_to_prev_px if clip is not None else None
+    return Pipeline(
+        fake_engine_set(**engines),
+        options=PipelineOptions(**(options or {})),
+        flow=None if known is None else KnownFlow(known),
+    )
+
+
+def run(pipeline: Pipeline, clip: Clip) -> list[StepResult]:
+    results = [pipeline.start(clip.frames[0], clip.labels[0])]
+    return results + [pipeline.step(frame) for frame in clip.frames[1:]]
+
+
+def pan_engine(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A flow network of 128x64 that knows how PAN, which is 90x60, moves."""
+    flow = np.zeros((1, 2, 64, 128), np.float32)
+    flow[0, 0], flow[0, 1] = -3 * 128 / 90, -2 * 64 / 60
+    return {"flow_px": flow}
+
+
+def propagation_calls(pipeline: Pipeline) -> list[np.ndarray]:
+    return [call["rgb_prob"] for call in pipeline.engines.propagation.calls]  # type: ignore[attr-defined]
+
+
+# --- what comes out -----------------------------------------------------------------------------
+
+
+def test_the_first_frame_is_what_was_given_and_runs_no_network() -> None:
+    pipeline = make(TWO)
+    result = pipeline.start(TWO.frames[0], TWO.labels[0])
+    assert result.index == 0
+    assert result.object_ids == pipeline.object_ids == (2, 7)
+    assert np.array_equal(result.labels, TWO.labels[0])
+    assert np.array_equal(result.probs, np.stack([TWO.labels[0] == 2, TWO.labels[0] == 7]))
+    assert propagation_calls(pipeline) == []
+    for track in result.tracks:
+        mask = TWO.labels[0] == track.object_id
+        rows, columns = np.nonzero(mask)
+        assert (track.state, track.branch, track.confidence) == ("given", "given", 1)
+        assert track.area_px == mask.sum()
+        assert track.box_xyxy == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+
+
+def test_without_network_a_mask_moves_exactly_with_the_picture() -> None:
+    pipeline = make(PAN, options={"use_propagation": False})
+    for t, result in enumerate(run(pipeline, PAN)):
+        assert result.index == t
+        assert np.array_equal(result.labels, PAN.labels[t])
+        assert result.tracks[0].confidence == 1
+    assert propagation_calls(pipeline) == []
+
+
+def test_a_network_that_believes_its_input_moves_the_mask_with_the_picture() -> None:
+    for t, result in enumerate(run(make(PAN), PAN)):
+        assert iou(result.labels > 0, PAN.labels[t] > 0) > PASTED_IOU
+        assert result.tracks[0].state == ("tracked" if t else "given")
+        assert result.tracks[0].branch == ("propagation" if t else "given")
+
+
+def test_flow_of_the_wrong_sign_would_be_noticed() -> None:
+    results = run(make(PAN, flows=[-flow for flow in PAN.flows_to_prev_px]), PAN)
+    assert iou(results[-1].labels > 0, PAN.labels[-1] > 0) < 0.5
+
+
+@pytest.mark.parametrize("step_xy", [(0.5, 0.25), (-1.3, 0.7)])
+def test_sub_pixel_motion_adds_up(step_xy: tuple[float, float]) -> None:
+    clip = squares_clip([Square(1, (30, 20), 24, step_xy)], pan_xy=step_xy, frames=9)
+    results = run(make(clip, options={"use_propagation": False}), clip)
+    assert iou(results[-1].labels > 0, clip.labels[-1] > 0) > 0.9
+    assert iou(results[-1].labels > 0, clip.labels[0] > 0) < 0.75
+
+
+def test_two_objects_pass_each_other_and_keep_their_ids() -> None:
+    # Object 7 passes in front of object 2 and covers most of it in frame 7.
+    results = run(make(TWO, propagation=by_colour), TWO)
+    assert (TWO.labels[7] == 2).sum() < 0.3 * (TWO.labels[0] == 2).sum()
+    for t, result in enumerate(results):
+        for object_id in (2, 7):
+            found = iou(result.labels == object_id, TWO.labels[t] == object_id)
+            assert found > PASTED_IOU, (t, object_id)
+        assert np.abs(result.probs.sum(axis=0)).max() <= 1 + PROBS_SUM
+
+
+def test_all_objects_of_a_frame_go_through_the_network_in_one_batch() -> None:
+    pipeline = make(TWO)
+    run(pipeline, TWO)
+    assert [len(call) for call in propagation_calls(pipeline)] == [2] * 12
+
+
+def test_more_objects_than_the_engine_takes_go_in_several_batches() -> None:
+    squares = [Square(i + 1, (2 + 17 * i, 20), 12, (0, 0)) for i in range(5)]
+    clip = squares_clip(squares, frames=3)
+    pipeline = make(clip, max_objects=2)
+    results = run(pipeline, clip)
+    assert [len(call) for call in propagation_calls(pipeline)] == [2, 2, 1] * 2
+    whole = run(make(clip, max_objects=5), clip)
+    assert np.array_equal(results[-1].probs, whole[-1].probs)
+
+
+def test_the_network_sees_the_current_frame_and_the_warped_mask_in_its_roi() -> None:
+    pipeline = make(PAN)
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    pipeline.step(PAN.frames[1])
+    (packed,) = propagation_calls(pipeline)
+    # The square is at (23..46, 17..40) in frame 1; the margin is 16 px, clipped at the top.
+    rows, columns = slice(1, 57), slice(7, 63)
+    expected = cv2.resize(PAN.frames[1][rows, columns].astype(np.float32), (65, 65)) / 255
+    assert np.allclose(packed[0, :3], expected.transpose(2, 0, 1), atol=1e-5)
+    mask = (PAN.labels[1][rows, columns] > 0).astype(np.float32)
+    assert np.allclose(packed[0, 3], cv2.resize(mask, (65, 65)), atol=1e-5)
+    before = cv2.resize(PAN.frames[0][rows, columns].astype(np.float32), (65, 65)) / 255
+    assert not np.allclose(packed[0, :3], before.transpose(2, 0, 1), atol=0.05)
+
+
+def test_the_soft_probability_is_what_goes_on_not_the_labels() -> None:
+    still = squares_clip([Square(1, (20, 15), 24, (0, 0))])
+    pipeline = make(
+        still, propagation=lambda x: {"prob": 0.9 * x["rgb_prob"][:, 3:4]}, options={"size": -1}
+    )
+    peaks = [result.probs.max() for result in run(pipeline, still)]
+    assert np.allclose(peaks, [1, 0.9, 0.81, 0.729, 0.6561], atol=1e-6)
+
+
+def test_propagation_weight_holds_the_warped_mask_against_the_network() -> None:
+    still = squares_clip([Square(1, (20, 15), 24, (0, 0))])
+    pipeline = make(
+        still,
+        propagation=lambda x: {"prob": np.full_like(x["rgb_prob"][:, :1], 0.6)},
+        options={"propagation_weight": 0.25},
+    )
+    pipeline.start(still.frames[0], still.labels[0])
+    result = pipeline.step(still.frames[1])
+    assert np.allclose(result.probs[0][still.labels[0] == 1], 0.25 * 0.6 + 0.75, atol=1e-6)
+    assert np.allclose(result.probs[0, 1, 20], 0.25 * 0.6, atol=1e-6)  # margin of the ROI
+    assert result.probs[0, 0, 89] == 0  # outside it
+
+
+# --- objects that go, and objects that come ------------------------------------------------------
+
+
+def test_an_object_that_leaves_the_frame_is_lost_and_the_other_goes_on() -> None:
+    squares = [Square(1, (66, 20), 20, (8, 0)), Square(2, (10, 20), 20, (0, 0), channel=1)]
+    clip = squares_clip(squares, frames=6)
+    pipeline = make(clip, propagation=by_colour)
+    results = run(pipeline, clip)
+    assert [r.tracks[0].state for r in results] == ["given", *["tracked"] * 2, *["lost"] * 3]
+    gone = results[-1].tracks[0]
+    assert (gone.branch, gone.area_px, gone.box_xyxy, gone.confidence) == ("none", 0, None, 0)
+    assert not results[-1].probs[0].any()
+    assert iou(results[-1].labels == 2, clip.labels[-1] == 2) > PASTED_IOU
+    assert len(propagation_calls(pipeline)[-1]) == 1
+
+
+def test_when_all_objects_are_gone_no_network_runs_and_the_frames_are_empty() -> None:
+    clip = squares_clip([Square(1, (66, 20), 20, (15, 0))], frames=5, pan_xy=(15, 0))
+    pipeline = make(clip)
+    results = run(pipeline, clip)
+    assert not results[-1].labels.any()
+    assert results[-1].probs.shape == (1, 60, 90)
+    assert len(propagation_calls(pipeline)) == 1
+
+
+@pytest.mark.parametrize(("lost_area_frac", "state"), [(0.0, "tracked"), (0.3, "lost")])
+def test_a_shrinking_object_is_kept_unless_a_least_area_is_asked_for(
+    lost_area_frac: float, state: str
+) -> None:
+    # Half of the object leaves the frame with each of two steps of its half width.
+    clip = squares_clip([Square(1, (70, 20), 20, (8, 0))], frames=3, pan_xy=(8, 0))
+    results = run(make(clip, options={"lost_area_frac": lost_area_frac}), clip)
+    assert results[1].tracks[0].state == "tracked"
+    assert results[2].tracks[0].state == state
+
+
+def test_corrected_objects_go_on_from_the_labels_and_others_are_untouched() -> None:
+    pipeline = make(TWO, propagation=by_colour)
+    pipeline.start(TWO.frames[0], TWO.labels[0])
+    before = pipeline.step(TWO.frames[1])
+    labels = np.zeros((60, 90), np.uint8)
+    labels[30:34, 40:50] = 2
+    corrected = pipeline.correct(labels)
+    assert corrected.index == 1
+    assert np.array_equal(corrected.labels == 2, labels == 2)
+    assert np.array_equal(corrected.labels == 7, before.labels == 7)
+    assert np.array_equal(corrected.probs[1], before.probs[1])
+    assert [track.state for track in corrected.tracks] == ["given", "tracked"]
+    pipeline.step(TWO.frames[2])
+    prob = propagation_calls(pipeline)[-1][0, 3]
+    # 4 x 10 px with 16 px around it in a crop of 36 x 42 px: the network is shown the new place.
+    assert 0.5 < prob.mean() / (4 * 10 / (36 * 42)) < 2
+
+
+def test_a_correction_takes_its_pixels_from_the_other_objects() -> None:
+    pipeline = make(TWO)
+    pipeline.start(TWO.frames[0], TWO.labels[0])
+    labels = np.where(TWO.labels[0] == 2, 7, 0).astype(np.uint8)
+    corrected = pipeline.correct(labels)
+    assert np.array_equal(corrected.labels, labels)
+    assert [track.area_px for track in corrected.tracks] == [0, 22 * 22]
+
+
+def test_a_lost_object_comes_back_by_correction() -> None:
+    clip = squares_clip([Square(1, (66, 20), 20, (15, 0))], frames=5, pan_xy=(15, 0))
+    pipeline = make(clip)
+    run(pipeline, clip)
+    labels = np.zeros((60, 90), np.uint8)
+    labels[5:25, 5:25] = 1
+    assert pipeline.correct(labels).tracks[0].state == "given"
+
+
+def test_added_objects_take_their_place_in_the_order_of_ids() -> None:
+    pipeline = make(TWO, propagation=by_colour)
+    only_7 = np.where(TWO.labels[0] == 7, 7, 0).astype(np.uint8)
+    pipeline.start(TWO.frames[0], only_7)
+    before = pipeline.step(TWO.frames[1])
+    added = pipeline.add_objects(np.where(TWO.labels[1] == 2, 2, 0).astype(np.uint8))
+    assert added.object_ids == pipeline.object_ids == (2, 7)
+    assert added.index == 1
+    assert np.array_equal(added.labels == 7, before.labels == 7)
+    assert np.array_equal(added.labels == 2, TWO.labels[1] == 2)
+    result = pipeline.step(TWO.frames[2])
+    for object_id in (2, 7):
+        assert iou(result.labels == object_id, TWO.labels[2] == object_id) > PASTED_IOU
+
+
+def test_start_begins_anew_even_with_another_size() -> None:
+    pipeline = make(PAN)
+    run(pipeline, PAN)
+    small = squares_clip([Square(3, (5, 5), 9, (0, 0))], size_hw=(31, 33))
+    assert pipeline.start(small.frames[0], small.labels[0]).index == 0
+    assert pipeline.object_ids == (3,)
+    assert sum(pipeline.timings.values()) < 60
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda p: p.step(PAN.frames[0][:-1]), InputError, "90x59 but the video began with 90x60"),
+        (lambda p: p.step(PAN.frames[0][..., 0]), InputError, r"\(H, W, 3\) uint8"),
+        (lambda p: p.step(PAN.frames[0] / 255), InputError, "float64"),
+        (lambda p: p.correct(PAN.labels[0][:-1]), InputError, "the mask is 90x59"),
+        (lambda p: p.correct(PAN.labels[0] * 0), MaskError, "holds no object"),
+        (lambda p: p.correct(PAN.labels[0] * 4), MaskError, r"object 4 does not exist .*are 1\)"),
+        (lambda p: p.add_objects(PAN.labels[0]), MaskError, "object 1 exists already"),
+        (lambda p: p.add_objects(PAN.labels[0] * 0), MaskError, "holds no object"),
+        (lambda p: p.start(PAN.frames[0], PAN.labels[0] * 255), MaskError, "value 255"),
+        (lambda p: p.start(PAN.frames[0], PAN.labels[0] * 0), MaskError, "holds no object"),
+        (lambda p: p.start(PAN.frames[0], PAN.labels[0][:, 1:]), InputError, "mask is 89x60"),
+        (lambda p: p.start(PAN.frames[0], PAN.labels[0] * 1.0), InputError, "float64"),
+        (lambda p: p.start(np.zeros((0, 4, 3), np.uint8), PAN.labels[0]), InputError, "no pixels"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line_and_nothing_changes(
+    call: Callable[[Pipeline], object], error: type[Exception], message: str
+) -> None:
+    pipeline = make(PAN, options={"use_propagation": False})
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    with pytest.raises(error, match=message) as caught:
+        call(pipeline)
+    assert "\n" not in str(caught.value)
+    assert np.array_equal(pipeline.step(PAN.frames[1]).labels, PAN.labels[1])
+
+
+def test_everything_before_start_and_after_close_is_refused() -> None:
+    pipeline = make(PAN)
+    for call in (pipeline.step, pipeline.correct, pipeline.add_objects):
+        with pytest.raises(InputError, match="call start"):
+            call(PAN.labels[0] if call != pipeline.step else PAN.frames[0])
+    with pipeline:
+        run(pipeline, PAN)
+    assert pipeline.engines.propagation.is_closed  # type: ignore[attr-defined]
+    pipeline.close()
+    with pytest.raises(InputError, match="closed"):
+        pipeline.step(PAN.frames[0])
+    with pytest.raises(InputError, match="closed"):
+        pipeline.start(PAN.frames[0], PAN.labels[0])
+
+
+def test_a_network_that_answers_nan_is_an_error_and_the_frame_can_be_tried_again() -> None:
+    answers = [np.nan, 1.0]
+
+    def network(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"prob": inputs["rgb_prob"][:, 3:4] * np.float32(answers.pop(0))}
+
+    pipeline = make(propagation=network, flow=pan_engine)
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    with pytest.raises(EngineError, match=r"propagation engine .* not finite"):
+        pipeline.step(PAN.frames[1])
+    result = pipeline.step(PAN.frames[1])
+    assert result.index == 1
+    assert iou(result.labels > 0, PAN.labels[1] > 0) > PASTED_IOU
+
+
+def test_pixels_without_flow_are_background_and_the_rest_goes_on() -> None:
+    flows = [flow.copy() for flow in PAN.flows_to_prev_px]
+    flows[1][0, :, :30] = np.nan
+    pipeline = make(PAN, flows=flows, options={"use_propagation": False})
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    expected = PAN.labels[1].copy()
+    expected[:, :30] = 0
+    assert np.array_equal(pipeline.step(PAN.frames[1]).labels, expected)
+
+
+def test_a_frame_without_any_flow_loses_the_objects_and_does_not_crash() -> None:
+    flows = [np.full_like(flow, np.nan) for flow in PAN.flows_to_prev_px]
+    results = run(make(PAN, flows=flows), PAN)
+    assert [result.tracks[0].state for result in results[1:]] == ["lost"] * 4
+
+
+def test_a_flow_of_another_size_is_refused() -> None:
+    pipeline = make(PAN, flows=[flow[:, :-1] for flow in PAN.flows_to_prev_px])
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    with pytest.raises(EngineError, match=r"\(2, 60, 90\) like the frame, got \(2, 59, 90\)"):
+        pipeline.step(PAN.frames[1])
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 50), (50, 1), (2, 3), (33, 7), (37, 101)])
+def test_frames_of_any_size_run_with_dis(size_hw: tuple[int, int]) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+    labels = np.zeros(size_hw, np.uint8)
+    labels[size_hw[0] // 2, size_hw[1] // 2] = 9
+    with make() as pipeline:
+        pipeline.start(rgb, labels)
+        for _ in range(3):
+            result = pipeline.step(rgb)
+            assert result.labels.shape == size_hw
+            assert np.array_equal(result.labels, labels)
+
+
+@pytest.mark.parametrize("size", [50, 33])
+def test_large_frames_are_worked_on_smaller_and_answered_at_their_size(size: int) -> None:
+    step = (4, 2)
+    clip = squares_clip(
+        [Square(1, (40, 20), 60, step), Square(4, (110, 30), 40, step, channel=1)],
+        size_hw=(100, 181),
+        pan_xy=step,
+    )
+    working_hw = (size, round(181 * size / 100))
+    scale = np.array([working_hw[1] / 181, working_hw[0] / 100], np.float32)
+    flows = [
+        np.broadcast_to((flow[:, 0, 0] * scale)[:, None, None], (2, *working_hw)).copy()
+        for flow in clip.flows_to_prev_px
+    ]
+    pipeline = make(clip, flows=flows, options={"size": size})
+    results = run(pipeline, clip)
+    assert np.array_equal(results[0].labels, clip.labels[0])
+    for t, result in enumerate(results):
+        assert result.labels.shape == (100, 181)
+        assert result.probs.shape == (2, 100, 181)
+        for object_id in (1, 4):
+            found = iou(result.labels == object_id, clip.labels[t] == object_id)
+            assert found > RESIZED_IOU, (t, object_id)
+
+
+def test_a_correction_of_a_large_frame_is_kept_to_the_pixel() -> None:
+    pipeline = make(PAN, flows=[np.zeros((2, 30, 45), np.float32)] * 9, options={"size": 30})
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    pipeline.step(PAN.frames[0])
+    assert np.array_equal(pipeline.correct(PAN.labels[2]).labels, PAN.labels[2])
+    result = pipeline.step(PAN.frames[2])
+    assert iou(result.labels > 0, PAN.labels[2] > 0) > RESIZED_IOU
+
+
+def test_no_frame_is_copied_or_changed_where_nothing_is_resized() -> None:
+    pipeline = make(PAN)
+    frames = [frame.copy() for frame in PAN.frames]
+    run(pipeline, PAN)
+    assert all(np.array_equal(a, b) for a, b in zip(frames, PAN.frames, strict=True))
+
+
+def test_results_stay_as_they_are_while_the_video_goes_on() -> None:
+    pipeline = make(PAN)
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    result = pipeline.step(PAN.frames[1])
+    labels, probs = result.labels.copy(), result.probs.copy()
+    pipeline.step(PAN.frames[2])
+    pipeline.correct(PAN.labels[3])
+    assert np.array_equal(result.labels, labels)
+    assert np.array_equal(result.probs, probs)
+    with pytest.raises(ValueError, match="read-only"):
+        result.probs[0] = 0  # the next frame starts from it
+
+
+# --- OSVOS ---------------------------------------------------------------------------------------
+
+STILL = squares_clip([Square(1, (20, 15), 24, (0, 0))], size_hw=(64, 96))
+STILL_TWO = squares_clip(
+    [Square(1, (5, 15), 24, (0, 0)), Square(2, (60, 15), 24, (0, 0), channel=1)], size_hw=(64, 96)
+)
+
+
+def says(labels: np.ndarray, prob: float = 0.8) -> Callable[..., dict[str, np.ndarray]]:
+    """An OSVOS network that finds whatever is marked in labels."""
+    return lambda inputs: {"prob": ((labels > 0) * np.float32(prob))[None, None]}
+
+
+def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
+    everywhere = np.ones((64, 96), np.uint8)
+    pipeline = make(STILL, osvos=says(everywhere), options={"ensemble_weight": 0.25})
+    pipeline.start(STILL.frames[0], STILL.labels[0])
+    result = pipeline.step(STILL.frames[1])
+    inside = STILL.labels[0] == 1
+    assert np.allclose(result.probs[0][inside].max(), 0.75 + 0.25 * 0.8, atol=1e-5)
+    assert np.allclose(result.probs[0, 0, 10], 0.25 * 0.8, atol=1e-5)  # in the margin
+    assert result.probs[0, 0, 95] == 0
+    assert result.tracks[0].branch == "blended"
+    assert "osvos" in result.timings
+
+
+@pytest.mark.parametrize(
+    ("clip", "mode", "calls"),
+    [
+        (STILL, "auto", 1),
+        (STILL, "blend", 1),
+        (STILL, "retrieve-only", 0),
+        (STILL, "off", 0),
+        (STILL_TWO, "auto", 0),
+        (STILL_TWO, "blend", 1),
+    ],
+)
+def test_osvos_runs_only_where_its_answer_is_used(clip: Clip, mode: str, calls: int) -> None:
+    pipeline = make(clip, osvos=says(clip.labels[0]), options={"osvos": mode})
+    pipeline.start(clip.frames[0], clip.labels[0])
+    result = pipeline.step(clip.frames[1])
+    assert len(pipeline.engines.osvos.calls) == calls  # type: ignore[union-attr]
+    assert result.tracks[0].branch == ("blended" if calls else "propagation")
+    assert np.array_equal(result.labels, clip.labels[0])
+
+
+def gone_after_a_step(clip: Clip) -> list[np.ndarray]:
+    """Flows that carry object 1 of a still clip out of the frame in frame 1."""
+    flows = [np.zeros((2, 64, 96), np.float32) for _ in clip.frames]
+    flows[1][0, clip.labels[0] == 1] = 1000
+    return flows
+
+
+@pytest.mark.parametrize("mode", ["auto", "blend", "retrieve-only"])
+def test_a_lost_object_is_retrieved_where_osvos_finds_it(mode: str) -> None:
+    elsewhere = np.zeros((64, 96), np.uint8)
+    elsewhere[30:50, 10:40] = 1
+    pipeline = make(
+        STILL_TWO,
+        flows=gone_after_a_step(STILL_TWO),
+        osvos=says(np.maximum(elsewhere, STILL_TWO.labels[0] == 2)),
+        options={"osvos": mode},
+    )
+    pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
+    result = pipeline.step(STILL_TWO.frames[1])
+    track = result.tracks[0]
+    assert (track.object_id, track.state, track.branch) == (1, "tracked", "osvos")
+    assert iou(result.labels == 1, elsewhere > 0) > PASTED_IOU
+    assert iou(result.labels == 2, STILL_TWO.labels[0] == 2) > PASTED_IOU
+    again = pipeline.step(STILL_TWO.frames[2])
+    assert again.tracks[0].branch == ("blended" if mode == "blend" else "propagation")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"osvos": "off"}, "off"),
+        ({"retrieve_area_frac": 0.9}, "too small"),
+        ({"threshold": 0.85}, "not sure enough"),
+    ],
+)
+def test_a_lost_object_stays_lost_where_nothing_fits(options: dict[str, Any], reason: str) -> None:
+    speck = np.zeros((64, 96), np.uint8)
+    speck[40:60, 10:30] = 1  # 400 px; the object had 576
+    pipeline = make(
+        STILL_TWO, flows=gone_after_a_step(STILL_TWO), osvos=says(speck), options=options
+    )
+    results = run(pipeline, STILL_TWO)
+    assert [result.tracks[0].state for result in results[1:]] == ["lost"] * 4, reason
+
+
+def test_osvos_takes_the_resized_frame_and_answers_at_working_size() -> None:
+    pipeline = make(PAN, osvos=lambda inputs: {"prob": inputs["image"][:, 2:] / 255 + 0.45})
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    result = pipeline.step(PAN.frames[1])
+    image = pipeline.engines.osvos.calls[0]["image"]  # type: ignore[union-attr]
+    assert image.shape == (1, 3, 64, 96)
+    red = cv2.resize(PAN.frames[1][..., 0], (96, 64)) - np.float32(122.67892)  # BGR: red is last
+    assert np.allclose(image[0, 2], red, atol=1e-3)
+    assert iou(result.labels > 0, PAN.labels[1] > 0) > 0.9
+
+
+@pytest.mark.parametrize("mode", ["blend", "retrieve-only"])
+def test_osvos_asked_for_and_not_there_is_an_error(mode: str) -> None:
+    with pytest.raises(EngineError, match="no OSVOS engine is open"):
+        make(PAN, options={"osvos": mode})
+
+
+# --- engines, options, times ---------------------------------------------------------------------
+
+
+def test_the_flow_engine_is_used_when_the_manifest_says_so() -> None:
+    pipeline = make(flow=pan_engine, options={"use_propagation": False})
+    for t, result in enumerate(run(pipeline, PAN)):
+        assert iou(result.labels > 0, PAN.labels[t] > 0) > PASTED_IOU
+    calls = pipeline.engines.flow.calls  # type: ignore[union-attr]
+    assert len(calls) == 4
+    assert np.array_equal(calls[1]["frame1"], calls[0]["frame0"])  # current -> previous
+
+
+def test_dis_follows_the_picture() -> None:
+    clip = squares_clip(
+        [Square(1, (40, 30), 50, (2, 1))], size_hw=(120, 160), pan_xy=(2, 1), frames=6
+    )
+    pipeline = make(flow_source=FlowSource("opencv-dis", "medium"))
+    results = run(pipeline, clip)
+    assert iou(results[-1].labels > 0, clip.labels[-1] > 0) > 0.9
+    assert iou(results[-1].labels > 0, clip.labels[0] > 0) < 0.75
+
+
+def test_the_manifests_advice_holds_unless_an_option_is_given() -> None:
+    advice = {"threshold": 0.4, "size": 40}
+    pipeline = make(PAN, runtime_defaults=advice, options={"size": 480})
+    assert (pipeline.options.threshold, pipeline.options.size) == (0.4, 480)
+    with pytest.raises(ManifestError, match=r"runtime_defaults\.tresh"):
+        make(PAN, runtime_defaults={"tresh": 0.4})
+
+
+def test_times_of_the_stages_add_up_over_frames() -> None:
+    pipeline = make(PAN)
+    results = run(pipeline, PAN)
+    stages = {"input", "flow", "warp", "crop", "propagation", "paste", "merge", "output"}
+    assert set(results[-1].timings) == stages == set(pipeline.timings)
+    for stage in stages:
+        total = sum(result.timings.get(stage, 0) for result in results)
+        assert pipeline.timings[stage] == pytest.approx(total)
