@@ -2,11 +2,81 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-train_app = typer.Typer(help="Train a network (needs the extra [export]).", no_args_is_help=True)
+train_app = typer.Typer(
+    help="Train a network (needs the extra 'export').",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 
 
 @train_app.callback()
 def _train() -> None:
     pass
+
+
+@train_app.command("propagation")
+def propagation(
+    davis_root: Annotated[
+        Path, typer.Option(help="DAVIS folder: JPEGImages, Annotations, ImageSets.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder of the run: checkpoints and log.csv.")
+    ] = Path("runs/propagation"),
+    stills: Annotated[
+        Path | None,
+        typer.Option(help="Folder with images/ and masks/: still pictures to set in motion."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="List of sequences to train on.")] = "train",
+    width: Annotated[float, typer.Option(help="Channel multiplier of the backbone.")] = 0.25,
+    head_width: Annotated[float, typer.Option(help="Channel multiplier of the head.")] = 0.25,
+    middle_blocks: Annotated[int, typer.Option(help="Middle-flow blocks, 1..16.")] = 6,
+    roi_size: Annotated[int, typer.Option(help="Side of the crop, 16 n + 1.")] = 193,
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 14000,
+    decay_steps: Annotated[int, typer.Option(min=0, help="Final decay of the rate.")] = 5000,
+    batch: Annotated[int, typer.Option(min=2, help="Crops a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate, AdamW.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the network.")] = (
+        os.cpu_count() or 1
+    ),
+    bfloat16: Annotated[bool, typer.Option(help="Convolutions in bfloat16.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on where the run in OUT stopped.")] = False,
+) -> None:
+    """Train the propagation network on rollouts of itself, and write OUT/propagation.pth.
+
+    A run can be stopped at any time and resumed; with more --steps it is prolonged.
+    """
+    from mpn.errors import import_or_explain
+
+    import_or_explain("torch", extra="export", purpose="mpn train")
+    from mpn.training import launch
+    from mpn.training.progress import TrainingProgress
+    from mpn.training.recipe import PropagationRecipe, run_propagation_recipe
+
+    launch.keep_freed_memory()
+    recipe = PropagationRecipe(
+        davis_root=davis_root,
+        split=split,
+        stills_root=stills,
+        width=width,
+        head_width=head_width,
+        middle_blocks=middle_blocks,
+        roi_size=roi_size,
+        steps=steps,
+        decay_steps=decay_steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        threads=threads,
+        bfloat16=bfloat16,
+    )
+    with TrainingProgress() as progress:
+        checkpoint = run_propagation_recipe(recipe, out, resume=resume, report=progress.report)
+    typer.echo(f"averaged weights: {checkpoint}")
+    typer.echo(f"next: mpn export {checkpoint} --roi-size {roi_size} -o engines")

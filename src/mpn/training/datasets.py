@@ -1,0 +1,144 @@
+"""Readers of the training material: DAVIS sequences and image/mask pairs.
+
+Frames stay compressed in memory (a sequence is 5-10 MB of JPEG) and are decoded when asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mpn.errors import TrainingError
+from mpn.types import BoolArray, UInt8Array
+
+_DECODED_FRAMES = 512
+"""Frames and masks kept decoded (1.2 MB each at 480p): neighbouring rollouts ask for the same."""
+
+
+@dataclass(frozen=True)
+class DavisSequence:
+    """One sequence in DAVIS layout.
+
+    Attributes:
+        name: Folder name.
+        image_paths: JPEG of every frame, in order.
+        mask_paths: Palette PNG of every frame, in order.
+    """
+
+    name: str
+    image_paths: tuple[Path, ...]
+    mask_paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.image_paths)
+
+    def rgb(self, index: int) -> UInt8Array:
+        """Frame ``index``: (H, W, 3) uint8 RGB."""
+        return load_rgb(self.image_paths[index])
+
+    def labels(self, index: int) -> UInt8Array:
+        """Annotation of frame ``index``: (H, W) uint8 ids; void (255) becomes background."""
+        return load_label_png(self.mask_paths[index])
+
+
+@dataclass(frozen=True)
+class StillPair:
+    """An image with the mask of its salient object, mask stored as 0/255."""
+
+    image_path: Path
+    mask_path: Path
+
+    def rgb(self) -> UInt8Array:
+        """(H, W, 3) uint8 RGB."""
+        return load_rgb(self.image_path)
+
+    def mask(self) -> BoolArray:
+        """(H, W) bool, the salient object."""
+        return load_label_png(self.mask_path, void=None) >= 128
+
+
+@lru_cache(maxsize=_DECODED_FRAMES)
+def load_rgb(path: Path) -> UInt8Array:
+    """Decode an image to (H, W, 3) uint8 RGB; the result is shared, treat it as read-only.
+
+    Raises:
+        TrainingError: If the file is no image.
+    """
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise TrainingError(f"{path} cannot be read as an image")
+    rgb: UInt8Array = np.ascontiguousarray(bgr[:, :, ::-1])
+    rgb.flags.writeable = False
+    return rgb
+
+
+@lru_cache(maxsize=_DECODED_FRAMES)
+def load_label_png(path: Path, void: int | None = 255) -> UInt8Array:
+    """Decode a palette or grey PNG to its stored values, ``void`` set to 0; read-only.
+
+    Raises:
+        TrainingError: If the file is no single-channel image.
+    """
+    try:
+        with Image.open(path) as image:
+            labels = np.array(image, dtype=np.uint8)
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read as a mask: {error}") from error
+    if labels.ndim != 2:
+        raise TrainingError(f"{path} must hold object ids in one channel, got {labels.shape}")
+    if void is not None:
+        labels[labels == void] = 0
+    labels.flags.writeable = False
+    return labels
+
+
+def load_davis_split(
+    root: Path, split: str = "train", resolution: str = "480p", year: str = "2017"
+) -> list[DavisSequence]:
+    """The sequences of a split, in the order of its list.
+
+    Args:
+        root: Folder with JPEGImages, Annotations and ImageSets.
+        split: Name of the list, for example ``"train"``.
+        resolution: Folder under JPEGImages and Annotations.
+        year: Folder under ImageSets.
+
+    Raises:
+        TrainingError: If a folder or file is missing, or frames and masks do not pair.
+    """
+    listing = root / "ImageSets" / year / f"{split}.txt"
+    if not listing.is_file():
+        raise TrainingError(
+            f"{root} is not a DAVIS folder: {listing.relative_to(root)} is missing "
+            "(expected JPEGImages/, Annotations/ and ImageSets/)"
+        )
+    sequences = []
+    for name in listing.read_text().split():
+        images = tuple(sorted((root / "JPEGImages" / resolution / name).glob("*.jpg")))
+        masks = tuple(sorted((root / "Annotations" / resolution / name).glob("*.png")))
+        if not images or [p.stem for p in images] != [p.stem for p in masks]:
+            raise TrainingError(
+                f"sequence '{name}' of {root}: {len(images)} frames and {len(masks)} masks do not "
+                "pair by name"
+            )
+        sequences.append(DavisSequence(name, images, masks))
+    return sequences
+
+
+def load_still_pairs(root: Path) -> list[StillPair]:
+    """Image/mask pairs of a folder with ``images/`` and ``masks/`` (same stems).
+
+    Raises:
+        TrainingError: If there is no pair.
+    """
+    masks = {path.stem: path for path in (root / "masks").glob("*.png")}
+    images = sorted((root / "images").glob("*.jpg"))
+    pairs = [StillPair(path, masks[path.stem]) for path in images if path.stem in masks]
+    if not pairs:
+        raise TrainingError(f"{root} holds no pair images/NAME.jpg + masks/NAME.png")
+    return pairs

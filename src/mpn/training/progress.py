@@ -1,0 +1,59 @@
+"""What a training run shows while it runs."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from mpn.training.propagation import TrainingReport
+
+
+class TrainingProgress:
+    """A bar with loss and IoU on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("training", total=None, numbers="")
+
+    def report(self, entry: TrainingReport) -> None:
+        """Show one report."""
+        numbers = (
+            f"loss {entry.loss:.3f}  IoU in {entry.input_iou:.3f} out {entry.crop_iou:.3f}"
+            f"  lr {entry.learning_rate:.1e}"
+        )
+        if entry.validation_j is not None:
+            numbers += f"  validation J {entry.validation_j:.3f}"
+        self._progress.update(self._task, completed=entry.step, total=entry.steps, numbers=numbers)
+        if not self._console.is_terminal or entry.validation_j is not None:
+            self._console.print(f"step {entry.step}/{entry.steps}  {numbers}", highlight=False)
+
+    def __enter__(self) -> TrainingProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()

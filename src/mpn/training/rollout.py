@@ -1,0 +1,226 @@
+"""Rollouts: what the network sees at run time, with the truth beside it.
+
+A :class:`Rollout` plays one clip. Each step it warps its own probability by the flow of the new
+frame, crops the object's ROI, hands crop and target to the trainer, and takes the network's answer
+back as the probability of the next step. So the network is trained on the drift it causes itself,
+and every forward pass is a training pass. Warp, crop and paste are the runtime's own functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mpn.engines.manifest import DIS_SOURCE, FlowSource
+from mpn.runtime.flow import DisFlow, FlowFrame
+from mpn.runtime.ops.cpu import crop_resize_pack, paste, warp_bilinear
+from mpn.runtime.roi import box_from_prob, with_margin
+from mpn.training.augment import ColourShift, deform_mask, degrade_prob
+from mpn.training.clips import Clip, ClipMix, Material, draw_clip
+from mpn.types import BoolArray, Float32Array, Roi
+
+_MIN_OBJECT_PX = 150
+_TRIES = 50
+
+# crop_resize_pack normalises; with these it leaves colours at 0..255, where they are augmented.
+_RAW_MEAN = (0.0, 0.0, 0.0)
+_RAW_STD = (1 / 255, 1 / 255, 1 / 255)
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    """How rollouts are cut and disturbed.
+
+    Attributes:
+        roi_size: Side S of the crop the network sees.
+        flow: The flow that masks are warped by, as at run time.
+        threshold: A pixel belongs to the object above this probability.
+        roi_margin_frac: Margin a side as a share of the box.
+        roi_margin_px_min: Smallest margin a side.
+        roi_jitter_frac: Random move of every side of the ROI, as a share of the box.
+        max_steps: Longest rollout.
+        deform_share: Share of rollouts that start from a deformed mask.
+        reset_iou: A rollout whose last two answers both overlap the truth less than this ends:
+            nothing is left to learn from it but noise.
+    """
+
+    roi_size: int = 193
+    flow: FlowSource = field(default_factory=lambda: FlowSource(DIS_SOURCE, "ultrafast", 1.0))
+    threshold: float = 0.5
+    roi_margin_frac: float = 0.15
+    roi_margin_px_min: int = 16
+    roi_jitter_frac: float = 0.08
+    max_steps: int = 30
+    deform_share: float = 0.5
+    reset_iou: float = 0.1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One crop with its truth.
+
+    Attributes:
+        rgb: (3, S, S) float32 RGB in 0..255.
+        prob: (S, S) float32, the warped probability.
+        target: (S, S) float32, foreground share of each pixel.
+    """
+
+    rgb: Float32Array
+    prob: Float32Array
+    target: Float32Array
+
+
+class Rollout:
+    """One clip played through the network; starts a new clip by itself when one ends.
+
+    Args:
+        material: What clips are drawn from.
+        mix: How often each kind is drawn.
+        options: See :class:`RolloutOptions`.
+        seed: Decides everything random.
+    """
+
+    def __init__(
+        self, material: Material, mix: ClipMix, options: RolloutOptions, seed: int
+    ) -> None:
+        self._material, self._mix, self._options = material, mix, options
+        self._rng = np.random.default_rng(seed)
+        self._flow = DisFlow(options.flow)
+        self._max_steps = 1
+        self._clip_seed: int = -1
+        self._clip: Clip | None = None
+        self._t = self._last_t = 0
+        self._low_overlaps = 0
+        self._prob: Float32Array = np.zeros((1, 1), np.float32)
+        self._previous: FlowFrame | None = None
+        self._colour: ColourShift | None = None
+        self._mirror = False
+        self._roi: Roi | None = None
+        self._target: BoolArray = np.zeros((1, 1), np.bool_)
+
+    def set_max_steps(self, steps: int) -> None:
+        """Cap the length of rollouts that start from now on (the curriculum)."""
+        self._max_steps = min(steps, self._options.max_steps)
+
+    def observe(self) -> Sample:
+        """Move one frame on and return what the network should look at."""
+        for _ in range(_TRIES):
+            if self._clip is None or self._t >= self._last_t:
+                self._start()
+            sample = self._advance()
+            if sample is not None:
+                return sample
+            self._clip = None
+        raise RuntimeError("no usable rollout found in the training material")
+
+    def absorb(self, prob_crop: Float32Array) -> None:
+        """Take the network's answer, (S, S) float32, as the probability of this frame."""
+        roi = self._roi
+        if roi is None:
+            raise RuntimeError("absorb() follows observe()")
+        if self._mirror:
+            prob_crop = prob_crop[:, ::-1]
+        crops = np.ascontiguousarray(prob_crop)[None, None]
+        full = paste(crops, [roi], self._target.shape)[0]
+        self._prob, self._roi = full, None
+        answer = full > self._options.threshold
+        union = np.count_nonzero(answer | self._target)
+        overlap = np.count_nonzero(answer & self._target) / union if union else 1.0
+        self._low_overlaps = self._low_overlaps + 1 if overlap < self._options.reset_iou else 0
+        if self._low_overlaps >= 2 or not answer.any():
+            self._clip = None
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit: primitives and one array."""
+        return {
+            "rng": self._rng.bit_generator.state,
+            "clip_seed": self._clip_seed if self._clip is not None else -1,
+            "t": self._t,
+            "last_t": self._last_t,
+            "low_overlaps": self._low_overlaps,
+            "max_steps": self._max_steps,
+            "prob": self._prob,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        self._rng.bit_generator.state = state["rng"]
+        self._t, self._last_t = int(state["t"]), int(state["last_t"])
+        self._low_overlaps, self._max_steps = int(state["low_overlaps"]), int(state["max_steps"])
+        self._prob = np.asarray(state["prob"], np.float32)
+        self._clip = None
+        if int(state["clip_seed"]) >= 0:
+            clip = self._open(int(state["clip_seed"]))
+            self._previous = self._flow.prepare(clip.frame(self._t)[0])
+
+    def _open(self, seed: int) -> Clip:
+        self._clip_seed = seed
+        self._clip = clip = draw_clip(self._material, self._mix, seed)
+        look = np.random.default_rng([seed, 1])
+        self._colour = ColourShift(look)
+        self._mirror = bool(look.integers(2))
+        return clip
+
+    def _start(self) -> None:
+        for _ in range(_TRIES):
+            clip = self._open(int(self._rng.integers(2**31)))
+            if len(clip) < 2:
+                continue
+            first = 0 if len(clip) < 4 else int(self._rng.integers(0, len(clip) - 2))
+            rgb, mask = clip.frame(first)
+            if np.count_nonzero(mask) < _MIN_OBJECT_PX:
+                continue
+            steps = int(self._rng.integers(1, self._max_steps + 1))
+            self._t, self._last_t = first, min(first + steps, len(clip) - 1)
+            if self._rng.random() < self._options.deform_share:
+                mask = deform_mask(mask, self._rng)
+            self._prob = mask.astype(np.float32)
+            self._previous, self._low_overlaps = self._flow.prepare(rgb), 0
+            return
+        raise RuntimeError("no object of a usable size found in the training material")
+
+    def _advance(self) -> Sample | None:
+        clip, options, previous = self._clip, self._options, self._previous
+        if clip is None or self._colour is None or previous is None:
+            return None
+        self._t += 1
+        rgb, target = clip.frame(self._t)
+        self._previous = self._flow.prepare(rgb)
+        flow_to_prev_px = self._flow.between(self._previous, previous)
+        warped = warp_bilinear(self._prob[None], flow_to_prev_px)
+        roi = self._jittered_roi(warped[0])
+        if roi is None:
+            return None
+        self._roi, self._target = roi, target
+        side = options.roi_size
+        crop = crop_resize_pack(rgb, warped, [roi], size=side, mean=_RAW_MEAN, std=_RAW_STD)[0]
+        crop_target = cv2.resize(
+            target[roi.y0 : roi.y1, roi.x0 : roi.x1].astype(np.float32),
+            (side, side),
+            interpolation=cv2.INTER_LINEAR,
+        )
+        if self._mirror:
+            crop, crop_target = crop[..., ::-1], crop_target[..., ::-1]
+        return Sample(
+            self._colour(np.ascontiguousarray(crop[:3])),
+            degrade_prob(np.ascontiguousarray(crop[3]), self._rng),
+            np.ascontiguousarray(crop_target),
+        )
+
+    def _jittered_roi(self, prob: Float32Array) -> Roi | None:
+        """The runtime's ROI with every side moved a little; None if nothing is there."""
+        options = self._options
+        box = box_from_prob(prob, options.threshold)
+        if box is None:
+            return None
+        roi = with_margin(box, options.roi_margin_frac, options.roi_margin_px_min, prob.shape)
+        box_hw = np.array(box.size_hw)
+        jitter = self._rng.uniform(-1, 1, 4) * options.roi_jitter_frac * np.tile(box_hw[::-1], 2)
+        x0, y0, x1, y1 = np.rint(np.array(roi.box_xyxy) + jitter).astype(int)
+        height, width = prob.shape
+        x0, y0 = int(np.clip(x0, 0, width - 1)), int(np.clip(y0, 0, height - 1))
+        return Roi(x0, y0, int(np.clip(x1, x0 + 1, width)), int(np.clip(y1, y0 + 1, height)))

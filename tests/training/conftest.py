@@ -1,0 +1,64 @@
+"""Small training material: textured squares that move over texture, in DAVIS layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mpn.runtime.labels import save_labels
+from mpn.training.clips import Material
+from mpn.training.datasets import load_davis_split, load_still_pairs
+
+SIZE_HW = (96, 128)
+SEQUENCES = ("alpha", "beta", "gamma")
+FRAMES = 8
+
+
+def _texture(rng: np.random.Generator, size_hw: tuple[int, int]) -> np.ndarray:
+    coarse = rng.integers(0, 256, (size_hw[0] // 8, size_hw[1] // 8, 3), dtype=np.uint8)
+    return cv2.resize(coarse, size_hw[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="session")
+def davis_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("davis-like")
+    (root / "ImageSets/2017").mkdir(parents=True)
+    (root / "ImageSets/2017/train.txt").write_text("\n".join(SEQUENCES) + "\n")
+    for number, name in enumerate(SEQUENCES):
+        rng = np.random.default_rng(number)
+        background, patch = _texture(rng, SIZE_HW), _texture(rng, (40, 40))
+        images = root / "JPEGImages/480p" / name
+        masks = root / "Annotations/480p" / name
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for t in range(FRAMES):
+            x, y = 10 + 5 * t, 20 + 2 * t
+            frame, labels = background.copy(), np.zeros(SIZE_HW, np.uint8)
+            frame[y : y + 40, x : x + 40] = patch
+            labels[y : y + 40, x : x + 40] = 1
+            cv2.imwrite(str(images / f"{t:05d}.jpg"), frame)
+            save_labels(masks / f"{t:05d}.png", labels)
+    return root
+
+
+@pytest.fixture(scope="session")
+def stills_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("stills")
+    (root / "images").mkdir()
+    (root / "masks").mkdir()
+    for number in range(3):
+        rng = np.random.default_rng(100 + number)
+        mask = np.zeros(SIZE_HW, np.uint8)
+        cv2.circle(mask, (64, 48), 25, 255, -1)
+        image = np.where(mask[..., None] > 0, _texture(rng, SIZE_HW), _texture(rng, SIZE_HW))
+        cv2.imwrite(str(root / f"images/{number}.jpg"), image)
+        cv2.imwrite(str(root / f"masks/{number}.png"), mask)
+    return root
+
+
+@pytest.fixture(scope="session")
+def material(davis_like: Path, stills_like: Path) -> Material:
+    return Material(tuple(load_davis_split(davis_like)), tuple(load_still_pairs(stills_like)))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpn.training.clips import ClipMix, CompositeClip, DavisClip, Material, StillClip, draw_clip
+
+MIXES = {
+    "davis": ClipMix(1, 0, 0),
+    "still": ClipMix(0, 1, 0),
+    "composite": ClipMix(0, 0, 1),
+}
+
+
+@pytest.mark.parametrize("kind", MIXES)
+def test_a_clip_is_a_function_of_its_seed(material: Material, kind: str) -> None:
+    first, again = (draw_clip(material, MIXES[kind], 5) for _ in range(2))
+    other = draw_clip(material, MIXES[kind], 6)
+    rgb, mask = first.frame(2)
+    np.testing.assert_array_equal(rgb, again.frame(2)[0])
+    np.testing.assert_array_equal(mask, again.frame(2)[1])
+    assert rgb.shape != other.frame(2)[0].shape or (rgb != other.frame(2)[0]).any()
+
+
+@pytest.mark.parametrize("kind", MIXES)
+def test_frames_and_masks_have_one_size_and_type(material: Material, kind: str) -> None:
+    for seed in range(6):
+        clip = draw_clip(material, MIXES[kind], seed)
+        assert len(clip) >= 2
+        rgb, mask = clip.frame(1)
+        assert rgb.dtype == np.uint8
+        assert mask.dtype == np.bool_
+        assert rgb.shape == (*mask.shape, 3)
+
+
+def test_a_negative_stride_plays_backwards(material: Material) -> None:
+    sequence = material.sequences[0]
+    clip = DavisClip(sequence, 1, start=6, stride=-2)
+    assert len(clip) == 4
+    np.testing.assert_array_equal(clip.frame(1)[0], sequence.rgb(4))
+
+
+def test_a_still_clip_moves_its_object(material: Material) -> None:
+    clip = StillClip(material.stills[0], seed=3)
+    centres = [np.argwhere(clip.frame(t)[1]).mean(axis=0) for t in (0, 20)]
+    assert np.linalg.norm(centres[0] - centres[1]) > 2
+
+
+def test_the_pasted_object_occludes_the_base_object(material: Material) -> None:
+    base = DavisClip(material.sequences[0], 1, 0, 1)
+    over = DavisClip(material.sequences[1], 1, 0, 1)
+    on_top = CompositeClip(base, over, target_over=True, seed=2)
+    below = CompositeClip(base, over, target_over=False, seed=2)
+    for t in range(3):
+        np.testing.assert_array_equal(on_top.frame(t)[0], below.frame(t)[0])
+        assert not (on_top.frame(t)[1] & below.frame(t)[1]).any()
+        np.testing.assert_array_equal(below.frame(t)[1], base.frame(t)[1] & ~on_top.frame(t)[1])
+
+
+def test_without_stills_every_kind_is_still_drawn(material: Material) -> None:
+    alone = Material(material.sequences)
+    for seed in range(10):
+        clip = draw_clip(alone, ClipMix(0.4, 0.3, 0.3), seed)
+        assert not isinstance(clip, StillClip)
