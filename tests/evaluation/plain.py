@@ -18,9 +18,9 @@ Labels = npt.NDArray[np.uint8]
 
 
 def region(gt_mask: Mask, pred_mask: Mask, void_mask: Mask | None = None) -> float:
-    valid = np.logical_not(np.zeros_like(gt_mask) if void_mask is None else void_mask)
-    intersection = np.sum(gt_mask & pred_mask & valid)
-    union = np.sum((gt_mask | pred_mask) & valid)
+    void = np.zeros_like(gt_mask) if void_mask is None else void_mask
+    intersection = np.sum(gt_mask & pred_mask & np.logical_not(void))
+    union = np.sum((gt_mask | pred_mask) & np.logical_not(void))
     return 1.0 if union == 0 else float(intersection / union)
 
 
@@ -84,13 +84,9 @@ def boundary_of_labels(gt_labels: Labels, pred_labels: Labels, num_objects: int)
     return [boundary(gt_labels == k, pred_labels == k) for k in range(1, num_objects + 1)]
 
 
-def region_of_sequence(gt_labels: Labels, pred_labels: Labels, num_objects: int) -> npt.NDArray:
-    """J of (T, H, W) labels as arrays over the whole sequence, the form of the official tool."""
-    ids = np.arange(1, num_objects + 1, dtype=np.uint8)[:, None, None, None]
-    values = []
-    for gt_masks, pred_masks in zip(gt_labels == ids, pred_labels == ids, strict=True):
-        valid = np.logical_not(np.zeros_like(gt_masks))
-        intersection = np.sum(gt_masks & pred_masks & valid, axis=(-2, -1))
-        union = np.sum((gt_masks | pred_masks) & valid, axis=(-2, -1))
-        values.append(np.where(union == 0, 1.0, intersection / np.maximum(union, 1)))
-    return np.array(values)
+def region_of_sequence(gt_masks: Mask, pred_masks: Mask) -> npt.NDArray[np.float64]:
+    """J of each frame of (T, H, W) masks by arrays of the whole sequence, as the official tool."""
+    void = np.zeros_like(gt_masks)
+    intersection = np.sum(gt_masks & pred_masks & np.logical_not(void), axis=(-2, -1))
+    union = np.sum((gt_masks | pred_masks) & np.logical_not(void), axis=(-2, -1))
+    return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))

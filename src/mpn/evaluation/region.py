@@ -34,9 +34,12 @@ def region_similarity(
     check_masks(gt_mask, pred_mask, void_mask)
     if void_mask is not None:
         gt_mask, pred_mask = gt_mask & ~void_mask, pred_mask & ~void_mask
-    intersection = _count(gt_mask & pred_mask)
-    union = _count(gt_mask) + _count(pred_mask) - intersection
-    return intersection / union if union else 1.0
+    # Sums and a difference without temporaries; bool is stored as 0 or 1, so all are exact counts.
+    gt_bytes, pred_bytes = gt_mask.view(np.uint8), pred_mask.view(np.uint8)
+    total_px = int(cv2.sumElems(gt_bytes)[0]) + int(cv2.sumElems(pred_bytes)[0])
+    differing_px = int(cv2.norm(gt_bytes, pred_bytes, cv2.NORM_L1))
+    union_px = (total_px + differing_px) // 2
+    return (union_px - differing_px) / union_px if union_px else 1.0
 
 
 def check_masks(
@@ -52,8 +55,3 @@ def check_masks(
     if gt_mask.ndim != 2 or not gt_mask.size or any(mask.dtype != np.bool_ for mask in masks):
         kinds = ", ".join(f"{mask.shape} {mask.dtype}" for mask in masks)
         raise EvaluationError(f"masks must be (H, W) bool of at least one pixel, got {kinds}")
-
-
-def _count(mask: BoolArray) -> int:
-    # Three times faster than numpy's count of a whole frame, and exact: bool is stored as 0 or 1.
-    return int(cv2.sumElems(mask.view(np.uint8))[0])
