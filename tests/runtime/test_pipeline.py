@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from mpn.engines.load import EngineSet, open_engines
 from mpn.engines.manifest import FlowSource, Preprocessing, PropagationPreprocessing
 from mpn.errors import EngineError, InputError, ManifestError, MaskError
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
+from tests.engine_dirs import make_engine_dir
 from tests.fakes import fake_engine_set
 from tests.synthetic import Clip, KnownFlow, Square, by_colour, iou, squares_clip
-from tests.tolerances import PASTED_IOU, PROBS_SUM, RESIZED_IOU
+from tests.tolerances import FLOAT32_RESIZE, PASTED_IOU, PROBS_SUM, RESIZED_IOU
 
 PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))
 """Leaves colours in 0..1, as tests.synthetic.by_colour wants them."""
@@ -569,3 +572,56 @@ def test_times_of_the_stages_add_up_over_frames() -> None:
     for stage in stages:
         total = sum(result.timings.get(stage, 0) for result in results)
         assert pipeline.timings[stage] == pytest.approx(total)
+
+
+@pytest.mark.parametrize("with_osvos", [False, True])
+def test_a_directory_of_real_engines_runs_the_same(tmp_path: Path, with_osvos: bool) -> None:
+    directory = make_engine_dir(
+        tmp_path / "engines",
+        with_flow=True,
+        with_osvos=with_osvos,
+        frame_size_hw=(60, 90),
+        flow_px=(-3 * 128 / 90, -2 * 64 / 60),
+    )
+    options = PipelineOptions(osvos="off")
+    with Pipeline.from_engines(directory, backend="cpu", options=options) as pipeline:
+        assert pipeline.backend == "cpu"
+        assert pipeline.engines.osvos is None  # off: not even loaded
+        results = run(pipeline, PAN)
+    fake = run(make(flow=pan_engine), PAN)
+    for real, known in zip(results, fake, strict=True):
+        assert np.array_equal(real.labels, known.labels)
+        assert np.abs(real.probs - known.probs).max() < FLOAT32_RESIZE
+
+
+def test_osvos_of_a_directory_is_opened_and_runs(tmp_path: Path) -> None:
+    directory = make_engine_dir(tmp_path / "engines", with_osvos=True)
+    with Pipeline.from_engines(directory, backend="cpu") as pipeline:
+        assert run(pipeline, PAN)[-1].tracks[0].branch == "blended"
+
+
+def test_threads_of_opencv_are_set_while_the_pipeline_is_open(tmp_path: Path) -> None:
+    directory = make_engine_dir(tmp_path / "engines")
+    before = cv2.getNumThreads()
+    with Pipeline.from_engines(directory, backend="cpu"):
+        assert cv2.getNumThreads() == before
+    with Pipeline.from_engines(directory, backend="cpu", threads=before + 1):
+        assert cv2.getNumThreads() == before + 1
+    assert cv2.getNumThreads() == before
+
+
+def test_a_pipeline_that_cannot_be_made_leaves_no_engine_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = make_engine_dir(tmp_path / "engines", runtime_defaults={"size": "large"})
+    opened: list[EngineSet] = []
+
+    def noted(*args: Any, **kwargs: Any) -> EngineSet:
+        opened.append(open_engines(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr("mpn.runtime.pipeline.open_engines", noted)
+    with pytest.raises(ManifestError, match="size"):
+        Pipeline.from_engines(directory, backend="cpu")
+    with pytest.raises(EngineError, match="closed"):
+        opened[0].propagation.run({"rgb_prob": np.zeros((1, 4, 65, 65), np.float32)})

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from typing import Any
+
+import pytest
+
+from mpn.errors import InputError, ManifestError
+from mpn.runtime.options import PipelineOptions
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    assert dataclasses.asdict(PipelineOptions()) == {
+        "size": 480,
+        "threshold": 0.5,
+        "roi_margin_frac": 0.15,
+        "roi_margin_px_min": 16,
+        "use_propagation": True,
+        "propagation_weight": 1.0,
+        "lost_area_frac": 0.0,
+        "osvos": "auto",
+        "ensemble_weight": 0.5,
+        "retrieve_area_frac": 0.1,
+        "retrieve_iou_max": 0.3,
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 0},
+        {"size": -2},
+        {"size": 480.0},
+        {"size": True},
+        {"threshold": -0.1},
+        {"threshold": 1.1},
+        {"threshold": "0.5"},
+        {"threshold": float("nan")},
+        {"threshold": None},
+        {"roi_margin_frac": -0.1},
+        {"roi_margin_frac": float("inf")},
+        {"roi_margin_px_min": -1},
+        {"roi_margin_px_min": 1.5},
+        {"use_propagation": 1},
+        {"osvos": "on"},
+        {"osvos": None},
+        {"ensemble_weight": 2},
+        {"propagation_weight": False},
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_by_name(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(InputError, match=f"option {name} must be"):
+        PipelineOptions(**options)
+    with pytest.raises(ManifestError, match=rf"runtime_defaults.*option {name} must be"):
+        PipelineOptions().with_defaults(options)
+
+
+def test_other_defaults_hold_for_options_that_were_not_given() -> None:
+    options = PipelineOptions(size=480, threshold=0.4).with_defaults(
+        {"size": 360, "threshold": 0.3, "roi_margin_frac": 0.25}
+    )
+    assert options == PipelineOptions(size=480, threshold=0.4, roi_margin_frac=0.25)
+    assert options.given == {"size", "threshold"}
+
+
+def test_defaults_can_be_replaced_again_and_leave_the_original_alone() -> None:
+    original = PipelineOptions(threshold=0.4)
+    first = original.with_defaults({"size": 360})
+    assert first.with_defaults({"size": 240, "threshold": 0.1}).size == 240
+    assert original.size == 480
+
+
+def test_a_bad_default_is_refused_even_if_an_option_overrides_it() -> None:
+    with pytest.raises(ManifestError, match="size"):
+        PipelineOptions(size=480).with_defaults({"size": "large"})
+
+
+def test_an_unknown_default_is_refused_with_the_names_that_exist() -> None:
+    with pytest.raises(ManifestError, match=r"'runtime_defaults\.margin' .*roi_margin_frac"):
+        PipelineOptions().with_defaults({"margin": 1})
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_remembers_what_was_given(copied: Any) -> None:
+    options = copied(PipelineOptions(size=-1))
+    assert options == PipelineOptions(size=-1)
+    assert options.with_defaults({"size": 360, "threshold": 0.3}) == PipelineOptions(
+        size=-1, threshold=0.3
+    )

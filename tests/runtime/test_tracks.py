@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpn.runtime.tracks import tracks_from_labels
+from mpn.types import Roi
+
+LABELS = np.zeros((10, 20), np.uint8)
+LABELS[2:5, 4:9] = 3
+LABELS[6:8, 15:20] = 8
+PROBS = np.zeros((3, 10, 20), np.float32)
+PROBS[0, 2:5, 4:9] = 0.75
+PROBS[1, 6:8, 15:20] = np.array([[0.6], [0.8]])
+PROBS[2, 0, 0] = 0.4
+FRAME = Roi(0, 0, 20, 10)
+
+
+@pytest.mark.parametrize(
+    "boxes", [[FRAME, FRAME, FRAME], [Roi(4, 2, 9, 5), Roi(13, 5, 20, 10), Roi(0, 0, 3, 3)]]
+)
+def test_a_track_measures_its_own_pixels(boxes: list[Roi | None]) -> None:
+    three, eight, nine = tracks_from_labels(
+        LABELS, PROBS, (3, 8, 9), ("propagation", "blended", "osvos"), boxes
+    )
+    assert (three.object_id, three.area_px, three.box_xyxy) == (3, 15, (4, 2, 9, 5))
+    assert (eight.object_id, eight.area_px, eight.box_xyxy) == (8, 10, (15, 6, 20, 8))
+    assert (three.state, three.branch) == ("tracked", "propagation")
+    assert (eight.state, eight.branch) == ("tracked", "blended")
+    assert three.confidence == 0.75
+    assert eight.confidence == pytest.approx(0.7)
+    assert (nine.state, nine.branch, nine.area_px) == ("lost", "none", 0)
+    assert (nine.box_xyxy, nine.confidence) == (None, 0)
+
+
+def test_an_object_that_is_nowhere_is_lost() -> None:
+    (track,) = tracks_from_labels(LABELS, PROBS[:1], (5,), ("propagation",), [None])
+    assert (track.state, track.branch, track.area_px) == ("lost", "none", 0)
