@@ -47,6 +47,7 @@ def load_labels(
     *,
     size_hw: tuple[int, int] | None = None,
     max_objects: int = DEFAULT_MAX_OBJECTS,
+    allow_empty: bool = False,
 ) -> UInt8Array:
     """Read a mask.
 
@@ -58,6 +59,7 @@ def load_labels(
         path: An image file; PNG, since a mask must not pass a lossy codec.
         size_hw: (height, width) the mask must have, if known.
         max_objects: Largest number of different ids.
+        allow_empty: Whether a mask without any object is fine, as it is in results.
 
     Returns:
         (H, W) uint8: 0 background, object ids 1..254.
@@ -80,7 +82,7 @@ def load_labels(
     else:
         labels[labels == VOID] = 0
         foreground = foreground[foreground != VOID]
-    if foreground.size == 0:
+    if foreground.size == 0 and not allow_empty:
         raise MaskError(f"the mask {path} is empty (every pixel is 0): mark at least one object")
     if foreground.size > max_objects:
         raise MaskError(
