@@ -206,9 +206,12 @@ def test_a_shrinking_object_is_kept_unless_a_least_area_is_asked_for(
 ) -> None:
     # Half of the object leaves the frame with each of two steps of its half width.
     clip = squares_clip([Square(1, (70, 20), 20, (8, 0))], frames=3, pan_xy=(8, 0))
-    results = run(make(clip, options={"lost_area_frac": lost_area_frac}), clip)
-    assert results[1].tracks[0].state == "tracked"
-    assert results[2].tracks[0].state == state
+    for use_propagation in (True, False):
+        options = {"lost_area_frac": lost_area_frac, "use_propagation": use_propagation}
+        results = run(make(clip, options=options), clip)
+        assert results[1].tracks[0].state == "tracked"
+        assert results[2].tracks[0].state == state
+        assert results[2].probs.any() == (state == "tracked")
 
 
 def test_corrected_objects_go_on_from_the_labels_and_others_are_untouched() -> None:

@@ -90,7 +90,7 @@ class DisFlow:
 
     def __init__(self, source: FlowSource) -> None:
         self._scale = source.scale
-        self._dis = cv2.DISOpticalFlow_create(_DIS_PRESETS[source.preset])
+        self._dis = cv2.DISOpticalFlow.create(_DIS_PRESETS[source.preset])
 
     def prepare(self, rgb: UInt8Array) -> FlowFrame:
         """Grey values at the scale of the source."""

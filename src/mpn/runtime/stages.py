@@ -86,13 +86,14 @@ class Stages:
         for plane, roi, box in zip(warped, rois, reach, strict=True):
             if roi is None and box is not None:  # what is left of a lost object is no candidate
                 plane[box.y0 : box.y1, box.x0 : box.x1] = 0
+        branches: tuple[TrackBranch, ...] = ("propagation",) * len(rois)
         return Candidates(
             prob=warped,
             supports=tuple(
                 None if roi is None else box for roi, box in zip(rois, reach, strict=True)
             ),
             rois=tuple(rois),
-            branches=("propagation",) * len(rois),
+            branches=branches,
         )
 
     def is_osvos_needed(self, candidates: Candidates) -> bool:
@@ -127,7 +128,8 @@ class Stages:
         )
         prob = engine.run({"image": image})["prob"]
         _check_finite(prob, "OSVOS")
-        return resize_prob(prob[0], (rgb.shape[0], rgb.shape[1]))[0]
+        foreground: Float32Array = resize_prob(prob[0], (rgb.shape[0], rgb.shape[1]))[0]
+        return foreground
 
     def retrieve_lost(
         self, candidates: Candidates, foreground: Float32Array, first_areas_px: Sequence[float]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mpn.types import Float32Array, Roi, Track, TrackBranch, UInt8Array
+from mpn.types import Float32Array, Roi, Track, TrackBranch, TrackState, UInt8Array
 
 
 def tracks_from_labels(
@@ -30,17 +30,16 @@ def tracks_from_labels(
     tracks = []
     for k, (object_id, branch, box) in enumerate(zip(object_ids, branches, boxes, strict=True)):
         area_px, found, confidence = _measured(labels, probs[k], object_id, box)
+        state: TrackState
         if branch == "given":
-            state, branch_won = "given", branch
-        elif area_px:
-            state, branch_won = "tracked", branch
+            state = "given"
         else:
-            state, branch_won = "lost", "none"
+            state = "tracked" if area_px else "lost"
         tracks.append(
             Track(
                 object_id=object_id,
                 state=state,
-                branch=branch_won,
+                branch="none" if state == "lost" else branch,
                 area_px=area_px,
                 box_xyxy=found,
                 confidence=confidence,
