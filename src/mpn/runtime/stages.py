@@ -86,14 +86,14 @@ class Stages:
         for plane, roi, box in zip(warped, rois, reach, strict=True):
             if roi is None and box is not None:  # what is left of a lost object is no candidate
                 plane[box.y0 : box.y1, box.x0 : box.x1] = 0
-        branches: tuple[TrackBranch, ...] = ("propagation",) * len(rois)
+        branch: TrackBranch = "propagation"
         return Candidates(
             prob=warped,
             supports=tuple(
                 None if roi is None else box for roi, box in zip(rois, reach, strict=True)
             ),
             rois=tuple(rois),
-            branches=branches,
+            branches=(branch,) * len(rois),
         )
 
     def is_osvos_needed(self, candidates: Candidates) -> bool:

@@ -30,11 +30,8 @@ def tracks_from_labels(
     tracks = []
     for k, (object_id, branch, box) in enumerate(zip(object_ids, branches, boxes, strict=True)):
         area_px, found, confidence = _measured(labels, probs[k], object_id, box)
-        state: TrackState
-        if branch == "given":
-            state = "given"
-        else:
-            state = "tracked" if area_px else "lost"
+        found_state: TrackState = "tracked" if area_px else "lost"
+        state: TrackState = "given" if branch == "given" else found_state
         tracks.append(
             Track(
                 object_id=object_id,
