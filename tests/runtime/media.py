@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -81,3 +82,26 @@ def with_display_matrix(path: Path, target: Path, matrix: tuple[int, ...]) -> Pa
     data[at : at + 36] = b"".join(int(v).to_bytes(4, "big", signed=True) for v in matrix)
     target.write_bytes(bytes(data))
     return target
+
+
+SCENE_HW = (64, 96)
+SCENE_STEP_PX = 1
+
+
+def scene(count: int) -> list[np.ndarray]:
+    """A camera that pans over a smooth random texture, one pixel to the right a frame."""
+    rng = np.random.default_rng(7)
+    height, width = SCENE_HW
+    wide = rng.integers(0, 256, (height, width + count * SCENE_STEP_PX, 3), dtype=np.uint8)
+    wide = cv2.GaussianBlur(wide, (0, 0), 2.0)
+    wide = cv2.normalize(wide, None, 0, 255, cv2.NORM_MINMAX)
+    return [wide[:, i * SCENE_STEP_PX :][:, :width].copy() for i in range(count)]
+
+
+def scene_labels(index: int) -> np.ndarray:
+    """The labels of frame ``index`` of :func:`scene`: objects 1 and 2, painted on the texture."""
+    labels = np.zeros(SCENE_HW, np.uint8)
+    for object_id, (y0, y1, x0, x1) in {1: (10, 34, 50, 80), 2: (40, 58, 30, 60)}.items():
+        shift = index * SCENE_STEP_PX
+        labels[y0:y1, max(x0 - shift, 0) : max(x1 - shift, 0)] = object_id
+    return labels

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from mpn.runtime.rle import counts_from_string, mask_from_counts
 from mpn.runtime.writers import MaskWriter, ProbsWriter, RleWriter, TracksWriter, Writer
 from mpn.types import Frame, StepResult, Track
 from tests.runtime.media import noise_frame
+from tests.tiny_disk import tiny_disk as tiny_disk
 from tests.tolerances import FLOAT16_PROB
 
 SIZE_HW = (48, 64)
@@ -38,22 +37,6 @@ def frame_and_result(index: int) -> tuple[Frame, StepResult]:
             tracks=tracks,
         ),
     )
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB; skipped where mounting is not allowed."""
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mounted)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        pytest.skip("mounting a tmpfs needs root")
-    try:
-        yield mounted
-    finally:
-        subprocess.run(["umount", str(mounted)], check=True, capture_output=True, timeout=10)
 
 
 def fill(writer: Writer, frames: int) -> None:

@@ -92,12 +92,6 @@ def load_labels(
     return labels
 
 
-def object_ids_from_labels(labels: UInt8Array) -> tuple[int, ...]:
-    """The ids in (H, W) uint8 labels, ascending, without background and void."""
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=_FULL_PALETTE))
-    return tuple(int(value) for value in present if value not in (0, VOID))
-
-
 def save_labels(path: str | Path, labels: UInt8Array) -> None:
     """Write a palette PNG with the DAVIS palette; under its name only once it is whole.
 

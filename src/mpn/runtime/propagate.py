@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mpn.errors import InputError
-from mpn.runtime.labels import load_labels, object_ids_from_labels
+from mpn.runtime.labels import load_labels
 from mpn.runtime.queues import Prefetch
+from mpn.runtime.state import object_ids_from_labels
 from mpn.runtime.video import VideoSource, open_video
 from mpn.types import Frame, StepResult, UInt8Array, check_labels
 

@@ -1,0 +1,203 @@
+"""Going on with a run that was interrupted: is it the same run, where does it go on, and from what.
+
+The state of a resumed run is its last mask, not the soft probability that the interrupted run had
+in memory; an object that was lost there stays lost, for there is nothing left to follow. run.json
+says at which frame this happened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from mpn.errors import InputError, MaskError, OutputError
+from mpn.runtime.atomic import partial_path
+from mpn.runtime.labels import load_labels
+from mpn.runtime.propagate import PipelineLike, propagate_frames
+from mpn.runtime.results import ResultPaths
+from mpn.types import MAX_OBJECT_ID, Frame, StepResult, Track, UInt8Array
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """The last frame of an earlier run that a new one can go on from.
+
+    Attributes:
+        frame_index: That frame; its mask is the state to start from.
+        track_lines: The lines of tracks.jsonl up to and including it.
+    """
+
+    frame_index: int
+    track_lines: tuple[str, ...]
+
+    @property
+    def object_ids(self) -> list[tuple[int, ...]]:
+        """The ids followed in each frame of ``track_lines``."""
+        return [
+            tuple(track["object_id"] for track in json.loads(line)["objects"])
+            for line in self.track_lines
+        ]
+
+
+def check_same_run(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Compare two fingerprints (nested dicts of JSON values).
+
+    Raises:
+        InputError: If they differ; it names the first difference, so that it can be undone.
+    """
+    before, now = _leaves(earlier), _leaves(json.loads(json.dumps(current)))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"cannot resume: {name} was {before.get(name)} and is now {now.get(name)}; resume "
+                "with the same video, masks, engines and options, or run again without --resume"
+            )
+
+
+def resumed_frames(
+    frames: Iterable[Frame],
+    pipeline: PipelineLike,
+    paths: ResultPaths,
+    point: ResumePoint,
+    corrections: Mapping[int, UInt8Array],
+) -> Iterator[tuple[Frame, StepResult]]:
+    """The loop of a resumed run: earlier masks up to the resume point, then the pipeline.
+
+    Args:
+        frames: Of the whole video, from its first.
+        pipeline: Open; started at the resume point.
+        paths: Where the earlier masks are.
+        point: Where to go on.
+        corrections: As for :func:`mpn.runtime.propagate.propagate_frames`.
+
+    Yields:
+        Each frame with its result; up to the resume point that is the earlier mask, without
+        probabilities and tracks.
+
+    Raises:
+        MaskError: If an earlier mask has become unreadable.
+        OutputError: If the video ends before the resume point.
+    """
+    iterator = iter(frames)
+    followed = point.object_ids
+    first_index = point.frame_index - len(followed) + 1
+    for frame in iterator:
+        ids = followed[frame.index - first_index]
+        labels = _mask_of(paths, frame)
+        if frame.index < point.frame_index:
+            yield frame, _earlier_result(frame, labels, ids)
+            continue
+        later = {index: given for index, given in corrections.items() if index > frame.index}
+        for following, result in propagate_frames(
+            chain([frame], iterator), pipeline, labels, later
+        ):
+            yield following, with_lost_objects(result, ids)
+        return
+    raise OutputError(
+        f"cannot resume at frame {point.frame_index}: the video ends before it; run again without "
+        "--resume"
+    )
+
+
+def with_lost_objects(result: StepResult, object_ids: Iterable[int]) -> StepResult:
+    """The result with every id of ``object_ids`` in it, those that it lacks being lost."""
+    missing = sorted(set(object_ids) - set(result.object_ids))
+    if not missing:
+        return result
+    probs = dict(zip(result.object_ids, result.probs, strict=True))
+    tracks = {track.object_id: track for track in result.tracks}
+    for object_id in missing:
+        probs[object_id] = np.zeros(result.labels.shape, np.float32)
+        tracks[object_id] = Track(object_id, "lost", "none", 0, None, 0.0)
+    ids = tuple(sorted(tracks))
+    return replace(
+        result,
+        object_ids=ids,
+        probs=np.stack([probs[object_id] for object_id in ids]),
+        tracks=tuple(tracks[object_id] for object_id in ids),
+    )
+
+
+def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | None:
+    """The last frame with a readable mask that shows an object, every frame before it being there.
+
+    Args:
+        paths: Where the earlier run wrote.
+        first_frame: The first frame of the video; the run must have begun there.
+
+    Returns:
+        None if not even the first frame is there.
+    """
+    lines: list[str] = []
+    names: list[str] = []
+    for line in _earlier_track_lines(paths):
+        try:
+            entry = json.loads(line)
+            index, name = entry["frame"], entry["name"]
+        except (ValueError, KeyError, TypeError):
+            break
+        mask = paths.masks / f"{name}.png"
+        if index != first_frame.index + len(lines) or not mask.is_file():
+            break
+        lines.append(line)
+        names.append(name)
+    if not names or names[0] != first_frame.name:
+        return None
+    size_hw = (first_frame.rgb.shape[0], first_frame.rgb.shape[1])
+    while names:
+        try:  # an empty mask has nothing to go on from; a damaged one is written anew
+            load_labels(
+                paths.masks / f"{names[-1]}.png", size_hw=size_hw, max_objects=MAX_OBJECT_ID
+            )
+        except MaskError:
+            names.pop()
+            continue
+        return ResumePoint(first_frame.index + len(names) - 1, tuple(lines[: len(names)]))
+    return None
+
+
+def _earlier_track_lines(paths: ResultPaths) -> list[str]:
+    for path in (partial_path(paths.tracks), paths.tracks):
+        try:
+            return path.read_text(encoding="utf-8").splitlines()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot read {path} of the run to resume: {error}") from error
+    return []
+
+
+def _mask_of(paths: ResultPaths, frame: Frame) -> UInt8Array:
+    """The earlier mask of a frame; it may be empty."""
+    path = paths.masks / f"{frame.name}.png"
+    size_hw = (frame.rgb.shape[0], frame.rgb.shape[1])
+    return load_labels(path, size_hw=size_hw, max_objects=MAX_OBJECT_ID, allow_empty=True)
+
+
+def _earlier_result(frame: Frame, labels: UInt8Array, object_ids: tuple[int, ...]) -> StepResult:
+    return StepResult(
+        index=frame.index,
+        labels=labels,
+        probs=np.zeros((0, *labels.shape), np.float32),
+        object_ids=object_ids,
+        tracks=(),
+    )
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested JSON as one dict: ``{"video.size_hw.0": 480, ...}``."""
+    if isinstance(value, Mapping):
+        items = [(str(key), nested) for key, nested in value.items()]
+    elif isinstance(value, list):
+        items = [(str(position), nested) for position, nested in enumerate(value)]
+    else:
+        return {name: value}
+    leaves: dict[str, Any] = {}
+    for key, nested in items:
+        leaves |= _leaves(nested, f"{name}.{key}" if name else key)
+    return leaves
