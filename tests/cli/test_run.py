@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpn.cli import main as cli
+from mpn.cli.run import BackendName
+from mpn.engines.load import BACKENDS
+from mpn.runtime.labels import save_labels
+from mpn.runtime.outputs import SAVE_KINDS, SaveKind
+from tests.engine_dirs import make_engine_dir
+from tests.runtime.media import (
+    SCENE_HW,
+    level_frame,
+    scene,
+    scene_labels,
+    write_folder,
+    write_video,
+)
+from tests.tiny_disk import tiny_disk as tiny_disk
+
+FRAMES = 5
+HANG_S = 60.0
+"""Far above what a subprocess here needs, also on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything a run may be given: clip.mp4, first.png, engines/ and bad ones."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_engine_dir(folder / "engines", frame_size_hw=SCENE_HW)
+    frames = scene(FRAMES)
+    write_video(folder / "clip.mp4", frames)
+    labels = scene_labels(0)
+    save_labels(folder / "first.png", labels)
+    Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "binary.png")
+
+    (folder / "text.mp4").write_text("not a video\n" * 100)
+    save_labels(folder / "small.png", labels[:40, :50])
+    Image.fromarray(np.repeat(labels[:, :, None] * 100, 3, axis=2)).save(folder / "rgb.png")
+    save_labels(folder / "empty.png", np.zeros(SCENE_HW, np.uint8))
+    many = np.arange(SCENE_HW[0] * SCENE_HW[1]) % 201
+    Image.fromarray(many.reshape(SCENE_HW).astype(np.uint8)).save(folder / "many.png")
+    write_folder(folder / "one_pixel", [level_frame(0, (1, 1))] * 2)
+    save_labels(folder / "one_pixel.png", np.ones((1, 1), np.uint8))
+    write_folder(folder / "mixed", [frames[0], frames[1][:50]])
+    (folder / "no_images").mkdir()
+
+    flipped = make_engine_dir(folder / "flipped", frame_size_hw=SCENE_HW) / "propagation.onnx"
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.write_bytes(bytes(data))
+    outside = make_engine_dir(folder / "outside", frame_size_hw=SCENE_HW) / "manifest.json"
+    manifest = outside.read_text().replace('"propagation.onnx"', '"../propagation.onnx"')
+    outside.write_text(manifest)
+    return folder
+
+
+@pytest.fixture
+def run(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Run ``mpn-run`` in this process, in an empty folder; ``@name`` is a path among the inputs."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run_(*arguments: str, add_engines: bool = True) -> int:
+        given = [re.sub(r"@", f"{inputs}/", argument) for argument in arguments]
+        if add_engines and "--engine-dir" not in given:
+            given += ["--engine-dir", str(inputs / "engines")]
+        return cli._run_app(cli._single_command(cli.run, "mpn-run"), given)
+
+    return run_
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_run_writes_results_beside_you_and_says_where(run, capsys) -> None:
+    assert run("@clip.mp4", "--mask", "@first.png", "--backend", "cpu") == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert re.search(r"^5 frames, [\d.]+ FPS on cpu, objects 1, 2: masks in clip-mpn/masks", out)
+    assert err == ""  # no terminal, and over in less than a progress line's time
+    assert len(list(Path("clip-mpn/masks").glob("*.png"))) == FRAMES
+
+
+def test_every_option_arrives(run, capsys) -> None:
+    code = run(
+        "@clip.mp4", "--mask", "@binary.png", "--mask", "3:@first.png", "-o", "res", "--json",
+        "--backend", "cpu", "--threads", "1", "--no-crf", "--no-osvos", "--no-adapt",
+        "--size", "32", "--start", "1", "--end", "4", "--save", "rle, probs,masks",
+    )  # fmt: skip
+    out, _ = capsys.readouterr()
+    assert code == 0
+    report = json.loads(out)
+    assert report == json.loads(Path("res/run.json").read_text())
+    assert report["options"]["size"] == 32
+    assert report["options"]["osvos"] == "off"
+    assert (report["options"]["crf"], report["options"]["adapt"]) == (False, False)
+    assert report["backend"]["threads"] == 1
+    assert report["saved"] == ["masks", "probs", "rle"]
+    assert report["object_ids"] == [1, 2]
+    assert sorted(path.name for path in Path("res/masks").iterdir()) == [
+        "00001.png", "00002.png", "00003.png",
+    ]  # fmt: skip
+
+
+def test_defaults_leave_the_engines_advice_in_force(run, capsys, tmp_path: Path) -> None:
+    engines = make_engine_dir(
+        tmp_path / "advising", frame_size_hw=SCENE_HW, runtime_defaults={"size": 40}
+    )
+    assert run("@clip.mp4", "--mask", "@first.png", "--engine-dir", str(engines), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["options"]["size"] == 40
+
+
+def test_quiet_prints_nothing(run, capsys) -> None:
+    assert run("@clip.mp4", "--mask", "@first.png", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_folder_of_images_takes_a_frame_rate(run, capsys, inputs: Path) -> None:
+    write_folder(Path("frames"), scene(3))
+    assert run("frames", "--mask", "@first.png", "--fps", "30000/1001", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["video"]["fps"] == "30000/1001"
+
+
+def test_interrupted_run_is_resumed(run, capsys, monkeypatch) -> None:
+    from mpn.runtime import session
+
+    original = session._Run._write
+
+    def interrupt(self, outputs, frame, *rest) -> None:  # type: ignore[no-untyped-def]
+        if frame.index == 3:
+            raise KeyboardInterrupt
+        original(self, outputs, frame, *rest)
+
+    monkeypatch.setattr(session._Run, "_write", interrupt)
+    assert run("@clip.mp4", "--mask", "@first.png") == 130
+    assert capsys.readouterr().err == (
+        "interrupted: 3 frames are done and kept, --resume goes on from there\n"
+    )
+    monkeypatch.setattr(session._Run, "_write", original)
+    assert run("@clip.mp4", "--mask", "@first.png", "--resume", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["resumed_at"], report["frames"], report["frames_computed"]) == (2, 5, 2)
+
+
+# --- bad input: exit code 1, one line, nothing left behind --------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["absent.mp4", "--mask", "@first.png"], "no such video: 'absent.mp4'",
+                     id="no such file"),
+        pytest.param(["@text.mp4", "--mask", "@first.png"], "text.mp4 is not a video",
+                     id="text renamed mp4"),
+        pytest.param(["@clip.mp4", "--mask", "@small.png"], "is 50x40 but the video is 96x64",
+                     id="mask of another size"),
+        pytest.param(["@clip.mp4", "--mask", "@rgb.png"], "an RGB image", id="RGB mask"),
+        pytest.param(["@clip.mp4", "--mask", "@empty.png"], "is empty", id="empty mask"),
+        pytest.param(["@clip.mp4", "--mask", "@many.png"], "200 different ids", id="200 ids"),
+        pytest.param(["@clip.mp4", "--mask", "@text.mp4"], "cannot be read", id="mask is no image"),
+        pytest.param(["@one_pixel", "--mask", "@one_pixel.png"], "is 1x1 (width x height)",
+                     id="1x1 video"),
+        pytest.param(["@mixed", "--mask", "@first.png"],
+                     "00001.png is 96x50 but 00000.png is 96x64", id="mixed sizes"),
+        pytest.param(["@no_images", "--mask", "@first.png"], "holds no images", id="empty folder"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--engine-dir", "@flipped"],
+                     "has changed since export", id="flipped byte"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--engine-dir", "@outside"],
+                     "contains '..'", id="manifest path outside"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--engine-dir", "@clip.mp4"],
+                     "clip.mp4 is a video, not an engine directory", id="engines are a video"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--backend", "tensorrt"],
+                     "backend tensorrt", id="backend not here"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "-o", "@first.png"],
+                     "first.png is a file, not a folder", id="out is a file"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "-o", "/proc/mpn-out"],
+                     "cannot write", id="no permission"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--start", "77"],
+                     "cannot start at frame 77", id="start behind the end"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--size", "0"],
+                     "option size", id="size 0"),
+        pytest.param(["@clip.mp4", "--mask", "3:@first.png"], "--start 3", id="no first mask"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--fps", "25"],
+                     "only be given for images", id="fps of a file"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing_behind(
+    run, capsys, arguments: list[str], message: str
+) -> None:
+    assert run(*arguments) == 1
+    out, err = capsys.readouterr()
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert left_in(Path.cwd()) == []
+
+
+def test_cut_video_is_one_line_and_keeps_its_masks(run, capsys) -> None:
+    whole = write_video(Path("whole.mp4"), scene(8), container_options={"movflags": "+faststart"})
+    Path("cut.mp4").write_bytes(whole.read_bytes()[:-100])
+    assert run("cut.mp4", "--mask", "@first.png") == 1
+    _, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert "cut short" in err
+    assert "frames done are in cut-mpn" in err
+    assert len(list(Path("cut-mpn/masks").iterdir())) >= 2
+    assert Path("cut-mpn/overlay.mp4").stat().st_size > 0
+    assert not list(Path("cut-mpn").rglob("*partial*"))
+
+
+def test_full_disk_is_one_line(run, capsys, tiny_disk: Path) -> None:
+    write_video(Path("long.mp4"), scene(80))
+    assert run("long.mp4", "--mask", "@first.png", "-o", str(tiny_disk / "out")) == 1
+    _, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert "No space left on device" in err
+    for mask in (tiny_disk / "out" / "masks").iterdir():
+        with Image.open(mask) as image:
+            assert image.size == (SCENE_HW[1], SCENE_HW[0])
+            image.load()
+
+
+# --- wrong usage: exit code 2 -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mask", "@first.png"], "VIDEO is missing"),
+        (["--mask", "@first.png", "--engine-dir", "clip.mp4"],
+         "clip.mp4 is no engine directory; did you mean mpn-run clip.mp4 --mask FIRST.png"),
+        (["@clip.mp4"], "no mask was given"),
+        (["@clip.mp4", "--mask", "a.png", "--mask", "b.png"], "two masks for the first frame"),
+        (["@clip.mp4", "--mask", "3:a.png", "--mask", "3:b.png"], "two masks for frame 3"),
+        (["@clip.mp4", "--mask", "a.png", "--save", "masks,gif"], "not 'gif'"),
+        (["@clip.mp4", "--mask", "a.png", "--fps", "fast"], "not 'fast'"),
+        (["@clip.mp4", "--mask", "a.png", "--backend", "vulkan"], "vulkan"),
+        (["@clip.mp4", "--mask", "a.png", "--start", "-1"], "--start"),
+    ],
+)  # fmt: skip
+def test_wrong_usage(run, capsys, arguments: list[str], message: str) -> None:
+    assert run(*arguments) == 2
+    _, err = capsys.readouterr()
+    plain = re.sub(r"[│╭╮╰╯─\s]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", err))
+    assert message in plain
+    assert left_in(Path.cwd()) == []
+
+
+def test_names_in_the_command_line_are_those_of_the_runtime() -> None:
+    assert tuple(name.value for name in BackendName) == BACKENDS
+    assert set(SAVE_KINDS) == set(get_args(SaveKind))
+
+
+def test_command_line_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, mpn.cli.run; "
+        "heavy = {'numpy', 'cv2', 'av', 'PIL', 'onnxruntime', 'torch', 'scipy'}; "
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+# --- the installed command ----------------------------------------------------------------------
+
+
+def installed(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from mpn.cli.main import main_run; main_run()", *arguments]
+
+
+def test_installed_command_ends_with_code_1_and_one_line(inputs: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        installed("absent.mp4", "--mask", str(inputs / "first.png")),
+        cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no such video")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT to a subprocess is a POSIX matter")
+def test_ctrl_c_finishes_the_files_and_ends_with_130(inputs: Path, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "long.mp4", [level_frame(i, SCENE_HW) for i in range(3000)])
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        installed(str(clip), "--mask", str(inputs / "first.png"), "-o", str(out),
+                  "--engine-dir", str(inputs / "engines"), "--threads", "1"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A suite started in the background hands down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + HANG_S
+        while not (out / "masks" / "00003.png").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no mask appeared"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=HANG_S)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert re.fullmatch(r"(frame .*\n)*interrupted: \d+ frames are done and kept, .*\n", err)
+    report = json.loads((out / "run.json").read_text())
+    assert report["state"] == "interrupted"
+    assert 4 <= report["frames"] < 3000
+    masks = sorted(path.name for path in (out / "masks").iterdir())
+    assert masks == [f"{index:05d}.png" for index in range(report["frames"])]
+    assert not list(out.rglob("*partial*"))
