@@ -1,0 +1,198 @@
+"""Networks by role and variant: what a checkpoint names, and the module it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpn.engines.spec import ROLES, Role
+from mpn.errors import CheckpointError, MpnError
+from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+from mpn.networks.flownet2 import FLOW_VARIANTS, FlowNet2, FlowNet2Config
+from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
+
+VARIANTS: Mapping[Role, tuple[str, ...]] = {
+    "flow": FLOW_VARIANTS,
+    "propagation": ("DeepLabXception",),
+    "osvos": ("OsvosVgg",),
+}
+"""The networks that can play each role."""
+
+OWN_KIND = "mpn-checkpoint"
+"""The ``format`` of the project's own checkpoints."""
+
+_CLASSES: Mapping[Role, tuple[Any, Any]] = {
+    "flow": (FlowNet2Config, FlowNet2),
+    "propagation": (DeepLabConfig, DeepLabXception),
+    "osvos": (OsvosConfig, OsvosVgg),
+}
+_OPTIONAL_SUFFIX = "num_batches_tracked"
+"""A counter that inference does not use; files of torch < 0.4.1 lack it."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """The file that weights come from.
+
+    Attributes:
+        path: As it was given.
+        sha256: 64 hexadecimal digits.
+        kind: ``"mpn-checkpoint"``, or the public repository whose layout it has.
+    """
+
+    path: Path
+    sha256: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class RoleWeights:
+    """One network's shape and weights.
+
+    Attributes:
+        role: What it does.
+        variant: One of ``VARIANTS[role]``.
+        config: Fields of its config class, as JSON types.
+        state_dict: Tensors by public key, float32 on the CPU; shared, so not to be changed.
+        source: Where it was read; None for a network in memory.
+    """
+
+    role: Role
+    variant: str
+    config: Mapping[str, Any]
+    state_dict: Mapping[str, Tensor]
+    source: CheckpointSource | None = None
+
+    def __repr__(self) -> str:
+        return f"RoleWeights({self.role}, {self.variant}, {len(self.state_dict)} tensors)"
+
+    @classmethod
+    def from_network(cls, role: Role, network: nn.Module) -> RoleWeights:
+        """The weights of a network of this package, copied.
+
+        Raises:
+            CheckpointError: If the network cannot play ``role``.
+        """
+        if role not in ROLES:
+            raise CheckpointError(f"unknown role '{role}': the roles are {', '.join(ROLES)}")
+        network_class = _CLASSES[role][1]
+        if not isinstance(network, network_class):
+            raise CheckpointError(
+                f"the {role} network must be a {network_class.__name__}, "
+                f"got a {type(network).__name__}"
+            )
+        config = asdict(network.config)
+        state_dict = {
+            key: value.detach().to("cpu", copy=True).contiguous()
+            for key, value in network.state_dict().items()
+        }
+        return cls(role, _variant(role, config), config, state_dict)
+
+
+def build_network(weights: RoleWeights) -> nn.Module:
+    """A network with these weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: If the weights do not fit the network that their config describes.
+    """
+    network = empty_network(weights.role, weights.variant, weights.config)
+    problem = misfit(network, weights.state_dict)
+    if problem:
+        raise CheckpointError(f"the weights do not fit {weights.variant}: {problem}")
+    network = network.to_empty(device="cpu")
+    network.load_state_dict(weights.state_dict, strict=True)
+    return network.eval()
+
+
+def empty_network(role: Role, variant: str, config: Mapping[str, Any]) -> nn.Module:
+    """A network without storage (on the meta device), to compare shapes with.
+
+    Raises:
+        CheckpointError: If there is no such variant, or the config is not one of it.
+    """
+    if variant not in VARIANTS[role]:
+        raise CheckpointError(
+            f"unknown {role} network '{variant}' (known: {', '.join(VARIANTS[role])}): it may "
+            "need a newer mpn-runtime"
+        )
+    config_class, network_class = _CLASSES[role]
+    known = {item.name for item in fields(config_class)}
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise CheckpointError(
+            f"unknown config of {variant}: {shortened(unknown)} (known: "
+            f"{', '.join(sorted(known))}): it may need a newer mpn-runtime"
+        )
+    try:
+        shape = config_class(**config)
+        with torch.device("meta"):
+            network: nn.Module = network_class(shape)
+    except (MpnError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"the config of {variant} cannot be used: {error}") from error
+    if _variant(role, config) != variant:
+        raise CheckpointError(f"the config says {_variant(role, config)}, the entry {variant}")
+    return network
+
+
+def fitted_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state_dict`` in float32 and with the batch counters that old files lack.
+
+    Args:
+        network: From :func:`empty_network`.
+        state_dict: Any tensors; what does not fit stays, for :func:`misfit` to tell.
+    """
+    fitted = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in state_dict.items()
+    }
+    for key in network.state_dict():
+        if key.endswith(_OPTIONAL_SUFFIX):
+            fitted.setdefault(key, torch.zeros((), dtype=torch.int64))
+    return fitted
+
+
+def misfit(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
+    """The first keys and shapes in which ``state_dict`` differs from the network's; ``""`` if none.
+
+    Args:
+        network: From :func:`empty_network`.
+        state_dict: From :func:`fitted_state_dict`.
+    """
+    expected = network.state_dict()
+    missing = [key for key in expected if key not in state_dict]
+    surplus = [key for key in state_dict if key not in expected]
+    wrong = [
+        f"'{key}' is {_shown(state_dict[key])} instead of {_shown(value)}"
+        for key, value in expected.items()
+        if key in state_dict and _shown(state_dict[key]) != _shown(value)
+    ]
+    parts = []
+    if missing:
+        parts.append(f"missing {shortened(missing)}")
+    if surplus:
+        parts.append(f"surplus {shortened(surplus)}")
+    if wrong:
+        parts.append(wrong[0] + (f" and {len(wrong) - 1} more shapes differ" * (len(wrong) > 1)))
+    return "; ".join(parts)
+
+
+def shortened(keys: Collection[str]) -> str:
+    """The first three keys in quotes, and how many more there are."""
+    shown = ", ".join(f"'{key}'" for key in list(keys)[:_SHOWN])
+    return shown + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
+
+
+def _variant(role: Role, config: Mapping[str, Any]) -> str:
+    """Flow configs name the variant themselves; the other roles have one each."""
+    return str(config.get("variant", "FlowNet2")) if role == "flow" else VARIANTS[role][0]
+
+
+def _shown(tensor: Tensor) -> str:
+    kind = "" if tensor.dtype in (torch.float32, torch.int64) else f" {tensor.dtype}"
+    return f"{tuple(tensor.shape)}{kind}"

@@ -1,0 +1,200 @@
+"""Public checkpoints told apart by their keys.
+
+Layouts: NVIDIA/flownet2-pytorch at bce69c8, jfzhang95/pytorch-deeplab-xception at 9135e10,
+kmaninis/OSVOS-PyTorch at 36562ef.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mpn.engines.spec import Role
+from mpn.errors import CheckpointError
+from mpn.networks.build import shortened
+from mpn.networks.deeplab_convert import FIRST_LAYER, HEAD_LAYER
+from mpn.networks.deeplab_xception import DeepLabConfig
+from mpn.networks.flownet2 import FlowNet2Config, FlowVariant
+from mpn.networks.osvos_vgg import OsvosConfig
+
+FLOWNET2_KIND = "NVIDIA/flownet2-pytorch"
+DEEPLAB_KIND = "jfzhang95/pytorch-deeplab-xception"
+OSVOS_KIND = "kmaninis/OSVOS-PyTorch"
+
+FLOW_MEMBERS: Mapping[FlowVariant, tuple[str, ...]] = {
+    "FlowNet2": ("flownetc", "flownets_1", "flownets_2", "flownets_d", "flownetfusion"),
+    "FlowNet2CSS": ("flownetc", "flownets_1", "flownets_2"),
+    "FlowNet2CS": ("flownetc", "flownets_1"),
+}
+"""Prefixes of the keys; the members alone have none."""
+
+_WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "params",
+)
+_PREFIXES = ("module.", "_orig_mod.")
+"""Of DataParallel and torch.compile."""
+_SUPPORTED = (
+    "NVIDIA FlowNet2 (and CSS, CS, C, S, SD), jfzhang95 DeepLab Xception, OSVOS-PyTorch, and "
+    "this project's own checkpoints"
+)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a state dict is.
+
+    Attributes:
+        role: What it does.
+        variant: Which network.
+        config: Fields of its config class.
+        kind: The repository whose layout it has.
+    """
+
+    role: Role
+    variant: str
+    config: Mapping[str, Any]
+    kind: str
+
+
+def unwrapped_state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a public file holds, without wrappers and prefixes.
+
+    Args:
+        content: What ``torch.load`` gave.
+        path: Named in errors.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    found = content
+    while isinstance(found, Mapping) and not is_state_dict(found):
+        wrapper = next((key for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
+        if wrapper is None:
+            raise CheckpointError(_no_state_dict(found, path))
+        found = found[wrapper]
+    if not isinstance(found, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(found).__name__}, not a state dict: save model.state_dict() "
+            "alone, as in torch.save(model.state_dict(), FILE)"
+        )
+    state_dict = dict(found)
+    for prefix in _PREFIXES * 2:
+        while all(key.startswith(prefix) for key in state_dict):
+            state_dict = {key[len(prefix) :]: value for key, value in state_dict.items()}
+    return state_dict
+
+
+def _no_state_dict(found: Mapping[Any, Any], path: Path) -> str:
+    keys = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
+    beside = " beside its tensors" if 0 < len(keys) < len(found) else ""
+    return (
+        f"{path} holds no state dict: it has {shortened(keys) or 'nothing'}{beside}, where tensors "
+        "by name are expected, alone or under 'state_dict': save model.state_dict() alone"
+    )
+
+
+def is_state_dict(content: Mapping[Any, Any]) -> bool:
+    """Whether these are tensors by name, and at least one."""
+    return bool(content) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+
+
+def recognise(state_dict: Mapping[str, Tensor], path: Path) -> Recognised:
+    """Which public network these keys belong to.
+
+    Raises:
+        CheckpointError: If none that can be used; the message says what it is where known.
+    """
+    if any(key.split(".")[0] in FLOW_MEMBERS["FlowNet2"] for key in state_dict):
+        return _flow(_composed_variant(state_dict, path), state_dict, path)
+    if "predict_flow6.weight" in state_dict:
+        if "conv_redir.0.weight" in state_dict:
+            return _flow("FlowNet2C", state_dict, path)
+        alone: FlowVariant = "FlowNet2SD" if "conv0.0.weight" in state_dict else "FlowNet2S"
+        return _flow(alone, state_dict, path)
+    if any(key.startswith(("backbone.", "aspp.", "decoder.")) for key in state_dict):
+        return _deeplab(state_dict, path)
+    if "stages.0.0.weight" in state_dict and "side_prep.0.weight" in state_dict:
+        config = OsvosConfig(branches=4, upsample="deconv_center_crop")
+        return Recognised("osvos", "OsvosVgg", asdict(config), OSVOS_KIND)
+    raise CheckpointError(
+        f"{path} is of no known layout: its first keys are {shortened(list(state_dict))}; known "
+        f"are {_SUPPORTED}"
+    )
+
+
+def members_present(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Prefixes of FlowNet 2.0's members among the keys, in the order of the wiring."""
+    prefixes = {key.split(".")[0] for key in state_dict}
+    return tuple(member for member in FLOW_MEMBERS["FlowNet2"] if member in prefixes)
+
+
+def _composed_variant(state_dict: Mapping[str, Tensor], path: Path) -> FlowVariant:
+    present = members_present(state_dict)
+    for variant, members in FLOW_MEMBERS.items():
+        if present == members:
+            return variant
+    absent = [member for member in FLOW_MEMBERS["FlowNet2"] if member not in present]
+    raise CheckpointError(
+        f"{path} holds {', '.join(present)} of FlowNet 2.0 but no key starts with "
+        f"{shortened([f'{member}.' for member in absent])}: take a whole file of the family, "
+        "FlowNet2, CSS or CS"
+    )
+
+
+def _flow(variant: FlowVariant, state_dict: Mapping[str, Tensor], path: Path) -> Recognised:
+    normalised = [key for key in state_dict if key.endswith("running_mean")]
+    if normalised:
+        raise CheckpointError(
+            f"{path} is a {variant} with batch normalisation ('{normalised[0]}'), which the "
+            "public FlowNet2 weights do not have: use those of NVIDIA/flownet2-pytorch"
+        )
+    if variant in FLOW_MEMBERS:
+        return Recognised("flow", variant, asdict(FlowNet2Config(variant)), FLOWNET2_KIND)
+    if "predict_flow6.bias" not in state_dict:
+        raise CheckpointError(
+            f"{path} is a FlowNet of ClementPinard/FlowNetPytorch (no 'predict_flow6.bias'), "
+            "trained with other inputs and scales: use the files of NVIDIA/flownet2-pytorch"
+        )
+    return Recognised("flow", variant, asdict(FlowNet2Config(variant)), FLOWNET2_KIND)
+
+
+def _deeplab(state_dict: Mapping[str, Tensor], path: Path) -> Recognised:
+    if any(key.startswith("classifier.") for key in state_dict):
+        raise CheckpointError(
+            f"{path} has the layout of VainF/DeepLabV3Plus-Pytorch ("
+            f"{shortened([key for key in state_dict if key.startswith('classifier.')][:1])}), "
+            f"whose Xception is not the aligned one: use weights trained with {DEEPLAB_KIND}"
+        )
+    backbones = {
+        "ResNet": "backbone.layer1.0.",
+        "MobileNet": "backbone.low_level_features.",
+        "MobileNet v2": "backbone.features.",
+        "DRN": "backbone.layer0.",
+    }
+    for name, prefix in backbones.items():
+        keys = [key for key in state_dict if key.startswith(prefix)]
+        if keys:
+            raise CheckpointError(
+                f"{path} is a DeepLab with a {name} backbone ('{keys[0]}') where Xception is "
+                f"needed: train {DEEPLAB_KIND} with --backbone xception"
+            )
+    first, head = state_dict.get(FIRST_LAYER), state_dict.get(HEAD_LAYER)
+    config = DeepLabConfig(
+        in_channels=first.shape[1] if first is not None and first.ndim == 4 else 4,
+        classes=head.shape[0] if head is not None and head.ndim == 4 else 2,
+        residual_relu=True,  # its blocks open with a ReLU in place, seen by the shortcut too
+    )
+    return Recognised("propagation", "DeepLabXception", asdict(config), DEEPLAB_KIND)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mpn.errors import CheckpointError
+from mpn.networks.torch_file import read_torch_file
+
+CONTENT = {"state_dict": {"weight": torch.arange(5000, dtype=torch.float32)}, "epoch": 3}
+
+
+def _saved(content: object, *, legacy: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def _flipped(data: bytes) -> bytes:
+    damaged = bytearray(data)
+    damaged[len(damaged) // 2] ^= 0xFF  # inside the tensor's bytes
+    return bytes(damaged)
+
+
+def _zip_of_text() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("folder/readme.txt", "hello")
+    return buffer.getvalue()
+
+
+def _tar_of_text() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("readme.txt"), io.BytesIO())
+    return buffer.getvalue()
+
+
+def _torchscript() -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "torch < 1.6"])
+def test_undamaged_files_are_read(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "net.pth.tar"
+    path.write_bytes(_saved(CONTENT, legacy=legacy))
+    content = read_torch_file(path)
+    assert content["epoch"] == 3
+    assert torch.equal(content["state_dict"]["weight"], CONTENT["state_dict"]["weight"])
+
+
+UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty": (lambda: b"", r"is empty \(0 bytes\): copy or download it again"),
+    "truncated": (lambda: _saved(CONTENT)[:-200], r"is truncated \(\d+ bytes"),
+    "half": (lambda: _saved(CONTENT)[:9000], r"is truncated \(9000 bytes"),
+    "truncated, legacy": (lambda: _saved(CONTENT, legacy=True)[:-9], r"is truncated \(\d+ bytes"),
+    "flipped byte": (lambda: _flipped(_saved(CONTENT)), "is damaged .bad checksum of"),
+    "text": (
+        lambda: b"hello, this is text\n" * 9,
+        r"not a file of torch.save \(it starts with b'hell",
+    ),
+    "noise": (lambda: bytes(range(7, 256)), "not a file of torch.save"),
+    "plain pickle": (lambda: pickle.dumps([1, 2]), "a pickle that torch.save did not write"),
+    "plain pickle 2": (lambda: pickle.dumps({"a": 1}, protocol=2), "torch.save did not write"),
+    "other zip": (_zip_of_text, "an archive but no checkpoint"),
+    "tar": (_tar_of_text, "is a tar archive"),
+    "TorchScript": (_torchscript, "is a TorchScript program"),
+    "module": (
+        lambda: _saved(nn.Linear(2, 2)),
+        r"pickled object \(torch.nn.modules.linear.Linear\)",
+    ),
+    "options": (lambda: _saved({"args": argparse.Namespace()}), r"\(argparse.Namespace\), not a"),
+    "NumPy scalar": (lambda: _saved({"best": np.float64(1)}), r"NumPy values \(numpy.*scalar\)"),
+    "NumPy array": (lambda: _saved({"w": np.zeros(3)}), r"NumPy values .*weights_only=False"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_unusable_files_get_one_line_that_names_them(tmp_path: Path, case: str) -> None:
+    make, message = UNREADABLE[case]
+    path = tmp_path / "weights.pth"
+    path.write_bytes(make())
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_torch_file(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": Harmful()}, path)
+    with pytest.raises(CheckpointError, match="would run its code"):
+        read_torch_file(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_paths_that_are_no_files_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder, not a checkpoint"):
+        read_torch_file(tmp_path)
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint at .*absent\.pth"):
+        read_torch_file(tmp_path / "absent.pth")
+    with pytest.raises(CheckpointError, match="NUL"):
+        read_torch_file(Path("a\0b"))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_torch_file(tmp_path / ("long" * 100))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match="not a plain file"):
+        read_torch_file(pipe)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_file_without_permission(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(_saved(CONTENT))
+    path.chmod(0)
+    with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+        read_torch_file(path)
