@@ -22,6 +22,7 @@ from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FLOW_VARIANTS, FlowNet2, FlowNet2Config, FlowVariant
 from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
 from tests.networks.public_files import deeplab_state, flow_state, osvos_state
+from tests.tiny_disk import tiny_disk as tiny_disk
 
 FLOW = FlowNet2Config("FlowNet2S", width=0.125)
 PROPAGATION = DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1)
@@ -189,6 +190,13 @@ def test_nothing_is_left_when_the_file_cannot_be_written(
     assert "\n" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["mpn.pth"]
     assert path.read_bytes() == b"old"
+
+
+def test_full_disk_leaves_nothing(tiny_disk: Path) -> None:
+    with pytest.raises(OutputError, match=r"mpn\.pth cannot be written: ") as caught:
+        save_checkpoint(tiny_disk / "mpn.pth", {"osvos": _network("osvos")}, {})
+    assert "\n" not in str(caught.value)
+    assert not list(tiny_disk.iterdir())
 
 
 def test_interrupted_saving_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
