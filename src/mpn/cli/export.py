@@ -1,8 +1,89 @@
-"""The ``mpn export`` command."""
+"""The ``mpn export`` command, also installed as ``mpn-export``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 
-def export() -> None:
-    """(being written)."""
-    raise NotImplementedError
+import typer
+
+
+def export(
+    checkpoints: list[Path] = typer.Argument(
+        ..., metavar="CKPT...", help="Own checkpoint (one or several roles) or a public file."
+    ),
+    out: Path = typer.Option(
+        Path("engines"), "-o", "--out", metavar="DIR", help="Engine directory to write."
+    ),
+    precision: str = typer.Option("fp32", metavar="fp32|fp16", help="Of the layers inside."),
+    frame_size: str = typer.Option(
+        "854x480", metavar="WxH", help="Working frame of flow and OSVOS."
+    ),
+    roi_size: int = typer.Option(513, metavar="S", help="Propagation crop, 16 n + 1."),
+    max_objects: int = typer.Option(8, metavar="K", help="Largest object batch of plans."),
+    roles: str = typer.Option(
+        "", metavar="LIST", help="Only these roles, such as propagation,osvos. [default: all]"
+    ),
+    opset: int = typer.Option(18, help="ONNX opset; 18 and no other."),
+    build: bool = typer.Option(False, "--build/--no-build", help="Build TensorRT plans too."),
+    verify: bool = typer.Option(
+        True, "--verify/--no-verify", help="Compare every graph with its PyTorch module."
+    ),
+    parity_images: Path | None = typer.Option(
+        None, metavar="DIR", help="Pictures to compare on. [default: rendered ones]"
+    ),
+    init_fourth_channel: str | None = typer.Option(
+        None, metavar="zero|mean|normal", help="For DeepLab weights with 3 input channels."
+    ),
+    flow_preset: str = typer.Option(
+        "ultrafast",
+        metavar="ultrafast|fast|medium",
+        help="OpenCV DIS, where no flow checkpoint is given.",
+    ),
+    flow_scale: float = typer.Option(1.0, metavar="S", help="Size of the frames DIS sees, 0..1."),
+    runtime_default: list[str] = typer.Option(
+        [], metavar="NAME=VALUE", help="Pipeline option that suits these weights; repeatable."
+    ),
+    name: str = typer.Option("", help="For people. [default: the folder's name]"),
+    licence: str = typer.Option("", help="Of the weights. [default: what the checkpoint says]"),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+) -> None:
+    """Export checkpoints to an engine directory: ONNX graphs, manifest and parity report.
+
+    Public files are recognised by their keys: NVIDIA FlowNet2 (and CSS, CS, C, S, SD), jfzhang95
+    DeepLab Xception, OSVOS-PyTorch. Every graph is compared with its PyTorch module, and one that
+    differs is refused. An interrupted export goes on where it stopped.
+    """
+    from mpn.errors import import_or_explain
+
+    for module in ("torch", "onnx", "onnxscript"):
+        import_or_explain(module, extra="export", purpose="mpn-export")
+
+    from mpn.cli.export_view import ExportView, command_text, print_bundle
+    from mpn.export.bundle import export_bundle
+    from mpn.export.options import (
+        options_from_values,
+        roles_from_text,
+        runtime_defaults_from_texts,
+    )
+
+    options = options_from_values(
+        precision=precision,
+        frame_size=frame_size,
+        roi_size=roi_size,
+        max_objects=max_objects,
+        opset=opset,
+        roles=roles_from_text(roles) if roles else None,
+        verify=verify,
+        parity_images=parity_images,
+        build=build,
+        init_fourth_channel=init_fourth_channel,
+        flow_preset=flow_preset,
+        flow_scale=flow_scale,
+        runtime_defaults=runtime_defaults_from_texts(runtime_default),
+        name=name,
+        licence=licence,
+        command=command_text(),
+    )
+    with ExportView(quiet=quiet) as view:
+        bundle = export_bundle(checkpoints, out, options, view)
+    print_bundle(bundle, options)

@@ -1,0 +1,142 @@
+"""What ``mpn export`` shows: steps as they happen, and the table at the end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from mpn.engines.entries import ENGINE_SOURCE
+from mpn.engines.spec import Role
+from mpn.export.bundle import ExportedBundle, RoleSummary
+from mpn.export.options import ExportOptions
+from mpn.export.progress import Progress, Step
+
+_DOING: dict[Step, str] = {
+    "load": "loading weights",
+    "prepare": "folding and casting",
+    "trace": "tracing",
+    "write": "writing",
+    "verify": "comparing with PyTorch",
+}
+_DONE: dict[Step, str] = {
+    "load": "weights loaded",
+    "prepare": "folded and cast",
+    "trace": "traced",
+    "write": "written",
+    "verify": "verified",
+}
+_MIB = 1 << 20
+
+
+class ExportView(Progress):
+    """Shows each step on stderr: a spinner in a terminal, and one line a finished step.
+
+    Args:
+        quiet: Show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._live = Live(console=self._console, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._console.quiet:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def reading(self, path: Path) -> None:
+        """A checkpoint is being read."""
+        self._show(f"reading {path.name}")
+
+    def started(self, role: Role, step: Step) -> None:
+        """A step begins."""
+        self._show(f"{role}: {_DOING[step]}")
+
+    def finished(self, role: Role, step: Step, elapsed_s: float) -> None:
+        """A step has ended well."""
+        self._console.print(Text(f"{role:12} {_DONE[step]:16} {elapsed_s:7.1f} s"))
+
+    def reused(self, role: Role) -> None:
+        """A role is taken from an interrupted export."""
+        self._console.print(Text(f"{role:12} finished by an interrupted export, kept"))
+
+    def _show(self, text: str) -> None:
+        self._live.update(Spinner("dots", Text(text)))
+
+
+def print_bundle(bundle: ExportedBundle, options: ExportOptions) -> None:
+    """Print what was exported and what was checked."""
+    console = Console(highlight=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("role", "network"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("params", "nodes", "MiB", "half", "seconds", "difference"):
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("verdict", overflow="fold")
+    for summary in bundle.roles:
+        table.add_row(*(Text(cell) for cell in _cells(summary)))
+    console.print(table)
+    flow = bundle.manifest.flow
+    if flow.source != ENGINE_SOURCE:
+        console.print(
+            f"flow: OpenCV DIS ({flow.preset}, scale {flow.scale:g}), since no flow network was "
+            "exported"
+        )
+    if options.verify:
+        console.print(
+            "verified: names, axes, shapes and values of every graph; see parity.json",
+        )
+    else:
+        console.print("not verified: --no-verify was given")
+    console.print(
+        Text(f"{options.precision} engines in {bundle.directory} after {bundle.elapsed_s:.1f} s")
+    )
+
+
+def command_text() -> str:
+    """This process's command line for the provenance, with file names in place of paths."""
+    return shlex.join(_without_folders(word) for word in sys.argv)
+
+
+def _without_folders(word: str) -> str:
+    option, equals, value = word.partition("=")
+    if equals and option.startswith("-"):
+        return f"{option}={_without_folders(value)}"
+    return Path(word).name if "/" in word or "\\" in word else word
+
+
+def _cells(summary: RoleSummary) -> tuple[str, ...]:
+    verdict = "not verified" if summary.verify_s is None else "ok"
+    return (
+        summary.role,
+        summary.variant,
+        _count(summary.parameters),
+        str(summary.nodes),
+        f"{summary.size_bytes / _MIB:.1f}",
+        f"{summary.half_weights}/{summary.total_weights}",
+        f"{summary.export_s:.1f}",
+        summary.largest_difference or "unknown",
+        f"{verdict}, kept" if summary.reused else verdict,
+    )
+
+
+def _count(values: int) -> str:
+    return f"{values / 1e6:.2f} M" if values >= 1e5 else str(values)

@@ -1,0 +1,279 @@
+"""Checkpoints -> engine directory: the whole export."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mpn import __version__
+from mpn.engines.entries import Preprocessing
+from mpn.engines.files import FileDigest, sha256_of_file, write_text_atomically
+from mpn.engines.manifest import Manifest, RoleEntry, save_manifest, verify_digests
+from mpn.engines.parity import PARITY_NAME
+from mpn.engines.spec import ROLES, Role
+from mpn.errors import CheckpointError, OutputError
+from mpn.export.description import manifest_of, role_entry, spec_of, variant_name
+from mpn.export.graph import ExportedGraph, export_graph
+from mpn.export.options import ExportOptions
+from mpn.export.parity import RoleParity, parity_document, parity_text, verify_graph
+from mpn.export.parity_inputs import ParityPictures
+from mpn.export.progress import Progress, timed
+from mpn.export.staging import FinishedRole, Staging, check_space, check_target
+from mpn.networks.checkpoint import (
+    Checkpoint,
+    RoleWeights,
+    build_network,
+    load_checkpoint,
+    merge_checkpoints,
+)
+
+UNKNOWN_LICENCE = "unspecified"
+_SPACE_MARGIN = 1.1
+_BYTES = {"fp32": 4, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class RoleSummary:
+    """One line of the table at the end of an export.
+
+    Attributes:
+        role: Which engine.
+        variant: Which network.
+        parameters: Number of trained values.
+        nodes: Of the graph.
+        size_bytes: Of its files.
+        half_weights: Weight tensors that are half ...
+        total_weights: ... of how many.
+        export_s: Preparing, tracing and writing.
+        verify_s: Comparing; None if it was skipped.
+        largest_difference: The measure nearest to its limit, as text; None if it was skipped.
+        reused: Whether an earlier, interrupted run had finished it.
+    """
+
+    role: Role
+    variant: str
+    parameters: int
+    nodes: int
+    size_bytes: int
+    half_weights: int
+    total_weights: int
+    export_s: float
+    verify_s: float | None
+    largest_difference: str | None
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class ExportedBundle:
+    """An engine directory that was written.
+
+    Attributes:
+        directory: Where.
+        manifest: Its manifest.
+        roles: One an engine, in the order they were made.
+        elapsed_s: The whole export.
+    """
+
+    directory: Path
+    manifest: Manifest
+    roles: tuple[RoleSummary, ...]
+    elapsed_s: float
+
+
+def export_bundle(
+    checkpoints: Sequence[Path],
+    out: Path,
+    options: ExportOptions | None = None,
+    progress: Progress | None = None,
+) -> ExportedBundle:
+    """Export checkpoints to an engine directory, or leave nothing under its name.
+
+    Graphs are written and compared in a hidden folder beside ``out`` and appear there together. An
+    export that was interrupted goes on where it stopped, if it is asked for the same again.
+
+    Args:
+        checkpoints: Own checkpoints or public files; together a propagation network at least, and
+            each role once.
+        out: The directory; created, or replaced if it is empty or an engine directory. What a user
+            added to that one stays.
+        options: Sizes, precision, and what to verify.
+        progress: Told of each step of each role.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: If a checkpoint cannot be used, or propagation is missing.
+        ExportError: If a graph differs from its module or does not have the precision asked for.
+        InputError: If the pictures to compare on cannot be used.
+        OutputError: If the directory cannot be written.
+    """
+    options = ExportOptions() if options is None else options
+    progress = Progress() if progress is None else progress
+    began_s = time.perf_counter()
+    target = check_target(out)
+    pictures = ParityPictures(options.parity_images) if options.verify else None
+    checkpoint, licence = _loaded(checkpoints, options, progress)
+    weights = _selected(checkpoint, options)
+    check_space(target, _expected_bytes(weights, options))
+    staging = Staging.open(target, _key(checkpoint, options, pictures))
+    entries: dict[Role, RoleEntry] = {}
+    parities: dict[Role, Mapping[str, Any]] = {}
+    summaries: list[RoleSummary] = []
+    for role, role_weights in weights.items():
+        found = staging.finished(role)
+        if found is None:
+            finished = _exported(role_weights, options, pictures, staging, progress)
+        else:
+            finished = found
+            progress.reused(role)
+        facts = finished.facts
+        entries[role] = role_entry(role_weights, options, finished)
+        if facts["parity"] is not None:
+            parities[role] = facts["parity"]
+        summaries.append(replace(RoleSummary(**facts["summary"]), reused=found is not None))
+    manifest = manifest_of(target.name, entries, checkpoint, licence, options)
+    document = parity_document(parities, inputs=None if pictures is None else pictures.description)
+    write_text_atomically(staging.path / PARITY_NAME, parity_text(document))
+    save_manifest(staging.path, manifest)
+    verify_digests(staging.path, manifest)
+    staging.publish()
+    return ExportedBundle(target, manifest, tuple(summaries), time.perf_counter() - began_s)
+
+
+def _loaded(
+    paths: Sequence[Path], options: ExportOptions, progress: Progress
+) -> tuple[Checkpoint, str]:
+    """All checkpoints as one, and the licence of their weights."""
+    if not paths:
+        raise CheckpointError("no checkpoint was given: give at least one .pth file")
+    for path in paths:  # before the first of them is read, which may take long
+        if not path.exists():
+            raise CheckpointError(f"there is no checkpoint at {path}: check the path")
+    loaded = []
+    for path in paths:
+        progress.reading(path)
+        loaded.append(load_checkpoint(path, init_fourth_channel=options.init_fourth_channel))
+    found = [str(item.provenance["licence"]) for item in loaded if "licence" in item.provenance]
+    licence = options.licence or "; ".join(dict.fromkeys(found)) or UNKNOWN_LICENCE
+    return merge_checkpoints(loaded), licence
+
+
+def _selected(checkpoint: Checkpoint, options: ExportOptions) -> dict[Role, RoleWeights]:
+    given = ", ".join(role for role in ROLES if role in checkpoint.roles)
+    wanted = ROLES if options.roles is None else options.roles
+    for role in options.roles or ():
+        if role not in checkpoint.roles:
+            raise CheckpointError(
+                f"the role '{role}' was asked for, but the checkpoints hold {given} only: "
+                f"give a checkpoint with {role} weights too"
+            )
+    if "propagation" not in checkpoint.roles or "propagation" not in wanted:
+        raise CheckpointError(
+            f"an engine directory needs propagation, but only {given} "
+            f"{'was asked for' if 'propagation' in checkpoint.roles else 'was given'}: "
+            "add a propagation checkpoint (DeepLab v3+ Xception with 4 input channels)"
+        )
+    return {
+        role: checkpoint.roles[role]
+        for role in ROLES
+        if role in wanted and role in checkpoint.roles
+    }
+
+
+def _expected_bytes(weights: Mapping[Role, RoleWeights], options: ExportOptions) -> int:
+    values = sum(tensor.numel() for role in weights.values() for tensor in role.state_dict.values())
+    return int(values * _BYTES[options.precision] * _SPACE_MARGIN)
+
+
+def _key(
+    checkpoint: Checkpoint, options: ExportOptions, pictures: ParityPictures | None
+) -> dict[str, Any]:
+    """What decides about the content of a graph and of its comparison."""
+    return {
+        "tool": __version__,
+        "torch": str(torch.__version__),
+        "checkpoints": checkpoint.sha256,
+        "precision": options.precision,
+        "frame_size_hw": options.frame_size_hw,
+        "roi_size": options.roi_size,
+        "max_objects": options.max_objects,
+        "init_fourth_channel": options.init_fourth_channel,
+        "pictures": None if pictures is None else pictures.digest,
+    }
+
+
+def _exported(
+    weights: RoleWeights,
+    options: ExportOptions,
+    pictures: ParityPictures | None,
+    staging: Staging,
+    progress: Progress,
+) -> FinishedRole:
+    """One role, written into the staging folder, compared and noted there."""
+    role = weights.role
+    path = staging.path / f"{role}.onnx"
+    spec = spec_of(role, options)
+    try:
+        with timed(progress, role, "load"):
+            network = build_network(weights)
+        graph = export_graph(network, spec, path, precision=options.precision, progress=progress)
+        parity = None
+        if pictures is not None:
+            parity = verify_graph(
+                path,
+                spec,
+                network,
+                precision=options.precision,
+                pictures=pictures,
+                preprocessing=Preprocessing(),
+                progress=progress,
+            )
+        finished = FinishedRole(
+            tuple(
+                FileDigest(name, sha256_of_file(staging.path / name))
+                for name in (path.name, *graph.external_data)
+            ),
+            {
+                "summary": asdict(_summary(weights, network, graph, parity)),
+                "parity": None if parity is None else _parity_facts(graph, parity),
+            },
+        )
+        staging.finish_role(role, finished)
+    except BaseException as error:  # Ctrl-C included
+        staging.discard_role(role)
+        if isinstance(error, OSError):
+            raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise
+    return finished
+
+
+def _summary(
+    weights: RoleWeights, network: nn.Module, graph: ExportedGraph, parity: RoleParity | None
+) -> RoleSummary:
+    return RoleSummary(
+        role=weights.role,
+        variant=variant_name(weights),
+        parameters=sum(value.numel() for value in network.parameters()),
+        nodes=graph.nodes,
+        size_bytes=graph.size_bytes,
+        half_weights=graph.ledger.half_weights,
+        total_weights=graph.ledger.total_weights,
+        export_s=graph.elapsed_s,
+        verify_s=None if parity is None else parity.elapsed_s,
+        largest_difference=None if parity is None else parity.worst.text,
+    )
+
+
+def _parity_facts(graph: ExportedGraph, parity: RoleParity) -> dict[str, Any]:
+    return parity.as_json() | {
+        "half_weights": graph.ledger.half_weights,
+        "total_weights": graph.ledger.total_weights,
+        "weights_lost_to_zero": graph.underflows,
+    }

@@ -1,0 +1,121 @@
+"""What an export says about itself: specs, network names, manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mpn import __version__
+from mpn.engines.entries import DIS_SOURCE, ENGINE_SOURCE, FlowSource, Preprocessing, Provenance
+from mpn.engines.files import FileDigest
+from mpn.engines.manifest import Manifest, RoleEntry, utc_now_iso
+from mpn.engines.spec import (
+    FLOW_SIZE_MULTIPLE,
+    OSVOS_SIZE_MULTIPLE,
+    ROI_SIZE_STEP,
+    EngineSpec,
+    Role,
+    engine_spec,
+)
+from mpn.export.options import ExportOptions
+from mpn.export.staging import FinishedRole
+from mpn.networks.checkpoint import Checkpoint, RoleWeights
+
+SIZE_MULTIPLES: Mapping[Role, int] = {
+    "flow": FLOW_SIZE_MULTIPLE,
+    "propagation": ROI_SIZE_STEP,
+    "osvos": OSVOS_SIZE_MULTIPLE,
+}
+
+
+def spec_of(role: Role, options: ExportOptions) -> EngineSpec:
+    """The interface of a role's engine at the sizes of the options."""
+    return engine_spec(
+        role,
+        frame_size_hw=options.frame_size_hw,
+        roi_size=options.roi_size,
+        max_objects=options.max_objects,
+    )
+
+
+def variant_name(weights: RoleWeights) -> str:
+    """The network in one word for the manifest, for example ``"deeplab-xception-os16"``."""
+    config = weights.config
+    if weights.role == "flow":
+        member = weights.variant.removeprefix("FlowNet2").lower()
+        name = f"flownet2-{member}" if member else "flownet2"
+    elif weights.role == "propagation":
+        name = f"deeplab-xception-os{config.get('output_stride', 16)}"
+    else:
+        name = f"osvos-vgg-{config.get('branches', 5)}-branches"
+    width = config.get("width", 1.0)
+    return name if width == 1.0 else f"{name}-width-{width:g}"
+
+
+def role_entry(weights: RoleWeights, options: ExportOptions, finished: FinishedRole) -> RoleEntry:
+    """What the manifest says about one engine.
+
+    Args:
+        weights: Of the network.
+        options: It was exported with.
+        finished: Its files, and the ``"summary"`` among its facts.
+    """
+    role = weights.role
+    spec = spec_of(role, options)
+    graph, *external_data = finished.files
+    summary = finished.facts["summary"]
+    return RoleEntry(
+        onnx=graph.path,
+        sha256=graph.sha256,
+        external_data=tuple(external_data),
+        opset=options.opset,
+        precision=options.precision,
+        half_weights=summary["half_weights"],
+        total_weights=summary["total_weights"],
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        size_multiple=SIZE_MULTIPLES[role],
+        variant=summary["variant"],
+        parameters=summary["parameters"],
+    )
+
+
+def manifest_of(
+    name: str,
+    entries: Mapping[Role, RoleEntry],
+    checkpoint: Checkpoint,
+    licence: str,
+    options: ExportOptions,
+) -> Manifest:
+    """The manifest of a directory.
+
+    Args:
+        name: Of the directory, where the options name none.
+        entries: Its engines.
+        checkpoint: Where the weights come from.
+        licence: Of the weights.
+        options: It was exported with.
+    """
+    flow = (
+        FlowSource(ENGINE_SOURCE)
+        if "flow" in entries
+        else FlowSource(DIS_SOURCE, options.flow_preset, options.flow_scale)
+    )
+    return Manifest(
+        name=options.name or name,
+        frame_size_hw=options.frame_size_hw,
+        roi_size=options.roi_size,
+        max_objects=options.max_objects,
+        preprocessing=Preprocessing(),
+        flow=flow,
+        roles=entries,
+        runtime_defaults=options.runtime_defaults,
+        provenance=Provenance(
+            checkpoints=tuple(
+                FileDigest(source.path.name, source.sha256) for source in checkpoint.sources
+            ),
+            tool_version=__version__,
+            command=options.command,
+            licence=licence,
+            created=utc_now_iso(),
+        ),
+    )

@@ -1,0 +1,294 @@
+"""One network -> one ONNX graph whose names, axes and operators are those its spec promises."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from mpn.engines.spec import OPSET, EngineSpec, Precision, Role, TensorSpec
+from mpn.errors import ExportError, OutputError
+from mpn.export.deploy import deployed
+from mpn.export.precision import (
+    PrecisionLedger,
+    check_ledger,
+    ledger_from_graph,
+    prepare_network,
+)
+from mpn.export.progress import Progress, timed
+
+EXTERNAL_DATA_BYTES = 16 << 20
+"""From this many bytes of weights on, they lie in a file of their own beside the graph."""
+
+MAX_FLOW_NODES = 800
+"""FlowNet 2.0 with the correlation as a band of matrix products has 445 nodes; the correlation as
+441 slices alone has 1346 and takes 12 s a frame instead of 0.4 s."""
+
+_TRACED_OBJECTS = 2  # the exporter would take a size of 1 as fixed
+_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_WRAPPER_PREFIX = "network."
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """A graph that was written and has passed :func:`graph_failures`.
+
+    Attributes:
+        path: The ``.onnx`` file.
+        external_data: Names of the weight files beside it.
+        nodes: Number of nodes.
+        size_bytes: Of all its files.
+        ledger: Which weights are half.
+        underflows: Weights that became 0 in half precision and were not.
+        elapsed_s: Preparing, tracing and writing together.
+    """
+
+    path: Path
+    external_data: tuple[str, ...]
+    nodes: int
+    size_bytes: int
+    ledger: PrecisionLedger
+    underflows: int
+    elapsed_s: float
+
+
+def export_graph(
+    network: nn.Module,
+    spec: EngineSpec,
+    path: Path,
+    *,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> ExportedGraph:
+    """Write ``network`` as the graph of ``spec.role``, and check what was written.
+
+    The graph has static sizes but for the objects axis, opset 18, the names of the network's own
+    weights, and no trace of the machine that exported it. Weights of 16 MiB and more lie beside it
+    in ``<name>.onnx.data``.
+
+    Args:
+        network: FlowNet2, DeepLabXception or OsvosVgg; it is not changed.
+        spec: The interface the graph must have.
+        path: The ``.onnx`` file to write; its folder exists.
+        precision: ``"fp16"``: half inside, float32 at the edges.
+        progress: Told of each step.
+
+    Raises:
+        ExportError: If the network cannot be exported as asked, or the graph is not what the spec
+            says; all differences are named.
+        OutputError: If the files cannot be written.
+    """
+    progress = Progress() if progress is None else progress
+    role = spec.role
+    with timed(progress, role, "prepare") as prepare:
+        prepared = prepare_network(role, network, precision, probe_inputs(role))
+    with timed(progress, role, "trace") as trace:
+        program = _trace(deployed(role, prepared.network), spec)
+    with timed(progress, role, "write") as write:
+        external_data = _write(program, path, _weight_bytes(prepared.network))
+    failures = graph_failures(path, spec)
+    if failures:
+        raise ExportError(f"the {role} graph is not what it must be: {'; '.join(failures)}")
+    ledger = ledger_from_graph(path)
+    check_ledger(role, ledger, precision, prepared.float32_layers)
+    files = [path, *(path.with_name(name) for name in external_data)]
+    return ExportedGraph(
+        path=path,
+        external_data=external_data,
+        nodes=len(onnx.load(path, load_external_data=False).graph.node),
+        size_bytes=sum(file.stat().st_size for file in files),
+        ledger=ledger,
+        underflows=prepared.underflows,
+        elapsed_s=prepare.elapsed_s + trace.elapsed_s + write.elapsed_s,
+    )
+
+
+def graph_failures(path: Path, spec: EngineSpec) -> list[str]:
+    """What in a written graph differs from its spec or would go wrong on a backend.
+
+    Args:
+        path: The ``.onnx`` file; its external data is not read.
+        spec: The interface it must have.
+
+    Returns:
+        One phrase a failure; empty if the graph is fine.
+    """
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    failures = []
+    opsets = {item.domain: item.version for item in model.opset_import}
+    if opsets != {"": OPSET}:
+        failures.append(f"it uses the operator sets {opsets}, expected ONNX {OPSET} alone")
+    failures += _tensor_failures("input", graph.input, spec.inputs)
+    failures += _tensor_failures("output", graph.output, spec.outputs)
+    allowed = {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
+    dynamic = {
+        size
+        for value in graph.value_info
+        for size in _tensor_spec(value).shape
+        if isinstance(size, str) and size not in allowed
+    }
+    if dynamic:
+        failures.append(f"it has axes without a fixed size inside: {', '.join(sorted(dynamic))}")
+    for node in graph.node:
+        if node.op_type == "GridSample":
+            failures += _grid_sample_failures(node)
+    if spec.role == "flow" and len(graph.node) > MAX_FLOW_NODES:
+        failures.append(
+            f"it has {len(graph.node)} nodes, expected at most {MAX_FLOW_NODES}: the correlation "
+            "was not traced as matrix products"
+        )
+    return failures
+
+
+def probe_inputs(role: Role) -> tuple[Tensor, ...]:
+    """Small inputs that make every layer of a role's network run, of values a network may see."""
+    generator = torch.Generator().manual_seed(0)
+    if role == "flow":
+        return tuple(torch.rand((2, 1, 3, 64, 64), generator=generator).mul(255.0).unbind())
+    channels, size = (4, 65) if role == "propagation" else (3, 64)
+    return (torch.rand((1, channels, size, size), generator=generator),)
+
+
+def _trace(module: nn.Module, spec: EngineSpec) -> Any:
+    inputs = tuple(_example(tensor) for tensor in spec.inputs)
+    dynamic_shapes = tuple(
+        {
+            axis: torch.export.Dim(name, min=1, max=spec.max_objects or _TRACED_OBJECTS)
+            for axis, name in tensor.dynamic_axes.items()
+        }
+        for tensor in spec.inputs
+    )
+    has_dynamic = any(dynamic_shapes)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(spec.input_names),
+                output_names=list(spec.output_names),
+                dynamic_shapes=dynamic_shapes if has_dynamic else None,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's errors share no base but Exception
+        raise ExportError(
+            f"the {spec.role} network cannot be traced by torch {torch.__version__}: "
+            f"{_one_line(error)}"
+        ) from error
+    if program is None:
+        raise ExportError(
+            f"torch {torch.__version__} returned no graph: use a torch in [2.9, 2.14)"
+        )
+    return program
+
+
+def _example(tensor: TensorSpec) -> Tensor:
+    shape = [_TRACED_OBJECTS if isinstance(size, str) else size for size in tensor.shape]
+    return torch.zeros(shape)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from talking about torchvision, its own deprecations and opset changes."""
+    loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _write(program: Any, path: Path, weight_bytes: int) -> tuple[str, ...]:
+    """Write the graph without metadata of the exporting machine; names of its external files."""
+    external = weight_bytes >= EXTERNAL_DATA_BYTES
+    try:
+        program.save(path, external_data=external)
+        model = onnx.load(path, load_external_data=False)
+        _strip(model)
+        onnx.save_model(model, path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    locations = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(sorted(locations))
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove stack traces, which hold file paths, and the wrapper's prefix of weight names."""
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for tensor in graph.initializer:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+        tensor.name = tensor.name.removeprefix(_WRAPPER_PREFIX)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = name.removeprefix(_WRAPPER_PREFIX)
+    for value in graph.value_info:
+        value.name = value.name.removeprefix(_WRAPPER_PREFIX)
+
+
+def _weight_bytes(network: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in network.state_dict().values())
+
+
+def _tensor_failures(kind: str, found: Any, expected: tuple[TensorSpec, ...]) -> list[str]:
+    got = tuple(_tensor_spec(value) for value in found)
+    if got == expected:
+        return []
+    return [
+        f"{kind}s are {', '.join(_shown(tensor) for tensor in got) or 'none'}, "
+        f"expected {', '.join(_shown(tensor) for tensor in expected)}"
+    ]
+
+
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    shape = tuple(
+        size.dim_value if size.HasField("dim_value") else size.dim_param or "?"
+        for size in kind.shape.dim
+    )
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return TensorSpec(value.name, shape, dtype)
+
+
+def _shown(tensor: TensorSpec) -> str:
+    return f"{tensor.name} {tensor.dtype}[{','.join(map(str, tensor.shape))}]"
+
+
+def _grid_sample_failures(node: onnx.NodeProto) -> list[str]:
+    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    mode = attributes.get("mode", b"bilinear").decode()
+    if mode == "bilinear":
+        return []
+    return [
+        f"GridSample '{node.name}' has mode '{mode}', which TensorRT's parser reads as nearest "
+        "(NVIDIA/TensorRT#4646), expected 'bilinear'"
+    ]
+
+
+def _one_line(error: BaseException, limit: int = 300) -> str:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,195 @@
+"""What an export can be asked for, checked before any work begins."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from mpn.engines.entries import DIS_PRESETS, PRECISIONS, DisPreset
+from mpn.engines.fields import Scalar
+from mpn.engines.spec import OPSET, ROLES, Precision, Role, propagation_spec
+from mpn.errors import EngineError, InputError
+
+MIN_FRAME_SIDE = 64
+"""FlowNet 2.0 halves six times and OSVOS four: under 64 pixels nothing is left to match at their
+deepest level, and no object to segment either."""
+
+MAX_FRAME_SIDE = 8192
+MAX_OBJECTS = 254
+"""Ids of a palette PNG: 0 is background, 255 is void."""
+
+_SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*")
+_MAX_NAME = 80
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How checkpoints become an engine directory.
+
+    Attributes:
+        precision: Of the layers; the edges are float32 either way.
+        frame_size_hw: (height, width) of the working frame, for flow and OSVOS.
+        roi_size: Side of the propagation crop, 16 n + 1.
+        max_objects: Largest object batch that plans are built for; onnxruntime takes any.
+        opset: 18 and no other.
+        roles: Which roles of the checkpoints to export; None for all.
+        verify: Compare each graph with its module, and refuse to write what differs.
+        parity_images: Folder of pictures to compare on; None renders some.
+        build: Build plans too; this version cannot.
+        init_fourth_channel: How to fill the fourth channel of DeepLab weights that have three.
+        flow_preset: Preset of OpenCV's DIS where no flow network is exported.
+        flow_scale: Size at which DIS runs, relative to the working frame.
+        runtime_defaults: Pipeline options that suit these weights.
+        name: For people; empty for the name of the directory.
+        licence: Of the weights; empty for what the checkpoints say.
+        command: Command line for the provenance, without paths of the machine.
+
+    Raises:
+        InputError: If a value cannot be used.
+    """
+
+    precision: Precision = "fp32"
+    frame_size_hw: tuple[int, int] = (480, 854)
+    roi_size: int = 513
+    max_objects: int = 8
+    opset: int = OPSET
+    roles: tuple[Role, ...] | None = None
+    verify: bool = True
+    parity_images: Path | None = None
+    build: bool = False
+    init_fourth_channel: str | None = None
+    flow_preset: DisPreset = "ultrafast"
+    flow_scale: float = 1.0
+    runtime_defaults: Mapping[str, Scalar] = field(default_factory=dict)
+    name: str = ""
+    licence: str = ""
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"unknown precision '{self.precision}': the precisions are {', '.join(PRECISIONS)}"
+            )
+        _check_frame_size(self.frame_size_hw)
+        try:
+            propagation_spec(self.roi_size, self.max_objects)
+        except EngineError as error:
+            raise InputError(str(error)) from error
+        if self.max_objects > MAX_OBJECTS:
+            raise InputError(f"max_objects must be at most {MAX_OBJECTS}, got {self.max_objects}")
+        if self.opset != OPSET:
+            raise InputError(
+                f"opset {self.opset} was asked for, but only {OPSET} is exported: from 20 on "
+                "TensorRT's parser reads the renamed GridSample mode as nearest "
+                "(NVIDIA/TensorRT#4646), and under 18 the exporter converts down"
+            )
+        if self.build:
+            raise InputError(
+                "this version of mpn-runtime cannot build plans: leave --build out, and run the "
+                "engine directory with onnxruntime (--backend cpu or cuda)"
+            )
+        if self.roles is not None and not self.roles:
+            raise InputError(f"no role was asked for: the roles are {', '.join(ROLES)}")
+        if self.parity_images is not None and not self.verify:
+            raise InputError(
+                "pictures to compare on were given, but comparing was switched off: "
+                "leave out either --parity-images or --no-verify"
+            )
+        if self.flow_preset not in DIS_PRESETS:
+            raise InputError(
+                f"unknown flow preset '{self.flow_preset}': the presets are "
+                f"{', '.join(DIS_PRESETS)}"
+            )
+        if not 0.0 < self.flow_scale <= 1.0:
+            raise InputError(f"the flow scale must be over 0 and at most 1, got {self.flow_scale}")
+        if len(self.name) > _MAX_NAME or not self.name.isprintable():
+            raise InputError(f"the name must be printable and at most {_MAX_NAME} characters long")
+
+
+def options_from_values(*, frame_size: str, **values: Any) -> ExportOptions:
+    """Options from words of a command line.
+
+    Args:
+        frame_size: ``WIDTHxHEIGHT``.
+        **values: The other fields of :class:`ExportOptions`, which checks them.
+
+    Raises:
+        InputError: If one cannot be used.
+    """
+    return ExportOptions(frame_size_hw=frame_size_hw_from_text(frame_size), **values)
+
+
+def frame_size_hw_from_text(text: str) -> tuple[int, int]:
+    """(height, width) from ``WIDTHxHEIGHT``, for example ``"854x480"``.
+
+    Raises:
+        InputError: If the text is no size.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InputError(f"the frame size must be WIDTHxHEIGHT such as 854x480, got '{text}'")
+    return (int(match[2]), int(match[1]))
+
+
+def roles_from_text(text: str) -> tuple[Role, ...]:
+    """Roles from a list with commas, for example ``"flow,propagation"``, each once.
+
+    Raises:
+        InputError: If one is unknown or given twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in ROLES:
+            raise InputError(f"unknown role '{name}': the roles are {', '.join(ROLES)}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"the role '{twice[0]}' is given twice: give each role once")
+    return tuple(cast(Role, name) for name in names)
+
+
+def runtime_defaults_from_texts(texts: list[str]) -> dict[str, Scalar]:
+    """Options from ``NAME=VALUE`` each; a value is true, false, null, a number, or else text.
+
+    Raises:
+        InputError: If one has no name or no ``=``, or a name comes twice.
+    """
+    defaults: dict[str, Scalar] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(
+                f"a runtime default must be NAME=VALUE such as ensemble_weight=0.5, got '{text}'"
+            )
+        if name in defaults:
+            raise InputError(f"the runtime default '{name}' is given twice: give it once")
+        defaults[name] = _scalar_from_text(value)
+    return defaults
+
+
+def _scalar_from_text(text: str) -> Scalar:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"a runtime default must be finite, got '{text}'")
+    return value if value is None or isinstance(value, bool | int | float | str) else text
+
+
+def _check_frame_size(size_hw: tuple[int, int]) -> None:
+    height, width = size_hw
+    if min(size_hw) < MIN_FRAME_SIDE:
+        raise InputError(
+            f"the frame size {width}x{height} is too small: both sides must be at least "
+            f"{MIN_FRAME_SIDE}, since FlowNet 2.0 halves them six times and OSVOS four"
+        )
+    if max(size_hw) > MAX_FRAME_SIDE:
+        raise InputError(
+            f"the frame size {width}x{height} is too large: both sides must be at most "
+            f"{MAX_FRAME_SIDE}"
+        )

@@ -1,0 +1,77 @@
+"""Largest activations of a network: whether half precision can hold what flows through it.
+
+onnxruntime's CPU backend computes half graphs in float32 between casts, so that a run there need
+not show an overflow that a GPU would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpn.engines.spec import Role
+from mpn.errors import ExportError
+from mpn.export.precision import HALF_MAX
+
+
+@dataclass(frozen=True)
+class ActivationPeak:
+    """The largest magnitude that any module of a network put out.
+
+    Attributes:
+        layer: Its name.
+        magnitude: The value; infinite where anything was NaN.
+    """
+
+    layer: str
+    magnitude: float
+
+
+def activation_peak(graph: nn.Module, inputs: Sequence[Tensor]) -> ActivationPeak:
+    """Run a float32 network and find the largest activation among the modules inside it.
+
+    Args:
+        graph: A module of :mod:`mpn.export.deploy`; its own float32 output does not count.
+        inputs: Its inputs.
+    """
+    peak = ActivationPeak("none", 0.0)
+
+    def watch(name: str) -> Any:
+        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            nonlocal peak
+            tensors = output if isinstance(output, tuple | list) else (output,)
+            for tensor in tensors:
+                largest = tensor.abs().max().item()
+                largest = float("inf") if largest != largest else largest
+                if largest > peak.magnitude:
+                    peak = ActivationPeak(name, largest)
+
+        return look
+
+    float32_layers = set(getattr(graph.network, "float32_layers", ()))
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in graph.network.named_modules()  # type: ignore[union-attr]
+        if name and name not in float32_layers
+    ]
+    try:
+        with torch.inference_mode():
+            graph(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return peak
+
+
+def check_activation_peak(role: Role, peak: ActivationPeak) -> None:
+    """Raise ExportError if an activation does not fit half precision."""
+    if peak.magnitude > HALF_MAX:
+        raise ExportError(
+            f"the {role} network does not fit fp16: activations of '{peak.layer}' reach "
+            f"{peak.magnitude:.3g}, half precision ends at {HALF_MAX:g}: "
+            "export with --precision fp32"
+        )

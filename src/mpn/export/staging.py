@@ -1,0 +1,271 @@
+"""The folder in which an engine directory grows, out of sight, until it is whole.
+
+It stands beside the final one under a hidden name, so that one rename makes it visible. What is
+finished in it survives an interruption: the next export of the same checkpoints with the same
+options goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpn.engines.files import MANIFEST_NAME, FileDigest, sha256_of_file, write_text_atomically
+from mpn.engines.parity import PARITY_NAME
+from mpn.engines.spec import Role
+from mpn.errors import OutputError
+
+STATE_NAME = "export-state.json"
+STATE_SCHEMA = 1
+_OWN_SUFFIXES = (".onnx", ".onnx.data")
+_OWN_NAMES = frozenset({MANIFEST_NAME, PARITY_NAME, STATE_NAME, "plans"})
+
+
+@dataclass(frozen=True)
+class FinishedRole:
+    """A role whose graph lies finished in the staging folder.
+
+    Attributes:
+        files: Its files with digests.
+        facts: What the exporter wants to know again, as JSON types.
+    """
+
+    files: tuple[FileDigest, ...]
+    facts: Mapping[str, Any]
+
+
+class Staging:
+    """The staging folder of one export. :meth:`open` creates or resumes it.
+
+    Args:
+        path: The folder.
+        target: The engine directory it is to become, checked by :func:`check_target`.
+        key: What was asked for, as JSON types; finished roles of another key are of no use.
+    """
+
+    def __init__(self, path: Path, target: Path, key: Mapping[str, Any]) -> None:
+        self.path = path
+        self._target = target
+        self._key = json.loads(json.dumps(key))
+        self._finished: dict[str, FinishedRole] = {}
+
+    @classmethod
+    def open(cls, target: Path, key: Mapping[str, Any]) -> Staging:
+        """Create the folder beside ``target``, or take up one that was left with the same key.
+
+        Raises:
+            OutputError: If it cannot be created.
+        """
+        staging = cls(target.with_name(f".{target.name}.mpn-export"), target, key)
+        try:
+            if staging.path.exists():
+                staging._finished = _load_state(staging.path, staging._key)
+                if not staging._finished:
+                    _remove_own(staging.path)
+            staging.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{staging.path.parent} cannot be written: {error.strerror or error}"
+            ) from error
+        staging._save_state()
+        return staging
+
+    def finished(self, role: Role) -> FinishedRole | None:
+        """What an earlier run left of a role, if its files are still the ones it wrote."""
+        found = self._finished.get(role)
+        if found is None:
+            return None
+        for file in found.files:
+            path = self.path / file.path
+            if not path.is_file() or sha256_of_file(path) != file.sha256:
+                del self._finished[role]
+                return None
+        return found
+
+    def finish_role(self, role: Role, finished: FinishedRole) -> None:
+        """Note that a role is finished, so that another run need not repeat it."""
+        self._finished[role] = finished
+        self._save_state()
+
+    def discard_role(self, role: Role) -> None:
+        """Remove what there is of an unfinished role; the folder too, if nothing else is in it."""
+        for suffix in _OWN_SUFFIXES:
+            (self.path / f"{role}{suffix}").unlink(missing_ok=True)
+        if not self._finished:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def publish(self) -> None:
+        """Turn the folder into the engine directory, replacing the one that was there.
+
+        What a user put beside the engines (a model card, notes) is carried over; plans are not,
+        since they belong to other graphs.
+
+        Raises:
+            OutputError: If it cannot be renamed; the old directory is then back in place.
+        """
+        old: Path | None = None
+        try:
+            (self.path / STATE_NAME).unlink(missing_ok=True)
+            if self._target.exists():
+                _carry_over(self._target, self.path)
+                old = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}.old")
+                self._target.rename(old)
+            self.path.rename(self._target)
+        except OSError as error:
+            if old is not None and old.exists() and not self._target.exists():
+                old.rename(self._target)
+            raise OutputError(
+                f"{self._target} cannot be put in place: {error.strerror or error}"
+            ) from error
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _save_state(self) -> None:
+        state = {
+            "schema_version": STATE_SCHEMA,
+            "key": self._key,
+            "roles": {
+                role: {
+                    "files": [file.as_json() for file in finished.files],
+                    "facts": dict(finished.facts),
+                }
+                for role, finished in self._finished.items()
+            },
+        }
+        write_text_atomically(self.path / STATE_NAME, json.dumps(state, allow_nan=False) + "\n")
+
+
+def check_target(out: Path) -> Path:
+    """Check that ``out`` can become an engine directory, before any work.
+
+    Returns:
+        It, absolute and without symbolic links.
+
+    Raises:
+        OutputError: If it is a file, another kind of folder, in the way of something, or not
+            writable.
+    """
+    if not str(out).strip() or "\0" in str(out):
+        raise OutputError("the output folder has no usable name: give one such as -o engines/")
+    try:
+        target = out.resolve()
+        _check_existing(out, target)
+        above = target.parent
+        while not above.exists():
+            above = above.parent
+        if not above.is_dir():
+            raise OutputError(f"{out} cannot be created: {above} is a file, not a folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"{out} cannot be written: no permission in {above}: choose another -o"
+            )
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{out} cannot be used as output folder: {error}") from error
+    return target
+
+
+def check_space(target: Path, needed_bytes: int) -> None:
+    """Raise OutputError unless the disk under ``target`` has room for ``needed_bytes``."""
+    above = target.parent
+    while not above.exists():
+        above = above.parent
+    free = shutil.disk_usage(above).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"the engines need about {_mib(needed_bytes)} MiB, but {above} has {_mib(free)} MiB "
+            "left: free some, or choose another -o"
+        )
+
+
+def _check_existing(out: Path, target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise OutputError(
+            f"{out} is a file: give a folder for the engine directory, as -o engines/"
+        )
+    if not os.access(target, os.W_OK | os.X_OK):
+        raise OutputError(f"{out} cannot be written: no permission: choose another -o")
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise OutputError(
+            f"{out} is the current folder or above it, and would be replaced: "
+            "give a folder inside it, as -o engines/"
+        )
+    if target.is_mount():
+        raise OutputError(
+            f"{out} is a mount point, which cannot be replaced in one step: "
+            f"give a folder inside it, as -o {out / 'engines'}"
+        )
+    if any(target.iterdir()) and not _is_engine_dir(target):
+        raise OutputError(
+            f"{out} holds files but no engine directory's {MANIFEST_NAME}: "
+            "give a new or empty folder, or an engine directory to replace"
+        )
+
+
+def _is_engine_dir(path: Path) -> bool:
+    """Whether there is a manifest of ours, of whatever schema; web pages have such files too."""
+    try:
+        value = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and {"schema_version", "roles", "provenance"} <= set(value)
+
+
+def _load_state(path: Path, key: Mapping[str, Any]) -> dict[str, FinishedRole]:
+    """The finished roles of an earlier run with the same key; none if it was another."""
+    try:
+        state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
+        if state["schema_version"] != STATE_SCHEMA or state["key"] != key:
+            return {}
+        return {
+            role: FinishedRole(
+                tuple(FileDigest(file["path"], file["sha256"]) for file in entry["files"]),
+                entry["facts"],
+            )
+            for role, entry in state["roles"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # a damaged note means that the work is done again, never that it is trusted
+
+
+def _remove_own(path: Path) -> None:
+    """Empty a staging folder of another export.
+
+    Raises:
+        OutputError: If it holds anything that no export has written.
+    """
+    strangers = [entry.name for entry in path.iterdir() if not _is_own(entry.name)]
+    if strangers:
+        raise OutputError(
+            f"{path} is in the way and holds '{strangers[0]}', which no export wrote: move it away"
+        )
+    shutil.rmtree(path)
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN_NAMES or name.endswith((*_OWN_SUFFIXES, ".tmp"))
+
+
+def _carry_over(source: Path, target: Path) -> None:
+    for entry in source.iterdir():
+        if _is_own(entry.name):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, target / entry.name, symlinks=True, dirs_exist_ok=True)
+        else:
+            shutil.copy2(entry, target / entry.name, follow_symlinks=False)
+
+
+def _mib(size_bytes: int) -> int:
+    return -(-size_bytes // (1 << 20))
