@@ -256,11 +256,20 @@ def _write_atomically(path: Path, content: object) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OutputError(f"{path} cannot be written: {reason}") from error
+        raise OutputError(f"{path} cannot be written: {_reason(error)}") from error
     except BaseException:  # Ctrl-C included
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _reason(error: BaseException) -> str:
+    """Torch's writer hides the operating system's error behind a RuntimeError of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return f"the disk may be full ({str(error).splitlines()[0]})"
