@@ -6,6 +6,7 @@ import re
 import struct
 import sys
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -74,6 +75,7 @@ class VideoStream(VideoSource):
         self._start, self._end, self._live = start, end, is_live
         self._decoded = 0
         self._next_pts_s = Fraction(0)
+        self._orientation = _Orientation()
         self._container = _open_container(url, address, container_format, is_live)
         try:
             self._stream = _video_stream(self._container, address)
@@ -181,8 +183,12 @@ class VideoStream(VideoSource):
         index = self._decoded
         self._decoded += 1
         # Frames before the start are decoded but need no pixels.
+        if index == 0:
+            # Once: PyAV's side data and its frame refer to each other, so asking every frame keeps
+            # them all until the garbage collector comes by (12 MB each at 4K).
+            self._orientation = _orientation(decoded, self._shown)
         rgb = (
-            _upright(decoded.to_ndarray(format="rgb24"), decoded, self._shown)
+            _upright(decoded.to_ndarray(format="rgb24"), self._orientation)
             if index >= self._start
             else np.empty((1, 1, 3), np.uint8)
         )
@@ -242,24 +248,37 @@ def _frame_rate(stream: Any) -> Fraction:
     return _FALLBACK_FPS
 
 
-def _upright(rgb: UInt8Array, decoded: Any, address: str) -> UInt8Array:
-    """Apply the display matrix (rotation by quarter turns, mirroring) that phones record."""
+@dataclass(frozen=True)
+class _Orientation:
+    """How to show stored pixels: first transposed, then flipped."""
+
+    is_transposed: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+
+def _orientation(decoded: Any, address: str) -> _Orientation:
+    """What the display matrix asks for: the quarter turns and mirrorings that phones record."""
     matrix = next((bytes(d) for d in decoded.side_data if d.type.name == "DISPLAYMATRIX"), None)
     if matrix is None:
-        return np.ascontiguousarray(rgb)
+        return _Orientation()
     # x' = a x + c y, y' = b x + d y, rows (a, b, u), (c, d, v), (x, y, w).
     a, b, _, c, d = struct.unpack("<5i" if sys.byteorder == "little" else ">5i", matrix[:20])
     if b == c == 0 and abs(a) == abs(d) == _DISPLAY_MATRIX_ONE:
-        flip_x, flip_y = a < 0, d < 0
-    elif a == d == 0 and abs(b) == abs(c) == _DISPLAY_MATRIX_ONE:
+        return _Orientation(flip_x=a < 0, flip_y=d < 0)
+    if a == d == 0 and abs(b) == abs(c) == _DISPLAY_MATRIX_ONE:
+        return _Orientation(is_transposed=True, flip_x=c < 0, flip_y=b < 0)
+    raise VideoError(
+        f"{address} asks for a rotation that is no quarter turn (display matrix {a} {b} {c} {d}"
+        " / 65536): re-encode it upright"
+    )
+
+
+def _upright(rgb: UInt8Array, orientation: _Orientation) -> UInt8Array:
+    if orientation.is_transposed:
         rgb = rgb.swapaxes(0, 1)
-        flip_x, flip_y = c < 0, b < 0
-    else:
-        raise VideoError(
-            f"{address} asks for a rotation that is no quarter turn (display matrix {a} {b} {c} {d}"
-            " / 65536): re-encode it upright"
-        )
-    return np.ascontiguousarray(rgb[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+    step_y, step_x = -1 if orientation.flip_y else 1, -1 if orientation.flip_x else 1
+    return np.ascontiguousarray(rgb[::step_y, ::step_x])
 
 
 def _reason(error: BaseException) -> str:
