@@ -17,8 +17,8 @@ from time import perf_counter
 from typing import Any
 
 import cv2
-from facts import summary_ms, write_result
 
+from facts import summary_ms, write_result
 from mpn import Pipeline, PipelineOptions
 from mpn.evaluation import DavisDataset, SequenceEvaluator, load_davis
 from mpn.evaluation.scores import DatasetScore, SequenceScore

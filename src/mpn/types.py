@@ -20,7 +20,7 @@ MAX_OBJECT_ID = 254
 """Largest object id in a palette PNG: 0 is background and 255 is void in DAVIS."""
 
 TrackState = Literal["given", "tracked", "lost"]
-"""``given``: the labels came from the user; ``tracked``: found; ``lost``: nothing above threshold."""
+"""``given``: labels came from the user; ``tracked``: found; ``lost``: nothing above threshold."""
 
 TrackBranch = Literal["given", "propagation", "blended", "osvos", "none"]
 """Which branch won: the user's labels, propagation alone, both blended, OSVOS alone, or nothing."""
@@ -142,7 +142,9 @@ def check_rgb(rgb: npt.NDArray[Any]) -> None:
 def check_labels(labels: npt.NDArray[Any], size_hw: tuple[int, int]) -> None:
     """Raise InputError unless ``labels`` is (H, W) uint8 of the frame's size."""
     if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise InputError(f"labels must be (H, W) uint8 object ids, got {labels.shape} {labels.dtype}")
+        raise InputError(
+            f"labels must be (H, W) uint8 object ids, got {labels.shape} {labels.dtype}"
+        )
     if labels.shape != size_hw:
         raise InputError(
             f"the mask is {labels.shape[1]}x{labels.shape[0]} but the frame is "

@@ -252,7 +252,9 @@ class _Trainer:
         into_decay = self.step - (options.steps - options.decay_steps)
         fall = 1.0
         if into_decay > 0:
-            fall = 0.5 * (1 + math.cos(math.pi * min(1.0, into_decay / max(1, options.decay_steps))))
+            fall = 0.5 * (
+                1 + math.cos(math.pi * min(1.0, into_decay / max(1, options.decay_steps)))
+            )
         return float(options.learning_rate * rise * fall)
 
     def _average(self) -> None:
