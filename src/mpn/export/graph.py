@@ -122,7 +122,10 @@ def graph_failures(path: Path, spec: EngineSpec) -> list[str]:
     Returns:
         One phrase a failure; empty if the graph is fine.
     """
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # OSError, or protobuf's, which has no type stubs
+        return [f"it cannot be read as ONNX ({_one_line(error)})"]
     graph = model.graph
     failures = []
     opsets = {item.domain: item.version for item in model.opset_import}

@@ -39,12 +39,18 @@ def activation_peak(graph: nn.Module, inputs: Sequence[Tensor]) -> ActivationPea
         inputs: Its inputs.
     """
     peak = ActivationPeak("none", 0.0)
+    network = graph.get_submodule("network")
+    float32_layers = set(getattr(network, "float32_layers", ()))
+    kept_float32: list[Tensor] = []
 
     def watch(name: str) -> Any:
         def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
             nonlocal peak
-            tensors = output if isinstance(output, tuple | list) else (output,)
-            for tensor in tensors:
+            for tensor in output if isinstance(output, tuple | list) else (output,):
+                if name in float32_layers:
+                    kept_float32.append(tensor)
+                if any(tensor is kept for kept in kept_float32):
+                    continue  # of such a layer, or of a member network that ends with one
                 largest = tensor.abs().max().item()
                 largest = float("inf") if largest != largest else largest
                 if largest > peak.magnitude:
@@ -52,11 +58,10 @@ def activation_peak(graph: nn.Module, inputs: Sequence[Tensor]) -> ActivationPea
 
         return look
 
-    float32_layers = set(getattr(graph.network, "float32_layers", ()))
     handles = [
         module.register_forward_hook(watch(name))
-        for name, module in graph.network.named_modules()  # type: ignore[union-attr]
-        if name and name not in float32_layers
+        for name, module in network.named_modules()
+        if name
     ]
     try:
         with torch.inference_mode():
