@@ -2,7 +2,188 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-def bench() -> None:
-    """(being written)."""
-    raise NotImplementedError
+import typer
+
+from mpn.cli.run import BackendName
+
+if TYPE_CHECKING:
+    from mpn.runtime.benchmark import OnProgress
+
+_BUSY_SHARE = 0.5
+"""Of the cores, wanted by other work before the benchmark began: then its figures are no good."""
+
+
+def bench(
+    engine_dir: Path = typer.Option(
+        None, metavar="DIR", help="What mpn-export wrote.", show_default="ships with the package"
+    ),
+    objects: str = typer.Option(
+        "1,2,3,5", metavar="K,K,...", help="Numbers of objects, each measured on its own."
+    ),
+    frame_size: str = typer.Option("854x480", metavar="WxH", help="Size of the clip."),
+    frames: int = typer.Option(50, min=1, help="Frames that count, a figure."),
+    warmup: int = typer.Option(5, min=1, help="Frames before them that do not."),
+    backend: BackendName = typer.Option(BackendName.AUTO, help="What runs the networks."),
+    threads: int = typer.Option(
+        None, metavar="N", min=1, help="CPU threads.", show_default="all cores"
+    ),
+    out: Path = typer.Option(
+        None, "--out", "-o", metavar="FILE", help="Write JSON there too.", show_default=False
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
+) -> None:
+    """Measure how fast an engine directory is on this machine, on a rendered clip.
+
+    Three figures side by side, for each number of objects, without OSVOS and with it: the networks
+    alone, the pipeline with frames in memory, and the whole way from an H.264 file to masks and
+    overlay. Takes minutes; nothing else should run meanwhile.
+    """
+    numbers = _numbers(objects)
+    size_hw = _size_hw(frame_size)
+
+    from mpn.runtime.benchmark import BenchmarkOptions, run_benchmark
+    from mpn.runtime.benchmark_result import check_result_path, save_result
+
+    options = BenchmarkOptions(
+        objects=numbers,
+        frame_size_hw=size_hw,
+        frames=frames,
+        warmup=warmup,
+        backend=backend.value,
+        threads=threads,
+    )
+    if out is not None:
+        check_result_path(out)
+    with _progress_display() as on_progress:
+        result = run_benchmark(engine_dir, options, on_progress=on_progress)
+    if out is not None:
+        save_result(out, result)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        _print(result)
+    if out is not None:
+        typer.echo(f"wrote {out}", err=True)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"--objects takes numbers separated by commas, like 1,2,3,5, not '{text}'"
+        ) from error
+
+
+def _size_hw(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if match is None:
+        raise typer.BadParameter(f"--frame-size takes WIDTHxHEIGHT, like 854x480, not '{text}'")
+    return int(match[2]), int(match[1])
+
+
+@contextmanager
+def _progress_display() -> Iterator[OnProgress]:
+    if not sys.stderr.isatty():
+        yield lambda text: typer.echo(text, err=True)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield status.update
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    engine, machine, load = result["engine"], result["machine"], result["load"]
+    height, width = result["frame_size_hw"]
+    threads = result["backend"]["threads"] or "all cores"
+    precisions = ", ".join(
+        f"{role} {facts['precision']}" for role, facts in engine["roles"].items()
+    )
+    console.print(
+        f"[bold]{escape(engine['name'])}[/bold] ({precisions}) on {result['backend']['used']}, "
+        f"threads: {threads}, {width}x{height}, {result['frames']} frames after "
+        f"{result['warmup']} to warm up"
+    )
+    console.print(f"{escape(machine['processor'])}, {machine['cores']} cores")
+    console.print(f"engines opened in {load['median_ms']:.0f} ms ({load['first_ms']:.0f} at first)")
+    console.print(_figures_table(result["runs"]))
+    console.print(_stages_table(result["runs"]))
+    for missing in result["not_measured"]:
+        console.print(f"not measured: {escape(missing)}")
+    before, cores = result["load_average_before"], machine["cores"]
+    if before is not None and before > _BUSY_SHARE * cores:
+        typer.echo(
+            f"note: the machine was busy before the benchmark began (load average {before:.1f} on "
+            f"{cores} cores): the figures are too low",
+            err=True,
+        )
+
+
+def _figures_table(runs: list[dict[str, Any]]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title="Frames a second (median ms)",
+        title_justify="left",
+        box=box.SIMPLE,
+        caption="start: ms until the first mask is there, engines opened. MiB: peak of the wall "
+        "run. tracked: share of the objects that were not lost.",
+        caption_justify="left",
+    )
+    for heading in ("K", "OSVOS", "engine-only", "pipeline", "wall", "start", "MiB", "tracked"):
+        table.add_column(heading, justify="right")
+    for run in runs:
+        wall = run["wall"]
+        memory = wall["peak_memory_mib"]
+        table.add_row(
+            str(run["objects"]),
+            run["osvos"],
+            *(_figure_cell(run[figure]) for figure in ("engine_only", "pipeline", "wall")),
+            f"{wall['until_first_mask_ms']:.0f}",
+            "?" if memory is None else f"{memory:.0f}",
+            f"{run['pipeline']['tracked_share']:.0%}",
+        )
+    return table
+
+
+def _figure_cell(figure: dict[str, Any]) -> str:
+    return f"{_short(figure['fps'])} ({_short(figure['frame']['median_ms'])})"
+
+
+def _stages_table(runs: list[dict[str, Any]]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="Stages of the pipeline, median ms", title_justify="left", box=box.SIMPLE)
+    table.add_column("objects\nOSVOS", no_wrap=True)
+    for run in runs:
+        table.add_column(f"K={run['objects']}\n{run['osvos']}", justify="right")
+    for name in dict.fromkeys(name for run in runs for name in run["pipeline"]["stages"]):
+        table.add_row(name, *(_median_cell(run["pipeline"]["stages"].get(name)) for run in runs))
+    table.add_section()
+    table.add_row("frame", *(_median_cell(run["pipeline"]["frame"]) for run in runs))
+    return table
+
+
+def _median_cell(summary: dict[str, float] | None) -> str:
+    return "" if summary is None else _short(summary["median_ms"])
+
+
+def _short(value: float) -> str:
+    """Three digits, so that eight columns fit a terminal."""
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"

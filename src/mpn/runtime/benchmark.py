@@ -1,0 +1,290 @@
+"""How fast an engine directory is on this machine: what ``mpn bench`` measures.
+
+Three figures side by side, for each number of objects, with OSVOS and without:
+
+* *engine-only*: the networks alone, on inputs that do not change;
+* *pipeline*: all stages, frames in memory;
+* *wall*: an H.264 file decoded, segmented, masks and overlay written, as ``mpn-run`` does it.
+
+All three see the same rendered clip. What is left out of a figure is told apart (first frame,
+loading, warm-up), and what this version cannot measure is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import cv2
+
+from mpn.engines.files import check_engine_dir
+from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
+from mpn.engines.manifest import ENGINE_SOURCE, Manifest
+from mpn.errors import InputError
+from mpn.runtime.benchmark_clip import BenchmarkClip, labels_of_objects, make_clip
+from mpn.runtime.benchmark_memory import NetworkFigure, PipelineFigure
+from mpn.runtime.benchmark_result import (
+    benchmark_document,
+    engine_facts,
+    load_average,
+    summary_ms,
+)
+from mpn.runtime.benchmark_wall import run_wall_apart
+from mpn.runtime.labels import DEFAULT_MAX_OBJECTS, save_labels
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.preprocess import working_size_hw
+from mpn.runtime.request import RunRequest
+from mpn.synthetic.clip import MIN_SIDE_PX
+from mpn.types import UInt8Array
+
+_LOADS = 3
+"""Times that the engines are opened: the first also loads onnxruntime."""
+
+OnProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """What to measure.
+
+    Attributes:
+        objects: Numbers of objects, each measured on its own.
+        frame_size_hw: (height, width) of the clip, both even since H.264 halves the colours.
+        frames: Frames that count, a figure.
+        warmup: Frames before them, after the first one, that do not.
+        backend: See :func:`mpn.engines.load.open_engines`.
+        threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    objects: tuple[int, ...] = (1, 2, 3, 5)
+    frame_size_hw: tuple[int, int] = (480, 854)
+    frames: int = 50
+    warmup: int = 5
+    backend: Backend = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        height, width = self.frame_size_hw
+        if min(height, width) < MIN_SIDE_PX or height % 2 or width % 2:
+            raise InputError(
+                f"the frame size must be at least {MIN_SIDE_PX}x{MIN_SIDE_PX} and even (H.264 "
+                f"halves the colours), got {width}x{height}"
+            )
+        if not self.objects or len(set(self.objects)) < len(self.objects):
+            raise InputError(
+                f"the numbers of objects must be given, each once, got {list(self.objects)}"
+            )
+        if not all(1 <= number <= DEFAULT_MAX_OBJECTS for number in self.objects):
+            raise InputError(
+                f"a number of objects must be 1..{DEFAULT_MAX_OBJECTS}, got {list(self.objects)}"
+            )
+        for name in ("frames", "warmup"):
+            if getattr(self, name) < 1:
+                raise InputError(f"option {name} must be at least 1, got {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"the number of threads must be at least 1, got {self.threads}")
+
+
+def run_benchmark(
+    engine_dir: Path | None = None,
+    options: BenchmarkOptions | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Measure an engine directory.
+
+    Takes minutes at full size, and a temporary folder; the machine should have nothing else to do.
+
+    Args:
+        engine_dir: What mpn-export wrote; None for the one that ships with the package.
+        options: What to measure.
+        on_progress: Called with a few words whenever something new begins.
+
+    Returns:
+        The result in the format of :mod:`mpn.runtime.benchmark_result`; ``runs`` has an entry for
+        each number of objects and OSVOS mode, with ``engine_only``, ``pipeline`` and ``wall``.
+
+    Raises:
+        EngineError: If the engines cannot be opened or fail.
+        InputError: If the frames are too small for so many objects.
+        OutputError: If the temporary folder cannot be written.
+    """
+    options = options or BenchmarkOptions()
+    directory = default_engine_dir() if engine_dir is None else engine_dir
+    check_engine_dir(directory)
+    before = load_average()
+    with (
+        TemporaryDirectory(prefix="mpn-bench-") as folder,
+        _opencv_threads(options.threads),
+    ):
+        measurement = _Measurement(
+            directory, options, Path(folder), on_progress or (lambda _: None)
+        )
+        body = measurement.run(is_shipped=engine_dir is None)
+    return benchmark_document("fps", {**body, "load_average_before": before})
+
+
+class _Measurement:
+    """The state of one call of :func:`run_benchmark`."""
+
+    def __init__(
+        self, directory: Path, options: BenchmarkOptions, folder: Path, tell: OnProgress
+    ) -> None:
+        self._directory, self._options = directory, options
+        self._folder, self._tell = folder, tell
+
+    def run(self, *, is_shipped: bool) -> dict[str, Any]:
+        options = self._options
+        self._tell("opening the engines")
+        engines, load_s = self._opened()
+        with engines:
+            self._tell("rendering the clip")
+            clip = make_clip(
+                self._folder,
+                frames=1 + options.warmup + options.frames,
+                size_hw=options.frame_size_hw,
+            )
+            runs = [run for number in options.objects for run in self._runs(engines, clip, number)]
+            pipeline_options = PipelineOptions().with_defaults(engines.manifest.runtime_defaults)
+        return {
+            "engine": {**engine_facts(engines), "is_shipped": is_shipped},
+            "backend": {
+                "asked": options.backend,
+                "used": engines.backend,
+                "note": engines.backend_note,
+                "threads": options.threads,
+            },
+            "options": asdict(pipeline_options),
+            "frame_size_hw": list(options.frame_size_hw),
+            "working_size_hw": list(working_size_hw(options.frame_size_hw, pipeline_options.size)),
+            "objects": list(options.objects),
+            "frames": options.frames,
+            "warmup": options.warmup,
+            "load": {"first_ms": round(load_s[0] * 1e3, 3), **summary_ms(load_s)},
+            "runs": runs,
+            "not_measured": _not_measured(engines),
+        }
+
+    def _opened(self) -> tuple[EngineSet, list[float]]:
+        """The engines, and the seconds of opening them several times."""
+        load_s: list[float] = []
+        while True:
+            begun = perf_counter()
+            engines = open_engines(
+                self._directory, backend=self._options.backend, threads=self._options.threads
+            )
+            load_s.append(perf_counter() - begun)
+            if len(load_s) == _LOADS:
+                return engines, load_s
+            engines.close()
+
+    def _runs(self, engines: EngineSet, clip: BenchmarkClip, objects: int) -> list[dict[str, Any]]:
+        """All figures for one number of objects: an entry without OSVOS, and one with it."""
+        labels = labels_of_objects(clip.labels, objects)
+        mask = self._folder / f"first-{objects}.png"
+        save_labels(mask, labels)
+        options = _options_by_osvos(engines.manifest)
+        self._tell(f"K = {objects}: the networks alone, and the pipeline")
+        in_memory = self._in_memory(engines, clip, labels, options)
+        runs = []
+        for mode, pipeline_options in options.items():
+            self._tell(f"K = {objects}, OSVOS {mode}: from file to files")
+            wall = self._wall(clip, mask, pipeline_options, f"out-{objects}-{mode}")
+            runs.append({"objects": objects, "osvos": mode, **in_memory[mode], "wall": wall})
+        return runs
+
+    def _in_memory(
+        self,
+        engines: EngineSet,
+        clip: BenchmarkClip,
+        labels: UInt8Array,
+        options: dict[str, PipelineOptions],
+    ) -> dict[str, dict[str, Any]]:
+        """The networks and every pipeline, frame by frame in turn, whose turn it is first too."""
+        warmup, objects = self._options.warmup, int(labels.max())
+        networks = NetworkFigure(engines, next(iter(options.values())), clip.frames, labels)
+        pipelines = {mode: PipelineFigure(engines, given) for mode, given in options.items()}
+        for pipeline in pipelines.values():
+            pipeline.start(clip.frames[0], labels)
+        sides: list[Callable[[UInt8Array], None]] = [lambda _: networks.step()]
+        sides += [pipeline.step for pipeline in pipelines.values()]
+        for rgb in clip.frames[1:]:
+            for step in sides:
+                step(rgb)
+            sides.append(sides.pop(0))
+        return {
+            mode: {
+                "osvos_mode": options[mode].osvos,
+                "engine_only": networks.as_json(
+                    warmup=warmup, every_frame=pipeline.roles_of_every_frame(objects)
+                ),
+                "pipeline": pipeline.as_json(warmup=warmup),
+            }
+            for mode, pipeline in pipelines.items()
+        }
+
+    def _wall(
+        self, clip: BenchmarkClip, mask: Path, options: PipelineOptions, out: str
+    ) -> dict[str, Any]:
+        run = run_wall_apart(
+            RunRequest(
+                video=str(clip.video),
+                masks={None: mask},
+                out=self._folder / out,
+                engine_dir=self._directory,
+                backend=self._options.backend,
+                threads=self._options.threads,
+                options=options,
+            )
+        )
+        return run.as_json(warmup=self._options.warmup)
+
+
+def _options_by_osvos(manifest: Manifest) -> dict[str, PipelineOptions]:
+    """``off``, and where there is OSVOS ``on``: as the manifest advises, unless that is off."""
+    options = {"off": PipelineOptions(osvos="off").with_defaults(manifest.runtime_defaults)}
+    if "osvos" in manifest.roles:
+        advised = PipelineOptions().with_defaults(manifest.runtime_defaults).osvos
+        mode = "auto" if advised == "off" else advised
+        options["on"] = PipelineOptions(osvos=mode).with_defaults(manifest.runtime_defaults)
+    return options
+
+
+def _not_measured(engines: EngineSet) -> list[str]:
+    """What a reader may look for and not find."""
+    missing = [
+        "DenseCRF: this version has no such stage",
+        "online adaptation and its cost: this version has none",
+        "GPU (CUDA, TensorRT): the networks ran on the CPU"
+        if engines.backend == "cpu"
+        else f"backends other than {engines.backend}",
+    ]
+    if engines.osvos is None:
+        missing.append("OSVOS: the engine directory has none")
+    if engines.manifest.flow.source != ENGINE_SOURCE:
+        missing.append(
+            f"flow network: the flow is {engines.manifest.flow.source}, a stage of the pipeline"
+        )
+    return missing
+
+
+@contextmanager
+def _opencv_threads(threads: int | None) -> Iterator[None]:
+    """OpenCV's number of threads, which belongs to the whole process, as a pipeline sets it."""
+    if threads is None:
+        yield
+        return
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(threads)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
