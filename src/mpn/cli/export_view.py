@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
@@ -85,12 +84,13 @@ class ExportView(Progress):
 def print_bundle(bundle: ExportedBundle, options: ExportOptions) -> None:
     """Print what was exported and what was checked."""
     console = Console(highlight=False)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("role", "network"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("params", "nodes", "MiB", "half", "seconds", "difference"):
-        table.add_column(heading, justify="right", overflow="fold")
-    table.add_column("verdict", overflow="fold")
+    # Two lines a role, so that a terminal of 80 columns holds it.
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("role\nnetwork", overflow="fold")
+    for heading in ("params", "nodes", "MiB", "half\nweights", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("largest\ndifference", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for summary in bundle.roles:
         table.add_row(*(Text(cell) for cell in _cells(summary)))
     console.print(table)
@@ -124,17 +124,16 @@ def _without_folders(word: str) -> str:
 
 
 def _cells(summary: RoleSummary) -> tuple[str, ...]:
-    verdict = "not verified" if summary.verify_s is None else "ok"
+    verdict = "skipped" if summary.verify_s is None else "ok"
     return (
-        summary.role,
-        summary.variant,
+        f"{summary.role}\n{summary.variant}",
         _count(summary.parameters),
         str(summary.nodes),
         f"{summary.size_bytes / _MIB:.1f}",
         f"{summary.half_weights}/{summary.total_weights}",
         f"{summary.export_s:.1f}",
-        summary.largest_difference or "unknown",
-        f"{verdict}, kept" if summary.reused else verdict,
+        (summary.largest_difference or "unknown").replace(" ", "\n"),
+        f"{verdict}\nkept" if summary.reused else verdict,
     )
 
 

@@ -174,10 +174,14 @@ def _selected(checkpoint: Checkpoint, options: ExportOptions) -> dict[Role, Role
                 f"the role '{role}' was asked for, but the checkpoints hold {given} only: "
                 f"give a checkpoint with {role} weights too"
             )
-    if "propagation" not in checkpoint.roles or "propagation" not in wanted:
+    if "propagation" not in wanted:
         raise CheckpointError(
-            f"an engine directory needs propagation, but only {given} "
-            f"{'was asked for' if 'propagation' in checkpoint.roles else 'was given'}: "
+            f"an engine directory needs propagation, but only {', '.join(wanted)} was asked for: "
+            "add propagation to the roles"
+        )
+    if "propagation" not in checkpoint.roles:
+        raise CheckpointError(
+            f"an engine directory needs propagation, but only {given} was given: "
             "add a propagation checkpoint (DeepLab v3+ Xception with 4 input channels)"
         )
     return {
