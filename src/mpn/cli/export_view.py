@@ -85,7 +85,7 @@ def print_bundle(bundle: ExportedBundle, options: ExportOptions) -> None:
     """Print what was exported and what was checked."""
     console = Console(highlight=False)
     # Two lines a role, so that a terminal of 80 columns holds it.
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("role\nnetwork", overflow="fold")
     for heading in ("params", "nodes", "MiB", "half\nweights", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
