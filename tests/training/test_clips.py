@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
-from mpn.training.clips import ClipMix, CompositeClip, DavisClip, Material, StillClip, draw_clip
+from mpn.training.clips import (
+    ClipMix,
+    CompositeClip,
+    DavisClip,
+    Material,
+    PatchClip,
+    StillClip,
+    draw_clip,
+)
 
 MIXES = {
     "davis": ClipMix(1, 0, 0),
@@ -62,3 +71,15 @@ def test_without_stills_every_kind_is_still_drawn(material: Material) -> None:
     for seed in range(10):
         clip = draw_clip(alone, ClipMix(0.4, 0.3, 0.3), seed)
         assert not isinstance(clip, StillClip)
+
+
+def test_a_patch_is_one_piece_that_has_nothing_to_do_with_the_picture_s_mask(
+    material: Material,
+) -> None:
+    pair = material.stills[0]
+    shapes = [PatchClip(pair, seed).mask > 127 for seed in range(8)]
+    for shape in shapes:
+        assert 0.01 < shape.mean() < 0.9
+        assert cv2.connectedComponents(shape.astype(np.uint8))[0] == 2
+    assert len({shape.tobytes() for shape in shapes}) == 8
+    np.testing.assert_array_equal(PatchClip(pair, 3).mask, PatchClip(pair, 3).mask)

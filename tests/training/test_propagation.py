@@ -15,7 +15,7 @@ from mpn.training.propagation import PropagationTrainingOptions, TrainingReport,
 from mpn.training.rollout import RolloutOptions
 
 TINY = PropagationTrainingOptions(
-    network=DeepLabConfig(width=0.0625, head_width=0.0625, middle_blocks=1),
+    network=DeepLabConfig(width=0.0625, head_width=0.0625, middle_blocks=1, prior_skip=True),
     rollout=RolloutOptions(roi_size=65, max_steps=4),
     steps=6,
     decay_steps=2,
@@ -126,3 +126,20 @@ def test_the_rate_rises_stays_and_falls_to_zero(material: Material) -> None:
     assert rates[2:13] == [TINY.learning_rate] * 11
     assert rates[13:] == sorted(rates[13:], reverse=True)
     assert rates[20] == 0
+
+
+def test_a_run_starts_from_given_weights_and_refuses_those_of_another_shape(
+    unbroken, material: Material, tmp_path: Path
+) -> None:
+    weights = unbroken[1]
+    frozen = replace(TINY, steps=1, learning_rate=0.0, ema_decay=0.0)
+    started, _ = _run(material, tmp_path / "a", frozen, start_from=weights)
+    assert torch.equal(started["decoder.conv1.weight"], weights["decoder.conv1.weight"])
+    fresh, _ = _run(material, tmp_path / "b", frozen)
+    assert not torch.equal(fresh["decoder.conv1.weight"], weights["decoder.conv1.weight"])
+
+    without_gain = {key: value for key, value in weights.items() if key != "prior_gain"}
+    _run(material, tmp_path / "c", frozen, start_from=without_gain)
+    wider = replace(frozen, network=DeepLabConfig(width=0.25, head_width=0.25, middle_blocks=1))
+    with pytest.raises(TrainingError, match="the weights to start from do not fit"):
+        _run(material, tmp_path / "d", wider, start_from=weights)

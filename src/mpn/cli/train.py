@@ -36,11 +36,17 @@ def propagation(
     width: Annotated[float, typer.Option(help="Channel multiplier of the backbone.")] = 0.25,
     head_width: Annotated[float, typer.Option(help="Channel multiplier of the head.")] = 0.25,
     middle_blocks: Annotated[int, typer.Option(help="Middle-flow blocks, 1..16.")] = 6,
-    roi_size: Annotated[int, typer.Option(help="Side of the crop, 16 n + 1.")] = 193,
-    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 14000,
+    prior_skip: Annotated[
+        bool, typer.Option(help="Learn corrections of the warped probability, not the whole mask.")
+    ] = True,
+    roi_size: Annotated[int, typer.Option(help="Side of the crop, 16 n + 1.")] = 225,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Checkpoint whose propagation weights to start from.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 16000,
     decay_steps: Annotated[int, typer.Option(min=0, help="Final decay of the rate.")] = 5000,
     batch: Annotated[int, typer.Option(min=2, help="Crops a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate, AdamW.")] = 2e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate, AdamW.")] = 1.5e-3,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the network.")] = (
         os.cpu_count() or 1
@@ -67,6 +73,8 @@ def propagation(
         width=width,
         head_width=head_width,
         middle_blocks=middle_blocks,
+        prior_skip=prior_skip,
+        start_from=start_from,
         roi_size=roi_size,
         steps=steps,
         decay_steps=decay_steps,

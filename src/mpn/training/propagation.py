@@ -66,7 +66,9 @@ class PropagationTrainingOptions:
     """
 
     network: DeepLabConfig = field(
-        default_factory=lambda: DeepLabConfig(width=0.25, head_width=0.25, middle_blocks=6)
+        default_factory=lambda: DeepLabConfig(
+            width=0.25, head_width=0.25, middle_blocks=6, dropout=False, prior_skip=True
+        )
     )
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
     mix: ClipMix = field(default_factory=ClipMix)
@@ -116,6 +118,7 @@ def train_propagation(
     out: Path,
     options: PropagationTrainingOptions,
     *,
+    start_from: Mapping[str, Tensor] | None = None,
     resume: bool = False,
     report: Callable[[TrainingReport], None] = lambda _: None,
 ) -> dict[str, Tensor]:
@@ -126,6 +129,8 @@ def train_propagation(
         material: What clips are drawn from, without the held-out sequences.
         out: Folder of the run.
         options: See :class:`PropagationTrainingOptions`.
+        start_from: Weights to start from instead of random ones; what a resumed run had wins. Only
+            ``prior_gain`` may be missing.
         resume: Go on from ``last.pth``.
         report: Called every few steps.
 
@@ -141,7 +146,10 @@ def train_propagation(
         raise TrainingError("no sequence is left to train on: all are held out for validation")
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    model = DeepLabXception(options.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = DeepLabXception(options.network)
+    if start_from is not None:
+        _load_start(model, start_from)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = _Trainer(model, material, options)
     out.mkdir(parents=True, exist_ok=True)
     last = out / "last.pth"
@@ -171,6 +179,19 @@ def train_propagation(
                 _save(trainer.state(), last)
                 saved_at = time.monotonic()
     return trainer.averaged
+
+
+def _load_start(model: DeepLabXception, state: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    unfit = [k for k in state if k not in own or own[k].shape != state[k].shape]
+    missing = [k for k in own if k not in state and k != "prior_gain"]
+    if unfit or missing:
+        raise TrainingError(
+            f"the weights to start from do not fit the network at '{(unfit + missing)[0]}' "
+            f"({len(unfit)} surplus or of another shape, {len(missing)} missing): ask for the "
+            "width, head width and middle blocks that they were trained with"
+        )
+    model.load_state_dict(state, strict=False)
 
 
 class _Trainer:

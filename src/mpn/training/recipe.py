@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mpn import __version__
 from mpn.errors import TrainingError
-from mpn.networks.checkpoint import save_checkpoint
+from mpn.networks.checkpoint import load_checkpoint, save_checkpoint
 from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
 from mpn.training.clips import Material
 from mpn.training.datasets import load_davis_split, load_still_pairs
@@ -32,6 +34,8 @@ class PropagationRecipe:
         width: See :class:`mpn.networks.deeplab_xception.DeepLabConfig`.
         head_width: The same.
         middle_blocks: The same.
+        prior_skip: The same.
+        start_from: Checkpoint whose propagation weights to start from, or None.
         roi_size: Side of the crop, 16 n + 1.
         steps: See :class:`mpn.training.propagation.PropagationTrainingOptions`.
         decay_steps: The same.
@@ -48,6 +52,8 @@ class PropagationRecipe:
     width: float
     head_width: float
     middle_blocks: int
+    prior_skip: bool
+    start_from: Path | None
     roi_size: int
     steps: int
     decay_steps: int
@@ -61,7 +67,11 @@ class PropagationRecipe:
         """The options of the training loop."""
         return PropagationTrainingOptions(
             network=DeepLabConfig(
-                width=self.width, head_width=self.head_width, middle_blocks=self.middle_blocks
+                width=self.width,
+                head_width=self.head_width,
+                middle_blocks=self.middle_blocks,
+                dropout=False,
+                prior_skip=self.prior_skip,
             ),
             rollout=RolloutOptions(roi_size=self.roi_size),
             steps=self.steps,
@@ -93,6 +103,7 @@ def run_propagation_recipe(
         Path of the checkpoint.
 
     Raises:
+        CheckpointError: If the checkpoint to start from cannot be used.
         TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
     """
     if (recipe.roi_size - 1) % 16 or recipe.roi_size < 65:
@@ -100,10 +111,16 @@ def run_propagation_recipe(
             f"the ROI size must be 16 n + 1 and at least 65 (193, 225, 513), got {recipe.roi_size}"
         )
     options = recipe.options()
+    start: Mapping[str, Tensor] | None = None
+    if recipe.start_from is not None:
+        checkpoint = load_checkpoint(recipe.start_from, expected_role="propagation")
+        start = checkpoint.roles["propagation"].state_dict
     sequences = load_davis_split(recipe.davis_root, recipe.split)
     stills = load_still_pairs(recipe.stills_root) if recipe.stills_root is not None else []
     material = Material(tuple(s for s in sequences if s.name not in options.holdout), tuple(stills))
-    averaged = train_propagation(sequences, material, out, options, resume=resume, report=report)
+    averaged = train_propagation(
+        sequences, material, out, options, start_from=start, resume=resume, report=report
+    )
     network = DeepLabXception(options.network)
     network.load_state_dict(averaged)
     path = out / "propagation.pth"

@@ -45,18 +45,18 @@ class RolloutOptions:
         max_steps: Longest rollout.
         deform_share: Share of rollouts that start from a deformed mask.
         reset_iou: A rollout whose last two answers both overlap the truth less than this ends:
-            nothing is left to learn from it but noise.
+            which object is meant can no longer be told, and what is learned from it is doubt.
     """
 
-    roi_size: int = 193
+    roi_size: int = 225
     flow: FlowSource = field(default_factory=lambda: FlowSource(DIS_SOURCE, "ultrafast", 1.0))
     threshold: float = 0.5
     roi_margin_frac: float = 0.15
     roi_margin_px_min: int = 16
     roi_jitter_frac: float = 0.08
-    max_steps: int = 30
+    max_steps: int = 20
     deform_share: float = 0.5
-    reset_iou: float = 0.1
+    reset_iou: float = 0.5
 
 
 @dataclass(frozen=True)

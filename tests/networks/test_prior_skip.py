@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mpn.errors import MpnError
+from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+
+TINY = {"width": 0.0625, "head_width": 0.0625, "middle_blocks": 1}
+
+
+def _network(**changes: object) -> DeepLabXception:
+    torch.manual_seed(0)
+    return DeepLabXception(DeepLabConfig(**TINY, **changes)).eval()  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def test_a_network_without_an_opinion_answers_the_prior() -> None:
+    network = _network(prior_skip=True)
+    for parameter in network.decoder.last_conv[8].parameters():
+        parameter.zero_()
+    prob = torch.rand(2, 1, 65, 65)
+    logits = network(torch.cat([torch.randn(2, 3, 65, 65), prob], dim=1))
+    answer = logits.softmax(dim=1)[:, 1:]
+    torch.testing.assert_close(answer, torch.sigmoid(4 * (2 * prob - 1)))
+    assert torch.equal(answer > 0.5, prob > 0.5)
+
+
+@torch.inference_mode()
+def test_the_skip_adds_to_what_the_network_says_and_nothing_else() -> None:
+    plain, skipped = _network(), _network(prior_skip=True)
+    skipped.load_state_dict(plain.state_dict(), strict=False)
+    crops = torch.rand(1, 4, 65, 65)
+    difference = skipped(crops) - plain(crops)
+    torch.testing.assert_close(difference[:, 1:], 4 * (crops[:, 3:] - 0.5))
+    torch.testing.assert_close(difference[:, :1], -difference[:, 1:])
+    # control: without the skip there is no such difference
+    assert torch.equal(plain(crops), _network()(crops))
+
+
+def test_the_public_layout_has_no_gain_and_the_skip_needs_a_probability() -> None:
+    assert "prior_gain" not in _network().state_dict()
+    assert "prior_gain" in _network(prior_skip=True).state_dict()
+    with pytest.raises(MpnError, match="prior_skip needs 4 input channels"):
+        DeepLabConfig(in_channels=3, prior_skip=True)
