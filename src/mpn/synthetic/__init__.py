@@ -1,0 +1,12 @@
+"""A clip that is rendered, not recorded, with an exact mask for every frame: the demo's input."""
+
+from mpn.synthetic.clip import (
+    CLIP_FPS,
+    CLIP_NAME,
+    ClipPaths,
+    SyntheticFrame,
+    render_clip,
+    write_clip,
+)
+
+__all__ = ["CLIP_FPS", "CLIP_NAME", "ClipPaths", "SyntheticFrame", "render_clip", "write_clip"]

@@ -1,0 +1,197 @@
+"""The built-in clip: its frames, and its files in the form that the tools of this package take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+from mpn.errors import InputError
+from mpn.synthetic.scene import Scene
+from mpn.types import UInt8Array
+
+CLIP_NAME = "demo"
+CLIP_FPS = Fraction(24)
+MAX_OBJECTS = 3
+MIN_SIDE_PX = 32
+"""Below it the objects are a few pixels, and their textures none."""
+
+_VIDEO_OPTIONS = {"libx264": {"preset": "medium", "crf": "12"}}
+_OTHER_VIDEO_OPTIONS = {"b": "16000000"}
+"""High quality: the clip is an input, its compression must not decide the masks."""
+
+_BT709: Final = 1
+_LIMITED_RANGE: Final = 1
+
+
+@dataclass(frozen=True)
+class SyntheticFrame:
+    """One rendered frame.
+
+    Attributes:
+        rgb: (H, W, 3) uint8 RGB.
+        labels: (H, W) uint8 exact ids: 1 the koi, 2 the ball, 3 the leaf; 0 background.
+    """
+
+    rgb: UInt8Array
+    labels: UInt8Array
+
+
+@dataclass(frozen=True)
+class ClipPaths:
+    """The files of a clip.
+
+    Attributes:
+        video: ``clip.mp4``, H.264.
+        first_mask: ``first_mask.png``, the ids of frame 0.
+        davis_root: Folder with ``Annotations/480p/demo`` and ``ImageSets/2017/val.txt``.
+        frames: How many frames there are.
+    """
+
+    video: Path
+    first_mask: Path
+    davis_root: Path
+    frames: int
+
+
+def render_clip(
+    *,
+    frames: int = 48,
+    size_hw: tuple[int, int] = (480, 854),
+    objects: int = MAX_OBJECTS,
+    seed: int = 0,
+) -> Iterator[SyntheticFrame]:
+    """Render a pond from above: a koi swims, a ball rolls, a leaf drifts over them.
+
+    The objects move, turn, grow and shrink, bend and cover each other; the floor of cobbles moves
+    slowly the other way. The motion is periodic, so a clip can be as long as one likes; in the
+    first 48 frames the leaf covers up to half of the koi and sets it free again. A frame depends on
+    its number, the size and the seed only, not on how many frames are rendered.
+
+    Args:
+        frames: How many.
+        size_hw: (height, width) in pixels; the scene is scaled to fit.
+        objects: 0 to 3, taken in the order koi, ball, leaf.
+        seed: Decides textures and noise.
+
+    Yields:
+        The frames in order.
+
+    Raises:
+        InputError: If an argument is out of its range.
+    """
+    if frames < 1:
+        raise InputError(f"a clip has at least one frame, got {frames}")
+    if not 0 <= objects <= MAX_OBJECTS:
+        raise InputError(f"the clip has 0 to {MAX_OBJECTS} objects, got {objects}")
+    if min(size_hw) < MIN_SIDE_PX:
+        raise InputError(
+            f"the clip must be at least {MIN_SIDE_PX}x{MIN_SIDE_PX}, got "
+            f"{size_hw[1]}x{size_hw[0]} (width x height)"
+        )
+    return _rendered(Scene(size_hw, objects, seed), frames)
+
+
+def write_clip(
+    directory: Path,
+    *,
+    frames: int = 48,
+    size_hw: tuple[int, int] = (480, 854),
+    objects: int = MAX_OBJECTS,
+    seed: int = 0,
+) -> ClipPaths:
+    """Render the clip into files: video, first mask, and ground truth in DAVIS layout.
+
+    Args:
+        directory: Where to; made if absent. Files of these names are replaced.
+        frames: As in :func:`render_clip`, like the other arguments.
+        size_hw: Even sides, since H.264 halves the colours.
+        objects: At least one.
+        seed: Decides textures and noise.
+
+    Returns:
+        Where everything is.
+
+    Raises:
+        InputError: If an argument is out of its range.
+        OutputError: If a file cannot be written.
+    """
+    from mpn.runtime.atomic import output_errors, partial_path, write_atomically
+    from mpn.runtime.labels import save_labels
+
+    if objects < 1 or size_hw[0] % 2 or size_hw[1] % 2:
+        raise InputError(
+            f"a clip on disk needs an object and even sides, got {objects} objects and "
+            f"{size_hw[1]}x{size_hw[0]} (width x height)"
+        )
+    rendered = render_clip(frames=frames, size_hw=size_hw, objects=objects, seed=seed)
+    annotations = directory / "Annotations" / "480p" / CLIP_NAME
+    lists = directory / "ImageSets" / "2017"
+    video = directory / "clip.mp4"
+    first_mask = directory / "first_mask.png"
+    with output_errors(directory):
+        for folder in (annotations, lists):
+            folder.mkdir(parents=True, exist_ok=True)
+        for stale in annotations.glob("*.png"):  # of a longer clip
+            stale.unlink()
+    write_atomically(lists / "val.txt", lambda file: file.write(f"{CLIP_NAME}\n".encode()))
+    partial = partial_path(video)
+    try:
+        with output_errors(video), _VideoFile(partial, size_hw) as encoded:
+            for number, frame in enumerate(rendered):
+                encoded.add(frame.rgb)
+                save_labels(annotations / f"{number:05d}.png", frame.labels)
+                if number == 0:
+                    save_labels(first_mask, frame.labels)
+        with output_errors(video):
+            partial.replace(video)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return ClipPaths(video=video, first_mask=first_mask, davis_root=directory, frames=frames)
+
+
+def _rendered(scene: Scene, frames: int) -> Iterator[SyntheticFrame]:
+    for number in range(frames):
+        rgb, labels = scene.frame(number)
+        yield SyntheticFrame(rgb, labels)
+
+
+class _VideoFile:
+    """An H.264 file that takes RGB frames."""
+
+    def __init__(self, path: Path, size_hw: tuple[int, int]) -> None:
+        import av
+
+        from mpn.runtime.overlay import h264_encoder
+
+        encoder = h264_encoder()
+        self._container = av.open(str(path), "w", format="mp4")
+        stream: Any = self._container.add_stream(
+            encoder, rate=CLIP_FPS, options=_VIDEO_OPTIONS.get(encoder, _OTHER_VIDEO_OPTIONS)
+        )
+        stream.height, stream.width = size_hw
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+        self._stream = stream
+
+    def __enter__(self) -> _VideoFile:
+        return self
+
+    def add(self, rgb: UInt8Array) -> None:
+        """Encode one (H, W, 3) uint8 frame."""
+        import av
+
+        picture = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE
+        )
+        self._container.mux(self._stream.encode(picture))
+
+    def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
+        if exc_type is None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
