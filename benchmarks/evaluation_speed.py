@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.evaluation.scenes import blob_labels
 
 from mpn.evaluation import boundary_measure, boundary_measures, region_similarity
 from mpn.evaluation.boundary import radius_px_from_tolerance, union_window
+from mpn.runtime.report import machine_facts, versions
 
 SIZE_HW = (480, 854)
 FRAMES = 12
@@ -203,13 +203,8 @@ def main() -> None:
     cv2.setNumThreads(1)
     report = {
         "benchmark": "evaluation_speed",
-        "machine": {
-            "cpu": _cpu_name(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "load_average": [round(load, 2) for load in os.getloadavg()],
-        },
-        "versions": {"numpy": np.__version__, "opencv": cv2.__version__},
+        "machine": machine_facts() | {"load_average": [round(x, 2) for x in os.getloadavg()]},
+        "versions": versions(),
         "threads": 1,
         "size_hw": list(SIZE_HW),
         "boundary_radius_px": RADIUS_PX,
@@ -219,14 +214,6 @@ def main() -> None:
     if options.output is not None:
         options.output.write_text(text + "\n")
     print(text)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
 if __name__ == "__main__":

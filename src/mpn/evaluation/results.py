@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from mpn.errors import OutputError
 from mpn.evaluation.scores import DatasetScore
 from mpn.evaluation.statistics import Statistics
+from mpn.runtime.atomic import write_atomically
 
 GLOBAL_COLUMNS = (
     "J&F-Mean",
@@ -107,18 +107,12 @@ def save_csvs(score: DatasetScore, directory: Path) -> tuple[Path, Path]:
         (directory / per_sequence_csv_name(score.set_name), per_sequence_csv_from_score(score)),
     )
     for path, text in texts:
-        _write_whole(path, text)
+        write_atomically(path, partial(_write_text, text))
     return texts[0][0], texts[1][0]
 
 
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8", newline="")
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OutputError(f"{path}: the CSV cannot be written ({error.strerror})") from error
+def _write_text(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
 
 
 def _global_values(score: DatasetScore) -> tuple[float, ...]:
