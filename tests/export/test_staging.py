@@ -87,6 +87,8 @@ def test_an_unfinished_role_leaves_nothing(tmp_path: Path) -> None:
     (staging.path / "flow.onnx.data").write_bytes(b"ph")
     staging.discard_role("flow")
     assert list(tmp_path.iterdir()) == []
+    Staging.open(check_target(tmp_path / "new" / "deep" / "engines"), KEY).discard()
+    assert list(tmp_path.iterdir()) == []
     staging = Staging.open(target, KEY)
     _write_role(staging)
     (staging.path / "flow.onnx").write_bytes(b"half of a gra")

@@ -7,6 +7,7 @@ options goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -54,6 +55,7 @@ class Staging:
         self._target = target
         self._key = json.loads(json.dumps(key))
         self._finished: dict[str, FinishedRole] = {}
+        self._made_folders: list[Path] = []
 
     @classmethod
     def open(cls, target: Path, key: Mapping[str, Any]) -> Staging:
@@ -68,7 +70,9 @@ class Staging:
                 staging._finished = _load_state(staging.path, staging._key)
                 if not staging._finished:
                     _remove_own(staging.path)
+            above = [folder for folder in staging.path.parents if not folder.exists()]
             staging.path.mkdir(parents=True, exist_ok=True)
+            staging._made_folders = above
         except OSError as error:
             raise OutputError(
                 f"{staging.path.parent} cannot be written: {error.strerror or error}"
@@ -101,8 +105,11 @@ class Staging:
             self.discard()
 
     def discard(self) -> None:
-        """Remove the folder and all in it."""
+        """Remove the folder and all in it, and those above it that were made for it."""
         shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._made_folders:
+            with contextlib.suppress(OSError):  # not empty any more
+                folder.rmdir()
 
     def publish(self) -> None:
         """Turn the folder into the engine directory, replacing the one that was there.
