@@ -101,18 +101,13 @@ def check_results(dataset: DavisDataset, results: Path) -> None:
             f"<sequence>/<frame>.png for each sequence of the set '{dataset.set_name}'"
         )
     for sequence in dataset.sequences:
-        scored = [prediction_path(results, sequence, path) for path in sequence.scored_paths()]
+        scored = [results / sequence.name / path.name for path in sequence.scored_paths()]
         missing = [path for path in scored if not path.is_file()]
         if missing:
             raise EvaluationError(
                 f"{missing[0]}: no such file ({len(missing)} of {len(scored)} scored frames of "
                 f"'{sequence.name}' missing)"
             )
-
-
-def prediction_path(results: Path, sequence: DavisSequence, annotation_path: Path) -> Path:
-    """Where the prediction of an annotated frame must lie."""
-    return results / sequence.name / annotation_path.name
 
 
 def _load_sequence(folder: Path) -> DavisSequence:

@@ -12,7 +12,7 @@ import cv2
 
 from mpn.errors import EvaluationError
 from mpn.evaluation.boundary import radius_px_from_tolerance
-from mpn.evaluation.davis import DavisDataset, DavisSequence, check_results, prediction_path
+from mpn.evaluation.davis import DavisDataset, DavisSequence, check_results
 from mpn.evaluation.label_png import load_labels
 from mpn.evaluation.scores import DatasetScore, SequenceScore
 from mpn.evaluation.sequence import DEFAULT_OPTIONS, EvaluationOptions, SequenceEvaluator
@@ -20,7 +20,7 @@ from mpn.evaluation.sequence import DEFAULT_OPTIONS, EvaluationOptions, Sequence
 
 def evaluate_sequence(
     sequence: DavisSequence,
-    results: Path,
+    predictions: Path,
     options: EvaluationOptions = DEFAULT_OPTIONS,
     on_frames: Callable[[int], None] | None = None,
 ) -> SequenceScore:
@@ -28,7 +28,7 @@ def evaluate_sequence(
 
     Args:
         sequence: The ground truth.
-        results: Folder with ``<sequence>/<frame>.png``.
+        predictions: Folder with a PNG of the name of each annotation that counts.
         options: How to score; ``workers`` has no effect.
         on_frames: Called with the number of frames done since the last call.
 
@@ -38,10 +38,9 @@ def evaluate_sequence(
     evaluator = SequenceEvaluator(sequence.name, options)
     scored = set(sequence.scored_paths())
     for path in sequence.annotation_paths:
-        prediction = prediction_path(results, sequence, path) if path in scored else None
-        gt_labels = load_labels(path)
+        prediction = predictions / path.name if path in scored else None
         evaluator.feed(
-            gt_labels,
+            load_labels(path),
             None if prediction is None else load_labels(prediction),
             source=prediction or path,
         )
@@ -75,7 +74,7 @@ def evaluate_dataset(
         raise EvaluationError(f"workers must be at least 1, got {options.workers}")
     if workers == 1:
         scores = [
-            evaluate_sequence(sequence, results, options, on_frames)
+            evaluate_sequence(sequence, results / sequence.name, options, on_frames)
             for sequence in dataset.sequences
         ]
     else:
@@ -96,7 +95,7 @@ def _evaluate_in_processes(
     )
     try:
         futures = [
-            pool.submit(evaluate_sequence, sequence, results, options)
+            pool.submit(evaluate_sequence, sequence, results / sequence.name, options)
             for sequence in dataset.sequences
         ]
         frames = dict(

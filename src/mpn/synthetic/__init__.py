@@ -3,10 +3,19 @@
 from mpn.synthetic.clip import (
     CLIP_FPS,
     CLIP_NAME,
+    OBJECT_NAMES,
     ClipPaths,
     SyntheticFrame,
     render_clip,
     write_clip,
 )
 
-__all__ = ["CLIP_FPS", "CLIP_NAME", "ClipPaths", "SyntheticFrame", "render_clip", "write_clip"]
+__all__ = [
+    "CLIP_FPS",
+    "CLIP_NAME",
+    "OBJECT_NAMES",
+    "ClipPaths",
+    "SyntheticFrame",
+    "render_clip",
+    "write_clip",
+]

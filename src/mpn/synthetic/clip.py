@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +14,8 @@ from mpn.types import UInt8Array
 
 CLIP_NAME = "demo"
 CLIP_FPS = Fraction(24)
-MAX_OBJECTS = 3
+OBJECT_NAMES = {1: "koi", 2: "ball", 3: "leaf"}
+MAX_OBJECTS = len(OBJECT_NAMES)
 MIN_SIDE_PX = 32
 """Below it the objects are a few pixels, and their textures none."""
 
@@ -101,6 +102,7 @@ def write_clip(
     size_hw: tuple[int, int] = (480, 854),
     objects: int = MAX_OBJECTS,
     seed: int = 0,
+    on_frame: Callable[[], None] | None = None,
 ) -> ClipPaths:
     """Render the clip into files: video, first mask, and ground truth in DAVIS layout.
 
@@ -110,6 +112,7 @@ def write_clip(
         size_hw: Even sides, since H.264 halves the colours.
         objects: At least one.
         seed: Decides textures and noise.
+        on_frame: Called after each frame.
 
     Returns:
         Where everything is.
@@ -145,6 +148,8 @@ def write_clip(
                 save_labels(annotations / f"{number:05d}.png", frame.labels)
                 if number == 0:
                     save_labels(first_mask, frame.labels)
+                if on_frame is not None:
+                    on_frame()
         with output_errors(video):
             partial.replace(video)
     except BaseException:
