@@ -13,8 +13,6 @@ Both sides get the same arrays and must return the same values, else nothing is 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +29,12 @@ from tests.evaluation.scenes import blob_labels
 
 from mpn.evaluation import boundary_measure, boundary_measures, region_similarity
 from mpn.evaluation.boundary import radius_px_from_tolerance, union_window
-from mpn.runtime.report import machine_facts, versions
+from mpn.runtime.benchmark_result import (
+    benchmark_document,
+    load_average,
+    save_result,
+    summary_ms,
+)
 
 SIZE_HW = (480, 854)
 FRAMES = 12
@@ -120,17 +123,6 @@ def compare(
     }
 
 
-def summary_ms(seconds: list[float]) -> dict[str, float]:
-    """Minimum, median and 95th percentile in milliseconds."""
-    values = np.array(seconds) * 1e3
-    return {
-        "min_ms": round(float(values.min()), 4),
-        "median_ms": round(float(np.median(values)), 4),
-        "p95_ms": round(float(np.percentile(values, 95)), 4),
-        "n": len(seconds),
-    }
-
-
 def _crop(gt_mask: np.ndarray, pred_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     window = union_window(gt_mask.view(np.uint8), pred_mask.view(np.uint8))
     return gt_mask[window].copy(), pred_mask[window].copy()
@@ -198,22 +190,23 @@ def main() -> None:
     """Parse, measure, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("-o", "--output", type=Path, default=None)
+    parser.add_argument("-o", "--output", type=Path, default=Path("evaluation_speed.json"))
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    report = {
-        "benchmark": "evaluation_speed",
-        "machine": machine_facts() | {"load_average": [round(x, 2) for x in os.getloadavg()]},
-        "versions": versions(),
+    body = {
         "threads": 1,
         "size_hw": list(SIZE_HW),
         "boundary_radius_px": RADIUS_PX,
+        "load_average": load_average(),
         "results": benchmark(options.rounds),
     }
-    text = json.dumps(report, indent=2)
-    if options.output is not None:
-        options.output.write_text(text + "\n")
-    print(text)
+    save_result(options.output, benchmark_document("evaluation_speed", body))
+    for entry in body["results"]:
+        print(
+            f"{entry['name']:16} {entry['objects']} objects: {entry['ours']['median_ms']:.3f} ms, "
+            f"plain {entry['plain']['median_ms']:.3f} ms, ratio {entry['ratio_of_medians']} "
+            f"(of minima {entry['ratio_of_minima']})"
+        )
 
 
 if __name__ == "__main__":
