@@ -47,7 +47,7 @@ def test_demo_leaves_an_overlay_and_prints_speed_and_score(
 def test_no_engines_are_found_out_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_demo(tmp_path / "out", tmp_path / "absent", "--quiet") == 1
+    assert run_demo(tmp_path / "out", tmp_path / "absent") == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1

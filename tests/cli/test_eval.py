@@ -55,7 +55,7 @@ def test_a_bad_prediction_set_fails_with_one_line_and_no_csv(
     name: str, golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     predictions = golden / "predictions" / name
-    assert run_eval(golden, predictions, "--csv-dir", str(tmp_path), "--quiet") == 1
+    assert run_eval(golden, predictions, "--csv-dir", str(tmp_path)) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,8 @@ def _progress(quiet: bool) -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), EtaColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
+    hidden = quiet or not sys.stderr.isatty()
+    with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
         yield progress
 
 

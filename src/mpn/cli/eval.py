@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,11 @@ def evaluate(
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of the table."),
     per_frame: bool = typer.Option(False, "--per-frame", help="Every frame's J and F in the JSON."),
     csv_dir: Path | None = typer.Option(
-        None, "--csv-dir", metavar="DIR", help="Where the two CSV files go. [default: --results]"
+        None,
+        "--csv-dir",
+        metavar="DIR",
+        help="Where the two CSV files go.",
+        show_default="the results folder",
     ),
     jobs: int = typer.Option(0, "--jobs", min=0, help="Processes; 0 for one per CPU core."),
     year: str = typer.Option("2017", "--year", help="Folder of the list in ImageSets."),
@@ -76,7 +81,7 @@ def _evaluate_with_progress(
         "frames",
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=quiet,
+        disable=quiet or not sys.stderr.isatty(),
         transient=True,
     ) as progress:
         task = progress.add_task("scoring", total=frames)
