@@ -75,7 +75,7 @@ def run_ablation(name: str, dataset: DavisDataset, arguments: argparse.Namespace
             "engine_dir": pipeline.engines.manifest.name,
             "digests": dict(pipeline.engines.digests),
         }
-    total = DatasetScore(tuple(scores))
+    total = DatasetScore(arguments.set, tuple(scores))
     print(
         f"{name}: J {total.region.mean:.4f}  F {total.boundary.mean:.4f}  J&F {total.j_and_f:.4f}"
     )
