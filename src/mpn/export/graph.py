@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mpn.engines.spec import OPSET, EngineSpec, Precision, Role, TensorSpec
 from mpn.errors import ExportError, OutputError
 from mpn.export.deploy import deployed
+from mpn.export.graph_cleanup import restore_biases, strip_metadata
 from mpn.export.precision import (
     PrecisionLedger,
     check_ledger,
@@ -35,7 +36,6 @@ MAX_FLOW_NODES = 800
 
 _TRACED_OBJECTS = 2  # the exporter would take a size of 1 as fixed
 _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-_WRAPPER_PREFIX = "network."
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def export_graph(
     with timed(progress, role, "trace") as trace:
         program = _trace(deployed(role, prepared.network), spec)
     with timed(progress, role, "write") as write:
-        external_data = _write(program, path, _weight_bytes(prepared.network))
+        external_data = _write(program, path, prepared.network)
     failures = graph_failures(path, spec)
     if failures:
         raise ExportError(f"the {role} graph is not what it must be: {'; '.join(failures)}")
@@ -217,13 +217,14 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write(program: Any, path: Path, weight_bytes: int) -> tuple[str, ...]:
+def _write(program: Any, path: Path, network: nn.Module) -> tuple[str, ...]:
     """Write the graph without metadata of the exporting machine; names of its external files."""
-    external = weight_bytes >= EXTERNAL_DATA_BYTES
+    external = _weight_bytes(network) >= EXTERNAL_DATA_BYTES
     try:
         program.save(path, external_data=external)
         model = onnx.load(path, load_external_data=False)
-        _strip(model)
+        strip_metadata(model)
+        restore_biases(model, network)
         onnx.save_model(model, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -234,23 +235,6 @@ def _write(program: Any, path: Path, weight_bytes: int) -> tuple[str, ...]:
         if entry.key == "location"
     }
     return tuple(sorted(locations))
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Remove stack traces, which hold file paths, and the wrapper's prefix of weight names."""
-    graph = model.graph
-    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
-        item.doc_string = ""
-        del item.metadata_props[:]
-    for tensor in graph.initializer:
-        tensor.doc_string = ""
-        del tensor.metadata_props[:]
-        tensor.name = tensor.name.removeprefix(_WRAPPER_PREFIX)
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = name.removeprefix(_WRAPPER_PREFIX)
-    for value in graph.value_info:
-        value.name = value.name.removeprefix(_WRAPPER_PREFIX)
 
 
 def _weight_bytes(network: nn.Module) -> int:
