@@ -9,7 +9,7 @@ import typer
 
 def export(
     checkpoints: list[Path] = typer.Argument(
-        ..., metavar="CKPT...", help="Own checkpoint (one or several roles) or a public file."
+        ..., metavar="CKPT", help="Own checkpoint (one or several roles) or a public file."
     ),
     out: Path = typer.Option(
         Path("engines"), "-o", "--out", metavar="DIR", help="Engine directory to write."
@@ -21,7 +21,10 @@ def export(
     roi_size: int = typer.Option(513, metavar="S", help="Propagation crop, 16 n + 1."),
     max_objects: int = typer.Option(8, metavar="K", help="Largest object batch of plans."),
     roles: str = typer.Option(
-        "", metavar="LIST", help="Only these roles, such as propagation,osvos. [default: all]"
+        "",
+        metavar="LIST",
+        help="Only these roles, such as propagation,osvos.",
+        show_default="all",
     ),
     opset: int = typer.Option(18, help="ONNX opset; 18 and no other."),
     build: bool = typer.Option(False, "--build/--no-build", help="Build TensorRT plans too."),
@@ -29,7 +32,7 @@ def export(
         True, "--verify/--no-verify", help="Compare every graph with its PyTorch module."
     ),
     parity_images: Path | None = typer.Option(
-        None, metavar="DIR", help="Pictures to compare on. [default: rendered ones]"
+        None, metavar="DIR", help="Pictures to compare on.", show_default="rendered ones"
     ),
     init_fourth_channel: str | None = typer.Option(
         None, metavar="zero|mean|normal", help="For DeepLab weights with 3 input channels."
@@ -39,12 +42,16 @@ def export(
         metavar="ultrafast|fast|medium",
         help="OpenCV DIS, where no flow checkpoint is given.",
     ),
-    flow_scale: float = typer.Option(1.0, metavar="S", help="Size of the frames DIS sees, 0..1."),
+    flow_scale: float = typer.Option(
+        1.0, metavar="S", help="Size of the frames DIS sees, over 0 to 1."
+    ),
     runtime_default: list[str] = typer.Option(
         [], metavar="NAME=VALUE", help="Pipeline option that suits these weights; repeatable."
     ),
-    name: str = typer.Option("", help="For people. [default: the folder's name]"),
-    licence: str = typer.Option("", help="Of the weights. [default: what the checkpoint says]"),
+    name: str = typer.Option("", help="For people.", show_default="the folder's name"),
+    licence: str = typer.Option(
+        "", help="Of the weights.", show_default="what the checkpoint says"
+    ),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
 ) -> None:
     """Export checkpoints to an engine directory: ONNX graphs, manifest and parity report.
