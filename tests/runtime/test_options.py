@@ -15,6 +15,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
     assert dataclasses.asdict(PipelineOptions()) == {
         "size": 480,
         "threshold": 0.5,
+        "flow_check_px": 0.0,
         "roi_margin_frac": 0.15,
         "roi_margin_px_min": 16,
         "use_propagation": True,
@@ -39,6 +40,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         {"threshold": "0.5"},
         {"threshold": float("nan")},
         {"threshold": None},
+        {"flow_check_px": -1},
+        {"flow_check_px": float("inf")},
         {"roi_margin_frac": -0.1},
         {"roi_margin_frac": float("inf")},
         {"roi_margin_px_min": -1},

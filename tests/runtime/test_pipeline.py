@@ -628,3 +628,48 @@ def test_a_pipeline_that_cannot_be_made_leaves_no_engine_open(
         Pipeline.from_engines(directory, backend="cpu")
     with pytest.raises(EngineError, match="closed"):
         opened[0].propagation.run({"rgb_prob": np.zeros((1, 4, 65, 65), np.float32)})
+
+
+class _TwoWayFlow:
+    """Leads the uncovered background to the object, as flow does; the way back knows better."""
+
+    def __init__(self, clip: Clip) -> None:
+        self._known = KnownFlow(clip.flows_to_prev_px)
+        self._clip = clip
+        self.asked = 0
+
+    def prepare(self, rgb: np.ndarray) -> Any:
+        return self._known.prepare(rgb)
+
+    def between(self, frame0: Any, frame1: Any) -> np.ndarray:
+        self.asked += 1
+        if self.asked % 2:
+            # The square's own step (4, 0) back, in a band that reaches 8 px behind it.
+            flow = np.zeros((2, *frame0.size_hw), np.float32)
+            flow[0, 10:34, 0:60] = -4
+            return flow
+        back = np.zeros((2, *frame0.size_hw), np.float32)
+        back[0][self._clip.labels[0] == 1] = 4
+        return back
+
+
+def test_the_flow_check_keeps_the_uncovered_background_out_of_the_mask() -> None:
+    clip = squares_clip([Square(1, (20, 10), 24, (4, 0))], frames=2)
+    areas = {}
+    for flow_check_px in (0.0, 0.5):
+        flow = _TwoWayFlow(clip)
+        # 8 px behind the square are drawn along: the labels are wider than the square
+        labels = clip.labels[0].copy()
+        labels[10:34, 12:20] = 1
+        pipeline = Pipeline(
+            fake_engine_set(preprocessing=PLAIN),
+            options=PipelineOptions(flow_check_px=flow_check_px, use_propagation=False),
+            flow=flow,
+        )
+        with pipeline:
+            pipeline.start(clip.frames[0], labels)
+            areas[flow_check_px] = int((pipeline.step(clip.frames[1]).labels == 1).sum())
+        assert flow.asked == (2 if flow_check_px else 1)
+    assert areas[0.0] == 24 * 32
+    # The doubtful band goes; what the flow back confirms stays. (4 px of flow forgive 2 px more.)
+    assert areas[0.5] == 24 * 24

@@ -25,6 +25,10 @@ class PipelineOptions:
             smaller ones are left alone, -1 works at the input's size. 480 is DAVIS.
         threshold: Warped probability above which a pixel counts for the ROI and for being found.
             Source: VS-ReID, whose argmax of two classes is the same.
+        flow_check_px: Where the flow to the previous frame and the flow back do not meet, the
+            warped probability is lowered, by exp(-d^2 / (2 s^2)): d is by how many pixels they miss
+            each other, s this many pixels plus half of the flow's length. 0, the paper, warps
+            unchecked and estimates one flow a frame instead of two.
         roi_margin_frac: Margin of the ROI a side, as a share of the box's side. Source: VS-ReID.
         roi_margin_px_min: Smallest margin in pixels: a tiny object needs its surroundings too.
         use_propagation: False leaves the network out: masks are warped and nothing else (the
@@ -52,6 +56,7 @@ class PipelineOptions:
 
     size: int = 480
     threshold: float = 0.5
+    flow_check_px: float = 0.0
     roi_margin_frac: float = 0.15
     roi_margin_px_min: int = 16
     use_propagation: bool = True
@@ -91,11 +96,10 @@ class PipelineOptions:
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value <= 1:
                 raise InputError(f"option {name} must be a number of 0..1, got {value!r}")
-        if not _is_number(self.roi_margin_frac) or not 0 <= self.roi_margin_frac < float("inf"):
-            raise InputError(
-                f"option roi_margin_frac must be a share of at least 0, got "
-                f"{self.roi_margin_frac!r}"
-            )
+        for name, unit in (("roi_margin_frac", "a share"), ("flow_check_px", "pixels")):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < float("inf"):
+                raise InputError(f"option {name} must be {unit} of at least 0, got {value!r}")
 
     @property
     def given(self) -> frozenset[str]:

@@ -256,8 +256,17 @@ class Pipeline:
         with timed("flow"):
             flow_frame = self._flow.prepare(frame)
             flow_to_prev_px = self._flow.between(flow_frame, state.flow_frame)
+            flow_from_prev_px = None
+            if options.flow_check_px:
+                flow_from_prev_px = self._flow.between(state.flow_frame, flow_frame)
         with timed("warp"):
-            found = stages.warp(state.prob, state.supports, state.first_areas_px, flow_to_prev_px)
+            found = stages.warp(
+                state.prob,
+                state.supports,
+                state.first_areas_px,
+                flow_to_prev_px,
+                flow_from_prev_px,
+            )
         foreground = None
         if stages.is_osvos_needed(found):
             with timed("osvos"):

@@ -17,6 +17,9 @@ from mpn.runtime.retrieval import retrieve
 from mpn.runtime.roi import reachable_boxes, roi_from_prob, with_margin
 from mpn.types import Float32Array, Roi, TrackBranch, UInt8Array
 
+FLOW_CHECK_FRAC = 0.5
+"""Share of the flow's length that the flow check forgives: long flows are less exact."""
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -60,6 +63,7 @@ class Stages:
         supports: Sequence[Roi | None],
         first_areas_px: Sequence[float],
         flow_to_prev_px: Float32Array,
+        flow_from_prev_px: Float32Array | None = None,
     ) -> Candidates:
         """Carry the objects into the current frame and find their ROIs.
 
@@ -68,6 +72,8 @@ class Stages:
             supports: Boxes outside which it is 0.
             first_areas_px: Area of each object when it was given.
             flow_to_prev_px: (2, h, w) float32.
+            flow_from_prev_px: (2, h, w) float32 on the previous frame's grid, to check it with;
+                None to believe it.
 
         Raises:
             EngineError: If the flow has another size than the frame.
@@ -79,6 +85,16 @@ class Stages:
             )
         reach = reachable_boxes(supports, flow_to_prev_px)
         warped = self._ops.warp_bilinear(prob, flow_to_prev_px, boxes=reach)
+        if flow_from_prev_px is not None:
+            for plane, box in zip(warped, reach, strict=True):
+                if box is not None:
+                    plane[box.y0 : box.y1, box.x0 : box.x1] *= self._ops.flow_confidence(
+                        flow_to_prev_px,
+                        flow_from_prev_px,
+                        box=box,
+                        sigma_px=self._options.flow_check_px,
+                        sigma_frac=FLOW_CHECK_FRAC,
+                    )
         rois = [
             self._roi(plane, box, area)
             for plane, box, area in zip(warped, reach, first_areas_px, strict=True)

@@ -17,8 +17,9 @@ import numpy as np
 
 from mpn.engines.manifest import DIS_SOURCE, FlowSource
 from mpn.runtime.flow import DisFlow, FlowFrame
-from mpn.runtime.ops.cpu import crop_resize_pack, paste, warp_bilinear
+from mpn.runtime.ops.cpu import crop_resize_pack, flow_confidence, paste, warp_bilinear
 from mpn.runtime.roi import box_from_prob, with_margin
+from mpn.runtime.stages import FLOW_CHECK_FRAC
 from mpn.training.augment import ColourShift, deform_mask, degrade_prob
 from mpn.training.clips import Clip, ClipMix, Material, draw_clip
 from mpn.types import BoolArray, Float32Array, Roi
@@ -38,6 +39,7 @@ class RolloutOptions:
     Attributes:
         roi_size: Side S of the crop the network sees.
         flow: The flow that masks are warped by, as at run time.
+        flow_check_px: See :class:`mpn.runtime.options.PipelineOptions`.
         threshold: A pixel belongs to the object above this probability.
         roi_margin_frac: Margin a side as a share of the box.
         roi_margin_px_min: Smallest margin a side.
@@ -50,6 +52,7 @@ class RolloutOptions:
 
     roi_size: int = 225
     flow: FlowSource = field(default_factory=lambda: FlowSource(DIS_SOURCE, "ultrafast", 1.0))
+    flow_check_px: float = 10.0
     threshold: float = 0.5
     roi_margin_frac: float = 0.15
     roi_margin_px_min: int = 16
@@ -192,6 +195,16 @@ class Rollout:
         self._previous = self._flow.prepare(rgb)
         flow_to_prev_px = self._flow.between(self._previous, previous)
         warped = warp_bilinear(self._prob[None], flow_to_prev_px)
+        support = box_from_prob(warped[0], 0.0)
+        if options.flow_check_px and support is not None:
+            rows, columns = slice(support.y0, support.y1), slice(support.x0, support.x1)
+            warped[0, rows, columns] *= flow_confidence(
+                flow_to_prev_px,
+                self._flow.between(previous, self._previous),
+                box=support,
+                sigma_px=options.flow_check_px,
+                sigma_frac=FLOW_CHECK_FRAC,
+            )
         roi = self._jittered_roi(warped[0])
         if roi is None:
             return None

@@ -132,6 +132,7 @@ def mean_j(
     """
     pipeline_options = PipelineOptions(
         threshold=options.threshold,
+        flow_check_px=options.flow_check_px,
         roi_margin_frac=options.roi_margin_frac,
         roi_margin_px_min=options.roi_margin_px_min,
     )

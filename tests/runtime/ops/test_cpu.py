@@ -261,3 +261,57 @@ def test_paste_refuses_a_batch_of_another_length() -> None:
         cpu.paste(np.zeros((2, 1, 5, 5), np.float32), [Roi(0, 0, 2, 2), None], (9, 9))
     with pytest.raises(InputError, match=r"\(N, 1, S, S\)"):
         cpu.paste(np.zeros((2, 5, 5), np.float32), [None], (9, 9))
+
+
+SOME = Roi(3, 4, 27, 21)
+
+
+def _flows(to_prev: tuple[float, float], back: tuple[float, float]) -> tuple[np.ndarray, ...]:
+    size_hw = (24, 32)
+    return tuple(
+        np.stack([np.full(size_hw, x, np.float32), np.full(size_hw, y, np.float32)])
+        for x, y in (to_prev, back)
+    )
+
+
+@pytest.mark.parametrize("step", [(0.0, 0.0), (3.5, -2.0), (-9.0, 4.0)])
+def test_a_flow_that_comes_back_is_believed(step: tuple[float, float]) -> None:
+    there, back = _flows(step, (-step[0], -step[1]))
+    confidence = cpu.flow_confidence(there, back, box=SOME, sigma_px=1, sigma_frac=0)
+    np.testing.assert_array_equal(confidence, np.ones(SOME.size_hw, np.float32))
+
+
+def test_a_round_trip_that_misses_is_doubted_by_the_gaussian() -> None:
+    there, back = _flows((4.0, 0.0), (-1.0, 4.0))  # misses by (3, 4): 5 px, flow of 4 px
+    confidence = cpu.flow_confidence(there, back, box=SOME, sigma_px=2, sigma_frac=0.5)
+    expected = np.exp(-(5**2) / (2 * (2 + 0.5 * 4) ** 2))
+    np.testing.assert_allclose(confidence, expected, rtol=FLOAT32_RESIZE)
+    # control: a wider sigma doubts less
+    wider = cpu.flow_confidence(there, back, box=SOME, sigma_px=6, sigma_frac=0.5)
+    assert (wider > confidence).all()
+
+
+def test_the_flow_back_is_read_where_the_flow_leads() -> None:
+    there, back = _flows((5.0, 0.0), (0.0, 0.0))
+    back[0, :, 16:] = -5  # only there the flow back agrees
+    box = Roi(0, 0, 24, 24)
+    confidence = cpu.flow_confidence(there, back, box=box, sigma_px=1, sigma_frac=0)
+    assert (confidence[:, 11:] == 1).all()
+    assert (confidence[:, :10] < 1e-5).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_flow_that_is_no_number_is_not_believed(value: float, which: int) -> None:
+    flows = _flows((1.0, 0.0), (-1.0, 0.0))
+    flows[which][:, 10, 10] = value
+    confidence = cpu.flow_confidence(*flows, box=Roi(0, 0, 32, 24), sigma_px=1, sigma_frac=0)
+    assert np.isfinite(confidence).all()
+    assert confidence[10, 10 if which == 0 else 9] == 0
+    assert confidence[2, 2] == 1
+
+
+def test_confidence_refuses_flows_of_two_sizes() -> None:
+    there, back = _flows((1.0, 0.0), (-1.0, 0.0))
+    with pytest.raises(InputError, match="both flows must be"):
+        cpu.flow_confidence(there, back[:, 1:], box=SOME, sigma_px=1, sigma_frac=0)

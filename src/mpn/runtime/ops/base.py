@@ -13,7 +13,7 @@ from mpn.types import Float32Array, Roi, UInt8Array
 
 
 class Ops(Protocol):
-    """Warp, crop and paste. Every function is pure: nothing given is changed."""
+    """Warp, check, crop and paste. Every function is pure: nothing given is changed."""
 
     def warp_bilinear(
         self,
@@ -38,6 +38,34 @@ class Ops(Protocol):
 
         Raises:
             InputError: If the shapes do not fit.
+        """
+
+    def flow_confidence(
+        self,
+        flow_to_prev_px: Float32Array,
+        flow_from_prev_px: Float32Array,
+        *,
+        box: Roi,
+        sigma_px: float,
+        sigma_frac: float,
+    ) -> Float32Array:
+        """How far the flow of a pixel comes back to where it started.
+
+        A pixel that the previous frame did not show has no true flow; what it is given leads to
+        another pixel, whose own flow leads elsewhere. Source: the forward-backward check, e.g.
+        N. Sundaram et al., "Dense Point Trajectories by GPU-accelerated Large Displacement Optical
+        Flow", ECCV 2010; VS-ReID uses it on warped masks.
+
+        Args:
+            flow_to_prev_px: (2, H, W) float32 on the current frame's grid, f.
+            flow_from_prev_px: (2, H, W) float32 on the previous frame's grid, b.
+            box: The part to compute.
+            sigma_px: Round trip that is forgiven, in pixels.
+            sigma_frac: The same as a share of the flow's length.
+
+        Returns:
+            (h, w) float32 of the box: exp(-|f(x) + b(x + f(x))|^2 / (2 (sigma_px + sigma_frac
+            |f(x)|)^2)), 0..1; 0 where a flow is not finite.
         """
 
     def crop_resize_pack(

@@ -65,6 +65,53 @@ def warp_bilinear(
     return warped
 
 
+def flow_confidence(
+    flow_to_prev_px: Float32Array,
+    flow_from_prev_px: Float32Array,
+    *,
+    box: Roi,
+    sigma_px: float,
+    sigma_frac: float,
+) -> Float32Array:
+    """How far the flow of a pixel comes back to where it started.
+
+    See :meth:`mpn.runtime.ops.base.Ops.flow_confidence`.
+
+    Args:
+        flow_to_prev_px: (2, H, W) float32 on the current frame's grid.
+        flow_from_prev_px: (2, H, W) float32 on the previous frame's grid.
+        box: The part to compute.
+        sigma_px: Round trip that is forgiven, in pixels.
+        sigma_frac: The same as a share of the flow's length.
+
+    Returns:
+        (h, w) float32 of the box, 0..1.
+
+    Raises:
+        InputError: If the flows differ in shape.
+    """
+    if flow_to_prev_px.shape != flow_from_prev_px.shape or flow_to_prev_px.shape[0] != 2:
+        raise InputError(
+            f"both flows must be (2, H, W) of one size, got {flow_to_prev_px.shape} and "
+            f"{flow_from_prev_px.shape}"
+        )
+    x, y = _sample_positions(flow_to_prev_px, box)
+    there = flow_to_prev_px[:, box.y0 : box.y1, box.x0 : box.x1]
+    trip_x, trip_y = (
+        step + cv2.remap(plane, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for step, plane in zip(there, flow_from_prev_px, strict=True)
+    )
+    with np.errstate(invalid="ignore", over="ignore"):  # a flow that is no number is doubted below
+        sigma = np.hypot(*there)
+        sigma *= np.float32(sigma_frac)
+        sigma += np.float32(sigma_px)
+        exponent = (trip_x * trip_x + trip_y * trip_y) / (sigma * sigma)
+        exponent *= np.float32(-0.5)
+        confidence: Float32Array = np.exp(exponent)
+    confidence[~np.isfinite(confidence)] = 0
+    return confidence
+
+
 def crop_resize_pack(
     rgb: UInt8Array,
     prob: Float32Array,
