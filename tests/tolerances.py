@@ -59,9 +59,9 @@ BATCH_NORM_FOLDING_RELATIVE = 1e-5
 """Of the output's largest magnitude: folding rounds each weight once more, on 50 layers in a row;
 1e-6 measured."""
 
-RENDERED_SPECTRUM_SLOPE = 0.15
-"""Of the exponent -1 of a natural image's amplitude spectrum, fitted between 4 and 32 cycles a
-picture, where neither the mean nor the lens matters."""
+RENDERED_SPECTRUM_SLOPE = 0.3
+"""About the exponent -1 of a natural image's amplitude spectrum, fitted between 4 and 32 cycles a
+picture; edges and the lens steepen it to -1.1 to -1.2, as in photographs. White noise has 0."""
 
 MOTION_SLACK_PX = 1.0
 """Contours on a pixel grid: each of two masks is off by up to half a pixel."""

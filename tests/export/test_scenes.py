@@ -44,7 +44,7 @@ def _slope(gray: np.ndarray) -> float:  # type: ignore[type-arg]
 def test_the_spectrum_falls_as_in_photographs() -> None:
     pictures = [rendered_picture((256, 256), seed).rgb.mean(axis=2) for seed in range(4)]
     slope = np.mean([_slope(picture) for picture in pictures])
-    assert slope == pytest.approx(-1.0, abs=RENDERED_SPECTRUM_SLOPE + 0.25)
+    assert slope == pytest.approx(-1.0, abs=RENDERED_SPECTRUM_SLOPE)
     noise = np.random.default_rng(0).normal(size=(256, 256))
     assert abs(_slope(noise)) < 0.1  # control: white noise does not fall
 
