@@ -6,7 +6,7 @@ the cost of its first frames with everything cold.
 
 from __future__ import annotations
 
-import sys
+import platform
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -114,7 +114,7 @@ def peak_memory_mib() -> float | None:
         return round(int(peak_kib.split()[1]) / 1024, 1)
     except (OSError, StopIteration):
         pass
-    if sys.platform != "darwin":
+    if platform.system() != "Darwin":
         return None
     import resource
 
