@@ -9,7 +9,7 @@ from PIL import Image
 
 from mpn.errors import EvaluationError
 from mpn.evaluation.label_png import load_labels
-from mpn.runtime.labels import DAVIS_PALETTE
+from mpn.palette import DAVIS_PALETTE
 
 LABELS = np.array([[0, 1, 2], [3, 2, 0]], np.uint8)
 

@@ -53,7 +53,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     bad.write_text("no picture")
     with pytest.raises(TrainingError, match=r"bad\.png cannot be read as an image"):
         load_rgb(bad)
-    with pytest.raises(TrainingError, match=r"bad\.png cannot be read as a mask"):
+    with pytest.raises(TrainingError, match=r"bad\.png: not a readable PNG mask"):
         load_label_png(bad)
     with pytest.raises(TrainingError, match="holds no pair"):
         load_still_pairs(tmp_path)

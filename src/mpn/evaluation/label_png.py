@@ -8,11 +8,10 @@ import numpy as np
 from PIL import Image
 
 from mpn.errors import EvaluationError
-from mpn.runtime.labels import DAVIS_PALETTE
+from mpn.palette import why_reordered
 from mpn.types import UInt8Array
 
 _GRAY, _PALETTE = 0, 3
-_FULL_PALETTE = 256
 _HEADER_BYTES = 26
 _COLOUR_NAMES = {2: "RGB", 4: "gray with alpha", 6: "RGB with alpha"}
 
@@ -57,33 +56,10 @@ def load_labels(path: Path) -> UInt8Array:
         )
     labels: UInt8Array = pixels.astype(np.uint8)
     if colour_type == _PALETTE and palette is not None:
-        _check_palette(path, labels, np.array(palette, np.int64).reshape(-1, 3))
+        why = why_reordered(labels, np.array(palette).reshape(-1, 3))
+        if why is not None:
+            raise EvaluationError(
+                f"{path}: {why}: the palette was re-ordered and the ids changed; save the ids with "
+                f"a fixed palette, not through an image quantizer or optimiser"
+            )
     return labels
-
-
-def _check_palette(path: Path, labels: UInt8Array, palette_rgb: np.ndarray) -> None:
-    # Image tools (quantizers, PNG optimisers) write only the entries in use, in an order of their
-    # own; a palette of all 256 entries was chosen by whoever wrote the ids.
-    if len(palette_rgb) >= _FULL_PALETTE:
-        return
-    used = np.flatnonzero(np.bincount(labels.ravel(), minlength=_FULL_PALETTE))
-    used = used[used < len(palette_rgb)]
-    advice = "save the ids with a fixed palette, not through an image quantizer or optimiser"
-    if palette_rgb[0].any():
-        raise EvaluationError(
-            f"{path}: palette entry 0 is {tuple(palette_rgb[0].tolist())} instead of black: the "
-            f"palette was re-ordered and the ids changed; {advice}"
-        )
-    # The two palettes in circulation differ by one level (191 and 192) in places.
-    distance = np.abs(palette_rgb[used][:, None, :] - DAVIS_PALETTE[None].astype(np.int64)).max(
-        axis=2
-    )
-    shown_id = distance.argmin(axis=1)
-    if (distance.min(axis=1) <= 1).all() and (shown_id != used).any():
-        entry, colour_of = next(
-            (int(k), int(m)) for k, m in zip(used, shown_id, strict=True) if k != m
-        )
-        raise EvaluationError(
-            f"{path}: palette entry {entry} has the DAVIS colour of id {colour_of}: the palette "
-            f"was re-ordered and the ids changed; {advice}"
-        )

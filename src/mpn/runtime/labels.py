@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mpn.errors import MaskError
+from mpn.palette import DAVIS_PALETTE, why_reordered
 from mpn.runtime.atomic import write_atomically
 from mpn.types import UInt8Array
 
@@ -22,24 +23,7 @@ DAVIS has at most 10 objects in a sequence, and a blurred edge brings hundreds o
 _COMPRESS_LEVEL = 3
 """zlib: as fast as level 1 on masks (0.9 ms at 480p) and smaller; level 9 takes 6 times longer."""
 
-_FULL_PALETTE = 256
 _WAY_OUT = "save it as a palette (indexed) PNG, 0 background and ids from 1, or as a 0/255 gray PNG"
-
-
-def _davis_palette() -> UInt8Array:
-    ids = np.arange(_FULL_PALETTE)
-    palette = np.zeros((_FULL_PALETTE, 3), np.uint8)
-    for level in range(8):
-        for channel in range(3):
-            bit = (ids >> (3 * level + channel)) & 1
-            palette[:, channel] |= (bit << (7 - level)).astype(np.uint8)
-    palette.flags.writeable = False
-    return palette
-
-
-DAVIS_PALETTE: Final[UInt8Array] = _davis_palette()
-"""(256, 3) uint8 RGB: the bits of the id dealt to R, G, B in turn, from the highest bit of the
-colour down. PASCAL VOC's ``labelcolormap``, which DAVIS uses."""
 
 
 def load_labels(
@@ -75,7 +59,7 @@ def load_labels(
             f"the mask {path} is {labels.shape[1]}x{labels.shape[0]} but the video is "
             f"{size_hw[1]}x{size_hw[0]} (width x height): give a mask of the video's size"
         )
-    values = np.flatnonzero(np.bincount(labels.ravel(), minlength=_FULL_PALETTE))
+    values = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
     foreground = values[values > 0]
     if foreground.tolist() == [VOID]:
         labels = np.minimum(labels, 1)
@@ -114,19 +98,24 @@ def _read_ids(path: Path) -> UInt8Array:
     try:
         with Image.open(path) as image:
             mode = image.mode
-            if mode == "P":
-                _check_palette(path, image)
-            elif mode not in ("1", "L"):
+            if mode not in ("1", "L", "P"):
                 raise MaskError(
                     f"the mask {path} holds colours or other values ({_MODE_NAMES.get(mode, mode)})"
                     f", not object ids: {_WAY_OUT}"
                 )
-            return np.array(image, dtype=np.uint8)
+            labels = np.array(image, dtype=np.uint8)
+            palette_rgb = np.array(image.getpalette("RGB") or []).reshape(-1, 3)
     except FileNotFoundError as error:
         raise MaskError(f"no such mask: {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "damaged, cut short, or no image at all"
         raise MaskError(f"the mask {path} cannot be read ({reason})") from error
+    if why := why_reordered(labels, palette_rgb):
+        raise MaskError(
+            f"the mask {path} has a palette that an image tool re-ordered ({why}), so its ids are "
+            "not those that were written: save it with a fixed palette"
+        )
+    return labels
 
 
 _MODE_NAMES = {
@@ -137,25 +126,3 @@ _MODE_NAMES = {
     "CMYK": "a CMYK image",
     "F": "floating-point pixels",
 } | dict.fromkeys(("I", "I;16", "I;16B", "I;16L"), "16 bits a pixel")
-
-
-def _check_palette(path: Path, image: Image.Image) -> None:
-    """Refuse a palette that an image tool has re-ordered: its indices are no longer the ids.
-
-    Optimisers and quantizers write only the entries in use, in an order of their own; whoever
-    writes all 256 chose them.
-    """
-    palette = np.array(image.getpalette("RGB") or [], np.int64).reshape(-1, 3)
-    if not 0 < len(palette) < _FULL_PALETTE:
-        return
-    used = np.unique(np.asarray(image))
-    used = used[used < len(palette)]
-    # Two DAVIS palettes are in circulation, one level apart (191 and 192).
-    distance = np.abs(palette[used][:, None] - DAVIS_PALETTE[None].astype(np.int64)).max(axis=2)
-    shown = distance.argmin(axis=1)
-    is_davis = bool((distance.min(axis=1) <= 1).all())
-    if palette[0].any() or (is_davis and (shown != used).any()):
-        raise MaskError(
-            f"the mask {path} has a palette that an image tool re-ordered (entry 0 is "
-            f"{tuple(palette[0].tolist())}, ids and colours disagree): save it with a fixed palette"
-        )

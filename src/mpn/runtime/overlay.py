@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from mpn.errors import OutputError
+from mpn.palette import DAVIS_PALETTE
 from mpn.runtime.atomic import output_error, output_errors, partial_path
-from mpn.runtime.labels import DAVIS_PALETTE
 from mpn.types import Frame, StepResult, UInt8Array
 
 DEFAULT_OPACITY = 0.5

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from mpn.errors import TrainingError
+from mpn.errors import EvaluationError, TrainingError
+from mpn.evaluation.label_png import load_labels
 from mpn.types import BoolArray, UInt8Array
 
 _DECODED_FRAMES = 512
@@ -82,15 +82,12 @@ def load_label_png(path: Path, void: int | None = 255) -> UInt8Array:
     """Decode a palette or grey PNG to its stored values, ``void`` set to 0; read-only.
 
     Raises:
-        TrainingError: If the file is no single-channel image.
+        TrainingError: If the file does not hold object ids.
     """
     try:
-        with Image.open(path) as image:
-            labels = np.array(image, dtype=np.uint8)
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read as a mask: {error}") from error
-    if labels.ndim != 2:
-        raise TrainingError(f"{path} must hold object ids in one channel, got {labels.shape}")
+        labels = load_labels(path)
+    except EvaluationError as error:
+        raise TrainingError(str(error)) from error
     if void is not None:
         labels[labels == void] = 0
     labels.flags.writeable = False
