@@ -673,3 +673,43 @@ def test_the_flow_check_keeps_the_uncovered_background_out_of_the_mask() -> None
     assert areas[0.0] == 24 * 32
     # The doubtful band goes; what the flow back confirms stays. (4 px of flow forgive 2 px more.)
     assert areas[0.5] == 24 * 24
+
+
+def test_colours_take_back_a_mask_that_leaked_on_to_the_background() -> None:
+    clip = squares_clip([Square(1, (30, 15), 24, (0, 0), channel=0)], frames=4)
+    still = [np.zeros_like(flow) for flow in clip.flows_to_prev_px]
+
+    def leaking(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        prob = inputs["rgb_prob"][:, 3:4].copy()
+        leaking_into = prob[..., : prob.shape[-1] // 4]
+        np.maximum(leaking_into, 0.6, out=leaking_into)
+        return {"prob": prob}
+
+    overlap = {}
+    for colour_weight in (0.0, 1.0):
+        options = {"colour_weight": colour_weight, "roi_margin_px_min": 12}
+        with make(clip, options=options, flows=still, propagation=leaking) as pipeline:
+            pipeline.start(clip.frames[0], clip.labels[0])
+            pipeline.step(clip.frames[1])
+            pipeline.engines.propagation._function = lambda i: {"prob": i["rgb_prob"][:, 3:4]}
+            result = [pipeline.step(frame) for frame in clip.frames[2:]][-1]
+        overlap[colour_weight] = iou(result.labels == 1, clip.labels[-1] == 1)
+    assert overlap[0.0] < 0.8
+    assert overlap[1.0] > 0.95
+
+
+def test_every_object_has_its_own_colours_and_a_correction_learns_them_anew() -> None:
+    with make(TWO, options={"colour_weight": 0.5}) as pipeline:
+        pipeline.start(TWO.frames[0], TWO.labels[0])
+        state = pipeline._state
+        assert state is not None
+        first, second = state.colour_tables
+        assert not np.array_equal(first, second)
+        pipeline.step(TWO.frames[1])
+        labels = np.zeros_like(TWO.labels[1])
+        labels[40:50, 40:60] = 2  # background is called object 2
+        pipeline.correct(labels)
+        assert pipeline._state is not None
+        corrected, untouched = pipeline._state.colour_tables
+        assert not np.array_equal(corrected, first)
+        np.testing.assert_array_equal(untouched, second)

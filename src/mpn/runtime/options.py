@@ -29,6 +29,9 @@ class PipelineOptions:
             warped probability is lowered, by exp(-d^2 / (2 s^2)): d is by how many pixels they miss
             each other, s this many pixels plus half of the flow's length. 0, the paper, warps
             unchecked and estimates one flow a frame instead of two.
+        colour_weight: Weight of the colours of the frame whose labels were given, as evidence for
+            or against the warped probability; see :mod:`mpn.runtime.colour`. 0, the paper, has no
+            such stage.
         roi_margin_frac: Margin of the ROI a side, as a share of the box's side. Source: VS-ReID.
         roi_margin_px_min: Smallest margin in pixels: a tiny object needs its surroundings too.
         use_propagation: False leaves the network out: masks are warped and nothing else (the
@@ -57,6 +60,7 @@ class PipelineOptions:
     size: int = 480
     threshold: float = 0.5
     flow_check_px: float = 0.0
+    colour_weight: float = 0.0
     roi_margin_frac: float = 0.15
     roi_margin_px_min: int = 16
     use_propagation: bool = True
@@ -96,7 +100,11 @@ class PipelineOptions:
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value <= 1:
                 raise InputError(f"option {name} must be a number of 0..1, got {value!r}")
-        for name, unit in (("roi_margin_frac", "a share"), ("flow_check_px", "pixels")):
+        for name, unit in (
+            ("roi_margin_frac", "a share"),
+            ("flow_check_px", "pixels"),
+            ("colour_weight", "a weight"),
+        ):
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value < float("inf"):
                 raise InputError(f"option {name} must be {unit} of at least 0, got {value!r}")

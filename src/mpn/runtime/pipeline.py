@@ -24,7 +24,7 @@ from mpn.runtime.ops.base import Ops
 from mpn.runtime.options import PipelineOptions as PipelineOptions
 from mpn.runtime.preprocess import resize_prob, resize_rgb, working_size_hw
 from mpn.runtime.roi import scaled_boxes, tight_boxes
-from mpn.runtime.stages import Stages
+from mpn.runtime.stages import Colours, Stages
 from mpn.runtime.state import State, object_ids_from_labels
 from mpn.runtime.timing import StageTimer
 from mpn.runtime.tracks import tracks_from_labels
@@ -166,7 +166,7 @@ class Pipeline:
         with self._timer.stage("flow"):
             flow_frame = self._flow.prepare(frame)
         with self._timer.stage("output"):
-            state = State.without_objects(flow_frame, input_hw, working_hw)
+            state = State.without_objects(frame, flow_frame, input_hw, working_hw)
             state = state.with_given(labels, object_ids)
         return self._finished(state)
 
@@ -266,6 +266,7 @@ class Pipeline:
                 state.first_areas_px,
                 flow_to_prev_px,
                 flow_from_prev_px,
+                Colours(frame, state.colour_tables) if options.colour_weight else None,
             )
         foreground = None
         if stages.is_osvos_needed(found):
@@ -295,6 +296,7 @@ class Pipeline:
         return replace(
             state,
             index=state.index + 1,
+            frame=frame,
             flow_frame=flow_frame,
             prob=prob,
             supports=supports,

@@ -9,6 +9,7 @@ import numpy as np
 
 from mpn.engines.load import EngineSet
 from mpn.errors import EngineError
+from mpn.runtime.colour import weigh_by_colour
 from mpn.runtime.ensemble import blend
 from mpn.runtime.ops.base import Ops
 from mpn.runtime.options import PipelineOptions
@@ -19,6 +20,19 @@ from mpn.types import Float32Array, Roi, TrackBranch, UInt8Array
 
 FLOW_CHECK_FRAC = 0.5
 """Share of the flow's length that the flow check forgives: long flows are less exact."""
+
+
+@dataclass(frozen=True)
+class Colours:
+    """What :func:`mpn.runtime.colour.weigh_by_colour` needs.
+
+    Attributes:
+        rgb: (h, w, 3) uint8, the current frame.
+        tables: For each object its colours.
+    """
+
+    rgb: UInt8Array
+    tables: tuple[Float32Array, ...]
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class Stages:
         first_areas_px: Sequence[float],
         flow_to_prev_px: Float32Array,
         flow_from_prev_px: Float32Array | None = None,
+        colours: Colours | None = None,
     ) -> Candidates:
         """Carry the objects into the current frame and find their ROIs.
 
@@ -74,6 +89,7 @@ class Stages:
             flow_to_prev_px: (2, h, w) float32.
             flow_from_prev_px: (2, h, w) float32 on the previous frame's grid, to check it with;
                 None to believe it.
+            colours: The frame and the objects' colours; None to leave them out.
 
         Raises:
             EngineError: If the flow has another size than the frame.
@@ -94,6 +110,13 @@ class Stages:
                         box=box,
                         sigma_px=self._options.flow_check_px,
                         sigma_frac=FLOW_CHECK_FRAC,
+                    )
+        if colours is not None:
+            for plane, table, box in zip(warped, colours.tables, reach, strict=True):
+                if box is not None:
+                    view = plane[box.y0 : box.y1, box.x0 : box.x1]
+                    view[:] = weigh_by_colour(
+                        view, colours.rgb, table, box=box, weight=self._options.colour_weight
                     )
         rois = [
             self._roi(plane, box, area)

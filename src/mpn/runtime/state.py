@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mpn.errors import MaskError
+from mpn.runtime.colour import colour_table
 from mpn.runtime.flow import FlowFrame
 from mpn.runtime.preprocess import one_hot, resize_prob
 from mpn.runtime.roi import box_from_prob
@@ -22,12 +23,14 @@ class State:
         index: Number of the frame, from 0.
         input_hw: (H, W) of the input.
         working_hw: (h, w) that frames are worked on at.
+        frame: (h, w, 3) uint8 RGB, the frame at working size.
         flow_frame: The frame, prepared for flow.
         object_ids: The K ids, ascending.
         prob: (K, h, w) float32, merged; what is propagated further. Read-only.
         supports: For each object a box outside which ``prob`` is exactly 0; None: 0 everywhere.
         first_areas_px: Area of each object when the user last gave it, in working pixels.
         branches: What each object's probability came from.
+        colour_tables: Colours of each object in the frame where the user last gave it.
         result_prob: (K, H, W) float32, ``prob`` at input size (the same array if the sizes agree).
             Read-only, since the user gets it.
         result_boxes: ``supports`` for ``result_prob``.
@@ -36,12 +39,14 @@ class State:
     index: int
     input_hw: tuple[int, int]
     working_hw: tuple[int, int]
+    frame: UInt8Array
     flow_frame: FlowFrame
     object_ids: tuple[int, ...]
     prob: Float32Array
     supports: tuple[Roi | None, ...]
     first_areas_px: tuple[float, ...]
     branches: tuple[TrackBranch, ...]
+    colour_tables: tuple[Float32Array, ...]
     result_prob: Float32Array
     result_boxes: tuple[Roi | None, ...]
 
@@ -51,19 +56,25 @@ class State:
 
     @classmethod
     def without_objects(
-        cls, flow_frame: FlowFrame, input_hw: tuple[int, int], working_hw: tuple[int, int]
+        cls,
+        frame: UInt8Array,
+        flow_frame: FlowFrame,
+        input_hw: tuple[int, int],
+        working_hw: tuple[int, int],
     ) -> State:
         """Frame 0 before any object was given."""
         return cls(
             index=0,
             input_hw=input_hw,
             working_hw=working_hw,
+            frame=frame,
             flow_frame=flow_frame,
             object_ids=(),
             prob=np.zeros((0, *working_hw), np.float32),
             supports=(),
             first_areas_px=(),
             branches=(),
+            colour_tables=(),
             result_prob=np.zeros((0, *input_hw), np.float32),
             result_boxes=(),
         )
@@ -126,16 +137,19 @@ class State:
         given = one_hot(labels, given_ids)
         result_prob = self._replaced(self.result_prob, object_ids, given, given_ids)
         given_area: dict[int, float]
+        given_small = resize_prob(given, self.working_hw)
         if self.working_hw == self.input_hw:
             prob = result_prob
             given_area = _areas_px(given, given_ids)
         else:
-            given_small = resize_prob(given, self.working_hw)
             prob = self._replaced(self.prob, object_ids, given_small, given_ids)
             given_area = _areas_px(given_small, given_ids)
         first_area = dict(zip(self.object_ids, self.first_areas_px, strict=True)) | given_area
         branch = dict(zip(self.object_ids, self.branches, strict=True))
         branch |= dict.fromkeys(given_ids, "given")
+        table = dict(zip(self.object_ids, self.colour_tables, strict=True))
+        for object_id, plane in zip(given_ids, given_small, strict=True):
+            table[object_id] = colour_table(self.frame, plane > 0.5)
         return replace(
             self,
             object_ids=object_ids,
@@ -143,6 +157,7 @@ class State:
             supports=tuple(box_from_prob(plane, 0.0) for plane in prob),
             first_areas_px=tuple(first_area[object_id] for object_id in object_ids),
             branches=tuple(branch[object_id] for object_id in object_ids),
+            colour_tables=tuple(table[object_id] for object_id in object_ids),
             result_prob=result_prob,
             result_boxes=tuple(box_from_prob(plane, 0.0) for plane in result_prob),
         )

@@ -321,7 +321,7 @@ class _Trainer:
             "optimiser": self.optimiser.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "groups": [
-                [{**s, "prob": torch.from_numpy(s["prob"])} for s in self._wait(group).before]
+                [_mapped(s, np.ndarray, torch.from_numpy) for s in self._wait(group).before]
                 for group in range(2)
             ],
         }
@@ -344,7 +344,14 @@ class _Trainer:
         torch.set_rng_state(state["torch_rng"])
         for rollouts, saved in zip(self.groups, state["groups"], strict=True):
             for rollout, entry in zip(rollouts, saved, strict=True):
-                rollout.restore({**entry, "prob": entry["prob"].numpy()})
+                rollout.restore(_mapped(entry, Tensor, Tensor.numpy))
+
+
+def _mapped(
+    entries: Mapping[str, Any], kind: type, convert: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """The entries with every value of a kind converted."""
+    return {k: convert(v) if isinstance(v, kind) else v for k, v in entries.items()}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from mpn.engines.manifest import DIS_SOURCE, FlowSource
+from mpn.runtime.colour import colour_table, weigh_by_colour
 from mpn.runtime.flow import DisFlow, FlowFrame
 from mpn.runtime.ops.cpu import crop_resize_pack, flow_confidence, paste, warp_bilinear
 from mpn.runtime.roi import box_from_prob, with_margin
@@ -40,6 +41,9 @@ class RolloutOptions:
         roi_size: Side S of the crop the network sees.
         flow: The flow that masks are warped by, as at run time.
         flow_check_px: See :class:`mpn.runtime.options.PipelineOptions`.
+        colour_weight: The same, in most rollouts.
+        colour_share: Share of rollouts that use the colours at all: some objects have none of their
+            own, and then the network must do without.
         threshold: A pixel belongs to the object above this probability.
         roi_margin_frac: Margin a side as a share of the box.
         roi_margin_px_min: Smallest margin a side.
@@ -53,6 +57,8 @@ class RolloutOptions:
     roi_size: int = 225
     flow: FlowSource = field(default_factory=lambda: FlowSource(DIS_SOURCE, "ultrafast", 1.0))
     flow_check_px: float = 10.0
+    colour_weight: float = 0.5
+    colour_share: float = 0.8
     threshold: float = 0.5
     roi_margin_frac: float = 0.15
     roi_margin_px_min: int = 16
@@ -100,7 +106,8 @@ class Rollout:
         self._low_overlaps = 0
         self._prob: Float32Array = np.zeros((1, 1), np.float32)
         self._previous: FlowFrame | None = None
-        self._colour: ColourShift | None = None
+        self._look: ColourShift | None = None
+        self._colours: Float32Array | None = None
         self._mirror = False
         self._roi: Roi | None = None
         self._target: BoolArray = np.zeros((1, 1), np.bool_)
@@ -138,7 +145,7 @@ class Rollout:
             self._clip = None
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: primitives and one array."""
+        """Everything needed to go on bit for bit: primitives and arrays."""
         return {
             "rng": self._rng.bit_generator.state,
             "clip_seed": self._clip_seed if self._clip is not None else -1,
@@ -147,6 +154,7 @@ class Rollout:
             "low_overlaps": self._low_overlaps,
             "max_steps": self._max_steps,
             "prob": self._prob,
+            "colours": self._colours,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -154,7 +162,7 @@ class Rollout:
         self._rng.bit_generator.state = state["rng"]
         self._t, self._last_t = int(state["t"]), int(state["last_t"])
         self._low_overlaps, self._max_steps = int(state["low_overlaps"]), int(state["max_steps"])
-        self._prob = np.asarray(state["prob"], np.float32)
+        self._prob, self._colours = state["prob"], state["colours"]
         self._clip = None
         if int(state["clip_seed"]) >= 0:
             clip = self._open(int(state["clip_seed"]))
@@ -164,7 +172,7 @@ class Rollout:
         self._clip_seed = seed
         self._clip = clip = draw_clip(self._material, self._mix, seed)
         look = np.random.default_rng([seed, 1])
-        self._colour = ColourShift(look)
+        self._look = ColourShift(look)
         self._mirror = bool(look.integers(2))
         return clip
 
@@ -179,7 +187,10 @@ class Rollout:
                 continue
             steps = int(self._rng.integers(1, self._max_steps + 1))
             self._t, self._last_t = first, min(first + steps, len(clip) - 1)
-            if self._rng.random() < self._options.deform_share:
+            options = self._options
+            has_colours = options.colour_weight > 0 and self._rng.random() < options.colour_share
+            self._colours = colour_table(rgb, mask) if has_colours else None
+            if self._rng.random() < options.deform_share:
                 mask = deform_mask(mask, self._rng)
             self._prob = mask.astype(np.float32)
             self._previous, self._low_overlaps = self._flow.prepare(rgb), 0
@@ -188,7 +199,7 @@ class Rollout:
 
     def _advance(self) -> Sample | None:
         clip, options, previous = self._clip, self._options, self._previous
-        if clip is None or self._colour is None or previous is None:
+        if clip is None or self._look is None or previous is None:
             return None
         self._t += 1
         rgb, target = clip.frame(self._t)
@@ -205,6 +216,15 @@ class Rollout:
                 sigma_px=options.flow_check_px,
                 sigma_frac=FLOW_CHECK_FRAC,
             )
+        if self._colours is not None and support is not None:
+            rows, columns = slice(support.y0, support.y1), slice(support.x0, support.x1)
+            warped[0, rows, columns] = weigh_by_colour(
+                warped[0, rows, columns],
+                rgb,
+                self._colours,
+                box=support,
+                weight=options.colour_weight,
+            )
         roi = self._jittered_roi(warped[0])
         if roi is None:
             return None
@@ -219,7 +239,7 @@ class Rollout:
         if self._mirror:
             crop, crop_target = crop[..., ::-1], crop_target[..., ::-1]
         return Sample(
-            self._colour(np.ascontiguousarray(crop[:3])),
+            self._look(np.ascontiguousarray(crop[:3])),
             degrade_prob(np.ascontiguousarray(crop[3]), self._rng),
             np.ascontiguousarray(crop_target),
         )

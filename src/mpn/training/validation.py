@@ -133,6 +133,7 @@ def mean_j(
     pipeline_options = PipelineOptions(
         threshold=options.threshold,
         flow_check_px=options.flow_check_px,
+        colour_weight=options.colour_weight,
         roi_margin_frac=options.roi_margin_frac,
         roi_margin_px_min=options.roi_margin_px_min,
     )
