@@ -60,7 +60,7 @@ BATCH_NORM_FOLDING_RELATIVE = 1e-5
 1e-6 measured."""
 
 RENDERED_SPECTRUM_SLOPE = 0.3
-"""About the exponent -1 of a natural image's amplitude spectrum, fitted between 4 and 32 cycles a
+"""About the exponent -1 of a natural image's amplitude spectrum, fitted between 4 and 16 cycles a
 picture; edges and the lens steepen it to -1.1 to -1.2, as in photographs. White noise has 0."""
 
 MOTION_SLACK_PX = 1.0

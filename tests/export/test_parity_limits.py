@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.engines.spec import ROLES, Precision
+from mpn.engines.spec import ROLES, Precision, Role
 from mpn.export.parity_limits import Limit, Measure, MeasureName, limits_for, measured
 from mpn.types import Float32Array
+from tests.tolerances import PARITY_RELATIVE
 
 FLOW = np.array([[3.0, 0.0], [4.0, 0.0]], np.float32).reshape(1, 2, 1, 2)
 """Two pixels: (3, 4) and (0, 0)."""
@@ -22,6 +23,8 @@ def _moved(array: Float32Array, index: tuple[int, ...], value: float) -> Float32
     ("name", "got", "expected", "value"),
     [
         ("max_relative", _moved(FLOW, (0, 0, 0, 1), -0.4), FLOW, 0.1),
+        ("logit_relative", _moved(PROB, (0, 0, 0, 1), 0.1), PROB, 0.369070),
+        ("logit_relative", PROB * 0 + 1e-9, PROB * 0 + 1e-6, 0.0),
         ("max_abs", _moved(PROB, (0, 0, 0, 2), 0.25), PROB, 0.25),
         ("mean_abs", _moved(PROB, (0, 0, 0, 2), 0.4), PROB, 0.05),
         ("mask_iou", _moved(PROB, (0, 0, 0, 1), -0.4), PROB, 0.5),
@@ -67,13 +70,14 @@ def test_a_limit_bounds_differences_from_above_and_overlaps_from_below(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("role", ROLES)
-def test_every_limit_has_a_reason(role: str, precision: Precision) -> None:
-    limits = limits_for(role, precision)  # type: ignore[arg-type]
+def test_every_limit_has_a_reason(role: Role, precision: Precision) -> None:
+    limits = limits_for(role, precision)
     assert limits
     assert all(len(limit.reason) > 20 for limit in limits)
 
 
-def test_fp32_keeps_the_bound_of_the_golden_cases() -> None:
-    assert [(limit.name, limit.value) for limit in limits_for("flow", "fp32")] == [
-        ("max_relative", 1e-4)
-    ]
+@pytest.mark.parametrize("role", ROLES)
+def test_fp32_keeps_the_bound_of_the_golden_cases(role: Role) -> None:
+    first = limits_for(role, "fp32")[0]
+    assert first.name == ("max_relative" if role == "flow" else "logit_relative")
+    assert first.value == PARITY_RELATIVE

@@ -37,7 +37,7 @@ def _slope(gray: np.ndarray) -> float:  # type: ignore[type-arg]
     size = gray.shape[0]
     amplitude = np.abs(np.fft.fft2(gray))
     frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(size) * size] * 2))
-    band = (frequency >= 4) & (frequency <= 32)
+    band = (frequency >= 4) & (frequency <= 16)
     return float(np.polyfit(np.log(frequency[band]), np.log(amplitude[band]), 1)[0])
 
 

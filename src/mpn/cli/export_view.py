@@ -87,7 +87,7 @@ def print_bundle(bundle: ExportedBundle, options: ExportOptions) -> None:
     # Two lines a role, so that a terminal of 80 columns holds it.
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("role\nnetwork", overflow="fold")
-    for heading in ("params", "nodes", "MiB", "half\nweights", "seconds"):
+    for heading in ("params", "nodes", "MiB", "half\nweights", "secs"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("largest\ndifference", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
