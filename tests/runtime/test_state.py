@@ -10,7 +10,8 @@ from mpn.types import Roi
 
 
 def empty_state(working_hw: tuple[int, int] = (8, 12)) -> State:
-    return State.without_objects(FlowFrame(np.zeros(0), working_hw), (8, 12), working_hw)
+    frame = np.zeros((*working_hw, 3), np.uint8)
+    return State.without_objects(frame, FlowFrame(np.zeros(0), working_hw), (8, 12), working_hw)
 
 
 def labels_with(**boxes: tuple[int, int, int, int]) -> np.ndarray:
