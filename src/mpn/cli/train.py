@@ -87,4 +87,9 @@ def propagation(
     with TrainingProgress() as progress:
         checkpoint = run_propagation_recipe(recipe, out, resume=resume, report=progress.report)
     typer.echo(f"averaged weights: {checkpoint}")
-    typer.echo(f"next: mpn export {checkpoint} --roi-size {roi_size} -o engines")
+    rollout = recipe.options().rollout
+    typer.echo(
+        f"next: mpn export {checkpoint} -o engines --roi-size {roi_size} "
+        f"--runtime-default flow_check_px={rollout.flow_check_px} "
+        f"--runtime-default colour_weight={rollout.colour_weight}"
+    )
