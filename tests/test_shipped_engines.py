@@ -1,0 +1,78 @@
+"""The engine directory in the package: whole, small enough, licensed, better than warping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from mpn import Pipeline, PipelineOptions
+from mpn.engines.load import default_engine_dir, open_engines
+from mpn.engines.manifest import load_manifest, verify_digests
+from mpn.evaluation import SequenceEvaluator
+from mpn.synthetic import SyntheticFrame, render_clip
+
+SIZE_LIMIT_BYTES = 15_000_000
+FRAMES = 10
+
+
+@pytest.fixture(scope="module")
+def clip() -> list[SyntheticFrame]:
+    return list(render_clip(frames=FRAMES))
+
+
+def _mean_j(clip: list[SyntheticFrame], **options: object) -> float:
+    evaluator = SequenceEvaluator("demo")
+    with Pipeline.from_engines(
+        backend="cpu", threads=2, options=PipelineOptions(**options)
+    ) as pipeline:
+        for result, frame in zip(_results(pipeline, clip), clip, strict=True):
+            evaluator.feed(frame.labels, result)
+    return float(np.mean([k.region.mean for k in evaluator.conclude().objects]))
+
+
+def _results(pipeline: Pipeline, clip: list[SyntheticFrame]) -> Iterator[np.ndarray]:
+    yield pipeline.start(clip[0].rgb, clip[0].labels).labels
+    for frame in clip[1:]:
+        yield pipeline.step(frame.rgb).labels
+
+
+def test_the_directory_is_whole_and_opens() -> None:
+    directory = default_engine_dir()
+    manifest = load_manifest(directory)
+    verify_digests(directory, manifest)
+    with open_engines(directory, backend="cpu", threads=1) as engines:
+        assert engines.flow is None
+        assert manifest.flow.source == "opencv-dis"
+
+
+def test_all_files_together_are_small_enough_to_ship() -> None:
+    sizes = [path.stat().st_size for path in default_engine_dir().rglob("*") if path.is_file()]
+    assert 1_000_000 < sum(sizes) <= SIZE_LIMIT_BYTES
+
+
+def test_the_licence_of_the_weights_is_in_the_manifest_and_the_model_card() -> None:
+    directory = default_engine_dir()
+    assert load_manifest(directory).provenance.licence == "CC BY-NC 4.0"
+    card = (directory.parent / "MODEL_CARD.md").read_text()
+    assert "CC BY-NC 4.0" in card
+    assert "DAVIS" in card
+    assert "ECSSD" in card
+
+
+def test_the_manifest_s_advice_is_what_the_model_card_says() -> None:
+    directory = default_engine_dir()
+    card = (directory.parent / "MODEL_CARD.md").read_text()
+    advice = load_manifest(directory).runtime_defaults
+    assert advice
+    for name, value in advice.items():
+        assert f"`{name}={value}`" in card
+
+
+def test_the_engines_earn_their_place_on_the_built_in_clip(clip: list[SyntheticFrame]) -> None:
+    shipped = _mean_j(clip)
+    assert shipped > 0.7
+    # controls: without the network, and without what the manifest advises, it is worse
+    assert shipped > _mean_j(clip, use_propagation=False, flow_check_px=0.0, colour_weight=0.0)
+    assert shipped > _mean_j(clip, propagation_weight=0.0, flow_check_px=0.0, colour_weight=0.0)
