@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 
 from mpn.errors import VideoError
 from mpn.runtime.container_extent import is_cut_short
@@ -259,9 +260,11 @@ class _Orientation:
 
 def _orientation(decoded: Any, address: str) -> _Orientation:
     """What the display matrix asks for: the quarter turns and mirrorings that phones record."""
-    matrix = next((bytes(d) for d in decoded.side_data if d.type.name == "DISPLAYMATRIX"), None)
-    if matrix is None:
+    # By key: iterating gives entries in PyAV up to 18 and their types from 19 on.
+    entry = decoded.side_data.get(SideDataType.DISPLAYMATRIX)
+    if entry is None:
         return _Orientation()
+    matrix = bytes(entry)
     # x' = a x + c y, y' = b x + d y, rows (a, b, u), (c, d, v), (x, y, w).
     a, b, _, c, d = struct.unpack("<5i" if sys.byteorder == "little" else ">5i", matrix[:20])
     if b == c == 0 and abs(a) == abs(d) == _DISPLAY_MATRIX_ONE:
