@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mpn.errors import TrainingError
-from mpn.networks.deeplab_xception import DeepLabConfig
-from mpn.training import propagation
+from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+from mpn.training import propagation, trainer
 from mpn.training.clips import Material
 from mpn.training.propagation import PropagationTrainingOptions, TrainingReport, train_propagation
 from mpn.training.rollout import RolloutOptions
@@ -62,7 +62,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
 ) -> None:
     # Save after every step, then die in the middle of the fourth.
     monkeypatch.setattr(propagation, "_SAVE_EVERY_S", -1.0)
-    real = propagation.segmentation_loss
+    real = trainer.segmentation_loss
     calls = iter(range(100))
 
     def dying(*args: object, **kw: object) -> torch.Tensor:
@@ -70,10 +70,10 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
             raise KeyboardInterrupt
         return real(*args, **kw)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(propagation, "segmentation_loss", dying)
+    monkeypatch.setattr(trainer, "segmentation_loss", dying)
     with pytest.raises(KeyboardInterrupt):
         _run(material, tmp_path / "run", TINY)
-    monkeypatch.setattr(propagation, "segmentation_loss", real)
+    monkeypatch.setattr(trainer, "segmentation_loss", real)
     resumed, _ = _run(material, tmp_path / "run", TINY, resume=True)
     for key, value in unbroken[1].items():
         assert torch.equal(value, resumed[key]), key
@@ -97,10 +97,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(propagation, "_SAVE_EVERY_S", -1.0)
-    real = propagation.segmentation_loss
+    real = trainer.segmentation_loss
     calls = iter(range(100))
     monkeypatch.setattr(
-        propagation,
+        trainer,
         "segmentation_loss",
         lambda *a, **k: real(*a, **k) * (float("nan") if next(calls) == 2 else 1.0),
     )
@@ -115,13 +115,13 @@ def test_nothing_left_to_train_on_is_said(material: Material, tmp_path: Path) ->
 
 
 def test_the_rate_rises_stays_and_falls_to_zero(material: Material) -> None:
-    trainer = propagation._Trainer(
-        propagation.DeepLabXception(TINY.network), material, replace(TINY, steps=20, decay_steps=8)
+    schedule = trainer.Trainer(
+        DeepLabXception(TINY.network), material, replace(TINY, steps=20, decay_steps=8)
     )
     rates = []
     for step in range(21):
-        trainer.step = step
-        rates.append(trainer.learning_rate())
+        schedule.step = step
+        rates.append(schedule.learning_rate())
     assert rates[0] == TINY.learning_rate / 2
     assert rates[2:13] == [TINY.learning_rate] * 11
     assert rates[13:] == sorted(rates[13:], reverse=True)
