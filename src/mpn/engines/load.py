@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 
+from mpn.closing import Closing
 from mpn.engines.base import Engine
 from mpn.engines.files import check_engine_dir, check_present, resolve_inside
 from mpn.engines.manifest import (
@@ -40,7 +40,7 @@ BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "cuda", "tensorrt", "tensorrt-rt
 
 
 @dataclass(frozen=True)
-class EngineSet:
+class EngineSet(Closing):
     """The open engines of a directory; a context manager that closes them.
 
     Attributes:
@@ -76,17 +76,6 @@ class EngineSet:
         with ExitStack() as stack:  # the others are closed even if one fails
             for engine in self.engines.values():
                 stack.callback(engine.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def default_engine_dir() -> Path:

@@ -11,11 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
+from mpn.closing import Closing
 from mpn.engines.spec import EngineSpec, TensorSpec
 from mpn.errors import BackendError, EngineError, InputError, import_or_explain
 from mpn.types import Float32Array
@@ -38,7 +38,7 @@ _GRAPH_FAULTS = frozenset(
 """onnxruntime's exceptions that speak of the graph and never of the device."""
 
 
-class OrtEngine:
+class OrtEngine(Closing):
     """An engine that onnxruntime runs. Constructing it loads the graph; see :class:`Engine`.
 
     The ``objects`` axis is dynamic: any K from 1 on works, ``spec.max_objects`` notwithstanding,
@@ -125,17 +125,6 @@ class OrtEngine:
     def close(self) -> None:
         """Release the session; running the engine afterwards is an error."""
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def import_onnxruntime(backend: OrtBackend) -> Any:

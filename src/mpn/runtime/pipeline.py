@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import Self
 
 import cv2
 
+from mpn.closing import Closing
 from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
 from mpn.errors import EngineError, InputError
 from mpn.runtime.ensemble import labels_from_merged, merge
@@ -31,7 +31,7 @@ from mpn.runtime.tracks import tracks_from_labels
 from mpn.types import StepResult, UInt8Array, check_labels, check_rgb
 
 
-class Pipeline:
+class Pipeline(Closing):
     """Segments a video frame by frame, from labels of its first frame.
 
     Use it in a ``with`` statement, or close it. The arrays of a result stay valid; ``probs`` is
@@ -237,17 +237,6 @@ class Pipeline:
         if self._cv2_threads_before is not None:
             cv2.setNumThreads(self._cv2_threads_before)
         self._engines.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _next_state(self, state: State, rgb: UInt8Array) -> State:
         options, stages, timed = self._options, self._stages, self._timer.stage

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from mpn.closing import Closing
+
 T = TypeVar("T")
 
 _WAKE_S = 0.5
@@ -77,7 +79,7 @@ class _Channel(Generic[T]):
             return self._error
 
 
-class Prefetch(Generic[T]):
+class Prefetch(Closing, Generic[T]):
     """Iterate over ``items`` in a thread that stays at most ``depth`` items ahead.
 
     An exception of ``items`` is raised by the iteration after the items before it. Leaving the
@@ -126,17 +128,6 @@ class Prefetch(Generic[T]):
         """Stop the thread and wait until it has ended. Closing twice is allowed."""
         self._channel.cancel()
         self._thread.join(_JOIN_S)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class BackgroundWorker(Generic[T]):

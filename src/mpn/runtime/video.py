@@ -7,14 +7,13 @@ container claims about its length is trusted.
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
+from mpn.closing import Closing
 from mpn.errors import InputError, VideoError
 from mpn.types import Frame
 
@@ -25,7 +24,7 @@ _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _CAMERA = re.compile(r"^\d{1,3}$")
 
 
-class VideoSource(ABC):
+class VideoSource(Closing):
     """Frames in presentation order, read once, with what is known about them beforehand.
 
     Open one with :func:`open_video`. The first frame is already decoded when the source is open, so
@@ -103,17 +102,6 @@ class VideoSource(ABC):
         """Release the source. Closing twice is allowed."""
         self._first = None
         self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check_size(self, frame: Frame) -> Frame:
         got_hw = frame.rgb.shape[:2]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import torch
 from torch import nn
 
 from mpn import __version__
+from mpn.closing import Closing
 from mpn.engines.load import EngineSet
 from mpn.engines.manifest import Manifest, Preprocessing, Provenance, RoleEntry
 from mpn.engines.spec import OPSET, EngineSpec, propagation_spec
@@ -25,7 +24,7 @@ from mpn.types import Float32Array
 _MAX_OBJECTS = 8
 
 
-class TorchEngine:
+class TorchEngine(Closing):
     """A PyTorch propagation network behind the Engine protocol.
 
     Args:
@@ -60,17 +59,6 @@ class TorchEngine:
     def close(self) -> None:
         """Let go of the network."""
         self._network = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def torch_engines(network: nn.Module, options: RolloutOptions) -> EngineSet:
