@@ -277,6 +277,24 @@ def test_what_was_not_verified_says_so(checkpoint_dir: Path, tmp_path: Path) -> 
             "'flow' was asked for, but the checkpoints hold propagation only",
         ),
         (["both.pth"], {"parity_images": Path("none")}, InputError, "is not a folder"),
+        (
+            ["propagation.pth", "flow.pth"],
+            {"flow_variant": "FlowNet2"},
+            CheckpointError,
+            r"flow\.pth holds FlowNet2CS where FlowNet2 is expected .*ask for FlowNet2CS",
+        ),
+        (
+            ["propagation.pth"],
+            {"flow_variant": "FlowNet2"},
+            CheckpointError,
+            "no checkpoint given holds a flow network",
+        ),
+        (
+            ["propagation.pth", "flow.pth"],
+            {"flow_variant": "FlowNet3"},
+            InputError,
+            "unknown network 'FlowNet3'",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(

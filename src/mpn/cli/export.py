@@ -34,6 +34,12 @@ def export(
     parity_images: Path | None = typer.Option(
         None, metavar="DIR", help="Pictures to compare on.", show_default="rendered ones"
     ),
+    flow_variant: str | None = typer.Option(
+        None,
+        metavar="FlowNet2|FlowNet2CSS|...",
+        help="Refuse a flow checkpoint that is another member of the family.",
+        show_default="what its keys say",
+    ),
     init_fourth_channel: str | None = typer.Option(
         None, metavar="zero|mean|normal", help="For DeepLab weights with 3 input channels."
     ),
@@ -83,6 +89,7 @@ def export(
         verify=verify,
         parity_images=parity_images,
         build=build,
+        flow_variant=flow_variant,
         init_fourth_channel=init_fourth_channel,
         flow_preset=flow_preset,
         flow_scale=flow_scale,

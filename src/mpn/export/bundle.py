@@ -32,6 +32,7 @@ from mpn.networks.checkpoint import (
     load_checkpoint,
     merge_checkpoints,
 )
+from mpn.networks.fit import check_expected_variant
 
 UNKNOWN_LICENCE = "unspecified"
 _SPACE_MARGIN = 1.1
@@ -159,7 +160,15 @@ def _loaded(
     loaded = []
     for path in paths:
         progress.reading(path)
-        loaded.append(load_checkpoint(path, init_fourth_channel=options.init_fourth_channel))
+        item = load_checkpoint(path, init_fourth_channel=options.init_fourth_channel)
+        if options.flow_variant is not None and "flow" in item.roles:
+            check_expected_variant(item.roles, options.flow_variant, path)
+        loaded.append(item)
+    if options.flow_variant is not None and not any("flow" in item.roles for item in loaded):
+        raise CheckpointError(
+            f"{options.flow_variant} was asked for, but no checkpoint given holds a flow network: "
+            "add its file, or leave out --flow-variant"
+        )
     found = [str(item.provenance["licence"]) for item in loaded if "licence" in item.provenance]
     licence = options.licence or "; ".join(dict.fromkeys(found)) or UNKNOWN_LICENCE
     return merge_checkpoints(loaded), licence

@@ -41,6 +41,8 @@ class ExportOptions:
         verify: Compare each graph with its module, and refuse to write what differs.
         parity_images: Folder of pictures to compare on; None renders some.
         build: Build plans too; this version cannot.
+        flow_variant: Member of the FlowNet 2.0 family that the flow checkpoint must be, for example
+            ``"FlowNet2"``; None takes what its keys say.
         init_fourth_channel: How to fill the fourth channel of DeepLab weights that have three.
         flow_preset: Preset of OpenCV's DIS where no flow network is exported.
         flow_scale: Size at which DIS runs, relative to the working frame.
@@ -62,6 +64,7 @@ class ExportOptions:
     verify: bool = True
     parity_images: Path | None = None
     build: bool = False
+    flow_variant: str | None = None
     init_fourth_channel: str | None = None
     flow_preset: DisPreset = "ultrafast"
     flow_scale: float = 1.0
