@@ -713,3 +713,46 @@ def test_every_object_has_its_own_colours_and_a_correction_learns_them_anew() ->
         corrected, untouched = pipeline._state.colour_tables
         assert not np.array_equal(corrected, first)
         np.testing.assert_array_equal(untouched, second)
+
+
+def test_resuming_at_a_frame_goes_on_from_its_labels_and_learns_nothing_from_them() -> None:
+    with make(TWO, options={"colour_weight": 0.5}) as unbroken:
+        expected = run(unbroken, TWO)
+    at = 4
+    with make(TWO, options={"colour_weight": 0.5}) as pipeline:
+        pipeline.start(TWO.frames[0], TWO.labels[0])
+        before = pipeline._state
+        assert before is not None
+        found = pipeline.resume_at(TWO.frames[at], expected[at].labels)
+        np.testing.assert_array_equal(found.labels, expected[at].labels)
+        after = pipeline._state
+        assert after is not None
+        assert after.colour_tables is before.colour_tables
+        assert after.first_areas_px == before.first_areas_px
+        # The flow of the clip knows frames by the order in which they were prepared.
+        pipeline._flow._prepared = at + 1
+        object.__setattr__(after.flow_frame, "data", np.array(at))
+        for truth in (5, 6):
+            result = pipeline.step(TWO.frames[truth])
+            for k in (2, 7):
+                assert iou(result.labels == k, expected[truth].labels == k) > RESIZED_IOU
+
+
+def test_an_object_that_the_labels_lack_is_lost_when_resuming() -> None:
+    with make(TWO) as pipeline:
+        pipeline.start(TWO.frames[0], TWO.labels[0])
+        labels = np.where(TWO.labels[1] == 2, 2, 0).astype(np.uint8)
+        result = pipeline.resume_at(TWO.frames[1], labels)
+    assert [(track.object_id, track.state) for track in result.tracks] == [
+        (2, "tracked"),
+        (7, "lost"),
+    ]
+
+
+def test_resuming_needs_a_start_and_a_frame_of_the_same_size() -> None:
+    with make(TWO) as pipeline:
+        with pytest.raises(InputError, match="no first frame yet"):
+            pipeline.resume_at(TWO.frames[1], TWO.labels[1])
+        pipeline.start(TWO.frames[0], TWO.labels[0])
+        with pytest.raises(InputError, match="the video began with"):
+            pipeline.resume_at(TWO.frames[1][:, :-2], TWO.labels[1][:, :-2])

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError
-from mpn.runtime import session
+from mpn.runtime import session, state
 from mpn.runtime.labels import load_labels, save_labels
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.request import Progress, RunRequest
-from mpn.runtime.resume import with_lost_objects
 from mpn.runtime.session import run_video
-from mpn.types import StepResult, Track
 from tests.engine_dirs import make_engine_dir
 from tests.runtime.media import SCENE_HW, scene, scene_labels, write_video
 from tests.tolerances import TRACKED_IOU_MIN
@@ -204,13 +202,39 @@ def test_empty_last_masks_are_no_state_to_go_on_from(interrupted: RunRequest) ->
     check_complete(interrupted)
 
 
-def test_lost_objects_are_inserted_in_the_order_of_ids() -> None:
-    tracks = (Track(3, "tracked", "propagation", 4, (0, 0, 2, 2), 0.9),)
-    probs = np.ones((1, 2, 2), np.float32)
-    labels = np.full((2, 2), 3, np.uint8)
-    result = StepResult(index=0, labels=labels, probs=probs, object_ids=(3,), tracks=tracks)
-    assert with_lost_objects(result, [3]) is result
-    more = with_lost_objects(result, [1, 3, 5])
-    assert more.object_ids == (1, 3, 5)
-    assert more.probs[:, 0, 0].tolist() == [0, 1, 0]
-    assert [track.state for track in more.tracks] == ["lost", "tracked", "lost"]
+def test_colours_are_learned_from_the_user_s_mask_again(
+    interrupted: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+    real = state.colour_table
+
+    def watched(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        seen.append(mask)
+        return real(rgb, mask)
+
+    monkeypatch.setattr(state, "colour_table", watched)
+    run_video(interrupted)
+    given = scene_labels(0)
+    assert len(seen) == 2
+    for object_id, mask in zip((1, 2), seen, strict=True):
+        np.testing.assert_array_equal(mask, given == object_id)
+
+
+def test_an_object_added_before_the_interruption_is_followed_on(
+    clip: Path, interrupted: RunRequest, tmp_path: Path
+) -> None:
+    save_labels(tmp_path / "added.png", np.where(scene_labels(2) == 1, 7, 0).astype(np.uint8))
+    request = replace(
+        interrupted,
+        masks={**interrupted.masks, 2: tmp_path / "added.png"},
+        out=tmp_path / "second",
+        resume=False,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_video(request, on_progress=stop_after(DONE))
+    report = run_video(replace(request, resume=True))
+    assert report["resumed_at"] == DONE - 1
+    assert report["object_ids"] == [1, 2, 7]
+    last = lines_of(tmp_path / "second" / "tracks.jsonl")[-1]["objects"]
+    assert [track["object_id"] for track in last] == [1, 2, 7]
+    check_complete(request)

@@ -182,13 +182,7 @@ class Pipeline(Closing):
             InputError: If the frame has another size, or the pipeline was not started.
         """
         state = self._started()
-        check_rgb(rgb)
-        if rgb.shape[:2] != state.input_hw:
-            raise InputError(
-                f"the frame is {rgb.shape[1]}x{rgb.shape[0]} but the video began with "
-                f"{state.input_hw[1]}x{state.input_hw[0]} (width x height): start anew for "
-                "another video"
-            )
+        self._check_frame(rgb, state)
         self._timer.drop_frame()
         return self._finished(self._next_state(state, rgb))
 
@@ -227,6 +221,34 @@ class Pipeline(Closing):
         """
         state = self._started()
         return self._with_given(state, labels, state.new_ids(labels))
+
+    def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+        """Go on at another frame, from labels that were segmented earlier.
+
+        Unlike :meth:`correct` this learns nothing from the labels: they are what was found, not
+        what the user says. An object that they lack is lost.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB, of the size of the first.
+            labels: (H, W) uint8 of that frame: ids that exist, or 0.
+
+        Returns:
+            That frame; the next :meth:`step` goes on from it.
+
+        Raises:
+            InputError: If an array has another shape, or the pipeline was not started.
+        """
+        state = self._started()
+        self._check_frame(rgb, state)
+        check_labels(labels, state.input_hw)
+        self._timer.drop_frame()
+        with self._timer.stage("input"):
+            frame = resize_rgb(rgb, state.working_hw)
+        with self._timer.stage("flow"):
+            flow_frame = self._flow.prepare(frame)
+        with self._timer.stage("output"):
+            state = state.with_found(frame, flow_frame, labels)
+        return self._finished(state)
 
     def close(self) -> None:
         """Close the engines; closing twice is allowed."""
@@ -322,6 +344,16 @@ class Pipeline(Closing):
     def _check_open(self) -> None:
         if self._is_closed:
             raise InputError("the pipeline is closed: make a new one")
+
+    @staticmethod
+    def _check_frame(rgb: UInt8Array, state: State) -> None:
+        check_rgb(rgb)
+        if rgb.shape[:2] != state.input_hw:
+            raise InputError(
+                f"the frame is {rgb.shape[1]}x{rgb.shape[0]} but the video began with "
+                f"{state.input_hw[1]}x{state.input_hw[0]} (width x height): start anew for "
+                "another video"
+            )
 
     def _started(self) -> State:
         self._check_open()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
@@ -45,6 +45,9 @@ class PipelineLike(Protocol):
 
     def add_objects(self, labels: UInt8Array) -> StepResult:
         """Add objects to the current frame."""
+
+    def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+        """Go on at another frame, from labels that were segmented earlier."""
 
 
 def propagate(
@@ -135,14 +138,26 @@ def propagate_frames(
     Raises:
         InputError: If the video ends before a frame that was given labels.
     """
-    pending = dict(corrections or {})
+    return follow_frames(
+        frames, pipeline, lambda frame: pipeline.start(frame.rgb, labels), corrections or {}
+    )
+
+
+def follow_frames(
+    frames: Iterable[Frame],
+    pipeline: PipelineLike,
+    begin: Callable[[Frame], StepResult],
+    corrections: Mapping[int, UInt8Array],
+) -> Iterator[tuple[Frame, StepResult]]:
+    """As :func:`propagate_frames`, with ``begin`` for the first frame."""
+    pending = dict(corrections)
     last_index = -1
     for position, frame in enumerate(frames):
         last_index = frame.index
-        result = pipeline.start(frame.rgb, labels) if position == 0 else pipeline.step(frame.rgb)
+        result = pipeline.step(frame.rgb) if position else begin(frame)
         given = pending.pop(frame.index, None)
         if given is not None:
-            result = _give(pipeline, given, result)
+            result = give(pipeline, given, result)
         yield frame, result
     if pending:
         raise InputError(
@@ -176,7 +191,7 @@ def frames_between(frames: Iterable[Frame], start: int | None, end: int | None) 
             return
 
 
-def _give(pipeline: PipelineLike, labels: UInt8Array, stepped: StepResult) -> StepResult:
+def give(pipeline: PipelineLike, labels: UInt8Array, stepped: StepResult) -> StepResult:
     """Correct the known objects of the current frame, add the new ones."""
     known = set(pipeline.object_ids)
     given = object_ids_from_labels(labels)

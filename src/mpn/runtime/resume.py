@@ -1,15 +1,16 @@
 """Going on with a run that was interrupted: is it the same run, where does it go on, and from what.
 
 The state of a resumed run is its last mask, not the soft probability that the interrupted run had
-in memory; an object that was lost there stays lost, for there is nothing left to follow. run.json
-says at which frame this happened.
+in memory; an object that was lost there stays lost, unless OSVOS finds it. What the pipeline learns
+of an object it learns again from the user's own masks. run.json says at which frame this happened.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,9 +19,9 @@ import numpy as np
 from mpn.errors import InputError, MaskError, OutputError
 from mpn.runtime.atomic import partial_path
 from mpn.runtime.labels import load_labels
-from mpn.runtime.propagate import PipelineLike, propagate_frames
+from mpn.runtime.propagate import PipelineLike, follow_frames, give
 from mpn.runtime.results import ResultPaths
-from mpn.types import MAX_OBJECT_ID, Frame, StepResult, Track, UInt8Array
+from mpn.types import MAX_OBJECT_ID, Frame, StepResult, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,17 @@ def resumed_frames(
     pipeline: PipelineLike,
     paths: ResultPaths,
     point: ResumePoint,
+    labels: UInt8Array,
     corrections: Mapping[int, UInt8Array],
 ) -> Iterator[tuple[Frame, StepResult]]:
     """The loop of a resumed run: earlier masks up to the resume point, then the pipeline.
 
     Args:
         frames: Of the whole video, from its first.
-        pipeline: Open; started at the resume point.
+        pipeline: Open.
         paths: Where the earlier masks are.
         point: Where to go on.
+        labels: (H, W) uint8, the user's mask of the first frame.
         corrections: As for :func:`mpn.runtime.propagate.propagate_frames`.
 
     Yields:
@@ -86,17 +89,22 @@ def resumed_frames(
     iterator = iter(frames)
     followed = point.object_ids
     first_index = point.frame_index - len(followed) + 1
-    for frame in iterator:
-        ids = followed[frame.index - first_index]
-        labels = _mask_of(paths, frame)
-        if frame.index < point.frame_index:
-            yield frame, _earlier_result(frame, labels, ids)
+    for position, frame in enumerate(iterator):
+        if position == 0:
+            pipeline.start(frame.rgb, labels)
+        earlier = _mask_of(paths, frame)
+        is_last = frame.index == point.frame_index
+        given = corrections.get(frame.index)
+        if given is not None or is_last:
+            known = np.where(np.isin(earlier, pipeline.object_ids), earlier, 0).astype(np.uint8)
+            result = pipeline.resume_at(frame.rgb, known)
+            if given is not None:
+                result = give(pipeline, given, result)
+        if not is_last:
+            yield frame, _earlier_result(frame, earlier, followed[frame.index - first_index])
             continue
-        later = {index: given for index, given in corrections.items() if index > frame.index}
-        for following, result in propagate_frames(
-            chain([frame], iterator), pipeline, labels, later
-        ):
-            yield following, with_lost_objects(result, ids)
+        later = {index: mask for index, mask in corrections.items() if index > frame.index}
+        yield from follow_frames(chain([frame], iterator), pipeline, partial(_found, result), later)
         return
     raise OutputError(
         f"cannot resume at frame {point.frame_index}: the video ends before it; run again without "
@@ -104,23 +112,8 @@ def resumed_frames(
     )
 
 
-def with_lost_objects(result: StepResult, object_ids: Iterable[int]) -> StepResult:
-    """The result with every id of ``object_ids`` in it, those that it lacks being lost."""
-    missing = sorted(set(object_ids) - set(result.object_ids))
-    if not missing:
-        return result
-    probs = dict(zip(result.object_ids, result.probs, strict=True))
-    tracks = {track.object_id: track for track in result.tracks}
-    for object_id in missing:
-        probs[object_id] = np.zeros(result.labels.shape, np.float32)
-        tracks[object_id] = Track(object_id, "lost", "none", 0, None, 0.0)
-    ids = tuple(sorted(tracks))
-    return replace(
-        result,
-        object_ids=ids,
-        probs=np.stack([probs[object_id] for object_id in ids]),
-        tracks=tuple(tracks[object_id] for object_id in ids),
-    )
+def _found(result: StepResult, frame: Frame) -> StepResult:
+    return result
 
 
 def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | None:

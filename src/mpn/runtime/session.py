@@ -148,7 +148,8 @@ class _Run:
     ) -> Iterator[tuple[Frame, StepResult]]:
         if point is None:
             return propagate_frames(frames, self._pipeline, self._masks.first, self._masks.later)
-        return resumed_frames(frames, self._pipeline, self._paths, point, self._masks.later)
+        masks = self._masks
+        return resumed_frames(frames, self._pipeline, self._paths, point, masks.first, masks.later)
 
     def _timed(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         """Count the time spent waiting for the reader as a stage."""

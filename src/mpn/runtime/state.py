@@ -162,6 +162,34 @@ class State:
             result_boxes=tuple(box_from_prob(plane, 0.0) for plane in result_prob),
         )
 
+    def with_found(self, frame: UInt8Array, flow_frame: FlowFrame, labels: UInt8Array) -> State:
+        """The state at another frame whose labels were segmented earlier.
+
+        What was learned where the user gave the objects stays: first areas and colours.
+
+        Args:
+            frame: (h, w, 3) uint8 RGB at working size.
+            flow_frame: The frame, prepared for flow.
+            labels: (H, W) uint8 at input size; ids that the state does not have count for nothing.
+        """
+        result_prob = one_hot(labels, self.object_ids)
+        prob = resize_prob(result_prob, self.working_hw)
+        result_boxes = tuple(box_from_prob(plane, 0.0) for plane in result_prob)
+        found: list[TrackBranch] = [
+            "none" if box is None else "propagation" for box in result_boxes
+        ]
+        return replace(
+            self,
+            index=self.index + 1,
+            frame=frame,
+            flow_frame=flow_frame,
+            prob=prob,
+            supports=tuple(box_from_prob(plane, 0.0) for plane in prob),
+            branches=tuple(found),
+            result_prob=result_prob,
+            result_boxes=result_boxes,
+        )
+
     def _replaced(
         self,
         prob: Float32Array,
