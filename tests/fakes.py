@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from mpn.closing import Closing
 from mpn.engines.load import EngineSet
 from mpn.engines.manifest import FlowSource, Manifest, Preprocessing, Provenance, RoleEntry
 from mpn.engines.spec import OPSET, EngineSpec, Role, engine_spec
@@ -17,7 +17,7 @@ from mpn.types import Float32Array
 Function = Callable[[Mapping[str, Float32Array]], Mapping[str, Any]]
 
 
-class FakeEngine:
+class FakeEngine(Closing):
     """An engine whose network is a Python function.
 
     Inputs are checked by the spec as a real engine checks them, and so are the outputs.
@@ -64,17 +64,6 @@ class FakeEngine:
 
     def close(self) -> None:
         self.is_closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def fourth_channel(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:

@@ -88,10 +88,9 @@ def weigh_by_colour(
 
 def _bins(rgb: UInt8Array) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
-    tables = _bin_of_level()
-    flat: np.ndarray[tuple[int, ...], np.dtype[np.int32]] = tables[0][lab[..., 0]]
-    flat += tables[1][lab[..., 1]]
-    flat += tables[2][lab[..., 2]]
+    flat: np.ndarray[tuple[int, ...], np.dtype[np.int32]] = _BIN_OF_LEVEL[0][lab[..., 0]]
+    flat += _BIN_OF_LEVEL[1][lab[..., 1]]
+    flat += _BIN_OF_LEVEL[2][lab[..., 2]]
     return flat
 
 
@@ -101,6 +100,9 @@ def _bin_of_level() -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.int32]], ..
     ab = np.clip(level - _AB_OFFSET, 0, _AB_RANGE) // _AB_STEP
     shares = (level // _L_STEP * _BINS[1] * _BINS[2], ab * _BINS[2], ab)
     return tuple(share.astype(np.int32) for share in shares)
+
+
+_BIN_OF_LEVEL = _bin_of_level()
 
 
 def _histogram(bins: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> Float32Array:

@@ -24,7 +24,7 @@ from mpn.runtime.ops.base import Ops
 from mpn.runtime.options import PipelineOptions as PipelineOptions
 from mpn.runtime.preprocess import resize_prob, resize_rgb, working_size_hw
 from mpn.runtime.roi import scaled_boxes, tight_boxes
-from mpn.runtime.stages import Colours, Stages
+from mpn.runtime.stages import Stages
 from mpn.runtime.state import State, object_ids_from_labels
 from mpn.runtime.timing import StageTimer
 from mpn.runtime.tracks import tracks_from_labels
@@ -272,12 +272,13 @@ class Pipeline(Closing):
                 flow_from_prev_px = self._flow.between(state.flow_frame, flow_frame)
         with timed("warp"):
             found = stages.warp(
+                frame,
                 state.prob,
                 state.supports,
                 state.first_areas_px,
                 flow_to_prev_px,
                 flow_from_prev_px,
-                Colours(frame, state.colour_tables) if options.colour_weight else None,
+                state.colour_tables if options.colour_weight else None,
             )
         foreground = None
         if stages.is_osvos_needed(found):

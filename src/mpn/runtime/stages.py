@@ -9,30 +9,14 @@ import numpy as np
 
 from mpn.engines.load import EngineSet
 from mpn.errors import EngineError
-from mpn.runtime.colour import weigh_by_colour
 from mpn.runtime.ensemble import blend
+from mpn.runtime.evidence import weigh_in_box
 from mpn.runtime.ops.base import Ops
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.preprocess import osvos_input, resize_prob
 from mpn.runtime.retrieval import retrieve
 from mpn.runtime.roi import reachable_boxes, roi_from_prob, with_margin
 from mpn.types import Float32Array, Roi, TrackBranch, UInt8Array
-
-FLOW_CHECK_FRAC = 0.5
-"""Share of the flow's length that the flow check forgives: long flows are less exact."""
-
-
-@dataclass(frozen=True)
-class Colours:
-    """What :func:`mpn.runtime.colour.weigh_by_colour` needs.
-
-    Attributes:
-        rgb: (h, w, 3) uint8, the current frame.
-        tables: For each object its colours.
-    """
-
-    rgb: UInt8Array
-    tables: tuple[Float32Array, ...]
 
 
 @dataclass(frozen=True)
@@ -73,23 +57,25 @@ class Stages:
 
     def warp(
         self,
+        rgb: UInt8Array,
         prob: Float32Array,
         supports: Sequence[Roi | None],
         first_areas_px: Sequence[float],
         flow_to_prev_px: Float32Array,
         flow_from_prev_px: Float32Array | None = None,
-        colours: Colours | None = None,
+        colour_tables: Sequence[Float32Array] | None = None,
     ) -> Candidates:
         """Carry the objects into the current frame and find their ROIs.
 
         Args:
+            rgb: (h, w, 3) uint8 RGB, the current frame.
             prob: (K, h, w) float32 of the previous frame.
             supports: Boxes outside which it is 0.
             first_areas_px: Area of each object when it was given.
             flow_to_prev_px: (2, h, w) float32.
             flow_from_prev_px: (2, h, w) float32 on the previous frame's grid, to check it with;
                 None to believe it.
-            colours: The frame and the objects' colours; None to leave them out.
+            colour_tables: Colours of each object; None to leave them out.
 
         Raises:
             EngineError: If the flow has another size than the frame.
@@ -101,23 +87,20 @@ class Stages:
             )
         reach = reachable_boxes(supports, flow_to_prev_px)
         warped = self._ops.warp_bilinear(prob, flow_to_prev_px, boxes=reach)
-        if flow_from_prev_px is not None:
-            for plane, box in zip(warped, reach, strict=True):
-                if box is not None:
-                    plane[box.y0 : box.y1, box.x0 : box.x1] *= self._ops.flow_confidence(
-                        flow_to_prev_px,
-                        flow_from_prev_px,
-                        box=box,
-                        sigma_px=self._options.flow_check_px,
-                        sigma_frac=FLOW_CHECK_FRAC,
-                    )
-        if colours is not None:
-            for plane, table, box in zip(warped, colours.tables, reach, strict=True):
-                if box is not None:
-                    view = plane[box.y0 : box.y1, box.x0 : box.x1]
-                    view[:] = weigh_by_colour(
-                        view, colours.rgb, table, box=box, weight=self._options.colour_weight
-                    )
+        tables = (None,) * len(warped) if colour_tables is None else colour_tables
+        for plane, table, box in zip(warped, tables, reach, strict=True):
+            if box is not None:
+                weigh_in_box(
+                    plane,
+                    box,
+                    flow_to_prev_px=flow_to_prev_px,
+                    flow_from_prev_px=flow_from_prev_px,
+                    flow_check_px=self._options.flow_check_px,
+                    rgb=rgb,
+                    colour_table=table,
+                    colour_weight=self._options.colour_weight,
+                    ops=self._ops,
+                )
         rois = [
             self._roi(plane, box, area)
             for plane, box, area in zip(warped, reach, first_areas_px, strict=True)

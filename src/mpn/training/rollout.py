@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 
 from mpn.engines.manifest import DIS_SOURCE, FlowSource
-from mpn.runtime.colour import colour_table, weigh_by_colour
+from mpn.runtime.colour import colour_table
+from mpn.runtime.evidence import weigh_in_box
 from mpn.runtime.flow import DisFlow, FlowFrame
-from mpn.runtime.ops.cpu import crop_resize_pack, flow_confidence, paste, warp_bilinear
+from mpn.runtime.ops.cpu import crop_resize_pack, paste, warp_bilinear
 from mpn.runtime.roi import box_from_prob, with_margin
-from mpn.runtime.stages import FLOW_CHECK_FRAC
 from mpn.training.augment import ColourShift, deform_mask, degrade_prob
 from mpn.training.clips import Clip, ClipMix, Material, draw_clip
 from mpn.types import BoolArray, Float32Array, Roi
@@ -207,23 +207,18 @@ class Rollout:
         flow_to_prev_px = self._flow.between(self._previous, previous)
         warped = warp_bilinear(self._prob[None], flow_to_prev_px)
         support = box_from_prob(warped[0], 0.0)
-        if options.flow_check_px and support is not None:
-            rows, columns = slice(support.y0, support.y1), slice(support.x0, support.x1)
-            warped[0, rows, columns] *= flow_confidence(
-                flow_to_prev_px,
-                self._flow.between(previous, self._previous),
-                box=support,
-                sigma_px=options.flow_check_px,
-                sigma_frac=FLOW_CHECK_FRAC,
-            )
-        if self._colours is not None and support is not None:
-            rows, columns = slice(support.y0, support.y1), slice(support.x0, support.x1)
-            warped[0, rows, columns] = weigh_by_colour(
-                warped[0, rows, columns],
-                rgb,
-                self._colours,
-                box=support,
-                weight=options.colour_weight,
+        if support is not None:
+            weigh_in_box(
+                warped[0],
+                support,
+                flow_to_prev_px=flow_to_prev_px,
+                flow_from_prev_px=(
+                    self._flow.between(previous, self._previous) if options.flow_check_px else None
+                ),
+                flow_check_px=options.flow_check_px,
+                rgb=rgb,
+                colour_table=self._colours,
+                colour_weight=options.colour_weight,
             )
         roi = self._jittered_roi(warped[0])
         if roi is None:
