@@ -1,0 +1,158 @@
+"""The options of fine-tuning on the given frame: what, how long, and with which rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from mpn.engines.spec import ROI_SIZE_STEP, Role
+from mpn.errors import InputError
+
+AdaptScope = Literal["all", "head"]
+"""``all``: every weight; ``head``: the layers after the frozen trunk, on cached features."""
+
+ADAPTABLE_ROLES: tuple[Role, ...] = ("propagation", "osvos")
+"""Networks that can be fine-tuned on the frame whose labels were given, in this order."""
+
+_SMALLEST_SIZE_PX = 65
+_LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptRecipe:
+    """How one network is fine-tuned.
+
+    Attributes:
+        steps: Steps of the optimiser.
+        size_px: Side of the square crops it learns from, in pixels.
+        batch: Crops a step.
+        learning_rate: Rate at its highest; it rises in the first steps and falls to zero at the
+            end (of the steps, or of the seconds if those are used up first).
+        scope: See :data:`AdaptScope`.
+    """
+
+    steps: int
+    size_px: int
+    batch: int
+    learning_rate: float
+    scope: AdaptScope = "all"
+
+
+DEFAULT_RECIPES: Mapping[Role, AdaptRecipe] = {
+    "propagation": AdaptRecipe(steps=80, size_px=193, batch=8, learning_rate=1e-3),
+    "osvos": AdaptRecipe(steps=80, size_px=192, batch=4, learning_rate=1e-3),
+}
+"""Used for what the options leave open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptOptions:
+    """How networks are fine-tuned, one set of weights an object.
+
+    What is None is taken from the recipe of each role. The budget is in steps by default, so that
+    the same seed gives the same weights; a budget in seconds depends on the machine.
+
+    Attributes:
+        roles: Networks to fine-tune, of those that the engine directory can.
+        steps: Steps an object and network.
+        seconds: Wall time an object and network; fine-tuning ends with it or with the steps,
+            whichever comes first.
+        size: Side of the crops in pixels, 16 n + 1. OSVOS, which halves its input four times,
+            takes 16 n.
+        scope: Train every weight, or the head alone on cached features of the trunk.
+        learning_rate: Highest rate.
+        batch: Crops a step.
+        seed: Of everything random; with it go the object's id and the network, so that no two
+            objects learn from the same dreams.
+        cache_dir: Folder that fine-tuned weights are kept in for the next run on the same frame;
+            None keeps nothing.
+
+    Raises:
+        InputError: If a value is of another type or out of range.
+    """
+
+    roles: tuple[Role, ...] = ADAPTABLE_ROLES
+    steps: int | None = None
+    seconds: float | None = None
+    size: int | None = None
+    scope: AdaptScope | None = None
+    learning_rate: float | None = None
+    batch: int | None = None
+    seed: int = 0
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.roles, tuple) or not self.roles:
+            raise InputError(f"option roles must be a tuple of roles, got {self.roles!r}")
+        for role in self.roles:
+            if role not in ADAPTABLE_ROLES:
+                raise InputError(
+                    f"option roles must be of {', '.join(ADAPTABLE_ROLES)}, got {role!r}"
+                )
+        if len(set(self.roles)) != len(self.roles):
+            raise InputError(f"option roles names a network twice: {', '.join(self.roles)}")
+        for name in ("steps", "batch"):
+            value = getattr(self, name)
+            if value is not None and (not _is_int(value) or value < 1):
+                raise InputError(f"option {name} must be a number of at least 1, got {value!r}")
+        if self.size is not None and (
+            not _is_int(self.size)
+            or self.size < _SMALLEST_SIZE_PX
+            or (self.size - 1) % ROI_SIZE_STEP
+        ):
+            raise InputError(
+                f"option size must be 16 n + 1 and at least {_SMALLEST_SIZE_PX} (161, 193, 225), "
+                f"got {self.size!r}"
+            )
+        if self.scope is not None and self.scope not in get_args(AdaptScope):
+            raise InputError(
+                f"option scope must be one of {', '.join(get_args(AdaptScope))}, got {self.scope!r}"
+            )
+        for name, unit in (("seconds", "seconds"), ("learning_rate", "a rate")):
+            value = getattr(self, name)
+            if value is not None and not _is_positive(value):
+                raise InputError(f"option {name} must be {unit} above 0, got {value!r}")
+        if not _is_int(self.seed) or not 0 <= self.seed <= _LARGEST_SEED:
+            raise InputError(f"option seed must be a number of 0..2^63 - 1, got {self.seed!r}")
+        if self.cache_dir is not None and not isinstance(self.cache_dir, Path):
+            raise InputError(f"option cache_dir must be a path or None, got {self.cache_dir!r}")
+
+    def recipe(self, role: Role) -> AdaptRecipe:
+        """How ``role`` is fine-tuned: its default recipe, with what these options say.
+
+        Raises:
+            InputError: If the network of this role cannot be fine-tuned.
+        """
+        if role not in DEFAULT_RECIPES:
+            raise InputError(
+                f"the {role} network cannot be fine-tuned, only {', '.join(ADAPTABLE_ROLES)}"
+            )
+        default = DEFAULT_RECIPES[role]
+        size = self.size if role == "propagation" or self.size is None else self.size - 1
+        return AdaptRecipe(
+            steps=_or(self.steps, default.steps),
+            size_px=_or(size, default.size_px),
+            batch=_or(self.batch, default.batch),
+            learning_rate=_or(self.learning_rate, default.learning_rate),
+            scope=_or(self.scope, default.scope),
+        )
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_positive(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value > 0
+    )
