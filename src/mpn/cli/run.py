@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mpn.cli.run_arguments import masks_by_frame, missing_video, rate_from_text, save_kinds
+from mpn.cli.run_progress import progress_display
+
 if TYPE_CHECKING:
-    from mpn.runtime.outputs import SaveKind
     from mpn.runtime.request import Progress, RunRequest
 
 INTERRUPTED = 130
-
-_FRAME_AND_FILE = re.compile(r"(\d+):(.+)", re.DOTALL)
-_PLAIN_PROGRESS_EVERY_S = 5.0
-_SHOWN_PER_S = 10
 
 
 class BackendName(StrEnum):
@@ -113,9 +107,9 @@ def run(
     # Two flags for stages that do not exist yet: run.json says "crf": false and "adapt": false.
     del no_crf, no_adapt
     if video is None:
-        raise typer.BadParameter(_missing_video(engine_dir))
-    masks = _masks_by_frame(mask)
-    kinds = _save_kinds(save)
+        raise typer.BadParameter(missing_video(engine_dir))
+    masks = masks_by_frame(mask)
+    kinds = save_kinds(save)
 
     from mpn.runtime.options import PipelineOptions
     from mpn.runtime.request import RunRequest
@@ -136,7 +130,7 @@ def run(
         options=PipelineOptions(**given),
         start=start,
         end=end,
-        fps=_rate(fps),
+        fps=rate_from_text(fps),
         save=kinds,
         resume=resume,
     )
@@ -153,7 +147,7 @@ def _run_with_progress(
     request: RunRequest, run_video: Callable[..., dict[str, Any]], *, quiet: bool
 ) -> dict[str, Any]:
     done = 0
-    with _progress_display(quiet) as show:
+    with progress_display(quiet) as show:
 
         def on_progress(progress: Progress) -> None:
             nonlocal done
@@ -173,66 +167,6 @@ def _run_with_progress(
     raise typer.Exit(INTERRUPTED)
 
 
-@contextmanager
-def _progress_display(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    if quiet:
-        yield lambda progress: None
-    elif sys.stderr.isatty():
-        with _rich_progress() as show:
-            yield show
-    else:
-        yield _plain_progress()
-
-
-@contextmanager
-def _rich_progress() -> Iterator[Callable[[Progress], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    bar = Bar(
-        TextColumn("frames"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        refresh_per_second=_SHOWN_PER_S,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("frames", total=None, rate="")
-        begun_s = time.monotonic()
-
-        def show(progress: Progress) -> None:
-            # The container's count is a guess: a bar never runs over its end.
-            total = None if progress.expected is None else max(progress.expected, progress.done)
-            rate = progress.computed / max(time.monotonic() - begun_s, 1e-6)
-            bar.update(task, completed=progress.done, total=total, rate=f"{rate:.1f} FPS")
-
-        yield show
-
-
-def _plain_progress() -> Callable[[Progress], None]:
-    begun_s = shown_s = time.monotonic()
-
-    def show(progress: Progress) -> None:
-        nonlocal shown_s
-        now_s = time.monotonic()
-        if now_s - shown_s < _PLAIN_PROGRESS_EVERY_S:
-            return
-        shown_s = now_s
-        rate = progress.computed / (now_s - begun_s)
-        text = f"frame {progress.done}"
-        if progress.expected is not None:
-            left = max(progress.expected - progress.done, 0)
-            text += f" of {progress.expected}, ETA {left / max(rate, 1e-6):.0f} s"
-        typer.echo(f"{text}, {rate:.1f} FPS", err=True)
-
-    return show
-
-
 def _summary(report: dict[str, Any]) -> str:
     used, out = report["backend"]["used"], report["out"]
     masks = f"masks in {out['masks']}, the rest in {out['folder']}"
@@ -242,57 +176,3 @@ def _summary(report: dict[str, Any]) -> str:
         f"{report['frames']} frames, {report['fps']:.1f} FPS on {used}, "
         f"objects {', '.join(map(str, report['object_ids']))}: {masks}"
     )
-
-
-def _missing_video(engine_dir: Path | None) -> str:
-    if engine_dir is not None and engine_dir.suffix and not engine_dir.is_dir():
-        return (
-            f"VIDEO is missing, and {engine_dir} is no engine directory; did you mean "
-            f"mpn-run {engine_dir} --mask FIRST.png, with the engines of the package?"
-        )
-    return "VIDEO is missing: mpn-run clip.mp4 --mask FIRST.png"
-
-
-def _masks_by_frame(given: list[str]) -> dict[int | None, Path]:
-    if not given:
-        raise typer.BadParameter(
-            "no mask was given: add --mask FIRST.png, the mask of the first frame"
-        )
-    masks: dict[int | None, Path] = {}
-    for text in given:
-        match = _FRAME_AND_FILE.fullmatch(text)
-        frame, path = (int(match[1]), Path(match[2])) if match else (None, Path(text))
-        if frame in masks:
-            which = "the first frame" if frame is None else f"frame {frame}"
-            raise typer.BadParameter(
-                f"two masks for {which}, {masks[frame]} and {path}: "
-                "give --mask FRAME:FILE for those of later frames"
-            )
-        masks[frame] = path
-    return masks
-
-
-def _save_kinds(text: str) -> frozenset[SaveKind]:
-    known: dict[str, SaveKind] = {
-        "masks": "masks", "overlay": "overlay", "probs": "probs", "rle": "rle",
-    }  # fmt: skip
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise typer.BadParameter(
-                f"--save takes {', '.join(known)}, separated by commas, not '{name}'"
-            )
-    return frozenset(known[name] for name in names)
-
-
-def _rate(text: str | None) -> Any:
-    if text is None:
-        return None
-    from fractions import Fraction
-
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
-        raise typer.BadParameter(
-            f"--fps takes a rate like 25 or 30000/1001, not '{text}'"
-        ) from error
