@@ -25,6 +25,14 @@ TrackState = Literal["given", "tracked", "lost"]
 TrackBranch = Literal["given", "propagation", "blended", "osvos", "none"]
 """Which branch won: the user's labels, propagation alone, both blended, OSVOS alone, or nothing."""
 
+TrackEvent = Literal["lost", "retrieved", "blended"]
+"""What happened to an object in a frame, in this order.
+
+``lost``: it had pixels in the frame before and has none now, or OSVOS showed that what was followed
+is another thing; ``retrieved``: OSVOS found it, and it goes on from there; ``blended``: its
+probability is the weighted mean of propagation and OSVOS.
+"""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -83,7 +91,9 @@ class Track:
         branch: See :data:`TrackBranch`.
         area_px: Pixels of the object in the labels, at input size.
         box_xyxy: Half-open bounding box in the labels, at input size; None if the area is 0.
-        confidence: Mean probability of the object over its own pixels, 0..1; 0 if the area is 0.
+        confidence: Mean probability, before CRF, of the object over its own pixels, 0..1; 0 if the
+            area is 0.
+        events: See :data:`TrackEvent`.
     """
 
     object_id: int
@@ -92,6 +102,7 @@ class Track:
     area_px: int
     box_xyxy: tuple[int, int, int, int] | None
     confidence: float
+    events: tuple[TrackEvent, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """A dict of JSON types, one object's entry in a line of ``tracks.jsonl``."""
@@ -102,6 +113,7 @@ class Track:
             "area_px": self.area_px,
             "box_xyxy": None if self.box_xyxy is None else list(self.box_xyxy),
             "confidence": round(self.confidence, 4),
+            "events": list(self.events),
         }
 
 
@@ -113,7 +125,8 @@ class StepResult:
         index: Frame number, counted from the frame given to ``start``.
         labels: (H, W) uint8 object ids, 0 background, at input size.
         probs: (K, H, W) float32 probability of each object at input size, merged (they and the
-            background sum to 1), in the order of ``object_ids``.
+            background sum to 1), in the order of ``object_ids``. It is what the labels are made of:
+            after CRF where that is on. What the next frame starts from is the probability before.
         object_ids: The K ids, ascending.
         tracks: One entry an object, in the order of ``object_ids``.
         timings: Seconds by stage name.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mpn.errors import InputError, ManifestError
+from mpn.runtime.crf_refine import CrfOptions
 from mpn.runtime.options import PipelineOptions
 
 
@@ -23,9 +24,23 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "propagation_weight": 1.0,
         "lost_area_frac": 0.0,
         "osvos": "auto",
+        "osvos_every": 1,
+        "doubt_confidence": 0.7,
+        "doubt_area_factor": 2.0,
         "ensemble_weight": 0.5,
         "retrieve_area_frac": 0.1,
         "retrieve_iou_max": 0.3,
+        "retrieve_agreement": 0.2,
+        "crf": False,
+        "crf_feedback": False,
+        "crf_sxy_gaussian": 1.0,
+        "crf_compat_gaussian": 5.0,
+        "crf_sxy_bilateral": 15.0,
+        "crf_srgb_bilateral": 7.0,
+        "crf_compat_bilateral": 9.0,
+        "crf_iterations": 5,
+        "crf_margin_px": 16,
+        "crf_whole_frame": False,
     }
 
 
@@ -52,7 +67,15 @@ def test_the_defaults_are_those_of_the_design() -> None:
         {"use_propagation": 1},
         {"osvos": "on"},
         {"osvos": None},
+        {"osvos_every": 0},
+        {"osvos_every": 2.0},
+        {"doubt_confidence": 1.5},
+        {"doubt_area_factor": 0.9},
+        {"doubt_area_factor": float("inf")},
         {"ensemble_weight": 2},
+        {"retrieve_agreement": -0.1},
+        {"crf": 1},
+        {"crf_feedback": None},
         {"propagation_weight": False},
     ],
 )
@@ -62,6 +85,26 @@ def test_a_value_that_does_not_fit_is_refused_by_name(options: dict[str, Any]) -
         PipelineOptions(**options)
     with pytest.raises(ManifestError, match=rf"runtime_defaults.*option {name} must be"):
         PipelineOptions().with_defaults(options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"crf_sxy_gaussian": 0}, {"crf_compat_bilateral": -1}, {"crf_iterations": 0},
+     {"crf_margin_px": 1.5}, {"crf_whole_frame": 1}],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_the_crf_is_refused_by_name(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(InputError, match=f"CRF option {name.removeprefix('crf_')} must be"):
+        PipelineOptions(**options)
+
+
+def test_every_option_of_the_crf_can_be_set() -> None:
+    given = {"sxy_gaussian": 2.0, "compat_gaussian": 3.0, "sxy_bilateral": 20.0,
+             "srgb_bilateral": 8.0, "compat_bilateral": 4.0, "iterations": 2, "margin_px": 4,
+             "whole_frame": True}  # fmt: skip
+    options = PipelineOptions(**{f"crf_{name}": value for name, value in given.items()})
+    assert options.crf_options == CrfOptions(**given)
+    assert set(given) == {option.name for option in dataclasses.fields(CrfOptions)}
 
 
 def test_other_defaults_hold_for_options_that_were_not_given() -> None:

@@ -12,13 +12,16 @@ from typing import Any
 from mpn.engines.load import EngineSet
 from mpn.engines.spec import ROLES, Role
 from mpn.runtime.benchmark_result import fps_from_seconds, summary_ms
+from mpn.runtime.candidates import Candidates
 from mpn.runtime.flow import EngineFlow
+from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.ops import cpu
 from mpn.runtime.options import PipelineOptions
+from mpn.runtime.osvos_stage import OsvosStage
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.preprocess import one_hot, osvos_input, resize_prob, resize_rgb, working_size_hw
 from mpn.runtime.roi import roi_from_prob
-from mpn.runtime.stages import Candidates, Stages
+from mpn.runtime.stages import Stages
 from mpn.runtime.state import object_ids_from_labels
 from mpn.types import Float32Array, TrackBranch, UInt8Array
 
@@ -85,7 +88,7 @@ class PipelineFigure:
     def __init__(self, engines: EngineSet, options: PipelineOptions) -> None:
         # Never closed: that would close the engines, which the figures share.
         self._pipeline = Pipeline(engines, options=options)
-        self._stages = Stages(engines, self._pipeline.options, cpu)
+        self._osvos = OsvosStage(engines, self._pipeline.options, ObjectEngines())
         self._start_s = 0.0
         self._frame_s: list[float] = []
         self._stage_s: list[Mapping[str, float]] = []
@@ -106,8 +109,9 @@ class PipelineFigure:
         self._states.append([track.state for track in result.tracks])
 
     def roles_of_every_frame(self, objects: int) -> tuple[Role, ...]:
-        """The networks that no frame goes without: OSVOS only where it is blended."""
-        return tuple(role for role in ROLES if role != "osvos" or self._stages.blends(objects))
+        """The networks that no frame goes without: OSVOS only where it is always blended."""
+        has_osvos = self._osvos.is_in_every_frame(range(1, objects + 1))
+        return tuple(role for role in ROLES if role != "osvos" or has_osvos)
 
     def as_json(self, *, warmup: int) -> dict[str, Any]:
         """The pipeline figure; ``warmup`` steps do not count."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from mpn.errors import InputError, ManifestError
+from mpn.runtime.crf_refine import CrfOptions
 from mpn.runtime.preprocess import NATIVE_SIZE
 
 OsvosMode = Literal["auto", "blend", "retrieve-only", "off"]
@@ -43,15 +45,38 @@ class PipelineOptions:
             object that drives away shrinks below a tenth and is still there to be tracked.
         osvos: What OSVOS is for, if the engine directory has it. ``"blend"``: averaged with the
             propagation inside each object's ROI, and lost objects are looked for.
-            ``"retrieve-only"``: lost objects are looked for, and it runs only then. ``"off"``: it
-            never runs. ``"auto"``: blend with one object, retrieve-only with several, because one
-            network for all objects answers "something", not "which".
+            ``"retrieve-only"``: lost objects are looked for. ``"off"``: it never runs. ``"auto"``:
+            blend with one object, or where every object has an OSVOS fine-tuned on it;
+            retrieve-only otherwise, because one network for several objects answers "something",
+            not "which".
+        osvos_every: OSVOS runs on every N-th frame; on the others only for objects that are lost
+            or doubtful. 1, the paper, runs it on all.
+        doubt_confidence: An object is doubtful when the mean probability of its own pixels was
+            under this in the frame before; see :mod:`mpn.runtime.trust`. 0: never for this reason.
+        doubt_area_factor: An object is doubtful when its area was over this many times the mean of
+            its last frames, or under that mean divided by it; at least 1.
         ensemble_weight: Weight of OSVOS in the blend. The paper says "ensemble"; 0.5 is its plain
             average. Outside the ROI the propagation is 0 and, up to 0.5, no blend could make an
             object of it, so the blend ends there.
         retrieve_area_frac: Smallest component that is taken for a lost object, as a share of the
             object's first area. Source: VS-ReID.
         retrieve_iou_max: Largest overlap of that component with another object. Source: VS-ReID.
+        retrieve_agreement: A tracked object counts as lost when the OSVOS that was fine-tuned on it
+            gives the pixels it is expected at less than this mean probability *and* proposes
+            another place: propagation follows something else then, for instance what the object
+            went behind. 0: what propagation follows is believed.
+        crf: Whether a dense CRF is the last stage of a frame, see :mod:`mpn.runtime.crf_refine`.
+        crf_feedback: Whether the next frame starts from the probability after CRF. By default it
+            starts from the one before: the paper propagates the mask probability and calls CRF the
+            final stage.
+        crf_sxy_gaussian: See :class:`mpn.runtime.crf_refine.CrfOptions`, as for those that follow.
+        crf_compat_gaussian: See there.
+        crf_sxy_bilateral: See there.
+        crf_srgb_bilateral: See there.
+        crf_compat_bilateral: See there.
+        crf_iterations: See there.
+        crf_margin_px: See there.
+        crf_whole_frame: See there.
 
     Raises:
         InputError: If a value is of another type or out of range.
@@ -67,9 +92,23 @@ class PipelineOptions:
     propagation_weight: float = 1.0
     lost_area_frac: float = 0.0
     osvos: OsvosMode = "auto"
+    osvos_every: int = 1
+    doubt_confidence: float = 0.7
+    doubt_area_factor: float = 2.0
     ensemble_weight: float = 0.5
     retrieve_area_frac: float = 0.1
     retrieve_iou_max: float = 0.3
+    retrieve_agreement: float = 0.2
+    crf: bool = False
+    crf_feedback: bool = False
+    crf_sxy_gaussian: float = CrfOptions.sxy_gaussian
+    crf_compat_gaussian: float = CrfOptions.compat_gaussian
+    crf_sxy_bilateral: float = CrfOptions.sxy_bilateral
+    crf_srgb_bilateral: float = CrfOptions.srgb_bilateral
+    crf_compat_bilateral: float = CrfOptions.compat_bilateral
+    crf_iterations: int = CrfOptions.iterations
+    crf_margin_px: int = CrfOptions.margin_px
+    crf_whole_frame: bool = CrfOptions.whole_frame
 
     def __new__(cls, **given: Any) -> Self:
         """Note which options are given: __init__ only sees them filled up with defaults."""
@@ -88,10 +127,22 @@ class PipelineOptions:
                 f"option roi_margin_px_min must be a number of pixels, got "
                 f"{self.roi_margin_px_min!r}"
             )
-        if not isinstance(self.use_propagation, bool):
+        if not _is_int(self.osvos_every) or self.osvos_every < 1:
             raise InputError(
-                f"option use_propagation must be true or false, got {self.use_propagation!r}"
+                f"option osvos_every must be a number of frames of at least 1, got "
+                f"{self.osvos_every!r}"
             )
+        if not _is_number(self.doubt_area_factor) or not 1 <= self.doubt_area_factor < math.inf:
+            raise InputError(
+                f"option doubt_area_factor must be a number of at least 1, got "
+                f"{self.doubt_area_factor!r}"
+            )
+        for name in ("use_propagation", "crf", "crf_feedback"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(
+                    f"option {name} must be true or false, got {getattr(self, name)!r}"
+                )
+        self.crf_options  # noqa: B018 (it checks itself)
         if self.osvos not in get_args(OsvosMode):
             raise InputError(
                 f"option osvos must be one of {', '.join(get_args(OsvosMode))}, got {self.osvos!r}"
@@ -106,7 +157,7 @@ class PipelineOptions:
             ("colour_weight", "a weight"),
         ):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < float("inf"):
+            if not _is_number(value) or not 0 <= value < math.inf:
                 raise InputError(f"option {name} must be {unit} of at least 0, got {value!r}")
 
     @property
@@ -114,6 +165,13 @@ class PipelineOptions:
         """Names of the options that were given rather than left to their defaults."""
         given: frozenset[str] = self.__dict__["_given"]
         return given
+
+    @property
+    def crf_options(self) -> CrfOptions:
+        """The options of the CRF stage."""
+        return CrfOptions(
+            **{option.name: getattr(self, f"crf_{option.name}") for option in fields(CrfOptions)}
+        )
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> PipelineOptions:
         """These options, with other defaults for those that were not given.
@@ -145,9 +203,11 @@ _SHARES = (
     "threshold",
     "propagation_weight",
     "lost_area_frac",
+    "doubt_confidence",
     "ensemble_weight",
     "retrieve_area_frac",
     "retrieve_iou_max",
+    "retrieve_agreement",
 )
 
 

@@ -1,44 +1,26 @@
-"""The stages of a frame that need engines or options. Their order is the pipeline's business."""
+"""The stages of a frame around the propagation network: warp, crop, propagate, paste.
+
+Their order is the pipeline's business.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from mpn.engines.base import Engine
 from mpn.engines.load import EngineSet
 from mpn.errors import EngineError
+from mpn.runtime.candidates import Candidates
 from mpn.runtime.ensemble import blend
 from mpn.runtime.evidence import weigh_in_box
+from mpn.runtime.finite import check_finite
+from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.ops.base import Ops
 from mpn.runtime.options import PipelineOptions
-from mpn.runtime.preprocess import osvos_input, resize_prob
-from mpn.runtime.retrieval import retrieve
-from mpn.runtime.roi import reachable_boxes, roi_from_prob, with_margin
+from mpn.runtime.roi import reachable_boxes, roi_from_prob
 from mpn.types import Float32Array, Roi, TrackBranch, UInt8Array
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Where each object is expected in the current frame.
-
-    Attributes:
-        prob: (K, h, w) float32: warped from the previous frame, or from OSVOS if retrieved.
-        supports: For each object a box outside which ``prob`` is exactly 0; None if it is lost.
-        rois: For each object what the propagation network looks at; None if it is lost.
-        branches: What ``prob`` comes from.
-    """
-
-    prob: Float32Array
-    supports: tuple[Roi | None, ...]
-    rois: tuple[Roi | None, ...]
-    branches: tuple[TrackBranch, ...]
-
-    @property
-    def has_lost(self) -> bool:
-        """Whether an object is expected nowhere."""
-        return None in self.rois
 
 
 class Stages:
@@ -48,12 +30,20 @@ class Stages:
         engines: Open engines.
         options: Options in force.
         ops: Array operations.
+        objects: The objects' own engines; None: all use the common ones.
     """
 
-    def __init__(self, engines: EngineSet, options: PipelineOptions, ops: Ops) -> None:
+    def __init__(
+        self,
+        engines: EngineSet,
+        options: PipelineOptions,
+        ops: Ops,
+        objects: ObjectEngines | None = None,
+    ) -> None:
         self._engines = engines
         self._options = options
         self._ops = ops
+        self._objects = ObjectEngines() if objects is None else objects
 
     def warp(
         self,
@@ -118,78 +108,6 @@ class Stages:
             branches=(branch,) * len(rois),
         )
 
-    def is_osvos_needed(self, candidates: Candidates) -> bool:
-        """Whether OSVOS has anything to say about this frame."""
-        if self._engines.osvos is None or self._options.osvos == "off":
-            return False
-        return candidates.has_lost or self.blends(len(candidates.rois))
-
-    def blends(self, objects: int) -> bool:
-        """Whether OSVOS is averaged with the propagation when there are so many objects."""
-        mode = self._options.osvos
-        return mode == "blend" or (mode == "auto" and objects == 1)
-
-    def foreground(self, rgb: UInt8Array) -> Float32Array:
-        """Run OSVOS: (h, w, 3) uint8 RGB -> (h, w) float32 probability of any object.
-
-        Raises:
-            EngineError: If there is no OSVOS engine, it fails, or its answer is not finite.
-        """
-        engine = self._engines.osvos
-        if engine is None:
-            raise EngineError("no OSVOS engine is open")
-        height, width = engine.spec.inputs[0].shape[2:]
-        if not isinstance(height, int) or not isinstance(width, int):
-            raise EngineError(f"an OSVOS engine has a fixed size, this one takes {height}x{width}")
-        preprocessing = self._engines.manifest.preprocessing.osvos
-        image = osvos_input(
-            rgb,
-            (height, width),
-            channel_order=preprocessing.channel_order,
-            mean=preprocessing.mean,
-        )
-        prob = engine.run({"image": image})["prob"]
-        _check_finite(prob, "OSVOS")
-        foreground: Float32Array = resize_prob(prob[0], (rgb.shape[0], rgb.shape[1]))[0]
-        return foreground
-
-    def retrieve_lost(
-        self, candidates: Candidates, foreground: Float32Array, first_areas_px: Sequence[float]
-    ) -> Candidates:
-        """Look for the lost objects in the foreground, by ascending id.
-
-        Args:
-            candidates: What :meth:`warp` found.
-            foreground: (h, w) float32 from :meth:`foreground`.
-            first_areas_px: Area of each object when it was given.
-
-        Returns:
-            The candidates with those found in them.
-        """
-        options = self._options
-        prob = candidates.prob.copy()
-        supports, rois = list(candidates.supports), list(candidates.rois)
-        branches = list(candidates.branches)
-        taken = [prob[k] > options.threshold for k, roi in enumerate(rois) if roi is not None]
-        for k, roi in enumerate(rois):
-            if roi is not None:
-                continue
-            found = retrieve(
-                foreground,
-                taken,
-                threshold=options.threshold,
-                min_area_px=options.retrieve_area_frac * first_areas_px[k],
-                iou_max=options.retrieve_iou_max,
-            )
-            if found is None:
-                continue
-            prob[k], supports[k], branches[k] = found.prob, found.box, "osvos"
-            rois[k] = with_margin(
-                found.box, options.roi_margin_frac, options.roi_margin_px_min, foreground.shape
-            )
-            taken.append(found.mask)
-        return Candidates(prob, tuple(supports), tuple(rois), tuple(branches))
-
     def crop(self, rgb: UInt8Array, candidates: Candidates) -> Float32Array:
         """The propagation network's input for every object that is not lost.
 
@@ -210,32 +128,37 @@ class Stages:
             std=preprocessing.std_rgb,
         )
 
-    def propagate(self, packed: Float32Array) -> Float32Array:
-        """Run the propagation network on all objects at once.
+    def propagate(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
+        """Run the propagation network: each object on its own engine, the others all at once.
 
-        More objects than the engine takes go through in several batches.
+        More objects than the common engine takes go through it in several batches.
 
         Args:
             packed: (N, 4, S, S) float32.
+            object_ids: Whose crops they are, N ids.
 
         Returns:
             (N, 1, S, S) float32 foreground probability.
 
         Raises:
-            EngineError: If the engine fails or its answer is not finite.
+            EngineError: If an engine fails or its answer is not finite.
         """
-        if len(packed) == 0:
-            return np.zeros((0, 1, *packed.shape[2:]), np.float32)
-        most = self._engines.manifest.max_objects
-        run = self._engines.propagation.run
-        if len(packed) <= most:
-            prob = run({"rgb_prob": packed})["prob"]
-        else:
-            prob = np.empty((len(packed), 1, *packed.shape[2:]), np.float32)
-            for first in range(0, len(packed), most):
-                batch = slice(first, first + most)
-                prob[batch] = run({"rgb_prob": packed[batch]})["prob"]
-        _check_finite(prob, "propagation")
+        common: list[int] = []
+        own: list[tuple[int, int, Engine]] = []
+        for n, object_id in enumerate(object_ids):
+            engine = self._objects.get("propagation", object_id)
+            if engine is None:
+                common.append(n)
+            else:
+                own.append((n, object_id, engine))
+        if not own:
+            return self._propagate_together(packed)
+        prob = np.empty((len(packed), 1, *packed.shape[2:]), np.float32)
+        if common:
+            prob[common] = self._propagate_together(packed[common])
+        for n, object_id, engine in own:
+            prob[n] = engine.run({"rgb_prob": packed[n : n + 1]})["prob"][0]
+            check_finite(prob[n], "propagation", object_id)
         return prob
 
     def paste(self, crops: Float32Array, candidates: Candidates) -> Float32Array:
@@ -250,26 +173,20 @@ class Stages:
             return prob
         return blend(prob, candidates.prob, candidates.rois, other_weight=1 - weight)
 
-    def ensemble(
-        self, prob: Float32Array, foreground: Float32Array, candidates: Candidates
-    ) -> tuple[Float32Array, tuple[TrackBranch, ...]]:
-        """Average each object with OSVOS inside its ROI.
-
-        Args:
-            prob: (K, h, w) float32 from the propagation.
-            foreground: (h, w) float32 from :meth:`foreground`.
-            candidates: Where the objects are expected.
-
-        Returns:
-            The blended probabilities, 0 outside the ROIs, and the branches they come from.
-        """
-        blended = blend(
-            prob, foreground[None], candidates.rois, other_weight=self._options.ensemble_weight
-        )
-        branches: tuple[TrackBranch, ...] = tuple(
-            "blended" if branch == "propagation" else branch for branch in candidates.branches
-        )
-        return blended, branches
+    def _propagate_together(self, packed: Float32Array) -> Float32Array:
+        if len(packed) == 0:
+            return np.zeros((0, 1, *packed.shape[2:]), np.float32)
+        most = self._engines.manifest.max_objects
+        run = self._engines.propagation.run
+        if len(packed) <= most:
+            prob = run({"rgb_prob": packed})["prob"]
+        else:
+            prob = np.empty((len(packed), 1, *packed.shape[2:]), np.float32)
+            for first in range(0, len(packed), most):
+                batch = slice(first, first + most)
+                prob[batch] = run({"rgb_prob": packed[batch]})["prob"]
+        check_finite(prob, "propagation")
+        return prob
 
     def _roi(self, warped: Float32Array, reach: Roi | None, first_area_px: float) -> Roi | None:
         if reach is None:
@@ -286,13 +203,4 @@ class Stages:
             margin_frac=options.roi_margin_frac,
             margin_px_min=options.roi_margin_px_min,
             within=reach,
-        )
-
-
-def _check_finite(prob: Float32Array, role: str) -> None:
-    # The sum is finite only if every term is: one pass without a temporary.
-    if not np.isfinite(prob.sum(dtype=np.float64)):
-        raise EngineError(
-            f"the {role} engine answered with values that are not finite: its weights or its "
-            "precision are broken, export it again in fp32"
         )

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mpn.errors import MaskError
+from mpn.errors import InputError, MaskError
 from mpn.runtime.colour import colour_table
 from mpn.runtime.flow import FlowFrame
 from mpn.runtime.preprocess import one_hot, resize_prob
 from mpn.runtime.roi import box_from_prob
-from mpn.types import MAX_OBJECT_ID, Float32Array, Roi, TrackBranch, UInt8Array, check_labels
+from mpn.runtime.trust import Trust
+from mpn.types import (
+    MAX_OBJECT_ID,
+    Float32Array,
+    Roi,
+    TrackBranch,
+    TrackEvent,
+    UInt8Array,
+    check_labels,
+    check_rgb,
+)
 
 
 @dataclass(frozen=True)
@@ -30,10 +40,14 @@ class State:
         supports: For each object a box outside which ``prob`` is exactly 0; None: 0 everywhere.
         first_areas_px: Area of each object when the user last gave it, in working pixels.
         branches: What each object's probability came from.
+        events: What the stages did in this frame, by the object's id.
+        trust: What is remembered of each object's track, by its id.
         colour_tables: Colours of each object in the frame where the user last gave it.
-        result_prob: (K, H, W) float32, ``prob`` at input size (the same array if the sizes agree).
-            Read-only, since the user gets it.
+        result_prob: (K, H, W) float32, what the labels are made of: ``prob`` at input size (the
+            same array if the sizes agree), or what CRF made of it. Read-only, since the user gets
+            it.
         result_boxes: ``supports`` for ``result_prob``.
+        soft_prob: ``result_prob`` before CRF; the same array where there is none.
     """
 
     index: int
@@ -46,9 +60,12 @@ class State:
     supports: tuple[Roi | None, ...]
     first_areas_px: tuple[float, ...]
     branches: tuple[TrackBranch, ...]
+    events: Mapping[int, tuple[TrackEvent, ...]]
+    trust: Mapping[int, Trust]
     colour_tables: tuple[Float32Array, ...]
     result_prob: Float32Array
     result_boxes: tuple[Roi | None, ...]
+    soft_prob: Float32Array
 
     def __post_init__(self) -> None:
         self.prob.setflags(write=False)
@@ -63,6 +80,8 @@ class State:
         working_hw: tuple[int, int],
     ) -> State:
         """Frame 0 before any object was given."""
+        prob = np.zeros((0, *working_hw), np.float32)
+        result_prob = resize_prob(prob, input_hw)
         return cls(
             index=0,
             input_hw=input_hw,
@@ -70,13 +89,16 @@ class State:
             frame=frame,
             flow_frame=flow_frame,
             object_ids=(),
-            prob=np.zeros((0, *working_hw), np.float32),
+            prob=prob,
             supports=(),
             first_areas_px=(),
             branches=(),
+            events={},
+            trust={},
             colour_tables=(),
-            result_prob=np.zeros((0, *input_hw), np.float32),
+            result_prob=result_prob,
             result_boxes=(),
+            soft_prob=result_prob,
         )
 
     def known_ids(self, labels: UInt8Array) -> tuple[int, ...]:
@@ -119,6 +141,16 @@ class State:
                 )
         return given_ids
 
+    def check_frame(self, rgb: UInt8Array) -> None:
+        """Raise InputError unless a frame is (H, W, 3) uint8 and of the video's size."""
+        check_rgb(rgb)
+        if rgb.shape[:2] != self.input_hw:
+            raise InputError(
+                f"the frame is {rgb.shape[1]}x{rgb.shape[0]} but the video began with "
+                f"{self.input_hw[1]}x{self.input_hw[0]} (width x height): start anew for "
+                "another video"
+            )
+
     @property
     def _listed_ids(self) -> str:
         return ", ".join(map(str, self.object_ids))
@@ -135,15 +167,17 @@ class State:
         """
         object_ids = tuple(sorted({*self.object_ids, *given_ids}))
         given = one_hot(labels, given_ids)
-        result_prob = self._replaced(self.result_prob, object_ids, given, given_ids)
-        given_area: dict[int, float]
         given_small = resize_prob(given, self.working_hw)
-        if self.working_hw == self.input_hw:
-            prob = result_prob
-            given_area = _areas_px(given, given_ids)
-        else:
-            prob = self._replaced(self.prob, object_ids, given_small, given_ids)
-            given_area = _areas_px(given_small, given_ids)
+        replaced: dict[int, Float32Array] = {}  # prob, soft_prob and result_prob may be one array
+
+        def with_given(prob: Float32Array, planes: Float32Array) -> Float32Array:
+            if id(prob) not in replaced:
+                replaced[id(prob)] = self._replaced(prob, object_ids, planes, given_ids)
+            return replaced[id(prob)]
+
+        prob = with_given(self.prob, given_small)
+        result_prob = with_given(self.result_prob, given)
+        given_area = _areas_px(given_small, given_ids)
         first_area = dict(zip(self.object_ids, self.first_areas_px, strict=True)) | given_area
         branch = dict(zip(self.object_ids, self.branches, strict=True))
         branch |= dict.fromkeys(given_ids, "given")
@@ -157,9 +191,11 @@ class State:
             supports=tuple(box_from_prob(plane, 0.0) for plane in prob),
             first_areas_px=tuple(first_area[object_id] for object_id in object_ids),
             branches=tuple(branch[object_id] for object_id in object_ids),
+            events={k: happened for k, happened in self.events.items() if k not in given_ids},
             colour_tables=tuple(table[object_id] for object_id in object_ids),
             result_prob=result_prob,
             result_boxes=tuple(box_from_prob(plane, 0.0) for plane in result_prob),
+            soft_prob=with_given(self.soft_prob, given),
         )
 
     def with_found(self, frame: UInt8Array, flow_frame: FlowFrame, labels: UInt8Array) -> State:
@@ -186,8 +222,10 @@ class State:
             prob=prob,
             supports=tuple(box_from_prob(plane, 0.0) for plane in prob),
             branches=tuple(found),
+            events={},
             result_prob=result_prob,
             result_boxes=result_boxes,
+            soft_prob=result_prob,
         )
 
     def _replaced(

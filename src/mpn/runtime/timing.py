@@ -8,6 +8,7 @@ from time import perf_counter
 
 STAGES: tuple[str, ...] = (
     "input",
+    "adapt",
     "flow",
     "warp",
     "osvos",
@@ -15,6 +16,7 @@ STAGES: tuple[str, ...] = (
     "propagation",
     "paste",
     "merge",
+    "crf",
     "output",
 )
 """Stages of a frame in their order; a frame reports those that it went through."""

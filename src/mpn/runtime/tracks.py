@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import cv2
 import numpy as np
 
-from mpn.types import Float32Array, Roi, Track, TrackBranch, TrackState, UInt8Array
+from mpn.types import Float32Array, Roi, Track, TrackBranch, TrackEvent, TrackState, UInt8Array
 
 
 def tracks_from_labels(
@@ -16,22 +16,31 @@ def tracks_from_labels(
     object_ids: Sequence[int],
     branches: Sequence[TrackBranch],
     boxes: Sequence[Roi | None],
+    *,
+    events: Mapping[int, tuple[TrackEvent, ...]] | None = None,
+    lost_before: Collection[int] = (),
 ) -> tuple[Track, ...]:
     """One track an object.
 
     Args:
         labels: (H, W) uint8 ids.
-        probs: (K, H, W) float32, merged.
+        probs: (K, H, W) float32, merged, before CRF.
         object_ids: The K ids.
         branches: What each object's probability came from. An object without a pixel becomes
             ``"none"`` and is lost, unless the user gave it so.
-        boxes: For each object a box outside which its probability is 0, or None.
+        boxes: For each object a box outside which it has no pixel in the labels, or None.
+        events: What the stages did, by the id of the object. Nothing came of it for an object
+            without a pixel.
+        lost_before: Ids of the objects that had no pixel in the frame before either.
     """
     tracks = []
     for k, (object_id, branch, box) in enumerate(zip(object_ids, branches, boxes, strict=True)):
         area_px, found, confidence = _measured(labels, probs[k], object_id, box)
         found_state: TrackState = "tracked" if area_px else "lost"
         state: TrackState = "given" if branch == "given" else found_state
+        happened = (events or {}).get(object_id, ())
+        if state == "lost":
+            happened = () if object_id in lost_before else ("lost",)
         tracks.append(
             Track(
                 object_id=object_id,
@@ -40,6 +49,7 @@ def tracks_from_labels(
                 area_px=area_px,
                 box_xyxy=found,
                 confidence=confidence,
+                events=happened,
             )
         )
     return tuple(tracks)

@@ -1,0 +1,236 @@
+"""OSVOS in a frame: for which objects it runs, where it finds a lost one, how it is averaged.
+
+The engine directory's OSVOS is one network for "any object". Where it was fine-tuned on an object,
+that object has its own, which answers for this object alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mpn.engines.base import Engine
+from mpn.engines.load import EngineSet
+from mpn.errors import EngineError
+from mpn.runtime.candidates import Candidates
+from mpn.runtime.finite import check_finite
+from mpn.runtime.object_engines import ObjectEngines
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.preprocess import osvos_input, resize_prob
+from mpn.runtime.retrieval import retrieve
+from mpn.runtime.roi import with_margin
+from mpn.runtime.trust import Trust
+from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
+
+Planes = Sequence[Float32Array | None]
+"""For each object (h, w) float32 probability of OSVOS; None: it did not run for this one."""
+
+
+class OsvosStage:
+    """OSVOS with what it needs bound to it; every method is pure.
+
+    Args:
+        engines: Open engines.
+        options: Options in force.
+        objects: The objects' own engines.
+    """
+
+    def __init__(
+        self, engines: EngineSet, options: PipelineOptions, objects: ObjectEngines
+    ) -> None:
+        self._engines = engines
+        self._options = options
+        self._objects = objects
+
+    def blends(self, object_ids: Sequence[int]) -> bool:
+        """Whether OSVOS is averaged with the propagation."""
+        mode = self._options.osvos
+        return mode == "blend" or (
+            mode == "auto" and (len(object_ids) == 1 or self._objects.all_have("osvos", object_ids))
+        )
+
+    def is_in_every_frame(self, object_ids: Sequence[int]) -> bool:
+        """Whether no frame goes without OSVOS, however well the objects are followed."""
+        return self._options.osvos_every == 1 and (
+            self.blends(object_ids) or any(map(self._may_move, object_ids))
+        )
+
+    def wanted(
+        self,
+        index: int,
+        candidates: Candidates,
+        object_ids: Sequence[int],
+        trust: Mapping[int, Trust],
+    ) -> tuple[bool, ...]:
+        """For which objects OSVOS has something to say in this frame.
+
+        For a lost object always. For a tracked one in every ``osvos_every``-th frame and whenever
+        it is doubtful, if the answer is blended, or may move it elsewhere.
+
+        Args:
+            index: Number of the frame.
+            candidates: What the warp found.
+            object_ids: The K ids.
+            trust: What is remembered of each.
+        """
+        if self._engines.osvos is None or self._options.osvos == "off":
+            return (False,) * len(object_ids)
+        is_due = index % self._options.osvos_every == 0
+        blends = self.blends(object_ids)
+        return tuple(
+            roi is None
+            or ((is_due or trust[object_id].is_doubtful) and (blends or self._may_move(object_id)))
+            for object_id, roi in zip(object_ids, candidates.rois, strict=True)
+        )
+
+    def planes(
+        self, rgb: UInt8Array, object_ids: Sequence[int], wanted: Sequence[bool]
+    ) -> tuple[Float32Array | None, ...]:
+        """Run OSVOS for the objects that want it; the common engine at most once.
+
+        Args:
+            rgb: (h, w, 3) uint8 RGB, the current frame.
+            object_ids: The K ids.
+            wanted: From :meth:`wanted`.
+
+        Raises:
+            EngineError: If there is no OSVOS engine, one fails, or its answer is not finite.
+        """
+        common = self._engines.osvos
+        if common is None:
+            raise EngineError("no OSVOS engine is open")
+        image = self._image(rgb, common)
+        shared: Float32Array | None = None
+        planes: list[Float32Array | None] = []
+        for object_id, is_wanted in zip(object_ids, wanted, strict=True):
+            own = self._objects.get("osvos", object_id)
+            if not is_wanted:
+                planes.append(None)
+            elif own is not None:
+                planes.append(_run(own, image, rgb, object_id))
+            else:
+                shared = _run(common, image, rgb) if shared is None else shared
+                planes.append(shared)
+        return tuple(planes)
+
+    def retrieve_lost(
+        self,
+        candidates: Candidates,
+        planes: Planes,
+        object_ids: Sequence[int],
+        first_areas_px: Sequence[float],
+    ) -> Candidates:
+        """Look for the lost objects, and for those that propagation has mistaken, by ascending id.
+
+        Args:
+            candidates: What the warp found.
+            planes: From :meth:`planes`.
+            object_ids: The K ids.
+            first_areas_px: Area of each object when it was given.
+
+        Returns:
+            The candidates with those found in them; the same if there are none.
+        """
+        options = self._options
+        masks: dict[int, BoolArray] = {}  # of the objects that the others must not be found on
+        found = candidates
+        for k, (plane, roi) in enumerate(zip(planes, candidates.rois, strict=True)):
+            if plane is None or not (
+                roi is None or self._is_denied(k, object_ids[k], found, plane)
+            ):
+                continue
+            if not masks:
+                masks = {
+                    j: found.prob[j] > options.threshold for j, r in enumerate(found.rois) if r
+                }
+            component = retrieve(
+                plane,
+                [mask for j, mask in masks.items() if j != k],
+                threshold=options.threshold,
+                min_area_px=options.retrieve_area_frac * first_areas_px[k],
+                iou_max=options.retrieve_iou_max,
+            )
+            if component is None:
+                continue
+            masks[k] = component.mask
+            roi_found = with_margin(
+                component.box, options.roi_margin_frac, options.roi_margin_px_min, plane.shape
+            )
+            found = found.with_retrieved(k, component.prob, component.box, roi_found)
+        return found
+
+    def ensemble(
+        self, prob: Float32Array, planes: Planes, candidates: Candidates
+    ) -> tuple[Float32Array, Candidates]:
+        """Average each object that OSVOS ran for with its answer, inside its ROI.
+
+        Where other objects are, OSVOS counts for as much as they leave: it may take a like object
+        for this one, and the one network for all takes every object for every other.
+
+        Args:
+            prob: (K, h, w) float32 from the propagation, 0 outside the ROIs.
+            planes: From :meth:`planes`.
+            candidates: Where the objects are expected.
+
+        Returns:
+            The blended probabilities, 0 outside the ROIs, and the candidates that say so.
+        """
+        weight = np.float32(self._options.ensemble_weight)
+        blended = prob.copy()
+        said = candidates
+        for k, (plane, roi) in enumerate(zip(planes, candidates.rois, strict=True)):
+            if plane is None or roi is None:
+                continue
+            window = (slice(roi.y0, roi.y1), slice(roi.x0, roi.x1))
+            theirs = plane[window]
+            for j, other in enumerate(candidates.rois):
+                if j != k and other is not None and _overlap(roi, other):
+                    theirs = theirs * (1 - prob[j][window])
+            blended[k][window] = (1 - weight) * prob[k][window] + weight * theirs
+            said = said.with_blended(k)
+        return blended, said
+
+    def _may_move(self, object_id: int) -> bool:
+        """Whether OSVOS may find that a tracked object is really elsewhere."""
+        return (
+            self._options.retrieve_agreement > 0
+            and self._objects.get("osvos", object_id) is not None
+        )
+
+    def _is_denied(
+        self, k: int, object_id: int, candidates: Candidates, plane: Float32Array
+    ) -> bool:
+        """Whether OSVOS sees another thing where a tracked object is expected."""
+        box = candidates.supports[k]
+        if box is None or not self._may_move(object_id):
+            return False
+        window = (slice(box.y0, box.y1), slice(box.x0, box.x1))
+        own = candidates.prob[k][window] > self._options.threshold
+        agreement = plane[window][own].mean() if own.any() else 0.0
+        return bool(agreement < self._options.retrieve_agreement)
+
+    def _image(self, rgb: UInt8Array, engine: Engine) -> Float32Array:
+        height, width = engine.spec.inputs[0].shape[2:]
+        if not isinstance(height, int) or not isinstance(width, int):
+            raise EngineError(f"an OSVOS engine has a fixed size, this one takes {height}x{width}")
+        preprocessing = self._engines.manifest.preprocessing.osvos
+        return osvos_input(
+            rgb,
+            (height, width),
+            channel_order=preprocessing.channel_order,
+            mean=preprocessing.mean,
+        )
+
+
+def _run(
+    engine: Engine, image: Float32Array, rgb: UInt8Array, object_id: int | None = None
+) -> Float32Array:
+    prob = engine.run({"image": image})["prob"]
+    check_finite(prob, "OSVOS", object_id)
+    plane: Float32Array = resize_prob(prob[0], (rgb.shape[0], rgb.shape[1]))[0]
+    return plane
+
+
+def _overlap(a: Roi, b: Roi) -> bool:
+    return a.x0 < b.x1 and b.x0 < a.x1 and a.y0 < b.y1 and b.y0 < a.y1
