@@ -12,7 +12,7 @@ from mpn.engines.load import EngineSet
 from mpn.engines.manifest import FlowSource, Manifest, Preprocessing, Provenance, RoleEntry
 from mpn.engines.spec import OPSET, EngineSpec, Role, engine_spec
 from mpn.errors import EngineError
-from mpn.types import Float32Array
+from mpn.types import Float32Array, UInt8Array
 
 Function = Callable[[Mapping[str, Float32Array]], Mapping[str, Any]]
 
@@ -74,6 +74,52 @@ def fourth_channel(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array
 def nothing_found(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
     """An OSVOS network that finds no object."""
     return {"prob": np.zeros_like(inputs["image"][:, :1])}
+
+
+class FakeAdapter(Closing):
+    """Hands out fake engines of single objects, as a real adapter hands out fine-tuned ones.
+
+    Args:
+        functions: Role -> object id -> the network that knows this object, None for an object that
+            stays with the common one.
+        engine_set: Whose specs the engines have.
+        fails_for: Id of an object that cannot be learnt.
+
+    Attributes:
+        asked: The arguments of every call, in order.
+        engines: Every engine handed out, in order.
+        is_closed: Whether it was closed.
+    """
+
+    def __init__(
+        self,
+        engine_set: EngineSet,
+        functions: Mapping[Role, Callable[[int], Function | None]],
+        *,
+        fails_for: int | None = None,
+    ) -> None:
+        self._engine_set = engine_set
+        self._functions = functions
+        self.fails_for = fails_for
+        self.asked: list[tuple[UInt8Array, UInt8Array, int]] = []
+        self.engines: list[FakeEngine] = []
+        self.is_closed = False
+
+    def adapt(self, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> dict[Role, FakeEngine]:
+        assert rgb.shape[:2] == labels.shape
+        self.asked.append((rgb, labels.copy(), object_id))
+        if object_id == self.fails_for:
+            raise EngineError(f"object {object_id} cannot be learnt")
+        own: dict[Role, FakeEngine] = {}
+        for role, function_of in self._functions.items():
+            function = function_of(object_id)
+            if function is not None:
+                own[role] = FakeEngine(self._engine_set.engines[role].spec, function)
+        self.engines += own.values()
+        return own
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 def fake_engine_set(

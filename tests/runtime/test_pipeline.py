@@ -9,58 +9,14 @@ import numpy as np
 import pytest
 
 from mpn.engines.load import EngineSet, open_engines
-from mpn.engines.manifest import FlowSource, Preprocessing, PropagationPreprocessing
+from mpn.engines.manifest import FlowSource
 from mpn.errors import EngineError, InputError, ManifestError, MaskError
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
-from mpn.types import StepResult
 from tests.engine_dirs import make_engine_dir
 from tests.fakes import fake_engine_set
+from tests.runtime.pipelines import PAN, PLAIN, TWO, make, pan_engine, propagation_calls, run
 from tests.synthetic import Clip, KnownFlow, Square, by_colour, iou, squares_clip
 from tests.tolerances import FLOAT32_RESIZE, PASTED_IOU, PROBS_SUM, RESIZED_IOU
-
-PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))
-"""Leaves colours in 0..1, as tests.synthetic.by_colour wants them."""
-
-ONE = Square(1, (20, 15), 24, (3, 2))
-PAN = squares_clip([ONE], pan_xy=(3, 2))
-TWO = squares_clip(
-    [Square(2, (4, 10), 22, (4, 0), channel=1), Square(7, (60, 16), 22, (-4, 0), channel=2)],
-    frames=13,
-)
-
-
-def make(
-    clip: Clip | None = None,
-    *,
-    options: Mapping[str, Any] | None = None,
-    flows: Any = None,
-    **engines: Any,
-) -> Pipeline:
-    """A pipeline of fake engines whose flow is the clip's."""
-    engines.setdefault("preprocessing", PLAIN)
-    known = flows if flows is not None else clip.flows_to_prev_px if clip is not None else None
-    return Pipeline(
-        fake_engine_set(**engines),
-        options=PipelineOptions(**(options or {})),
-        flow=None if known is None else KnownFlow(known),
-    )
-
-
-def run(pipeline: Pipeline, clip: Clip) -> list[StepResult]:
-    results = [pipeline.start(clip.frames[0], clip.labels[0])]
-    return results + [pipeline.step(frame) for frame in clip.frames[1:]]
-
-
-def pan_engine(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A flow network of 128x64 that knows how PAN, which is 90x60, moves."""
-    flow = np.zeros((1, 2, 64, 128), np.float32)
-    flow[0, 0], flow[0, 1] = -3 * 128 / 90, -2 * 64 / 60
-    return {"flow_px": flow}
-
-
-def propagation_calls(pipeline: Pipeline) -> list[np.ndarray]:
-    return [call["rgb_prob"] for call in pipeline.engines.propagation.calls]  # type: ignore[attr-defined]
-
 
 # --- what comes out -----------------------------------------------------------------------------
 
@@ -427,114 +383,6 @@ def test_results_stay_as_they_are_while_the_video_goes_on() -> None:
     assert np.array_equal(result.probs, probs)
     with pytest.raises(ValueError, match="read-only"):
         result.probs[0] = 0  # the next frame starts from it
-
-
-# --- OSVOS ---------------------------------------------------------------------------------------
-
-STILL = squares_clip([Square(1, (20, 15), 24, (0, 0))], size_hw=(64, 96))
-STILL_TWO = squares_clip(
-    [Square(1, (5, 15), 24, (0, 0)), Square(2, (60, 15), 24, (0, 0), channel=1)], size_hw=(64, 96)
-)
-
-
-def says(labels: np.ndarray, prob: float = 0.8) -> Callable[..., dict[str, np.ndarray]]:
-    """An OSVOS network that finds whatever is marked in labels."""
-    return lambda inputs: {"prob": ((labels > 0) * np.float32(prob))[None, None]}
-
-
-def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
-    everywhere = np.ones((64, 96), np.uint8)
-    pipeline = make(STILL, osvos=says(everywhere), options={"ensemble_weight": 0.25})
-    pipeline.start(STILL.frames[0], STILL.labels[0])
-    result = pipeline.step(STILL.frames[1])
-    inside = STILL.labels[0] == 1
-    assert np.allclose(result.probs[0][inside].max(), 0.75 + 0.25 * 0.8, atol=1e-5)
-    assert np.allclose(result.probs[0, 0, 10], 0.25 * 0.8, atol=1e-5)  # in the margin
-    assert result.probs[0, 0, 95] == 0
-    assert result.tracks[0].branch == "blended"
-    assert "osvos" in result.timings
-
-
-@pytest.mark.parametrize(
-    ("clip", "mode", "calls"),
-    [
-        (STILL, "auto", 1),
-        (STILL, "blend", 1),
-        (STILL, "retrieve-only", 0),
-        (STILL, "off", 0),
-        (STILL_TWO, "auto", 0),
-        (STILL_TWO, "blend", 1),
-    ],
-)
-def test_osvos_runs_only_where_its_answer_is_used(clip: Clip, mode: str, calls: int) -> None:
-    pipeline = make(clip, osvos=says(clip.labels[0]), options={"osvos": mode})
-    pipeline.start(clip.frames[0], clip.labels[0])
-    result = pipeline.step(clip.frames[1])
-    assert len(pipeline.engines.osvos.calls) == calls  # type: ignore[union-attr]
-    assert result.tracks[0].branch == ("blended" if calls else "propagation")
-    assert np.array_equal(result.labels, clip.labels[0])
-
-
-def gone_after_a_step(clip: Clip) -> list[np.ndarray]:
-    """Flows that carry object 1 of a still clip out of the frame in frame 1."""
-    flows = [np.zeros((2, 64, 96), np.float32) for _ in clip.frames]
-    flows[1][0, clip.labels[0] == 1] = 1000
-    return flows
-
-
-@pytest.mark.parametrize("mode", ["auto", "blend", "retrieve-only"])
-def test_a_lost_object_is_retrieved_where_osvos_finds_it(mode: str) -> None:
-    elsewhere = np.zeros((64, 96), np.uint8)
-    elsewhere[30:50, 10:40] = 1
-    pipeline = make(
-        STILL_TWO,
-        flows=gone_after_a_step(STILL_TWO),
-        osvos=says(np.maximum(elsewhere, STILL_TWO.labels[0] == 2)),
-        options={"osvos": mode},
-    )
-    pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
-    result = pipeline.step(STILL_TWO.frames[1])
-    track = result.tracks[0]
-    assert (track.object_id, track.state, track.branch) == (1, "tracked", "osvos")
-    assert iou(result.labels == 1, elsewhere > 0) > PASTED_IOU
-    assert iou(result.labels == 2, STILL_TWO.labels[0] == 2) > PASTED_IOU
-    again = pipeline.step(STILL_TWO.frames[2])
-    assert again.tracks[0].branch == ("blended" if mode == "blend" else "propagation")
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"osvos": "off"}, "off"),
-        ({"retrieve_area_frac": 0.9}, "too small"),
-        ({"threshold": 0.85}, "not sure enough"),
-    ],
-)
-def test_a_lost_object_stays_lost_where_nothing_fits(options: dict[str, Any], reason: str) -> None:
-    speck = np.zeros((64, 96), np.uint8)
-    speck[40:60, 10:30] = 1  # 400 px; the object had 576
-    pipeline = make(
-        STILL_TWO, flows=gone_after_a_step(STILL_TWO), osvos=says(speck), options=options
-    )
-    results = run(pipeline, STILL_TWO)
-    assert [result.tracks[0].state for result in results[1:]] == ["lost"] * 4, reason
-
-
-def test_osvos_takes_the_resized_frame_and_answers_at_working_size() -> None:
-    pipeline = make(PAN, osvos=lambda inputs: {"prob": inputs["image"][:, 2:] / 255 + 0.45})
-    pipeline.start(PAN.frames[0], PAN.labels[0])
-    result = pipeline.step(PAN.frames[1])
-    image = pipeline.engines.osvos.calls[0]["image"]  # type: ignore[union-attr]
-    assert image.shape == (1, 3, 64, 96)
-    red = cv2.resize(PAN.frames[1][..., 0], (96, 64)) - np.float32(122.67892)  # BGR: red is last
-    assert np.allclose(image[0, 2], red, atol=1e-3)
-    assert iou(result.labels > 0, PAN.labels[1] > 0) > 0.9
-
-
-@pytest.mark.parametrize("mode", ["blend", "retrieve-only"])
-def test_osvos_asked_for_and_not_there_is_an_error(mode: str) -> None:
-    with pytest.raises(EngineError, match="no OSVOS engine is open"):
-        make(PAN, options={"osvos": mode})
 
 
 # --- engines, options, times ---------------------------------------------------------------------

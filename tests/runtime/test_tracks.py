@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpn.runtime.tracks import tracks_from_labels
-from mpn.types import Roi
+from mpn.types import Roi, TrackEvent
 
 LABELS = np.zeros((10, 20), np.uint8)
 LABELS[2:5, 4:9] = 3
@@ -36,3 +36,27 @@ def test_a_track_measures_its_own_pixels(boxes: list[Roi | None]) -> None:
 def test_an_object_that_is_nowhere_is_lost() -> None:
     (track,) = tracks_from_labels(LABELS, PROBS[:1], (5,), ("propagation",), [None])
     assert (track.state, track.branch, track.area_px) == ("lost", "none", 0)
+
+
+@pytest.mark.parametrize(
+    ("lost_before", "events"), [((), ("lost",)), ((9,), ()), ((3,), ("lost",))]
+)
+def test_lost_is_said_once_and_nothing_came_of_what_the_stages_did(
+    lost_before: tuple[int, ...], events: tuple[TrackEvent, ...]
+) -> None:
+    tracks = tracks_from_labels(
+        LABELS,
+        PROBS,
+        (3, 8, 9),
+        ("osvos", "propagation", "osvos"),
+        [FRAME] * 3,
+        events={3: ("retrieved", "blended"), 9: ("retrieved",)},
+        lost_before=lost_before,
+    )
+    assert [track.events for track in tracks] == [("retrieved", "blended"), (), events]
+    assert tracks[0].as_json()["events"] == ["retrieved", "blended"]
+
+
+def test_an_object_that_was_given_without_a_pixel_is_not_called_lost() -> None:
+    (track,) = tracks_from_labels(LABELS, PROBS[:1], (5,), ("given",), [None])
+    assert (track.state, track.events) == ("given", ())

@@ -1,0 +1,75 @@
+"""Pipelines of fake engines, and the clips they are tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mpn.engines.manifest import Preprocessing, PropagationPreprocessing
+from mpn.engines.spec import Role
+from mpn.runtime.pipeline import Pipeline, PipelineOptions
+from mpn.types import StepResult
+from tests.fakes import FakeAdapter, Function, fake_engine_set
+from tests.synthetic import Clip, KnownFlow, Square, squares_clip
+
+PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))
+"""Leaves colours in 0..1, as tests.synthetic.by_colour wants them."""
+
+ONE = Square(1, (20, 15), 24, (3, 2))
+PAN = squares_clip([ONE], pan_xy=(3, 2))
+TWO = squares_clip(
+    [Square(2, (4, 10), 22, (4, 0), channel=1), Square(7, (60, 16), 22, (-4, 0), channel=2)],
+    frames=13,
+)
+
+
+def make(
+    clip: Clip | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    flows: Any = None,
+    adapts: Mapping[Role, Callable[[int], Function | None]] | None = None,
+    **engines: Any,
+) -> Pipeline:
+    """A pipeline of fake engines whose flow is the clip's.
+
+    Args:
+        clip: Where the flow comes from; None: OpenCV DIS, or a flow engine.
+        options: Of the pipeline.
+        flows: Other flow than the clip's.
+        adapts: See FakeAdapter; None: no adapter.
+        engines: See fake_engine_set.
+    """
+    engines.setdefault("preprocessing", PLAIN)
+    known = flows if flows is not None else clip.flows_to_prev_px if clip is not None else None
+    engine_set = fake_engine_set(**engines)
+    return Pipeline(
+        engine_set,
+        options=PipelineOptions(**(options or {})),
+        flow=None if known is None else KnownFlow(known),
+        adapter=None if adapts is None else FakeAdapter(engine_set, adapts),
+    )
+
+
+def run(pipeline: Pipeline, clip: Clip) -> list[StepResult]:
+    results = [pipeline.start(clip.frames[0], clip.labels[0])]
+    return results + [pipeline.step(frame) for frame in clip.frames[1:]]
+
+
+def pan_engine(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A flow network of 128x64 that knows how PAN, which is 90x60, moves."""
+    flow = np.zeros((1, 2, 64, 128), np.float32)
+    flow[0, 0], flow[0, 1] = -3 * 128 / 90, -2 * 64 / 60
+    return {"flow_px": flow}
+
+
+def adapter_of(pipeline: Pipeline) -> FakeAdapter:
+    adapter = pipeline._adapter
+    assert isinstance(adapter, FakeAdapter)
+    return adapter
+
+
+def propagation_calls(pipeline: Pipeline) -> list[np.ndarray]:
+    return [call["rgb_prob"] for call in pipeline.engines.propagation.calls]  # type: ignore[attr-defined]

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from mpn.errors import EngineError, InputError
+from mpn.runtime.object_engines import ObjectEngines, adapted_engines
+from tests.fakes import FakeAdapter, fake_engine_set, fourth_channel, nothing_found
+from tests.runtime.pipelines import PAN, TWO, adapter_of, make, propagation_calls, run
+from tests.synthetic import by_colour, iou
+from tests.tolerances import PASTED_IOU
+
+FRAME = np.zeros((30, 45, 3), np.uint8)
+
+
+def ids_asked(adapter: FakeAdapter) -> list[int]:
+    return [object_id for _, _, object_id in adapter.asked]
+
+
+def labels_of(*ids: int, size_hw: tuple[int, int] = (30, 45)) -> np.ndarray:
+    labels = np.zeros(size_hw, np.uint8)
+    for n, object_id in enumerate(ids):
+        labels[4:20, 2 + 8 * n : 8 + 8 * n] = object_id
+    return labels
+
+
+def an_adapter(**options: int) -> FakeAdapter:
+    engine_set = fake_engine_set(osvos=nothing_found)
+    functions = {"propagation": lambda k: fourth_channel, "osvos": lambda k: nothing_found}
+    return FakeAdapter(engine_set, functions, **options)  # type: ignore[arg-type]
+
+
+def nobody_home(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"prob": np.zeros_like(inputs["rgb_prob"][:, 3:4])}
+
+
+def test_objects_are_learnt_one_after_the_other_from_the_labels_of_all() -> None:
+    adapter, labels = an_adapter(), labels_of(2, 5, 9)
+    engines = adapted_engines(adapter, FRAME, labels, (2, 9))
+    assert ids_asked(adapter) == [2, 9]
+    assert all(np.array_equal(seen, labels) for _, seen, _ in adapter.asked)
+    assert {object_id: set(own) for object_id, own in engines.items()} == {
+        2: {"propagation", "osvos"},
+        9: {"propagation", "osvos"},
+    }
+
+
+def test_labels_of_a_larger_frame_are_brought_to_working_size() -> None:
+    adapter = an_adapter()
+    labels = np.kron(labels_of(2, 5), np.ones((2, 2), np.uint8))
+    adapted_engines(adapter, FRAME, labels, (2,))
+    assert np.array_equal(adapter.asked[0][1], labels_of(2, 5))
+
+
+def test_an_object_without_a_pixel_has_nothing_to_learn_from() -> None:
+    adapter = an_adapter()
+    labels = np.zeros((300, 450), np.uint8)
+    labels[10, 10], labels[100:200, 100:200] = 3, 4
+    assert adapted_engines(adapter, FRAME, labels, (3, 4)).keys() == {4}
+
+
+def test_when_one_object_fails_the_engines_of_the_others_are_closed() -> None:
+    adapter = an_adapter(fails_for=9)
+    with pytest.raises(EngineError, match="object 9"):
+        adapted_engines(adapter, FRAME, labels_of(2, 9), (2, 9))
+    assert [engine.is_closed for engine in adapter.engines] == [True, True]
+
+
+def test_engines_are_found_by_role_and_object_and_closed_when_replaced() -> None:
+    adapter, objects = an_adapter(), ObjectEngines()
+    first = adapted_engines(adapter, FRAME, labels_of(2), (2,))
+    objects.add(first)
+    objects.add(adapted_engines(adapter, FRAME, labels_of(5), (5,)))
+    assert objects.get("propagation", 2) is first[2]["propagation"]
+    assert objects.get("flow", 2) is None
+    assert objects.get("osvos", 3) is None
+    assert objects.all_have("osvos", (2, 5))
+    assert not objects.all_have("osvos", (2, 3))
+    objects.replace(adapted_engines(adapter, FRAME, labels_of(2), (2,)))
+    assert [engine.is_closed for engine in adapter.engines] == [True] * 4 + [False] * 2
+    objects.close()
+    objects.close()
+    assert all(engine.is_closed for engine in adapter.engines)
+
+
+# --- in the pipeline ----------------------------------------------------------------------------
+
+
+def test_every_object_goes_through_its_own_network_and_the_others_through_the_common_one() -> None:
+    own = {"propagation": lambda k: by_colour if k == 7 else None}
+    pipeline = make(TWO, adapts=own, propagation=by_colour)  # type: ignore[arg-type]
+    results = run(pipeline, TWO)
+    for object_id in (2, 7):
+        assert iou(results[2].labels == object_id, TWO.labels[2] == object_id) > PASTED_IOU
+    (engine,) = adapter_of(pipeline).engines
+    assert [len(call["rgb_prob"]) for call in engine.calls] == [1] * 12
+    assert [len(call) for call in propagation_calls(pipeline)] == [1] * 12
+    together = run(make(TWO, propagation=by_colour), TWO)
+    for result, expected in zip(results, together, strict=True):
+        assert np.array_equal(result.probs, expected.probs)
+    # Control: another network for object 7 makes another result.
+    pipeline = make(TWO, adapts={"propagation": lambda k: nobody_home if k == 7 else None})
+    assert not (run(pipeline, TWO)[1].labels == 7).any()
+
+
+def test_adapting_is_a_stage_of_the_frames_that_bring_objects() -> None:
+    pipeline = make(TWO, adapts={"propagation": lambda k: by_colour})
+    first = pipeline.start(TWO.frames[0], np.where(TWO.labels[0] == 7, 7, 0).astype(np.uint8))
+    assert "adapt" in first.timings
+    assert "adapt" not in pipeline.step(TWO.frames[1]).timings
+    added = pipeline.add_objects(np.where(TWO.labels[1] == 2, 2, 0).astype(np.uint8))
+    assert "adapt" in added.timings
+    adapter = adapter_of(pipeline)
+    assert ids_asked(adapter) == [7, 2]
+    rgb, labels, _ = adapter.asked[1]
+    assert np.array_equal(rgb, TWO.frames[1])
+    assert np.array_equal(labels, added.labels)
+    assert set(np.unique(labels)) == {0, 2, 7}
+
+
+def test_a_correction_keeps_the_weights_of_the_object() -> None:
+    pipeline = make(TWO, adapts={"propagation": lambda k: by_colour})
+    run(pipeline, TWO)
+    pipeline.correct(np.where(TWO.labels[-1] == 2, 2, 0).astype(np.uint8))
+    assert ids_asked(adapter_of(pipeline)) == [2, 7]
+    assert not any(engine.is_closed for engine in adapter_of(pipeline).engines)
+
+
+def test_starting_anew_closes_the_engines_of_the_last_video_and_closing_all() -> None:
+    pipeline = make(PAN, adapts={"propagation": lambda k: fourth_channel})
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    adapter = adapter_of(pipeline)
+    assert [engine.is_closed for engine in adapter.engines] == [True, False]
+    pipeline.close()
+    assert adapter.engines[1].is_closed
+    assert adapter.is_closed
+    assert pipeline.engines.propagation.is_closed  # type: ignore[attr-defined]
+
+
+def test_a_start_that_fails_leaves_the_video_before_it_running() -> None:
+    pipeline = make(PAN, adapts={"propagation": lambda k: fourth_channel})
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    adapter = adapter_of(pipeline)
+    adapter.fails_for = 9
+    labels = PAN.labels[0].copy()
+    labels[0:9, 0:9] = 9
+    for call in (
+        lambda: pipeline.start(PAN.frames[0], labels),
+        lambda: pipeline.add_objects(np.where(labels == 9, 9, 0).astype(np.uint8)),
+    ):
+        with pytest.raises(EngineError, match="object 9"):
+            call()
+        assert pipeline.object_ids == (1,)
+    assert [engine.is_closed for engine in adapter.engines] == [False, True]
+    pipeline._flow._prepared = 1  # type: ignore[attr-defined]  # the clip counts frames
+    assert iou(pipeline.step(PAN.frames[1]).labels > 0, PAN.labels[1] > 0) > PASTED_IOU
+
+
+def test_an_own_engine_that_answers_nan_is_named_and_the_frame_can_be_tried_again() -> None:
+    answers = [np.nan, 1.0]
+
+    def network(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"prob": inputs["rgb_prob"][:, 3:4] * np.float32(answers.pop(0))}
+
+    still = [np.zeros((2, 60, 90), np.float32)] * 5
+    pipeline = make(PAN, flows=still, adapts={"propagation": lambda k: network})
+    pipeline.start(PAN.frames[0], PAN.labels[0])
+    with pytest.raises(EngineError, match=r"propagation engine .*object 1.* not finite"):
+        pipeline.step(PAN.frames[1])
+    pipeline._flow._prepared = 1  # type: ignore[attr-defined]
+    result = pipeline.step(PAN.frames[0])
+    assert (result.index, result.tracks[0].state) == (1, "tracked")
+
+
+def test_nothing_is_learnt_after_close() -> None:
+    pipeline = make(PAN, adapts={"propagation": lambda k: fourth_channel})
+    pipeline.close()
+    with pytest.raises(InputError, match="closed"):
+        pipeline.start(PAN.frames[0], PAN.labels[0])
+    assert adapter_of(pipeline).asked == []
