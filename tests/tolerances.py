@@ -76,3 +76,11 @@ rounding puts a point in another simplex, and our spatial kernel is exact."""
 
 CRF_ARGMAX_AGREEMENT = 0.995
 """Golden advice, share of the pixels; 0.9998 measured."""
+
+LOSS_RELATIVE = 1e-5
+"""A float32 loss against the same formula in float64: a few dozen roundings of terms of one sign;
+1e-7 measured."""
+
+OPTIMISER_RELATIVE = 1e-5
+"""Of the larger of a tensor's magnitude and its move: the same float32 update with its operations
+in another order; 1e-7 measured."""

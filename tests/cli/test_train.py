@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,13 +90,84 @@ def test_the_process_is_started_again_once_with_memory_kept(
     assert started == [[sys.executable, *sys.orig_argv[1:]]]
 
 
-def test_help_answers_without_torch() -> None:
+@pytest.mark.parametrize("command", ["propagation", "osvos"])
+def test_help_answers_without_torch(command: str) -> None:
     code = "import sys; sys.modules['torch'] = None; from mpn.cli.main import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", "propagation", "--help"],
+        [sys.executable, "-c", code, "train", command, "--help"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0
     assert "--davis-root" in done.stdout
+
+
+TINY_OSVOS = "--width 0.0625 --crop-size 64 --batch 2 --threads 1 --salient-steps 2 --davis-steps 2"
+
+
+def _train_osvos(arguments: list[str]) -> tuple[int, str, BaseException | None]:
+    result = CliRunner().invoke(app, ["train", "osvos", *TINY_OSVOS.split(), *arguments])
+    return result.exit_code, result.output, result.exception
+
+
+def test_osvos_is_trained_in_two_stages_and_its_checkpoint_loads(
+    davis_like: Path, stills_like: Path, tmp_path: Path
+) -> None:
+    data = ["--davis-root", str(davis_like), "--stills", str(stills_like)]
+    out = tmp_path / "run"
+    code, output, _ = _train_osvos([*data, "-o", str(out)])
+    assert code == 0, output
+    assert str(out / "osvos.pth") in output.replace("\n", "")
+    checkpoint = load_checkpoint(out / "osvos.pth", expected_role="osvos")
+    assert checkpoint.roles["osvos"].config == {
+        "branches": 5,
+        "upsample": "resize",
+        "width": 0.0625,
+    }
+    assert checkpoint.provenance["data"]["davis_sequences"] == ["alpha", "beta", "gamma"]
+    assert checkpoint.provenance["data"]["still_pairs"] == 3
+
+    code, output, error = _train_osvos([*data, "-o", str(out)])
+    assert code == 1
+    assert "add --resume" in str(error)
+    code, output, _ = _train_osvos([*data, "-o", str(out), "--resume", "--davis-steps", "3"])
+    assert code == 0, output
+
+
+def test_the_stages_of_osvos_can_be_trained_one_after_the_other(
+    davis_like: Path, stills_like: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    code, output, _ = _train_osvos(
+        ["--stage", "salient", "--stills", str(stills_like), "-o", str(first)]
+    )
+    assert code == 0, output
+    start = ["--start-from", str(first / "osvos.pth")]
+    code, output, _ = _train_osvos(
+        ["--stage", "davis", "--davis-root", str(davis_like), "-o", str(second), *start]
+    )
+    assert code == 0, output
+    assert load_checkpoint(second / "osvos.pth").provenance["data"]["still_pairs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--davis-root", "d"], "name their folder with --stills"),
+        (["--stills", "s"], "name it with --davis-root"),
+        (["--davis-root", "nowhere", "--stills", "s"], "nowhere is not a DAVIS folder"),
+        (["--stage", "salient", "--stills", "s"], r"s holds no pair images/NAME\.jpg"),
+        (["--davis-root", "d", "--stills", "s", "--crop-size", "100"], "multiple of 16"),
+        (["--stage", "davis", "--davis-root", "d", "--start-from", "none.pth"], r"none\.pth"),
+    ],
+)
+def test_bad_data_and_options_of_osvos_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, error = _train_osvos(arguments)
+    assert code == 1
+    assert re.search(message, str(error))
+    assert "\n" not in str(error)
+    assert not (tmp_path / "runs").exists()

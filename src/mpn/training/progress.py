@@ -14,7 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mpn.training.propagation import TrainingReport
+from mpn.training.options import TrainingReport
+from mpn.training.osvos_options import OsvosTrainingReport
 
 
 class TrainingProgress:
@@ -34,12 +35,9 @@ class TrainingProgress:
         )
         self._task = self._progress.add_task("training", total=None, numbers="")
 
-    def report(self, entry: TrainingReport) -> None:
+    def report(self, entry: TrainingReport | OsvosTrainingReport) -> None:
         """Show one report."""
-        numbers = (
-            f"loss {entry.loss:.3f}  IoU in {entry.input_iou:.3f} out {entry.crop_iou:.3f}"
-            f"  lr {entry.learning_rate:.1e}"
-        )
+        numbers = _numbers(entry)
         if entry.validation_j is not None:
             numbers += f"  validation J {entry.validation_j:.3f}"
         self._progress.update(self._task, completed=entry.step, total=entry.steps, numbers=numbers)
@@ -57,3 +55,11 @@ class TrainingProgress:
         traceback: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+
+def _numbers(entry: TrainingReport | OsvosTrainingReport) -> str:
+    if isinstance(entry, OsvosTrainingReport):
+        iou = f"{entry.stage}  IoU {entry.crop_iou:.3f}"
+    else:
+        iou = f"IoU in {entry.input_iou:.3f} out {entry.crop_iou:.3f}"
+    return f"loss {entry.loss:.3f}  {iou}  lr {entry.learning_rate:.1e}"

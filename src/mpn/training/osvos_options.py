@@ -1,0 +1,94 @@
+"""Options and reports of OSVOS's offline training."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mpn.networks.osvos_vgg import OsvosConfig
+from mpn.training.osvos_samples import CropOptions
+
+OsvosStage = Literal["salient", "davis"]
+
+
+@dataclass(frozen=True)
+class OsvosTrainingOptions:
+    """One training run: stage 1 on salient-object images, stage 2 on sequences.
+
+    Attributes:
+        network: Shape of the network.
+        crop: How crops are cut.
+        salient_steps: Optimisation steps of stage 1; 0 leaves it out.
+        davis_steps: Of stage 2; 0 leaves it out.
+        salient_share: Share of still images in stage 2's crops. A few sequences show few objects,
+            and a small network knows them by heart.
+        batch: Crops in one step.
+        salient_rate: Peak learning rate of stage 1, AdamW.
+        davis_rate: Of stage 2.
+        warmup_steps: Linear rise at the start of each stage; after it the rate falls along a
+            cosine, to a tenth at the end of stage 1 and to zero at the end of stage 2.
+        weight_decay: AdamW's, on tensors of two or more axes.
+        side_weights: Weights of the six losses, side branches from fine to coarse, then the fused
+            one. Those of the sides fall linearly to zero over each stage.
+        clip_norm: Bound of the gradient's norm.
+        ema_decay: Of the averaged weights.
+        holdout: Names of the sequences kept for validation.
+        validate_every: Steps between validations.
+        seed: Decides everything random.
+        threads: Of torch; one more prepares the data.
+        bfloat16: Convolutions in bfloat16 (autocast) with float32 weights.
+    """
+
+    network: OsvosConfig = field(default_factory=lambda: OsvosConfig(width=0.25))
+    crop: CropOptions = field(default_factory=CropOptions)
+    salient_steps: int = 5500
+    davis_steps: int = 6500
+    salient_share: float = 0.3
+    batch: int = 8
+    salient_rate: float = 2e-3
+    davis_rate: float = 1.2e-3
+    warmup_steps: int = 300
+    weight_decay: float = 0.02
+    side_weights: tuple[float, ...] = (1.0,) * 6
+    clip_norm: float = 1.0
+    ema_decay: float = 0.998
+    holdout: tuple[str, ...] = ("horsejump-low", "flamingo", "scooter-gray")
+    validate_every: int = 500
+    seed: int = 0
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    bfloat16: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps altogether."""
+        return self.salient_steps + self.davis_steps
+
+    def stage_at(self, step: int) -> tuple[OsvosStage, int, int]:
+        """The stage that ``step`` belongs to, its number there, and the steps of that stage."""
+        if step < self.salient_steps:
+            return "salient", step, self.salient_steps
+        return "davis", step - self.salient_steps, self.davis_steps
+
+
+@dataclass(frozen=True)
+class OsvosTrainingReport:
+    """What a progress display shows.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps altogether.
+        stage: The stage of the last step.
+        loss: Mean loss of the fused output since the last report.
+        crop_iou: Mean IoU of the fused answers since the last report.
+        learning_rate: Of the last step.
+        validation_j: Mean J of the held-out sequences without fine-tuning, where just measured.
+    """
+
+    step: int
+    steps: int
+    stage: OsvosStage
+    loss: float
+    crop_iou: float
+    learning_rate: float
+    validation_j: float | None = None
