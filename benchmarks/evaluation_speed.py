@@ -1,11 +1,19 @@
 """Time J and F against a plain transcription of their definitions, interleaved, on one thread.
 
-Both sides get the same arrays and must return the same values, else nothing is reported. Timed are:
+Both sides get the same arrays and must return the same values, else nothing is reported. The
+transcription (tests/evaluation/plain.py) does step by step what davis2017-evaluation does. Timed,
+per frame:
 
-* J and F of one object in one frame, from two bool masks of the whole frame (``mask``);
-* J as the evaluator pays for it, on the crop that F needs anyway, whose cost is in F (``crop``);
-* J of one object in a whole sequence, (T, H, W) masks, the official tool's form (``sequence``);
-* J and F of all objects of one frame from label maps, the evaluator's whole work (``labels``).
+* ``J of masks``, ``F of masks``: one object, from two bool masks of the whole frame. The sides take
+  turns by passes over all frames, as J is computed in life: one frame after another.
+* ``J of masks, call by call``: the same, but the sides take turns at every frame, so that our call
+  always finds the caches filled with the other side's temporaries. The harshest reading of the
+  same thing.
+* ``J beside F``: J on the crop that F needs anyway, as the evaluator pays for it.
+* ``J of a sequence``: one object, (T, H, W) masks at once, the official tool's form.
+* ``J and F from labels``: all objects of a frame from its label maps, frame by frame.
+* ``whole sequence``: label maps of a sequence in, J and F of all objects out; ours streams, the
+  other side is laid out as the official tool lays out its arrays.
 
     python benchmarks/evaluation_speed.py [--rounds 40] [-o evaluation_speed.json]
 """
@@ -14,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,32 +35,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.evaluation import plain
 from tests.evaluation.scenes import blob_labels
 
-from mpn.evaluation import boundary_measure, boundary_measures, region_similarity
-from mpn.evaluation.boundary import radius_px_from_tolerance, union_window
-from mpn.runtime.benchmark_result import (
-    benchmark_document,
-    load_average,
-    save_result,
-    summary_ms,
+from facts import cpu_backend, head, write_result
+from mpn.evaluation import (
+    SequenceEvaluator,
+    boundary_measure,
+    measures_from_labels,
+    region_similarity,
 )
+from mpn.evaluation.boundary import radius_px_from_tolerance, union_window
+from mpn.runtime.benchmark_result import load_average, summary_ms
 
 SIZE_HW = (480, 854)
 FRAMES = 12
 """Different frames in turn, 10 MB of labels: neither side finds its input in a cache close by."""
 OBJECTS = (1, 2, 3, 5)
+SEQUENCE_OBJECTS = (1, 3)
 RADIUS_PX = radius_px_from_tolerance(0.008, SIZE_HW)
 
 Frame = tuple[Any, ...]
+Labels = Sequence[np.ndarray]
 
 
 def labels_ours(
     gt_labels: np.ndarray, pred_labels: np.ndarray, num_objects: int
 ) -> tuple[list[float], list[float]]:
     """J and F of every object as ``SequenceEvaluator`` computes them, one crop for both."""
-    window = union_window(gt_labels, pred_labels)
-    gt_part, pred_part = gt_labels[window], pred_labels[window]
-    pairs = [(gt_part == k, pred_part == k) for k in range(1, num_objects + 1)]
-    return [region_similarity(*pair) for pair in pairs], boundary_measures(pairs, RADIUS_PX)
+    return measures_from_labels(gt_labels, pred_labels, num_objects, RADIUS_PX)
 
 
 def labels_plain(
@@ -65,9 +73,24 @@ def labels_plain(
     )
 
 
-def sequence_ours(gt_masks: np.ndarray, pred_masks: np.ndarray) -> list[float]:
+def region_of_sequence_ours(gt_masks: np.ndarray, pred_masks: np.ndarray) -> list[float]:
     """J of one object in each frame of a sequence."""
     return [region_similarity(*pair) for pair in zip(gt_masks, pred_masks, strict=True)]
+
+
+def sequence_ours(gt: Labels, pred: Labels, num_objects: int) -> tuple[list[list[float]], ...]:
+    """J and F of every object in every frame but the first and the last, streaming."""
+    evaluator = SequenceEvaluator("sequence")
+    for pair in zip(gt, pred, strict=True):
+        evaluator.feed(*pair)
+    objects = evaluator.conclude().objects
+    assert len(objects) == num_objects
+    return [list(k.region_values) for k in objects], [list(k.boundary_values) for k in objects]
+
+
+def sequence_plain(gt: Labels, pred: Labels, num_objects: int) -> tuple[list[list[float]], ...]:
+    """The same laid out as the official tool does it."""
+    return plain.measures_of_sequence(gt[1:-1], pred[1:-1], num_objects)
 
 
 def label_frames(num_objects: int) -> list[Frame]:
@@ -88,31 +111,38 @@ def compare(
     frames: list[Frame],
     *,
     rounds: int,
+    in_a_row: int = FRAMES,
     per_call: int = 1,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Run both sides in turn on the same frame, their order turning too; one entry of the report.
+    """Run both sides in turn on the same frames, their order turning too; one entry of the report.
 
     Args:
         name: What is computed.
         sides: ``ours`` and ``plain``.
-        frames: Arguments of the calls, taken in turn; the first time round warms up.
-        rounds: Timed calls of each side.
+        frames: Arguments of the calls.
+        rounds: Timed passes over all frames, a side; one more warms up.
+        in_a_row: Calls that a side makes before it is the other's turn.
         per_call: Frames that one call works on; times are given per frame.
         facts: Further fields of the entry.
     """
     for frame in frames:
         if not np.array_equal(*(np.asarray(side(*frame)) for side in sides.values())):
             raise SystemExit(f"{name}: the values differ from the plain transcription: no figures")
+    blocks = [frames[start : start + in_a_row] for start in range(0, len(frames), in_a_row)]
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     order = list(sides)
-    for number in range(rounds + len(frames)):
-        for side in order:
-            start = perf_counter()
-            sides[side](*frames[number % len(frames)])
-            if number >= len(frames):
-                seconds[side].append((perf_counter() - start) / per_call)
-        order.append(order.pop(0))
+    for number in range(rounds + 1):
+        for block in blocks:
+            for side in order:
+                call = sides[side]
+                for frame in block:
+                    start = perf_counter()
+                    call(*frame)
+                    elapsed_s = perf_counter() - start
+                    if number:
+                        seconds[side].append(elapsed_s / per_call)
+            order.append(order.pop(0))
     medians = {side: float(np.median(values)) for side, values in seconds.items()}
     return {
         "name": name,
@@ -132,81 +162,101 @@ def benchmark(rounds: int) -> list[dict[str, Any]]:
     """Every comparison."""
     masks: list[Frame] = [(gt == 1, pred == 1) for gt, pred, _ in label_frames(1)]
     sequence = (np.stack([pair[0] for pair in masks]), np.stack([pair[1] for pair in masks]))
-    covered = round(float(np.mean([pair[0].mean() for pair in masks])), 3)
+    one = {"objects": 1, "covered_fraction": _covered([pair[0] for pair in masks])}
+    region_sides = {"ours": region_similarity, "plain": plain.region}
     entries = [
+        compare("J of masks", region_sides, masks, rounds=rounds, **one),
+        compare("J of masks, call by call", region_sides, masks, rounds=rounds, in_a_row=1, **one),
         compare(
-            "crop J",
+            "J beside F",
             {
                 "ours": lambda whole, crop: region_similarity(*crop),
                 "plain": lambda whole, crop: plain.region(*whole),
             },
             [(pair, _crop(*pair)) for pair in masks],
             rounds=rounds,
-            objects=1,
-            covered_fraction=covered,
+            **one,
         ),
         compare(
-            "mask J",
-            {"ours": region_similarity, "plain": plain.region},
-            masks,
-            rounds=rounds,
-            objects=1,
-            covered_fraction=covered,
-        ),
-        compare(
-            "mask F",
-            {"ours": boundary_measure, "plain": plain.boundary},
-            masks,
-            rounds=rounds,
-            objects=1,
-            covered_fraction=covered,
-        ),
-        compare(
-            "sequence J",
-            {"ours": sequence_ours, "plain": plain.region_of_sequence},
+            "J of a sequence",
+            {"ours": region_of_sequence_ours, "plain": plain.region_of_sequence},
             [sequence],
             rounds=rounds,
             per_call=FRAMES,
-            objects=1,
-            covered_fraction=covered,
+            **one,
+        ),
+        compare(
+            "F of masks",
+            {"ours": boundary_measure, "plain": plain.boundary},
+            masks,
+            rounds=rounds,
+            **one,
         ),
     ]
     for num_objects in OBJECTS:
         frames = label_frames(num_objects)
         entries.append(
             compare(
-                "labels J and F",
+                "J and F from labels",
                 {"ours": labels_ours, "plain": labels_plain},
                 frames,
                 rounds=rounds,
                 objects=num_objects,
-                covered_fraction=round(float(np.mean([f[0] > 0 for f in frames])), 3),
+                covered_fraction=_covered([frame[0] for frame in frames]),
+            )
+        )
+    for num_objects in SEQUENCE_OBJECTS:
+        frames = label_frames(num_objects)
+        gt, pred, _ = zip(*frames, strict=True)
+        entries.append(
+            compare(
+                "whole sequence",
+                {"ours": sequence_ours, "plain": sequence_plain},
+                [(gt, pred, num_objects)],
+                rounds=rounds,
+                per_call=FRAMES,
+                objects=num_objects,
+                covered_fraction=_covered(gt),
             )
         )
     return entries
+
+
+def _covered(labels: Labels) -> float:
+    return round(float(np.mean([(frame > 0).mean() for frame in labels])), 3)
 
 
 def main() -> None:
     """Parse, measure, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("-o", "--output", type=Path, default=Path("evaluation_speed.json"))
+    parser.add_argument("-o", "--out", type=Path, default=Path("evaluation_speed.json"))
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    body = {
-        "threads": 1,
-        "size_hw": list(SIZE_HW),
-        "boundary_radius_px": RADIUS_PX,
-        "load_average": load_average(),
-        "results": benchmark(options.rounds),
-    }
-    save_result(options.output, benchmark_document("evaluation_speed", body))
-    for entry in body["results"]:
+    load_before = load_average()
+    results = benchmark(options.rounds)
+    for entry in results:
         print(
-            f"{entry['name']:16} {entry['objects']} objects: {entry['ours']['median_ms']:.3f} ms, "
+            f"{entry['name']:24} K = {entry['objects']}: {entry['ours']['median_ms']:.3f} ms, "
             f"plain {entry['plain']['median_ms']:.3f} ms, ratio {entry['ratio_of_medians']} "
             f"(of minima {entry['ratio_of_minima']})"
         )
+    body = head(
+        backend=cpu_backend(threads=1),
+        engine=None,
+        frame_size_hw=SIZE_HW,
+        objects=OBJECTS,
+        frames=FRAMES * options.rounds,
+        warmup=FRAMES,
+        load_average_before=load_before,
+        not_measured=[
+            "the official package itself: the other side is a transcription of what it computes",
+            "reading the PNG files, which costs both sides the same",
+        ],
+    )
+    body |= {"boundary_radius_px": RADIUS_PX, "results": results}
+    write_result(options.out, "evaluation_speed", body)
+    print(f"written: {options.out}")
 
 
 if __name__ == "__main__":

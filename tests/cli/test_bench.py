@@ -33,7 +33,7 @@ def done(
     command = [
         sys.executable, REPOSITORY / "benchmarks" / "fps.py", "--engine-dir", engine_dir,
         "--objects", "2", "--frame-size", "96x64", "--frames", "2", "--warmup", "1",
-        "--threads", "1", "--backend", "cpu", "--json", "-o", out,
+        "--threads", "1", "--backend", "cpu", "--variants", "plain,crf", "--json", "-o", out,
     ]  # fmt: skip
     return (
         subprocess.run(
@@ -83,7 +83,11 @@ def test_every_option_arrives(
     assert result["backend"]["threads"] == 1
     assert result["engine"]["name"] == "tiny"
     assert result["engine"]["is_shipped"] is False
-    assert [(run["objects"], run["osvos"]) for run in result["runs"]] == [(2, "off")]
+    assert [(run["objects"], run["variant"]) for run in result["runs"]] == [
+        (2, "plain"),
+        (2, "crf"),
+    ]
+    assert [run["crf"] for run in result["runs"]] == [False, True]
 
 
 def test_tables_fit_80_columns_and_say_what_is_missing(
@@ -91,15 +95,15 @@ def test_tables_fit_80_columns_and_say_what_is_missing(
 ) -> None:
     runs = []
     for objects in (1, 2, 3, 5):
-        for osvos in ("off", "on"):
-            runs.append({**result["runs"][0], "objects": objects, "osvos": osvos})
-    shown = {**result, "runs": runs, "load_average_before": 0.0}
+        for variant in ("plain", "osvos", "crf", "osvos+crf"):
+            runs.append({**result["runs"][1], "objects": objects, "variant": variant})
+    shown = {**result, "objects": [1, 2, 3, 5], "runs": runs, "load_average_before": 0.0}
     monkeypatch.setattr("mpn.runtime.benchmark.run_benchmark", lambda *_, **__: shown)
     code, out, err = bench()
     assert (code, err) == (0, "")
     for part in (
         "tiny", "on cpu, threads: 1, 96x64, 2 frames after 1", "engine-only", "pipeline", "wall",
-        "K=5", "propagation", "not measured: DenseCRF", "not measured: OSVOS",
+        "K = 5", "propagation", "osvos+crf", "not measured: online", "not measured: OSVOS",
     ):  # fmt: skip
         assert part in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
@@ -124,6 +128,8 @@ def test_busy_machine_is_told(
         (("--frames", "0"), 2, "--frames"),
         (("--threads", "0"), 2, "--threads"),
         (("--backend", "tpu"), 2, "--backend"),
+        (("--variants", "fast"), 1, "error: 'fast' is no variant: plain, or of osvos, crf"),
+        (("--variants", "osvos"), 1, "error: variant 'osvos' needs OSVOS"),
         (("--objects", "0"), 1, "error: a number of objects must be 1..32"),
         (("--objects", "2,2"), 1, "error: the numbers of objects must be given, each once"),
         (("--frame-size", "853x480"), 1, "error: the frame size must be at least 32x32 and even"),

@@ -1,13 +1,15 @@
 """J and F written down as they are defined: slow, whole frame, one object at a time.
 
-The slow twin of ``mpn.evaluation``: the tests compare the two, the benchmark times them. Object
-masks are cut out of label maps and void is handled as arrays of the frame's size, as in the
-definition, with no crop and no shortcut.
+The slow twin of ``mpn.evaluation``: the tests compare the two, the benchmark times them. Masks are
+taken as any type and made bool, object masks are cut out of label maps, and void is an array of the
+frame's size, all as in davis2017-evaluation, step by step, with no crop and no shortcut.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,10 +20,11 @@ Labels = npt.NDArray[np.uint8]
 
 
 def region(gt_mask: Mask, pred_mask: Mask, void_mask: Mask | None = None) -> float:
-    void = np.zeros_like(gt_mask) if void_mask is None else void_mask
-    intersection = np.sum(gt_mask & pred_mask & np.logical_not(void))
+    gt_mask, pred_mask = gt_mask.astype(bool), pred_mask.astype(bool)
+    void = np.zeros_like(gt_mask) if void_mask is None else void_mask.astype(bool)
+    intersection = np.sum((gt_mask & pred_mask) & np.logical_not(void))
     union = np.sum((gt_mask | pred_mask) & np.logical_not(void))
-    return 1.0 if union == 0 else float(intersection / union)
+    return 1.0 if np.isclose(union, 0) else float(intersection / union)
 
 
 def contour(mask: Mask) -> Mask:
@@ -86,7 +89,34 @@ def boundary_of_labels(gt_labels: Labels, pred_labels: Labels, num_objects: int)
 
 def region_of_sequence(gt_masks: Mask, pred_masks: Mask) -> npt.NDArray[np.float64]:
     """J of each frame of (T, H, W) masks by arrays of the whole sequence, as the official tool."""
+    gt_masks, pred_masks = gt_masks.astype(bool), pred_masks.astype(bool)
     void = np.zeros_like(gt_masks)
-    intersection = np.sum(gt_masks & pred_masks & np.logical_not(void), axis=(-2, -1))
+    intersection = np.sum((gt_masks & pred_masks) & np.logical_not(void), axis=(-2, -1))
     union = np.sum((gt_masks | pred_masks) & np.logical_not(void), axis=(-2, -1))
-    return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
+    empty = np.isclose(union, 0)
+    return np.where(empty, 1.0, intersection / np.where(empty, 1, union))
+
+
+def masks_of_sequence(labels: npt.NDArray[Any], num_objects: int) -> Mask:
+    """(T, H, W) ids -> (N, T, H, W): the ids of every object spread out and compared at once."""
+    ids = np.ones((num_objects, *labels.shape)) * np.arange(1, num_objects + 1)[:, None, None, None]
+    masks: Mask = ids == labels[None]
+    return masks
+
+
+def measures_of_sequence(
+    gt_labels: Sequence[Labels], pred_labels: Sequence[Labels], num_objects: int
+) -> tuple[list[list[float]], list[list[float]]]:
+    """J and F of every object in every frame, laid out as the official tool lays out a sequence.
+
+    All frames are held as float64, all objects as masks of the whole sequence; void is emptied.
+    """
+    gt, pred = (np.stack(frames).astype(np.float64) for frames in (gt_labels, pred_labels))
+    gt[gt == 255] = 0
+    gt_masks, pred_masks = (masks_of_sequence(labels, num_objects) for labels in (gt, pred))
+    region_values, boundary_values = [], []
+    for k in range(num_objects):
+        region_values.append(region_of_sequence(gt_masks[k], pred_masks[k]).tolist())
+        frames = zip(gt_masks[k], pred_masks[k], strict=True)
+        boundary_values.append([boundary(gt_mask, pred_mask) for gt_mask, pred_mask in frames])
+    return region_values, boundary_values

@@ -60,7 +60,7 @@ def test_a_wrong_tolerance_fails_a_golden_mask(golden: Path) -> None:
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    height=st.integers(1, 24),
+    height=st.integers(1, 40),  # one to three bands of rows
     width=st.integers(1, 24),
     density=st.floats(0, 1),
     radius_px=st.integers(1, 12),
@@ -90,10 +90,37 @@ def test_objects_measured_together_equal_objects_measured_alone(
     assert min(together) < 1  # the shift shows
 
 
-def test_the_window_holds_everything_and_one_pixel_more() -> None:
-    labels, other = np.zeros((2, 20, 30), np.uint8)
-    labels[5, 10], other[7, 12] = 1, 3
-    assert union_window(labels, other) == (slice(4, 9), slice(9, 14))
+@pytest.mark.parametrize(
+    ("points_yx", "rows", "columns"),
+    [
+        (((20, 10), (22, 12)), slice(15, 33), slice(9, 14)),  # rows in bands of 16
+        (((0, 0), (1, 1)), slice(0, 17), slice(0, 3)),
+        (((15, 5), (16, 5)), slice(0, 33), slice(4, 7)),
+        (((49, 29), (49, 28)), slice(47, 65), slice(27, 31)),  # the last band has two rows
+    ],
+)
+def test_the_window_holds_everything_and_one_pixel_more(
+    points_yx: tuple[tuple[int, int], ...], rows: slice, columns: slice
+) -> None:
+    labels, other = np.zeros((2, 50, 30), np.uint8)
+    labels[points_yx[0]], other[points_yx[1]] = 1, 3
+    assert union_window(labels, other) == (rows, columns)
+
+
+def test_empty_labels_have_a_window_of_one_pixel() -> None:
+    empty = np.zeros((50, 30), np.uint8)
+    assert empty[union_window(empty, empty)].shape == (1, 1)
+
+
+def test_a_window_without_the_extra_pixel_would_change_f() -> None:
+    mask = np.zeros((50, 30), bool)
+    mask[20:30, 10:20] = True
+    other = np.roll(mask, 3, axis=1)
+    rows, columns = union_window(mask.view(np.uint8), other.view(np.uint8))
+    tight = (slice(20, 30), slice(columns.start + 1, columns.stop - 1))
+    whole = boundary_measures([(mask, other)], 1)
+    assert boundary_measures([(mask[rows, columns], other[rows, columns])], 1) == whole
+    assert boundary_measures([(mask[tight], other[tight])], 1) != whole
 
 
 def test_the_window_stays_in_the_frame() -> None:

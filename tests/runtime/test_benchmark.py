@@ -16,6 +16,7 @@ from mpn.runtime.benchmark import BenchmarkOptions, run_benchmark
 from mpn.runtime.benchmark_clip import labels_of_objects, make_clip
 from mpn.runtime.benchmark_memory import NetworkFigure, PipelineFigure
 from mpn.runtime.benchmark_result import (
+    BENCHMARK_SCHEMA,
     benchmark_document,
     check_result_path,
     fps_from_seconds,
@@ -53,7 +54,7 @@ def told() -> list[str]:
 
 @pytest.fixture(scope="module")
 def full(engine_dir: Path, told: list[str]) -> dict[str, Any]:
-    """Every engine there is, one object."""
+    """Every engine there is, every variant, one object."""
     return run_benchmark(engine_dir, options(objects=(1,)), on_progress=told.append)
 
 
@@ -61,11 +62,11 @@ def full(engine_dir: Path, told: list[str]) -> dict[str, Any]:
 def least(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Flow by DIS, no OSVOS, more objects than the clip has and than the engine takes."""
     directory = make_engine_dir(tmp_path_factory.mktemp("engines") / "least", max_objects=2)
-    return run_benchmark(directory, options(objects=(5,)))
+    return run_benchmark(directory, options(objects=(5,), variants=("plain",)))
 
 
 def test_result_says_what_ran_where(full: dict[str, Any], engine_dir: Path) -> None:
-    assert (full["schema"], full["benchmark"]) == (1, "fps")
+    assert (full["schema"], full["benchmark"]) == (BENCHMARK_SCHEMA, "fps")
     assert full["machine"]["cores"] >= 1
     assert "onnxruntime" in full["versions"]
     assert full["backend"]["used"] == "cpu"
@@ -80,17 +81,16 @@ def test_result_says_what_ran_where(full: dict[str, Any], engine_dir: Path) -> N
     assert full["load"]["n"] >= 2
 
 
-def test_osvos_is_measured_off_and_on(full: dict[str, Any]) -> None:
-    off, on = full["runs"]
-    assert [(run["osvos"], run["osvos_mode"]) for run in (off, on)] == [
-        ("off", "off"),
-        ("on", "auto"),
-    ]
-    for figure in ("pipeline", "wall"):  # the wall run's options went to another process
-        assert "osvos" not in off[figure]["stages"]
-        assert "osvos" in on[figure]["stages"]
-    assert off["engine_only"]["every_frame"] == ["flow", "propagation"]
-    assert on["engine_only"]["every_frame"] == ["flow", "propagation", "osvos"]
+def test_osvos_and_crf_are_measured_off_and_on(full: dict[str, Any]) -> None:
+    runs = {run["variant"]: run for run in full["runs"]}
+    assert list(runs) == ["plain", "osvos", "crf", "osvos+crf"]
+    for name, run in runs.items():
+        assert (run["osvos"], run["crf"]) == ("auto" if "osvos" in name else "off", "crf" in name)
+        for figure in ("pipeline", "wall"):  # the wall run's options went to another process
+            for stage in ("osvos", "crf"):
+                assert (stage in run[figure]["stages"]) is (stage in name)
+        networks = ["flow", "propagation"] + ["osvos"] * ("osvos" in name)
+        assert run["engine_only"]["every_frame"] == networks
 
 
 def test_without_osvos_and_flow_network_that_is_said(least: dict[str, Any]) -> None:
@@ -102,13 +102,17 @@ def test_without_osvos_and_flow_network_that_is_said(least: dict[str, Any]) -> N
         assert word in unmeasured
 
 
-def test_with_every_engine_only_stages_that_do_not_exist_are_unmeasured(
-    full: dict[str, Any],
-) -> None:
+def test_what_was_measured_is_not_listed_as_missing(full: dict[str, Any]) -> None:
     unmeasured = " ".join(full["not_measured"])
-    assert "CRF" in unmeasured
-    assert "OSVOS" not in unmeasured
-    assert "flow network" not in unmeasured
+    for word in ("CRF", "OSVOS", "flow network"):
+        assert word not in unmeasured
+
+
+def test_the_stages_of_the_first_frame_are_told(full: dict[str, Any]) -> None:
+    for run in full["runs"]:
+        stages_ms = run["pipeline"]["start_stages_ms"]
+        assert {"input", "output"} <= set(stages_ms)
+        assert sum(stages_ms.values()) <= run["pipeline"]["start_ms"] + len(stages_ms) * ROUNDED_MS
 
 
 def test_objects_beyond_the_clip_and_the_batch(least: dict[str, Any]) -> None:
@@ -146,7 +150,7 @@ def test_every_figure_is_positive_and_agrees_with_itself(
 
 def test_progress_names_what_begins(full: dict[str, Any], told: list[str]) -> None:
     assert told[:2] == ["opening the engines", "rendering the clip"]
-    assert len(told) == 2 + 1 + 2  # one object number in memory, two runs from file to files
+    assert len(told) == 2 + 1 + 4  # one object number in memory, four runs from file to files
 
 
 def test_missing_engines_end_it_before_anything_is_rendered(tmp_path: Path) -> None:
@@ -183,6 +187,10 @@ def test_opencv_threads_are_given_back(engine_dir: Path, monkeypatch: pytest.Mon
         ({"objects": (33,)}, "must be 1..32"),
         ({"frame_size_hw": (480, 853)}, "even .* got 853x480"),
         ({"frame_size_hw": (16, 96)}, "at least 32x32"),
+        ({"variants": ()}, "variants must be given"),
+        ({"variants": ("plain", "plain")}, "each once"),
+        ({"variants": ("crf+osvos",)}, "'crf\\+osvos' is no variant"),
+        ({"variants": ("CRF",)}, "'CRF' is no variant"),
         ({"frames": 0}, "option frames"),
         ({"warmup": 0}, "option warmup"),
     ],

@@ -30,6 +30,12 @@ def bench(
     frame_size: str = typer.Option("854x480", metavar="WxH", help="Size of the clip."),
     frames: int = typer.Option(50, min=1, help="Frames that count, a figure."),
     warmup: int = typer.Option(5, min=1, help="Frames before them that do not."),
+    variants: str = typer.Option(
+        None,
+        metavar="NAME,NAME,...",
+        help="Of plain, osvos, crf, osvos+crf.",
+        show_default="all that DIR can run",
+    ),
     backend: BackendName = typer.Option(BackendName.AUTO, help="What runs the networks."),
     threads: int = typer.Option(
         None, metavar="N", min=1, help="CPU threads.", show_default="all cores"
@@ -41,9 +47,9 @@ def bench(
 ) -> None:
     """Measure how fast an engine directory is on this machine, on a rendered clip.
 
-    Three figures side by side, for each number of objects, without OSVOS and with it: the networks
-    alone, the pipeline with frames in memory, and the whole way from an H.264 file to masks and
-    overlay. Takes minutes; nothing else should run meanwhile.
+    Three figures side by side, for each number of objects, without OSVOS and CRF and with them: the
+    networks alone, the pipeline with frames in memory, and the whole way from an H.264 file to
+    masks and overlay. Takes minutes; nothing else should run meanwhile.
     """
     numbers = _numbers(objects)
     size_hw = _size_hw(frame_size)
@@ -56,6 +62,7 @@ def bench(
         frame_size_hw=size_hw,
         frames=frames,
         warmup=warmup,
+        variants=None if variants is None else tuple(variants.split(",")),
         backend=backend.value,
         threads=threads,
     )
@@ -121,7 +128,8 @@ def _print(result: dict[str, Any]) -> None:
     console.print(f"{escape(machine['processor'])}, {machine['cores']} cores")
     console.print(f"engines opened in {load['median_ms']:.0f} ms ({load['first_ms']:.0f} at first)")
     console.print(_figures_table(result["runs"]))
-    console.print(_stages_table(result["runs"]))
+    for objects in result["objects"]:
+        console.print(_stages_table([r for r in result["runs"] if r["objects"] == objects]))
     for missing in result["not_measured"]:
         console.print(f"not measured: {escape(missing)}")
     before, cores = result["load_average_before"], machine["cores"]
@@ -145,14 +153,14 @@ def _figures_table(runs: list[dict[str, Any]]) -> Any:
         "run. tracked: share of the objects that were not lost.",
         caption_justify="left",
     )
-    for heading in ("K", "OSVOS", "engine-only", "pipeline", "wall", "start", "MiB", "tracked"):
+    for heading in ("K", "variant", "engine-only", "pipeline", "wall", "start", "MiB", "tracked"):
         table.add_column(heading, justify="right")
     for run in runs:
         wall = run["wall"]
         memory = wall["peak_memory_mib"]
         table.add_row(
             str(run["objects"]),
-            run["osvos"],
+            run["variant"],
             *(_figure_cell(run[figure]) for figure in ("engine_only", "pipeline", "wall")),
             f"{wall['until_first_mask_ms']:.0f}",
             "?" if memory is None else f"{memory:.0f}",
@@ -166,13 +174,15 @@ def _figure_cell(figure: dict[str, Any]) -> str:
 
 
 def _stages_table(runs: list[dict[str, Any]]) -> Any:
+    """One number of objects: a column for each variant."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title="Stages of the pipeline, median ms", title_justify="left", box=box.SIMPLE)
-    table.add_column("objects\nOSVOS", no_wrap=True)
+    title = f"Stages of the pipeline, K = {runs[0]['objects']}, median ms"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table.add_column("", no_wrap=True)
     for run in runs:
-        table.add_column(f"K={run['objects']}\n{run['osvos']}", justify="right")
+        table.add_column(run["variant"], justify="right")
     for name in dict.fromkeys(name for run in runs for name in run["pipeline"]["stages"]):
         table.add_row(name, *(_median_cell(run["pipeline"]["stages"].get(name)) for run in runs))
     table.add_section()

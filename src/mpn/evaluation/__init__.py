@@ -6,7 +6,11 @@ from mpn.evaluation.evaluate import evaluate_dataset, evaluate_sequence
 from mpn.evaluation.label_png import load_labels
 from mpn.evaluation.region import region_similarity
 from mpn.evaluation.scores import DatasetScore, ObjectScore, SequenceScore
-from mpn.evaluation.sequence import EvaluationOptions, SequenceEvaluator
+from mpn.evaluation.sequence import (
+    EvaluationOptions,
+    SequenceEvaluator,
+    measures_from_labels,
+)
 from mpn.evaluation.statistics import Statistics, statistics_from_values
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "evaluate_sequence",
     "load_davis",
     "load_labels",
+    "measures_from_labels",
     "region_similarity",
     "statistics_from_values",
 ]

@@ -22,6 +22,8 @@ BOUNDARY_TOLERANCE = 0.008
 """Tolerance of DAVIS as a fraction of the image diagonal (davis2017-evaluation, f_measure)."""
 
 _PAIRS_PER_BYTE = 4
+_BAND_ROWS = 16
+"""Rows that are searched for objects at once: long runs of memory, and still a close window."""
 
 
 def radius_px_from_tolerance(tolerance: float, size_hw: tuple[int, int]) -> int:
@@ -109,14 +111,33 @@ def boundary_measures(pairs: Sequence[tuple[BoolArray, BoolArray]], radius_px: i
 
 
 def union_window(gt_labels: UInt8Array, pred_labels: UInt8Array) -> tuple[slice, slice]:
-    """Rows and columns that hold every nonzero pixel of both, and one pixel more to each side.
+    """Rows and columns that hold every nonzero pixel of both, and at least one more to each side.
 
     The extra pixel is where contours above and to the left lie, and an empty last row and column
     inside the frame, so that the border rule of :func:`boundary_map` acts at the frame's border
-    only.
+    only. Rows are found by the band, which is faster than the exact box and gives the same values.
     """
-    x, y, width, height = cv2.boundingRect(cv2.bitwise_or(gt_labels, pred_labels))
-    return slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
+    both = cv2.bitwise_or(gt_labels, pred_labels)
+    bands = np.flatnonzero(_band_maxima(both))
+    if not bands.size:
+        return slice(0, 1), slice(0, 1)
+    top, bottom = int(bands[0]) * _BAND_ROWS, int(bands[-1] + 1) * _BAND_ROWS
+    columns = np.flatnonzero(both[top:bottom].max(axis=0))
+    return (
+        slice(max(top - 1, 0), bottom + 1),
+        slice(max(int(columns[0]) - 1, 0), int(columns[-1]) + 2),
+    )
+
+
+def _band_maxima(labels: UInt8Array) -> UInt8Array:
+    """Largest value of every band of :data:`_BAND_ROWS` rows; the last band may have fewer."""
+    height, width = labels.shape
+    whole = height // _BAND_ROWS
+    maxima: UInt8Array = (
+        labels[: whole * _BAND_ROWS].reshape(whole, _BAND_ROWS * width).max(axis=1, initial=0)
+    )
+    rest = labels[whole * _BAND_ROWS :]
+    return np.append(maxima, rest.max()) if rest.size else maxima
 
 
 def _byte_of_measures(pairs: Sequence[tuple[BoolArray, BoolArray]], radius_px: int) -> list[float]:

@@ -34,10 +34,12 @@ def region_similarity(
     check_masks(gt_mask, pred_mask, void_mask)
     if void_mask is not None:
         gt_mask, pred_mask = gt_mask & ~void_mask, pred_mask & ~void_mask
-    # Sums and a difference without temporaries; bool is stored as 0 or 1, so all are exact counts.
+    # A difference and sums without temporaries; bool is stored as 0 or 1, so all are exact counts.
+    # The difference first: reading both masks from memory at once is faster than in turn, and the
+    # sums then find them in the cache.
     gt_bytes, pred_bytes = gt_mask.view(np.uint8), pred_mask.view(np.uint8)
-    total_px = int(cv2.sumElems(gt_bytes)[0]) + int(cv2.sumElems(pred_bytes)[0])
     differing_px = int(cv2.norm(gt_bytes, pred_bytes, cv2.NORM_L1))
+    total_px = int(cv2.sumElems(gt_bytes)[0]) + int(cv2.sumElems(pred_bytes)[0])
     union_px = (total_px + differing_px) // 2
     return (union_px - differing_px) / union_px if union_px else 1.0
 
@@ -46,12 +48,12 @@ def check_masks(
     gt_mask: npt.NDArray[Any], pred_mask: npt.NDArray[Any], void_mask: npt.NDArray[Any] | None
 ) -> None:
     """Raise EvaluationError unless the masks are (H, W) bool of one size, at least 1x1."""
-    for name, mask in (("prediction", pred_mask), ("void", void_mask)):
-        if mask is not None and mask.shape != gt_mask.shape:
+    masks = (gt_mask, pred_mask) if void_mask is None else (gt_mask, pred_mask, void_mask)
+    for name, mask in zip(("prediction", "void"), masks[1:], strict=False):
+        if mask.shape != gt_mask.shape:
             raise EvaluationError(
                 f"the {name} mask is {mask.shape} but the ground truth is {gt_mask.shape}"
             )
-    masks = (gt_mask, pred_mask) if void_mask is None else (gt_mask, pred_mask, void_mask)
     if gt_mask.ndim != 2 or not gt_mask.size or any(mask.dtype != np.bool_ for mask in masks):
         kinds = ", ".join(f"{mask.shape} {mask.dtype}" for mask in masks)
         raise EvaluationError(f"masks must be (H, W) bool of at least one pixel, got {kinds}")

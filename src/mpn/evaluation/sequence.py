@@ -153,16 +153,37 @@ class SequenceEvaluator:
             num_objects=self._num_objects,
             source=pending.source,
         )
-        radius_px = radius_px_from_tolerance(self._options.boundary_tolerance, self._size_hw)
-        window = union_window(pending.gt_labels, pred_labels)
-        gt_part, pred_part = pending.gt_labels[window], pred_labels[window]
-        pairs = [(gt_part == k, pred_part == k) for k in range(1, self._num_objects + 1)]
-        for values, (gt_mask, pred_mask) in zip(self._region_values, pairs, strict=True):
-            values.append(region_similarity(gt_mask, pred_mask))
-        measures = boundary_measures(pairs, radius_px)
-        for values, measure in zip(self._boundary_values, measures, strict=True):
-            values.append(measure)
+        region, boundary = measures_from_labels(
+            pending.gt_labels,
+            pred_labels,
+            self._num_objects,
+            radius_px_from_tolerance(self._options.boundary_tolerance, self._size_hw),
+        )
+        for k in range(self._num_objects):
+            self._region_values[k].append(region[k])
+            self._boundary_values[k].append(boundary[k])
         self._frames.append(pending.source.stem)
+
+
+def measures_from_labels(
+    gt_labels: UInt8Array, pred_labels: UInt8Array, num_objects: int, radius_px: int
+) -> tuple[list[float], list[float]]:
+    """J and F of every object of one frame.
+
+    Args:
+        gt_labels: (H, W) uint8 ids of the ground truth; ids above ``num_objects``, void among them,
+            count as background.
+        pred_labels: (H, W) uint8 predicted ids.
+        num_objects: N; the objects are 1..N.
+        radius_px: Tolerance of F, see :func:`mpn.evaluation.boundary.radius_px_from_tolerance`.
+
+    Returns:
+        N values of J and N of F, each 0..1.
+    """
+    window = union_window(gt_labels, pred_labels)  # found once, for J and F of all objects
+    gt_part, pred_part = gt_labels[window], pred_labels[window]
+    pairs = [(gt_part == k, pred_part == k) for k in range(1, num_objects + 1)]
+    return [region_similarity(*pair) for pair in pairs], boundary_measures(pairs, radius_px)
 
 
 def object_count(first_gt_labels: UInt8Array) -> int:

@@ -1,30 +1,29 @@
 """How fast an engine directory is on this machine: what ``mpn bench`` measures.
 
-Three figures side by side, for each number of objects, with OSVOS and without:
+Three figures side by side, for each number of objects and variant of the pipeline:
 
 * *engine-only*: the networks alone, on inputs that do not change;
 * *pipeline*: all stages, frames in memory;
 * *wall*: an H.264 file decoded, segmented, masks and overlay written, as ``mpn-run`` does it.
 
-All three see the same rendered clip. What is left out of a figure is told apart (first frame,
-loading, warm-up), and what this version cannot measure is listed.
+All three see the same rendered clip. A variant adds stages to the plain pipeline, see
+:mod:`mpn.runtime.benchmark_variants`; all of them take turns, frame by frame. What is left out of a
+figure is told apart (first frame, loading, warm-up), and what was not measured is listed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-import cv2
-
 from mpn.engines.files import check_engine_dir
 from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
-from mpn.engines.manifest import ENGINE_SOURCE, Manifest
+from mpn.engines.manifest import ENGINE_SOURCE, load_manifest
 from mpn.errors import InputError
 from mpn.runtime.benchmark_clip import BenchmarkClip, labels_of_objects, make_clip
 from mpn.runtime.benchmark_memory import NetworkFigure, PipelineFigure
@@ -34,8 +33,10 @@ from mpn.runtime.benchmark_result import (
     load_average,
     summary_ms,
 )
+from mpn.runtime.benchmark_variants import Variant, check_variant_names, variants_of
 from mpn.runtime.benchmark_wall import run_wall_apart
 from mpn.runtime.labels import DEFAULT_MAX_OBJECTS, save_labels
+from mpn.runtime.opencv_threads import OpenCvThreads
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.preprocess import working_size_hw
 from mpn.runtime.request import RunRequest
@@ -57,6 +58,8 @@ class BenchmarkOptions:
         frame_size_hw: (height, width) of the clip, both even since H.264 halves the colours.
         frames: Frames that count, a figure.
         warmup: Frames before them, after the first one, that do not.
+        variants: Names, see :mod:`mpn.runtime.benchmark_variants`; None for all that the engine
+            directory can run.
         backend: See :func:`mpn.engines.load.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
 
@@ -68,6 +71,7 @@ class BenchmarkOptions:
     frame_size_hw: tuple[int, int] = (480, 854)
     frames: int = 50
     warmup: int = 5
+    variants: tuple[str, ...] | None = None
     backend: Backend = "auto"
     threads: int | None = None
 
@@ -89,6 +93,8 @@ class BenchmarkOptions:
         for name in ("frames", "warmup"):
             if getattr(self, name) < 1:
                 raise InputError(f"option {name} must be at least 1, got {getattr(self, name)}")
+        if self.variants is not None:
+            check_variant_names(self.variants)
         if self.threads is not None and self.threads < 1:
             raise InputError(f"the number of threads must be at least 1, got {self.threads}")
 
@@ -110,23 +116,25 @@ def run_benchmark(
 
     Returns:
         The result in the format of :mod:`mpn.runtime.benchmark_result`; ``runs`` has an entry for
-        each number of objects and OSVOS mode, with ``engine_only``, ``pipeline`` and ``wall``.
+        each number of objects and variant, with ``engine_only``, ``pipeline`` and ``wall``.
 
     Raises:
         EngineError: If the engines cannot be opened or fail.
-        InputError: If the frames are too small for so many objects.
+        InputError: If the frames are too small for so many objects, or a variant needs an engine
+            that is not there.
         OutputError: If the temporary folder cannot be written.
     """
     options = options or BenchmarkOptions()
     directory = default_engine_dir() if engine_dir is None else engine_dir
     check_engine_dir(directory)
+    variants = variants_of(load_manifest(directory), options.variants)
     before = load_average()
     with (
         TemporaryDirectory(prefix="mpn-bench-") as folder,
-        _opencv_threads(options.threads),
+        nullcontext() if options.threads is None else OpenCvThreads(options.threads),
     ):
         measurement = _Measurement(
-            directory, options, Path(folder), on_progress or (lambda _: None)
+            directory, options, variants, Path(folder), on_progress or (lambda _: None)
         )
         body = measurement.run(is_shipped=engine_dir is None)
     return benchmark_document("fps", {**body, "load_average_before": before})
@@ -136,9 +144,14 @@ class _Measurement:
     """The state of one call of :func:`run_benchmark`."""
 
     def __init__(
-        self, directory: Path, options: BenchmarkOptions, folder: Path, tell: OnProgress
+        self,
+        directory: Path,
+        options: BenchmarkOptions,
+        variants: Sequence[Variant],
+        folder: Path,
+        tell: OnProgress,
     ) -> None:
-        self._directory, self._options = directory, options
+        self._directory, self._options, self._variants = directory, options, variants
         self._folder, self._tell = folder, tell
 
     def run(self, *, is_shipped: bool) -> dict[str, Any]:
@@ -170,7 +183,7 @@ class _Measurement:
             "warmup": options.warmup,
             "load": {"first_ms": round(load_s[0] * 1e3, 3), **summary_ms(load_s)},
             "runs": runs,
-            "not_measured": _not_measured(engines),
+            "not_measured": _not_measured(engines, self._variants),
         }
 
     def _opened(self) -> tuple[EngineSet, list[float]]:
@@ -187,31 +200,35 @@ class _Measurement:
             engines.close()
 
     def _runs(self, engines: EngineSet, clip: BenchmarkClip, objects: int) -> list[dict[str, Any]]:
-        """All figures for one number of objects: an entry without OSVOS, and one with it."""
+        """All figures for one number of objects: an entry for each variant."""
         labels = labels_of_objects(clip.labels, objects)
         mask = self._folder / f"first-{objects}.png"
         save_labels(mask, labels)
-        options = _options_by_osvos(engines.manifest)
         self._tell(f"K = {objects}: the networks alone, and the pipeline")
-        in_memory = self._in_memory(engines, clip, labels, options)
+        in_memory = self._in_memory(engines, clip, labels)
         runs = []
-        for mode, pipeline_options in options.items():
-            self._tell(f"K = {objects}, OSVOS {mode}: from file to files")
-            wall = self._wall(clip, mask, pipeline_options, f"out-{objects}-{mode}")
-            runs.append({"objects": objects, "osvos": mode, **in_memory[mode], "wall": wall})
+        for variant in self._variants:
+            self._tell(f"K = {objects}, {variant.name}: from file to files")
+            wall = self._wall(clip, mask, variant.options, f"out-{objects}-{variant.name}")
+            runs.append(
+                {
+                    "objects": objects,
+                    "variant": variant.name,
+                    "osvos": variant.options.osvos,
+                    "crf": variant.options.crf,
+                    **in_memory[variant.name],
+                    "wall": wall,
+                }
+            )
         return runs
 
     def _in_memory(
-        self,
-        engines: EngineSet,
-        clip: BenchmarkClip,
-        labels: UInt8Array,
-        options: dict[str, PipelineOptions],
+        self, engines: EngineSet, clip: BenchmarkClip, labels: UInt8Array
     ) -> dict[str, dict[str, Any]]:
         """The networks and every pipeline, frame by frame in turn, whose turn it is first too."""
         warmup, objects = self._options.warmup, int(labels.max())
-        networks = NetworkFigure(engines, next(iter(options.values())), clip.frames, labels)
-        pipelines = {mode: PipelineFigure(engines, given) for mode, given in options.items()}
+        networks = NetworkFigure(engines, self._variants[0].options, clip.frames, labels)
+        pipelines = {v.name: PipelineFigure(engines, v.options) for v in self._variants}
         for pipeline in pipelines.values():
             pipeline.start(clip.frames[0], labels)
         sides: list[Callable[[UInt8Array], None]] = [lambda _: networks.step()]
@@ -221,14 +238,13 @@ class _Measurement:
                 step(rgb)
             sides.append(sides.pop(0))
         return {
-            mode: {
-                "osvos_mode": options[mode].osvos,
+            name: {
                 "engine_only": networks.as_json(
                     warmup=warmup, every_frame=pipeline.roles_of_every_frame(objects)
                 ),
                 "pipeline": pipeline.as_json(warmup=warmup),
             }
-            for mode, pipeline in pipelines.items()
+            for name, pipeline in pipelines.items()
         }
 
     def _wall(
@@ -248,43 +264,22 @@ class _Measurement:
         return run.as_json(warmup=self._options.warmup)
 
 
-def _options_by_osvos(manifest: Manifest) -> dict[str, PipelineOptions]:
-    """``off``, and where there is OSVOS ``on``: as the manifest advises, unless that is off."""
-    options = {"off": PipelineOptions(osvos="off").with_defaults(manifest.runtime_defaults)}
-    if "osvos" in manifest.roles:
-        advised = PipelineOptions().with_defaults(manifest.runtime_defaults).osvos
-        mode = "auto" if advised == "off" else advised
-        options["on"] = PipelineOptions(osvos=mode).with_defaults(manifest.runtime_defaults)
-    return options
-
-
-def _not_measured(engines: EngineSet) -> list[str]:
+def _not_measured(engines: EngineSet, variants: Sequence[Variant]) -> list[str]:
     """What a reader may look for and not find."""
     missing = [
-        "DenseCRF: this version has no such stage",
         "online adaptation and its cost: this version has none",
         "GPU (CUDA, TensorRT): the networks ran on the CPU"
         if engines.backend == "cpu"
         else f"backends other than {engines.backend}",
     ]
-    if engines.osvos is None:
+    if "osvos" not in engines.manifest.roles:
         missing.append("OSVOS: the engine directory has none")
+    elif all(variant.options.osvos == "off" for variant in variants):
+        missing.append("OSVOS: no variant with it was asked for")
+    if not any(variant.options.crf for variant in variants):
+        missing.append("DenseCRF: no variant with it was asked for")
     if engines.manifest.flow.source != ENGINE_SOURCE:
         missing.append(
             f"flow network: the flow is {engines.manifest.flow.source}, a stage of the pipeline"
         )
     return missing
-
-
-@contextmanager
-def _opencv_threads(threads: int | None) -> Iterator[None]:
-    """OpenCV's number of threads, which belongs to the whole process, as a pipeline sets it."""
-    if threads is None:
-        yield
-        return
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(threads)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)

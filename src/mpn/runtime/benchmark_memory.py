@@ -90,6 +90,7 @@ class PipelineFigure:
         self._pipeline = Pipeline(engines, options=options)
         self._osvos = OsvosStage(engines, self._pipeline.options, ObjectEngines())
         self._start_s = 0.0
+        self._start_stage_s: Mapping[str, float] = {}
         self._frame_s: list[float] = []
         self._stage_s: list[Mapping[str, float]] = []
         self._states: list[list[str]] = []
@@ -97,7 +98,7 @@ class PipelineFigure:
     def start(self, rgb: UInt8Array, labels: UInt8Array) -> None:
         """The first frame, see :meth:`mpn.runtime.pipeline.Pipeline.start`."""
         begun = perf_counter()
-        self._pipeline.start(rgb, labels)
+        self._start_stage_s = self._pipeline.start(rgb, labels).timings
         self._start_s = perf_counter() - begun
 
     def step(self, rgb: UInt8Array) -> None:
@@ -124,6 +125,7 @@ class PipelineFigure:
             "frame": summary_ms(frame_s),
             "stages": {n: summary_ms([s[n] for s in stage_s if n in s]) for n in names},
             "start_ms": round(self._start_s * 1e3, 3),
+            "start_stages_ms": {n: round(s * 1e3, 3) for n, s in self._start_stage_s.items()},
             "tracked_share": round(states.count("tracked") / len(states), 4),
         }
 

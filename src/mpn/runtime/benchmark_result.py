@@ -1,7 +1,9 @@
 """The one JSON format of every benchmark result, and the figures in it.
 
 Keys that each result has: ``schema``, ``benchmark`` (its name), ``machine`` and ``versions`` (as in
-run.json); the rest is the benchmark's own. Times are in milliseconds, as :func:`summary_ms` says.
+run.json), ``backend``, ``engine``, ``frame_size_hw``, ``objects``, ``frames``, ``warmup``,
+``load_average_before`` and ``not_measured`` (docs/benchmarks.md); the rest is the benchmark's own.
+Times are in milliseconds, as :func:`summary_ms` says.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from mpn.errors import OutputError
 from mpn.runtime.atomic import output_errors, save_json
 from mpn.runtime.report import machine_facts, versions
 
-BENCHMARK_SCHEMA = 1
+BENCHMARK_SCHEMA = 2
 
 
 def summary_ms(seconds: Iterable[float]) -> dict[str, float]:
