@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from mpn.cli import main as cli
-from mpn.cli.run import BackendName
+from mpn.cli.run import BackendName, ScopeName
 from mpn.engines.load import BACKENDS
+from mpn.runtime.adapt_options import AdaptScope
 from mpn.runtime.labels import save_labels
 from mpn.runtime.outputs import SAVE_KINDS, SaveKind
 from tests.engine_dirs import make_engine_dir
@@ -99,8 +100,8 @@ def test_run_writes_results_beside_you_and_says_where(run, capsys) -> None:
 def test_every_option_arrives(run, capsys) -> None:
     code = run(
         "@clip.mp4", "--mask", "@binary.png", "--mask", "3:@first.png", "-o", "res", "--json",
-        "--backend", "cpu", "--threads", "1", "--no-crf", "--no-osvos", "--no-adapt",
-        "--size", "32", "--start", "1", "--end", "4", "--save", "rle, probs,masks",
+        "--backend", "cpu", "--threads", "1", "--crf", "--no-osvos", "--osvos-every", "5",
+        "--no-adapt", "--size", "32", "--start", "1", "--end", "4", "--save", "rle, probs,masks",
     )  # fmt: skip
     out, _ = capsys.readouterr()
     assert code == 0
@@ -108,7 +109,10 @@ def test_every_option_arrives(run, capsys) -> None:
     assert report == json.loads(Path("res/run.json").read_text())
     assert report["options"]["size"] == 32
     assert report["options"]["osvos"] == "off"
-    assert (report["options"]["crf"], report["options"]["adapt"]) == (False, False)
+    assert report["options"]["osvos_every"] == 5
+    assert report["options"]["crf"] is True
+    assert report["stages"]["crf"]["frames"] == 2
+    assert report["adapt"] == {"ran": False, "why": "not wanted"}
     assert report["backend"]["threads"] == 1
     assert report["saved"] == ["masks", "probs", "rle"]
     assert report["object_ids"] == [1, 2]
@@ -123,6 +127,18 @@ def test_defaults_leave_the_engines_advice_in_force(run, capsys, tmp_path: Path)
     )
     assert run("@clip.mp4", "--mask", "@first.png", "--engine-dir", str(engines), "--json") == 0
     assert json.loads(capsys.readouterr().out)["options"]["size"] == 40
+
+
+def test_engines_without_graphs_to_fine_tune_with_run_as_they_are_and_the_report_says_so(
+    run, capsys
+) -> None:
+    assert run("@clip.mp4", "--mask", "@first.png", "--seed", "3", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["adapt"]["ran"] is False
+    assert "no graphs to fine-tune with" in report["adapt"]["why"]
+    assert report["fps_after_adapt"] == report["fps"]
+    assert report["fingerprint"]["adapt"] is None
+    assert report["options"]["crf"] is False
 
 
 def test_quiet_prints_nothing(run, capsys) -> None:
@@ -197,6 +213,12 @@ def test_interrupted_run_is_resumed(run, capsys, monkeypatch) -> None:
         pytest.param(["@clip.mp4", "--mask", "3:@first.png"], "--start 3", id="no first mask"),
         pytest.param(["@clip.mp4", "--mask", "@first.png", "--fps", "25"],
                      "only be given for images", id="fps of a file"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--adapt-steps", "3"],
+                     "the engines 'tiny' have no graphs to fine-tune with", id="cannot adapt"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--adapt-size", "100"],
+                     "option size must be 16 n + 1", id="adapt size"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--adapt-seconds", "0"],
+                     "option seconds must be", id="adapt seconds"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing_behind(
@@ -252,6 +274,13 @@ def test_full_disk_is_one_line(run, capsys, tiny_disk: Path) -> None:
         (["@clip.mp4", "--mask", "a.png", "--fps", "fast"], "not 'fast'"),
         (["@clip.mp4", "--mask", "a.png", "--backend", "vulkan"], "vulkan"),
         (["@clip.mp4", "--mask", "a.png", "--start", "-1"], "--start"),
+        (["@clip.mp4", "--mask", "a.png", "--osvos-every", "0"], "--osvos-every"),
+        (["@clip.mp4", "--mask", "a.png", "--no-adapt", "--adapt-steps", "3"],
+         "--no-adapt contradicts"),
+        (["@clip.mp4", "--mask", "a.png", "--adapt-cache", "c", "--no-adapt-cache"],
+         "--adapt-cache contradicts"),
+        (["@clip.mp4", "--mask", "a.png", "--adapt-scope", "tail"], "tail"),
+        (["@clip.mp4", "--mask", "a.png", "--adapt-steps", "0"], "--adapt-steps"),
     ],
 )  # fmt: skip
 def test_wrong_usage(run, capsys, arguments: list[str], message: str) -> None:
@@ -265,6 +294,7 @@ def test_wrong_usage(run, capsys, arguments: list[str], message: str) -> None:
 def test_names_in_the_command_line_are_those_of_the_runtime() -> None:
     assert tuple(name.value for name in BackendName) == BACKENDS
     assert set(SAVE_KINDS) == set(get_args(SaveKind))
+    assert tuple(name.value for name in ScopeName) == get_args(AdaptScope)
 
 
 def test_command_line_imports_nothing_heavy() -> None:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mpn.cli.run_arguments import masks_by_frame, missing_video, rate_from_text, save_kinds
+from mpn.cli.run_arguments import (
+    AdaptArguments,
+    masks_by_frame,
+    missing_video,
+    rate_from_text,
+    save_kinds,
+)
 from mpn.cli.run_progress import progress_display
 
 if TYPE_CHECKING:
@@ -26,6 +32,13 @@ class BackendName(StrEnum):
     CUDA = "cuda"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
+
+
+class ScopeName(StrEnum):
+    """What ``--adapt-scope`` takes; a test keeps it equal to ``AdaptScope``."""
+
+    ALL = "all"
+    HEAD = "head"
 
 
 def run(
@@ -61,11 +74,58 @@ def run(
     no_osvos: bool = typer.Option(
         False, "--no-osvos", help="Leave OSVOS out, also where the engines have it."
     ),
-    no_crf: bool = typer.Option(
-        False, "--no-crf", help="Accepted; this version has no CRF stage to leave out."
+    osvos_every: int = typer.Option(
+        None,
+        metavar="N",
+        min=1,
+        help="Run OSVOS on every N-th frame, and on all for objects that are lost or doubtful.",
+        show_default="what the engines advise, else 1",
+    ),
+    crf: bool = typer.Option(
+        None,
+        "--crf/--no-crf",
+        help="Sharpen the masks with a dense CRF.",
+        show_default="what the engines advise, else no",
     ),
     no_adapt: bool = typer.Option(
-        False, "--no-adapt", help="Accepted; this version has no online adaptation to leave out."
+        False, "--no-adapt", help="Do not fine-tune the networks on the given masks."
+    ),
+    adapt_steps: int = typer.Option(
+        None,
+        metavar="N",
+        min=1,
+        help="Steps of fine-tuning, an object and network.",
+        show_default="by network",
+    ),
+    adapt_seconds: float = typer.Option(
+        None,
+        metavar="S",
+        help="Seconds after which fine-tuning ends, an object and network. The masks then depend "
+        "on the speed of the machine.",
+        show_default="no limit",
+    ),
+    adapt_size: int = typer.Option(
+        None,
+        metavar="PX",
+        help="Side of the crops to learn from, 16 n + 1.",
+        show_default="by network",
+    ),
+    adapt_scope: ScopeName = typer.Option(
+        None,
+        help="Fine-tune all weights, or the last layers alone (faster).",
+        show_default="by network",
+    ),
+    adapt_cache: Path = typer.Option(
+        None,
+        metavar="DIR",
+        help="Where fine-tuned weights are kept for the next run on the same masks.",
+        show_default="~/.cache/mpn-runtime/adapt",
+    ),
+    no_adapt_cache: bool = typer.Option(
+        False, "--no-adapt-cache", help="Keep no fine-tuned weights, and use none."
+    ),
+    seed: int = typer.Option(
+        None, metavar="N", min=0, help="Seed of fine-tuning.", show_default="0"
     ),
     size: int = typer.Option(
         None,
@@ -104,22 +164,27 @@ def run(
     sequence of a data set in DAVIS layout the masks go to OUT/<sequence>/00000.png and the rest to
     OUT/_runs/<sequence>/. Results of an earlier run in OUT are replaced.
     """
-    # Two flags for stages that do not exist yet: run.json says "crf": false and "adapt": false.
-    del no_crf, no_adapt
     if video is None:
         raise typer.BadParameter(missing_video(engine_dir))
     masks = masks_by_frame(mask)
     kinds = save_kinds(save)
+    adapt = AdaptArguments(
+        off=no_adapt,
+        steps=adapt_steps,
+        seconds=adapt_seconds,
+        size=adapt_size,
+        scope=None if adapt_scope is None else adapt_scope.value,
+        cache=adapt_cache,
+        no_cache=no_adapt_cache,
+        seed=seed,
+    )
 
     from mpn.runtime.options import PipelineOptions
     from mpn.runtime.request import RunRequest
     from mpn.runtime.session import run_video
 
-    given: dict[str, Any] = {}
-    if size is not None:
-        given["size"] = size
-    if no_osvos:
-        given["osvos"] = "off"
+    given: dict[str, Any] = {"size": size, "osvos_every": osvos_every, "crf": crf}
+    given |= {"osvos": "off"} if no_osvos else {}
     request = RunRequest(
         video=video,
         masks=masks,
@@ -127,7 +192,9 @@ def run(
         engine_dir=engine_dir,
         backend=backend.value,
         threads=threads,
-        options=PipelineOptions(**given),
+        options=PipelineOptions(**{k: v for k, v in given.items() if v is not None}),
+        adapt=adapt.options(),
+        must_adapt=adapt.are_given,
         start=start,
         end=end,
         fps=rate_from_text(fps),
@@ -152,10 +219,10 @@ def _run_with_progress(
         def on_progress(progress: Progress) -> None:
             nonlocal done
             done = progress.done
-            show(progress)
+            show.frame(progress)
 
         try:
-            return run_video(request, on_progress=on_progress)
+            return run_video(request, on_progress=on_progress, on_adapt=show.adapt)
         except KeyboardInterrupt:
             interrupted_at = done
     typer.echo(
@@ -172,7 +239,11 @@ def _summary(report: dict[str, Any]) -> str:
     masks = f"masks in {out['masks']}, the rest in {out['folder']}"
     if "masks" not in report["saved"]:
         masks = f"results in {out['folder']}"
+    learnt = ""
+    if report["adapt"]["ran"]:
+        seconds, fps = report["adapt"]["seconds"], report["fps_after_adapt"]
+        learnt = f" ({fps:.1f} after {seconds:.0f} s of fine-tuning)"
     return (
-        f"{report['frames']} frames, {report['fps']:.1f} FPS on {used}, "
+        f"{report['frames']} frames, {report['fps']:.1f} FPS on {used}{learnt}, "
         f"objects {', '.join(map(str, report['object_ids']))}: {masks}"
     )

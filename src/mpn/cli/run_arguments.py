@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from mpn.runtime.adapt_options import AdaptOptions
     from mpn.runtime.outputs import SaveKind
 
 _FRAME_AND_FILE = re.compile(r"(\d+):(.+)", re.DOTALL)
@@ -70,3 +73,58 @@ def rate_from_text(text: str | None) -> Any:
         raise typer.BadParameter(
             f"--fps takes a rate like 25 or 30000/1001, not '{text}'"
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptArguments:
+    """The ``--adapt-*`` options as they were typed; None or False: not given."""
+
+    off: bool
+    steps: int | None
+    seconds: float | None
+    size: int | None
+    scope: str | None
+    cache: Path | None
+    no_cache: bool
+    seed: int | None
+
+    @property
+    def are_given(self) -> bool:
+        """Whether fine-tuning was asked for by one of them; a seed alone asks for nothing."""
+        given = (self.steps, self.seconds, self.size, self.scope, self.cache)
+        return any(value is not None for value in given)
+
+    def options(self) -> AdaptOptions | None:
+        """What the runtime takes; None: no fine-tuning.
+
+        Raises:
+            typer.BadParameter: If they contradict each other.
+            InputError: If a value is out of range.
+        """
+        if self.off:
+            if self.are_given:
+                raise typer.BadParameter("--no-adapt contradicts the other --adapt options")
+            return None
+        if self.cache is not None and self.no_cache:
+            raise typer.BadParameter("--adapt-cache contradicts --no-adapt-cache")
+        from mpn.runtime.adapt_options import AdaptOptions
+
+        given: dict[str, Any] = {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "size": self.size,
+            "scope": self.scope,
+            "cache_dir": None if self.no_cache else self.cache or default_adapt_cache(),
+        }
+        if self.seed is not None:
+            given["seed"] = self.seed
+        return AdaptOptions(**given)
+
+
+def default_adapt_cache() -> Path | None:
+    """Where fine-tuned weights are kept by default; None where the user has no home."""
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return caches / "mpn-runtime" / "adapt"

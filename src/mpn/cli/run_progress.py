@@ -1,4 +1,4 @@
-"""How ``mpn run`` shows where it stands: a bar on a terminal, plain lines elsewhere, on stderr."""
+"""How ``mpn run`` shows where it stands: bars on a terminal, plain lines elsewhere, on stderr."""
 
 from __future__ import annotations
 
@@ -6,73 +6,138 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
+    from mpn.runtime.adapt import AdaptProgress
     from mpn.runtime.request import Progress
 
 _PLAIN_PROGRESS_EVERY_S = 5.0
 _SHOWN_PER_S = 10
 
 
+@dataclass(frozen=True)
+class ProgressDisplay:
+    """What to call while a run goes on.
+
+    Attributes:
+        frame: After every frame.
+        adapt: After every step of fine-tuning.
+    """
+
+    frame: Callable[[Progress], None]
+    adapt: Callable[[AdaptProgress], None]
+
+
 @contextmanager
-def progress_display(quiet: bool) -> Iterator[Callable[[Progress], None]]:
+def progress_display(quiet: bool) -> Iterator[ProgressDisplay]:
     """What to call with the progress of a run while the ``with`` statement lasts."""
     if quiet:
-        yield lambda progress: None
+        yield ProgressDisplay(frame=lambda progress: None, adapt=lambda progress: None)
     elif sys.stderr.isatty():
-        with _rich_progress() as show:
-            yield show
+        with _rich_display() as display:
+            yield display
     else:
-        yield _plain_progress()
+        yield _plain_display()
+
+
+class _FrameRate:
+    """Frames a second since the first one: what came before it was not segmenting."""
+
+    def __init__(self) -> None:
+        self._begun: tuple[float, int] | None = None
+
+    def after(self, progress: Progress) -> float:
+        now_s = time.monotonic()
+        if self._begun is None:
+            self._begun = now_s, progress.computed
+        begun_s, computed = self._begun
+        return (progress.computed - computed) / max(now_s - begun_s, 1e-6)
+
+
+def _eta_text(progress: Progress, rate: float) -> str:
+    if progress.expected is None or rate == 0:
+        return ""
+    return f"ETA {max(progress.expected - progress.done, 0) / rate:.0f} s"
 
 
 @contextmanager
-def _rich_progress() -> Iterator[Callable[[Progress], None]]:
+def _rich_display() -> Iterator[ProgressDisplay]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+    from rich.progress import Progress as Bars
 
-    bar = Bar(
-        TextColumn("frames"),
+    bars = Bars(
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[eta]}"),
         console=Console(stderr=True),
         refresh_per_second=_SHOWN_PER_S,
         transient=True,
     )
-    with bar:
-        task = bar.add_task("frames", total=None, rate="")
-        begun_s = time.monotonic()
+    tasks: dict[str, TaskID] = {}
+    frame_rate = _FrameRate()
 
-        def show(progress: Progress) -> None:
-            # The container's count is a guess: a bar never runs over its end.
-            total = None if progress.expected is None else max(progress.expected, progress.done)
-            rate = progress.computed / max(time.monotonic() - begun_s, 1e-6)
-            bar.update(task, completed=progress.done, total=total, rate=f"{rate:.1f} FPS")
+    def show(name: str, done: int, total: int | None, rate: str, eta: str) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=total, rate="", eta="")
+        bars.update(tasks[name], completed=done, total=total, rate=rate, eta=eta)
 
-        yield show
+    def frame(progress: Progress) -> None:
+        # The container's count is a guess: a bar never runs over its end.
+        total = None if progress.expected is None else max(progress.expected, progress.done)
+        rate = frame_rate.after(progress)
+        show("frames", progress.done, total, f"{rate:.1f} FPS", _eta_text(progress, rate))
+
+    def adapt(progress: AdaptProgress) -> None:
+        show(
+            _adapt_name(progress),
+            progress.step,
+            progress.steps,
+            f"loss {progress.loss:.3f}",
+            f"ETA {progress.eta_s:.0f} s",
+        )
+
+    with bars:
+        yield ProgressDisplay(frame, adapt)
 
 
-def _plain_progress() -> Callable[[Progress], None]:
-    begun_s = shown_s = time.monotonic()
+def _plain_display() -> ProgressDisplay:
+    frame_rate = _FrameRate()
+    shown_s = time.monotonic()
 
-    def show(progress: Progress) -> None:
+    def say(text: Callable[[], str]) -> None:
         nonlocal shown_s
         now_s = time.monotonic()
-        if now_s - shown_s < _PLAIN_PROGRESS_EVERY_S:
-            return
-        shown_s = now_s
-        rate = progress.computed / (now_s - begun_s)
-        text = f"frame {progress.done}"
-        if progress.expected is not None:
-            left = max(progress.expected - progress.done, 0)
-            text += f" of {progress.expected}, ETA {left / max(rate, 1e-6):.0f} s"
-        typer.echo(f"{text}, {rate:.1f} FPS", err=True)
+        if now_s - shown_s >= _PLAIN_PROGRESS_EVERY_S:
+            shown_s = now_s
+            typer.echo(text(), err=True)
 
-    return show
+    def frame(progress: Progress) -> None:
+        rate = frame_rate.after(progress)
+
+        def text() -> str:
+            expected = "" if progress.expected is None else f" of {progress.expected}"
+            eta = _eta_text(progress, rate)
+            return f"frame {progress.done}{expected}{', ' if eta else ''}{eta}, {rate:.1f} FPS"
+
+        say(text)
+
+    def adapt(progress: AdaptProgress) -> None:
+        say(
+            lambda: (
+                f"{_adapt_name(progress)}: step {progress.step} of {progress.steps}, "
+                f"ETA {progress.eta_s:.0f} s, loss {progress.loss:.3f}"
+            )
+        )
+
+    return ProgressDisplay(frame, adapt)
+
+
+def _adapt_name(progress: AdaptProgress) -> str:
+    return f"learning object {progress.object_id} ({progress.role})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 from mpn.closing import Closing
 from mpn.errors import InputError
@@ -68,6 +69,10 @@ class LabelledVideo(Closing):
     def timings(self) -> Mapping[str, float]:
         """Seconds by stage, summed over all frames since :meth:`start`."""
         return self._timer.total_s
+
+    def adapt_report(self) -> list[dict[str, Any]]:
+        """What fine-tuning did, as JSON types: an entry an object and network since start."""
+        return [] if self._adapter is None else self._adapter.report_as_json()
 
     def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
         """Begin a video, or begin anew.

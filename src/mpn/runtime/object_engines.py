@@ -38,8 +38,8 @@ class ObjectAdapterLike(Protocol):
             EngineError: If an engine fails.
         """
 
-    def report_as_json(self) -> dict[str, Any]:
-        """What was done for each object and role, as JSON types."""
+    def report_as_json(self) -> list[dict[str, Any]]:
+        """What was done, as JSON types: an entry an object and role."""
 
     def close(self) -> None:
         """Release what is held; engines that were handed out stay open."""

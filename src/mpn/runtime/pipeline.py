@@ -8,11 +8,16 @@ what CRF made of it: the paper propagates the mask probability and calls CRF the
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
 from mpn.errors import EngineError
+from mpn.runtime.adapt_options import AdaptOptions
+from mpn.runtime.adaptation import options_for
 from mpn.runtime.crf_refine import refine
 from mpn.runtime.ensemble import merge
 from mpn.runtime.flow import FlowEstimator, flow_estimator_from
@@ -28,6 +33,11 @@ from mpn.runtime.roi import scaled_boxes, tight_boxes
 from mpn.runtime.stages import Stages
 from mpn.runtime.state import State
 from mpn.types import StepResult, UInt8Array
+
+if TYPE_CHECKING:
+    from mpn.runtime.adapt import AdaptProgress
+
+OnAdapt = Callable[["AdaptProgress"], None]
 
 
 class Pipeline(LabelledVideo):
@@ -80,6 +90,8 @@ class Pipeline(LabelledVideo):
         backend: Backend = "auto",
         threads: int | None = None,
         options: PipelineOptions | None = None,
+        adapt: AdaptOptions | None = None,
+        on_adapt: OnAdapt | None = None,
     ) -> Self:
         """Open an engine directory and make a pipeline of it.
 
@@ -90,25 +102,45 @@ class Pipeline(LabelledVideo):
                 the whole process: it is set here and set back by :meth:`close`. None leaves both
                 alone.
             options: See the class.
+            adapt: How the networks are fine-tuned on each object that is given; None: not at all.
+            on_adapt: Called after every step of fine-tuning.
 
         Raises:
             BackendError: If the backend asked for cannot run here.
-            EngineError: If an engine cannot be opened, or OSVOS is asked for and not there.
+            EngineError: If an engine cannot be opened, OSVOS is asked for and not there, or nothing
+                that runs can be fine-tuned although it is asked for.
             InputError: If ``threads`` is under 1.
             ManifestError: If the directory or its manifest cannot be used.
             MissingExtraError: If onnxruntime is not installed.
         """
-        engines = open_engines(
-            default_engine_dir() if directory is None else directory,
-            backend=backend,
-            threads=threads,
-            with_osvos=options is None or options.osvos != "off",
-        )
-        try:
-            pipeline = cls(engines, options=options)
-        except BaseException:
-            engines.close()
-            raise
+        path = Path(default_engine_dir() if directory is None else directory)
+        with ExitStack() as opened:
+            engines = opened.enter_context(
+                open_engines(
+                    path,
+                    backend=backend,
+                    threads=threads,
+                    with_osvos=options is None or options.osvos != "off",
+                )
+            )
+            adapter = None
+            if adapt is not None:
+                advice = engines.manifest.runtime_defaults
+                options = (options or PipelineOptions()).with_defaults(advice)
+                from mpn.runtime.adapt import ObjectAdapter
+
+                adapter = opened.enter_context(
+                    ObjectAdapter(
+                        path,
+                        engines,
+                        options_for(engines.manifest, options, adapt),
+                        options,
+                        threads=threads,
+                        on_progress=on_adapt,
+                    )
+                )
+            pipeline = cls(engines, options=options, adapter=adapter)
+            opened.pop_all()
         if threads is not None:
             pipeline._to_close.enter_context(OpenCvThreads(threads))
         return pipeline

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpn.errors import InputError
+from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.labels import load_labels
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.outputs import DEFAULT_SAVE, SaveKind
@@ -33,6 +34,10 @@ class RunRequest:
         backend: See :func:`mpn.engines.load.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
         options: How the stages work.
+        adapt: How the networks are fine-tuned on the masks, where the engine directory can; None:
+            not at all.
+        must_adapt: Whether an engine directory that cannot be fine-tuned is an error. Otherwise it
+            is run as it is and run.json says so, and a live source is not kept waiting either.
         start: Index of the first frame.
         end: Index of the frame to stop before.
         fps: Frame rate of a folder of images.
@@ -47,6 +52,8 @@ class RunRequest:
     backend: Backend = "auto"
     threads: int | None = None
     options: PipelineOptions = field(default_factory=PipelineOptions)
+    adapt: AdaptOptions | None = None
+    must_adapt: bool = False
     start: int | None = None
     end: int | None = None
     fps: Fraction | None = None

@@ -15,14 +15,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mpn import __version__
-from mpn.engines.files import check_engine_dir
+from mpn.engines.load import default_engine_dir
+from mpn.engines.manifest import load_manifest
 from mpn.errors import InputError, MpnError, OutputError, VideoError
+from mpn.runtime.adaptation import Decision, adapt_as_json, decide
+from mpn.runtime.fingerprint import fingerprint, until
 from mpn.runtime.outputs import Outputs
-from mpn.runtime.pipeline import Pipeline
+from mpn.runtime.pipeline import OnAdapt, Pipeline
 from mpn.runtime.propagate import propagate_frames
 from mpn.runtime.queues import Prefetch
-from mpn.runtime.report import StageStatistics, machine_facts, sha256_of_array, versions
+from mpn.runtime.report import StageStatistics, machine_facts, versions
 from mpn.runtime.request import Masks, Progress, RunRequest
 from mpn.runtime.results import (
     RUN_JSON_SCHEMA,
@@ -44,12 +46,18 @@ MIN_SIDE_PX = 16
 OnProgress = Callable[[Progress], None]
 
 
-def run_video(request: RunRequest, *, on_progress: OnProgress | None = None) -> dict[str, Any]:
+def run_video(
+    request: RunRequest,
+    *,
+    on_progress: OnProgress | None = None,
+    on_adapt: OnAdapt | None = None,
+) -> dict[str, Any]:
     """Segment a video and write the results.
 
     Args:
         request: What to run.
         on_progress: Called after every frame.
+        on_adapt: Called after every step of fine-tuning.
 
     Returns:
         What run.json holds.
@@ -62,8 +70,7 @@ def run_video(request: RunRequest, *, on_progress: OnProgress | None = None) -> 
         KeyboardInterrupt: On Ctrl-C, after the files of the frames done are finished.
     """
     with ExitStack() as stack:
-        if request.engine_dir is not None:
-            check_engine_dir(request.engine_dir)
+        manifest = load_manifest(request.engine_dir or default_engine_dir())
         video = stack.enter_context(
             open_video(request.video, start=request.start, end=request.end, fps=request.fps)
         )
@@ -77,15 +84,25 @@ def run_video(request: RunRequest, *, on_progress: OnProgress | None = None) -> 
         check_out(out)
         check_not_input(paths, video)
         masks = Masks.load(request.masks, video)
+        decided = decide(
+            request.adapt,
+            manifest,
+            request.options,
+            must_adapt=request.must_adapt,
+            is_live=video.is_live,
+        )
         pipeline = stack.enter_context(
             Pipeline.from_engines(
                 request.engine_dir,
                 backend=request.backend,
                 threads=request.threads,
                 options=request.options,
+                adapt=decided.options,
+                on_adapt=on_adapt,
             )
         )
-        return _Run(request, video, masks, pipeline, paths).run(on_progress or (lambda _: None))
+        run = _Run(request, video, masks, pipeline, paths, decided)
+        return run.run(on_progress or (lambda _: None))
 
 
 class _Run:
@@ -98,22 +115,23 @@ class _Run:
         masks: Masks,
         pipeline: Pipeline,
         paths: ResultPaths,
+        decided: Decision,
     ) -> None:
         self._request, self._video, self._masks = request, video, masks
-        self._pipeline, self._paths = pipeline, paths
+        self._pipeline, self._paths, self._decided = pipeline, paths, decided
         self._statistics = StageStatistics()
         self._first_frame = video.first_frame
         self._started_s = time.perf_counter()
         self._done = self._computed = 0
-        self._fingerprint = _fingerprint(video, masks, pipeline)
+        self._fingerprint = fingerprint(video, masks, pipeline, decided.options)
 
     def run(self, on_progress: OnProgress) -> dict[str, Any]:
         earlier = load_earlier_run(self._paths)
         point = None
         if self._request.resume and earlier is not None:
             point = find_resume_point(self._paths, self._first_frame)
-            until = self._first_frame.index if point is None else point.frame_index
-            check_same_run(_until(earlier["fingerprint"], until), _until(self._fingerprint, until))
+            last = self._first_frame.index if point is None else point.frame_index
+            check_same_run(until(earlier["fingerprint"], last), until(self._fingerprint, last))
             if self._is_already_done(earlier):
                 return earlier
             if point is not None and "probs" in self._request.save - set(earlier["saved"]):
@@ -200,6 +218,7 @@ class _Run:
     ) -> dict[str, Any]:
         video, engines, request = self._video, self._pipeline.engines, self._request
         wall_s = time.perf_counter() - self._started_s
+        adapt_s = self._pipeline.timings.get("adapt", 0.0)
         return {
             "schema_version": RUN_JSON_SCHEMA,
             "state": state,
@@ -207,7 +226,8 @@ class _Run:
             "frames": self._done,
             "frames_computed": self._computed,
             "wall_s": round(wall_s, 3),
-            "fps": round(self._computed / wall_s, 3) if self._computed else 0.0,
+            "fps": round(self._computed / wall_s, 3),
+            "fps_after_adapt": round(self._computed / (wall_s - adapt_s), 3),
             "stages": self._statistics.as_json(),
             "backend": {
                 "asked": request.backend,
@@ -221,7 +241,8 @@ class _Run:
                 "licence": engines.manifest.provenance.licence,
                 "digests": dict(engines.digests),
             },
-            "options": {**asdict(self._pipeline.options), "crf": False, "adapt": False},
+            "options": asdict(self._pipeline.options),
+            "adapt": self._adapt_report(adapt_s),
             "video": {
                 "source": video.address,
                 "size_hw": list(video.size_hw),
@@ -238,28 +259,13 @@ class _Run:
             "fingerprint": self._fingerprint,
         }
 
-
-def _fingerprint(video: VideoSource, masks: Masks, pipeline: Pipeline) -> dict[str, Any]:
-    """What must be the same for a run to go on with another one's results."""
-    first = video.first_frame
-    return {
-        "version": __version__,
-        "video": {
-            "name": video.name,
-            "size_hw": list(video.size_hw),
-            "first_index": first.index,
-            "first_frame_sha256": sha256_of_array(first.rgb),
-        },
-        "masks": {
-            str(index): sha256_of_array(labels)
-            for index, labels in ((first.index, masks.first), *sorted(masks.later.items()))
-        },
-        "engine": dict(pipeline.engines.digests),
-        "options": asdict(pipeline.options),
-    }
-
-
-def _until(fingerprint: Mapping[str, Any], frame_index: int) -> dict[str, Any]:
-    """The fingerprint without masks that come into play later: those may change."""
-    masks = {k: digest for k, digest in fingerprint["masks"].items() if int(k) <= frame_index}
-    return {**fingerprint, "masks": masks}
+    def _adapt_report(self, adapt_s: float) -> dict[str, Any]:
+        options = self._decided.options
+        if options is None:
+            return {"ran": False, "why": self._decided.why_not}
+        return {
+            "ran": True,
+            "seconds": round(adapt_s, 3),
+            "options": adapt_as_json(options),
+            "objects": self._pipeline.adapt_report(),
+        }
