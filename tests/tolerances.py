@@ -84,3 +84,21 @@ LOSS_RELATIVE = 1e-5
 OPTIMISER_RELATIVE = 1e-5
 """Of the larger of a tensor's magnitude and its move: the same float32 update with its operations
 in another order; 1e-7 measured."""
+
+CRF_VERSUS_FLOAT64 = 2e-5
+"""dQ of small pictures against mean field in float64: all pairs are summed in float32, and the
+weights of up to 10 amplify a difference at each of up to 10 updates; 1e-6 measured."""
+
+LATTICE_VERSUS_PLAIN = 2e-4
+"""Sums of up to 80 values of 0..1 at float32 coordinates of up to 50 cells, against float64."""
+
+LATTICE_MEAN_RELATIVE = 0.2
+"""Of the filtered values' standard deviation: how far the lattice is from a Gaussian; 0.10 to 0.13
+measured. A Gaussian half as wide again, or narrower by a third, is at 0.4 and more."""
+
+EAGER_PROB = 1e-3
+"""Probabilities of our pipeline and of the one in eager PyTorch after some frames: the same sums in
+another order, 3e-5 measured; softmax amplifies that where it is steep."""
+
+GRID_SAMPLE_WARP = 5e-5
+"""Of values in 0..1: grid_sample scales coordinates to -1..1 and back, 3e-5 measured at 854 px."""

@@ -1,0 +1,203 @@
+"""The networks of ``compare_torch.py`` as PyTorch runs them: eager modules with their own weights.
+
+FlowNet 2.0 correlates by slices, 441 products one after the other, as the public ports do that run
+without CUDA; everything else is the package's own modules, which are plain PyTorch: BatchNorm is a
+layer of its own, and activations work in place, as in the public code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from export_table import NETWORKS, fixed_weights
+from mpn.engines.spec import EngineSpec, Role
+from mpn.errors import CheckpointError
+from mpn.export.deploy import deployed
+from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
+from mpn.networks.flownet2_members import FlowNetC
+from mpn.networks.flownet2_ops import DISPLACEMENT_STEP_PX, MAX_DISPLACEMENT_PX
+from mpn.networks.layers import run_layer
+from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
+
+_LEAKY_SLOPE = 0.1
+_ENTRY_AND_EXIT = 4
+"""Numbered blocks of the Xception that are not in the middle: 1, 2, 3 and 20."""
+
+
+@dataclass(frozen=True)
+class NetworkShapes:
+    """What networks to build.
+
+    Attributes:
+        flow: None: no network, the flow is OpenCV DIS.
+        propagation: Always there.
+        osvos: None: no OSVOS.
+    """
+
+    propagation: DeepLabConfig
+    flow: FlowNet2Config | None = None
+    osvos: OsvosConfig | None = None
+
+
+PAPER = NetworkShapes(DeepLabConfig(), FlowNet2Config(), OsvosConfig())
+TINY = NetworkShapes(
+    DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1),
+    FlowNet2Config("FlowNet2S", width=0.125),
+    OsvosConfig(width=0.125),
+)
+"""For trying things out: seconds, and no figure that means anything."""
+
+
+class SlicedFlowNetC(FlowNetC):
+    """FlowNetC whose correlation is written without a kernel of its own."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, 6, H, W) normalised frames 0 and 1 -> flow / 20, (B, 2, H/4, W/4)."""
+        features2 = run_layer(self.conv2, run_layer(self.conv1, frames[:, :3]))
+        features3 = run_layer(self.conv3, features2)
+        other3 = run_layer(self.conv3, run_layer(self.conv2, run_layer(self.conv1, frames[:, 3:])))
+        matches = F.leaky_relu(correlation_by_slices(features3, other3), _LEAKY_SLOPE)
+        redirected = run_layer(self.conv_redir, features3)
+        merged = run_layer(self.conv3_1, torch.cat((redirected, matches), dim=1))
+        return self._decode(features2, merged)
+
+
+def correlation_by_slices(features0: Tensor, features1: Tensor) -> Tensor:
+    """As :func:`mpn.networks.flownet2_ops.correlation`, one displacement after the other.
+
+    Args:
+        features0: (B, C, H, W) of frame 0.
+        features1: (B, C, H, W) of frame 1.
+
+    Returns:
+        (B, 441, H, W).
+    """
+    height, width = features0.shape[2:]
+    padded = F.pad(features1, (MAX_DISPLACEMENT_PX,) * 4)
+    shifts = range(0, 2 * MAX_DISPLACEMENT_PX + 1, DISPLACEMENT_STEP_PX)
+    return torch.cat(
+        [
+            (features0 * padded[:, :, y : y + height, x : x + width]).mean(dim=1, keepdim=True)
+            for y in shifts
+            for x in shifts
+        ],
+        dim=1,
+    )
+
+
+def seeded_networks(shapes: NetworkShapes) -> dict[Role, nn.Module]:
+    """Networks with the fixed random weights of ``export_table.py``, in evaluation mode."""
+    networks: dict[Role, nn.Module] = {
+        "propagation": fixed_weights(
+            DeepLabXception(shapes.propagation), NETWORKS["propagation"][1]
+        )
+    }
+    if shapes.flow is not None:
+        networks["flow"] = fixed_weights(FlowNet2(shapes.flow), NETWORKS["flow"][1])
+    if shapes.osvos is not None:
+        networks["osvos"] = fixed_weights(OsvosVgg(shapes.osvos), NETWORKS["osvos"][1])
+    return networks
+
+
+def as_public_code_runs_them(networks: Mapping[Role, nn.Module]) -> None:
+    """Slice the correlation and let activations work in place; the results stay the same.
+
+    Args:
+        networks: Changed in place.
+    """
+    flow = networks.get("flow")
+    if isinstance(flow, FlowNet2) and hasattr(flow, "flownetc"):
+        sliced = SlicedFlowNetC(flow.config.width)
+        sliced.load_state_dict(flow.flownetc.state_dict())
+        flow.flownetc = sliced.eval()
+    for network in networks.values():
+        if isinstance(network, DeepLabXception) and not network.config.residual_relu:
+            continue  # its blocks need what their opening ReLU would overwrite
+        for layer in network.modules():
+            if isinstance(layer, nn.ReLU | nn.LeakyReLU):
+                layer.inplace = True
+
+
+def deeplab_from_graph(path: Path) -> DeepLabXception:
+    """The propagation network of an engine directory, back in PyTorch.
+
+    Exporting folds each BatchNorm into its convolution. Here the convolutions get the folded
+    weights and the BatchNorms, which stay in place, the folded biases and a variance of 1.
+
+    Args:
+        path: ``propagation.onnx`` with the weights under their own names, as mpn-export writes it.
+
+    Raises:
+        CheckpointError: If the weights are not those of such a network at output stride 16.
+    """
+    found = {
+        tensor.name: torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+        for tensor in onnx.load(path).graph.initializer
+    }
+    try:
+        network = DeepLabXception(_config_from_weights(found))
+        expected = network.state_dict()
+        convolution = ""
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                convolution = name
+                for key in [key for key in expected if key.startswith(f"{name}.")]:
+                    expected[key] = found[key]
+            elif isinstance(layer, nn.BatchNorm2d):  # stands behind its convolution everywhere
+                expected[f"{name}.running_var"].fill_(1 - layer.eps)
+                expected[f"{name}.bias"] = found[f"{convolution}.bias"]
+        if network.config.prior_skip:
+            expected["prior_gain"] = found["prior_gain"]
+        network.load_state_dict(expected, strict=True)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not hold the weights of a DeepLab v3+ Xception ({error}): give an engine "
+            "directory that mpn-export wrote in fp32"
+        ) from error
+    return network.eval()
+
+
+def gflop(role: Role, network: nn.Module, spec: EngineSpec) -> float:
+    """Floating-point operations of one run on one object, in 10^9.
+
+    Convolutions and matrix products, a multiplication and an addition each; FlowNet 2.0's sliced
+    correlation is not among them.
+    """
+    shapes = [[1 if isinstance(size, str) else size for size in x.shape] for x in spec.inputs]
+    inputs = [torch.empty(shape, device="meta") for shape in shapes]
+    module = deployed(role, network)
+    state = {name: value.to("meta") for name, value in module.state_dict().items()}
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        torch.func.functional_call(module, state, tuple(inputs))
+    return round(counter.get_total_flops() / 1e9, 3)
+
+
+def _config_from_weights(found: Mapping[str, Tensor]) -> DeepLabConfig:
+    blocks = {match[1] for name in found if (match := re.match(r"backbone\.(block\d+)\.", name))}
+    plain = DeepLabConfig()
+    whole = DeepLabXception(DeepLabConfig(middle_blocks=1))
+    widest = "backbone.conv5.pointwise.weight"
+    head = "aspp.aspp1.atrous_conv.weight"
+    reference = whole.state_dict()
+    return DeepLabConfig(
+        in_channels=found["backbone.conv1.weight"].shape[1],
+        classes=found["decoder.last_conv.8.weight"].shape[0],
+        output_stride=plain.output_stride,
+        width=found[widest].shape[0] / reference[widest].shape[0],
+        head_width=found[head].shape[0] / reference[head].shape[0],
+        middle_blocks=len(blocks) - _ENTRY_AND_EXIT,
+        prior_skip="prior_gain" in found,
+    )
