@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpn.errors import InputError
-from mpn.runtime.crf_kernels import BilateralKernel, Kernel, SpatialKernel
+from mpn.runtime.crf_kernels import Kernel, SpatialKernel, bilateral_kernel
 from mpn.types import Float32Array, UInt8Array, check_rgb
 
 
@@ -36,10 +36,10 @@ def dense_crf(
         unary: (L, H, W) float32, finite: -log of each label's probability.
         rgb: (H, W, 3) uint8 RGB.
         sxy_gaussian: Standard deviation of the spatial kernel in pixels.
-        compat_gaussian: Its weight; 0 leaves the kernel out, and its deviation is not looked at.
+        compat_gaussian: Its weight; 0 leaves the kernel out, and its deviation may then be None.
         sxy_bilateral: Spatial standard deviation of the bilateral kernel in pixels.
         srgb_bilateral: Its standard deviation in colour, in levels of 0..255.
-        compat_bilateral: Its weight; 0 leaves the kernel out, and its deviations are not looked at.
+        compat_bilateral: Its weight; 0 leaves the kernel out, and its deviations may then be None.
         iterations: Mean-field updates, at least 1.
 
     Returns:
@@ -53,15 +53,16 @@ def dense_crf(
     weight_gaussian = checked_number("compat_gaussian", compat_gaussian, zero_allowed=True)
     weight_bilateral = checked_number("compat_bilateral", compat_bilateral, zero_allowed=True)
     updates = checked_count("iterations", iterations, least=1)
+    sxy_of_places = _checked_sigma("sxy_gaussian", sxy_gaussian, weight_gaussian)
+    sxy_of_colours = _checked_sigma("sxy_bilateral", sxy_bilateral, weight_bilateral)
+    srgb_of_colours = _checked_sigma("srgb_bilateral", srgb_bilateral, weight_bilateral)
     kernels: list[tuple[Kernel, float]] = []
     if weight_gaussian:
-        sxy = checked_number("sxy_gaussian", sxy_gaussian, zero_allowed=False)
         height, width = rgb.shape[:2]
-        kernels.append((SpatialKernel((height, width), sxy=sxy), weight_gaussian))
+        kernels.append((SpatialKernel((height, width), sxy=sxy_of_places), weight_gaussian))
     if weight_bilateral:
-        sxy = checked_number("sxy_bilateral", sxy_bilateral, zero_allowed=False)
-        srgb = checked_number("srgb_bilateral", srgb_bilateral, zero_allowed=False)
-        kernels.append((BilateralKernel(rgb, sxy=sxy, srgb=srgb), weight_bilateral))
+        kernel = bilateral_kernel(rgb, sxy=sxy_of_colours, srgb=srgb_of_colours)
+        kernels.append((kernel, weight_bilateral))
     return _mean_field(unary, kernels, updates)
 
 
@@ -115,6 +116,13 @@ def _check_unary(unary: npt.NDArray[Any], rgb: npt.NDArray[Any]) -> None:
             f"({unary[label, row, column]}) at label {label}, row {row}, column {column}: give "
             "-log(p) of probabilities clipped to at least 1e-5"
         )
+
+
+def _checked_sigma(name: str, value: float | None, weight: float) -> float:
+    """A standard deviation; of a kernel that is left out, 0 and None will do too."""
+    if value is None and weight == 0:
+        return 0.0
+    return checked_number(name, value, zero_allowed=weight == 0)
 
 
 def checked_number(name: str, value: Any, *, zero_allowed: bool) -> float:
