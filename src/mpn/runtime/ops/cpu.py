@@ -98,16 +98,20 @@ def flow_confidence(
     x, y = _sample_positions(flow_to_prev_px, box)
     there = flow_to_prev_px[:, box.y0 : box.y1, box.x0 : box.x1]
     trip_x, trip_y = (
-        step + cv2.remap(plane, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        for step, plane in zip(there, flow_from_prev_px, strict=True)
+        cv2.remap(plane, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for plane in flow_from_prev_px
     )
+    trip_x += there[0]
+    trip_y += there[1]
     with np.errstate(invalid="ignore", over="ignore"):  # a flow that is no number is doubted below
-        sigma = np.hypot(*there)
+        sigma = cv2.magnitude(there[0], there[1])  # np.hypot takes eight times as long
         sigma *= np.float32(sigma_frac)
         sigma += np.float32(sigma_px)
-        exponent = (trip_x * trip_x + trip_y * trip_y) / (sigma * sigma)
-        exponent *= np.float32(-0.5)
-        confidence: Float32Array = np.exp(exponent)
+        confidence: Float32Array = cv2.magnitude(trip_x, trip_y)
+        confidence /= sigma
+        confidence *= confidence
+        confidence *= np.float32(-0.5)
+        np.exp(confidence, out=confidence)
     confidence[~np.isfinite(confidence)] = 0
     return confidence
 
