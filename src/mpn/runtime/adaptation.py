@@ -11,6 +11,16 @@ from mpn.errors import EngineError
 from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.options import PipelineOptions
 
+_SHOWN = (
+    "size",
+    "threshold",
+    "flow_check_px",
+    "colour_weight",
+    "roi_margin_frac",
+    "roi_margin_px_min",
+    "propagation_weight",
+    "lost_area_frac",
+)
 _HOW = "export it again with this version of mpn-export"
 
 
@@ -96,6 +106,14 @@ def options_for(manifest: Manifest, options: PipelineOptions, adapt: AdaptOption
     if not roles:
         raise EngineError(why_not_adapted(manifest, options))
     return replace(adapt, roles=roles)
+
+
+def as_seen_in_training(options: PipelineOptions) -> PipelineOptions:
+    """The options that decide what the propagation network is shown; the others at their defaults.
+
+    Weights are kept by these: whether OSVOS or CRF follow changes nothing about them.
+    """
+    return PipelineOptions(**{name: getattr(options, name) for name in _SHOWN})
 
 
 def why_not_adapted(manifest: Manifest, options: PipelineOptions) -> str:

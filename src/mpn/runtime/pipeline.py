@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
 from mpn.errors import EngineError
 from mpn.runtime.adapt_options import AdaptOptions
-from mpn.runtime.adaptation import options_for
+from mpn.runtime.adaptation import as_seen_in_training, options_for
 from mpn.runtime.crf_refine import refine
 from mpn.runtime.ensemble import merge
 from mpn.runtime.flow import FlowEstimator, flow_estimator_from
@@ -134,7 +134,7 @@ class Pipeline(LabelledVideo):
                         path,
                         engines,
                         options_for(engines.manifest, options, adapt),
-                        options,
+                        as_seen_in_training(options),
                         threads=threads,
                         on_progress=on_adapt,
                     )
