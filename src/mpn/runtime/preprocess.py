@@ -86,7 +86,10 @@ def flow_input(rgb: UInt8Array, size_hw: tuple[int, int]) -> Float32Array:
     Returns:
         (1, 3, height, width) float32, RGB, 0..255.
     """
-    return _planes(resize_rgb(rgb, size_hw))[None]
+    image = np.empty((1, 3, *size_hw), np.float32)
+    for plane, out in zip(cv2.split(resize_rgb(rgb, size_hw)), image[0], strict=True):
+        out[:] = plane
+    return image
 
 
 def osvos_input(
@@ -103,19 +106,13 @@ def osvos_input(
     Returns:
         (1, 3, height, width) float32.
     """
-    planes = _planes(resize_rgb(rgb, size_hw))
+    planes = cv2.split(resize_rgb(rgb, size_hw))
     if channel_order.lower() == "bgr":
         planes = planes[::-1]
-    shift = np.asarray(mean, np.float32)[:, None, None]
-    return np.ascontiguousarray(planes - shift)[None]
-
-
-def _planes(rgb: UInt8Array) -> Float32Array:
-    """(H, W, 3) uint8 -> (3, H, W) float32."""
-    planes = np.empty((3, *rgb.shape[:2]), np.float32)
-    for channel in range(3):
-        planes[channel] = rgb[..., channel]
-    return planes
+    image = np.empty((1, 3, *size_hw), np.float32)
+    for plane, shift, out in zip(planes, mean, image[0], strict=True):
+        np.subtract(plane, np.float32(shift), out=out)
+    return image
 
 
 def _resized(

@@ -158,9 +158,11 @@ def crop_resize_pack(
         colours = cv2.resize(
             rgb[rows, columns].astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR
         )
-        for channel in range(3):
-            np.multiply(colours[..., channel], gains[channel], out=crop[channel])
-            crop[channel] += offsets[channel]
+        planes = list(crop[:3])
+        cv2.split(colours, planes)
+        for plane, gain, offset in zip(planes, gains, offsets, strict=True):
+            plane *= gain
+            plane += offset
         cv2.resize(
             prob[k, rows, columns], (size, size), dst=crop[3], interpolation=cv2.INTER_LINEAR
         )
