@@ -29,8 +29,9 @@ from tests.export.conftest import FRAME_SIZE_HW, MAX_OBJECTS, ROI_SIZE, Graphs
 
 
 def _options(**values: Any) -> ExportOptions:
-    sizes = {"frame_size_hw": FRAME_SIZE_HW, "roi_size": ROI_SIZE, "max_objects": MAX_OBJECTS}
-    return ExportOptions(**(sizes | values))
+    """Tiny sizes, and no fine-tuning step, which takes seconds to derive: it has its own tests."""
+    usual = {"frame_size_hw": FRAME_SIZE_HW, "roi_size": ROI_SIZE, "max_objects": MAX_OBJECTS}
+    return ExportOptions(**({"adapt": False} | usual | values))
 
 
 class _Log(Progress):
@@ -68,8 +69,10 @@ def exported_roles(monkeypatch: pytest.MonkeyPatch, graphs: Graphs) -> list[Role
         path: Path,
         *,
         precision: Precision = "fp32",
+        weights_beside: bool = False,
         progress: Progress | None = None,
     ) -> ExportedGraph:
+        assert not weights_beside
         graph = graphs(spec.role, precision)
         shutil.copy(graph.path, path)
         roles.append(spec.role)

@@ -31,6 +31,17 @@ def export(
     verify: bool = typer.Option(
         True, "--verify/--no-verify", help="Compare every graph with its PyTorch module."
     ),
+    adapt: bool = typer.Option(
+        True,
+        "--adapt/--no-adapt",
+        help="Write the step that fine-tunes on the given frame (propagation, OSVOS).",
+    ),
+    adapt_optimizer: str | None = typer.Option(
+        None,
+        metavar="sgd|adamw",
+        help="Of that step.",
+        show_default="adamw for propagation, sgd for osvos",
+    ),
     parity_images: Path | None = typer.Option(
         None, metavar="DIR", help="Pictures to compare on.", show_default="rendered ones"
     ),
@@ -89,6 +100,8 @@ def export(
         verify=verify,
         parity_images=parity_images,
         build=build,
+        adapt=adapt,
+        adapt_optimizer=adapt_optimizer,
         flow_variant=flow_variant,
         init_fourth_channel=init_fourth_channel,
         flow_preset=flow_preset,

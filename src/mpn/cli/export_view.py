@@ -26,6 +26,7 @@ _DOING: dict[Step, str] = {
     "trace": "tracing",
     "write": "writing",
     "verify": "comparing with PyTorch",
+    "adapt": "deriving the fine-tuning step",
 }
 _DONE: dict[Step, str] = {
     "load": "weights loaded",
@@ -33,6 +34,7 @@ _DONE: dict[Step, str] = {
     "trace": "traced",
     "write": "written",
     "verify": "verified",
+    "adapt": "step derived",
 }
 _MIB = 1 << 20
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from mpn.engines.adapt_entry import AdaptEntry
 from mpn.engines.fields import Fields
 from mpn.engines.files import FileDigest
 from mpn.engines.spec import Precision, TensorSpec
@@ -151,6 +152,7 @@ class RoleEntry:
             propagation crop is written as 16, 1 where any size works).
         variant: Network variant, for example ``"flownet2"`` or ``"deeplab-xception-os16"``.
         parameters: Number of trained values of the network.
+        adapt: How it can be fine-tuned; None if it cannot.
     """
 
     onnx: str
@@ -165,6 +167,7 @@ class RoleEntry:
     size_multiple: int
     variant: str
     parameters: int
+    adapt: AdaptEntry | None = None
 
     def __post_init__(self) -> None:
         FileDigest(self.onnx, self.sha256)
@@ -184,14 +187,27 @@ class RoleEntry:
         for name in ("opset", "size_multiple"):
             if getattr(self, name) < 1:
                 raise ManifestError(f"{self.onnx}: {name} must be at least 1")
+        data = {file.path for file in self.external_data}
+        for tensor in () if self.adapt is None else self.adapt.tensors:
+            if tensor.file not in data:
+                raise ManifestError(
+                    f"{self.onnx}: weight '{tensor.name}' lies in {tensor.file}, which is none of "
+                    "its external data"
+                )
 
     @property
     def files(self) -> tuple[FileDigest, ...]:
-        """The graph and its external data."""
+        """The graph and its external data: what running it needs."""
         return (FileDigest(self.onnx, self.sha256), *self.external_data)
 
+    @property
+    def all_files(self) -> tuple[FileDigest, ...]:
+        """What running it needs, and what fine-tuning it needs."""
+        return self.files if self.adapt is None else (*self.files, *self.adapt.files)
+
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
+        """A dict of JSON types; without ``adapt`` where it cannot be fine-tuned."""
+        adapt = {} if self.adapt is None else {"adapt": self.adapt.as_json()}
         return {
             "onnx": self.onnx,
             "sha256": self.sha256,
@@ -205,6 +221,7 @@ class RoleEntry:
             "size_multiple": self.size_multiple,
             "variant": self.variant,
             "parameters": self.parameters,
+            **adapt,
         }
 
     @classmethod
@@ -225,6 +242,7 @@ class RoleEntry:
             size_multiple=fields.integer("size_multiple"),
             variant=fields.string("variant"),
             parameters=fields.integer("parameters"),
+            adapt=AdaptEntry.from_fields(fields.object("adapt")) if "adapt" in fields else None,
         )
 
 

@@ -99,6 +99,21 @@ class Fields:
             self._refuse(name, "one of " + ", ".join(map(repr, options)), value)
         return options[options.index(value)]
 
+    def choices(self, name: str, options: tuple[_Choice, ...]) -> tuple[_Choice, ...]:
+        """A list of strings in ``options``, each at most once."""
+        values = self.strings(name)
+        if any(value not in options for value in values) or len(set(values)) != len(values):
+            known = ", ".join(map(repr, options))
+            self._refuse(name, f"a list of some of {known}, each once", list(values))
+        return tuple(options[options.index(value)] for value in values)
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        """A list of strings."""
+        value = self._get(name)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self._refuse(name, "a list of strings", value)
+        return tuple(value)
+
     def triple(self, name: str) -> tuple[float, float, float]:
         """Three finite numbers."""
         value = self._get(name)
@@ -142,6 +157,10 @@ class Fields:
             self._refuse(name, "a list of objects", value)
         path = self._path_of(name)
         return tuple(Fields(item, f"{path}[{index}]") for index, item in enumerate(value))
+
+    def raw(self) -> Mapping[str, Any]:
+        """The whole object, unchecked: for what is shown and never acted upon."""
+        return dict(self._value)
 
     def _get(self, name: str) -> Any:
         if name not in self._value:

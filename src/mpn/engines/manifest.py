@@ -217,11 +217,21 @@ def save_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Path
 
 
 def verify_digests(
-    directory: str | os.PathLike[str], manifest: Manifest, roles: Iterable[Role] = ROLES
+    directory: str | os.PathLike[str],
+    manifest: Manifest,
+    roles: Iterable[Role] = ROLES,
+    *,
+    with_adapt: bool = False,
 ) -> None:
     """Check that the files of the roles are the ones that were exported, by streamed SHA-256.
 
     Roles that the manifest has not are passed over.
+
+    Args:
+        directory: The engine directory.
+        manifest: Its manifest.
+        roles: Which to check.
+        with_adapt: Check the graphs for fine-tuning too, which running does not need.
 
     Raises:
         ManifestError: If a file is missing, leaves the directory or has another content.
@@ -229,13 +239,13 @@ def verify_digests(
     wanted = set(roles)
     for role, entry in manifest.roles.items():
         if role in wanted:
-            for file in entry.files:
+            for file in entry.all_files if with_adapt else entry.files:
                 check_digest(Path(directory), file)
 
 
 def _check_paths(directory: Path, manifest: Manifest) -> None:
     for entry in manifest.roles.values():
-        for file in entry.files:
+        for file in entry.all_files:
             resolve_inside(directory, file.path)
 
 

@@ -69,12 +69,10 @@ class OrtEngine(Closing):
         backend: OrtBackend = "cpu",
         threads: int | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"the number of threads must be at least 1, got {threads}")
         self._path = Path(onnx_path)
         self._spec = spec
         self._backend = backend
-        session = _open_session(self._path, backend, threads)
+        session = open_session(self._path, backend, threads)
         _check_interface(self._path, spec, session)
         self._session: Any = session
 
@@ -118,7 +116,7 @@ class OrtEngine(Closing):
             outputs = self._session.run(list(self._spec.output_names), feeds)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise EngineError(
-                f"the {self._spec.role} engine failed on {self._backend}: {_one_line(error)}"
+                f"the {self._spec.role} engine failed on {self._backend}: {one_line(error)}"
             ) from error
         return dict(zip(self._spec.output_names, outputs, strict=True))
 
@@ -139,7 +137,7 @@ def import_onnxruntime(backend: OrtBackend) -> Any:
         ort = import_or_explain("onnxruntime", extra=extra, purpose=f"the {backend} backend")
     except ImportError as error:
         raise BackendError(
-            f"onnxruntime is installed but cannot be loaded ({_one_line(error)}): reinstall "
+            f"onnxruntime is installed but cannot be loaded ({one_line(error)}): reinstall "
             f"mpn-runtime with its extra [{extra}]"
         ) from error
     # Uninstalling one of the two wheels takes files of the other away.
@@ -162,7 +160,22 @@ def why_no_cuda() -> str | None:
     return f"the installed onnxruntime has no {CUDA_PROVIDER} (it has {', '.join(available)})"
 
 
-def _open_session(path: Path, backend: OrtBackend, threads: int | None) -> Any:
+def open_session(path: Path, backend: OrtBackend, threads: int | None) -> Any:
+    """An onnxruntime session whose provider is the one asked for.
+
+    Args:
+        path: Graph file; external data lies beside it.
+        backend: ``"cpu"`` or ``"cuda"``.
+        threads: Threads within an operator; None leaves it to onnxruntime.
+
+    Raises:
+        BackendError: If the backend that would run is not the one asked for.
+        EngineError: If the graph is missing or damaged.
+        InputError: If ``threads`` is under 1.
+        MissingExtraError: If onnxruntime is not installed.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"the number of threads must be at least 1, got {threads}")
     ort = import_onnxruntime(backend)
     wanted = CUDA_PROVIDER if backend == "cuda" else CPU_PROVIDER
     providers: list[Any] = [wanted]
@@ -187,11 +200,11 @@ def _open_session(path: Path, backend: OrtBackend, threads: int | None) -> Any:
     except Exception as error:
         if backend == "cuda" and type(error).__name__ not in _GRAPH_FAULTS:
             raise BackendError(
-                f"cuda was asked for, but onnxruntime cannot use it ({_one_line(error)}{loading}): "
+                f"cuda was asked for, but onnxruntime cannot use it ({one_line(error)}{loading}): "
                 f"{_INSTALL_CUDA}"
             ) from error
         raise EngineError(
-            f"{path.name} cannot be loaded by onnxruntime ({_one_line(error)}): export it again"
+            f"{path.name} cannot be loaded by onnxruntime ({one_line(error)}): export it again"
         ) from error
     session.disable_fallback()
     running = list(session.get_providers())
@@ -210,7 +223,7 @@ def _preload_cuda_libraries(ort: Any) -> str:
     said = io.StringIO()
     with redirect_stdout(said):  # it prints, which would spoil --json
         ort.preload_dlls()
-    return f" [{_one_line(said.getvalue())}]" if said.getvalue().strip() else ""
+    return f" [{one_line(said.getvalue())}]" if said.getvalue().strip() else ""
 
 
 def _check_interface(path: Path, spec: EngineSpec, session: Any) -> None:
@@ -244,6 +257,7 @@ def _tensor_from_node(node: Any) -> TensorSpec:
     return TensorSpec(node.name, shape, {"float": "float32"}.get(element, element))
 
 
-def _one_line(error: object, limit: int = 300) -> str:
+def one_line(error: object, limit: int = 300) -> str:
+    """An error's text on one line, cut to ``limit`` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -12,16 +12,19 @@ import torch
 from torch import nn
 
 from mpn import __version__
+from mpn.engines.adapt_entry import AdaptEntry
 from mpn.engines.entries import Preprocessing
 from mpn.engines.files import FileDigest, sha256_of_file, write_text_atomically
 from mpn.engines.manifest import Manifest, RoleEntry, save_manifest, verify_digests
 from mpn.engines.parity import PARITY_NAME
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, OutputError
+from mpn.export.adapt_parity import verify_step
+from mpn.export.adapt_write import ADAPTABLE_ROLES, write_adapt
 from mpn.export.description import manifest_of, role_entry, spec_of, variant_name
 from mpn.export.graph import ExportedGraph, export_graph
 from mpn.export.options import ExportOptions
-from mpn.export.parity import RoleParity, parity_document, parity_text, verify_graph
+from mpn.export.parity import CaseParity, RoleParity, parity_document, parity_text, verify_graph
 from mpn.export.parity_inputs import ParityPictures
 from mpn.export.progress import Progress, timed
 from mpn.export.staging import FinishedRole, Staging, check_space, check_target
@@ -143,7 +146,7 @@ def export_bundle(
     document = parity_document(parities, inputs=None if pictures is None else pictures.description)
     write_text_atomically(staging.path / PARITY_NAME, parity_text(document))
     save_manifest(staging.path, manifest)
-    verify_digests(staging.path, manifest)
+    verify_digests(staging.path, manifest, with_adapt=True)
     staging.publish()
     return ExportedBundle(target, manifest, tuple(summaries), time.perf_counter() - began_s)
 
@@ -219,6 +222,8 @@ def _key(
         "max_objects": options.max_objects,
         "init_fourth_channel": options.init_fourth_channel,
         "pictures": None if pictures is None else pictures.digest,
+        "adapt": options.adapt,
+        "adapt_optimizer": options.adapt_optimizer,
     }
 
 
@@ -233,10 +238,18 @@ def _exported(
     role = weights.role
     path = staging.path / f"{role}.onnx"
     spec = spec_of(role, options)
+    adaptable = options.adapt and role in ADAPTABLE_ROLES
     try:
         with timed(progress, role, "load"):
             network = build_network(weights)
-        graph = export_graph(network, spec, path, precision=options.precision, progress=progress)
+        graph = export_graph(
+            network,
+            spec,
+            path,
+            precision=options.precision,
+            weights_beside=adaptable,
+            progress=progress,
+        )
         parity = None
         if pictures is not None:
             parity = verify_graph(
@@ -248,14 +261,20 @@ def _exported(
                 preprocessing=Preprocessing(),
                 progress=progress,
             )
+        adapt = None
+        if adaptable:
+            with timed(progress, role, "adapt"):
+                adapt, step_cases = _adapt(role, network, staging.path, options)
+            if parity is not None:
+                parity = replace(parity, cases=(*parity.cases, *step_cases))
+        names = [path.name, *graph.external_data]
+        names += [] if adapt is None else [file.path for file in adapt.files]
         finished = FinishedRole(
-            tuple(
-                FileDigest(name, sha256_of_file(staging.path / name))
-                for name in (path.name, *graph.external_data)
-            ),
+            tuple(FileDigest(name, sha256_of_file(staging.path / name)) for name in names),
             {
                 "summary": asdict(_summary(weights, network, graph, parity)),
                 "parity": None if parity is None else _parity_facts(graph, parity),
+                "adapt": None if adapt is None else adapt.as_json(),
             },
         )
         staging.finish_role(role, finished)
@@ -265,6 +284,19 @@ def _exported(
             raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
         raise
     return finished
+
+
+def _adapt(
+    role: Role, network: nn.Module, folder: Path, options: ExportOptions
+) -> tuple[AdaptEntry, tuple[CaseParity, ...]]:
+    """The fine-tuning step of a role, written and, if asked for, compared."""
+    written = write_adapt(
+        role, network, folder, precision=options.precision, optimizer=options.adapt_optimizer
+    )
+    if not options.verify:
+        return written.entry, ()
+    cases = [verify_step(role, written, folder, scope) for scope in written.entry.graphs]
+    return written.entry, tuple(cases)
 
 
 def _summary(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mpn import __version__
+from mpn.engines.adapt_entry import AdaptEntry
 from mpn.engines.entries import DIS_SOURCE, ENGINE_SOURCE, FlowSource, Preprocessing, Provenance
+from mpn.engines.fields import Fields
 from mpn.engines.files import FileDigest
 from mpn.engines.manifest import Manifest, RoleEntry, utc_now_iso
 from mpn.engines.spec import (
@@ -57,12 +59,15 @@ def role_entry(weights: RoleWeights, options: ExportOptions, finished: FinishedR
     Args:
         weights: Of the network.
         options: It was exported with.
-        finished: Its files, and the ``"summary"`` among its facts.
+        finished: Its files, and the ``"summary"`` and ``"adapt"`` among its facts.
     """
     role = weights.role
     spec = spec_of(role, options)
-    graph, *external_data = finished.files
-    summary = finished.facts["summary"]
+    facts = finished.facts
+    adapt = None if facts["adapt"] is None else AdaptEntry.from_fields(Fields(facts["adapt"]))
+    of_adapt = set() if adapt is None else {file.path for file in adapt.files}
+    graph, *external_data = (file for file in finished.files if file.path not in of_adapt)
+    summary = facts["summary"]
     return RoleEntry(
         onnx=graph.path,
         sha256=graph.sha256,
@@ -76,6 +81,7 @@ def role_entry(weights: RoleWeights, options: ExportOptions, finished: FinishedR
         size_multiple=SIZE_MULTIPLES[role],
         variant=summary["variant"],
         parameters=summary["parameters"],
+        adapt=adapt,
     )
 
 

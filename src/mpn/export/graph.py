@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +14,7 @@ from mpn.engines.spec import OPSET, EngineSpec, Precision, Role, TensorSpec
 from mpn.errors import ExportError, OutputError
 from mpn.export.deploy import deployed
 from mpn.export.graph_cleanup import restore_biases, strip_metadata
+from mpn.export.graph_data import move_weights_out
 from mpn.export.precision import (
     PrecisionLedger,
     check_ledger,
@@ -26,6 +22,7 @@ from mpn.export.precision import (
     prepare_network,
 )
 from mpn.export.progress import Progress, timed
+from mpn.export.tracing import one_line, traced_program
 
 EXTERNAL_DATA_BYTES = 16 << 20
 """From this many bytes of weights on, they lie in a file of their own beside the graph."""
@@ -35,7 +32,6 @@ MAX_FLOW_NODES = 800
 441 slices alone has 1346 and takes 12 s a frame instead of 0.4 s."""
 
 _TRACED_OBJECTS = 2  # the exporter would take a size of 1 as fixed
-_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,7 @@ def export_graph(
     path: Path,
     *,
     precision: Precision = "fp32",
+    weights_beside: bool = False,
     progress: Progress | None = None,
 ) -> ExportedGraph:
     """Write ``network`` as the graph of ``spec.role``, and check what was written.
@@ -80,6 +77,8 @@ def export_graph(
         spec: The interface the graph must have.
         path: The ``.onnx`` file to write; its folder exists.
         precision: ``"fp16"``: half inside, float32 at the edges.
+        weights_beside: Keep every weight in ``<name>.onnx.data``, whatever their size, so that
+            they can be exchanged for fine-tuned ones.
         progress: Told of each step.
 
     Raises:
@@ -94,7 +93,7 @@ def export_graph(
     with timed(progress, role, "trace") as trace:
         program = _trace(deployed(role, prepared.network), spec)
     with timed(progress, role, "write") as write:
-        external_data = _write(program, path, prepared.network)
+        external_data = _write(program, path, prepared.network, weights_beside)
     failures = graph_failures(path, spec)
     if failures:
         raise ExportError(f"the {role} graph is not what it must be: {'; '.join(failures)}")
@@ -125,7 +124,7 @@ def graph_failures(path: Path, spec: EngineSpec) -> list[str]:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # OSError, or protobuf's, which has no type stubs
-        return [f"it cannot be read as ONNX ({_one_line(error)})"]
+        return [f"it cannot be read as ONNX ({one_line(error)})"]
     graph = model.graph
     failures = []
     opsets = {item.domain: item.version for item in model.opset_import}
@@ -171,29 +170,14 @@ def _trace(module: nn.Module, spec: EngineSpec) -> Any:
         }
         for tensor in spec.inputs
     )
-    has_dynamic = any(dynamic_shapes)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module,
-                inputs,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(spec.input_names),
-                output_names=list(spec.output_names),
-                dynamic_shapes=dynamic_shapes if has_dynamic else None,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter's errors share no base but Exception
-        raise ExportError(
-            f"the {spec.role} network cannot be traced by torch {torch.__version__}: "
-            f"{_one_line(error)}"
-        ) from error
-    if program is None:
-        raise ExportError(
-            f"torch {torch.__version__} returned no graph: use a torch in [2.9, 2.14)"
-        )
-    return program
+    return traced_program(
+        module,
+        inputs,
+        what=f"the {spec.role} network",
+        input_names=spec.input_names,
+        output_names=spec.output_names,
+        dynamic_shapes=dynamic_shapes if any(dynamic_shapes) else None,
+    )
 
 
 def _example(tensor: TensorSpec) -> Tensor:
@@ -201,30 +185,16 @@ def _example(tensor: TensorSpec) -> Tensor:
     return torch.zeros(shape)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter from talking about torchvision, its own deprecations and opset changes."""
-    loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _write(program: Any, path: Path, network: nn.Module) -> tuple[str, ...]:
+def _write(program: Any, path: Path, network: nn.Module, weights_beside: bool) -> tuple[str, ...]:
     """Write the graph without metadata of the exporting machine; names of its external files."""
-    external = _weight_bytes(network) >= EXTERNAL_DATA_BYTES
+    external = not weights_beside and _weight_bytes(network) >= EXTERNAL_DATA_BYTES
     try:
         program.save(path, external_data=external)
         model = onnx.load(path, load_external_data=False)
         strip_metadata(model)
         restore_biases(model, network)
+        if weights_beside:
+            move_weights_out(model, path, dict(network.named_parameters()))
         onnx.save_model(model, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -274,8 +244,3 @@ def _grid_sample_failures(node: onnx.NodeProto) -> list[str]:
         f"GridSample '{node.name}' has mode '{mode}', which TensorRT's parser reads as nearest "
         "(NVIDIA/TensorRT#4646), expected 'bilinear'"
     ]
-
-
-def _one_line(error: BaseException, limit: int = 300) -> str:
-    text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
-    return text if len(text) <= limit else text[: limit - 3] + "..."

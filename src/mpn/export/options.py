@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from mpn.engines.adapt_entry import ADAPT_OPTIMIZERS
 from mpn.engines.entries import DIS_PRESETS, PRECISIONS, DisPreset
 from mpn.engines.fields import Scalar
 from mpn.engines.spec import OPSET, ROLES, Precision, Role, propagation_spec
@@ -41,6 +42,9 @@ class ExportOptions:
         verify: Compare each graph with its module, and refuse to write what differs.
         parity_images: Folder of pictures to compare on; None renders some.
         build: Build plans too; this version cannot.
+        adapt: Write the fine-tuning step of the roles that have one, and keep their weights in a
+            file of their own.
+        adapt_optimizer: ``"sgd"`` or ``"adamw"`` for all of them; None for what suits each.
         flow_variant: Member of the FlowNet 2.0 family that the flow checkpoint must be, for example
             ``"FlowNet2"``; None takes what its keys say.
         init_fourth_channel: How to fill the fourth channel of DeepLab weights that have three.
@@ -64,6 +68,8 @@ class ExportOptions:
     verify: bool = True
     parity_images: Path | None = None
     build: bool = False
+    adapt: bool = True
+    adapt_optimizer: str | None = None
     flow_variant: str | None = None
     init_fourth_channel: str | None = None
     flow_preset: DisPreset = "ultrafast"
@@ -102,6 +108,16 @@ class ExportOptions:
             raise InputError(
                 "pictures to compare on were given, but comparing was switched off: "
                 "leave out either --parity-images or --no-verify"
+            )
+        if self.adapt_optimizer not in (None, *ADAPT_OPTIMIZERS):
+            raise InputError(
+                f"unknown optimiser '{self.adapt_optimizer}': the optimisers are "
+                f"{', '.join(ADAPT_OPTIMIZERS)}"
+            )
+        if self.adapt_optimizer is not None and not self.adapt:
+            raise InputError(
+                "an optimiser was given, but fine-tuning was switched off: leave out either "
+                "--adapt-optimizer or --no-adapt"
             )
         if self.flow_preset not in DIS_PRESETS:
             raise InputError(

@@ -24,6 +24,9 @@ MeasureName = Literal[
     "mask_iou",
     "epe_mean",
     "epe_relative",
+    "loss_abs",
+    "gradient_relative",
+    "update_relative",
 ]
 
 

@@ -11,9 +11,17 @@ from typing import Literal
 
 from mpn.engines.spec import Role
 
-Step = Literal["load", "prepare", "trace", "write", "verify"]
-STEPS: tuple[Step, ...] = ("load", "prepare", "trace", "write", "verify")
-"""Building the network, folding and halving it, tracing it, writing its graph, comparing."""
+Step = Literal["load", "prepare", "trace", "write", "verify", "adapt"]
+STEPS: tuple[Step, ...] = (
+    "load",
+    "prepare",
+    "trace",
+    "write",
+    "verify",
+    "adapt",
+)
+"""Building the network, folding and halving it, tracing it, writing its graph, comparing; then its
+fine-tuning step, written and compared."""
 
 
 class Progress:

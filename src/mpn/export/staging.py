@@ -25,6 +25,7 @@ from mpn.errors import OutputError
 STATE_NAME = "export-state.json"
 STATE_SCHEMA = 1
 _OWN_SUFFIXES = (".onnx", ".onnx.data")
+_ADAPT_PARTS = ("adapt", "adapt_head", "features")
 _OWN_NAMES = frozenset({MANIFEST_NAME, PARITY_NAME, STATE_NAME, "plans"})
 
 
@@ -99,8 +100,9 @@ class Staging:
 
     def discard_role(self, role: Role) -> None:
         """Remove what there is of an unfinished role; the folder too, if nothing else is in it."""
-        for suffix in _OWN_SUFFIXES:
-            (self.path / f"{role}{suffix}").unlink(missing_ok=True)
+        for stem in (role, *(f"{role}_{part}" for part in _ADAPT_PARTS)):
+            for suffix in _OWN_SUFFIXES:
+                (self.path / f"{stem}{suffix}").unlink(missing_ok=True)
         if not self._finished:
             self.discard()
 

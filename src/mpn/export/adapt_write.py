@@ -1,0 +1,125 @@
+"""The fine-tuning step of one role, written beside its inference graph and compared with torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mpn.engines.adapt_entry import ADAPT_SCOPES, AdaptEntry, AdaptScope, WeightTensor
+from mpn.engines.files import FileDigest, sha256_of_file
+from mpn.engines.spec import Precision, Role
+from mpn.errors import ExportError
+from mpn.export.adapt_optimizer import OptimizerSettings, optimizer_settings
+from mpn.export.adapt_step import AdaptGraph, adapt_graph, save_graph, trained_names
+from mpn.export.adapt_trace import INPUT_NAMES, ForwardGraph, trace_forward
+from mpn.export.graph import probe_inputs
+from mpn.export.graph_data import StoredTensor, stored_tensors
+from mpn.export.precision import folded_network
+from mpn.networks.osvos_convert import rescale_trunk
+
+ADAPTABLE_ROLES: tuple[Role, ...] = tuple(INPUT_NAMES)
+"""Roles that are fine-tuned on the given frame."""
+
+
+@dataclass(frozen=True)
+class WrittenAdapt:
+    """What :func:`write_adapt` made.
+
+    Attributes:
+        entry: For the manifest.
+        network: The folded float32 network that the graphs were made of.
+        settings: The optimiser.
+    """
+
+    entry: AdaptEntry
+    network: nn.Module
+    settings: OptimizerSettings
+
+
+def write_adapt(
+    role: Role,
+    network: nn.Module,
+    folder: Path,
+    *,
+    precision: Precision,
+    optimizer: str | None = None,
+) -> WrittenAdapt:
+    """Write ``<role>_adapt.onnx``, ``<role>_adapt_head.onnx`` and ``<role>_features.onnx``.
+
+    The graphs hold no weights: they take them as inputs, by the names and shapes that they have in
+    ``<role>.onnx``, which must be there already, its weights in a file beside it.
+
+    Args:
+        role: One of :data:`ADAPTABLE_ROLES`.
+        network: As it was loaded.
+        folder: Where the inference graph is.
+        precision: Of the inference graph; fine-tuning is float32.
+        optimizer: ``"sgd"`` or ``"adamw"``; None for the role's default.
+
+    Raises:
+        ExportError: If the step cannot be derived, or its weights are not those of the inference
+            graph.
+        InputError: If there is no such optimiser.
+        OutputError: If the files cannot be written.
+    """
+    settings = optimizer_settings(role, optimizer)
+    folded = folded_network(role, network, probe_inputs(role))
+    forward = trace_forward(role, folded)
+    graphs: dict[AdaptScope, FileDigest] = {}
+    features: dict[AdaptScope, FileDigest] = {}
+    for scope in ADAPT_SCOPES:
+        graph = adapt_graph(forward, settings, scope)
+        graphs[scope] = _saved(graph, role, folder)
+        if graph.features is not None:
+            path = folder / f"{role}_features.onnx"
+            save_graph(graph.features, path)
+            features[scope] = FileDigest(path.name, sha256_of_file(path))
+    entry = AdaptEntry(
+        optimizer=settings.name,
+        settings=settings.as_json(),
+        state=settings.state,
+        graphs=graphs,
+        features=features,
+        tensors=_weight_tensors(forward, stored_tensors(folder / f"{role}.onnx"), precision),
+    )
+    return WrittenAdapt(entry, folded, settings)
+
+
+def _saved(graph: AdaptGraph, role: Role, folder: Path) -> FileDigest:
+    suffix = "" if graph.scope == "all" else f"_{graph.scope}"
+    path = folder / f"{role}_adapt{suffix}.onnx"
+    save_graph(graph.model, path)
+    return FileDigest(path.name, sha256_of_file(path))
+
+
+def _weight_tensors(
+    forward: ForwardGraph, stored: tuple[StoredTensor, ...], precision: Precision
+) -> tuple[WeightTensor, ...]:
+    found = {tensor.name: tensor.shape for tensor in stored}
+    expected = {name: tuple(values.shape) for name, values in forward.weights.items()}
+    if found != expected:
+        odd = sorted(found.items() ^ expected.items())
+        raise ExportError(
+            f"the {forward.role} step does not have the weights of its inference graph "
+            f"({odd[0][0]}): this is a fault of the exporter, use --no-adapt"
+        )
+    scopes = {scope: set(trained_names(forward, scope)) for scope in ADAPT_SCOPES}
+    rescaled = forward.role == "osvos" and precision == "fp16"
+    ones = {tensor.name: torch.ones(1) for tensor in stored}
+    scales = rescale_trunk(ones) if rescaled else ones
+    return tuple(
+        WeightTensor(
+            name=tensor.name,
+            shape=tensor.shape,
+            file=tensor.file,
+            offset=tensor.offset,
+            nbytes=tensor.nbytes,
+            dtype="float16" if tensor.dtype == "float16" else "float32",
+            scale=float(scales[tensor.name]),
+            scopes=tuple(scope for scope in ADAPT_SCOPES if tensor.name in scopes[scope]),
+        )
+        for tensor in stored
+    )

@@ -1,0 +1,74 @@
+"""Derivatives of elementwise operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+
+from mpn.errors import ExportError
+from mpn.export.autodiff.tape import Tape
+
+
+def add(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Addition: z = a + b."""
+    for name in node.input:
+        if tape.wants(name):
+            yield name, _unbroadcast(tape, grad, name, node.output[0])
+
+
+def subtract(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Subtraction: z = a - b."""
+    left, right = node.input
+    if tape.wants(left):
+        yield left, _unbroadcast(tape, grad, left, node.output[0])
+    if tape.wants(right):
+        negative = tape.builder.op("Neg", grad)
+        yield right, _unbroadcast(tape, negative, right, node.output[0])
+
+
+def negate(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Negation: z = -a."""
+    yield node.input[0], tape.builder.op("Neg", grad)
+
+
+def multiply(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Product: z = a * b."""
+    left, right = node.input
+    for name, other in ((left, right), (right, left)):
+        if tape.wants(name):
+            product = tape.builder.op("Mul", grad, other)
+            yield name, _unbroadcast(tape, product, name, node.output[0])
+
+
+def relu(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Rectifier: z = max(a, 0); nothing flows where a is 0, as in PyTorch."""
+    builder = tape.builder
+    positive = builder.op("Sign", node.output[0])
+    yield node.input[0], builder.op("Mul", grad, positive)
+
+
+def _unbroadcast(tape: Tape, grad: str, name: str, result: str) -> str:
+    """Sum ``grad``, of the shape of ``result``, over the axes along which ``name`` was repeated."""
+    builder = tape.builder
+    shape, full = builder.shape(name), builder.shape(result)
+    if shape == full:
+        return grad
+    aligned = (1,) * (len(full) - len(shape)) + shape
+    axes = [
+        axis
+        for axis, (size, whole) in enumerate(zip(aligned, full, strict=True))
+        if size == 1 and whole != 1
+    ]
+    for axis, (size, whole) in enumerate(zip(aligned, full, strict=True)):
+        if axis not in axes and size != whole:
+            raise ExportError(
+                f"'{name}' {shape} is broadcast to {full} in a way that is not known before the run"
+            )
+    reduced = builder.op("ReduceSum", grad, builder.ints(*axes), keepdims=1) if axes else grad
+    if len(shape) == len(full):
+        return reduced
+    kept = [size for size in shape if size is not None]
+    if len(kept) != len(shape):
+        raise ExportError(f"'{name}' {shape} loses axes that are not known before the run")
+    return builder.op("Reshape", reduced, builder.ints(*kept))

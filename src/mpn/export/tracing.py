@@ -1,0 +1,85 @@
+"""torch.onnx.export without its chatter, and with errors of one line."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpn.engines.spec import OPSET
+from mpn.errors import ExportError
+
+_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+def traced_program(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    *,
+    what: str,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: Sequence[Mapping[int, Any]] | None = None,
+) -> Any:
+    """Trace a module into an ONNX program of this package's opset.
+
+    Args:
+        module: In evaluation mode.
+        inputs: Examples.
+        what: Named in errors, for example ``"the flow network"``.
+        input_names: Of the graph, in the order of the examples.
+        output_names: Of the graph.
+        dynamic_shapes: For each input, axis number -> ``torch.export.Dim``; None if all is fixed.
+
+    Raises:
+        ExportError: If torch cannot trace it.
+    """
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                tuple(inputs),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(input_names),
+                output_names=list(output_names),
+                dynamic_shapes=None if dynamic_shapes is None else tuple(dynamic_shapes),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's errors share no base but Exception
+        raise ExportError(
+            f"{what} cannot be traced by torch {torch.__version__}: {one_line(error)}"
+        ) from error
+    if program is None:
+        raise ExportError(
+            f"torch {torch.__version__} returned no graph: use a torch in [2.9, 2.14)"
+        )
+    return program
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text on one line, without colours, cut to ``limit`` characters."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from talking about torchvision, its own deprecations and opset changes."""
+    loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
