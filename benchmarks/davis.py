@@ -1,139 +1,279 @@
 """J&F and FPS from the same run over a folder in DAVIS layout.
 
     python benchmarks/davis.py --davis-root DAVIS [--set val] [--engine-dir DIR]
-        [--ablation propagation,warp] [--threads 2] [-o benchmarks/results/davis.json]
+        [--ablation warp,propagation,adapted,osvos,crf] [--adapt-steps N] [--threads 2]
+        [-o benchmarks/results/davis.json]
 
 Every sequence is decoded, segmented from its first annotation and saved as palette PNGs, frame by
-frame in one thread; ``wall_fps`` counts all of that, ``pipeline_fps`` the stages alone. Scores are
-those of ``mpn eval``: the first and the last frame do not count.
+frame in one thread; ``wall_fps`` counts all of that from the second frame on, ``pipeline_fps`` the
+stages alone. Fine-tuning on the first frame is told apart, and ``wall_fps_with_adaptation`` has it
+in. The sets of stages take turns, sequence by sequence. Scores are those of ``mpn eval``: the first
+and the last frame do not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import cv2
+import numpy as np
 
-from facts import summary_ms, write_result
-from mpn import Pipeline, PipelineOptions
-from mpn.evaluation import DavisDataset, SequenceEvaluator, load_davis
+from davis_ablations import DEFAULT, Ablation, ablations_of
+from facts import head, summary_ms, write_result
+from mpn import Pipeline
+from mpn.engines.load import EngineSet, default_engine_dir, open_engines
+from mpn.errors import InputError, MpnError
+from mpn.evaluation import DavisDataset, DavisSequence, SequenceEvaluator, load_davis
+from mpn.evaluation import load_labels as load_truth
+from mpn.evaluation.results import json_from_score
 from mpn.evaluation.scores import DatasetScore, SequenceScore
+from mpn.runtime.adapt_options import AdaptOptions
+from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
 from mpn.runtime.labels import load_labels, save_labels
+from mpn.runtime.opencv_threads import OpenCvThreads
 
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "warp": {"use_propagation": False, "osvos": "off"},
-    "propagation": {"osvos": "off"},
-    "osvos": {},
-    "paper-warp": {
-        "use_propagation": False,
-        "osvos": "off",
-        "flow_check_px": 0.0,
-        "colour_weight": 0.0,
-    },
-    "paper-propagation": {"osvos": "off", "flow_check_px": 0.0, "colour_weight": 0.0},
-}
-"""Stages by name; what a set does not say is the manifest's advice. The last two leave out the
-stages that the paper does not have."""
+MAX_IDS = 254
+
+
+@dataclass
+class Collected:
+    """What a set of stages has done so far; seconds of each frame but the first."""
+
+    scores: list[SequenceScore] = field(default_factory=list)
+    wall_s: list[float] = field(default_factory=list)
+    pipeline_s: list[float] = field(default_factory=list)
+    adapt_s_by_sequence: dict[str, float] = field(default_factory=dict)
 
 
 def run_sequence(
-    pipeline: Pipeline, dataset: DavisDataset, number: int, images: Path, out: Path
-) -> tuple[SequenceScore, list[float], list[float]]:
-    """Segment one sequence; its score, and the wall and pipeline seconds of each frame."""
-    sequence = dataset.sequences[number]
+    pipeline: Pipeline, sequence: DavisSequence, images: Path, out: Path, into: Collected
+) -> None:
+    """Segment one sequence and score it."""
     evaluator = SequenceEvaluator(sequence.name)
-    wall_s, pipeline_s = [], []
     for index, annotation in enumerate(sequence.annotation_paths):
-        truth = load_labels(annotation, max_objects=254)
+        truth = load_truth(annotation)
+        given = None if index else load_labels(annotation, max_objects=MAX_IDS)
         start = perf_counter()
-        bgr = cv2.imread(str(images / sequence.name / f"{annotation.stem}.jpg"), cv2.IMREAD_COLOR)
-        rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-        result = pipeline.step(rgb) if index else pipeline.start(rgb, truth)
+        rgb = load_rgb(images / sequence.name / f"{annotation.stem}.jpg")
+        result = pipeline.step(rgb) if given is None else pipeline.start(rgb, given)
         save_labels(out / f"{annotation.stem}.png", result.labels)
         if index:
-            wall_s.append(perf_counter() - start)
-            pipeline_s.append(sum(result.timings.values()))
+            into.wall_s.append(perf_counter() - start)
+            into.pipeline_s.append(sum(result.timings.values()))
+        else:
+            into.adapt_s_by_sequence[sequence.name] = result.timings.get("adapt", 0.0)
         evaluator.feed(truth, result.labels, source=annotation)
-    return evaluator.conclude(), wall_s, pipeline_s
+    into.scores.append(evaluator.conclude())
 
 
-def run_ablation(name: str, dataset: DavisDataset, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All sequences with one set of stages."""
-    images = arguments.davis_root / "JPEGImages" / arguments.resolution
-    options = PipelineOptions(**ABLATIONS[name])
-    scores, wall_s, pipeline_s = [], [], []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Pipeline.from_engines(
-            arguments.engine_dir, backend="cpu", threads=arguments.threads, options=options
-        ) as pipeline,
-    ):
-        for number in range(len(dataset.sequences)):
-            score, wall, inside = run_sequence(pipeline, dataset, number, images, Path(folder))
-            scores.append(score)
-            wall_s += wall
-            pipeline_s += inside
-            for k in score.objects:
-                print(f"  {name:12} {k.name:24} J {k.region.mean:.3f}  F {k.boundary.mean:.3f}")
-        facts = {
-            "backend": pipeline.backend,
-            "engine_dir": pipeline.engines.manifest.name,
-            "digests": dict(pipeline.engines.digests),
+def load_rgb(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a JPEG."""
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise InputError(f"{path}: no such image, or not readable")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def warm_up(pipeline: Pipeline, sequence: DavisSequence, images: Path, frames: int) -> None:
+    """The first frames of a sequence, without fine-tuning: they do not count."""
+    paths = sequence.annotation_paths[: frames + 1]
+    rgb = [load_rgb(images / sequence.name / f"{path.stem}.jpg") for path in paths]
+    pipeline.start(rgb[0], load_labels(paths[0], max_objects=MAX_IDS))
+    for frame in rgb[1:]:
+        pipeline.step(frame)
+
+
+def open_pipeline(
+    stack: ExitStack, engine_dir: Path, engines: EngineSet, ablation: Ablation, threads: int
+) -> Pipeline:
+    """A pipeline that shares its engines with others; all close together."""
+    adapter = None
+    if ablation.adapt is not None:
+        from mpn.runtime.adapt import ObjectAdapter
+
+        adapter = ObjectAdapter(
+            engine_dir, engines, ablation.adapt, ablation.options, threads=threads
+        )
+    return stack.enter_context(Pipeline(engines, options=ablation.options, adapter=adapter))
+
+
+def run(
+    engine_dir: Path,
+    engines: EngineSet,
+    dataset: DavisDataset,
+    ablations: list[Ablation],
+    *,
+    images: Path,
+    threads: int,
+    warmup: int,
+) -> dict[str, Any]:
+    """All sequences with every set of stages; ``ablations`` of the result."""
+    collected = {ablation.name: Collected() for ablation in ablations}
+    with tempfile.TemporaryDirectory(prefix="mpn-davis-") as folder, ExitStack() as stack:
+        for ablation in ablations:  # nothing is fine-tuned to be thrown away
+            warm_up(
+                Pipeline(engines, options=ablation.options), dataset.sequences[0], images, warmup
+            )
+        pipelines = {
+            ablation.name: open_pipeline(stack, engine_dir, engines, ablation, threads)
+            for ablation in ablations
         }
-    total = DatasetScore(arguments.set, tuple(scores))
-    print(
-        f"{name}: J {total.region.mean:.4f}  F {total.boundary.mean:.4f}  J&F {total.j_and_f:.4f}"
-    )
+        order = list(pipelines)
+        for sequence in dataset.sequences:
+            for name in order:
+                into = collected[name]
+                run_sequence(pipelines[name], sequence, images, Path(folder), into)
+                for k in into.scores[-1].objects:
+                    print(
+                        f"{name:18} {k.name:24} J {k.region.mean:.3f}  F {k.boundary.mean:.3f}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+            order.append(order.pop(0))
     return {
-        **facts,
-        "J-Mean": total.region.mean,
-        "F-Mean": total.boundary.mean,
-        "J&F-Mean": total.j_and_f,
-        "objects": {
-            k.name: {"J-Mean": k.region.mean, "F-Mean": k.boundary.mean} for k in total.objects
-        },
-        "wall": summary_ms(wall_s),
-        "pipeline": summary_ms(pipeline_s),
-        "wall_fps": round(len(wall_s) / sum(wall_s), 2),
-        "pipeline_fps": round(len(pipeline_s) / sum(pipeline_s), 2),
+        ablation.name: figures(ablation, collected[ablation.name], dataset.set_name)
+        for ablation in ablations
     }
 
 
-def main() -> None:
-    """Run the ablations asked for and write one JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def figures(ablation: Ablation, done: Collected, set_name: str) -> dict[str, Any]:
+    """One set of stages in the result."""
+    score = DatasetScore(set_name, tuple(done.scores))
+    told = json_from_score(score)
+    adapt_s = sum(done.adapt_s_by_sequence.values())
+    body: dict[str, Any] = {
+        "stages": list(ablation.stages),
+        "options": asdict(ablation.options),
+        **told["global"],
+        "objects": told["objects"],
+        "wall": summary_ms(done.wall_s),
+        "pipeline": summary_ms(done.pipeline_s),
+        "wall_fps": round(len(done.wall_s) / sum(done.wall_s), 2),
+        "pipeline_fps": round(len(done.pipeline_s) / sum(done.pipeline_s), 2),
+        "adapt": None,
+    }
+    if ablation.adapt is not None:
+        body["adapt"] = {
+            "roles": list(ablation.adapt.roles),
+            "steps": {role: ablation.adapt.recipe(role).steps for role in ablation.adapt.roles},
+            "seconds": round(adapt_s, 2),
+            "seconds_per_object": round(adapt_s / len(score.objects), 2),
+        }
+        body["wall_fps_with_adaptation"] = round(len(done.wall_s) / (sum(done.wall_s) + adapt_s), 2)
+    return body
+
+
+def facts_of_data(dataset: DavisDataset) -> tuple[dict[str, Any], list[int], list[int]]:
+    """``data`` of the result, the commonest frame size (height, width), the numbers of objects."""
+    sequences = {}
+    for sequence in dataset.sequences:
+        first = load_labels(sequence.annotation_paths[0], max_objects=MAX_IDS)
+        sequences[sequence.name] = {
+            "frames": len(sequence.annotation_paths),
+            "objects": int(first.max()),
+            "size_hw": list(first.shape),
+        }
+    sizes = Counter(tuple(facts["size_hw"]) for facts in sequences.values())
+    objects = sorted({facts["objects"] for facts in sequences.values()})
+    return (
+        {"set": dataset.set_name, "sequences": sequences},
+        list(sizes.most_common(1)[0][0]),
+        objects,
+    )
+
+
+def benchmark(given: argparse.Namespace) -> dict[str, Any]:
+    """The body of the result."""
+    check_result_path(given.out)
+    load_before = load_average()
+    dataset = load_davis(given.davis_root, given.set, resolution=given.resolution)
+    images = given.davis_root / "JPEGImages" / given.resolution
+    engine_dir = default_engine_dir() if given.engine_dir is None else given.engine_dir
+    with (
+        open_engines(engine_dir, backend=given.backend, threads=given.threads) as engines,
+        OpenCvThreads(given.threads),
+    ):
+        ablations, left_out = ablations_of(
+            engines.manifest, given.ablation.split(","), AdaptOptions(steps=given.adapt_steps)
+        )
+        if not ablations:
+            raise InputError(f"nothing is left to run: {'; '.join(left_out)}")
+        runs = run(
+            engine_dir,
+            engines,
+            dataset,
+            ablations,
+            images=images,
+            threads=given.threads,
+            warmup=given.warmup,
+        )
+        backend = {
+            "asked": given.backend,
+            "used": engines.backend,
+            "note": engines.backend_note,
+            "threads": given.threads,
+        }
+        engine = engine_facts(engines)
+    data, frame_size_hw, objects = facts_of_data(dataset)
+    not_on_gpu = (
+        ["GPU (CUDA, TensorRT): the networks ran on the CPU"] if backend["used"] == "cpu" else []
+    )
+    return {
+        **head(
+            backend=backend,
+            engine=engine,
+            frame_size_hw=frame_size_hw,
+            objects=objects,
+            frames=sum(len(sequence.annotation_paths) - 1 for sequence in dataset.sequences),
+            warmup=given.warmup,
+            load_average_before=load_before,
+            not_measured=[*not_on_gpu, *left_out],
+        ),
+        "data": data,
+        "ablations": runs,
+    }
+
+
+def main() -> int:
+    """Parse, run, write, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--davis-root", type=Path, required=True)
-    parser.add_argument("--set", default="val")
+    parser.add_argument("--set", default="val", help="list in ImageSets/2017")
     parser.add_argument("--resolution", default="480p")
     parser.add_argument("--engine-dir", type=Path, help="default: the shipped engines")
     parser.add_argument(
-        "--ablation",
-        default="propagation,warp,paper-propagation,paper-warp",
-        help="of " + ",".join(ABLATIONS),
+        "--ablation", default=",".join(DEFAULT), help="default: %(default)s; see davis_ablations.py"
     )
+    parser.add_argument("--adapt-steps", type=int, help="default: the recipe of each network")
+    parser.add_argument("--backend", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=5, help="frames that do not count, a set")
     parser.add_argument("-o", "--out", type=Path, default=Path("davis.json"))
-    arguments = parser.parse_args()
-    dataset = load_davis(arguments.davis_root, arguments.set)
-    runs = {name: run_ablation(name, dataset, arguments) for name in arguments.ablation.split(",")}
-    write_result(
-        arguments.out,
-        "davis",
-        {
-            "data": {
-                "set": arguments.set,
-                "sequences": {s.name: len(s.annotation_paths) for s in dataset.sequences},
-            },
-            "threads": arguments.threads,
-            "ablations": runs,
-        },
-    )
-    print(f"written: {arguments.out}")
+    given = parser.parse_args()
+    try:
+        body = benchmark(given)
+        write_result(given.out, "davis", body)
+    except MpnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, done in body["ablations"].items():
+        print(
+            f"{name:18} J {done['J-Mean']:.4f}  F {done['F-Mean']:.4f}  J&F {done['J&F-Mean']:.4f}"
+            f"  wall {done['wall_fps']} FPS"
+        )
+    print(f"written: {given.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

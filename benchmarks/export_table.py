@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from facts import write_result
+from facts import cpu_backend, head, write_result
+from mpn.engines.files import sha256_of_file
 from mpn.engines.manifest import Preprocessing
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import ExportError
@@ -38,6 +39,7 @@ from mpn.networks.checkpoint import RoleWeights
 from mpn.networks.deeplab_xception import DeepLabXception
 from mpn.networks.flownet2 import FlowNet2
 from mpn.networks.osvos_vgg import OsvosVgg
+from mpn.runtime.benchmark_result import load_average
 
 NETWORKS: dict[Role, tuple[Callable[[], nn.Module], float]] = {
     "flow": (FlowNet2, 2.0),
@@ -92,6 +94,7 @@ def measure(
             "precision": precision,
             "parameters": sum(value.numel() for value in network.parameters()),
             "inputs": [list(tensor.shape) for tensor in spec.inputs],
+            "sha256": sha256_of_file(path),
             "nodes": graph.nodes,
             "size_bytes": graph.size_bytes,
             "half_weights": graph.ledger.half_weights,
@@ -156,6 +159,7 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    load_before = load_average()
     options = ExportOptions(frame_size_hw=arguments.frame_size, roi_size=arguments.roi_size)
     results = []
     for role in arguments.networks:
@@ -169,10 +173,21 @@ def main() -> int:
             gc.collect()
     print(markdown(results))
     if arguments.out is not None:
-        body = {
+        body = head(
+            backend=cpu_backend(arguments.threads),
+            engine=None,
+            frame_size_hw=arguments.frame_size,
+            objects=None,
+            frames=None,
+            warmup=None,
+            load_average_before=load_before,
+            not_measured=[
+                "GPU (CUDA, TensorRT): graphs were run by onnxruntime on the CPU",
+            ],
+        )
+        body |= {
             "weights": "random, drawn from the tensors' names",
             "pictures": ParityPictures().description,
-            "threads": arguments.threads,
             "results": results,
         }
         write_result(arguments.out, "export_table", body)

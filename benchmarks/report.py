@@ -1,125 +1,158 @@
-"""Write the results section of README.md from committed JSON.
+"""Tables and plots from committed JSON, and whether a new result is a regression.
 
-    python benchmarks/report.py [--check]
+    python benchmarks/report.py
+        writes them into README.md, docs/benchmarks.md and docs/plots
+    python benchmarks/report.py --check
+        exit code 1 if one of them is not what the JSON gives
+    python benchmarks/report.py --compare OLD.json NEW.json [--force]
+        a row a figure; exit code 1: a regression, 2: the files cannot be compared
 
-Everything between the two ``results`` comments is replaced; ``--check`` only says, by its exit
-code, whether README is what the JSON gives.
+In README.md and docs/benchmarks.md everything between the two ``results`` comments is replaced.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+
+from compare_results import print_comparison
+from report_parts import evaluation_speed_table, export_table, vanish_return_table
+from report_pipeline import compare_torch_table, davis_table, fps_table
+from report_plots import Plot, plots_of
+from report_text import Result, not_measured
+from result_format import ResultError, load_result
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
-_SECTION = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
-_NAMES = {
-    "warp": "the lite engines' warp alone, no network",
-    "propagation": "the lite engines (what `mpn-run` does)",
-    "paper-warp": "warp alone, neither flow check nor colours",
-    "paper-propagation": "network without flow check and colours",
+TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
+    "davis": ("Accuracy and speed on DAVIS", davis_table),
+    "fps": ("Speed", fps_table),
+    "compare_torch": ("Against eager PyTorch", compare_torch_table),
+    "vanish_return": ("Objects that vanish and return", vanish_return_table),
+    "evaluation_speed": ("Scoring", evaluation_speed_table),
+    "export_table": ("Exports", export_table),
 }
+"""Heading and table of each benchmark, in the order in which they are told."""
+_SECTION = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
-def davis_section(result: dict[str, Any]) -> str:
-    """J, F and speed over a DAVIS folder, one row a set of stages."""
-    machine, data = result["machine"], result["data"]
-    frames = sum(data["sequences"].values())
-    lines = [
-        f"Lite engines on {len(data['sequences'])} DAVIS sequences at 854x480 ({frames} frames, "
-        f"set `{data['set']}`; one of them a composite of two objects), no fine-tuning on the "
-        f"first frame, {machine['processor']}, {result['threads']} threads "
-        "(`benchmarks/davis.py`; wall: decode, segment, save the PNG, in one thread):",
-        "",
-        "| stages | J | F | J&F | wall FPS |",
-        "|---|---|---|---|---|",
+def load_results(folder: Path) -> dict[str, Result]:
+    """Every result in a folder by the name of its file, in the order in which they are told.
+
+    Raises:
+        ResultError: If a file is not in the format, or of a benchmark without a table.
+    """
+    results = {path.stem: load_result(path) for path in sorted(folder.glob("*.json"))}
+    for name, result in results.items():
+        if result["benchmark"] not in TABLES:
+            raise ResultError(
+                f"{name}.json: there is no table for the benchmark '{result['benchmark']}': add "
+                "one to TABLES in report.py"
+            )
+    order = list(TABLES)
+    return dict(sorted(results.items(), key=lambda item: order.index(item[1]["benchmark"])))
+
+
+def generated(root: Path) -> dict[Path, str]:
+    """What the results give: every file of the report, and its text."""
+    results = load_results(root / "benchmarks" / "results")
+    plots = {name: plots_of(name, result) for name, result in results.items()}
+    readme, docs = root / "README.md", root / "docs" / "benchmarks.md"
+    folder = root / "docs" / "plots"
+    files = {
+        readme: _with_section(readme, _section(results, plots, "docs/plots", is_short=True)),
+        docs: _with_section(docs, _section(results, plots, "plots", is_short=False)),
+    }
+    files |= {folder / plot.file_name: plot.svg for made in plots.values() for plot in made}
+    return files
+
+
+def _section(
+    results: Mapping[str, Result],
+    plots: Mapping[str, list[Plot]],
+    plot_folder: str,
+    *,
+    is_short: bool,
+) -> str:
+    parts = []
+    for kind, (heading, write) in TABLES.items():
+        names = [name for name, result in results.items() if result["benchmark"] == kind]
+        for number, name in enumerate(names):
+            lines = [f"### {heading}\n"] if number == 0 else []
+            lines.append(write(results[name], is_short))
+            shown = plots[name][:1] if is_short else plots[name]
+            lines += [f"![{p.alternative}]({plot_folder}/{p.file_name})\n" for p in shown]
+            if not is_short:
+                lines.append(f"From `benchmarks/results/{name}.json`.\n")
+            parts.append("\n".join(lines))
+    parts.append(f"### Not measured\n\n{not_measured(results)}")
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def _with_section(path: Path, section: str) -> str:
+    before = path.read_text(encoding="utf-8")
+    after, replaced = _SECTION.subn(lambda match: match[1] + section + match[2], before)
+    if replaced != 1:
+        raise ResultError(f"{path}: there must be one <!-- results --> section, found {replaced}")
+    return after
+
+
+def stale_files(root: Path) -> list[Path]:
+    """Files of the report that are not what the results give, and plots that nothing gives."""
+    files = generated(root)
+    stale = [
+        path
+        for path, text in files.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
-    for name, run in result["ablations"].items():
-        lines.append(
-            f"| {_NAMES.get(name, name)} | {run['J-Mean']:.3f} | {run['F-Mean']:.3f} "
-            f"| {run['J&F-Mean']:.3f} | {run['wall_fps']:.1f} |"
-        )
-    shipped = result["ablations"]["propagation"]["objects"]
-    lines += ["", "| object | J | F |", "|---|---|---|"]
-    lines += [f"| {k} | {v['J-Mean']:.3f} | {v['F-Mean']:.3f} |" for k, v in shipped.items()]
-    return "\n".join(lines) + "\n"
+    left_over = [path for path in (root / "docs" / "plots").glob("*.svg") if path not in files]
+    return [*stale, *sorted(left_over)]
 
 
-def fps_section(result: dict[str, Any]) -> str:
-    """Engine-only, pipeline and wall FPS against the number of objects."""
-    height, width = result["frame_size_hw"]
-    lines = [
-        f"Speed on the built-in clip, {width}x{height}, {result['machine']['processor']}, "
-        f"{result['backend']['threads']} threads, {result['frames']} frames after "
-        f"{result['warmup']} of warm-up (`benchmarks/fps.py`). *Engine*: the network alone; "
-        "*pipeline*: all stages, frames in memory; *wall*: from decoding the video to masks and "
-        "overlay written.",
-        "",
-        "| objects | engine FPS | pipeline FPS | wall FPS | peak memory |",
-        "|---|---|---|---|---|",
-    ]
-    for run in result["runs"]:
-        lines.append(
-            f"| {run['objects']} | {run['engine_only']['fps']:.0f} "
-            f"| {run['pipeline']['fps']:.0f} | {run['wall']['fps']:.0f} "
-            f"| {run['wall']['peak_memory_mib']:.0f} MiB |"
-        )
-    return "\n".join(lines) + "\n"
+def write_report(root: Path) -> list[Path]:
+    """Write what is stale, and remove plots that nothing gives; the paths that changed."""
+    files = generated(root)
+    changed = stale_files(root)
+    for path in changed:
+        if path in files:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(files[path], encoding="utf-8")
+        else:
+            path.unlink()
+    return changed
 
 
-def export_section(result: dict[str, Any]) -> str:
-    """Exports of the paper-size networks and how far they are from PyTorch."""
-    lines = [
-        "Exports of the paper-size networks (random weights, 854x480, crop 513; "
-        "`benchmarks/export_table.py`), compared with PyTorch in float32:",
-        "",
-        "| network | precision | nodes | MiB | half weights | export | largest difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in result["results"]:
-        measures = [m for case in row["parity"]["cases"] for m in case["measures"]]
-        worst = max(measures, key=lambda m: _share_of_limit(m["value"], m["limit"], m["measure"]))
-        lines.append(
-            f"| {row['variant']} | {row['precision']} | {row['nodes']} "
-            f"| {row['size_bytes'] / 2**20:.0f} | {row['half_weights']}/{row['total_weights']} "
-            f"| {row['export_s']:.0f} s | {worst['measure']} {worst['value']:.2g} "
-            f"(limit {worst['limit']:g}) |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _share_of_limit(value: float, limit: float, measure: str) -> float:
-    if measure == "mask_iou":  # a floor, not a ceiling
-        return (1 - value) / (1 - limit)
-    return value / limit
-
-
-def main() -> None:
-    """Fill in README, or check it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
-    parts = (
-        (davis_section, "davis-lite"),
-        (fps_section, "fps-lite"),
-        (export_section, "export_table"),
+def main() -> int:
+    """Write, check or compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    section = "\n".join(
-        write(json.loads((RESULTS / f"{name}.json").read_text())) for write, name in parts
+    parser.add_argument("--check", action="store_true", help="write nothing, tell what is stale")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD.json", "NEW.json"))
+    parser.add_argument(
+        "--force", action="store_true", help="compare even what was measured differently"
     )
-    before = README.read_text()
-    after = _SECTION.sub(lambda m: m.group(1) + section + m.group(2), before)
-    if arguments.check:
-        sys.exit(0 if before == after else "README's results are not those of the JSON")
-    README.write_text(after)
-    print(section)
+    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    try:
+        if given.compare:
+            return print_comparison(*given.compare, force=given.force)
+        changed = stale_files(given.root) if given.check else write_report(given.root)
+    except ResultError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if given.compare else 1
+    for path in changed:
+        print(f"{'stale' if given.check else 'written'}: {path.relative_to(given.root)}")
+    if given.check and changed:
+        print(
+            "error: the report is not what the JSON gives: python benchmarks/report.py",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

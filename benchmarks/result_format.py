@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,7 @@ HEAD: dict[str, Any] = {
 ENGINE: dict[str, Any] = {"name": str, "roles": dict, "digests": dict}
 """Keys of ``engine`` where it is not null: what ran. Each role has its ``precision``."""
 
+_RATIOS = {"ratio_of_medians": NUMBER, "ratio_of_minima": NUMBER}
 _FIGURE = {"fps": NUMBER, "frame": dict}
 KINDS: dict[str, dict[str, Any]] = {
     "fps": {
@@ -72,9 +74,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "runs": [{"objects": int, "sides": dict, "ratios": dict, "agreement": dict}],
     },
     "export_table": {"results": [{"variant": str, "precision": str, "verdict": str}]},
-    "evaluation_speed": {"results": [{"name": str, "ours": dict, "plain": dict}]},
+    "evaluation_speed": {
+        "results": [{"name": str, "objects": int, "ours": dict, "plain": dict, **_RATIOS}]
+    },
+    "vanish_return": {"clips": dict, "in_time": dict, "in_time_means_frames": int},
 }
-"""The benchmarks, and the keys that each adds."""
+"""The benchmarks that report.py can show, and the keys that each adds."""
 
 SUMMARY = ("n", "min_ms", "median_ms", "p95_ms")
 SCORES = ("J-Mean", "F-Mean", "J&F-Mean")
@@ -111,9 +116,9 @@ def check_result(document: Any) -> None:
             "run the benchmark again"
         )
     kind = document["benchmark"]
-    if kind not in KINDS:
-        raise ResultError(f"benchmark is '{kind}', expected one of {', '.join(KINDS)}")
-    _check_shape(document, KINDS[kind], "")
+    if re.fullmatch(r"[a-z][a-z0-9_]*", kind) is None:
+        raise ResultError(f"benchmark is '{kind}', expected a name like {', '.join(KINDS)}")
+    _check_shape(document, KINDS.get(kind, {}), "")
     size_hw = document["frame_size_hw"]
     if len(size_hw) != 2 or not all(isinstance(side, int) and side > 0 for side in size_hw):
         raise ResultError(f"frame_size_hw must be [height, width] in pixels, got {size_hw}")

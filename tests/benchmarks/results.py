@@ -86,3 +86,98 @@ def fps_result() -> dict[str, Any]:
             )
     result: dict[str, Any] = json.loads(json.dumps({**result_head("fps"), "runs": runs}))
     return result  # through text: no dict in two places
+
+
+def export_result() -> dict[str, Any]:
+    """One network."""
+    measures = [
+        {"measure": "max_relative", "value": 1e-5, "limit": 1e-4},
+        {"measure": "mask_iou", "value": 0.9995, "limit": 0.99},
+    ]
+    row = {
+        "role": "propagation",
+        "variant": "tiny",
+        "precision": "fp32",
+        "verdict": "ok",
+        "nodes": 100,
+        "size_bytes": 2**20,
+        "half_weights": 3,
+        "total_weights": 4,
+        "export_s": 4.0,
+        "parity": {"cases": [{"case": "a scene", "measures": measures}]},
+    }
+    nothing_timed = {"engine": None, "objects": None, "frames": None, "warmup": None}
+    return {**result_head("export_table"), **nothing_timed, "results": [row]}
+
+
+def evaluation_result() -> dict[str, Any]:
+    """J of masks."""
+    entry = {
+        "name": "J of masks",
+        "objects": 1,
+        "ours": times(0.02),
+        "plain": times(0.4),
+        "ratio_of_medians": 20.0,
+        "ratio_of_minima": 21.0,
+    }
+    return {**result_head("evaluation_speed"), "engine": None, "results": [entry]}
+
+
+def davis_result() -> dict[str, Any]:
+    """Two sequences, three sets of stages."""
+    ablations = {}
+    for name, score, stages in (
+        ("warp", 0.5, ["warp"]),
+        ("propagation", 0.7, ["warp", "propagation"]),
+        ("paper-warp", 0.4, ["warp"]),
+    ):
+        scores = {"J-Mean": score, "F-Mean": score + 0.02}
+        ablations[name] = {
+            "stages": stages,
+            **scores,
+            "J&F-Mean": score + 0.01,
+            "objects": {"bear_1": dict(scores), "dog_1": dict(scores)},
+            "wall": times(30.0),
+            "pipeline": times(20.0),
+            "wall_fps": 33.0,
+            "pipeline_fps": 50.0,
+            "adapt": None if name != "propagation" else {"seconds_per_object": 40.0},
+        }
+    facts = {"frames": 10, "objects": 1, "size_hw": [480, 854]}
+    data = {"set": "val", "sequences": {"bear": facts, "dog": dict(facts)}}
+    return {**result_head("davis"), "data": data, "ablations": ablations}
+
+
+def compare_torch_result() -> dict[str, Any]:
+    """One number of objects, one other side."""
+
+    def side(factor: float) -> dict[str, Any]:
+        stages = {"flow": times(100.0 * factor), "warp": times(2.0 * factor)}
+        return {"frame": times(105.0 * factor), "stages": stages, "outside_networks_share": 0.03}
+
+    ratio = {"of_medians": 2.0, "of_minima": 2.0}
+    run = {
+        "objects": 1,
+        "sides": {"ours": side(1.0), "eager": side(2.0)},
+        "ratios": {"eager": {"frame": ratio, "stages": {"flow": dict(ratio), "warp": dict(ratio)}}},
+        "agreement": {"eager": {"mask_iou": {"min": 0.99, "mean": 0.999}}},
+    }
+    result = result_head("compare_torch")
+    result["versions"]["torch"] = "2.13.0"
+    return {**result, "networks": "paper", "conditions": ["one process"], "runs": [run]}
+
+
+def vanish_result() -> dict[str, Any]:
+    """One clip."""
+    clip = {
+        "with_osvos": {"frames_until_found": 2, "iou_after": 0.8},
+        "without_osvos": {"frames_until_found": None, "iou_after": 0.0},
+    }
+    return {
+        **result_head("vanish_return"),
+        "frames": None,
+        "warmup": None,
+        "clips": {"bear:dog": clip},
+        "in_time": {"with_osvos": 1, "without_osvos": 0},
+        "in_time_means_frames": 3,
+    }

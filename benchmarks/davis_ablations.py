@@ -1,0 +1,104 @@
+"""The sets of stages that ``davis.py`` runs: each adds one to the one before.
+
+``warp`` -> ``propagation`` -> ``adapted`` (propagation fine-tuned on the first frame) -> ``osvos``
+(fine-tuned too, where it can be) -> ``crf``. What an engine directory cannot do is left out and
+said. The ``paper`` sets leave out the stages that the paper does not have (flow check, colours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mpn.engines.manifest import Manifest
+from mpn.errors import InputError
+from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions
+from mpn.runtime.adaptation import adaptable_roles, options_for
+from mpn.runtime.options import PipelineOptions
+
+CHAIN = ("warp", "propagation", "adapted", "osvos", "crf")
+PAPER = "paper-"
+"""Before a name of the chain: the same without flow check and colours."""
+DEFAULT = (*CHAIN, "paper-warp", "paper-propagation", "paper-crf")
+NOT_IN_THE_PAPER: Mapping[str, Any] = {"flow_check_px": 0.0, "colour_weight": 0.0}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One set of stages.
+
+    Attributes:
+        name: See the module.
+        stages: Names of the chain that are in it.
+        options: Of the pipeline; in force.
+        adapt: How networks are fine-tuned; None: not at all.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    options: PipelineOptions
+    adapt: AdaptOptions | None
+
+
+def ablations_of(
+    manifest: Manifest, names: Sequence[str], adapt: AdaptOptions
+) -> tuple[list[Ablation], list[str]]:
+    """The sets of stages that an engine directory can run, and a line on each that it cannot.
+
+    Args:
+        manifest: Of the engine directory.
+        names: Which sets.
+        adapt: How networks are fine-tuned, where they are.
+
+    Raises:
+        InputError: If a name is unknown or given twice.
+    """
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"ablations must be given, each once, got {', '.join(names) or 'none'}")
+    missing = _missing(manifest)
+    built, left_out = [], []
+    for name in names:
+        last = name.removeprefix(PAPER)
+        if last not in CHAIN:
+            raise InputError(
+                f"'{name}' is no ablation: {', '.join(CHAIN)}, each also as {PAPER}NAME"
+            )
+        if last in missing:
+            left_out.append(f"{name}: {missing[last]}")
+            continue
+        stages = tuple(s for s in CHAIN[: CHAIN.index(last) + 1] if s not in missing)
+        built.append(_ablation(name, stages, manifest, adapt))
+    return built, left_out
+
+
+def _missing(manifest: Manifest) -> dict[str, str]:
+    """Stages that the engines have not, and why."""
+    missing = {}
+    if "osvos" not in manifest.roles:
+        missing["osvos"] = f"the engines '{manifest.name}' have no OSVOS"
+    advised = PipelineOptions().with_defaults(manifest.runtime_defaults)
+    if "propagation" not in adaptable_roles(manifest, advised):
+        missing["adapted"] = (
+            f"the engines '{manifest.name}' have no graph to fine-tune propagation with"
+        )
+    return missing
+
+
+def _ablation(
+    name: str, stages: tuple[str, ...], manifest: Manifest, adapt: AdaptOptions
+) -> Ablation:
+    advised = PipelineOptions().with_defaults(manifest.runtime_defaults)
+    given: dict[str, Any] = dict(NOT_IN_THE_PAPER) if name.startswith(PAPER) else {}
+    given |= {
+        "use_propagation": "propagation" in stages,
+        "crf": "crf" in stages,
+        "osvos": ("auto" if advised.osvos == "off" else advised.osvos)
+        if "osvos" in stages
+        else "off",
+    }
+    options = PipelineOptions(**given).with_defaults(manifest.runtime_defaults)
+    wanted = "adapted" in stages or "osvos" in stages
+    roles = tuple(r for r in ADAPTABLE_ROLES if r in adaptable_roles(manifest, options))
+    tuned = options_for(manifest, options, adapt) if wanted and roles else None
+    return Ablation(name, stages, options, tuned)
