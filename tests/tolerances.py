@@ -117,3 +117,7 @@ texture of +-60 levels around it; 9 measured. The object is 90 away."""
 
 COARSE_GRID_PX = 2e-3
 """Positions of up to 100 px kept in float32 on a grid and interpolated linearly; 1e-4 measured."""
+
+KERNEL_VERSUS_TWIN = 1e-6
+"""Of values in 0..1: a CUDA kernel and its NumPy twin do the same float32 operations; exp and log
+are of different libraries, and sums have another order; 4e-7 measured."""
