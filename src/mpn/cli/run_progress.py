@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from mpn.runtime.adapt import AdaptProgress
+    from mpn.runtime.adapt_report import AdaptProgress
     from mpn.runtime.request import Progress
 
 _PLAIN_PROGRESS_EVERY_S = 5.0

@@ -91,7 +91,7 @@ def adaptable_roles(manifest: Manifest, options: PipelineOptions) -> tuple[Role,
     return tuple(
         role
         for role, entry in manifest.roles.items()
-        if getattr(entry, "adapt", None) is not None and role not in idle
+        if entry.adapt is not None and role not in idle
     )
 
 
@@ -120,7 +120,7 @@ def why_not_adapted(manifest: Manifest, options: PipelineOptions) -> str:
     """One line on what stands in the way of fine-tuning; empty if nothing does."""
     if adaptable_roles(manifest, options):
         return ""
-    if any(getattr(entry, "adapt", None) is not None for entry in manifest.roles.values()):
+    if any(entry.adapt is not None for entry in manifest.roles.values()):
         return "no network that can be fine-tuned is in use"
     return (
         f"the engines '{manifest.name}' have no graphs to fine-tune with: {_HOW}, or run without "

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
 from mpn.errors import EngineError
 from mpn.runtime.adapt_options import AdaptOptions
+from mpn.runtime.adapt_report import AdaptProgress
 from mpn.runtime.adaptation import as_seen_in_training, options_for
 from mpn.runtime.crf_refine import refine
 from mpn.runtime.ensemble import merge
@@ -34,10 +35,7 @@ from mpn.runtime.stages import Stages
 from mpn.runtime.state import State
 from mpn.types import StepResult, UInt8Array
 
-if TYPE_CHECKING:
-    from mpn.runtime.adapt import AdaptProgress
-
-OnAdapt = Callable[["AdaptProgress"], None]
+OnAdapt = Callable[[AdaptProgress], None]
 
 
 class Pipeline(LabelledVideo):
