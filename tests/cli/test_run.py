@@ -17,9 +17,10 @@ from PIL import Image
 from mpn.cli import main as cli
 from mpn.cli.run import BackendName, ScopeName
 from mpn.engines.load import BACKENDS
-from mpn.runtime.adapt_options import AdaptScope
+from mpn.runtime.adapt_options import DEFAULT_RECIPES, AdaptRecipe, AdaptScope
 from mpn.runtime.labels import save_labels
 from mpn.runtime.outputs import SAVE_KINDS, SaveKind
+from tests.adapt_dirs import make_adaptable_engine_dir
 from tests.engine_dirs import make_engine_dir
 from tests.runtime.media import (
     SCENE_HW,
@@ -41,6 +42,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything a run may be given: clip.mp4, first.png, engines/ and bad ones."""
     folder = tmp_path_factory.mktemp("inputs")
     make_engine_dir(folder / "engines", frame_size_hw=SCENE_HW)
+    make_adaptable_engine_dir(folder / "learning", frame_size_hw=SCENE_HW)
     frames = scene(FRAMES)
     write_video(folder / "clip.mp4", frames)
     labels = scene_labels(0)
@@ -74,6 +76,7 @@ def run(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
 
     def run_(*arguments: str, add_engines: bool = True) -> int:
         given = [re.sub(r"@", f"{inputs}/", argument) for argument in arguments]
@@ -139,6 +142,66 @@ def test_engines_without_graphs_to_fine_tune_with_run_as_they_are_and_the_report
     assert report["fps_after_adapt"] == report["fps"]
     assert report["fingerprint"]["adapt"] is None
     assert report["options"]["crf"] is False
+
+
+QUICK = ("--adapt-steps", "3", "--adapt-size", "65")
+
+
+def test_every_option_of_fine_tuning_arrives(run, capsys) -> None:
+    code = run(
+        "@clip.mp4", "--mask", "@first.png", "--engine-dir", "@learning", "--json", *QUICK,
+        "--adapt-seconds", "60", "--adapt-scope", "all", "--adapt-cache", "kept", "--seed", "9",
+    )  # fmt: skip
+    assert code == 0
+    told = json.loads(capsys.readouterr().out)["adapt"]
+    assert told["ran"] is True
+    asked = {"steps": 3, "size": 65, "seconds": 60.0, "scope": "all", "seed": 9}
+    assert asked.items() <= told["options"].items()
+    assert [o["steps"] for o in told["objects"]] == [3, 3]
+    assert len(list(Path("kept").iterdir())) == 2
+
+
+def test_engines_that_can_learn_do_so_by_default_and_keep_what_they_learnt(
+    run, capsys, monkeypatch, tmp_path: Path
+) -> None:
+    recipe = AdaptRecipe(steps=2, size_px=65, batch=1, learning_rate=1e-3)
+    monkeypatch.setitem(DEFAULT_RECIPES, "propagation", recipe)  # type: ignore[arg-type]
+    arguments = ("@clip.mp4", "--mask", "@first.png", "--engine-dir", "@learning")
+    assert run(*arguments) == 0
+    summary = capsys.readouterr().out
+    assert re.search(r"[\d.]+ FPS on cpu \([\d.]+ after \d+ s of fine-tuning\)", summary)
+    assert len(list((tmp_path / "caches/mpn-runtime/adapt").iterdir())) == 2
+    for more, cached in (((), [True, True]), (("--no-adapt-cache",), [False, False])):
+        assert run(*arguments, *more, "--json") == 0
+        told = json.loads(capsys.readouterr().out)["adapt"]
+        assert [o["cached"] for o in told["objects"]] == cached
+    assert run(*arguments, "--no-adapt", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["adapt"] == {"ran": False, "why": "not wanted"}
+
+
+def test_progress_of_fine_tuning_is_told_with_its_eta_and_on_stderr_alone(
+    run, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("mpn.cli.run_progress._PLAIN_PROGRESS_EVERY_S", 0.0)
+    arguments = ("@clip.mp4", "--mask", "@first.png", "--engine-dir", "@learning", *QUICK)
+    assert run(*arguments, "--json") == 0
+    out, err = capsys.readouterr()
+    json.loads(out)
+    lines = err.splitlines()
+    assert re.fullmatch(
+        r"learning object 1 \(propagation\): step 1 of 3, ETA \d+ s, loss [\d.]+", lines[0]
+    )
+    assert lines[5].startswith("learning object 2 (propagation): step 3 of 3, ETA 0 s")
+    assert re.fullmatch(r"frame 5 of 5, ETA 0 s, [\d.]+ FPS", lines[-1])
+    assert run(*arguments, "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bars_are_shown_on_a_terminal(run, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert run("@clip.mp4", "--mask", "@first.png", "--engine-dir", "@learning", *QUICK) == 0
+    out, _ = capsys.readouterr()
+    assert out.count("\n") == 1
 
 
 def test_quiet_prints_nothing(run, capsys) -> None:
