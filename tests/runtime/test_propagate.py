@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError, MaskError, VideoError
+from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.labels import save_labels
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.propagate import propagate
 from mpn.runtime.video import open_video
 from mpn.types import StepResult
+from tests.adapt_dirs import make_adaptable_engine_dir
 from tests.fakes import fake_engine_set
 from tests.runtime.media import index_from_frame, level_frame, write_folder, write_video
 
@@ -215,3 +217,14 @@ def test_real_pipeline_holds_still_objects_still(tmp_path: Path) -> None:
     for result in propagate(folder, labels, pipeline=pipeline):
         np.testing.assert_array_equal(result.labels, labels)
         assert result.object_ids == (7,)
+
+
+def test_networks_are_fine_tuned_before_the_first_result(tmp_path: Path) -> None:
+    directory = make_adaptable_engine_dir(tmp_path / "engines", frame_size_hw=SIZE_HW)
+    frames = [level_frame(index, SIZE_HW) for index in range(3)]
+    adapt = AdaptOptions(steps=2, size=65, batch=1)
+    results = list(propagate(frames, mask(1, 2), engine_dir=directory, backend="cpu", adapt=adapt))
+    assert ["adapt" in result.timings for result in results] == [True, False, False]
+    plain = list(propagate(frames, mask(1, 2), engine_dir=directory, backend="cpu"))
+    assert "adapt" not in plain[0].timings
+    assert not np.array_equal(plain[2].probs, results[2].probs)

@@ -21,6 +21,7 @@ from mpn.types import Frame, StepResult, UInt8Array, check_labels
 
 if TYPE_CHECKING:
     from mpn.engines.load import Backend
+    from mpn.runtime.adapt_options import AdaptOptions
     from mpn.runtime.options import PipelineOptions
 
 Labels = UInt8Array | str | Path
@@ -59,6 +60,7 @@ def propagate(
     backend: Backend = "auto",
     threads: int | None = None,
     options: PipelineOptions | None = None,
+    adapt: AdaptOptions | None = None,
     pipeline: PipelineLike | None = None,
     start: int | None = None,
     end: int | None = None,
@@ -79,6 +81,7 @@ def propagate(
         backend: See :func:`mpn.engines.load.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
         options: See :class:`mpn.runtime.options.PipelineOptions`.
+        adapt: How the networks are fine-tuned on each object that is given; None: not at all.
         pipeline: Use this one, which stays the caller's to close, instead of opening engines.
         start: Index of the first frame, see ``open_video``; ``mask`` belongs to it.
         end: Index of the frame to stop before.
@@ -110,7 +113,9 @@ def propagate(
             from mpn.runtime.pipeline import Pipeline
 
             pipeline = stack.enter_context(
-                Pipeline.from_engines(engine_dir, backend=backend, threads=threads, options=options)
+                Pipeline.from_engines(
+                    engine_dir, backend=backend, threads=threads, options=options, adapt=adapt
+                )
             )
         frames = chain([first], reader)
         del first  # it would stay in memory to the end
