@@ -90,9 +90,21 @@ class GraphBuilder:
             self._memo[key] = self.op(op_type, *inputs, **attributes)
         return self._memo[key]
 
-    def split(self, name: str, sizes: Sequence[int], axis: int) -> list[str]:
-        """Add a Split into parts of fixed sizes; the names of the parts."""
-        parts = [self._fresh() for _ in sizes]
+    def split(
+        self, name: str, sizes: Sequence[int], axis: int, outputs: Sequence[str] | None = None
+    ) -> list[str]:
+        """Add a Split into parts of fixed sizes.
+
+        Args:
+            name: What to split.
+            sizes: Of the parts.
+            axis: Along which.
+            outputs: Names of the parts, for tensors at the graph's edge; fresh otherwise.
+
+        Returns:
+            The names of the parts.
+        """
+        parts = [self._fresh() for _ in sizes] if outputs is None else list(outputs)
         self.nodes.append(helper.make_node("Split", [name, self.ints(*sizes)], parts, axis=axis))
         return parts
 
@@ -104,9 +116,9 @@ class GraphBuilder:
         """A constant int64 without axes."""
         return self._constant(np.asarray(value, np.int64))
 
-    def scalar(self, value: float) -> str:
-        """A constant float32 without axes."""
-        return self._constant(np.asarray(value, np.float32))
+    def scalar(self, value: float, rank: int = 0) -> str:
+        """A constant float32 with ``rank`` axes of size 1."""
+        return self._constant(np.full((1,) * rank, value, np.float32))
 
     def size(self, name: str, axis: int) -> str:
         """The size of an axis at run time, int64 of shape (1,)."""

@@ -11,6 +11,9 @@ from mpn.errors import ExportError
 from mpn.export.autodiff.builder import attributes_of
 from mpn.export.autodiff.tape import Tape
 
+_FEW_CHANNELS = 8
+"""Of the input; under this many, a matrix product a tap is too narrow to be fast."""
+
 
 @dataclass(frozen=True)
 class _Geometry:
@@ -163,21 +166,34 @@ def _taps(tape: Tape, source: str, grad: str, shape: _Geometry) -> list[str]:
 
 
 def _dense_weight_gradient(tape: Tape, source: str, grad: str, shape: _Geometry) -> str:
-    """Per image the product of gradients and input pixels, summed over the images."""
+    """For each tap, per image, the product of gradients and input pixels; summed over the images.
+
+    One product a tap keeps what is copied in the cache; a single one over all taps at once writes
+    nine shifted copies of the input first, which pays only where the input has few channels.
+    """
     builder = tape.builder
-    inputs, taps = shape.group_inputs, len(shape.offsets)
     pixels = _taps(tape, source, grad, shape)
-    stacked = pixels[0] if taps == 1 else builder.op("Concat", *pixels, axis=1)
-    columns = builder.op("Reshape", stacked, builder.ints(0, taps * inputs, -1))
+    inputs, taps = shape.group_inputs, len(pixels)
     rows = builder.op("Reshape", grad, builder.ints(0, shape.outputs, -1))
-    # onnxruntime runs this transposition inside the product.
-    product = builder.op("MatMul", rows, builder.op("Transpose", columns, perm=[0, 2, 1]))
-    total = builder.op("ReduceSum", product, builder.ints(0), keepdims=0)
+
+    def summed(columns: str, channels: int) -> str:
+        flat = builder.op("Reshape", columns, builder.ints(0, channels, -1))
+        # onnxruntime runs this transposition inside the product.
+        product = builder.op("MatMul", rows, builder.op("Transpose", flat, perm=[0, 2, 1]))
+        return builder.op("ReduceSum", product, builder.ints(0), keepdims=0)
+
     if taps == 1:
+        total = summed(pixels[0], inputs)
         return builder.op("Reshape", total, builder.ints(shape.outputs, inputs, 1, 1))
-    ordered = builder.op("Reshape", total, builder.ints(shape.outputs, taps, inputs))
-    channels_first = builder.op("Transpose", ordered, perm=[0, 2, 1])
-    return builder.op("Reshape", channels_first, builder.ints(shape.outputs, inputs, *shape.kernel))
+    if inputs < _FEW_CHANNELS:
+        together = summed(builder.op("Concat", *pixels, axis=1), taps * inputs)
+        by_tap = builder.op("Reshape", together, builder.ints(shape.outputs, taps, inputs))
+        stacked = builder.op("Transpose", by_tap, perm=[0, 2, 1])
+    else:
+        one = builder.ints(shape.outputs, inputs, 1)
+        parts = [builder.op("Reshape", summed(tap, inputs), one) for tap in pixels]
+        stacked = builder.op("Concat", *parts, axis=2)
+    return builder.op("Reshape", stacked, builder.ints(shape.outputs, inputs, *shape.kernel))
 
 
 def _depthwise_weight_gradient(tape: Tape, source: str, grad: str, shape: _Geometry) -> str:
