@@ -64,6 +64,16 @@ def test_a_bad_prediction_set_fails_with_one_line_and_no_csv(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_missing_csv_folder_is_told_before_anything_is_scored(
+    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert run_eval(golden, golden / "predictions" / "perfect", "--csv-dir", str(nowhere)) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"error: --csv-dir {nowhere}: no such folder\n"
+
+
 def test_csvs_that_cannot_go_beside_the_results_are_mentioned(
     golden: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

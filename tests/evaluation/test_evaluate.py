@@ -211,3 +211,18 @@ def test_a_damaged_prediction_is_named(
         save_labels(path, labels[:60, :80] if damage == "size" else labels)
     with pytest.raises(EvaluationError, match=rf"dust-tiny/00006\.png: .*{message}"):
         evaluate_dataset(dataset, tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [("00000.png", "first annotation has no object"), ("00004.png", "the annotation is 80x60")],
+)
+def test_a_damaged_annotation_is_named(
+    frame: str, message: str, golden: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(golden / "dataset", tmp_path / "davis")
+    path = tmp_path / "davis" / "Annotations" / "480p" / "dust-tiny" / frame
+    path.chmod(0o644)
+    save_labels(path, np.zeros((60, 80), np.uint8))
+    with pytest.raises(EvaluationError, match=rf"dust-tiny/{frame}: .*{message}"):
+        evaluate_dataset(load_davis(tmp_path / "davis", "val"), golden / "predictions" / "perfect")

@@ -160,7 +160,7 @@ def test_a_first_annotation_that_cannot_be_used_is_refused(gt_labels, message: s
 def test_annotations_of_mixed_sizes_are_refused() -> None:
     evaluator = SequenceEvaluator("clip")
     evaluator.feed(GT, None)
-    with pytest.raises(EvaluationError, match="annotation 1 is 5x4 uint8 but the first one"):
+    with pytest.raises(EvaluationError, match="clip, frame 1: the annotation is 5x4 uint8"):
         evaluator.feed(np.ones((4, 5), np.uint8), None)
 
 

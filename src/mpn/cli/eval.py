@@ -43,11 +43,14 @@ def evaluate(
     """
     import json
 
+    from mpn.errors import OutputError
     from mpn.evaluation import EvaluationOptions, load_davis
     from mpn.evaluation.results import json_from_score, paper_line_from_score
 
     if per_frame and not as_json:
         raise typer.BadParameter("--per-frame goes with --json")
+    if csv_dir is not None and not csv_dir.is_dir():  # better now than after minutes
+        raise OutputError(f"--csv-dir {csv_dir}: no such folder")
     dataset = load_davis(davis_root, set_name, year=year, resolution=resolution)
     options = EvaluationOptions(workers=jobs or _cpu_count())
     score = _evaluate_with_progress(dataset, results, options, quiet=quiet)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
-
-import cv2
 
 from mpn.errors import EvaluationError
 from mpn.evaluation.boundary import radius_px_from_tolerance
@@ -16,6 +13,7 @@ from mpn.evaluation.davis import DavisDataset, DavisSequence, check_results
 from mpn.evaluation.label_png import load_labels
 from mpn.evaluation.scores import DatasetScore, SequenceScore
 from mpn.evaluation.sequence import DEFAULT_OPTIONS, EvaluationOptions, SequenceEvaluator
+from mpn.runtime.processes import process_pool
 
 
 def evaluate_sequence(
@@ -43,6 +41,7 @@ def evaluate_sequence(
             load_labels(path),
             None if prediction is None else load_labels(prediction),
             source=prediction or path,
+            gt_source=path,
         )
         if on_frames is not None:
             on_frames(1)
@@ -89,27 +88,21 @@ def _evaluate_in_processes(
     on_frames: Callable[[int], None] | None,
     workers: int,
 ) -> list[SequenceScore]:
-    # Spawned, not forked: a fork of a process whose OpenCV threads run can hang in the child.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
-    )
     try:
-        futures = [
-            pool.submit(evaluate_sequence, sequence, results / sequence.name, options)
-            for sequence in dataset.sequences
-        ]
-        frames = dict(
-            zip(futures, (len(s.annotation_paths) for s in dataset.sequences), strict=True)
-        )
-        for future in as_completed(futures):
-            if future.exception() is not None:
-                break
-            if on_frames is not None:
-                on_frames(frames[future])
-        return [future.result() for future in futures]  # of several errors the first sequence's
+        with process_pool(workers, opencv_threads=1) as pool:
+            futures = [
+                pool.submit(evaluate_sequence, sequence, results / sequence.name, options)
+                for sequence in dataset.sequences
+            ]
+            frames = [len(sequence.annotation_paths) for sequence in dataset.sequences]
+            frames_of = dict(zip(futures, frames, strict=True))
+            for future in as_completed(futures):
+                if future.exception() is not None:
+                    break
+                if on_frames is not None:
+                    on_frames(frames_of[future])
+            return [future.result() for future in futures]  # of several errors the first one's
     except BrokenProcessPool as error:
         raise EvaluationError(
             f"a scoring process ended before its time (out of memory?); try with 1 of {workers}"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)

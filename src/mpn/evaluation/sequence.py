@@ -70,7 +70,12 @@ class SequenceEvaluator:
         self._boundary_values: list[list[float]] = []
 
     def feed(
-        self, gt_labels: UInt8Array, pred_labels: UInt8Array | None, *, source: Path | None = None
+        self,
+        gt_labels: UInt8Array,
+        pred_labels: UInt8Array | None,
+        *,
+        source: Path | None = None,
+        gt_source: Path | None = None,
     ) -> None:
         """Take the next frame.
 
@@ -80,6 +85,7 @@ class SequenceEvaluator:
                 the first and the last frame.
             source: File of the prediction, named in messages; its stem is the frame's name in the
                 score. Without it the frame is known by its number.
+            gt_source: File of the ground truth, named in messages.
 
         Raises:
             EvaluationError: If the ground truth has no object or another size, or a prediction that
@@ -87,11 +93,12 @@ class SequenceEvaluator:
                 prediction is checked when the next frame comes.
         """
         if self._size_hw is None:
-            self._start(gt_labels)
+            self._start(gt_labels, gt_source or self._name)
             return
         if gt_labels.shape != self._size_hw or gt_labels.dtype != np.uint8:
             raise EvaluationError(
-                f"{self._name}: annotation {self._fed} is {_kind(gt_labels)} but the first one is "
+                f"{gt_source or f'{self._name}, frame {self._fed}'}: the annotation is "
+                f"{_kind(gt_labels)} but the first one of the sequence is "
                 f"{self._size_hw[1]}x{self._size_hw[0]} (width x height) uint8"
             )
         self._score_pending()
@@ -124,15 +131,15 @@ class SequenceEvaluator:
             ),
         )
 
-    def _start(self, gt_labels: UInt8Array) -> None:
+    def _start(self, gt_labels: UInt8Array, source: Path | str) -> None:
         if gt_labels.ndim != 2 or gt_labels.dtype != np.uint8:
             raise EvaluationError(
-                f"{self._name}: annotations must be (H, W) uint8 ids, got {_kind(gt_labels)}"
+                f"{source}: annotations must be (H, W) uint8 ids, got {_kind(gt_labels)}"
             )
         self._num_objects = object_count(gt_labels)
         if self._num_objects == 0:
             raise EvaluationError(
-                f"{self._name}: the first annotation has no object (ids 1..254); a 0/255 "
+                f"{source}: the first annotation has no object (ids 1..254); a 0/255 "
                 f"mask has to be saved with ids 0 and 1"
             )
         self._size_hw = (gt_labels.shape[0], gt_labels.shape[1])

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from mpn.errors import EngineError
 from mpn.runtime.benchmark_result import summary_ms
+from mpn.runtime.processes import process_pool
 from mpn.runtime.request import RunRequest
 from mpn.runtime.session import run_video
 
@@ -92,17 +91,14 @@ def run_wall_apart(request: RunRequest) -> WallRun:
         EngineError: If the process dies.
         MpnError: As :func:`run_wall` does.
     """
-    # Spawned, not forked: a fork would begin with all the memory of this process.
-    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     try:
-        return pool.submit(run_wall, request).result()
+        with process_pool(1) as pool:
+            return pool.submit(run_wall, request).result()
     except BrokenProcessPool as error:
         raise EngineError(
             "the process that ran the video ended before its time (out of memory?): use smaller "
             "frames or fewer objects"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def peak_memory_mib() -> float | None:
