@@ -38,7 +38,8 @@ class OsvosFinetuneOptions:
         crop: How crops of the frame are cut; its colours stay as they are.
         optimizer: ``"sgd"``: with momentum, as published. ``"adamw"``: decoupled weight decay,
             betas 0.9 and 0.999.
-        learning_rate: Highest rate, of the weights of trunk and side branches.
+        learning_rate: Highest rate, of the weights of trunk and side branches. The default suits
+            AdamW; SGD wants about 1e-2 with the loss's mean.
         warmup_steps: The rate rises linearly over so many steps, then falls to zero along a cosine.
         momentum: Of SGD.
         weight_decay: On weights.
@@ -55,7 +56,7 @@ class OsvosFinetuneOptions:
         default_factory=lambda: CropOptions(size_px=192, rotation_deg=10.0, recolour=0.0)
     )
     optimizer: Optimizer = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     warmup_steps: int = 5
     momentum: float = 0.9
     weight_decay: float = 2e-4
