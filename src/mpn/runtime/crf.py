@@ -69,23 +69,22 @@ def dense_crf(
 def _mean_field(
     unary: Float32Array, kernels: list[tuple[Kernel, float]], iterations: int
 ) -> Float32Array:
-    q = _softmax_in_place(-unary)
+    q = _softmax_in_place(np.negative(unary, order="C"))
     # The labels' probabilities sum to 1, and the kernels are linear: the messages of all labels sum
     # to that of a plane of ones, and label 0 needs no filtering.
     of_ones = np.zeros(unary.shape[1:], np.float32)
     for kernel, weight in kernels:
         of_ones += np.float32(weight) * kernel.of_ones
-    following = np.empty_like(q)
     for _ in range(iterations):
-        following[0] = of_ones
-        for label in range(1, len(q)):
-            message = following[label]
-            message.fill(0)
+        q[0] = of_ones
+        for label in range(1, len(q)):  # in place: a message needs no other label's probability
+            message = np.zeros_like(of_ones)
             for kernel, weight in kernels:
                 message += np.float32(weight) * kernel.apply(q[label])
-            following[0] -= message
-        following -= unary
-        q, following = _softmax_in_place(following), q
+            q[0] -= message
+            np.subtract(message, unary[label], out=q[label])
+        q[0] -= unary[0]
+        _softmax_in_place(q)
     return q
 
 

@@ -8,7 +8,7 @@ its own neighbour.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -102,36 +102,30 @@ class ExactBilateralKernel:
         places = np.stack([rows - height // 2, columns - width // 2], axis=-1).reshape(-1, 2)
         colours = rgb.reshape(-1, 3).astype(np.float32)
         pixels = len(colours)
+        colour_factors = _squared_distance_factors(colours, max(srgb, _NARROWEST_SIGMA))
+        place_factors = _squared_distance_factors(places, max(sxy, _NARROWEST_SIGMA))
         matrix = np.empty((pixels, pixels), np.float32)
-        sides = [
-            (
-                *_squared_distance_factors(points),
-                np.float32(-0.5 / max(sigma, _NARROWEST_SIGMA) ** 2),
-            )
-            for points, sigma in ((colours, srgb), (places, sxy))
-        ]
         spare = np.empty((_ROWS_AT_ONCE, pixels), np.float32)
         for start in range(0, pixels, _ROWS_AT_ONCE):
-            exponent = matrix[start : start + _ROWS_AT_ONCE]
-            exponent.fill(0)
-            for left, right, factor in sides:
-                part = np.matmul(
-                    left[start : start + len(exponent)], right, out=spare[: len(exponent)]
-                )
-                part *= factor
-                exponent += part
+            block = slice(start, start + _ROWS_AT_ONCE)
+            exponent = matrix[block]
+            colour_part = spare[: len(exponent)]
+            for factors, part in ((place_factors, exponent), (colour_factors, colour_part)):
+                np.matmul(factors.left[block], factors.right, out=part)
+                part *= factors.scale
+            exponent += colour_part
             # Denormal weights count for nothing and slow every product down.
             np.maximum(exponent, _LEAST_EXPONENT, out=exponent)
             np.exp(exponent, out=exponent)
-        norm = _norm_from_degree(matrix.sum(axis=1))
-        matrix *= norm
-        matrix *= norm[:, None]
         self._matrix = matrix
-        self.of_ones = matrix.sum(axis=1).reshape(height, width)
+        ones = np.ones(pixels, np.float32)
+        self._norm = _norm_from_degree(matrix @ ones)
+        self.of_ones = self.apply(ones.reshape(height, width))
 
     def apply(self, plane: Float32Array) -> Float32Array:
         """See :class:`Kernel`."""
-        message: Float32Array = self._matrix @ plane.reshape(-1)
+        message: Float32Array = self._matrix @ (self._norm * plane.reshape(-1))
+        message *= self._norm
         return message.reshape(plane.shape)
 
 
@@ -169,13 +163,22 @@ class LatticeBilateralKernel:
         return self._lattice.filter(plane.reshape(-1)).reshape(plane.shape)
 
 
-def _squared_distance_factors(points: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """Matrices (N, d + 2) and (d + 2, N) whose product is the squared distance of every pair."""
+class _DistanceFactors(NamedTuple):
+    """``scale * left @ right`` is -|a - b|^2 / (2 sigma^2) of every pair of N points in d axes."""
+
+    left: Float32Array  # (N, d + 2)
+    right: Float32Array  # (d + 2, N)
+    scale: np.float32
+
+
+def _squared_distance_factors(points: Float32Array, sigma: float) -> _DistanceFactors:
+    # Not scaled before the product: the distances of whole numbers are exact, those of small
+    # differences of large quotients are not.
     squares = (points * points).sum(axis=1, keepdims=True)
     ones = np.ones_like(squares)
     left = np.concatenate([points, squares, ones], axis=1)
     right = np.concatenate([-2 * points, ones, squares], axis=1)
-    return left, np.ascontiguousarray(right.T)
+    return _DistanceFactors(left, np.ascontiguousarray(right.T), np.float32(-0.5 / sigma**2))
 
 
 def _gaussian_taps(sigma: float, side_px: int) -> Float32Array:
