@@ -54,6 +54,9 @@ class FakeFlow:
         self._note(pair)
         return np.full((2, *frame0.size_hw), 10 * pair[0] + pair[1], np.float32)
 
+    def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
+        return self.between(frame0, frame1), self.between(frame1, frame0)
+
     def _note(self, call: tuple[int, ...]) -> None:
         self.calls.append(call)
         self.threads.add(threading.current_thread().name)
@@ -97,11 +100,16 @@ def test_flows_are_those_of_the_estimator_bit_for_bit(both_ways: bool) -> None:
             if t + 1 < len(CLIP.frames):
                 ahead.expect(CLIP.frames[t], CLIP.frames[t + 1])
             now = ahead.prepare(CLIP.frames[t])
-            to_prev, from_prev = ahead.between(now, before), ahead.between(before, now)
-            expected = plain.between(plain_frames[t], plain_frames[t - 1])
-            assert np.array_equal(to_prev, expected)
-            assert np.array_equal(from_prev, plain.between(plain_frames[t - 1], plain_frames[t]))
-            assert not np.array_equal(from_prev, expected)
+            there = plain.between(plain_frames[t], plain_frames[t - 1])
+            back = plain.between(plain_frames[t - 1], plain_frames[t])
+            assert not np.array_equal(there, back)
+            for found in (
+                ahead.both_ways(now, before),
+                ahead.both_ways(before, now)[::-1],
+                (ahead.between(now, before), ahead.between(before, now)),
+            ):
+                assert np.array_equal(found[0], there)
+                assert np.array_equal(found[1], back)
             before = now
 
 
@@ -123,6 +131,19 @@ def test_what_is_asked_for_twice_is_worked_on_once(
     ahead.expect(frames[0], frames[1])
     assert asked(ahead, frames[1], frames[0]) == asked(ahead, frames[1], frames[0]) == 10
     assert fake.calls == [(0,), (1,), (1, 0)]
+
+
+def test_both_ways_are_worked_on_ahead_if_that_is_wanted(
+    fake: FakeFlow, frames: list[UInt8Array]
+) -> None:
+    for both_ways, names in ((True, {"mpn-flow_0"}), (False, {"mpn-flow_0", "MainThread"})):
+        fake.calls, fake.threads = [], set()
+        with FlowAhead(fake, both_ways=both_ways) as ahead:
+            ahead.expect(frames[0], frames[1])
+            later, earlier = ahead.prepare(frames[1]), ahead.prepare(frames[0])
+            there, back = ahead.both_ways(later, earlier)
+        assert (there[0, 0, 0], back[0, 0, 0]) == (10, 1)
+        assert fake.threads == names
 
 
 def test_other_frames_than_the_expected_are_worked_on_there_and_then(
@@ -187,16 +208,17 @@ def test_closing_waits_for_the_thread_and_drops_what_is_not_begun(
     fake: FakeFlow, frames: list[UInt8Array]
 ) -> None:
     fake.may_go_on.clear()
-    ahead = FlowAhead(fake, both_ways=True)
+    ahead = FlowAhead(fake)
     ahead.expect(frames[0], frames[1])
     assert fake.is_working.wait(PATIENCE_S)
+    ahead.expect(frames[1], frames[2])
     closing = threading.Thread(target=ahead.close)
     closing.start()
     assert closing.is_alive()
     fake.may_go_on.set()
     closing.join(PATIENCE_S)
     assert not closing.is_alive()
-    assert fake.calls == [(0,), (1,), (1, 0)]  # and not back
+    assert fake.calls == [(0,), (1,), (1, 0)]
     assert not any(name in {t.name for t in threading.enumerate()} for name in fake.threads)
     ahead.close()
 

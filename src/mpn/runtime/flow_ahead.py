@@ -26,6 +26,10 @@ _PAIRS_KEPT = 2
 """The pair that will be asked for next, and the one behind it."""
 
 
+Flows = tuple[Float32Array, Float32Array | None]
+"""From the later frame to the earlier one, and back if that is wanted."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Pair:
     """Two frames in a row that the thread works on, or has worked on.
@@ -33,22 +37,16 @@ class _Pair:
     Attributes:
         earlier: The earlier frame, prepared.
         later: The later frame, prepared.
-        to_prev: The flow from the later frame to the earlier one.
-        from_prev: The flow back; None if it is not wanted.
+        flows: Between them.
     """
 
     earlier: Future[FlowFrame]
     later: Future[FlowFrame]
-    to_prev: Future[Float32Array]
-    from_prev: Future[Float32Array] | None
+    flows: Future[Flows]
 
-    def flow_between(self, frame0: FlowFrame, frame1: FlowFrame) -> Future[Float32Array] | None:
-        """The flow from one of the two frames to the other, if that is what these are."""
-        if _gave(self.later, frame0) and _gave(self.earlier, frame1):
-            return self.to_prev
-        if _gave(self.earlier, frame0) and _gave(self.later, frame1):
-            return self.from_prev
-        return None
+    def is_to_prev(self, frame0: FlowFrame, frame1: FlowFrame) -> bool:
+        """Whether the flow from ``frame0`` to ``frame1`` is the one to the earlier frame."""
+        return _gave(self.later, frame0) and _gave(self.earlier, frame1)
 
 
 class FlowAhead(Closing):
@@ -94,12 +92,8 @@ class FlowAhead(Closing):
         """
         self._check_open()
         earlier, later = self._prepared(rgb_prev), self._prepared(rgb_next)
-        submit = self._thread.submit
-        to_prev = submit(lambda: self._between(later.result(), earlier.result()))
-        from_prev = None
-        if self._both_ways:
-            from_prev = submit(lambda: self._between(earlier.result(), later.result()))
-        self._pairs.append(_Pair(earlier, later, to_prev, from_prev))
+        flows = self._thread.submit(lambda: self._flows(later.result(), earlier.result()))
+        self._pairs.append(_Pair(earlier, later, flows))
         while len(self._pairs) > _PAIRS_KEPT:
             self._drop(self._pairs[0])
 
@@ -131,18 +125,29 @@ class FlowAhead(Closing):
             InputError: If this is closed.
         """
         self._check_open()
-        for pair in self._pairs:
-            flow = pair.flow_between(frame0, frame1)
-            if flow is None:
-                continue
-            while self._pairs[0] is not pair:  # they are asked for in order, so it was skipped
-                self._drop(self._pairs[0])
-            try:
-                return _answer(flow)
-            except BaseException:
-                self._drop(pair)
-                raise
-        return self._between(frame0, frame1)
+        pair, is_to_prev = self._expected(frame0, frame1)
+        if pair is not None and (is_to_prev or self._both_ways):
+            to_prev, from_prev = self._answered(pair)
+            flow = to_prev if is_to_prev else from_prev
+            if flow is not None:
+                return flow
+        with self._working:
+            return self._estimator.between(frame0, frame1)
+
+    def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
+        """See :meth:`mpn.runtime.flow.FlowEstimator.both_ways`.
+
+        Raises:
+            InputError: If this is closed.
+        """
+        self._check_open()
+        pair, is_to_prev = self._expected(frame0, frame1)
+        if pair is not None and self._both_ways:
+            to_prev, from_prev = self._answered(pair)
+            if from_prev is not None:
+                return (to_prev, from_prev) if is_to_prev else (from_prev, to_prev)
+        with self._working:
+            return self._estimator.both_ways(frame0, frame1)
 
     def close(self) -> None:
         """Drop what is not begun, wait for what is, and end the thread."""
@@ -161,19 +166,36 @@ class FlowAhead(Closing):
     def _known(self, rgb: UInt8Array) -> Future[FlowFrame] | None:
         return next((frame for known, frame in self._frames if known is rgb), None)
 
+    def _expected(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[_Pair | None, bool]:
+        """The pair of these two frames, if there is one, and whether the first is the later one."""
+        for pair in self._pairs:
+            is_to_prev = pair.is_to_prev(frame0, frame1)
+            if is_to_prev or pair.is_to_prev(frame1, frame0):
+                return pair, is_to_prev
+        return None, False
+
+    def _answered(self, pair: _Pair) -> Flows:
+        while self._pairs[0] is not pair:  # they are asked for in order, so it was skipped
+            self._drop(self._pairs[0])
+        try:
+            return _answer(pair.flows)
+        except BaseException:
+            self._drop(pair)
+            raise
+
     def _drop(self, pair: _Pair) -> None:
         self._pairs.remove(pair)
-        for flow in (pair.to_prev, pair.from_prev):
-            if flow is not None:
-                flow.cancel()
+        pair.flows.cancel()
 
     def _prepare(self, rgb: UInt8Array) -> FlowFrame:
         with self._working:
             return self._estimator.prepare(rgb)
 
-    def _between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
+    def _flows(self, later: FlowFrame, earlier: FlowFrame) -> Flows:
         with self._working:
-            return self._estimator.between(frame0, frame1)
+            if self._both_ways:
+                return self._estimator.both_ways(later, earlier)
+            return self._estimator.between(later, earlier), None
 
     def _check_open(self) -> None:
         if self._is_closed:
