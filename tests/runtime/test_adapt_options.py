@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mpn.errors import InputError
-from mpn.runtime.adapt_options import ADAPTABLE_ROLES, DEFAULT_RECIPES, AdaptOptions
+from mpn.runtime.adapt_options import ADAPTABLE_ROLES, DEFAULT_RECIPES, SGD_RATES, AdaptOptions
 
 
 def test_by_default_every_role_that_can_be_is_adapted_by_its_own_recipe() -> None:
@@ -28,6 +28,17 @@ def test_what_is_given_holds_for_every_role() -> None:
 def test_default_sizes_suit_their_networks() -> None:
     assert (DEFAULT_RECIPES["propagation"].size_px - 1) % 16 == 0
     assert DEFAULT_RECIPES["osvos"].size_px % 16 == 0
+
+
+@pytest.mark.parametrize("role", ADAPTABLE_ROLES)
+def test_the_default_rate_suits_the_optimiser(role: Any) -> None:
+    assert (
+        AdaptOptions().recipe(role, "adamw").learning_rate
+        == AdaptOptions().recipe(role).learning_rate
+    )
+    assert AdaptOptions().recipe(role, "sgd").learning_rate == SGD_RATES[role]
+    given = AdaptOptions(learning_rate=0.5)
+    assert given.recipe(role, "sgd").learning_rate == given.recipe(role).learning_rate == 0.5
 
 
 def test_flow_has_no_recipe() -> None:

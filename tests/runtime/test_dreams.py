@@ -28,7 +28,7 @@ CLIP = squares_clip(
 OPTIONS = PipelineOptions(flow_check_px=10, colour_weight=0.75, roi_margin_frac=0.05)
 STILL = MotionRange(0, 0, 0, 0, 0, 0, 0, 0, 0)
 AS_GIVEN = DreamOptions(
-    clips=DreamRange(STILL, STILL, passer_share=0, light=0, blur_share=0),
+    clips=DreamRange(STILL, STILL, elsewhere_share=0, passer_share=0, light=0, blur_share=0),
     damage_share=0,
     roi_jitter_frac=(0, 0),
 )

@@ -11,17 +11,19 @@ from mpn.runtime.dreams_scene import DreamScene
 from tests.synthetic import Square, iou, squares_clip
 
 STILL = MotionRange(0, 0, 0, 0, 0, 0, 0, 0, 0)
-AS_GIVEN = DreamRange(STILL, STILL, passer_share=0, light=0, blur_share=0)
+AS_GIVEN = DreamRange(STILL, STILL, elsewhere_share=0, passer_share=0, light=0, blur_share=0)
+
+
+CLIP = squares_clip(
+    [Square(1, (40, 40), 40, (0, 0)), Square(2, (84, 50), 30, (0, 0), channel=2)],
+    size_hw=(120, 240),
+    frames=1,
+)
 
 
 @pytest.fixture(scope="module")
 def scene() -> DreamScene:
-    clip = squares_clip(
-        [Square(1, (40, 40), 40, (0, 0)), Square(2, (84, 50), 30, (0, 0), channel=2)],
-        size_hw=(120, 120),
-        frames=1,
-    )
-    return DreamScene.from_frame(clip.frames[0], clip.labels[0], 1, side_px=200)
+    return DreamScene.from_frame(CLIP.frames[0], CLIP.labels[0], 1, side_px=200)
 
 
 def dream(scene: DreamScene, dream_range: DreamRange, seed: int = 0) -> DreamClip:
@@ -29,12 +31,13 @@ def dream(scene: DreamScene, dream_range: DreamRange, seed: int = 0) -> DreamCli
 
 
 def test_without_motion_and_light_the_frame_is_dreamt_as_it_was(scene: DreamScene) -> None:
+    given = CLIP.frames[0][:, :120]  # the window
     rgb, target = dream(scene, AS_GIVEN).frame(2)
     np.testing.assert_array_equal(target, scene.target.alpha > 0)
     inner = np.zeros_like(target)
     inner[45:75, 45:75] = True  # the outline is feathered
-    assert np.abs(rgb[inner].astype(int) - scene.whole_rgb[inner]).max() <= 1
-    assert np.abs(rgb[:25].astype(int) - scene.whole_rgb[:25]).max() <= 1
+    assert np.abs(rgb[inner].astype(int) - given[inner]).max() <= 1
+    assert np.abs(rgb[:25].astype(int) - given[:25]).max() <= 1
 
 
 def test_the_same_seed_dreams_the_same_clip(scene: DreamScene) -> None:
@@ -76,6 +79,19 @@ def test_the_target_is_where_the_object_is_seen(scene: DreamScene) -> None:
         assert not (target & blue).sum() > 0.02 * target.sum()  # the blue object is not the target
         assert (target & red).sum() > 0.5 * target.sum()
     assert hidden > 3
+
+
+def test_the_object_is_also_seen_in_front_of_other_parts_of_the_frame(scene: DreamScene) -> None:
+    here, there = AS_GIVEN, replace(AS_GIVEN, elsewhere_share=1.0)
+    shown = [dream(scene, there, seed).frame(0) for seed in range(6)]
+    at_home, target = dream(scene, here).frame(0)
+    assert all(np.array_equal(target, other) for _, other in shown)
+    far = ~target
+    far[30:90, 30:120] = False
+    away = [np.abs(rgb[far].astype(int) - at_home[far]).mean() for rgb, _ in shown]
+    assert np.median(away) > 10
+    for rgb, _ in shown:
+        np.testing.assert_array_equal(rgb[50:70, 50:70], at_home[50:70, 50:70])
 
 
 def test_light_and_focus_change(scene: DreamScene) -> None:

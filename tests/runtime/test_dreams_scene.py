@@ -74,7 +74,7 @@ def test_a_large_object_is_averaged_down_and_a_small_one_is_left() -> None:
     small = DreamScene.from_frame(clip.frames[0], clip.labels[0], 1, side_px=20)
     assert small.scale == pytest.approx(0.5)
     assert small.target.side_px == pytest.approx(20, abs=1)
-    assert small.whole_rgb.shape == (60, 60, 3)
+    assert small.background.shape == (60, 60, 3)
     assert small.px_per_px == pytest.approx(0.5 * 120 / 480)
     assert DreamScene.from_frame(clip.frames[0], clip.labels[0], 1, side_px=80).scale == 1
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mpn.closing import Closing
-from mpn.engines.adapt import open_adapt_engine
+from mpn.engines.adapt import adapt_entry, open_adapt_engine
 from mpn.engines.base import Engine
 from mpn.engines.load import EngineSet
 from mpn.engines.ort import OrtBackend
@@ -24,7 +24,7 @@ from mpn.engines.swap import open_adapted_engine
 from mpn.errors import EngineError, MaskError
 from mpn.runtime.adapt_cache import CacheAnswer, WeightCache, cache_key
 from mpn.runtime.adapt_loop import Dreams, LoopOutcome, run_loop
-from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions
+from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions, AdaptRecipe
 from mpn.runtime.adapt_report import AdaptProgress as AdaptProgress
 from mpn.runtime.adapt_report import AdaptReport as AdaptReport
 from mpn.runtime.dreams import PropagationDreams
@@ -124,7 +124,7 @@ class ObjectAdapter(Closing):
     def _adapted(
         self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int
     ) -> Engine | None:
-        scope = self._options.recipe(role).scope
+        scope = self._recipe(role).scope
         key = cache_key(self._facts(role, object_id), rgb=rgb, labels=labels)
         answer = CacheAnswer(None) if self._cache is None else self._cache.load(key)
         if answer.weights is not None:
@@ -163,7 +163,7 @@ class ObjectAdapter(Closing):
         return self._open(role, outcome.weights)
 
     def _run(self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> LoopOutcome:
-        recipe = self._options.recipe(role)
+        recipe = self._recipe(role)
         dreams = self._dreams(role, rgb, labels, object_id)
 
         def on_step(step: int, loss: float, elapsed_s: float, eta_s: float) -> None:
@@ -184,8 +184,12 @@ class ObjectAdapter(Closing):
             engine.begin()
             return run_loop(engine, dreams, recipe, seconds=self._options.seconds, on_step=on_step)
 
+    def _recipe(self, role: Role) -> AdaptRecipe:
+        entry = adapt_entry(self._engines.manifest, role)
+        return self._options.recipe(role, entry.optimizer)
+
     def _dreams(self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Dreams:
-        recipe = self._options.recipe(role)
+        recipe = self._recipe(role)
         seed = (self._options.seed, object_id, ADAPTABLE_ROLES.index(role))
         if role == "osvos":
             preprocessing = self._engines.manifest.preprocessing.osvos
@@ -233,7 +237,7 @@ class ObjectAdapter(Closing):
             "backend": self._engines.backend,
             "network": asdict(manifest.roles[role]),
             "preprocessing": asdict(manifest.preprocessing),
-            "recipe": asdict(options.recipe(role)),
+            "recipe": asdict(self._recipe(role)),
             "seconds": options.seconds,
             "seed": options.seed,
         }

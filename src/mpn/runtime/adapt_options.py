@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from mpn.engines.adapt_entry import AdaptOptimizer as AdaptOptimizer
+from mpn.engines.adapt_entry import AdaptScope as AdaptScope
 from mpn.engines.spec import ROI_SIZE_STEP, Role
 from mpn.errors import InputError
-
-AdaptScope = Literal["all", "head"]
-"""``all``: every weight; ``head``: the layers after the frozen trunk, on cached features."""
 
 ADAPTABLE_ROLES: tuple[Role, ...] = ("propagation", "osvos")
 """Networks that can be fine-tuned on the frame whose labels were given, in this order."""
@@ -31,7 +30,7 @@ class AdaptRecipe:
         batch: Crops a step.
         learning_rate: Rate at its highest; it rises in the first steps and falls to zero at the
             end (of the steps, or of the seconds if those are used up first).
-        scope: See :data:`AdaptScope`.
+        scope: ``"all"``: every weight; ``"head"``: the layers after a frozen trunk.
     """
 
     steps: int
@@ -42,10 +41,14 @@ class AdaptRecipe:
 
 
 DEFAULT_RECIPES: Mapping[Role, AdaptRecipe] = {
-    "propagation": AdaptRecipe(steps=80, size_px=193, batch=8, learning_rate=1e-3),
-    "osvos": AdaptRecipe(steps=80, size_px=192, batch=4, learning_rate=1e-3),
+    "propagation": AdaptRecipe(steps=80, size_px=161, batch=4, learning_rate=1e-4),
+    "osvos": AdaptRecipe(steps=80, size_px=192, batch=4, learning_rate=3e-4),
 }
-"""Used for what the options leave open."""
+"""Used for what the options leave open, with AdamW; see docs/adaptation.md for where the numbers
+come from."""
+
+SGD_RATES: Mapping[Role, float] = {"propagation": 3e-3, "osvos": 1e-2}
+"""Default rates where the step was exported with SGD."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +123,12 @@ class AdaptOptions:
         if self.cache_dir is not None and not isinstance(self.cache_dir, Path):
             raise InputError(f"option cache_dir must be a path or None, got {self.cache_dir!r}")
 
-    def recipe(self, role: Role) -> AdaptRecipe:
+    def recipe(self, role: Role, optimizer: AdaptOptimizer = "adamw") -> AdaptRecipe:
         """How ``role`` is fine-tuned: its default recipe, with what these options say.
+
+        Args:
+            role: The network.
+            optimizer: Of its exported step; the default rate depends on it.
 
         Raises:
             InputError: If the network of this role cannot be fine-tuned.
@@ -131,12 +138,13 @@ class AdaptOptions:
                 f"the {role} network cannot be fine-tuned, only {', '.join(ADAPTABLE_ROLES)}"
             )
         default = DEFAULT_RECIPES[role]
+        rate = default.learning_rate if optimizer == "adamw" else SGD_RATES[role]
         size = self.size if role == "propagation" or self.size is None else self.size - 1
         return AdaptRecipe(
             steps=_or(self.steps, default.steps),
             size_px=_or(size, default.size_px),
             batch=_or(self.batch, default.batch),
-            learning_rate=_or(self.learning_rate, default.learning_rate),
+            learning_rate=_or(self.learning_rate, rate),
             scope=_or(self.scope, default.scope),
         )
 

@@ -50,7 +50,9 @@ class DreamRange:
         objects: How objects move against the background.
         camera: How the background moves.
         calm_share: How often everything stays close to where it was given.
-        passer_share: How often pieces of the frame pass in front of the object or behind it.
+        elsewhere_share: How often the background is another part of the frame: the object will
+            pass in front of what is now beside it.
+        passer_share: How often pieces of the background pass in front of the object or behind it.
         light: Strength of the change of light; 0 leaves it.
         blur_share: How often the picture is out of focus.
     """
@@ -58,6 +60,7 @@ class DreamRange:
     objects: MotionRange = field(default_factory=lambda: OBJECT_MOTION)
     camera: MotionRange = field(default_factory=lambda: CAMERA_MOTION)
     calm_share: float = 0.2
+    elsewhere_share: float = 0.5
     passer_share: float = 0.4
     light: float = 1.0
     blur_share: float = 0.15
@@ -86,6 +89,11 @@ class DreamClip:
         self._scene = scene
         amplitude = 0.25 if rng.random() < dream_range.calm_share else 1.0
         height, width = scene.size_hw
+        self._background = (
+            _part(scene, rng)
+            if rng.random() < dream_range.elsewhere_share
+            else _crop(scene.background, scene.window)
+        )
         self._camera = Motion(
             rng,
             dream_range.camera,
@@ -113,7 +121,7 @@ class DreamClip:
         """Frame ``t``: (h, w, 3) uint8 RGB and (h, w) bool, where the object is seen."""
         scene = self._scene
         picture = cv2.remap(
-            scene.background,
+            self._background,
             *self._camera.sampling(t).maps(),
             cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REFLECT,
@@ -168,7 +176,7 @@ class DreamClip:
         )
 
     def _passer(self, rng: np.random.Generator) -> _Actor:
-        """A piece of the frame, recoloured more often than not, as a bar or a blob."""
+        """A piece of the background, recoloured more often than not, as a bar or a blob."""
         scene = self._scene
         layer = Layer(*_piece(scene, rng))
         motion = Motion(
@@ -188,13 +196,8 @@ def _centre_xy(box: Roi) -> tuple[float, float]:
 
 
 def _piece(scene: DreamScene, rng: np.random.Generator) -> tuple[UInt8Array, UInt8Array, Roi]:
-    """Texture from anywhere in the frame, and a shape on or beside the object."""
+    """Texture from anywhere in the background, and a shape on or beside the object."""
     height, width = scene.size_hw
-    whole = scene.whole_rgb
-    top = int(rng.integers(0, whole.shape[0] - height + 1))
-    left = int(rng.integers(0, whole.shape[1] - width + 1))
-    texture = whole[top : top + height, left : left + width]
-    texture = texture[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
     box, side_px = scene.target.box, scene.target.side_px
     box_h, box_w = box.size_hw
     centre_x = rng.uniform(box.x0 - 0.3 * box_w, box.x1 + 0.3 * box_w)
@@ -215,7 +218,20 @@ def _piece(scene: DreamScene, rng: np.random.Generator) -> tuple[UInt8Array, UIn
         alpha[1 - np.hypot(across, down) / radius_px + 0.6 * bumps > 0] = 255
     x, y, found_w, found_h = cv2.boundingRect(alpha)
     shape = Roi(x, y, x + max(found_w, 1), y + max(found_h, 1))
-    return np.ascontiguousarray(texture), alpha, shape
+    return _part(scene, rng), alpha, shape
+
+
+def _part(scene: DreamScene, rng: np.random.Generator) -> UInt8Array:
+    """A part of the background as large as the window, from anywhere, as it is or mirrored."""
+    height, width = scene.size_hw
+    top = int(rng.integers(0, scene.background.shape[0] - height + 1))
+    left = int(rng.integers(0, scene.background.shape[1] - width + 1))
+    part = _crop(scene.background, Roi(left, top, left + width, top + height))
+    return np.ascontiguousarray(part[:, ::-1]) if rng.integers(2) else part
+
+
+def _crop(picture: UInt8Array, box: Roi) -> UInt8Array:
+    return np.ascontiguousarray(picture[box.y0 : box.y1, box.x0 : box.x1])
 
 
 def _paste(picture: UInt8Array, rgb: UInt8Array, alpha: UInt8Array) -> None:

@@ -62,13 +62,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class DreamScene:
-    """A window of the given frame around one object, in layers.
+    """The given frame in layers, and the window around one object that is dreamt of.
 
     Attributes:
-        background: (h, w, 3) uint8 RGB without any object.
-        layers: The objects in the window, by id.
+        background: (H, W, 3) uint8 RGB, the whole frame without any object.
+        window: The part of it around the object that clips show.
+        layers: The objects in the window, by id, each (h, w) as the window.
         object_id: The object that is learned.
-        whole_rgb: (H, W, 3) uint8 RGB, the whole frame at the scale of the window.
         colour_table: Colours of the object in the frame as it was given.
         scale: Pixels of the window to a pixel of the given frame, at most 1.
         px_per_px: Pixels of the window to a pixel of a frame with a short side of 480, the unit
@@ -76,9 +76,9 @@ class DreamScene:
     """
 
     background: UInt8Array
+    window: Roi
     layers: Mapping[int, Layer]
     object_id: int
-    whole_rgb: UInt8Array
     colour_table: Float32Array
     scale: float
     px_per_px: float
@@ -112,16 +112,16 @@ class DreamScene:
             rgb, labels = resize_rgb(rgb, (height, width)), _resize_labels(labels, (height, width))
             mask = labels == object_id
             check_area(mask, object_id)
-        rows, columns = _window(mask)
-        background = _without(rgb, labels > 0)[rows, columns]
+        window = _window(mask)
+        rows, columns = slice(window.y0, window.y1), slice(window.x0, window.x1)
         inside = labels[rows, columns]
         picture = np.ascontiguousarray(rgb[rows, columns])
         layers = {int(i): _layer(picture, inside == i) for i in np.unique(inside) if i}
         return cls(
-            background=np.ascontiguousarray(background),
+            background=_without(rgb, labels > 0),
+            window=window,
             layers=layers,
             object_id=object_id,
-            whole_rgb=rgb,
             colour_table=table,
             scale=scale,
             px_per_px=scale * short_side / _DAVIS_SHORT_SIDE_PX,
@@ -130,7 +130,7 @@ class DreamScene:
     @property
     def size_hw(self) -> tuple[int, int]:
         """(height, width) of the window."""
-        return (self.background.shape[0], self.background.shape[1])
+        return self.window.size_hw
 
     @property
     def target(self) -> Layer:
@@ -160,13 +160,15 @@ def _box(mask: BoolArray) -> Roi:
     return box
 
 
-def _window(mask: BoolArray) -> tuple[slice, slice]:
+def _window(mask: BoolArray) -> Roi:
     box = _box(mask)
     pad = max(round(_SURROUNDINGS_FRAC * max(box.size_hw)), _SURROUNDINGS_PX_MIN)
     height, width = mask.shape
-    return (
-        slice(max(box.y0 - pad, 0), min(box.y1 + pad, height)),
-        slice(max(box.x0 - pad, 0), min(box.x1 + pad, width)),
+    return Roi(
+        max(box.x0 - pad, 0),
+        max(box.y0 - pad, 0),
+        min(box.x1 + pad, width),
+        min(box.y1 + pad, height),
     )
 
 
