@@ -118,6 +118,58 @@ texture of +-60 levels around it; 9 measured. The object is 90 away."""
 COARSE_GRID_PX = 2e-3
 """Positions of up to 100 px kept in float32 on a grid and interpolated linearly; 1e-4 measured."""
 
-KERNEL_VERSUS_TWIN = 1e-6
-"""Of values in 0..1: a CUDA kernel and its NumPy twin do the same float32 operations; exp and log
-are of different libraries, and sums have another order; 4e-7 measured."""
+KERNEL_VERSUS_TWIN = 5e-7
+"""Of values in 0..1: a CUDA kernel and its NumPy twin do the same float32 operations in the same
+order, most of them bit for bit; exp and log are of different libraries. 1.2e-7 measured."""
+
+KERNEL_NORMALISED = 1e-6
+"""KERNEL_VERSUS_TWIN of RGB normalised to magnitudes of up to 3; 1.2e-7 measured."""
+
+KERNEL_HALF_RELATIVE = 1e-3
+"""Of the largest magnitude: where two float32 results straddle the middle between two values of
+float16, these differ by one step, 2^-10."""
+
+KERNEL_RESIZE = 1e-6
+"""Of values in 0..1, against cv2.resize: the same positions, the four weights in another order;
+1.8e-7 measured, and 6e-7 after a blend and a merge."""
+
+FLOW_RESIZE_PX = 1e-5
+"""KERNEL_RESIZE for flows of up to 10 px; 2e-6 measured."""
+
+KERNEL_CONFIDENCE = 1e-7
+"""A mean of probabilities summed in steps of 2^-24, each off by half a step at most."""
+
+KERNEL_SUM_RELATIVE = 2e-6
+"""Of a sum of some hundred positive float32 terms, added row by row against a matrix product."""
+
+KERNEL_LOG = 5e-6
+"""Of -log p up to 11.5: two libraries' logarithms of p, one unit in the last place (9.5e-7) each,
+and of a background that is 1 less a sum."""
+
+KERNEL_LATTICE_RELATIVE = 5e-6
+"""Of the largest filtered value: the same lattice, its sums in fixed point of 2^-40 instead of
+float32; 3e-7 measured."""
+
+KERNEL_CRF = 2e-5
+"""dQ between device and CPU on the same kernels: as CRF_VERSUS_FLOAT64; 7e-6 measured."""
+
+KERNEL_CHAIN = 1e-5
+"""Probabilities after four frames of warp, evidence, crop, paste and merge, against the CPU: as
+WARP_VERSUS_FLOAT64; each frame starts from the last, 9e-7 measured after four."""
+
+FINITE_DIFFERENCE = 2e-4
+"""Of the largest gradient of a tensor: central differences of float32 sums of up to a few hundred
+terms over a step of 1/64; 2e-5 measured. A rule with the wrong sign is off by 2."""
+
+LOSS_RELATIVE = 2e-6
+"""A few float32 roundings in other orders."""
+
+UPDATES_RELATIVE = 1e-5
+"""Twelve float32 updates of each value; 1e-6 measured. A momentum of 0 instead of 0.9 is off by 1,
+a weight decay that is missing by 2e-4."""
+
+HALF_STEP = 2.0**-10
+"""Relative: half precision has 10 bits after the first."""
+
+HALF_STEP_OF_SCALED = 2.0**-18
+"""Half's smallest step, 2^-24, times the 64 by which the trunk of OSVOS is scaled down."""

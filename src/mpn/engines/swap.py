@@ -83,7 +83,7 @@ def open_adapted_engine(
     to half, and scaled, where the directory's are), and a session is built from them. It is
     then checked on one input: if every weight is what it was, the output must be that of the
     directory's own engine to the last bit; if it is the same although weights differ, a second
-    session with every weight of the last layer moved proves whether exchanged weights arrive.
+    session with the sign of every weight turned proves whether exchanged weights arrive.
 
     Args:
         directory: What mpn-export wrote.
@@ -193,7 +193,7 @@ def _check_swap(opener: _Opener, adapted: AdaptedEngine, base: Engine | None) ->
         return
     if same:
         # Either the change is too small to show, or weights do not arrive.
-        with opener.open(_moved(opener)) as control:
+        with opener.open(_turned(opener)) as control:
             if _same(expected, control.run(probe)):
                 raise EngineError(
                     f"the {opener.role} engine answers as before although its weights were "
@@ -202,12 +202,10 @@ def _check_swap(opener: _Opener, adapted: AdaptedEngine, base: Engine | None) ->
                 )
 
 
-def _moved(opener: _Opener) -> dict[str, Float32Array]:
-    """The weights of the last layer, one larger each: no such change can go unseen."""
-    last = opener.entry.tensors[-1].name.rpartition(".")[0]
-    tensors = [item for item in opener.entry.tensors if item.name.rpartition(".")[0] == last]
-    own = read_weights(opener.directory, tensors)
-    return {name: values + np.float32(1.0) for name, values in own.items()}
+def _turned(opener: _Opener) -> dict[str, Float32Array]:
+    """Every weight with its sign turned: no such change can go unseen."""
+    own = read_weights(opener.directory, opener.entry.tensors)
+    return {name: -values for name, values in own.items()}
 
 
 def _probe(spec: EngineSpec) -> dict[str, Float32Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mpn.engines.adapt_entry import AdaptScope
 from mpn.engines.ort_adapt import OrtAdaptEngine
 from mpn.engines.spec import Role
+from mpn.engines.weights_data import read_weights
 from mpn.errors import EngineError, ExportError
 from mpn.export.adapt_optimizer import OptimizerSettings
 from mpn.export.adapt_trace import INPUT_CHANNELS, MarginGraph
@@ -82,7 +84,9 @@ def verify_step(role: Role, written: WrittenAdapt, folder: Path, scope: AdaptSco
             after, state = engine.weights(), engine.state()
     except EngineError as error:
         raise ExportError(f"the {role} step of scope '{scope}' does not run: {error}") from error
-    reference = TorchStep(role, written.network, written.settings, before)
+    # All of the directory's weights: half precision has rounded those of the trunk too.
+    own = read_weights(folder, written.entry.tensors)
+    reference = TorchStep(role, written.network, written.settings, own, trained=tuple(before))
     expected_loss = reference.step(example, _LEARNING_RATE)
     moment = written.settings.state[0]
     gradients, updates = [], []
@@ -117,7 +121,8 @@ class TorchStep:
         role: The network.
         network: Folded, float32; it is not changed.
         settings: The optimiser.
-        weights: Where to start; what is not in it is not trained.
+        weights: Where to start, by name; what is not in it stays.
+        trained: Names of those that are trained; None for all of ``weights``.
     """
 
     def __init__(
@@ -125,15 +130,19 @@ class TorchStep:
         role: Role,
         network: nn.Module,
         settings: OptimizerSettings,
-        weights: dict[str, Float32Array],
+        weights: Mapping[str, Float32Array],
+        *,
+        trained: Sequence[str] | None = None,
     ) -> None:
         network = copy.deepcopy(network).requires_grad_(False)
         self._graph = MarginGraph(role, network)
         parameters = dict(network.named_parameters())
-        self._trained = {name: parameters[name] for name in weights}
         for name, values in weights.items():
             parameters[name].data = torch.tensor(values)
-            parameters[name].requires_grad_(True)
+        self._trained = {
+            name: parameters[name].requires_grad_(True)
+            for name in (weights if trained is None else trained)
+        }
         groups = [
             {
                 "params": [value],

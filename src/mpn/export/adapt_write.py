@@ -83,7 +83,7 @@ def write_adapt(
         state=settings.state,
         graphs=graphs,
         features=features,
-        tensors=_weight_tensors(forward, stored_tensors(folder / f"{role}.onnx"), precision),
+        tensors=weight_tensors(forward, stored_tensors(folder / f"{role}.onnx"), precision),
     )
     return WrittenAdapt(entry, folded, settings)
 
@@ -95,9 +95,19 @@ def _saved(graph: AdaptGraph, role: Role, folder: Path) -> FileDigest:
     return FileDigest(path.name, sha256_of_file(path))
 
 
-def _weight_tensors(
+def weight_tensors(
     forward: ForwardGraph, stored: tuple[StoredTensor, ...], precision: Precision
 ) -> tuple[WeightTensor, ...]:
+    """What the manifest says about the weights.
+
+    Args:
+        forward: The network that is trained.
+        stored: The weights of its inference graph.
+        precision: Of that graph.
+
+    Raises:
+        ExportError: If the two are not the same weights.
+    """
     found = {tensor.name: tensor.shape for tensor in stored}
     expected = {name: tuple(values.shape) for name, values in forward.weights.items()}
     if found != expected:

@@ -53,26 +53,24 @@ def relu(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str
 
 
 def _unbroadcast(tape: Tape, grad: str, name: str, result: str) -> str:
-    """Sum ``grad``, of the shape of ``result``, over the axes along which ``name`` was repeated."""
+    """Sum ``grad``, of the shape of ``result``, over the axes along which ``name`` was repeated.
+
+    A size that is known at run time only is taken for the same on both sides: a network repeats
+    numbers, channels and maps of one pixel, all known.
+    """
     builder = tape.builder
     shape, full = builder.shape(name), builder.shape(result)
-    if shape == full:
-        return grad
     aligned = (1,) * (len(full) - len(shape)) + shape
     axes = [
         axis
         for axis, (size, whole) in enumerate(zip(aligned, full, strict=True))
         if size == 1 and whole != 1
     ]
-    for axis, (size, whole) in enumerate(zip(aligned, full, strict=True)):
-        if axis not in axes and size != whole:
-            raise ExportError(
-                f"'{name}' {shape} is broadcast to {full} in a way that is not known before the run"
-            )
-    reduced = builder.op("ReduceSum", grad, builder.ints(*axes), keepdims=1) if axes else grad
+    if not axes:
+        return grad
+    reduced = builder.op("ReduceSum", grad, builder.ints(*axes), keepdims=1)
     if len(shape) == len(full):
         return reduced
-    kept = [size for size in shape if size is not None]
-    if len(kept) != len(shape):
+    if None in shape:
         raise ExportError(f"'{name}' {shape} loses axes that are not known before the run")
-    return builder.op("Reshape", reduced, builder.ints(*kept))
+    return builder.op("Reshape", reduced, builder.ints(*(size or 0 for size in shape)))
