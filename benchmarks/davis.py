@@ -37,6 +37,7 @@ from mpn.evaluation.results import json_from_score
 from mpn.evaluation.scores import DatasetScore, SequenceScore
 from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
+from mpn.runtime.benchmark_variants import pipeline_on_shared_engines
 from mpn.runtime.labels import load_labels, save_labels
 from mpn.runtime.opencv_threads import OpenCvThreads
 
@@ -91,20 +92,6 @@ def warm_up(pipeline: Pipeline, sequence: DavisSequence, images: Path, frames: i
         pipeline.step(frame)
 
 
-def open_pipeline(
-    stack: ExitStack, engine_dir: Path, engines: EngineSet, ablation: Ablation, threads: int
-) -> Pipeline:
-    """A pipeline that shares its engines with others; all close together."""
-    adapter = None
-    if ablation.adapt is not None:
-        from mpn.runtime.adapt import ObjectAdapter
-
-        adapter = ObjectAdapter(
-            engine_dir, engines, ablation.adapt, ablation.options, threads=threads
-        )
-    return stack.enter_context(Pipeline(engines, options=ablation.options, adapter=adapter))
-
-
 def run(
     engine_dir: Path,
     engines: EngineSet,
@@ -118,12 +105,15 @@ def run(
     """All sequences with every set of stages; ``ablations`` of the result."""
     collected = {ablation.name: Collected() for ablation in ablations}
     with tempfile.TemporaryDirectory(prefix="mpn-davis-") as folder, ExitStack() as stack:
-        for ablation in ablations:  # nothing is fine-tuned to be thrown away
-            warm_up(
-                Pipeline(engines, options=ablation.options), dataset.sequences[0], images, warmup
-            )
+        for ablation in ablations:  # without fine-tuning: nothing is learnt to be thrown away
+            with pipeline_on_shared_engines(engine_dir, engines, ablation.options) as pipeline:
+                warm_up(pipeline, dataset.sequences[0], images, warmup)
         pipelines = {
-            ablation.name: open_pipeline(stack, engine_dir, engines, ablation, threads)
+            ablation.name: stack.enter_context(
+                pipeline_on_shared_engines(
+                    engine_dir, engines, ablation.options, ablation.adapt, threads
+                )
+            )
             for ablation in ablations
         }
         order = list(pipelines)

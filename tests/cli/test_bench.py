@@ -95,7 +95,7 @@ def test_tables_fit_80_columns_and_say_what_is_missing(
 ) -> None:
     runs = []
     for objects in (1, 2, 3, 5):
-        for variant in ("plain", "osvos", "crf", "osvos+crf"):
+        for variant in ("plain", "osvos", "crf", "osvos+crf+adapt"):
             runs.append({**result["runs"][1], "objects": objects, "variant": variant})
     shown = {**result, "objects": [1, 2, 3, 5], "runs": runs, "load_average_before": 0.0}
     monkeypatch.setattr("mpn.runtime.benchmark.run_benchmark", lambda *_, **__: shown)
@@ -103,7 +103,7 @@ def test_tables_fit_80_columns_and_say_what_is_missing(
     assert (code, err) == (0, "")
     for part in (
         "tiny", "on cpu, threads: 1, 96x64, 2 frames after 1", "engine-only", "pipeline", "wall",
-        "K = 5", "propagation", "osvos+crf", "not measured: online", "not measured: OSVOS",
+        "K = 5", "propagation", "osvos+crf+adapt", "measured: fine-tuning", "not measured: OSVOS",
     ):  # fmt: skip
         assert part in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
@@ -128,7 +128,7 @@ def test_busy_machine_is_told(
         (("--frames", "0"), 2, "--frames"),
         (("--threads", "0"), 2, "--threads"),
         (("--backend", "tpu"), 2, "--backend"),
-        (("--variants", "fast"), 1, "error: 'fast' is no variant: plain, or of osvos, crf"),
+        (("--variants", "fast"), 1, "error: 'fast' is no variant: plain, or of osvos, crf, adapt"),
         (("--variants", "osvos"), 1, "error: variant 'osvos' needs OSVOS"),
         (("--objects", "0"), 1, "error: a number of objects must be 1..32"),
         (("--objects", "2,2"), 1, "error: the numbers of objects must be given, each once"),

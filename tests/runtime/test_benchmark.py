@@ -11,7 +11,9 @@ import pytest
 
 from mpn.engines.load import open_engines
 from mpn.engines.manifest import load_manifest
+from mpn.engines.spec import Role
 from mpn.errors import InputError, ManifestError, OutputError
+from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.benchmark import BenchmarkOptions, run_benchmark
 from mpn.runtime.benchmark_clip import labels_of_objects, make_clip
 from mpn.runtime.benchmark_memory import NetworkFigure, PipelineFigure
@@ -23,9 +25,12 @@ from mpn.runtime.benchmark_result import (
     save_result,
     summary_ms,
 )
+from mpn.runtime.benchmark_variants import variants_of
 from mpn.runtime.benchmark_wall import WallRun, peak_memory_mib
 from mpn.runtime.options import PipelineOptions
+from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.timing import STAGES
+from tests.adapt_dirs import make_adaptable_engine_dir
 from tests.engine_dirs import make_engine_dir
 from tests.fakes import FakeEngine, fake_engine_set, nothing_found
 
@@ -98,7 +103,7 @@ def test_without_osvos_and_flow_network_that_is_said(least: dict[str, Any]) -> N
     assert run["osvos"] == "off"
     assert run["engine_only"]["every_frame"] == ["propagation"]
     unmeasured = " ".join(least["not_measured"])
-    for word in ("CRF", "adaptation", "GPU", "OSVOS", "flow network"):
+    for word in ("CRF", "fine-tuning", "GPU", "OSVOS", "flow network"):
         assert word in unmeasured
 
 
@@ -297,10 +302,27 @@ def test_networks_alone_run_on_the_same_inputs_every_time(two_objects: np.ndarra
     ],
 )  # fmt: skip
 def test_osvos_counts_as_a_network_of_every_frame_only_where_it_is(
-    mode: Any, objects: int, runs: bool
+    two_objects: np.ndarray, mode: Any, objects: int, runs: bool
 ) -> None:
-    figure = PipelineFigure(fake_engine_set(osvos=nothing_found), PipelineOptions(osvos=mode))
-    assert ("osvos" in figure.roles_of_every_frame(objects)) is runs
+    engines = fake_engine_set(osvos=nothing_found)
+    figure = PipelineFigure(Pipeline(engines, options=PipelineOptions(osvos=mode)))
+    frame = np.zeros((50, 60, 3), np.uint8)
+    figure.start(frame, labels_of_objects(two_objects, objects))
+    for _ in range(2):
+        figure.step(frame)
+    assert ("osvos" in figure.roles_of_every_frame(warmup=1)) is runs
+
+
+def test_networks_of_single_objects_run_one_by_one(two_objects: np.ndarray) -> None:
+    frames = [np.zeros((50, 60, 3), np.uint8)] * 2
+    engines = fake_engine_set(osvos=nothing_found)
+    labels = labels_of_objects(two_objects, 3)
+    roles: tuple[Role, ...] = ("propagation", "osvos")
+    figure = NetworkFigure(engines, PipelineOptions(), frames, labels, one_by_one=roles)
+    figure.step()
+    calls = {role: engine.calls for role, engine in engines.engines.items() if _is_fake(engine)}
+    assert [len(call["rgb_prob"]) for call in calls["propagation"]] == [1, 1, 1]
+    assert len(calls["osvos"]) == 3
 
 
 def test_lost_objects_are_told(two_objects: np.ndarray) -> None:
@@ -311,7 +333,7 @@ def test_lost_objects_are_told(two_objects: np.ndarray) -> None:
         ("finds", fake_engine_set()),
         ("loses", fake_engine_set(propagation=lambda i: {"prob": i["rgb_prob"][:, 3:4] * 0})),
     ):
-        figure = PipelineFigure(engines, PipelineOptions())
+        figure = PipelineFigure(Pipeline(engines))
         figure.start(frame, two_objects)
         for _ in range(3):
             figure.step(frame)
@@ -319,20 +341,48 @@ def test_lost_objects_are_told(two_objects: np.ndarray) -> None:
     assert shares == {"finds": 1.0, "loses": 0.0}
 
 
-def test_pipeline_figure_leaves_the_engines_open(engine_dir: Path) -> None:
+def test_pipelines_on_shared_engines_leave_them_open(engine_dir: Path) -> None:
     with open_engines(engine_dir, backend="cpu", threads=1) as engines:
-        for mode in ("off", "auto"):
-            figure = PipelineFigure(engines, PipelineOptions(osvos=mode))
-            frame = np.zeros((*SIZE_HW, 3), np.uint8)
-            figure.start(frame, np.ones(SIZE_HW, np.uint8))
-            figure.step(frame)
-            assert figure.as_json(warmup=0)["frame"]["n"] == 1
+        for variant in variants_of(engines.manifest, ("plain", "osvos")):
+            with variant.open_pipeline(engine_dir, engines) as pipeline:
+                figure = PipelineFigure(pipeline)
+                frame = np.zeros((*SIZE_HW, 3), np.uint8)
+                figure.start(frame, np.ones(SIZE_HW, np.uint8))
+                figure.step(frame)
+                assert figure.as_json(warmup=0)["frame"]["n"] == 1
+
+
+def test_fine_tuning_is_told_apart(tmp_path: Path) -> None:
+    directory = make_adaptable_engine_dir(tmp_path / "engines", frame_size_hw=SIZE_HW)
+    quick = AdaptOptions(steps=3, size=65, batch=2)
+    result = run_benchmark(
+        directory, options(objects=(2,), variants=("plain", "crf+adapt"), adapt=quick)
+    )
+    plain, tuned = result["runs"]
+    assert plain["adapt"] is None
+    assert tuned["adapt"]["roles"] == ["propagation"]
+    assert tuned["adapt"]["recipes"]["propagation"]["steps"] == 3
+    assert "adapt" not in plain["pipeline"]["start_stages_ms"]
+    adapt_ms = tuned["pipeline"]["start_stages_ms"]["adapt"]
+    assert 0 < adapt_ms <= tuned["pipeline"]["start_ms"]
+    assert plain["wall"]["adapt_ms"] == 0
+    assert 0 < tuned["wall"]["adapt_ms"] <= tuned["wall"]["until_first_mask_ms"]
+    assert tuned["engine_only"]["batches"]["propagation"] == 2  # each object has its own
+    assert plain["engine_only"]["batches"]["propagation"] == 1
+    assert "fine-tuning" not in " ".join(result["not_measured"])
+
+
+def test_fine_tuning_that_the_engines_cannot_do_is_an_error(tmp_path: Path) -> None:
+    directory = make_engine_dir(tmp_path / "engines")
+    with pytest.raises(InputError, match=r"variant 'adapt' cannot be run: .* have no graphs"):
+        run_benchmark(directory, options(variants=("adapt",)))
 
 
 def test_wall_figure_counts_what_the_writers_still_had_to_do() -> None:
     report = {
         "frames": 4,
         "backend": {"used": "cpu"},
+        "adapt": {"ran": False, "why": "not wanted"},
         "stages": {"flow": {"frames": 3, "min_s": 0.001, "median_s": 0.002, "p95_s": 0.0045}},
     }
     run = WallRun(report, (1.0, 1.5, 1.6, 1.8), total_s=1.9, peak_memory_mib=None)

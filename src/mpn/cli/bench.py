@@ -33,8 +33,11 @@ def bench(
     variants: str = typer.Option(
         None,
         metavar="NAME,NAME,...",
-        help="Of plain, osvos, crf, osvos+crf.",
-        show_default="all that DIR can run",
+        help="plain, or osvos, crf, adapt joined by +.",
+        show_default="all that DIR can run but adapt",
+    ),
+    adapt_steps: int = typer.Option(
+        None, metavar="N", min=1, help="Steps of fine-tuning.", show_default="by network"
     ),
     backend: BackendName = typer.Option(BackendName.AUTO, help="What runs the networks."),
     threads: int = typer.Option(
@@ -49,11 +52,13 @@ def bench(
 
     Three figures side by side, for each number of objects, without OSVOS and CRF and with them: the
     networks alone, the pipeline with frames in memory, and the whole way from an H.264 file to
-    masks and overlay. Takes minutes; nothing else should run meanwhile.
+    masks and overlay. With adapt, networks are fine-tuned first. Takes minutes; nothing else should
+    run meanwhile.
     """
     numbers = _numbers(objects)
     size_hw = _size_hw(frame_size)
 
+    from mpn.runtime.adapt_options import AdaptOptions
     from mpn.runtime.benchmark import BenchmarkOptions, run_benchmark
     from mpn.runtime.benchmark_result import check_result_path, save_result
 
@@ -63,6 +68,7 @@ def bench(
         frames=frames,
         warmup=warmup,
         variants=None if variants is None else tuple(variants.split(",")),
+        adapt=AdaptOptions(steps=adapt_steps),
         backend=backend.value,
         threads=threads,
     )
@@ -146,11 +152,11 @@ def _figures_table(runs: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(
-        title="Frames a second (median ms)",
+        title="Frames a second",
         title_justify="left",
         box=box.SIMPLE,
-        caption="start: ms until the first mask is there, engines opened. MiB: peak of the wall "
-        "run. tracked: share of the objects that were not lost.",
+        caption="start: ms until the first mask is there, engines opened and fine-tuned. MiB: peak "
+        "of the wall run. tracked: share of the objects that were not lost.",
         caption_justify="left",
     )
     for heading in ("K", "variant", "engine-only", "pipeline", "wall", "start", "MiB", "tracked"):
@@ -161,16 +167,12 @@ def _figures_table(runs: list[dict[str, Any]]) -> Any:
         table.add_row(
             str(run["objects"]),
             run["variant"],
-            *(_figure_cell(run[figure]) for figure in ("engine_only", "pipeline", "wall")),
+            *(_short(run[figure]["fps"]) for figure in ("engine_only", "pipeline", "wall")),
             f"{wall['until_first_mask_ms']:.0f}",
             "?" if memory is None else f"{memory:.0f}",
             f"{run['pipeline']['tracked_share']:.0%}",
         )
     return table
-
-
-def _figure_cell(figure: dict[str, Any]) -> str:
-    return f"{_short(figure['fps'])} ({_short(figure['frame']['median_ms'])})"
 
 
 def _stages_table(runs: list[dict[str, Any]]) -> Any:
@@ -195,5 +197,5 @@ def _median_cell(summary: dict[str, float] | None) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits, so that eight columns fit a terminal."""
+    """Three digits, so that all columns fit a terminal."""
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"

@@ -14,8 +14,8 @@ figure is told apart (first frame, loading, warm-up), and what was not measured 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -23,8 +23,11 @@ from typing import Any
 
 from mpn.engines.files import check_engine_dir
 from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
-from mpn.engines.manifest import ENGINE_SOURCE, load_manifest
+from mpn.engines.manifest import load_manifest
+from mpn.engines.spec import Role
 from mpn.errors import InputError
+from mpn.runtime.adapt_options import AdaptOptions
+from mpn.runtime.adaptation import adapt_as_json
 from mpn.runtime.benchmark_clip import BenchmarkClip, labels_of_objects, make_clip
 from mpn.runtime.benchmark_memory import NetworkFigure, PipelineFigure
 from mpn.runtime.benchmark_result import (
@@ -33,7 +36,12 @@ from mpn.runtime.benchmark_result import (
     load_average,
     summary_ms,
 )
-from mpn.runtime.benchmark_variants import Variant, check_variant_names, variants_of
+from mpn.runtime.benchmark_variants import (
+    Variant,
+    check_variant_names,
+    not_measured,
+    variants_of,
+)
 from mpn.runtime.benchmark_wall import run_wall_apart
 from mpn.runtime.labels import DEFAULT_MAX_OBJECTS, save_labels
 from mpn.runtime.opencv_threads import OpenCvThreads
@@ -59,7 +67,8 @@ class BenchmarkOptions:
         frames: Frames that count, a figure.
         warmup: Frames before them, after the first one, that do not.
         variants: Names, see :mod:`mpn.runtime.benchmark_variants`; None for all that the engine
-            directory can run.
+            directory can run without fine-tuning.
+        adapt: How networks are fine-tuned, in variants that do it.
         backend: See :func:`mpn.engines.load.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
 
@@ -72,6 +81,7 @@ class BenchmarkOptions:
     frames: int = 50
     warmup: int = 5
     variants: tuple[str, ...] | None = None
+    adapt: AdaptOptions = field(default_factory=AdaptOptions)
     backend: Backend = "auto"
     threads: int | None = None
 
@@ -127,7 +137,7 @@ def run_benchmark(
     options = options or BenchmarkOptions()
     directory = default_engine_dir() if engine_dir is None else engine_dir
     check_engine_dir(directory)
-    variants = variants_of(load_manifest(directory), options.variants)
+    variants = variants_of(load_manifest(directory), options.variants, options.adapt)
     before = load_average()
     with (
         TemporaryDirectory(prefix="mpn-bench-") as folder,
@@ -183,7 +193,7 @@ class _Measurement:
             "warmup": options.warmup,
             "load": {"first_ms": round(load_s[0] * 1e3, 3), **summary_ms(load_s)},
             "runs": runs,
-            "not_measured": _not_measured(engines, self._variants),
+            "not_measured": not_measured(engines, self._variants),
         }
 
     def _opened(self) -> tuple[EngineSet, list[float]]:
@@ -209,13 +219,14 @@ class _Measurement:
         runs = []
         for variant in self._variants:
             self._tell(f"K = {objects}, {variant.name}: from file to files")
-            wall = self._wall(clip, mask, variant.options, f"out-{objects}-{variant.name}")
+            wall = self._wall(clip, mask, variant, f"out-{objects}-{variant.name}")
             runs.append(
                 {
                     "objects": objects,
                     "variant": variant.name,
                     "osvos": variant.options.osvos,
                     "crf": variant.options.crf,
+                    "adapt": None if variant.adapt is None else adapt_as_json(variant.adapt),
                     **in_memory[variant.name],
                     "wall": wall,
                 }
@@ -226,30 +237,37 @@ class _Measurement:
         self, engines: EngineSet, clip: BenchmarkClip, labels: UInt8Array
     ) -> dict[str, dict[str, Any]]:
         """The networks and every pipeline, frame by frame in turn, whose turn it is first too."""
-        warmup, objects = self._options.warmup, int(labels.max())
-        networks = NetworkFigure(engines, self._variants[0].options, clip.frames, labels)
-        pipelines = {v.name: PipelineFigure(engines, v.options) for v in self._variants}
-        for pipeline in pipelines.values():
-            pipeline.start(clip.frames[0], labels)
-        sides: list[Callable[[UInt8Array], None]] = [lambda _: networks.step()]
-        sides += [pipeline.step for pipeline in pipelines.values()]
-        for rgb in clip.frames[1:]:
-            for step in sides:
-                step(rgb)
-            sides.append(sides.pop(0))
+        warmup, threads = self._options.warmup, self._options.threads
+        networks = {
+            roles: NetworkFigure(
+                engines, self._variants[0].options, clip.frames, labels, one_by_one=roles
+            )
+            for roles in dict.fromkeys(_adapted_roles(v) for v in self._variants)
+        }
+        with ExitStack() as stack:
+            pipelines: dict[str, PipelineFigure] = {}
+            for variant in self._variants:
+                pipeline = variant.open_pipeline(self._directory, engines, threads)
+                pipelines[variant.name] = PipelineFigure(stack.enter_context(pipeline))
+                pipelines[variant.name].start(clip.frames[0], labels)
+            sides: list[Callable[[UInt8Array], None]] = [n.step for n in networks.values()]
+            sides += [figure.step for figure in pipelines.values()]
+            for rgb in clip.frames[1:]:
+                for step in sides:
+                    step(rgb)
+                sides.append(sides.pop(0))
         return {
-            name: {
-                "engine_only": networks.as_json(
-                    warmup=warmup, every_frame=pipeline.roles_of_every_frame(objects)
+            variant.name: {
+                "engine_only": networks[_adapted_roles(variant)].as_json(
+                    warmup=warmup,
+                    every_frame=pipelines[variant.name].roles_of_every_frame(warmup=warmup),
                 ),
-                "pipeline": pipeline.as_json(warmup=warmup),
+                "pipeline": pipelines[variant.name].as_json(warmup=warmup),
             }
-            for name, pipeline in pipelines.items()
+            for variant in self._variants
         }
 
-    def _wall(
-        self, clip: BenchmarkClip, mask: Path, options: PipelineOptions, out: str
-    ) -> dict[str, Any]:
+    def _wall(self, clip: BenchmarkClip, mask: Path, variant: Variant, out: str) -> dict[str, Any]:
         run = run_wall_apart(
             RunRequest(
                 video=str(clip.video),
@@ -258,28 +276,13 @@ class _Measurement:
                 engine_dir=self._directory,
                 backend=self._options.backend,
                 threads=self._options.threads,
-                options=options,
+                options=variant.options,
+                adapt=variant.adapt,
+                must_adapt=variant.adapt is not None,
             )
         )
         return run.as_json(warmup=self._options.warmup)
 
 
-def _not_measured(engines: EngineSet, variants: Sequence[Variant]) -> list[str]:
-    """What a reader may look for and not find."""
-    missing = [
-        "online adaptation and its cost: this version has none",
-        "GPU (CUDA, TensorRT): the networks ran on the CPU"
-        if engines.backend == "cpu"
-        else f"backends other than {engines.backend}",
-    ]
-    if "osvos" not in engines.manifest.roles:
-        missing.append("OSVOS: the engine directory has none")
-    elif all(variant.options.osvos == "off" for variant in variants):
-        missing.append("OSVOS: no variant with it was asked for")
-    if not any(variant.options.crf for variant in variants):
-        missing.append("DenseCRF: no variant with it was asked for")
-    if engines.manifest.flow.source != ENGINE_SOURCE:
-        missing.append(
-            f"flow network: the flow is {engines.manifest.flow.source}, a stage of the pipeline"
-        )
-    return missing
+def _adapted_roles(variant: Variant) -> tuple[Role, ...]:
+    return () if variant.adapt is None else variant.adapt.roles

@@ -14,10 +14,8 @@ from mpn.engines.spec import ROLES, Role
 from mpn.runtime.benchmark_result import fps_from_seconds, summary_ms
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.flow import EngineFlow
-from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.ops import cpu
 from mpn.runtime.options import PipelineOptions
-from mpn.runtime.osvos_stage import OsvosStage
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.preprocess import one_hot, osvos_input, resize_prob, resize_rgb, working_size_hw
 from mpn.runtime.roi import roi_from_prob
@@ -36,6 +34,7 @@ class NetworkFigure:
         options: In force; they decide the size and the crops of the inputs.
         frames: (H, W, 3) uint8 RGB, at least two: the inputs are made of the first two.
         labels: (H, W) uint8 of the first.
+        one_by_one: Networks that run once for each object, since each object has its own.
     """
 
     def __init__(
@@ -44,13 +43,14 @@ class NetworkFigure:
         options: PipelineOptions,
         frames: Sequence[UInt8Array],
         labels: UInt8Array,
+        one_by_one: Sequence[Role] = (),
     ) -> None:
         self._engines = engines
-        self._inputs = _fixed_inputs(engines, options, frames, labels)
+        self._inputs = _fixed_inputs(engines, options, frames, labels, one_by_one)
         self._seconds: dict[Role, list[float]] = {role: [] for role in self._inputs}
 
-    def step(self) -> None:
-        """Run every engine as often as a frame needs it."""
+    def step(self, rgb: UInt8Array | None = None) -> None:
+        """Run every engine as often as a frame needs it, whatever the frame."""
         for role, batches in self._inputs.items():
             run = self._engines.engines[role].run
             begun = perf_counter()
@@ -81,14 +81,11 @@ class PipelineFigure:
     """The pipeline with its frames in memory.
 
     Args:
-        engines: Open engines; they stay open.
-        options: Of the pipeline.
+        pipeline: Open; it stays open.
     """
 
-    def __init__(self, engines: EngineSet, options: PipelineOptions) -> None:
-        # Never closed: that would close the engines, which the figures share.
-        self._pipeline = Pipeline(engines, options=options)
-        self._osvos = OsvosStage(engines, self._pipeline.options, ObjectEngines())
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
         self._start_s = 0.0
         self._start_stage_s: Mapping[str, float] = {}
         self._frame_s: list[float] = []
@@ -109,10 +106,10 @@ class PipelineFigure:
         self._stage_s.append(result.timings)
         self._states.append([track.state for track in result.tracks])
 
-    def roles_of_every_frame(self, objects: int) -> tuple[Role, ...]:
-        """The networks that no frame goes without: OSVOS only where it is always blended."""
-        has_osvos = self._osvos.is_in_every_frame(range(1, objects + 1))
-        return tuple(role for role in ROLES if role != "osvos" or has_osvos)
+    def roles_of_every_frame(self, *, warmup: int) -> tuple[Role, ...]:
+        """The networks without which no frame went, ``warmup`` steps aside."""
+        counted = self._stage_s[warmup:]
+        return tuple(role for role in ROLES if all(role in stages for stages in counted))
 
     def as_json(self, *, warmup: int) -> dict[str, Any]:
         """The pipeline figure; ``warmup`` steps do not count."""
@@ -135,6 +132,7 @@ def _fixed_inputs(
     options: PipelineOptions,
     frames: Sequence[UInt8Array],
     labels: UInt8Array,
+    one_by_one: Sequence[Role],
 ) -> dict[Role, list[Inputs]]:
     """For each open engine the inputs of its runs in one frame, made as the pipeline makes them."""
     manifest = engines.manifest
@@ -160,7 +158,7 @@ def _fixed_inputs(
     packed = Stages(engines, options, cpu).crop(
         current, Candidates(prob, rois, rois, (branch,) * len(rois))
     )
-    most = manifest.max_objects
+    most = 1 if "propagation" in one_by_one else manifest.max_objects
     inputs["propagation"] = [
         {"rgb_prob": packed[first : first + most]} for first in range(0, len(packed), most)
     ]
@@ -172,5 +170,5 @@ def _fixed_inputs(
             channel_order=preprocessing.channel_order,
             mean=preprocessing.mean,
         )
-        inputs["osvos"] = [{"image": image}]
+        inputs["osvos"] = [{"image": image}] * (len(packed) if "osvos" in one_by_one else 1)
     return inputs

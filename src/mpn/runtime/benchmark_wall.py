@@ -41,8 +41,8 @@ class WallRun:
     def as_json(self, *, warmup: int) -> dict[str, Any]:
         """The wall figure.
 
-        ``until_first_mask_ms`` (from the call on, video and engines opened) and ``first_step_ms``
-        are what a run pays before it is warm.
+        ``until_first_mask_ms`` (from the call on, video and engines opened; ``adapt_ms`` of it for
+        fine-tuning) and ``first_step_ms`` are what a run pays before it is warm.
 
         Args:
             warmup: Frames after the first that do not count in ``fps`` and ``frame``; ``stages``
@@ -63,6 +63,7 @@ class WallRun:
                 "fps": round(len(self.done_s) / self.total_s, 3),
             },
             "until_first_mask_ms": round(self.done_s[0] * 1e3, 3),
+            "adapt_ms": round(report["adapt"].get("seconds", 0.0) * 1e3, 3),
             "first_step_ms": round((self.done_s[1] - self.done_s[0]) * 1e3, 3),
             "peak_memory_mib": self.peak_memory_mib,
             "backend": report["backend"]["used"],

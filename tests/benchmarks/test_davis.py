@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from mpn import Pipeline, PipelineOptions
+from mpn.engines.load import open_engines
+from mpn.engines.manifest import load_manifest
+from mpn.errors import InputError
+from mpn.evaluation import evaluate_dataset, load_davis
+from mpn.runtime.adapt_options import AdaptOptions
+from mpn.runtime.labels import save_labels
+from mpn.synthetic import render_clip
+from tests.adapt_dirs import make_adaptable_engine_dir
+from tests.engine_dirs import make_engine_dir
+
+from davis import Collected, main, run_sequence  # isort: skip
+from davis_ablations import CHAIN, DEFAULT, ablations_of  # isort: skip
+from result_format import load_result  # isort: skip
+
+SIZE_HW = (64, 96)
+FRAMES = 5
+
+
+@pytest.fixture(scope="module")
+def davis_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rendered sequences, of two objects and of one."""
+    root = tmp_path_factory.mktemp("davis")
+    for name, objects in (("pond", 2), ("koi", 1)):
+        images, annotations = (
+            root / part / "480p" / name for part in ("JPEGImages", "Annotations")
+        )
+        images.mkdir(parents=True)
+        annotations.mkdir(parents=True)
+        clip = render_clip(frames=FRAMES, size_hw=SIZE_HW, objects=objects)
+        for t, frame in enumerate(clip):
+            bgr = cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2BGR)
+            cv2.imwrite(str(images / f"{t:05d}.jpg"), bgr)
+            save_labels(annotations / f"{t:05d}.png", frame.labels)
+    (root / "ImageSets" / "2017").mkdir(parents=True)
+    (root / "ImageSets" / "2017" / "val.txt").write_text("pond\nkoi\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engines")
+    return make_adaptable_engine_dir(folder / "tiny", frame_size_hw=SIZE_HW, with_osvos=True)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr("sys.argv", ["davis.py", *map(str, arguments)])
+    return main()
+
+
+@pytest.fixture(scope="module")
+def result(davis_folder: Path, engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Every set of stages."""
+    out = tmp_path_factory.mktemp("out") / "davis.json"
+    with pytest.MonkeyPatch.context() as patch:
+        code = run(
+            patch, "--davis-root", davis_folder, "--engine-dir", engine_dir, "--threads", "1",
+            "--adapt-steps", "2", "--warmup", "1", "-o", out,
+        )  # fmt: skip
+    assert code == 0
+    return load_result(out)
+
+
+def test_every_set_of_stages_adds_one_to_the_one_before(result: Any) -> None:
+    assert list(result["ablations"]) == list(DEFAULT)
+    stages = {name: done["stages"] for name, done in result["ablations"].items()}
+    assert [stages[name] for name in CHAIN] == [list(CHAIN[: i + 1]) for i in range(len(CHAIN))]
+    assert stages["paper-crf"] == list(CHAIN)
+    options = {name: done["options"] for name, done in result["ablations"].items()}
+    assert [options[name]["use_propagation"] for name in CHAIN] == [False, True, True, True, True]
+    assert [options[name]["osvos"] for name in CHAIN] == ["off", "off", "off", "auto", "auto"]
+    assert [options[name]["crf"] for name in CHAIN] == [False, False, False, False, True]
+
+
+def test_fine_tuning_is_told_apart(result: Any) -> None:
+    for name, done in result["ablations"].items():
+        is_tuned = name.removeprefix("paper-") in ("adapted", "osvos", "crf")
+        assert (done["adapt"] is not None) is is_tuned
+        if is_tuned:
+            assert done["adapt"]["roles"] == ["propagation"]
+            assert done["adapt"]["steps"] == {"propagation": 2}
+            assert done["adapt"]["seconds_per_object"] >= 0
+            assert done["wall_fps_with_adaptation"] <= done["wall_fps"]
+
+
+def test_what_was_measured_is_described(result: Any) -> None:
+    assert (result["frame_size_hw"], result["objects"]) == (list(SIZE_HW), [1, 2])
+    assert result["frames"] == 2 * (FRAMES - 1)
+    assert result["warmup"] == 1
+    assert result["backend"]["used"] == "cpu"
+    assert result["data"]["sequences"]["pond"] == {
+        "frames": FRAMES, "objects": 2, "size_hw": list(SIZE_HW),
+    }  # fmt: skip
+    for done in result["ablations"].values():
+        assert set(done["objects"]) == {"pond_1", "pond_2", "koi_1"}
+        assert done["wall"]["n"] == done["pipeline"]["n"] == result["frames"]
+        assert done["pipeline"]["median_ms"] <= done["wall"]["median_ms"]
+
+
+def test_scores_are_those_of_mpn_eval_on_the_masks_written(
+    davis_folder: Path, engine_dir: Path, tmp_path: Path
+) -> None:
+    dataset = load_davis(davis_folder, "val")
+    done = Collected()
+    with Pipeline.from_engines(engine_dir, backend="cpu", threads=1) as pipeline:
+        for sequence in dataset.sequences:
+            (tmp_path / sequence.name).mkdir()
+            images = davis_folder / "JPEGImages" / "480p"
+            run_sequence(pipeline, sequence, images, tmp_path / sequence.name, done)
+    scored = evaluate_dataset(dataset, tmp_path)
+    assert scored.sequences == tuple(done.scores)
+    assert 0 < scored.j_and_f < 1  # not the truth itself
+
+
+def test_stages_that_the_engines_lack_are_left_out_and_said(tmp_path: Path) -> None:
+    manifest = load_manifest(make_engine_dir(tmp_path / "engines"))
+    built, left_out = ablations_of(manifest, DEFAULT, AdaptOptions())
+    assert [ablation.name for ablation in built] == [
+        "warp", "propagation", "crf", "paper-warp", "paper-propagation", "paper-crf",
+    ]  # fmt: skip
+    assert built[2].stages == ("warp", "propagation", "crf")
+    assert built[2].adapt is None
+    assert [line.partition(":")[0] for line in left_out] == ["adapted", "osvos"]
+
+
+def test_the_paper_has_neither_flow_check_nor_colours(tmp_path: Path) -> None:
+    advice = {"flow_check_px": 10.0, "colour_weight": 0.75}
+    directory = make_engine_dir(tmp_path / "engines", runtime_defaults=advice)
+    names = ["warp", "paper-warp"]
+    ours, paper = ablations_of(load_manifest(directory), names, AdaptOptions())[0]
+    assert (ours.options.flow_check_px, ours.options.colour_weight) == (10.0, 0.75)
+    assert (paper.options.flow_check_px, paper.options.colour_weight) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("names", [[], ["warp", "warp"], ["everything"], ["paper-paper-warp"]])
+def test_other_names_are_refused(names: list[str], tmp_path: Path) -> None:
+    manifest = load_manifest(make_engine_dir(tmp_path / "engines"))
+    with pytest.raises(InputError, match="ablation"):
+        ablations_of(manifest, names, AdaptOptions())
+
+
+def test_the_engines_of_all_sets_are_one_and_stay_open(engine_dir: Path) -> None:
+    from mpn.runtime.benchmark_variants import pipeline_on_shared_engines
+
+    with open_engines(engine_dir, backend="cpu", threads=1) as engines:
+        clip = list(render_clip(frames=3, size_hw=SIZE_HW, objects=1))
+        for _ in range(2):
+            with pipeline_on_shared_engines(engine_dir, engines, PipelineOptions()) as pipeline:
+                pipeline.start(clip[0].rgb, clip[0].labels)
+                pipeline.step(clip[1].rgb)
+
+
+def test_missing_image_is_one_line_and_no_result(
+    davis_folder: Path,
+    engine_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = Path(shutil.copytree(davis_folder, tmp_path / "davis"))
+    (root / "JPEGImages" / "480p" / "koi" / "00003.jpg").unlink()
+    out = tmp_path / "davis.json"
+    code = run(
+        monkeypatch, "--davis-root", root, "--engine-dir", engine_dir, "--ablation", "warp",
+        "--threads", "1", "-o", out,
+    )  # fmt: skip
+    assert code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert last.endswith("00003.jpg: no such image, or not readable")
+    assert not out.exists()
+
+
+def test_results_can_be_compared_with_themselves(result: Any, tmp_path: Path) -> None:
+    from compare_results import print_comparison
+
+    path = tmp_path / "davis.json"
+    path.write_text(json.dumps(result))
+    assert print_comparison(path, path, force=False) == 0
