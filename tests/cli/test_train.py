@@ -118,7 +118,7 @@ def test_osvos_is_trained_in_two_stages_and_its_checkpoint_loads(
     out = tmp_path / "run"
     code, output, _ = _train_osvos([*data, "-o", str(out)])
     assert code == 0, output
-    assert str(out / "osvos.pth") in output.replace("\n", "")
+    assert f"{out / 'osvos.pth'} -o engines --frame-size 144x80" in output.replace("\n", "")
     checkpoint = load_checkpoint(out / "osvos.pth", expected_role="osvos")
     assert checkpoint.roles["osvos"].config == {
         "branches": 5,

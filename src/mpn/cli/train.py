@@ -173,4 +173,8 @@ def osvos(
     with TrainingProgress() as progress:
         checkpoint = run_osvos_recipe(recipe, out, resume=resume, report=progress.report)
     typer.echo(f"averaged weights: {checkpoint}")
-    typer.echo(f"next: mpn export PROPAGATION.pth {checkpoint} -o engines")
+    short_side = round(1.25 * crop_size / 16) * 16
+    typer.echo(
+        f"next: mpn export PROPAGATION.pth {checkpoint} -o engines "
+        f"--frame-size {round(short_side * 16 / 9 / 16) * 16}x{short_side}"
+    )
