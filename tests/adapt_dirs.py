@@ -1,4 +1,4 @@
-"""Engine directories whose networks can be fine-tuned: two layers each, made without torch.
+"""Engine directories whose networks can be fine-tuned: two layers each, made without tracing.
 
 propagation: convolutions ``backbone.conv`` 3x3, 4 -> 6, ReLU, ``decoder.conv`` 1x1, 6 -> 1.
 osvos: ``stages.0.0`` 3x3, 3 -> 4, ReLU, ``side_prep.0`` 3x3, 4 -> 2, ``fuse`` 1x1, 2 -> 1.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mpn.engines.adapt_entry import AdaptEntry, AdaptOptimizer
@@ -23,6 +24,7 @@ from mpn.export.adapt_step import adapt_graph, save_graph
 from mpn.export.adapt_trace import MARGIN, ForwardGraph
 from mpn.export.adapt_write import weight_tensors
 from mpn.export.graph_data import move_weights_out, stored_tensors
+from mpn.networks.osvos_convert import rescale_trunk
 from mpn.types import Float32Array
 from tests.engine_dirs import IR_VERSION, PROVENANCE, SIZE_MULTIPLES
 
@@ -35,7 +37,6 @@ _LAYERS: Mapping[Role, tuple[tuple[str, int, int, int], ...]] = {
     "osvos": (("stages.0.0", 3, 4, 3), ("side_prep.0", 4, 2, 3), ("fuse", 2, 1, 1)),
 }
 """Name, channels in and out, side of the kernel; a ReLU after the first."""
-_HALF_SCALES = {"stages.0.0.weight": 1 / 64, "stages.0.0.bias": 1 / 64, "side_prep.0.weight": 64.0}
 
 
 def make_adapt_dir(
@@ -93,6 +94,16 @@ def tiny_forward(role: Role) -> ForwardGraph:
     return ForwardGraph(role, tuple(nodes), shapes, weights, {})
 
 
+def write_inference_graph(
+    forward: ForwardGraph, spec: EngineSpec, precision: Precision, path: Path
+) -> str:
+    """Write the graph that runs ``forward``, its weights beside it; the name of their file."""
+    model = _inference_model(forward, spec, precision)
+    data_name = move_weights_out(model, path, forward.weights)
+    onnx.save_model(model, path)
+    return data_name
+
+
 def _rounded(values: Float32Array) -> Float32Array:
     return values.astype(np.float16).astype(np.float32)
 
@@ -103,9 +114,7 @@ def _write_role(
     role = spec.role
     forward = tiny_forward(role)
     graph_path = folder / f"{role}.onnx"
-    model = _inference_model(forward, spec, precision)
-    data_name = move_weights_out(model, graph_path, forward.weights)
-    onnx.save_model(model, graph_path)
+    data_name = write_inference_graph(forward, spec, precision, graph_path)
     settings = optimizer_settings(role, optimizer)
     graphs, features = {}, {}
     for scope, suffix in (("all", ""), ("head", "_head")):
@@ -145,13 +154,17 @@ def _inference_model(
     forward: ForwardGraph, spec: EngineSpec, precision: Precision
 ) -> onnx.ModelProto:
     """The network with its sigmoid; half weights, where asked for, are cast when they are read."""
-    nodes, initialisers = [], []
+    nodes = []
+    initialisers = [
+        numpy_helper.from_array(value, name) for name, value in forward.constants.items()
+    ]
+    ones = {name: torch.ones(1) for name in forward.weights}
+    scales = rescale_trunk(ones) if forward.role == "osvos" else ones
     for name, values in forward.weights.items():
         if precision == "fp32":
             initialisers.append(numpy_helper.from_array(values, name))
             continue
-        scale = np.float32(_HALF_SCALES.get(name, 1.0))
-        stored = (values * scale).astype(np.float16)
+        stored = (values * scales[name].numpy()).astype(np.float16)
         initialisers.append(numpy_helper.from_array(stored, name))
         nodes.append(helper.make_node("Cast", [name], [f"{name}.float"], to=TensorProto.FLOAT))
     for node in forward.nodes:

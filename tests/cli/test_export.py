@@ -53,9 +53,29 @@ def test_a_checkpoint_becomes_engines_and_a_table(
         "fp32 engines in",
     ):
         assert part in words
-    for step in ("weights loaded", "folded and cast", "traced", "written", "verified"):
+    for step in (
+        "weights loaded",
+        "folded and cast",
+        "traced",
+        "written",
+        "verified",
+        "step derived",
+    ):
         assert step in printed.err
     manifest = load_manifest(out)
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json",
+        "parity.json",
+        "propagation.onnx",
+        "propagation.onnx.data",
+        "propagation_adapt.onnx",
+        "propagation_adapt_head.onnx",
+        "propagation_features.onnx",
+    }
+    adapt = manifest.roles["propagation"].adapt
+    assert adapt is not None
+    assert adapt.optimizer == "adamw"
+    assert {tensor.name for tensor in adapt.tensors} >= {"backbone.conv1.weight"}
     assert manifest.frame_size_hw == (64, 128)
     assert manifest.max_objects == 2
     assert manifest.runtime_defaults == {"crf": False}
@@ -77,6 +97,8 @@ def test_a_checkpoint_becomes_engines_and_a_table(
         (["--parity-images", "none"], "is not a folder"),
         (["--init-fourth-channel", "ones"], "zero, mean, normal"),
         (["--flow-preset", "slow"], "unknown flow preset"),
+        (["--adapt-optimizer", "lion"], "unknown optimiser 'lion': the optimisers are sgd, adamw"),
+        (["--no-adapt", "--adapt-optimizer", "sgd"], "leave out either --adapt-optimizer or"),
         (["-o", ""], "current folder"),
     ],
 )

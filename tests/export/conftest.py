@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from mpn.engines.spec import EngineSpec, Precision, Role, engine_spec
-from mpn.export.graph import ExportedGraph, export_graph
+from mpn.export.adapt_trace import ForwardGraph, trace_forward
+from mpn.export.graph import ExportedGraph, export_graph, probe_inputs
+from mpn.export.precision import folded_network
 from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
@@ -63,6 +65,31 @@ def graphs(networks: Mapping[Role, nn.Module], tmp_path_factory: pytest.TempPath
         path = folder / precision / f"{role}.onnx"
         path.parent.mkdir(exist_ok=True)
         return export_graph(networks[role], tiny_spec(role), path, precision=precision)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def adapt_networks() -> Mapping[Role, nn.Module]:
+    """Folded, as the fine-tuning step is derived from them; propagation with its prior skip."""
+    config = DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1, prior_skip=True)
+    networks: dict[Role, nn.Module] = {
+        "propagation": seeded(DeepLabXception(config), DEEPLAB_GAIN),
+        "osvos": seeded(OsvosVgg(OsvosConfig(width=0.125)), OSVOS_GAIN),
+    }
+    return {
+        role: folded_network(role, network, probe_inputs(role))
+        for role, network in networks.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def forwards(adapt_networks: Mapping[Role, nn.Module]) -> Callable[[Role], ForwardGraph]:
+    """Role -> its traced forward pass, not to be changed: tracing free sizes takes seconds."""
+
+    @cache
+    def get(role: Role) -> ForwardGraph:
+        return trace_forward(role, adapt_networks[role])
 
     return get
 
