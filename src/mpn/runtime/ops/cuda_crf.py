@@ -1,0 +1,184 @@
+"""DenseCRF on the device: the model of :mod:`mpn.runtime.crf`, all regions of a frame at once.
+
+No step waits for the host; see :mod:`mpn.runtime.ops.cuda_lattice`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpn.runtime.crf_refine import CrfOptions
+from mpn.runtime.ops.cuda_array import Arguments, DeviceArray, KernelDevice
+from mpn.runtime.ops.cuda_crf_kernels import BilateralKernel, NormalisedKernel, SpatialKernel
+from mpn.runtime.ops.cuda_lattice import PixelRegions
+
+_EXACT_PIXELS = 64 * 64
+"""As in mpn.runtime.crf_kernels, so that device and CPU solve the same problem."""
+
+
+class CudaCrf:
+    """Mean field over regions of a frame.
+
+    Args:
+        device: Where to work.
+        objects: Number of objects; there is one label more, the background.
+        size_hw: (height, width) of the frame.
+        options: Standard deviations, weights, iterations and margin.
+        exact_pixels: Regions of up to so many pixels take all pairs of pixels, not the lattice.
+
+    Raises:
+        InputError: If the lattice's cells cannot be numbered.
+    """
+
+    def __init__(
+        self,
+        device: KernelDevice,
+        *,
+        objects: int,
+        size_hw: tuple[int, int],
+        options: CrfOptions,
+        exact_pixels: int = _EXACT_PIXELS,
+    ) -> None:
+        self._device = device
+        self._objects = objects
+        self._options = options
+        self._pixels = PixelRegions(
+            device.empty((objects, 4), np.int32), device.empty((objects + 1,), np.int32), size_hw
+        )
+        planes = (objects + 1, self._pixels.capacity)
+        self._region_of_object = device.empty((objects,), np.int32)
+        self._unary = device.empty(planes, np.float32)
+        self._q = device.empty(planes, np.float32)
+        self._of_ones = device.empty(planes[1:], np.float32)
+        self._spatial: NormalisedKernel | None = None
+        self._bilateral: NormalisedKernel | None = None
+        if options.compat_gaussian:
+            self._spatial = NormalisedKernel(
+                device,
+                self._pixels,
+                SpatialKernel(device, self._pixels, channels=objects, sxy=options.sxy_gaussian),
+            )
+        if options.compat_bilateral:
+            self._bilateral = NormalisedKernel(
+                device,
+                self._pixels,
+                BilateralKernel(
+                    device,
+                    self._pixels,
+                    channels=objects,
+                    sxy=options.sxy_bilateral,
+                    srgb=options.srgb_bilateral,
+                    exact_pixels=exact_pixels,
+                ),
+            )
+
+    def refine(
+        self,
+        merged: DeviceArray,
+        rgb: DeviceArray,
+        boxes: DeviceArray,
+        *,
+        refined: DeviceArray,
+        refined_boxes: DeviceArray,
+    ) -> None:
+        """:func:`mpn.runtime.crf_refine.refine` on the device.
+
+        A probability that is not finite counts as 1e-5 here: its neighbours decide.
+
+        Args:
+            merged: (K, H, W) float32, merged.
+            rgb: (H, W, 3) uint8 RGB.
+            boxes: (K, 4) int32: where each object can be; empty if it is lost.
+            refined: (K, H, W) float32, not ``merged``: the result.
+            refined_boxes: (K, 4) int32: where each object can be in it.
+        """
+        pixels, (height, width) = self._pixels, self._pixels.size_hw
+        of_regions: Arguments = {
+            "regions": pixels.boxes,
+            "starts": pixels.starts,
+            "region_of_object": self._region_of_object,
+            "objects": self._objects,
+            "height": height,
+            "width": width,
+        }
+        self._device.launch(
+            "crf_regions",
+            boxes=boxes,
+            margin_px=self._options.margin_px,
+            is_whole_frame=int(self._options.whole_frame),
+            refined_boxes=refined_boxes,
+            **of_regions,
+        )
+        capacity = pixels.capacity
+        self._device.launch(
+            "crf_unary", merged=merged, capacity=capacity, unary=self._unary, **of_regions
+        )
+        self._infer(self._unary, rgb)
+        self._device.copy(merged, refined)
+        self._device.launch(
+            "crf_store", q=self._q, capacity=capacity, refined=refined, **of_regions
+        )
+
+    def dense_crf(self, unary: DeviceArray, rgb: DeviceArray) -> DeviceArray:
+        """:func:`mpn.runtime.crf.dense_crf` of the whole frame, with the options given.
+
+        Args:
+            unary: (objects + 1, H, W) float32, finite.
+            rgb: (H, W, 3) uint8 RGB.
+
+        Returns:
+            (objects + 1, H, W) float32; overwritten by the next call.
+        """
+        pixels, (height, width) = self._pixels, self._pixels.size_hw
+        boxes = np.zeros(pixels.boxes.shape, np.int32)
+        boxes[0] = 0, 0, width, height
+        starts = np.full(pixels.starts.shape, pixels.capacity, np.int32)
+        starts[0] = 0
+        self._device.upload(boxes, pixels.boxes)
+        self._device.upload(starts, pixels.starts)
+        self._infer(unary, rgb)
+        return self._q.reshape(self._objects + 1, height, width)
+
+    def _infer(self, unary: DeviceArray, rgb: DeviceArray) -> None:
+        pixels, options, launch = self._pixels, self._options, self._device.launch
+        here: Arguments = {
+            "starts": pixels.starts,
+            "objects": pixels.count,
+            "capacity": pixels.capacity,
+        }
+        labels = self._objects + 1
+        launch("crf_start", unary=unary, labels=labels, q=self._q, **here)
+        spatial, bilateral = self._spatial, self._bilateral
+        is_first = True
+        for kernel, compat in (
+            (spatial, options.compat_gaussian),
+            (bilateral, options.compat_bilateral),
+        ):
+            if kernel is not None:
+                kernel.prepare(rgb)
+                launch(
+                    "crf_of_ones",
+                    filtered=kernel.apply(None, 1),
+                    norm=kernel.norm,
+                    compat=compat,
+                    is_first=int(is_first),
+                    of_ones=self._of_ones,
+                    **here,
+                )
+                is_first = False
+        objects = self._q.part(1, labels)
+        for _ in range(options.iterations):
+            launch(
+                "crf_update",
+                unary=unary,
+                of_ones=None if is_first else self._of_ones,
+                spatial=None if spatial is None else spatial.apply(objects, self._objects),
+                spatial_norm=None if spatial is None else spatial.norm,
+                bilateral=None if bilateral is None else bilateral.apply(objects, self._objects),
+                bilateral_norm=None if bilateral is None else bilateral.norm,
+                labels=labels,
+                spatial_compat=options.compat_gaussian,
+                bilateral_compat=options.compat_bilateral,
+                q=self._q,
+                **here,
+            )

@@ -1,0 +1,342 @@
+// The permutohedral lattice of the bilateral kernel, built by hashing, and the filter over it.
+//
+// Source: Adams, Baek, Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
+// Eurographics 2010. A point in d dimensions lies in a simplex of d + 1 vertices; its value is
+// spread over them (splat), blurred with [1/2, 1, 1/2] along each of d + 1 directions, and read
+// back (slice). Values are added up as whole numbers of 2^-40, so that neither the order of the
+// additions nor the numbers that vertices happen to get changes a bit of the result.
+#include "regions.cuh"
+
+namespace {
+
+constexpr int DIMENSIONS = 5;  // x, y, red, green, blue
+constexpr int AXES = DIMENSIONS + 1;
+
+// A key: 8 bits of the region, 3 of the class (a vertex's coordinates modulo 6), 52 of the cell.
+constexpr int CELL_BITS = 52;
+constexpr int CLASS_BITS = 3;
+constexpr uint64 CELL_MASK = (1ull << CELL_BITS) - 1;
+constexpr uint64 EMPTY = ~0ull;  // no key has its highest bit
+
+constexpr float FIXED_ONE = 1099511627776.0f;  // 2^40: 2^24 pixels of weight 1 still fit
+constexpr float FIXED_STEP = 1.0f / FIXED_ONE;
+
+constexpr int REMAINDER_ONE = 1 << 26;  // as mpn.runtime.permutohedral_simplex
+constexpr float NARROWEST_SIGMA = 0.2f;  // as mpn.runtime.crf_kernels
+
+// Slots in use: a power of two of at least twice the vertices there can be, if there is room.
+__device__ __forceinline__ uint32 used_slots(int pixels, uint32 slots) {
+  uint32 used = 256;
+  while (used < slots && used < 2ull * AXES * pixels) used <<= 1;
+  return used;
+}
+
+__device__ __forceinline__ uint32 first_slot(uint64 key, uint32 used) {
+  // The finaliser of splitmix64: every bit of the key reaches every bit of the slot.
+  key = (key ^ (key >> 30)) * 0xbf58476d1ce4e5b9ull;
+  key = (key ^ (key >> 27)) * 0x94d049bb133111ebull;
+  return static_cast<uint32>(key ^ (key >> 31)) & (used - 1);
+}
+
+__device__ __forceinline__ int number_of(uint64 key, const uint64* __restrict__ keys,
+                                         const int* __restrict__ numbers, uint32 used) {
+  for (uint32 slot = first_slot(key, used);; slot = (slot + 1) & (used - 1)) {
+    if (keys[slot] == key) return numbers[slot];
+    if (keys[slot] == EMPTY) return -1;
+  }
+}
+
+// Cells (coordinates over 6, rounded down to a class) and weights of a point's six vertices.
+struct Simplex {
+  int cell[AXES];     // of the vertex of class 0
+  int rank[AXES];     // an axis takes its turn before classes 6 - rank and up
+  float weight[AXES];  // of the vertex of each class
+};
+
+__device__ __forceinline__ Simplex simplex_of(const float (&feature)[DIMENSIONS],
+                                              const float* __restrict__ scale) {
+  // Into the plane of six coordinates whose sum is 0 (Adams et al., p. 5).
+  float elevated[AXES];
+  float total = 0.0f;
+#pragma unroll
+  for (int i = DIMENSIONS; i > 0; --i) {
+    const float scaled = feature[i - 1] * scale[i - 1];
+    elevated[i] = total - i * scaled;
+    total += scaled;
+  }
+  elevated[0] = total;
+  Simplex simplex;
+  int turns = 0;
+  int remainder[AXES];
+#pragma unroll
+  for (int i = 0; i < AXES; ++i) {
+    simplex.cell[i] = __float2int_rn(elevated[i] * (1.0f / AXES));
+    turns += simplex.cell[i];
+    elevated[i] -= static_cast<float>(simplex.cell[i] * AXES);
+    // In fixed point with the axis in the low bits there are no ties, and the order is the CPU's:
+    // it decides which vertices exist, also those that get no weight.
+    remainder[i] = (static_cast<int>(elevated[i] * REMAINDER_ONE) & ~7) | i;
+  }
+#pragma unroll
+  for (int i = 0; i < AXES; ++i) {
+    simplex.rank[i] = turns;
+#pragma unroll
+    for (int j = 0; j < AXES; ++j) simplex.rank[i] += remainder[i] < remainder[j];
+  }
+#pragma unroll
+  for (int i = 0; i < AXES; ++i) {
+    // Rounding may have left the plane by `turns` cells: the axes furthest off go back.
+    const int back = simplex.rank[i] < 0 ? 1 : (simplex.rank[i] > DIMENSIONS ? -1 : 0);
+    simplex.rank[i] += back * AXES;
+    simplex.cell[i] += back;
+    remainder[i] -= back * AXES * REMAINDER_ONE;
+  }
+  // The weight of a class is the gap between two neighbours in that order. Sums of selected values,
+  // since a register array has no index that is not known when compiling.
+  int before = -AXES * REMAINDER_ONE;
+#pragma unroll
+  for (int i = 0; i < AXES; ++i) before += simplex.rank[i] == 0 ? remainder[i] : 0;
+#pragma unroll
+  for (int r = 0; r < AXES; ++r) {
+    int here = 0;
+#pragma unroll
+    for (int i = 0; i < AXES; ++i) {
+      here += simplex.rank[i] == DIMENSIONS - r ? remainder[i] : 0;
+    }
+    simplex.weight[r] = static_cast<float>(here - before) * (1.0f / (AXES * REMAINDER_ONE));
+    before = here;
+  }
+  return simplex;
+}
+
+__device__ __forceinline__ uint64 key_of(int region, int vertex_class, long long cell) {
+  return static_cast<uint64>(region) << (CELL_BITS + CLASS_BITS) |
+         static_cast<uint64>(vertex_class) << CELL_BITS | (static_cast<uint64>(cell) & CELL_MASK);
+}
+
+__device__ __forceinline__ float float_from_sum(uint64 sum) {
+  return static_cast<float>(sum) * FIXED_STEP;
+}
+
+}  // namespace
+
+// Empties the part of the table that this frame's pixels can fill, and the count of vertices.
+// launch: block 256; grid blocks
+extern "C" __global__ void __launch_bounds__(256) crf_clear(
+    const int* __restrict__ starts, int objects, int slots, int blocks, uint64* __restrict__ keys,
+    int* __restrict__ vertices) {
+  const uint32 used = used_slots(total_pixels(starts, objects), slots);
+  const uint32 thread = blockIdx.x * blockDim.x + threadIdx.x;
+  for (uint32 slot = thread; slot < used; slot += blocks * blockDim.x) keys[slot] = EMPTY;
+  if (thread == 0) vertices[0] = 0;
+}
+
+// Enters the six vertices of every pixel: their slots in the table, and their weights. `lowest` and
+// `steps` (5 and 6 values) pack the cells, `scale` (5) makes the lattice's blur one deviation wide;
+// they are from mpn.runtime.ops.cuda_crf. Pixels of a small region get slot -1.
+// launch: block 256; grid ceil(capacity,256)
+extern "C" __global__ void __launch_bounds__(256) crf_insert(
+    const uint8* __restrict__ rgb, const int* __restrict__ regions,
+    const int* __restrict__ starts, int objects, int width, int capacity, float sxy, float srgb,
+    const float* __restrict__ scale, const int* __restrict__ lowest,
+    const uint64* __restrict__ steps, int exact_pixels, int slots, uint64* keys,
+    int* __restrict__ corners, float* __restrict__ weights) {
+  const int p = blockIdx.x * blockDim.x + threadIdx.x;
+  const int total = total_pixels(starts, objects);
+  if (p >= total) return;
+  int* corner = corners + static_cast<long long>(AXES) * p;
+  float* weight = weights + static_cast<long long>(AXES) * p;
+  const Place place = place_of(p, regions, starts, width);
+  if (is_exact(place, exact_pixels)) {
+    for (int r = 0; r < AXES; ++r) corner[r] = -1;
+    return;
+  }
+  const float sigma_px = fmaxf(sxy, NARROWEST_SIGMA), sigma_rgb = fmaxf(srgb, NARROWEST_SIGMA);
+  const uint8* pixel = rgb + 3 * place.frame_at;
+  const float feature[DIMENSIONS] = {place.x / sigma_px, place.y / sigma_px,
+                                     pixel[0] / sigma_rgb, pixel[1] / sigma_rgb,
+                                     pixel[2] / sigma_rgb};
+  const Simplex simplex = simplex_of(feature, scale);
+  long long origin = 0;
+#pragma unroll
+  for (int i = 0; i < DIMENSIONS; ++i) {
+    origin += (simplex.cell[i] - lowest[i]) * static_cast<long long>(steps[i]);
+  }
+  const uint32 used = used_slots(total, slots);
+#pragma unroll 1
+  for (int r = 0; r < AXES; ++r) {
+    long long cell = origin;
+#pragma unroll
+    for (int i = 0; i < DIMENSIONS; ++i) {
+      if (simplex.rank[i] > DIMENSIONS - r) cell -= static_cast<long long>(steps[i]);
+    }
+    const uint64 key = key_of(place.region, r, cell);
+    uint32 slot = first_slot(key, used);
+    // The table has room for every vertex there can be, so this ends.
+    for (;; slot = (slot + 1) & (used - 1)) {
+      const uint64 found = atomicCAS(keys + slot, EMPTY, key);
+      if (found == EMPTY || found == key) break;
+    }
+    corner[r] = static_cast<int>(slot);
+  }
+#pragma unroll
+  for (int r = 0; r < AXES; ++r) weight[r] = simplex.weight[r];
+}
+
+// Numbers the vertices from 0, in any order, and clears their sums (`channels` each).
+// launch: block 256; grid blocks
+extern "C" __global__ void __launch_bounds__(256) crf_number(
+    const uint64* __restrict__ keys, const int* __restrict__ starts, int objects, int slots,
+    int channels, int blocks, int* __restrict__ numbers, uint64* __restrict__ vertex_keys,
+    int* __restrict__ vertices, uint64* __restrict__ sums) {
+  __shared__ int here;
+  __shared__ int first;
+  const uint32 used = used_slots(total_pixels(starts, objects), slots);
+  for (uint32 base = blockIdx.x * blockDim.x; base < used; base += blocks * blockDim.x) {
+    const uint32 slot = base + threadIdx.x;  // `used` is a multiple of the block
+    const uint64 key = keys[slot];
+    if (threadIdx.x == 0) here = 0;
+    __syncthreads();
+    const int rank = key == EMPTY ? -1 : atomicAdd(&here, 1);
+    __syncthreads();
+    if (threadIdx.x == 0) first = atomicAdd(vertices, here);
+    __syncthreads();
+    if (rank >= 0) {
+      const int vertex = first + rank;
+      numbers[slot] = vertex;
+      vertex_keys[vertex] = key;
+      for (int c = 0; c < channels; ++c) {
+        sums[static_cast<long long>(vertex) * channels + c] = 0;
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// Turns each pixel's slots into numbers of vertices.
+// launch: block 256; grid ceil(6*capacity,256)
+extern "C" __global__ void __launch_bounds__(256) crf_renumber(
+    const int* __restrict__ starts, int objects, const int* __restrict__ numbers, int capacity,
+    int* __restrict__ corners) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= AXES * total_pixels(starts, objects)) return;
+  const int slot = corners[i];
+  if (slot >= 0) corners[i] = numbers[slot];
+}
+
+// The vertices before and after each vertex along each direction, -1 for none: (vertices, 6, 2).
+// One step along axis j adds 1 to all coordinates and takes 6 off coordinate j: from class r to
+// class r + 1, and from the last class to class 0 of the next cell.
+// launch: block 256; grid blocks
+extern "C" __global__ void __launch_bounds__(256) crf_neighbours(
+    const uint64* __restrict__ vertex_keys, const int* __restrict__ vertices,
+    const uint64* __restrict__ keys, const int* __restrict__ numbers,
+    const int* __restrict__ starts, int objects, int slots, const uint64* __restrict__ steps,
+    int blocks, int* __restrict__ neighbours) {
+  const uint32 used = used_slots(total_pixels(starts, objects), slots);
+  long long all = 0;
+#pragma unroll
+  for (int i = 0; i < DIMENSIONS; ++i) all += static_cast<long long>(steps[i]);
+  const int count = AXES * vertices[0];
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += blocks * blockDim.x) {
+    const int vertex = i / AXES, axis = i - vertex * AXES;
+    const uint64 key = vertex_keys[vertex];
+    const int region = static_cast<int>(key >> (CELL_BITS + CLASS_BITS));
+    const int here = static_cast<int>(key >> CELL_BITS & ((1 << CLASS_BITS) - 1));
+    const long long cell = static_cast<long long>(key & CELL_MASK);
+    const long long step = static_cast<long long>(steps[axis]);
+    const bool is_last = here == DIMENSIONS, is_first = here == 0;
+    const uint64 after =
+        key_of(region, is_last ? 0 : here + 1, is_last ? cell + all - step : cell - step);
+    const uint64 before =
+        key_of(region, is_first ? DIMENSIONS : here - 1, is_first ? cell - all + step : cell + step);
+    neighbours[2ll * i] = number_of(before, keys, numbers, used);
+    neighbours[2ll * i + 1] = number_of(after, keys, numbers, used);
+  }
+}
+
+// Spreads values over the vertices: `channels` planes of stride `capacity`, times `norm`. Without
+// planes the value is 1, without norm it is taken as it is.
+// launch: block 256; grid ceil(capacity,256) channels
+extern "C" __global__ void __launch_bounds__(256) crf_splat(
+    const int* __restrict__ starts, int objects, const int* __restrict__ corners,
+    const float* __restrict__ weights, const float* __restrict__ planes,
+    const float* __restrict__ norm, int channels, int capacity, uint64* __restrict__ sums) {
+  const int p = blockIdx.x * blockDim.x + threadIdx.x;
+  if (p >= total_pixels(starts, objects)) return;
+  const int c = blockIdx.y;
+  const int* corner = corners + static_cast<long long>(AXES) * p;
+  const float* weight = weights + static_cast<long long>(AXES) * p;
+  if (corner[0] < 0) return;
+  float value = planes == nullptr ? 1.0f : planes[static_cast<long long>(c) * capacity + p];
+  if (norm != nullptr) value *= norm[p];
+  if (value == 0.0f) return;
+#pragma unroll
+  for (int r = 0; r < AXES; ++r) {
+    atomicAdd(sums + static_cast<long long>(corner[r]) * channels + c,
+              __float2ull_rn(weight[r] * value * FIXED_ONE));
+  }
+}
+
+// One direction of the blur, the first: from the sums.
+// launch: block 256; grid blocks
+extern "C" __global__ void __launch_bounds__(256) crf_blur_sums(
+    const int* __restrict__ vertices, const int* __restrict__ neighbours,
+    const uint64* __restrict__ sums, int channels, int blocks, float* __restrict__ blurred) {
+  const long long count = static_cast<long long>(vertices[0]) * channels;
+  const long long stride = static_cast<long long>(blocks) * blockDim.x;
+  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += stride) {
+    const int vertex = static_cast<int>(i / channels);
+    const int c = static_cast<int>(i - static_cast<long long>(vertex) * channels);
+    const int* near = neighbours + 2ll * AXES * vertex;
+    const int before = near[0], after = near[1];
+    float sides = 0.0f;
+    if (before >= 0) sides += float_from_sum(sums[static_cast<long long>(before) * channels + c]);
+    if (after >= 0) sides += float_from_sum(sums[static_cast<long long>(after) * channels + c]);
+    blurred[i] = float_from_sum(sums[i]) + 0.5f * sides;
+  }
+}
+
+// One direction of the blur, any other. Clears the sums, if they are given, for the next splat.
+// launch: block 256; grid blocks
+extern "C" __global__ void __launch_bounds__(256) crf_blur(
+    const int* __restrict__ vertices, const int* __restrict__ neighbours, int axis,
+    const float* __restrict__ values, int channels, int blocks, float* __restrict__ blurred,
+    uint64* __restrict__ sums) {
+  const long long count = static_cast<long long>(vertices[0]) * channels;
+  const long long stride = static_cast<long long>(blocks) * blockDim.x;
+  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += stride) {
+    const int vertex = static_cast<int>(i / channels);
+    const int c = static_cast<int>(i - static_cast<long long>(vertex) * channels);
+    const int* near = neighbours + 2ll * (AXES * static_cast<long long>(vertex) + axis);
+    const int before = near[0], after = near[1];
+    float sides = 0.0f;
+    if (before >= 0) sides += values[static_cast<long long>(before) * channels + c];
+    if (after >= 0) sides += values[static_cast<long long>(after) * channels + c];
+    blurred[i] = values[i] + 0.5f * sides;
+    if (sums != nullptr) sums[i] = 0;
+  }
+}
+
+// Reads the blurred values back: `channels` planes. The lattice's own constant factor is left out:
+// it cancels in the normalisation. Pixels of small regions are left to crf_all_pairs.
+// launch: block 256; grid ceil(capacity,256) channels
+extern "C" __global__ void __launch_bounds__(256) crf_slice(
+    const int* __restrict__ starts, int objects, const int* __restrict__ corners,
+    const float* __restrict__ weights, const float* __restrict__ values, int channels,
+    int capacity, float* __restrict__ planes) {
+  const int p = blockIdx.x * blockDim.x + threadIdx.x;
+  if (p >= total_pixels(starts, objects)) return;
+  const int c = blockIdx.y;
+  const int* corner = corners + static_cast<long long>(AXES) * p;
+  const float* weight = weights + static_cast<long long>(AXES) * p;
+  if (corner[0] < 0) return;
+  float sum = 0.0f;
+#pragma unroll
+  for (int r = 0; r < AXES; ++r) {
+    sum += weight[r] * values[static_cast<long long>(corner[r]) * channels + c];
+  }
+  planes[static_cast<long long>(c) * capacity + p] = sum;
+}

@@ -1,0 +1,96 @@
+"""Twins of kernels/paste.cu: see :mod:`mpn.runtime.ops.twins`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpn.runtime.ops.twins.boxes import Int32Array
+from mpn.runtime.ops.twins.sampling import inside
+from mpn.runtime.ops.twins.taps import linear
+from mpn.types import Float32Array, UInt8Array
+
+
+def paste(
+    crops: Float32Array,
+    rois: Int32Array,
+    slots: Int32Array,
+    objects: int,
+    height: int,
+    width: int,
+    size: int,
+    prob: Float32Array,
+) -> None:
+    """Each crop in its ROI, 0 outside it."""
+    for k in range(objects):
+        crop = None if slots[k] < 0 else crops.reshape(-1, size, size)[slots[k]]
+        prob[k] = _pasted(crop, rois[k], height, width)
+
+
+def paste_merge_f32(
+    crops: npt.NDArray[Any] | None,
+    rois: Int32Array,
+    candidates: Float32Array | None,
+    foreground: Float32Array | None,
+    object_ids: UInt8Array,
+    objects: int,
+    height: int,
+    width: int,
+    size: int,
+    warped_weight: float,
+    foreground_weight: float,
+    prob: Float32Array,
+    labels: UInt8Array,
+) -> None:
+    """Paste, both blends, the merge, and the argmax as ids."""
+    warped_share, foreground_share = np.float32(warped_weight), np.float32(foreground_weight)
+    background = np.ones((height, width), np.float32)
+    carried = np.zeros_like(prob) if candidates is None else candidates
+    for k in range(objects):
+        held = inside(rois[k], height, width)
+        if crops is None:
+            prob[k] = carried[k]
+        else:
+            prob[k] = _pasted(crops.reshape(-1, size, size)[k], rois[k], height, width)
+            if warped_share:
+                blended = (1 - warped_share) * prob[k] + warped_share * carried[k]
+                prob[k] = np.where(held, blended, prob[k])
+        if foreground is not None:
+            blended = (1 - foreground_share) * prob[k] + foreground_share * foreground
+            prob[k] = np.where(held, blended, 0)
+        background *= 1 - prob[k]
+    if objects > 1:
+        prob /= background + prob.sum(axis=0)
+    labels_from_merged(prob, object_ids, objects, height * width, labels)
+
+
+paste_merge_f16 = paste_merge_f32
+
+
+def labels_from_merged(
+    merged: Float32Array, object_ids: UInt8Array, objects: int, pixels: int, labels: UInt8Array
+) -> None:
+    """The most probable of background and objects; a tie goes to the one before."""
+    planes = merged.reshape(objects, pixels)
+    best = np.full(pixels, 0.5, np.float32)
+    if objects > 1:
+        best = np.ones(pixels, np.float32)
+        for plane in planes:
+            best -= plane
+    found = np.zeros(pixels, np.uint8)
+    for plane, object_id in zip(planes, object_ids, strict=True):
+        found[plane > best] = object_id
+        best = np.maximum(best, plane)
+    labels.reshape(pixels)[:] = found
+
+
+def _pasted(
+    crop: npt.NDArray[Any] | None, roi: Int32Array, height: int, width: int
+) -> Float32Array:
+    plane = np.zeros((height, width), np.float32)
+    x0, y0, x1, y1 = (int(side) for side in roi)
+    if crop is not None and x1 > x0 and y1 > y0:
+        plane[y0:y1, x0:x1] = linear(crop, (y1 - y0, x1 - x0))
+    return plane

@@ -1,0 +1,1 @@
+"""Runs the package's CUDA kernels on the CPU: see shim.h."""

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpn.runtime.ensemble import blend, labels_from_merged, merge
+from mpn.runtime.ops import cpu
+from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
+from mpn.types import Roi
+from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.runtime.ops.cuda_shim.scene import empty
+from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.tolerances import KERNEL_RESIZE, KERNEL_VERSUS_TWIN
+
+SIZE, SIZE_HW = 33, (41, 150)
+IDS = np.array([3, 7, 254], np.uint8)
+ROIS = box_rows([Roi(5, 4, 60, 40), None, Roi(40, 0, 150, 41)])
+RNG = np.random.default_rng(0)
+CROPS = RNG.random((3, 1, SIZE, SIZE), dtype=np.float32)
+CANDIDATES = RNG.random((3, *SIZE_HW), dtype=np.float32)
+FOREGROUND = RNG.random(SIZE_HW, dtype=np.float32)
+
+
+def pasted(crops: np.ndarray, rois: np.ndarray) -> np.ndarray:
+    boxes = boxes_from_rows(rois)
+    present = [k for k, box in enumerate(boxes) if box is not None]
+    return cpu.paste(crops[present], boxes, SIZE_HW)
+
+
+def test_paste_equals_its_twin_and_the_cpu(shim: Shim) -> None:
+    arguments = {
+        "crops": CROPS[[0, 2]],
+        "rois": ROIS,
+        "slots": np.array([0, -1, 1], np.int32),
+        "objects": 3,
+        "height": SIZE_HW[0],
+        "width": SIZE_HW[1],
+        "size": SIZE,
+        "prob": empty((3, *SIZE_HW)),
+    }
+    kernel, twin = kernel_and_twin(shim, "paste", **arguments)
+    assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
+    assert largest_difference(kernel["prob"], pasted(CROPS, ROIS)) <= KERNEL_RESIZE
+    # Control: the crops are not exchanged.
+    other = kernel_outputs(shim, "paste", **{**arguments, "slots": np.array([1, -1, 0], np.int32)})
+    assert largest_difference(other["prob"], kernel["prob"]) > 0.1
+
+
+def merge_arguments(objects: int, **changes: Any) -> dict[str, Any]:
+    given = {
+        "crops": CROPS[:objects],
+        "rois": ROIS[:objects],
+        "candidates": CANDIDATES[:objects],
+        "foreground": None,
+        "object_ids": IDS[:objects],
+        "objects": objects,
+        "height": SIZE_HW[0],
+        "width": SIZE_HW[1],
+        "size": SIZE,
+        "warped_weight": 0.0,
+        "foreground_weight": 0.5,
+    }
+    outputs = {"prob": empty((objects, *SIZE_HW)), "labels": empty(SIZE_HW, np.uint8)}
+    return {**given, **changes, **outputs}
+
+
+def by_the_cpu(objects: int, warped_weight: float, foreground: np.ndarray | None) -> np.ndarray:
+    """What the pipeline's stages make of it."""
+    boxes = boxes_from_rows(ROIS[:objects])
+    prob = pasted(CROPS[:objects], ROIS[:objects])
+    if warped_weight:
+        prob = blend(prob, CANDIDATES[:objects], boxes, other_weight=warped_weight)
+    if foreground is not None:
+        prob = blend(prob, foreground[None], boxes, other_weight=0.5)
+    return merge(prob, boxes)
+
+
+@pytest.mark.parametrize("objects", [1, 2, 3])
+@pytest.mark.parametrize("warped_weight", [0.0, 0.3])
+@pytest.mark.parametrize("has_foreground", [False, True])
+def test_paste_and_merge_equal_the_twin_and_the_cpu(
+    shim: Shim, objects: int, warped_weight: float, *, has_foreground: bool
+) -> None:
+    foreground = FOREGROUND if has_foreground else None
+    arguments = merge_arguments(objects, warped_weight=warped_weight, foreground=foreground)
+    kernel, twin = kernel_and_twin(shim, "paste_merge_f32", **arguments)
+    assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
+    assert np.array_equal(kernel["labels"], twin["labels"])
+    expected = by_the_cpu(objects, warped_weight, foreground)
+    assert largest_difference(kernel["prob"], expected) <= KERNEL_RESIZE
+    ids = IDS[:objects].tolist()
+    assert np.array_equal(kernel["labels"], labels_from_merged(kernel["prob"], ids))
+    assert set(np.unique(kernel["labels"])) == {0, *np.delete(IDS[:objects], [1][: objects - 1])}
+    # Control: leaving a blend out, or adding one, is another result.
+    change = {"warped_weight": 0.6, "foreground": None if has_foreground else FOREGROUND}
+    other = kernel_outputs(shim, "paste_merge_f32", **{**arguments, **change})
+    assert largest_difference(other["prob"], kernel["prob"]) > 0.1
+
+
+def test_half_precision_crops_are_read_as_they_are(shim: Shim) -> None:
+    half = CROPS.astype(np.float16)
+    kernel, twin = kernel_and_twin(shim, "paste_merge_f16", **merge_arguments(3, crops=half))
+    single = kernel_outputs(
+        shim, "paste_merge_f32", **merge_arguments(3, crops=half.astype(np.float32))
+    )
+    assert np.array_equal(kernel["prob"], single["prob"])
+    assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
+    # Control: half precision is not single precision.
+    exact = kernel_outputs(shim, "paste_merge_f32", **merge_arguments(3))
+    assert not np.array_equal(kernel["prob"], exact["prob"])
+
+
+@pytest.mark.parametrize("objects", [1, 3])
+def test_without_a_network_the_candidates_are_merged(shim: Shim, objects: int) -> None:
+    arguments = merge_arguments(objects, crops=None)
+    kernel, twin = kernel_and_twin(shim, "paste_merge_f32", **arguments)
+    assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
+    expected = merge(CANDIDATES[:objects])
+    assert largest_difference(kernel["prob"], expected) <= KERNEL_VERSUS_TWIN
+    assert np.array_equal(
+        kernel["labels"], labels_from_merged(kernel["prob"], IDS[:objects].tolist())
+    )
+
+
+@pytest.mark.parametrize(("size_hw", "objects"), [((37, 53), 3), ((40, 52), 4), ((9, 9), 1)])
+def test_labels_are_the_cpus(shim: Shim, size_hw: tuple[int, int], objects: int) -> None:
+    rng = np.random.default_rng(1)
+    merged = merge(rng.random((objects, *size_hw), dtype=np.float32))
+    merged[:, 0, :4] = 0.25  # ties, of objects with each other and with the background
+    merged[:, 1, :4] = 1 / (objects + 1)
+    merged[:, 2, :4] = 0.5
+    ids = np.array([9, 2, 200, 40][:objects], np.uint8)
+    kernel, twin = kernel_and_twin(
+        shim,
+        "labels_from_merged",
+        merged=merged,
+        object_ids=ids,
+        objects=objects,
+        pixels=size_hw[0] * size_hw[1],
+        labels=empty(size_hw, np.uint8),
+    )
+    assert np.array_equal(kernel["labels"], labels_from_merged(merged, ids.tolist()))
+    assert np.array_equal(kernel["labels"], twin["labels"])
+    assert len(np.unique(kernel["labels"])) > 1
