@@ -10,6 +10,7 @@ import pytest
 
 from mpn.cli.main import _run_app, app
 from mpn.engines import load as load_module
+from tests.adapt_dirs import make_adapt_dir
 from tests.engine_dirs import make_engine_dir, parity_document
 
 Inspect = Callable[..., tuple[int, str, str]]
@@ -123,3 +124,33 @@ def test_narrow_terminal_is_no_problem(tmp_path: Path) -> None:
         env={"COLUMNS": "40", "PATH": ""},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_fine_tuning_is_described(tmp_path: Path, inspect: Inspect) -> None:
+    code, out, _ = inspect(make_adapt_dir(tmp_path / "engines"))
+    assert code == 0
+    words = " ".join(out.split())
+    for part in (
+        "Fine-tuning on the given frame",
+        "osvos sgd, momentum 0.9",
+        "scope all: 6 tensors, 189 values",
+        "scope head: 4 tensors, 77 values",
+        "propagation adamw, betas [0.9, 0.999], epsilon 1e-08",
+        "osvos_adapt_head.onnx",
+        "osvos_features.onnx",
+    ):
+        assert part in words, part
+
+
+def test_a_directory_without_fine_tuning_says_so(tmp_path: Path, inspect: Inspect) -> None:
+    _, out, _ = inspect(make_engine_dir(tmp_path / "engines"))
+    assert "none exported without it" in " ".join(out.split())
+
+
+def test_a_changed_graph_of_fine_tuning_is_shown(tmp_path: Path, inspect: Inspect) -> None:
+    directory = make_adapt_dir(tmp_path / "engines")
+    (directory / "osvos_adapt.onnx").write_bytes(b"")
+    code, _, err = inspect(directory)
+    assert code == 1
+    assert "osvos_adapt.onnx" in err
+    assert "has changed since export" in " ".join(err.split())

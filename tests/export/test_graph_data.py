@@ -76,7 +76,7 @@ def test_other_types_are_not_weights(tmp_path: Path) -> None:
     model = _model(("double", np.zeros(3)))
     move_weights_out(model, tmp_path / "net.onnx", ["double"])
     onnx.save_model(model, tmp_path / "net.onnx")
-    with pytest.raises(ExportError, match="weight 'double' of net.onnx is neither"):
+    with pytest.raises(ExportError, match=r"weight 'double' of net\.onnx is neither"):
         stored_tensors(tmp_path / "net.onnx")
 
 

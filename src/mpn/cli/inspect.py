@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def _print(report: EngineDirReport) -> None:
     console.print(f"[bold]{_plain(manifest.name)}[/bold] in {_plain(report.directory)}")
     console.print(_engines_table(report))
     console.print(_facts_table("Tensors", _tensor_rows(report)))
+    console.print(_facts_table("Fine-tuning on the given frame", _adapt_rows(report)))
     console.print(
         _facts_table(
             "Use",
@@ -123,6 +125,20 @@ def _tensor_rows(report: EngineDirReport) -> list[tuple[str, str]]:
         facts = f"{entry.variant}, {entry.parameters:,} parameters, opset {entry.opset}"
         rows.append(("", facts))
     return rows
+
+
+def _adapt_rows(report: EngineDirReport) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for role, entry in report.manifest.roles.items():
+        if entry.adapt is None:
+            continue
+        settings = [f"{name} {value}" for name, value in entry.adapt.settings.items()]
+        rows.append((role, ", ".join([entry.adapt.optimizer, *settings])))
+        for scope in entry.adapt.graphs:
+            trained = entry.adapt.trained(scope)
+            values = sum(math.prod(tensor.shape) for tensor in trained)
+            rows.append(("", f"scope {scope}: {len(trained)} tensors, {values:,} values"))
+    return rows or [("none", "exported without it")]
 
 
 def _provenance_rows(report: EngineDirReport) -> list[tuple[str, str]]:

@@ -56,7 +56,7 @@ class EngineDirReport:
     Attributes:
         directory: The directory.
         manifest: Its manifest.
-        files: The files of each role, the graph first.
+        files: The files of each role, the graph first, those of fine-tuning last.
         backends: What this machine can run it with.
         parity: How far the graphs were from PyTorch; None without ``parity.json``.
     """
@@ -112,7 +112,7 @@ def describe_engine_dir(directory: str | os.PathLike[str]) -> EngineDirReport:
     manifest = load_manifest(directory)
     path = Path(directory)
     files = {
-        role: tuple(_file_report(path, file) for file in entry.files)
+        role: tuple(_file_report(path, file) for file in entry.all_files)
         for role, entry in manifest.roles.items()
     }
     intact = all(file.problem is None for reports in files.values() for file in reports)

@@ -56,10 +56,10 @@ class OptimizerSettings:
         return SGD_STATE if self.name == "sgd" else ADAMW_STATE
 
     def as_json(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Its numbers, for the manifest."""
         if self.name == "sgd":
-            return {"name": self.name, "momentum": self.momentum}
-        return {"name": self.name, "betas": list(self.betas), "epsilon": self.epsilon}
+            return {"momentum": self.momentum}
+        return {"betas": list(self.betas), "epsilon": self.epsilon}
 
 
 DEFAULT_OPTIMIZERS: Mapping[Role, AdaptOptimizer] = {"propagation": "adamw", "osvos": "sgd"}
