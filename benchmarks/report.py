@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from compare_results import print_comparison
+from report_crf import crf_speed_table
 from report_parts import evaluation_speed_table, export_table, vanish_return_table
 from report_pipeline import compare_torch_table, davis_table, fps_table
 from report_plots import Plot, plots_of
@@ -31,6 +32,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "fps": ("Speed", fps_table),
     "compare_torch": ("Against eager PyTorch", compare_torch_table),
     "vanish_return": ("Objects that vanish and return", vanish_return_table),
+    "crf_speed": ("DenseCRF", crf_speed_table),
     "evaluation_speed": ("Scoring", evaluation_speed_table),
     "export_table": ("Exports", export_table),
 }

@@ -48,9 +48,10 @@ def evaluation_speed_table(result: Result, is_short: bool) -> str:
     """Our J and F beside the plain ones."""
     lines = [
         "Scoring one frame, ours against a plain transcription of what davis2017-evaluation "
-        "computes, taking turns; same values to the last bit. *J of masks*: from two whole bool "
-        "masks; *J beside F*: on the crop that F needs anyway, as `mpn eval` pays for it; *whole "
-        f"sequence*: label maps in, all values out. {where(result)} "
+        "computes, taking turns, CPU time of one thread; same values to the last bit. *J of masks*:"
+        " from two whole bool masks that come from memory; *J of a sequence*: (T, H, W) masks at "
+        "once, as the official tool calls it; *J beside F*: on the crop that F needs anyway, as "
+        f"`mpn eval` pays for it; *whole sequence*: label maps in, all values out. {where(result)} "
         "(`benchmarks/evaluation_speed.py`).",
         "",
     ]

@@ -77,6 +77,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "evaluation_speed": {
         "results": [{"name": str, "objects": int, "ours": dict, "plain": dict, **_RATIOS}]
     },
+    "crf_speed": {
+        "picture": str,
+        "results": [{"name": str, "size_hw": list, "labels": int, "ours": {"cpu": dict}}],
+    },
     "vanish_return": {"clips": dict, "in_time": dict, "in_time_means_frames": int},
 }
 """The benchmarks that report.py can show, and the keys that each adds."""

@@ -181,3 +181,27 @@ def vanish_result() -> dict[str, Any]:
         "in_time": {"with_osvos": 1, "without_osvos": 0},
         "in_time_means_frames": 3,
     }
+
+
+def crf_result() -> dict[str, Any]:
+    """Two sets of parameters, pydensecrf beside one of them."""
+    entry = {
+        "name": "ROI 64, runtime",
+        "size_hw": [64, 64],
+        "labels": 2,
+        "ours": {"wall": times(12.0), "cpu": times(11.0)},
+    }
+    beside = {
+        "pydensecrf": {"wall": times(22.0), "cpu": times(22.0)},
+        "ratio_of_medians": 2.0,
+        "ratio_of_minima": 2.0,
+        "agreement": {"mean_abs_dq": 0.001, "argmax_equal": 0.999},
+    }
+    return {
+        **result_head("crf_speed"),
+        "engine": None,
+        "objects": None,
+        "frames": None,
+        "picture": "built-in clip",
+        "results": [{**entry, **beside}, {**entry, "name": "ROI 64, example"}],
+    }

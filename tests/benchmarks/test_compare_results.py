@@ -12,6 +12,7 @@ import pytest
 from tests.benchmarks.results import (
     DIGEST,
     compare_torch_result,
+    crf_result,
     davis_result,
     evaluation_result,
     export_result,
@@ -25,6 +26,7 @@ from result_figures import TOLERANCES, figures_of  # isort: skip
 
 EVERY = [
     compare_torch_result,
+    crf_result,
     davis_result,
     evaluation_result,
     export_result,

@@ -245,13 +245,17 @@ def test_every_stage_of_both_sides_is_told(tiny: dict[str, Any]) -> None:
 
 
 def test_sides_of_the_same_weights_agree_and_of_others_do_not(
-    tiny: dict[str, Any], tiny_job: Job, tiny_dir: Path
+    tiny_job: Job, tiny_dir: Path
 ) -> None:
-    assert tiny["do_masks_agree"]
-    flow = tiny["runs"][0]["agreement"]["eager"]["flow"]
-    assert flow["max_difference_px"] <= PARITY_RELATIVE * flow["longest_px"]
+    # Without CRF, which on so small a frame feels that one side sees more of it.
     job = replace(tiny_job, objects=(1,), crf=False, channels_last=False)
     engine_dir, networks = prepared(job, tiny_dir, tiny_dir)
+    same = compare_torch.compare(job, engine_dir, networks)
+    assert same["do_masks_agree"]
+    agreement = same["runs"][0]["agreement"]["eager"]
+    assert 0.01 < agreement["foreground_share"] < 0.5
+    flow = agreement["flow"]
+    assert flow["max_difference_px"] <= PARITY_RELATIVE * flow["longest_px"]
     bias = networks["propagation"].get_parameter("decoder.last_conv.8.bias")
     with torch.no_grad():
         bias += torch.tensor([0.0, 1.0])

@@ -11,6 +11,7 @@ import pytest
 
 from tests.benchmarks.results import (
     compare_torch_result,
+    crf_result,
     davis_result,
     evaluation_result,
     export_result,
@@ -31,6 +32,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "export_table": export_result,
     "evaluation_speed": evaluation_result,
     "vanish_return": vanish_result,
+    "crf_speed": crf_result,
 }
 PAGE = "before\n<!-- results -->\nof another day\n<!-- /results -->\nafter\n"
 
@@ -174,6 +176,7 @@ def test_benchmarks_with_plots() -> None:
         "export_table": [],
         "evaluation_speed": [],
         "vanish_return": [],
+        "crf_speed": [],
     }
 
 

@@ -106,7 +106,11 @@ def boundary_measures(pairs: Sequence[tuple[BoolArray, BoolArray]], radius_px: i
     """
     values: list[float] = []
     for start in range(0, len(pairs), _PAIRS_PER_BYTE):
-        values.extend(_byte_of_measures(pairs[start : start + _PAIRS_PER_BYTE], radius_px))
+        planes = _planes(pairs[start : start + _PAIRS_PER_BYTE])
+        if len(pairs) > _PAIRS_PER_BYTE:  # these few objects may cover less than all of them
+            planes = planes[_window(planes)]
+        num_pairs = min(len(pairs) - start, _PAIRS_PER_BYTE)
+        values.extend(_measures_from_planes(planes, num_pairs, radius_px))
     return values
 
 
@@ -117,12 +121,15 @@ def union_window(gt_labels: UInt8Array, pred_labels: UInt8Array) -> tuple[slice,
     inside the frame, so that the border rule of :func:`boundary_map` acts at the frame's border
     only. Rows are found by the band, which is faster than the exact box and gives the same values.
     """
-    both = cv2.bitwise_or(gt_labels, pred_labels)
-    bands = np.flatnonzero(_band_maxima(both))
+    return _window(cv2.bitwise_or(gt_labels, pred_labels))
+
+
+def _window(labels: UInt8Array) -> tuple[slice, slice]:
+    bands = np.flatnonzero(_band_maxima(labels))
     if not bands.size:
         return slice(0, 1), slice(0, 1)
     top, bottom = int(bands[0]) * _BAND_ROWS, int(bands[-1] + 1) * _BAND_ROWS
-    columns = np.flatnonzero(both[top:bottom].max(axis=0))
+    columns = np.flatnonzero(labels[top:bottom].max(axis=0))
     return (
         slice(max(top - 1, 0), bottom + 1),
         slice(max(int(columns[0]) - 1, 0), int(columns[-1]) + 2),
@@ -140,11 +147,16 @@ def _band_maxima(labels: UInt8Array) -> UInt8Array:
     return np.append(maxima, rest.max()) if rest.size else maxima
 
 
-def _byte_of_measures(pairs: Sequence[tuple[BoolArray, BoolArray]], radius_px: int) -> list[float]:
-    planes = np.zeros(pairs[0][0].shape, np.uint8)
+def _planes(pairs: Sequence[tuple[BoolArray, BoolArray]]) -> UInt8Array:
+    """Up to four pairs of masks as the bits of one image, see the module."""
+    planes: UInt8Array = np.zeros(pairs[0][0].shape, np.uint8)
     for k, (gt_mask, pred_mask) in enumerate(pairs):
         planes |= gt_mask.view(np.uint8) << np.uint8(k)
         planes |= pred_mask.view(np.uint8) << np.uint8(k + _PAIRS_PER_BYTE)
+    return planes
+
+
+def _measures_from_planes(planes: UInt8Array, num_pairs: int, radius_px: int) -> list[float]:
     contours = _contours(_replicated(planes))
     dilated = _dilated_by_disc(contours, radius_px)
     at = np.flatnonzero(contours != 0)
@@ -158,7 +170,7 @@ def _byte_of_measures(pairs: Sequence[tuple[BoolArray, BoolArray]], radius_px: i
             gt_matched_px=_count_bit(matched, k),
             pred_matched_px=_count_bit(matched, k + _PAIRS_PER_BYTE),
         )
-        for k in range(len(pairs))
+        for k in range(num_pairs)
     ]
 
 
