@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from eager_networks import PAPER, TINY, deeplab_from_graph, seeded_networks
+from eager_networks import PAPER, TINY, centre_answers, deeplab_from_graph, seeded_networks
 from mpn.engines.load import default_engine_dir
 from mpn.engines.manifest import MANIFEST_NAME
 from mpn.engines.spec import Role
@@ -16,6 +16,7 @@ from mpn.errors import InputError
 from mpn.export.bundle import export_bundle
 from mpn.export.options import ExportOptions
 from mpn.networks.checkpoint import save_checkpoint
+from mpn.synthetic import render_clip
 from mpn.synthetic.clip import MAX_OBJECTS
 
 
@@ -77,6 +78,8 @@ def conditions(job: Job) -> list[str]:
             "random weights: every frame starts from the true masks of the one before and is "
             "warped by OpenCV's flow, on both sides, so that crops are those of real objects; the "
             "networks' answers are timed and compared, and not carried on",
+            "their last bias is set so that half of what they see is foreground: random masks that "
+            "depend on every weight",
             "OSVOS runs in every frame and is averaged with the propagation",
         ]
     else:
@@ -115,6 +118,8 @@ def prepared(job: Job, engine_dir: Path | None, folder: Path) -> tuple[Path, dic
         shipped = default_engine_dir() if engine_dir is None else engine_dir
         return shipped, {"propagation": deeplab_from_graph(shipped / "propagation.onnx")}
     networks = seeded_networks(PAPER if job.networks == "paper" else TINY)
+    first = next(render_clip(frames=1, size_hw=job.size_hw))
+    centre_answers(networks, first, job.roi_size)
     kept = folder / job.networks if engine_dir is None else engine_dir
     if not (kept / MANIFEST_NAME).is_file():
         print(f"exporting to {kept} ...", file=sys.stderr, flush=True)

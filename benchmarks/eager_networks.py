@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from export_table import NETWORKS, fixed_weights
+from mpn.engines.entries import Preprocessing
 from mpn.engines.spec import EngineSpec, Role
 from mpn.errors import CheckpointError
 from mpn.export.deploy import deployed
@@ -30,6 +32,10 @@ from mpn.networks.flownet2_members import FlowNetC
 from mpn.networks.flownet2_ops import DISPLACEMENT_STEP_PX, MAX_DISPLACEMENT_PX
 from mpn.networks.layers import run_layer
 from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
+from mpn.runtime.ops.cpu import crop_resize_pack
+from mpn.runtime.preprocess import one_hot, osvos_input
+from mpn.runtime.roi import roi_from_prob
+from mpn.synthetic.clip import SyntheticFrame
 
 _LEAKY_SLOPE = 0.1
 _ENTRY_AND_EXIT = 4
@@ -109,6 +115,49 @@ def seeded_networks(shapes: NetworkShapes) -> dict[Role, nn.Module]:
     if shapes.osvos is not None:
         networks["osvos"] = fixed_weights(OsvosVgg(shapes.osvos), NETWORKS["osvos"][1])
     return networks
+
+
+@torch.inference_mode()
+def centre_answers(
+    networks: Mapping[Role, nn.Module], frame: SyntheticFrame, roi_size: int
+) -> None:
+    """Shift the last bias of random networks so that half of what they see is foreground.
+
+    As drawn they call everything the object; masks are told apart by what depends on all weights.
+
+    Args:
+        networks: Changed in place.
+        frame: What they see: OSVOS all of it, the propagation network its first object.
+        roi_size: Side of the propagation crop.
+    """
+    chosen = Preprocessing()
+    prob = one_hot(frame.labels, [1])
+    roi = roi_from_prob(prob[0], threshold=0.5, margin_frac=0.15, margin_px_min=16)
+    crop = crop_resize_pack(
+        frame.rgb,
+        prob,
+        [roi],
+        size=roi_size,
+        mean=chosen.propagation.mean_rgb,
+        std=chosen.propagation.std_rgb,
+    )
+    logits = networks["propagation"](torch.from_numpy(crop))
+    last = networks["propagation"].get_parameter("decoder.last_conv.8.bias")
+    last[1] -= _rounded_median(logits[:, 1] - logits[:, 0])
+    if "osvos" in networks:
+        image = osvos_input(
+            frame.rgb,
+            (frame.rgb.shape[0], frame.rgb.shape[1]),
+            channel_order=chosen.osvos.channel_order,
+            mean=chosen.osvos.mean,
+        )
+        osvos = cast(OsvosVgg, networks["osvos"])
+        osvos.fuse.bias -= _rounded_median(osvos.logits(torch.from_numpy(image)))
+
+
+def _rounded_median(margin: Tensor) -> float:
+    """Rounded, so that it does not depend on the number of threads."""
+    return round(float(margin.median()), 1)
 
 
 def as_public_code_runs_them(networks: Mapping[Role, nn.Module]) -> None:
