@@ -7,7 +7,6 @@ import pytest
 
 from mpn.errors import InputError
 from mpn.runtime.ops.cuda_lattice import AXES, lattice_packing
-from mpn.runtime.permutohedral import PermutohedralLattice
 from mpn.runtime.permutohedral_simplex import locate_simplices
 from tests.runtime.ops.cuda_shim.compare import (
     Outputs,
@@ -15,75 +14,28 @@ from tests.runtime.ops.cuda_shim.compare import (
     largest_difference,
     twin_outputs,
 )
-from tests.runtime.ops.cuda_shim.scene import empty, make_scene
+from tests.runtime.ops.cuda_shim.lattice import (
+    BLOCKS,
+    CAPACITY,
+    EMPTY_KEY,
+    HERE,
+    PACKING,
+    SLOTS,
+    SMALL,
+    TOTAL,
+    built_lattice,
+    features_of,
+    insert_arguments,
+)
+from tests.runtime.ops.cuda_shim.scene import empty
 from tests.runtime.ops.cuda_shim.shim import Shim
-from tests.tolerances import KERNEL_LATTICE_RELATIVE, KERNEL_VERSUS_TWIN
-
-SIZE_HW = (24, 36)
-SXY, SRGB = 15.0, 7.0
-EMPTY_KEY = np.uint64(2**64 - 1)
-# Two regions for the lattice and, between them, a small one that takes all pairs of pixels.
-REGIONS = np.array([[0, 0, 20, 24], [22, 1, 27, 4], [21, 8, 36, 22], [0, 0, 0, 0]], np.int32)
-STARTS = np.array([0, 480, 495, 705, 705], np.int32)
-TOTAL, SMALL, OBJECTS = 705, slice(480, 495), 4
-CAPACITY = SIZE_HW[0] * SIZE_HW[1]
-SLOTS, BLOCKS = 8192, 3
-PACKING = lattice_packing(SIZE_HW, sxy=SXY, srgb=SRGB)
-RGB = make_scene(SIZE_HW).rgb
-HERE = {"starts": STARTS, "objects": OBJECTS}
-
-
-def insert_arguments() -> dict[str, Any]:
-    return {
-        "rgb": RGB,
-        "regions": REGIONS,
-        **HERE,
-        "width": SIZE_HW[1],
-        "capacity": CAPACITY,
-        "sxy": SXY,
-        "srgb": SRGB,
-        "scale": PACKING.scale,
-        "lowest": PACKING.lowest,
-        "steps": PACKING.steps,
-        "exact_pixels": 20,
-        "slots": SLOTS,
-        "keys": np.full(SLOTS, EMPTY_KEY, np.uint64),
-        "corners": empty((CAPACITY, AXES), np.int32),
-        "weights": empty((CAPACITY, AXES)),
-    }
+from tests.tolerances import KERNEL_VERSUS_TWIN
 
 
 @pytest.fixture(scope="module")
 def lattice() -> Outputs:
-    """The lattice as the twins build it: what later kernels are given."""
-    built = insert_arguments()
-    numbered = {
-        "numbers": empty((SLOTS,), np.int32),
-        "vertex_keys": empty((AXES * CAPACITY,), np.uint64),
-        "vertices": np.zeros(1, np.int32),
-        "sums": empty((AXES * CAPACITY, 2), np.uint64),
-    }
-    from mpn.runtime.ops.twins import twins
-
-    twins()["crf_insert"](**built)
-    sizes = {"slots": SLOTS, "blocks": BLOCKS}
-    twins()["crf_number"](keys=built["keys"], channels=2, **HERE, **sizes, **numbered)
-    twins()["crf_renumber"](
-        **HERE, numbers=numbered["numbers"], capacity=CAPACITY, corners=built["corners"]
-    )
-    neighbours = empty((AXES * CAPACITY, AXES, 2), np.int32)
-    twins()["crf_neighbours"](
-        vertex_keys=numbered["vertex_keys"],
-        vertices=numbered["vertices"],
-        keys=built["keys"],
-        numbers=numbered["numbers"],
-        steps=PACKING.steps,
-        neighbours=neighbours,
-        **HERE,
-        **sizes,
-    )
-    kept = {name: built[name] for name in ("keys", "corners", "weights")}
-    return {**kept, **numbered, "neighbours": neighbours}
+    """What later kernels are given."""
+    return built_lattice()
 
 
 @pytest.mark.parametrize(("total", "used"), [(0, 256), (21, 256), (22, 512), (705, 8192)])
@@ -135,13 +87,6 @@ def test_the_weights_are_the_cpus(lattice: Outputs) -> None:
         assert largest_difference(found, expected) <= KERNEL_VERSUS_TWIN
         # Control: they are another picture's with another deviation.
         assert largest_difference(found, locate_simplices(features * 2).weights) > 0.1
-
-
-def features_of(region: int) -> np.ndarray:
-    x0, y0, x1, y1 = REGIONS[region]
-    y, x = np.indices((y1 - y0, x1 - x0), np.float32)
-    colours = RGB[y0:y1, x0:x1].reshape(-1, 3).T / np.float32(SRGB)
-    return np.stack([x.ravel() / np.float32(SXY), y.ravel() / np.float32(SXY), *colours])
 
 
 def test_every_vertex_gets_one_number(shim: Shim, lattice: Outputs) -> None:
@@ -209,118 +154,6 @@ def test_neighbours_are_the_twins(shim: Shim, lattice: Outputs) -> None:
     keys = lattice["vertex_keys"]
     assert np.array_equal(keys[after] >> np.uint64(55), keys[vertex] >> np.uint64(55))
     assert len(vertex) > count
-
-
-@pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("is_plain", [False, True])
-def test_values_are_spread_without_a_bit_of_difference(
-    shim: Shim, lattice: Outputs, channels: int, *, is_plain: bool
-) -> None:
-    rng = np.random.default_rng(0)
-    planes = rng.random((channels, CAPACITY), dtype=np.float32)
-    planes[:, ::7] = 0
-    kernel, twin = kernel_and_twin(
-        shim,
-        "crf_splat",
-        **HERE,
-        corners=lattice["corners"],
-        weights=lattice["weights"],
-        planes=None if is_plain else planes,
-        norm=None if is_plain else rng.random(CAPACITY, dtype=np.float32),
-        channels=channels,
-        capacity=CAPACITY,
-        sums=np.zeros((AXES * CAPACITY, channels), np.uint64),
-    )
-    assert np.array_equal(kernel["sums"], twin["sums"])
-    assert kernel["sums"].any()
-
-
-@pytest.mark.parametrize("channels", [1, 2])
-def test_the_blur_is_its_twins(shim: Shim, lattice: Outputs, channels: int) -> None:
-    rng = np.random.default_rng(0)
-    vertices = AXES * CAPACITY
-    count = int(lattice["vertices"][0])
-    here = {"vertices": lattice["vertices"], "neighbours": lattice["neighbours"]}
-    sums = rng.integers(0, 2**45, (vertices, channels), dtype=np.uint64)
-    kernel, twin = kernel_and_twin(
-        shim,
-        "crf_blur_sums",
-        **here,
-        sums=sums,
-        channels=channels,
-        blocks=BLOCKS,
-        blurred=np.zeros((vertices, channels), np.float32),
-    )
-    largest = float(np.abs(twin["blurred"]).max())
-    assert largest_difference(kernel["blurred"], twin["blurred"]) <= KERNEL_VERSUS_TWIN * largest
-    for axis, cleared in ((1, sums), (5, None)):
-        kernel, twin = kernel_and_twin(
-            shim,
-            "crf_blur",
-            **here,
-            axis=axis,
-            values=rng.random((vertices, channels), dtype=np.float32),
-            channels=channels,
-            blocks=BLOCKS,
-            blurred=np.zeros((vertices, channels), np.float32),
-            sums=cleared,
-        )
-        assert largest_difference(kernel["blurred"], twin["blurred"]) <= KERNEL_VERSUS_TWIN
-        if cleared is not None:
-            flat = kernel["sums"].reshape(-1)
-            assert not flat[: count * channels].any()
-            assert np.array_equal(flat, twin["sums"].reshape(-1))
-
-
-@pytest.mark.parametrize("channels", [1, 2])
-def test_values_are_read_back(shim: Shim, lattice: Outputs, channels: int) -> None:
-    kernel, twin = kernel_and_twin(
-        shim,
-        "crf_slice",
-        **HERE,
-        corners=lattice["corners"],
-        weights=lattice["weights"],
-        values=np.random.default_rng(0).random((AXES * CAPACITY, channels), dtype=np.float32),
-        channels=channels,
-        capacity=CAPACITY,
-        planes=np.full((channels, CAPACITY), 9, np.float32),
-    )
-    assert largest_difference(kernel["planes"], twin["planes"]) <= KERNEL_VERSUS_TWIN
-    assert (kernel["planes"][:, SMALL] == 9).all()
-    assert (kernel["planes"][:, TOTAL:] == 9).all()
-
-
-def test_the_whole_filter_is_the_cpus(shim: Shim, lattice: Outputs) -> None:
-    rng = np.random.default_rng(0)
-    values = rng.random((1, CAPACITY), dtype=np.float32)
-    count = {"vertices": lattice["vertices"], "neighbours": lattice["neighbours"]}
-    spread = {"corners": lattice["corners"], "weights": lattice["weights"], "channels": 1}
-    vertices = (AXES * CAPACITY, 1)
-    sums = np.zeros(vertices, np.uint64)
-    shim.launch(
-        "crf_splat", **HERE, **spread, planes=values, norm=None, capacity=CAPACITY, sums=sums
-    )
-    one, two = np.zeros(vertices, np.float32), np.zeros(vertices, np.float32)
-    shim.launch("crf_blur_sums", **count, sums=sums, channels=1, blocks=BLOCKS, blurred=one)
-    for axis in range(1, AXES):
-        shim.launch(
-            "crf_blur",
-            **count,
-            axis=axis,
-            values=one,
-            channels=1,
-            blocks=BLOCKS,
-            blurred=two,
-            sums=None,
-        )
-        one, two = two, one
-    filtered = np.zeros((1, CAPACITY), np.float32)
-    shim.launch("crf_slice", **HERE, **spread, values=one, capacity=CAPACITY, planes=filtered)
-    for region, pixels in ((0, slice(0, 480)), (2, slice(495, 705))):
-        expected = PermutohedralLattice(features_of(region)).filter(values[0, pixels])
-        expected *= np.float32(1 + 2.0**-5)  # the lattice's constant, which the kernels leave out
-        error = largest_difference(filtered[0, pixels], expected)
-        assert error <= KERNEL_LATTICE_RELATIVE * expected.max()
 
 
 def test_a_frame_with_too_many_cells_is_refused() -> None:

@@ -24,6 +24,7 @@ from mpn.errors import EngineError
 KERNEL_FILES: Final = (
     "boxes",
     "colour",
+    "crf_filter",
     "crf_lattice",
     "crf_meanfield",
     "crop",

@@ -1,6 +1,7 @@
 // The scheduler behind shim.h: one fibre for each thread of the blocks that are resident.
 #include "shim.h"
 
+#include <csetjmp>
 #include <csignal>
 #include <cstdio>
 #include <memory>
@@ -28,8 +29,16 @@ struct Block {
 
 enum class State { RUNNABLE, AT_BARRIER, AT_WARP, DONE };
 
+// A stack with a loop on it that runs one thread after the other. Made by makecontext, but left and
+// entered by _longjmp, which asks nothing of the operating system; kept for all launches.
+struct Stack {
+  std::unique_ptr<char[]> bytes{new char[STACK_BYTES]};
+  jmp_buf where;
+  bool is_begun = false;
+};
+
 struct Fibre {
-  ucontext_t context;
+  Stack* stack = nullptr;
   dim3 thread;
   unsigned rank = 0;
   Block* block = nullptr;
@@ -43,7 +52,7 @@ struct Launch {
   unsigned threads;  // of a block
   uint64_t random;
   bool shuffles;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   Fibre* current = nullptr;
   std::string error;
 };
@@ -58,23 +67,37 @@ uint64_t draw() {  // xorshift64*
   return x * 0x2545F4914F6CDD1DULL;
 }
 
-void pause() { swapcontext(&active->current->context, &active->scheduler); }
+void pause() {
+  if (_setjmp(active->current->stack->where) == 0) _longjmp(active->scheduler, 1);
+}
 
 void on_signal(int signal) {
   fail(signal == SIGSEGV || signal == SIGBUS ? "access outside an array" : "undefined behaviour");
 }
 
-void enter() {
-  active->request->body(active->request->arguments);
-  active->current->state = State::DONE;
-  setcontext(&active->scheduler);
+void run_threads() {
+  for (;;) {
+    active->request->body(active->request->arguments);
+    active->current->state = State::DONE;
+    pause();
+  }
 }
 
 void go_on(Fibre& fibre) {
   active->current = &fibre;
   thread_index = fibre.thread;
   block_index = fibre.block->index;
-  swapcontext(&active->scheduler, &fibre.context);
+  if (_setjmp(active->scheduler) != 0) return;
+  Stack& stack = *fibre.stack;
+  if (stack.is_begun) _longjmp(stack.where, 1);
+  stack.is_begun = true;
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack.bytes.get();
+  context.uc_stack.ss_size = STACK_BYTES;
+  context.uc_link = nullptr;
+  makecontext(&context, run_threads, 0);
+  setcontext(&context);
 }
 
 bool stand_at_one_line(Fibre* first, unsigned count, const char* what) {
@@ -138,8 +161,7 @@ void run_resident(std::vector<Fibre>& fibres, std::vector<Block>& blocks) {
   }
 }
 
-void make_block(Block& block, Fibre* fibres, uint64_t index,
-                std::unique_ptr<char[]>* stacks) {
+void make_block(Block& block, Fibre* fibres, uint64_t index, std::unique_ptr<Stack>* stacks) {
   const dim3 grid = active->request->grid, threads = active->request->block;
   block.index = {static_cast<unsigned>(index % grid.x),
                  static_cast<unsigned>(index / grid.x % grid.y),
@@ -151,11 +173,7 @@ void make_block(Block& block, Fibre* fibres, uint64_t index,
     fibre.thread = {t % threads.x, t / threads.x % threads.y, t / threads.x / threads.y};
     fibre.rank = t;
     fibre.block = &block;
-    getcontext(&fibre.context);
-    fibre.context.uc_stack.ss_sp = stacks[t].get();
-    fibre.context.uc_stack.ss_size = STACK_BYTES;
-    fibre.context.uc_link = nullptr;
-    makecontext(&fibre.context, enter, 0);
+    fibre.stack = stacks[t].get();
   }
 }
 
@@ -166,8 +184,7 @@ void fail(const char* what) {
   std::snprintf(where, sizeof where, " (block %u,%u,%u thread %u,%u,%u)", block_index.x,
                 block_index.y, block_index.z, thread_index.x, thread_index.y, thread_index.z);
   active->error = std::string(what) + where;
-  setcontext(&active->scheduler);
-  __builtin_unreachable();
+  _longjmp(active->scheduler, 1);
 }
 
 int barrier(int line, int value) {
@@ -200,7 +217,7 @@ void maybe_pause() {
 
 const char* launch(const Request& request) {
   static std::string error;
-  static std::vector<std::unique_ptr<char[]>> stacks;
+  static std::vector<std::unique_ptr<Stack>> stacks;
   Launch state{};
   state.request = &request;
   state.threads = request.block.x * request.block.y * request.block.z;
@@ -221,7 +238,7 @@ const char* launch(const Request& request) {
     const uint64_t here = total - first < request.resident ? total - first : request.resident;
     std::vector<Block> blocks(here);
     std::vector<Fibre> fibres(here * state.threads);
-    while (stacks.size() < fibres.size()) stacks.emplace_back(new char[STACK_BYTES]);
+    while (stacks.size() < fibres.size()) stacks.emplace_back(new Stack);
     if (request.shared_start != nullptr) {
       memset(request.shared_start, 0xCD, request.shared_stop - request.shared_start);
     }
@@ -230,6 +247,7 @@ const char* launch(const Request& request) {
     }
     run_resident(fibres, blocks);
   }
+  if (!state.error.empty()) stacks.clear();  // threads stand in the middle of them
   for (int i = 0; i < 4; ++i) sigaction(SIGNALS[i], &before[i], nullptr);
   active = nullptr;
   error = state.error;

@@ -1,10 +1,8 @@
-// The permutohedral lattice of the bilateral kernel, built by hashing, and the filter over it.
+// The permutohedral lattice of the bilateral kernel, built by hashing; crf_filter.cu works on it.
 //
 // Source: Adams, Baek, Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
-// Eurographics 2010. A point in d dimensions lies in a simplex of d + 1 vertices; its value is
-// spread over them (splat), blurred with [1/2, 1, 1/2] along each of d + 1 directions, and read
-// back (slice). Values are added up as whole numbers of 2^-40, so that neither the order of the
-// additions nor the numbers that vertices happen to get changes a bit of the result.
+// Eurographics 2010. A point in d dimensions lies in a simplex of d + 1 vertices. Which number a
+// vertex gets depends on the order of threads; no result does.
 #include "regions.cuh"
 
 namespace {
@@ -17,9 +15,6 @@ constexpr int CELL_BITS = 52;
 constexpr int CLASS_BITS = 3;
 constexpr uint64 CELL_MASK = (1ull << CELL_BITS) - 1;
 constexpr uint64 EMPTY = ~0ull;  // no key has its highest bit
-
-constexpr float FIXED_ONE = 1099511627776.0f;  // 2^40: 2^24 pixels of weight 1 still fit
-constexpr float FIXED_STEP = 1.0f / FIXED_ONE;
 
 constexpr int REMAINDER_ONE = 1 << 26;  // as mpn.runtime.permutohedral_simplex
 constexpr float NARROWEST_SIGMA = 0.2f;  // as mpn.runtime.crf_kernels
@@ -112,10 +107,6 @@ __device__ __forceinline__ Simplex simplex_of(const float (&feature)[DIMENSIONS]
 __device__ __forceinline__ uint64 key_of(int region, int vertex_class, long long cell) {
   return static_cast<uint64>(region) << (CELL_BITS + CLASS_BITS) |
          static_cast<uint64>(vertex_class) << CELL_BITS | (static_cast<uint64>(cell) & CELL_MASK);
-}
-
-__device__ __forceinline__ float float_from_sum(uint64 sum) {
-  return static_cast<float>(sum) * FIXED_STEP;
 }
 
 }  // namespace
@@ -253,90 +244,4 @@ extern "C" __global__ void __launch_bounds__(256) crf_neighbours(
     neighbours[2ll * i] = number_of(before, keys, numbers, used);
     neighbours[2ll * i + 1] = number_of(after, keys, numbers, used);
   }
-}
-
-// Spreads values over the vertices: `channels` planes of stride `capacity`, times `norm`. Without
-// planes the value is 1, without norm it is taken as it is.
-// launch: block 256; grid ceil(capacity,256) channels
-extern "C" __global__ void __launch_bounds__(256) crf_splat(
-    const int* __restrict__ starts, int objects, const int* __restrict__ corners,
-    const float* __restrict__ weights, const float* __restrict__ planes,
-    const float* __restrict__ norm, int channels, int capacity, uint64* __restrict__ sums) {
-  const int p = blockIdx.x * blockDim.x + threadIdx.x;
-  if (p >= total_pixels(starts, objects)) return;
-  const int c = blockIdx.y;
-  const int* corner = corners + static_cast<long long>(AXES) * p;
-  const float* weight = weights + static_cast<long long>(AXES) * p;
-  if (corner[0] < 0) return;
-  float value = planes == nullptr ? 1.0f : planes[static_cast<long long>(c) * capacity + p];
-  if (norm != nullptr) value *= norm[p];
-  if (value == 0.0f) return;
-#pragma unroll
-  for (int r = 0; r < AXES; ++r) {
-    atomicAdd(sums + static_cast<long long>(corner[r]) * channels + c,
-              __float2ull_rn(weight[r] * value * FIXED_ONE));
-  }
-}
-
-// One direction of the blur, the first: from the sums.
-// launch: block 256; grid blocks
-extern "C" __global__ void __launch_bounds__(256) crf_blur_sums(
-    const int* __restrict__ vertices, const int* __restrict__ neighbours,
-    const uint64* __restrict__ sums, int channels, int blocks, float* __restrict__ blurred) {
-  const long long count = static_cast<long long>(vertices[0]) * channels;
-  const long long stride = static_cast<long long>(blocks) * blockDim.x;
-  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += stride) {
-    const int vertex = static_cast<int>(i / channels);
-    const int c = static_cast<int>(i - static_cast<long long>(vertex) * channels);
-    const int* near = neighbours + 2ll * AXES * vertex;
-    const int before = near[0], after = near[1];
-    float sides = 0.0f;
-    if (before >= 0) sides += float_from_sum(sums[static_cast<long long>(before) * channels + c]);
-    if (after >= 0) sides += float_from_sum(sums[static_cast<long long>(after) * channels + c]);
-    blurred[i] = float_from_sum(sums[i]) + 0.5f * sides;
-  }
-}
-
-// One direction of the blur, any other. Clears the sums, if they are given, for the next splat.
-// launch: block 256; grid blocks
-extern "C" __global__ void __launch_bounds__(256) crf_blur(
-    const int* __restrict__ vertices, const int* __restrict__ neighbours, int axis,
-    const float* __restrict__ values, int channels, int blocks, float* __restrict__ blurred,
-    uint64* __restrict__ sums) {
-  const long long count = static_cast<long long>(vertices[0]) * channels;
-  const long long stride = static_cast<long long>(blocks) * blockDim.x;
-  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += stride) {
-    const int vertex = static_cast<int>(i / channels);
-    const int c = static_cast<int>(i - static_cast<long long>(vertex) * channels);
-    const int* near = neighbours + 2ll * (AXES * static_cast<long long>(vertex) + axis);
-    const int before = near[0], after = near[1];
-    float sides = 0.0f;
-    if (before >= 0) sides += values[static_cast<long long>(before) * channels + c];
-    if (after >= 0) sides += values[static_cast<long long>(after) * channels + c];
-    blurred[i] = values[i] + 0.5f * sides;
-    if (sums != nullptr) sums[i] = 0;
-  }
-}
-
-// Reads the blurred values back: `channels` planes. The lattice's own constant factor is left out:
-// it cancels in the normalisation. Pixels of small regions are left to crf_all_pairs.
-// launch: block 256; grid ceil(capacity,256) channels
-extern "C" __global__ void __launch_bounds__(256) crf_slice(
-    const int* __restrict__ starts, int objects, const int* __restrict__ corners,
-    const float* __restrict__ weights, const float* __restrict__ values, int channels,
-    int capacity, float* __restrict__ planes) {
-  const int p = blockIdx.x * blockDim.x + threadIdx.x;
-  if (p >= total_pixels(starts, objects)) return;
-  const int c = blockIdx.y;
-  const int* corner = corners + static_cast<long long>(AXES) * p;
-  const float* weight = weights + static_cast<long long>(AXES) * p;
-  if (corner[0] < 0) return;
-  float sum = 0.0f;
-#pragma unroll
-  for (int r = 0; r < AXES; ++r) {
-    sum += weight[r] * values[static_cast<long long>(corner[r]) * channels + c];
-  }
-  planes[static_cast<long long>(c) * capacity + p] = sum;
 }

@@ -1,7 +1,7 @@
 """Twins of kernels/crf_lattice.cu: see :mod:`mpn.runtime.ops.twins`.
 
 Slots and numbers of vertices depend on the order of threads in the kernels; what is the same are
-the keys behind them, and every sum.
+the keys behind them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ Int64Array = npt.NDArray[np.int64]
 _AXES = 6
 _CELL_BITS, _CLASS_BITS = 52, 3
 _EMPTY = np.uint64(2**64 - 1)
-_FIXED_ONE = np.float32(2**40)
 _REMAINDER_ONE = 2**26
 _NARROWEST_SIGMA = np.float32(0.2)
 
@@ -135,81 +134,6 @@ def crf_neighbours(
                 number_of.get((region << _CLASS_BITS | s) << _CELL_BITS | at, -1)
                 for s, at in (before, after)
             ]
-
-
-def crf_splat(
-    starts: Int32Array,
-    objects: int,
-    corners: Int32Array,
-    weights: Float32Array,
-    planes: Float32Array | None,
-    norm: Float32Array | None,
-    channels: int,
-    capacity: int,
-    sums: UInt64Array,
-) -> None:
-    """Values spread over the vertices, in units of 2^-40."""
-    pixels = np.flatnonzero(corners[: total_pixels(starts, objects), 0] >= 0)
-    by_channel = sums.reshape(-1)[: sums.size // channels * channels].reshape(-1, channels)
-    for c in range(channels):
-        value = np.ones(len(pixels), np.float32)
-        if planes is not None:
-            value = planes[c, pixels]
-        if norm is not None:
-            value = value * norm[pixels]
-        spread = np.rint(weights[pixels] * value[:, None] * _FIXED_ONE).astype(np.uint64)
-        np.add.at(by_channel[:, c], corners[pixels], spread)
-
-
-def crf_blur_sums(
-    vertices: Int32Array,
-    neighbours: Int32Array,
-    sums: UInt64Array,
-    channels: int,
-    blocks: int,
-    blurred: Float32Array,
-) -> None:
-    """The blur along the first direction."""
-    values = sums.astype(np.float32) * (1 / _FIXED_ONE)
-    crf_blur(vertices, neighbours, 0, values, channels, blocks, blurred, None)
-
-
-def crf_blur(
-    vertices: Int32Array,
-    neighbours: Int32Array,
-    axis: int,
-    values: Float32Array,
-    channels: int,
-    blocks: int,
-    blurred: Float32Array,
-    sums: UInt64Array | None,
-) -> None:
-    """The blur [1/2, 1, 1/2] along one direction."""
-    count = int(vertices[0])
-    here = values.reshape(-1)[: count * channels].reshape(count, channels)
-    sides = np.zeros_like(here)
-    for near in neighbours[:count, axis].T:
-        sides += np.where(near[:, None] >= 0, here[near], np.float32(0))
-    blurred.reshape(-1)[: count * channels] = (here + np.float32(0.5) * sides).ravel()
-    if sums is not None:
-        sums.reshape(-1)[: count * channels] = 0
-
-
-def crf_slice(
-    starts: Int32Array,
-    objects: int,
-    corners: Int32Array,
-    weights: Float32Array,
-    values: Float32Array,
-    channels: int,
-    capacity: int,
-    planes: Float32Array,
-) -> None:
-    """Blurred values read back."""
-    pixels = np.flatnonzero(corners[: total_pixels(starts, objects), 0] >= 0)
-    by_channel = values.reshape(-1)[: values.size // channels * channels].reshape(-1, channels)
-    for c in range(channels):
-        planes[c, pixels] = (weights[pixels] * by_channel[corners[pixels], c]).sum(axis=1)
 
 
 def _used_slots(pixels: int, slots: int) -> int:
