@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mpn.errors import MpnError
 
 if TYPE_CHECKING:
+    from mpn.runtime.adapt_options import AdaptOptions as AdaptOptions
     from mpn.runtime.pipeline import Pipeline as Pipeline
     from mpn.runtime.pipeline import PipelineOptions as PipelineOptions
     from mpn.runtime.propagate import propagate as propagate
@@ -20,13 +21,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AdaptOptions": "mpn.runtime.adapt_options",
     "Pipeline": "mpn.runtime.pipeline",
     "PipelineOptions": "mpn.runtime.pipeline",
     "propagate": "mpn.runtime.propagate",
     "StepResult": "mpn.types",
 }
 
-__all__ = ["MpnError", "Pipeline", "PipelineOptions", "StepResult", "__version__", "propagate"]
+__all__ = [
+    "AdaptOptions",
+    "MpnError",
+    "Pipeline",
+    "PipelineOptions",
+    "StepResult",
+    "__version__",
+    "propagate",
+]
 
 
 def __getattr__(name: str) -> Any:
