@@ -257,7 +257,7 @@ def _square(kernel: tuple[int, int], **attributes: Any) -> Case:
         (_one(op("Concat", "x x", axis=2)), "Concat along axis 2"),
         (
             _one(op("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2])),
-            "windows that overlap",
+            "not over windows of 2x2",
         ),
         (
             _one(op("Resize", "x _ s", mode="nearest"), s=np.asarray([1, 1, 2, 2], np.float32)),
