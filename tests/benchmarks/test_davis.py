@@ -16,7 +16,7 @@ from mpn.evaluation import evaluate_dataset, load_davis
 from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.labels import save_labels
 from mpn.synthetic import render_clip
-from tests.adapt_dirs import make_adaptable_engine_dir
+from tests.adapt_dirs import make_adapt_dir
 from tests.engine_dirs import make_engine_dir
 
 from davis import Collected, main, run_sequence  # isort: skip
@@ -49,8 +49,7 @@ def davis_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("engines")
-    return make_adaptable_engine_dir(folder / "tiny", frame_size_hw=SIZE_HW, with_osvos=True)
+    return make_adapt_dir(tmp_path_factory.mktemp("engines") / "tiny")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -87,10 +86,19 @@ def test_fine_tuning_is_told_apart(result: Any) -> None:
         is_tuned = name.removeprefix("paper-") in ("adapted", "osvos", "crf")
         assert (done["adapt"] is not None) is is_tuned
         if is_tuned:
-            assert done["adapt"]["roles"] == ["propagation"]
-            assert done["adapt"]["steps"] == {"propagation": 2}
-            assert done["adapt"]["seconds_per_object"] >= 0
-            assert done["wall_fps_with_adaptation"] <= done["wall_fps"]
+            roles = ["propagation"] if name.endswith("adapted") else ["propagation", "osvos"]
+            assert done["adapt"]["roles"] == roles
+            assert done["adapt"]["steps"] == dict.fromkeys(roles, 2)
+            assert done["adapt"]["seconds"] > 0
+            assert done["wall_fps_with_adaptation"] < done["wall_fps"]
+
+
+def test_weights_that_several_sets_need_cost_each_the_same(result: Any) -> None:
+    """They are learnt once; with the same options the sets have the same weights."""
+    seconds = {
+        n: done["adapt"] and done["adapt"]["seconds"] for n, done in result["ablations"].items()
+    }
+    assert seconds["adapted"] < seconds["osvos"] == seconds["crf"]
 
 
 def test_what_was_measured_is_described(result: Any) -> None:
@@ -108,10 +116,11 @@ def test_what_was_measured_is_described(result: Any) -> None:
 
 
 def test_scores_are_those_of_mpn_eval_on_the_masks_written(
-    davis_folder: Path, engine_dir: Path, tmp_path: Path
+    davis_folder: Path, tmp_path: Path
 ) -> None:
     dataset = load_davis(davis_folder, "val")
     done = Collected()
+    engine_dir = make_engine_dir(tmp_path / "engines", frame_size_hw=SIZE_HW)
     with Pipeline.from_engines(engine_dir, backend="cpu", threads=1) as pipeline:
         for sequence in dataset.sequences:
             (tmp_path / sequence.name).mkdir()

@@ -20,8 +20,8 @@ from mpn.engines.load import BACKENDS
 from mpn.runtime.adapt_options import DEFAULT_RECIPES, AdaptRecipe, AdaptScope
 from mpn.runtime.labels import save_labels
 from mpn.runtime.outputs import SAVE_KINDS, SaveKind
-from tests.adapt_dirs import make_adaptable_engine_dir
 from tests.engine_dirs import make_engine_dir
+from tests.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media import (
     SCENE_HW,
     level_frame,

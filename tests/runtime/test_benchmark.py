@@ -30,7 +30,7 @@ from mpn.runtime.benchmark_wall import WallRun, peak_memory_mib
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.timing import STAGES
-from tests.adapt_dirs import make_adaptable_engine_dir
+from tests.adapt_dirs import make_adapt_dir
 from tests.engine_dirs import make_engine_dir
 from tests.fakes import FakeEngine, fake_engine_set, nothing_found
 
@@ -353,7 +353,7 @@ def test_pipelines_on_shared_engines_leave_them_open(engine_dir: Path) -> None:
 
 
 def test_fine_tuning_is_told_apart(tmp_path: Path) -> None:
-    directory = make_adaptable_engine_dir(tmp_path / "engines", frame_size_hw=SIZE_HW)
+    directory = make_adapt_dir(tmp_path / "engines")
     quick = AdaptOptions(steps=3, size=65, batch=2)
     result = run_benchmark(
         directory, options(objects=(2,), variants=("plain", "crf+adapt"), adapt=quick)

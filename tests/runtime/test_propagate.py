@@ -15,8 +15,8 @@ from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.propagate import propagate
 from mpn.runtime.video import open_video
 from mpn.types import StepResult
-from tests.adapt_dirs import make_adaptable_engine_dir
 from tests.fakes import fake_engine_set
+from tests.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media import index_from_frame, level_frame, write_folder, write_video
 
 SIZE_HW = (48, 64)

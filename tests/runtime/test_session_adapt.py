@@ -16,8 +16,8 @@ from mpn.runtime.adapt_report import AdaptProgress
 from mpn.runtime.labels import load_labels, save_labels
 from mpn.runtime.request import Progress, RunRequest
 from mpn.runtime.session import run_video
-from tests.adapt_dirs import make_adaptable_engine_dir
 from tests.engine_dirs import make_engine_dir
+from tests.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media import SCENE_HW, scene, scene_labels, write_video
 
 FRAMES = 8
