@@ -7,8 +7,9 @@
 Every sequence is decoded, segmented from its first annotation and saved as palette PNGs, frame by
 frame in one thread; ``wall_fps`` counts all of that from the second frame on, ``pipeline_fps`` the
 stages alone. Fine-tuning on the first frame is told apart, and ``wall_fps_with_adaptation`` has it
-in. The sets of stages take turns, sequence by sequence. Scores are those of ``mpn eval``: the first
-and the last frame do not count.
+in; sets that need the same weights learn them once, and each is told what they cost. The sets
+of stages take turns, sequence by sequence. Scores are those of ``mpn eval``: the first and the last
+frame do not count.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import cv2
 import numpy as np
 
 from davis_ablations import DEFAULT, Ablation, ablations_of
+from davis_adaptation import LearningCosts, kept_in, reports_of
 from facts import head, summary_ms, write_result
 from mpn import Pipeline
 from mpn.engines.load import EngineSet, default_engine_dir, open_engines
@@ -51,7 +53,7 @@ class Collected:
     scores: list[SequenceScore] = field(default_factory=list)
     wall_s: list[float] = field(default_factory=list)
     pipeline_s: list[float] = field(default_factory=list)
-    adapt_s_by_sequence: dict[str, float] = field(default_factory=dict)
+    adapt_s: float = 0.0
 
 
 def run_sequence(
@@ -69,8 +71,6 @@ def run_sequence(
         if index:
             into.wall_s.append(perf_counter() - start)
             into.pipeline_s.append(sum(result.timings.values()))
-        else:
-            into.adapt_s_by_sequence[sequence.name] = result.timings.get("adapt", 0.0)
         evaluator.feed(truth, result.labels, source=annotation)
     into.scores.append(evaluator.conclude())
 
@@ -104,29 +104,28 @@ def run(
 ) -> dict[str, Any]:
     """All sequences with every set of stages; ``ablations`` of the result."""
     collected = {ablation.name: Collected() for ablation in ablations}
+    costs = LearningCosts()
     with tempfile.TemporaryDirectory(prefix="mpn-davis-") as folder, ExitStack() as stack:
+        masks, kept = Path(folder, "masks"), Path(folder, "weights")
+        masks.mkdir()
         for ablation in ablations:  # without fine-tuning: nothing is learnt to be thrown away
             with pipeline_on_shared_engines(engine_dir, engines, ablation.options) as pipeline:
                 warm_up(pipeline, dataset.sequences[0], images, warmup)
         pipelines = {
             ablation.name: stack.enter_context(
                 pipeline_on_shared_engines(
-                    engine_dir, engines, ablation.options, ablation.adapt, threads
+                    engine_dir, engines, ablation.options, kept_in(ablation.adapt, kept), threads
                 )
             )
             for ablation in ablations
         }
-        order = list(pipelines)
+        order = list(ablations)
         for sequence in dataset.sequences:
-            for name in order:
-                into = collected[name]
-                run_sequence(pipelines[name], sequence, images, Path(folder), into)
-                for k in into.scores[-1].objects:
-                    print(
-                        f"{name:18} {k.name:24} J {k.region.mean:.3f}  F {k.boundary.mean:.3f}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+            for ablation in order:
+                pipeline, into = pipelines[ablation.name], collected[ablation.name]
+                run_sequence(pipeline, sequence, images, masks, into)
+                into.adapt_s += costs.of(ablation, sequence.name, reports_of(pipeline, ablation))
+                tell(ablation, into.scores[-1])
             order.append(order.pop(0))
     return {
         ablation.name: figures(ablation, collected[ablation.name], dataset.set_name)
@@ -134,11 +133,21 @@ def run(
     }
 
 
+def tell(ablation: Ablation, score: SequenceScore) -> None:
+    """One sequence is done."""
+    for k in score.objects:
+        print(
+            f"{ablation.name:18} {k.name:24} J {k.region.mean:.3f}  F {k.boundary.mean:.3f}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def figures(ablation: Ablation, done: Collected, set_name: str) -> dict[str, Any]:
     """One set of stages in the result."""
     score = DatasetScore(set_name, tuple(done.scores))
     told = json_from_score(score)
-    adapt_s = sum(done.adapt_s_by_sequence.values())
+    adapt_s = done.adapt_s
     body: dict[str, Any] = {
         "stages": list(ablation.stages),
         "options": asdict(ablation.options),

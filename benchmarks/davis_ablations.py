@@ -2,7 +2,8 @@
 
 ``warp`` -> ``propagation`` -> ``adapted`` (propagation fine-tuned on the first frame) -> ``osvos``
 (fine-tuned too, where it can be) -> ``crf``. What an engine directory cannot do is left out and
-said. The ``paper`` sets leave out the stages that the paper does not have (flow check, colours).
+said. The ``paper`` sets leave out the stages that the paper does not have (flow check, colours),
+and OSVOS is averaged with the propagation whatever the engines advise.
 """
 
 from __future__ import annotations
@@ -90,12 +91,13 @@ def _ablation(
 ) -> Ablation:
     advised = PipelineOptions().with_defaults(manifest.runtime_defaults)
     given: dict[str, Any] = dict(NOT_IN_THE_PAPER) if name.startswith(PAPER) else {}
+    # The paper averages OSVOS with the propagation; these engines may advise otherwise.
+    is_advised = not name.startswith(PAPER) and advised.osvos != "off"
+    osvos = advised.osvos if is_advised else "auto"
     given |= {
         "use_propagation": "propagation" in stages,
         "crf": "crf" in stages,
-        "osvos": ("auto" if advised.osvos == "off" else advised.osvos)
-        if "osvos" in stages
-        else "off",
+        "osvos": osvos if "osvos" in stages else "off",
     }
     options = PipelineOptions(**given).with_defaults(manifest.runtime_defaults)
     wanted = "adapted" in stages or "osvos" in stages
