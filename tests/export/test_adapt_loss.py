@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from mpn.export.adapt_loss import balanced_cross_entropy
+from mpn.export.adapt_loss import cross_entropy
 from mpn.export.autodiff import GraphBuilder
 from mpn.training.balanced_loss import class_balanced_loss
 from mpn.types import Float32Array
@@ -17,8 +17,12 @@ SHAPE = (3, 1, 6, 7)
 
 @pytest.fixture(scope="module")
 def session() -> ort.InferenceSession:
+    return _session(is_balanced=True)
+
+
+def _session(*, is_balanced: bool) -> ort.InferenceSession:
     builder = GraphBuilder({})
-    nodes = balanced_cross_entropy(builder, "margin", "target", loss="loss")
+    nodes = cross_entropy(builder, "margin", "target", is_balanced=is_balanced, loss="loss")
     sizes = ["n", 1, "h", "w"]
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
@@ -112,3 +116,18 @@ def test_an_image_that_is_not_a_number_shows_in_the_loss(session: ort.InferenceS
     margin, target = _example()
     margin[0, 0, 0, 0] = np.nan
     assert not np.isfinite(_run(session, margin, target)[0])
+
+
+def test_the_plain_loss_is_the_mean_cross_entropy() -> None:
+    margin, target = _example()
+    loss, gradient = _run(_session(is_balanced=False), margin, target)
+    leaf = torch.tensor(margin, requires_grad=True)
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(leaf, torch.tensor(target))
+    plain.backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None
+    assert loss == pytest.approx(float(plain.detach()), rel=LOSS_RELATIVE)
+    expected = leaf.grad.numpy()
+    assert np.abs(gradient - expected).max() < LOSS_RELATIVE * np.abs(expected).max()
+    # control: the balanced loss has another gradient
+    _, balanced = _run(_session(is_balanced=True), margin, target)
+    assert np.abs(balanced - expected).max() > 0.1 * np.abs(expected).max()

@@ -17,6 +17,7 @@ from mpn.engines.ort_adapt import OrtAdaptEngine
 from mpn.engines.spec import Role
 from mpn.engines.weights_data import read_weights
 from mpn.errors import EngineError, ExportError
+from mpn.export.adapt_loss import BALANCED_ROLES
 from mpn.export.adapt_optimizer import OptimizerSettings
 from mpn.export.adapt_trace import INPUT_CHANNELS, MarginGraph
 from mpn.export.adapt_write import WrittenAdapt
@@ -136,6 +137,7 @@ class TorchStep:
         trained: Sequence[str] | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
+        self._is_balanced = role in BALANCED_ROLES
         network = copy.deepcopy(network).requires_grad_(False)
         self._graph = MarginGraph(role, network)
         parameters = dict(network.named_parameters())
@@ -168,7 +170,7 @@ class TorchStep:
         self._optimizer.zero_grad(set_to_none=True)
         inputs = torch.from_numpy(example.inputs).contiguous(memory_format=self._memory_format)
         margin = self._graph(inputs)
-        loss = balanced_loss(margin, torch.from_numpy(example.target))
+        loss = step_loss(margin, torch.from_numpy(example.target), self._is_balanced)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return float(loss.detach())
@@ -190,12 +192,14 @@ class TorchStep:
         return value.detach().numpy()
 
 
-def balanced_loss(margin: Tensor, target: Tensor) -> Tensor:
-    """What :func:`mpn.export.adapt_loss.balanced_cross_entropy` writes, in PyTorch's words."""
+def step_loss(margin: Tensor, target: Tensor, is_balanced: bool) -> Tensor:
+    """What :func:`mpn.export.adapt_loss.cross_entropy` writes, in PyTorch's words."""
     inside = (target >= 0.5).float()
+    entropy = F.binary_cross_entropy_with_logits(margin, inside, reduction="none")
+    if not is_balanced:
+        return entropy.mean()
     share = inside.mean(dim=(1, 2, 3), keepdim=True)
     weights = inside * (1 - share) + (1 - inside) * share
-    entropy = F.binary_cross_entropy_with_logits(margin, inside, reduction="none")
     return (weights * entropy).mean()
 
 

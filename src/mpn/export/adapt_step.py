@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mpn.engines.adapt_entry import AdaptScope
 from mpn.engines.spec import OPSET, Role
 from mpn.errors import ExportError, OutputError
-from mpn.export.adapt_loss import balanced_cross_entropy
+from mpn.export.adapt_loss import BALANCED_ROLES, cross_entropy
 from mpn.export.adapt_optimizer import (
     STEP,
     OptimizerSettings,
@@ -89,7 +89,8 @@ def adapt_graph(
     cut = cut_trunk(forward, trained) if scope == "head" else None
     nodes = forward.nodes if cut is None else cut.head
     builder = GraphBuilder(forward.shapes)
-    loss = balanced_cross_entropy(builder, MARGIN, TARGET, loss=LOSS)
+    is_balanced = forward.role in BALANCED_ROLES
+    loss = cross_entropy(builder, MARGIN, TARGET, is_balanced=is_balanced, loss=LOSS)
     backward = differentiate(
         nodes,
         MARGIN,

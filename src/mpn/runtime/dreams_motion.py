@@ -222,7 +222,8 @@ def _cells(side_px: int) -> int:
 
 
 def _cell_centres(cells: int) -> npt.NDArray[np.float64]:
-    return (np.arange(cells) - _MARGIN_CELLS) * _CELL_PX + (_CELL_PX - 1) / 2
+    first = (_CELL_PX - 1) / 2 - _MARGIN_CELLS * _CELL_PX
+    return first + _CELL_PX * np.arange(cells, dtype=np.float64)
 
 
 def _largest_step(coarse: Float32Array) -> float:

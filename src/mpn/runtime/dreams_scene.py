@@ -215,7 +215,8 @@ def _without(rgb: UInt8Array, objects: BoolArray) -> UInt8Array:
     painted = smooth + _borrowed(detail, known, _box(objects))
     share = cv2.GaussianBlur(hole, (0, 0), _SEAM_SIGMA_PX).astype(np.float32)[..., None] / 255
     mixed = rgb * (1 - share) + painted * share
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    rounded: UInt8Array = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def _borrowed(detail: Float32Array, known: Float32Array, box: Roi) -> Float32Array:
