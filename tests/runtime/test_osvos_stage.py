@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mpn.errors import EngineError
+from mpn.runtime.osvos_stage import shifted_odds
 from mpn.runtime.pipeline import Pipeline
 from mpn.types import StepResult
 from tests.fakes import FakeEngine, nothing_found
@@ -385,3 +386,23 @@ def test_an_object_that_vanishes_is_said_to_be_lost_once_and_its_masks_are_empty
     results = [result for result, _ in follow(pipeline)]
     assert [r.index for r in results if "lost" in r.tracks[0].events] == [GONE.start]
     assert not any(results[t].labels.any() for t in GONE)
+
+
+def test_an_osvos_threshold_shifts_the_odds_so_that_it_becomes_even() -> None:
+    prob = np.float32([0.0, 0.5, 0.9, 0.95, 1.0])
+    shifted = shifted_odds(prob, even_at=0.9)
+    assert np.allclose(shifted, [0.0, 0.1, 0.5, 19 / 28, 1.0], atol=1e-6)
+    assert np.all(np.diff(shifted) > 0)
+    assert shifted_odds(prob, even_at=0.5) is prob
+
+
+def test_the_blend_takes_the_shifted_odds() -> None:
+    everywhere = np.ones((64, 96), np.uint8)
+    found = {}
+    for threshold in (0.5, 0.8):
+        options = {"ensemble_weight": 0.5, "osvos_threshold": threshold}
+        pipeline = make(STILL, osvos=says(everywhere), options=options)
+        pipeline.start(STILL.frames[0], STILL.labels[0])
+        found[threshold] = float(pipeline.step(STILL.frames[1]).probs[0, 0, 10])
+    assert found[0.5] == pytest.approx(0.5 * 0.8, abs=1e-5)
+    assert found[0.8] == pytest.approx(0.5 * 0.5, abs=1e-5)

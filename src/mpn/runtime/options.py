@@ -49,6 +49,10 @@ class PipelineOptions:
             blend with one object, or where every object has an OSVOS fine-tuned on it;
             retrieve-only otherwise, because one network for several objects answers "something",
             not "which".
+        osvos_threshold: Probability of OSVOS that means even odds; its answers are shifted so that
+            this becomes 0.5, odds * (1 - threshold) / threshold. Its class-balanced loss makes it
+            answer as if half of the frame were object; the public TensorFlow demo cuts its masks
+            at 162/255. 0.5 takes the answers as they are.
         osvos_every: OSVOS runs on every N-th frame; on the others only for objects that are lost
             or doubtful. 1, the paper, runs it on all.
         doubt_confidence: An object is doubtful when the mean probability of its own pixels was
@@ -92,6 +96,7 @@ class PipelineOptions:
     propagation_weight: float = 1.0
     lost_area_frac: float = 0.0
     osvos: OsvosMode = "auto"
+    osvos_threshold: float = 0.5
     osvos_every: int = 1
     doubt_confidence: float = 0.7
     doubt_area_factor: float = 2.0
@@ -146,6 +151,11 @@ class PipelineOptions:
         if self.osvos not in get_args(OsvosMode):
             raise InputError(
                 f"option osvos must be one of {', '.join(get_args(OsvosMode))}, got {self.osvos!r}"
+            )
+        if not _is_number(self.osvos_threshold) or not 0 < self.osvos_threshold < 1:
+            raise InputError(
+                f"option osvos_threshold must be a number between 0 and 1, got "
+                f"{self.osvos_threshold!r}"
             )
         for name in _SHARES:
             value = getattr(self, name)

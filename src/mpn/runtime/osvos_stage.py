@@ -108,9 +108,9 @@ class OsvosStage:
             if not is_wanted:
                 planes.append(None)
             elif own is not None:
-                planes.append(_run(own, image, rgb, object_id))
+                planes.append(self._run(own, image, rgb, object_id))
             else:
-                shared = _run(common, image, rgb) if shared is None else shared
+                shared = self._run(common, image, rgb) if shared is None else shared
                 planes.append(shared)
         return tuple(planes)
 
@@ -191,6 +191,18 @@ class OsvosStage:
             said = said.with_blended(k)
         return blended, said
 
+    def _run(
+        self,
+        engine: Engine,
+        image: Float32Array,
+        rgb: UInt8Array,
+        object_id: int | None = None,
+    ) -> Float32Array:
+        prob = engine.run({"image": image})["prob"]
+        check_finite(prob, "OSVOS", object_id)
+        plane: Float32Array = resize_prob(prob[0], (rgb.shape[0], rgb.shape[1]))[0]
+        return shifted_odds(plane, even_at=self._options.osvos_threshold)
+
     def _may_move(self, object_id: int) -> bool:
         """Whether OSVOS may find that a tracked object is really elsewhere."""
         return (
@@ -223,13 +235,18 @@ class OsvosStage:
         )
 
 
-def _run(
-    engine: Engine, image: Float32Array, rgb: UInt8Array, object_id: int | None = None
-) -> Float32Array:
-    prob = engine.run({"image": image})["prob"]
-    check_finite(prob, "OSVOS", object_id)
-    plane: Float32Array = resize_prob(prob[0], (rgb.shape[0], rgb.shape[1]))[0]
-    return plane
+def shifted_odds(prob: Float32Array, *, even_at: float) -> Float32Array:
+    """Probabilities with their odds multiplied, so that ``even_at`` becomes 0.5.
+
+    Args:
+        prob: Any shape, float32, 0..1.
+        even_at: Between 0 and 1; 0.5 changes nothing.
+    """
+    if even_at == 0.5:
+        return prob
+    less = np.float32((1 - even_at) / even_at)
+    shifted: Float32Array = less * prob / (less * prob + (1 - prob))
+    return shifted
 
 
 def _overlap(a: Roi, b: Roi) -> bool:
