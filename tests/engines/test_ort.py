@@ -189,6 +189,12 @@ def test_failure_inside_onnxruntime_is_an_engine_error(
         engine.run({"rgb_prob": crops(1)})
 
 
+def test_threads_do_not_spin_on_when_a_run_has_ended(graph: Path) -> None:
+    with OrtEngine(graph, SPEC, threads=2) as engine:
+        options = engine._session.get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_must_be_positive(graph: Path, threads: int) -> None:
     with pytest.raises(InputError, match=f"at least 1, got {threads}"):
@@ -241,7 +247,9 @@ def fake_onnxruntime(
         sys.stdout.write("Failed to load libcudnn.so.9\n")  # it prints, as the real one
 
     module.InferenceSession = Session
-    module.SessionOptions = types.SimpleNamespace
+    module.SessionOptions = lambda: types.SimpleNamespace(
+        add_session_config_entry=lambda key, value: None
+    )
     module.ExecutionMode = types.SimpleNamespace(ORT_SEQUENTIAL="sequential")
     module.get_available_providers = lambda: list(available)
     module.preload_dlls = preload_dlls

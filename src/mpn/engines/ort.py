@@ -192,6 +192,9 @@ def open_session(path: Path, backend: OrtBackend, threads: int | None) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _QUIET_LOG_SEVERITY
+    # By default its threads spin on after a run (for 27 ms in onnxruntime 1.32, a whole frame of
+    # the lite engines) and take the cores that the rest of the frame wants. Within a run they may.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         # Without enable_fallback=0 a failing provider is replaced by the CPU during construction.
         session = ort.InferenceSession(
