@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.runtime.colour import colour_table, weigh_by_colour
+from mpn.runtime.colour import colour_table, mean_ratio, weigh_by_colour
 from mpn.types import Roi
 from tests.tolerances import FLOAT32_RESIZE
 
@@ -97,3 +97,16 @@ def test_only_the_surroundings_count_not_the_whole_frame() -> None:
     near = rgb.copy()
     near[:, 62:75] = RED
     assert not np.array_equal(colour_table(near, mask), table)
+
+
+def test_the_mean_ratio_of_pixels_says_whose_colours_they_are() -> None:
+    rgb, mask = _picture()
+    table = colour_table(rgb, mask)
+    box = Roi(40, 30, 60, 50)
+    assert mean_ratio(rgb, table, mask, box=box) > 1.5
+    assert mean_ratio(rgb, table, ~mask, box=WHOLE) < -1.5
+    half = mask.copy()
+    half[10:30, 40:60] = True
+    both = mean_ratio(rgb, table, half, box=Roi(40, 10, 60, 50))
+    assert abs(both) < 0.3
+    assert mean_ratio(rgb, table, mask, box=WHOLE) == mean_ratio(rgb, table, mask, box=box)

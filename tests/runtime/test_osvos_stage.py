@@ -24,6 +24,13 @@ STILL_TWO = squares_clip(
 )
 
 
+def blind(
+    clip: Clip | None = None, *, options: dict[str, Any] | None = None, **rest: Any
+) -> Pipeline:
+    """A pipeline that takes what OSVOS proposes whatever its colours: fakes point anywhere."""
+    return make(clip, options={"retrieve_colour": -2, **(options or {})}, **rest)
+
+
 def says(labels: np.ndarray, prob: float = 0.8) -> Callable[..., dict[str, np.ndarray]]:
     """An OSVOS network that finds whatever is marked in labels."""
     return lambda inputs: {"prob": ((labels > 0) * np.float32(prob))[None, None]}
@@ -31,7 +38,7 @@ def says(labels: np.ndarray, prob: float = 0.8) -> Callable[..., dict[str, np.nd
 
 def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
     everywhere = np.ones((64, 96), np.uint8)
-    pipeline = make(STILL, osvos=says(everywhere), options={"ensemble_weight": 0.25})
+    pipeline = blind(STILL, osvos=says(everywhere), options={"ensemble_weight": 0.25})
     pipeline.start(STILL.frames[0], STILL.labels[0])
     result = pipeline.step(STILL.frames[1])
     inside = STILL.labels[0] == 1
@@ -54,7 +61,7 @@ def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
     ],
 )
 def test_osvos_runs_only_where_its_answer_is_used(clip: Clip, mode: str, calls: int) -> None:
-    pipeline = make(clip, osvos=says(clip.labels[0]), options={"osvos": mode})
+    pipeline = blind(clip, osvos=says(clip.labels[0]), options={"osvos": mode})
     pipeline.start(clip.frames[0], clip.labels[0])
     result = pipeline.step(clip.frames[1])
     assert len(pipeline.engines.osvos.calls) == calls  # type: ignore[union-attr]
@@ -73,7 +80,7 @@ def gone_after_a_step(clip: Clip) -> list[np.ndarray]:
 def test_a_lost_object_is_retrieved_where_osvos_finds_it(mode: str) -> None:
     elsewhere = np.zeros((64, 96), np.uint8)
     elsewhere[30:50, 10:40] = 1
-    pipeline = make(
+    pipeline = blind(
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
         osvos=says(np.maximum(elsewhere, STILL_TWO.labels[0] == 2)),
@@ -100,7 +107,7 @@ def test_a_lost_object_is_retrieved_where_osvos_finds_it(mode: str) -> None:
 def test_a_lost_object_stays_lost_where_nothing_fits(options: dict[str, Any], reason: str) -> None:
     speck = np.zeros((64, 96), np.uint8)
     speck[40:60, 10:30] = 1  # 400 px; the object had 576
-    pipeline = make(
+    pipeline = blind(
         STILL_TWO, flows=gone_after_a_step(STILL_TWO), osvos=says(speck), options=options
     )
     results = run(pipeline, STILL_TWO)
@@ -108,7 +115,7 @@ def test_a_lost_object_stays_lost_where_nothing_fits(options: dict[str, Any], re
 
 
 def test_osvos_takes_the_resized_frame_and_answers_at_working_size() -> None:
-    pipeline = make(PAN, osvos=lambda inputs: {"prob": inputs["image"][:, 2:] / 255 + 0.45})
+    pipeline = blind(PAN, osvos=lambda inputs: {"prob": inputs["image"][:, 2:] / 255 + 0.45})
     pipeline.start(PAN.frames[0], PAN.labels[0])
     result = pipeline.step(PAN.frames[1])
     image = pipeline.engines.osvos.calls[0]["image"]  # type: ignore[union-attr]
@@ -121,7 +128,7 @@ def test_osvos_takes_the_resized_frame_and_answers_at_working_size() -> None:
 @pytest.mark.parametrize("mode", ["blend", "retrieve-only"])
 def test_osvos_asked_for_and_not_there_is_an_error(mode: str) -> None:
     with pytest.raises(EngineError, match="no OSVOS engine is open"):
-        make(PAN, options={"osvos": mode})
+        blind(PAN, options={"osvos": mode})
 
 
 def osvos_of(pipeline: Pipeline) -> FakeEngine:
@@ -135,7 +142,7 @@ def osvos_of(pipeline: Pipeline) -> FakeEngine:
 
 @pytest.mark.parametrize(("every", "frames"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3]), (9, [])])
 def test_the_schedule_decides_which_frames_are_blended(every: int, frames: list[int]) -> None:
-    pipeline = make(
+    pipeline = blind(
         STILL, osvos=says(STILL.labels[0]), options={"osvos": "blend", "osvos_every": every}
     )
     results = run(pipeline, STILL)
@@ -150,18 +157,18 @@ def unsure(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_a_doubtful_object_is_looked_at_out_of_schedule() -> None:
     options = {"osvos": "blend", "osvos_every": 100, "ensemble_weight": 0.1}
-    pipeline = make(STILL, propagation=unsure, osvos=says(STILL.labels[0]), options=options)
+    pipeline = blind(STILL, propagation=unsure, osvos=says(STILL.labels[0]), options=options)
     results = run(pipeline, STILL)
     # Frame 1 finds out that the network is not sure; OSVOS is asked from frame 2 on.
     assert [r.tracks[0].branch for r in results[1:]] == ["propagation"] + ["blended"] * 3
     calm = {**options, "doubt_confidence": 0.5}
-    pipeline = make(STILL, propagation=unsure, osvos=says(STILL.labels[0]), options=calm)
+    pipeline = blind(STILL, propagation=unsure, osvos=says(STILL.labels[0]), options=calm)
     run(pipeline, STILL)
     assert osvos_of(pipeline).calls == []
 
 
 def test_a_lost_object_is_looked_for_in_every_frame() -> None:
-    pipeline = make(
+    pipeline = blind(
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
         osvos=nothing_found,
@@ -174,7 +181,7 @@ def test_a_lost_object_is_looked_for_in_every_frame() -> None:
 
 
 def test_the_common_network_runs_once_a_frame_however_many_objects_ask() -> None:
-    pipeline = make(STILL_TWO, osvos=says(STILL_TWO.labels[0]), options={"osvos": "blend"})
+    pipeline = blind(STILL_TWO, osvos=says(STILL_TWO.labels[0]), options={"osvos": "blend"})
     run(pipeline, STILL_TWO)
     assert len(osvos_of(pipeline).calls) == 4
 
@@ -188,7 +195,7 @@ def sees_own(clip: Clip, prob: float = 0.8) -> dict[str, Any]:
 
 
 def test_objects_with_an_osvos_of_their_own_are_blended_each_with_its_own() -> None:
-    pipeline = make(STILL_TWO, osvos=nothing_found, adapts=sees_own(STILL_TWO, 0.8))
+    pipeline = blind(STILL_TWO, osvos=nothing_found, adapts=sees_own(STILL_TWO, 0.8))
     result = run(pipeline, STILL_TWO)[1]
     assert [track.branch for track in result.tracks] == ["blended"] * 2
     assert [track.events for track in result.tracks] == [("blended",)] * 2
@@ -201,7 +208,7 @@ def test_objects_with_an_osvos_of_their_own_are_blended_each_with_its_own() -> N
 
 def test_where_one_object_has_no_osvos_of_its_own_several_are_not_blended() -> None:
     own = {"osvos": lambda k: says(STILL_TWO.labels[0] == k) if k == 1 else None}
-    pipeline = make(STILL_TWO, osvos=nothing_found, adapts=own, options={"retrieve_agreement": 0})
+    pipeline = blind(STILL_TWO, osvos=nothing_found, adapts=own, options={"retrieve_agreement": 0})
     run(pipeline, STILL_TWO)
     assert osvos_of(pipeline).calls == adapter_of(pipeline).engines[0].calls == []
 
@@ -212,7 +219,7 @@ def test_osvos_counts_for_what_the_other_objects_leave_of_a_pixel() -> None:
         size_hw=(64, 96),
     )
     both = says(close.labels[0] > 0, 1.0)  # each takes the other object for its own
-    pipeline = make(close, osvos=nothing_found, adapts={"osvos": lambda k: both})
+    pipeline = blind(close, osvos=nothing_found, adapts={"osvos": lambda k: both})
     result = run(pipeline, close)[-1]
     for object_id in (1, 2):
         found = iou(result.labels == object_id, close.labels[0] == object_id)
@@ -232,7 +239,7 @@ MOVED[35:59, 60:84] = 1
 
 @pytest.mark.parametrize("mode", ["blend", "retrieve-only"])
 def test_a_mask_that_follows_something_else_is_moved_to_where_its_object_is(mode: str) -> None:
-    pipeline = make(
+    pipeline = blind(
         STILL,
         propagation=wanders_off,
         osvos=nothing_found,
@@ -260,7 +267,7 @@ def test_a_mask_that_follows_something_else_is_moved_to_where_its_object_is(mode
 def test_a_mask_stays_where_it_is_unless_osvos_denies_it_and_proposes_another(
     answer: Callable[..., Any], options: dict[str, Any], reason: str
 ) -> None:
-    pipeline = make(
+    pipeline = blind(
         STILL,
         propagation=wanders_off,
         osvos=says(MOVED),
@@ -274,7 +281,7 @@ def test_a_mask_stays_where_it_is_unless_osvos_denies_it_and_proposes_another(
 
 
 def test_the_common_osvos_moves_no_tracked_object() -> None:
-    pipeline = make(
+    pipeline = blind(
         STILL, propagation=wanders_off, osvos=says(MOVED), options={"osvos": "retrieve-only"}
     )
     results = run(pipeline, STILL)
@@ -284,7 +291,7 @@ def test_the_common_osvos_moves_no_tracked_object() -> None:
 
 def test_an_object_is_not_retrieved_where_another_one_is() -> None:
     sees_two = says(STILL_TWO.labels[0] == 2)
-    pipeline = make(
+    pipeline = blind(
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
         osvos=nothing_found,
@@ -298,7 +305,7 @@ def test_an_object_is_not_retrieved_where_another_one_is() -> None:
 
 def test_two_lost_objects_do_not_take_the_same_component() -> None:
     flows = [np.full((2, 64, 96), 1000, np.float32)] * 5
-    pipeline = make(STILL_TWO, flows=flows, osvos=says(MOVED), options={"osvos": "retrieve-only"})
+    pipeline = blind(STILL_TWO, flows=flows, osvos=says(MOVED), options={"osvos": "retrieve-only"})
     pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
     tracks = pipeline.step(STILL_TWO.frames[1]).tracks
     assert [track.events for track in tracks] == [("retrieved",), ("lost",)]
@@ -306,7 +313,7 @@ def test_two_lost_objects_do_not_take_the_same_component() -> None:
 
 def test_an_osvos_that_answers_nan_is_an_error_and_the_frame_can_be_tried_again() -> None:
     answers = [np.nan, 0.8]
-    pipeline = make(
+    pipeline = blind(
         STILL, osvos=lambda x: {"prob": np.full_like(x["image"][:, :1], answers.pop(0))}
     )
     pipeline.start(STILL.frames[0], STILL.labels[0])
@@ -314,6 +321,76 @@ def test_an_osvos_that_answers_nan_is_an_error_and_the_frame_can_be_tried_again(
         pipeline.step(STILL.frames[1])
     pipeline._flow._prepared = 1  # type: ignore[attr-defined]  # the clip counts frames
     assert pipeline.step(STILL.frames[1]).index == 1
+
+
+# --- what a found object must look like, and what doubt does ------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("retrieve_colour", "is_found"), [(-2, True), (0.4, False)], ids=["any", "its own"]
+)
+def test_a_place_of_other_colours_is_not_taken_for_the_object(
+    retrieve_colour: float, is_found: bool
+) -> None:
+    background = np.zeros((64, 96), np.uint8)
+    background[40:64, 30:56] = 1
+    pipeline = make(
+        STILL_TWO,
+        flows=gone_after_a_step(STILL_TWO),
+        osvos=says(background),
+        options={"osvos": "retrieve-only", "retrieve_colour": retrieve_colour},
+    )
+    pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
+    track = pipeline.step(STILL_TWO.frames[1]).tracks[0]
+    assert (track.events == ("retrieved",)) == is_found
+
+
+def test_its_own_colours_are_taken_for_the_object() -> None:
+    pipeline = make(
+        STILL_TWO,
+        flows=gone_after_a_step(STILL_TWO),
+        osvos=says(STILL_TWO.labels[0] == 1),
+        options={"osvos": "retrieve-only", "retrieve_colour": 0.4},
+    )
+    pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
+    track = pipeline.step(STILL_TWO.frames[1]).tracks[0]
+    assert track.events == ("retrieved",)
+
+
+def test_an_object_that_osvos_denies_is_looked_for_in_every_frame_until_it_is_found() -> None:
+    answers = dict.fromkeys(range(3, 6), nothing_found)
+    asked: list[int] = []
+
+    def osvos(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        t = 3 + len(asked)
+        asked.append(t)
+        return dict(answers.get(t, says(MOVED))(inputs))
+
+    clip = squares_clip([Square(1, (20, 15), 24, (0, 0))], size_hw=(64, 96), frames=11)
+    pipeline = blind(
+        clip,
+        propagation=wanders_off,
+        osvos=nothing_found,
+        adapts={"osvos": lambda k: osvos},
+        options={"osvos": "retrieve-only", "osvos_every": 3},
+    )
+    results = run(pipeline, clip)
+    # By schedule in frames 3, 6 and 9; denied in 3, it is asked again in 4 and 5.
+    assert [r.index for r in results if "osvos" in r.timings] == [3, 4, 5, 6, 9]
+    assert [r.index for r in results if "retrieved" in r.tracks[0].events] == [6]
+
+
+def test_retrieval_takes_the_shifted_odds() -> None:
+    for threshold, is_lost in ((0.5, False), (0.9, True)):
+        pipeline = blind(
+            STILL_TWO,
+            flows=gone_after_a_step(STILL_TWO),
+            osvos=says(MOVED, 0.85),
+            options={"osvos": "retrieve-only", "osvos_threshold": threshold},
+        )
+        pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
+        track = pipeline.step(STILL_TWO.frames[1]).tracks[0]
+        assert (track.state == "lost") == is_lost
 
 
 # --- a clip in which the object vanishes and returns ---------------------------------------------

@@ -72,3 +72,18 @@ def test_what_another_object_covers_is_not_taken_and_the_next_one_is() -> None:
     found = find(foreground, other, iou_max=0.5)
     assert found is not None
     assert found.box == Roi(2, 3, 22, 23)
+
+
+def test_the_largest_component_that_looks_like_the_object_is_taken() -> None:
+    foreground = foreground_of((2, 3, 22, 23), (40, 10, 50, 20), (40, 30, 46, 36))
+    seen: list[tuple[int, Roi]] = []
+
+    def is_like(mask: np.ndarray, box: Roi) -> bool:
+        seen.append((int(mask.sum()), box))
+        return box.x0 == 40
+
+    found = find(foreground, is_like=is_like)
+    assert found is not None
+    assert found.box == Roi(40, 10, 50, 20)
+    assert seen == [(400, Roi(2, 3, 22, 23)), (100, Roi(40, 10, 50, 20))]
+    assert find(foreground, is_like=lambda mask, box: False) is None

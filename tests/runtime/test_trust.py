@@ -63,3 +63,10 @@ def test_what_the_user_gives_is_beyond_doubt() -> None:
     assert given == Trust("given", 10, False)
     assert after(None, track(0, 0, "given")) == Trust("given", 0, False)
     assert not after(Trust("given", 0, False), track(500)).is_doubtful
+
+
+def test_what_osvos_denies_is_doubtful_and_what_is_lost_is_not() -> None:
+    (*_, before) = history(1000, 1000)
+    rule = {"doubt_confidence": 0.7, "doubt_area_factor": 2.0}
+    assert trust_from_track(track(1000), before, **rule, is_denied=True).is_doubtful
+    assert not trust_from_track(track(0, 0), before, **rule, is_denied=True).is_doubtful

@@ -18,6 +18,7 @@ class Candidates:
         rois: For each object what the propagation network looks at; None if it is lost.
         branches: What ``prob`` comes from.
         events: What has happened in this frame so far, by the index of the object.
+        denied: Indices of objects that OSVOS does not see where they are expected, nor elsewhere.
     """
 
     prob: Float32Array
@@ -25,6 +26,7 @@ class Candidates:
     rois: tuple[Roi | None, ...]
     branches: tuple[TrackBranch, ...]
     events: Mapping[int, tuple[TrackEvent, ...]] = field(default_factory=dict)
+    denied: frozenset[int] = frozenset()
 
     def present(self, object_ids: Sequence[int]) -> tuple[int, ...]:
         """Of these K ids those that are expected somewhere, in the order of their crops."""
@@ -54,6 +56,10 @@ class Candidates:
             branches=tuple(branches),
             events={**self.events, k: happened},
         )
+
+    def with_denied(self, k: int) -> Candidates:
+        """These candidates with object ``k`` denied."""
+        return replace(self, denied=self.denied | {k})
 
     def with_blended(self, k: int) -> Candidates:
         """These candidates with object ``k`` averaged with OSVOS."""

@@ -86,6 +86,23 @@ def weigh_by_colour(
     return weighed
 
 
+def mean_ratio(rgb: UInt8Array, table: Float32Array, mask: BoolArray, *, box: Roi) -> float:
+    """What the colours of some pixels say about whether they are the object.
+
+    Args:
+        rgb: (H, W, 3) uint8 RGB, the whole frame.
+        table: (8192,) float32 from :func:`colour_table`.
+        mask: (H, W) bool, the pixels; at least one.
+        box: A box that holds them.
+
+    Returns:
+        Mean log-likelihood ratio, within +-2: above 0 they look like the object, below 0 like what
+        was around it.
+    """
+    rows, columns = slice(box.y0, box.y1), slice(box.x0, box.x1)
+    return float(table[_bins(rgb[rows, columns])][mask[rows, columns]].mean())
+
+
 def _bins(rgb: UInt8Array) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
     flat: np.ndarray[tuple[int, ...], np.dtype[np.int32]] = _BIN_OF_LEVEL[0][lab[..., 0]]

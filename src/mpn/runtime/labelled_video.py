@@ -221,6 +221,7 @@ class LabelledVideo(Closing):
                     state.trust.get(track.object_id),
                     doubt_confidence=options.doubt_confidence,
                     doubt_area_factor=options.doubt_area_factor,
+                    is_denied=track.object_id in state.denied_ids,
                 )
                 for track in tracks
             }

@@ -65,10 +65,14 @@ class PipelineOptions:
         retrieve_area_frac: Smallest component that is taken for a lost object, as a share of the
             object's first area. Source: VS-ReID.
         retrieve_iou_max: Largest overlap of that component with another object. Source: VS-ReID.
+        retrieve_colour: Smallest mean log-likelihood ratio of that component's colours, object
+            against its surroundings in the frame where it was given (:mod:`mpn.runtime.colour`);
+            -2 takes any. VS-ReID compares looks by a network.
         retrieve_agreement: A tracked object counts as lost when the OSVOS that was fine-tuned on it
             gives the pixels it is expected at less than this mean probability *and* proposes
             another place: propagation follows something else then, for instance what the object
-            went behind. 0: what propagation follows is believed.
+            went behind. While it has no other place to propose, the object is doubtful. 0: what
+            propagation follows is believed.
         crf: Whether a dense CRF is the last stage of a frame, see :mod:`mpn.runtime.crf_refine`.
         crf_feedback: Whether the next frame starts from the probability after CRF. By default it
             starts from the one before: the paper propagates the mask probability and calls CRF the
@@ -103,6 +107,7 @@ class PipelineOptions:
     ensemble_weight: float = 0.5
     retrieve_area_frac: float = 0.1
     retrieve_iou_max: float = 0.3
+    retrieve_colour: float = 0.4
     retrieve_agreement: float = 0.2
     crf: bool = False
     crf_feedback: bool = False
@@ -156,6 +161,10 @@ class PipelineOptions:
             raise InputError(
                 f"option osvos_threshold must be a number between 0 and 1, got "
                 f"{self.osvos_threshold!r}"
+            )
+        if not _is_number(self.retrieve_colour) or not -2 <= self.retrieve_colour <= 2:
+            raise InputError(
+                f"option retrieve_colour must be a number of -2..2, got {self.retrieve_colour!r}"
             )
         for name in _SHARES:
             value = getattr(self, name)

@@ -14,12 +14,14 @@ from mpn.engines.base import Engine
 from mpn.engines.load import EngineSet
 from mpn.errors import EngineError
 from mpn.runtime.candidates import Candidates
+from mpn.runtime.colour import mean_ratio
 from mpn.runtime.finite import check_finite
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.preprocess import osvos_input, resize_prob
-from mpn.runtime.retrieval import retrieve
+from mpn.runtime.retrieval import Retrieved, retrieve
 from mpn.runtime.roi import with_margin
+from mpn.runtime.state import State
 from mpn.runtime.trust import Trust
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
@@ -115,49 +117,38 @@ class OsvosStage:
         return tuple(planes)
 
     def retrieve_lost(
-        self,
-        candidates: Candidates,
-        planes: Planes,
-        object_ids: Sequence[int],
-        first_areas_px: Sequence[float],
+        self, rgb: UInt8Array, candidates: Candidates, planes: Planes, state: State
     ) -> Candidates:
         """Look for the lost objects, and for those that propagation has mistaken, by ascending id.
 
         Args:
+            rgb: (h, w, 3) uint8 RGB, the current frame.
             candidates: What the warp found.
             planes: From :meth:`planes`.
-            object_ids: The K ids.
-            first_areas_px: Area of each object when it was given.
+            state: Of the frame before.
 
         Returns:
-            The candidates with those found in them; the same if there are none.
+            The candidates with those found in them, and with those that are denied.
         """
-        options = self._options
         masks: dict[int, BoolArray] = {}  # of the objects that the others must not be found on
         found = candidates
         for k, (plane, roi) in enumerate(zip(planes, candidates.rois, strict=True)):
-            if plane is None or not (
-                roi is None or self._is_denied(k, object_ids[k], found, plane)
-            ):
+            if plane is None:
+                continue
+            is_denied = roi is not None and self._is_denied(k, state.object_ids[k], found, plane)
+            if roi is not None and not is_denied:
                 continue
             if not masks:
-                masks = {
-                    j: found.prob[j] > options.threshold for j, r in enumerate(found.rois) if r
-                }
-            component = retrieve(
-                plane,
-                [mask for j, mask in masks.items() if j != k],
-                threshold=options.threshold,
-                min_area_px=options.retrieve_area_frac * first_areas_px[k],
-                iou_max=options.retrieve_iou_max,
-            )
-            if component is None:
-                continue
-            masks[k] = component.mask
-            roi_found = with_margin(
-                component.box, options.roi_margin_frac, options.roi_margin_px_min, plane.shape
-            )
-            found = found.with_retrieved(k, component.prob, component.box, roi_found)
+                masks = {j: self._mask(found, j) for j, r in enumerate(found.rois) if r}
+            others = [mask for j, mask in masks.items() if j != k]
+            component = self._component(rgb, plane, others, k, state)
+            if component is not None:
+                masks[k] = component.mask
+                found = found.with_retrieved(
+                    k, component.prob, component.box, self._roi(component.box, plane.shape)
+                )
+            elif is_denied:
+                found = found.with_denied(k)
         return found
 
     def ensemble(
@@ -202,6 +193,37 @@ class OsvosStage:
         check_finite(prob, "OSVOS", object_id)
         plane: Float32Array = resize_prob(prob[0], (rgb.shape[0], rgb.shape[1]))[0]
         return shifted_odds(plane, even_at=self._options.osvos_threshold)
+
+    def _component(
+        self,
+        rgb: UInt8Array,
+        plane: Float32Array,
+        others: Sequence[BoolArray],
+        k: int,
+        state: State,
+    ) -> Retrieved | None:
+        """Where OSVOS sees object ``k``, if it is large, free and of its colours."""
+        options, table = self._options, state.colour_tables[k]
+
+        def is_like(mask: BoolArray, box: Roi) -> bool:
+            return mean_ratio(rgb, table, mask, box=box) >= options.retrieve_colour
+
+        return retrieve(
+            plane,
+            others,
+            threshold=options.threshold,
+            min_area_px=options.retrieve_area_frac * state.first_areas_px[k],
+            iou_max=options.retrieve_iou_max,
+            is_like=is_like,
+        )
+
+    def _mask(self, candidates: Candidates, k: int) -> BoolArray:
+        mask: BoolArray = candidates.prob[k] > self._options.threshold
+        return mask
+
+    def _roi(self, box: Roi, size_hw: tuple[int, ...]) -> Roi:
+        options = self._options
+        return with_margin(box, options.roi_margin_frac, options.roi_margin_px_min, size_hw)
 
     def _may_move(self, object_id: int) -> bool:
         """Whether OSVOS may find that a tracked object is really elsewhere."""

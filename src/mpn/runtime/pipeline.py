@@ -192,7 +192,7 @@ class Pipeline(LabelledVideo):
         if any(wanted):
             with timed("osvos"):
                 planes = self._osvos.planes(frame, object_ids, wanted)
-                found = self._osvos.retrieve_lost(found, planes, object_ids, state.first_areas_px)
+                found = self._osvos.retrieve_lost(frame, found, planes, state)
         prob, supports = found.prob, found.supports
         if options.use_propagation:
             with timed("crop"):
@@ -231,6 +231,7 @@ class Pipeline(LabelledVideo):
             supports=supports,
             branches=found.branches,
             events={object_ids[k]: happened for k, happened in found.events.items()},
+            denied_ids=frozenset(object_ids[k] for k in found.denied),
             result_prob=result_prob,
             result_boxes=result_boxes,
             soft_prob=soft_prob,

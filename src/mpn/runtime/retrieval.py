@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -33,11 +33,13 @@ def retrieve(
     threshold: float,
     min_area_px: float,
     iou_max: float,
+    is_like: Callable[[BoolArray, Roi], bool] | None = None,
 ) -> Retrieved | None:
     """Look for a lost object.
 
-    The largest 8-connected component above the threshold wins, if it is large enough and is not
-    what another object already covers. The rule and its numbers follow VS-ReID's re-identification.
+    The largest 8-connected component above the threshold wins, if it is large enough, is not what
+    another object already covers, and looks like the object. The rule and its numbers follow
+    VS-ReID's re-identification, which compares looks by a network.
 
     Args:
         foreground: (H, W) float32, 0..1, from OSVOS.
@@ -45,6 +47,7 @@ def retrieve(
         threshold: 0..1; strict.
         min_area_px: Smallest component, in pixels.
         iou_max: Largest intersection over union with any of ``others``.
+        is_like: Whether pixels, given with their box, look like the object; None: all do.
 
     Returns:
         The component, or None if there is none.
@@ -60,13 +63,16 @@ def retrieve(
         mask: BoolArray = components == component
         if any(_iou(mask, other) > iou_max for other in others):
             continue
+        box = Roi(x, y, x + width, y + height)
+        if is_like is not None and not is_like(mask, box):
+            continue
         rows, columns = slice(y, y + height), slice(x, x + width)
         inside = components[rows, columns]
         prob = np.zeros_like(foreground)
         prob[rows, columns] = np.where(
             (inside == 0) | (inside == component), foreground[rows, columns], 0
         )
-        return Retrieved(prob, Roi(x, y, x + width, y + height), mask)
+        return Retrieved(prob, box, mask)
     return None
 
 

@@ -41,6 +41,7 @@ class State:
         first_areas_px: Area of each object when the user last gave it, in working pixels.
         branches: What each object's probability came from.
         events: What the stages did in this frame, by the object's id.
+        denied_ids: Objects that OSVOS does not see where they are, nor elsewhere.
         trust: What is remembered of each object's track, by its id.
         colour_tables: Colours of each object in the frame where the user last gave it.
         result_prob: (K, H, W) float32, what the labels are made of: ``prob`` at input size (the
@@ -61,6 +62,7 @@ class State:
     first_areas_px: tuple[float, ...]
     branches: tuple[TrackBranch, ...]
     events: Mapping[int, tuple[TrackEvent, ...]]
+    denied_ids: frozenset[int]
     trust: Mapping[int, Trust]
     colour_tables: tuple[Float32Array, ...]
     result_prob: Float32Array
@@ -94,6 +96,7 @@ class State:
             first_areas_px=(),
             branches=(),
             events={},
+            denied_ids=frozenset(),
             trust={},
             colour_tables=(),
             result_prob=result_prob,
@@ -192,6 +195,7 @@ class State:
             first_areas_px=tuple(first_area[object_id] for object_id in object_ids),
             branches=tuple(branch[object_id] for object_id in object_ids),
             events={k: happened for k, happened in self.events.items() if k not in given_ids},
+            denied_ids=self.denied_ids - set(given_ids),
             colour_tables=tuple(table[object_id] for object_id in object_ids),
             result_prob=result_prob,
             result_boxes=tuple(box_from_prob(plane, 0.0) for plane in result_prob),
@@ -223,6 +227,7 @@ class State:
             supports=tuple(box_from_prob(plane, 0.0) for plane in prob),
             branches=tuple(found),
             events={},
+            denied_ids=frozenset(),
             result_prob=result_prob,
             result_boxes=result_boxes,
             soft_prob=result_prob,

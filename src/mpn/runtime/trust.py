@@ -4,9 +4,10 @@ The *confidence* of an object is the mean probability of its own pixels, before 
 with one object above 0.5, since a pixel is the object's if its probability is. A network that is
 sure of an object says 0.9 and more inside it; one that follows something else by its old outline
 alone says less. An *area* that halves or doubles against the mean of the last frames is an
-occlusion, or a mask that leaks.
+occlusion, or a mask that leaks. And OSVOS may have *denied* the object: it sees something else
+where propagation follows it, and has nowhere else to propose yet.
 
-Neither says that the object is lost: it says that OSVOS should be asked.
+None of these says that the object is lost: it says that OSVOS should be asked, again and again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Trust:
         state: In the last frame.
         mean_area_px: Of the last frames with the object, exponentially forgotten; pixels of the
             labels at input size.
-        is_doubtful: Whether its confidence was too low or its area changed too suddenly.
+        is_doubtful: Whether its confidence was too low, its area changed too suddenly, or OSVOS
+            denied it.
     """
 
     state: TrackState
@@ -37,7 +39,12 @@ class Trust:
 
 
 def trust_from_track(
-    track: Track, before: Trust | None, *, doubt_confidence: float, doubt_area_factor: float
+    track: Track,
+    before: Trust | None,
+    *,
+    doubt_confidence: float,
+    doubt_area_factor: float,
+    is_denied: bool = False,
 ) -> Trust:
     """What to remember after a frame.
 
@@ -46,6 +53,7 @@ def trust_from_track(
         before: What was remembered so far; None for a new object.
         doubt_confidence: See :class:`mpn.runtime.options.PipelineOptions`.
         doubt_area_factor: See there.
+        is_denied: Whether OSVOS saw something else where it is.
 
     Returns:
         An object that the user gave is beyond doubt, and its area starts anew. One that is lost is
@@ -63,5 +71,5 @@ def trust_from_track(
     return Trust(
         track.state,
         mean_px + _AREA_MEMORY * (area_px - mean_px),
-        is_sudden or track.confidence < doubt_confidence,
+        is_denied or is_sudden or track.confidence < doubt_confidence,
     )
