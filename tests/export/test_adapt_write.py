@@ -16,7 +16,7 @@ from mpn.engines.files import check_digest
 from mpn.engines.spec import Precision, Role
 from mpn.engines.weights_data import read_weights
 from mpn.errors import ExportError, InputError
-from mpn.export import adapt_write
+from mpn.export import adapt_parity, adapt_write
 from mpn.export.adapt_optimizer import optimizer_settings
 from mpn.export.adapt_parity import GRADIENT_LIMIT, LOSS_LIMIT, UPDATE_LIMIT, verify_step
 from mpn.export.adapt_step import adapt_graph, save_graph
@@ -131,6 +131,32 @@ def test_a_step_with_other_averages_is_refused(
         verify_step("propagation", written, tmp_path, "all")
 
 
+def test_one_unit_on_the_brink_of_its_relu_is_no_fault(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may fall on the other side in onnxruntime; the next example then decides."""
+    written = write("osvos")
+    compared, calls = adapt_parity._compared, 0
+
+    def unlucky(times: int) -> Any:
+        def compare(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            measures, loss = compared(*args)
+            off = replace(measures[1], value=7e-3)
+            return ((measures[0], off, measures[2]) if calls <= times else measures), loss
+
+        return compare
+
+    monkeypatch.setattr(adapt_parity, "_compared", unlucky(2))
+    assert verify_step("osvos", written, tmp_path, "head").measures[1].is_within
+    assert calls == 3
+    calls = 0
+    monkeypatch.setattr(adapt_parity, "_compared", unlucky(3))
+    with pytest.raises(ExportError, match=r"gradient_relative is 0\.007, must be <= 0\.001"):
+        verify_step("osvos", written, tmp_path, "head")
+
+
 def test_a_step_that_does_not_run_is_refused(write: Write, tmp_path: Path) -> None:
     written = write("osvos")
     (tmp_path / "osvos_adapt.onnx").write_bytes(b"no graph")
@@ -153,7 +179,8 @@ def test_the_step_of_another_network_is_refused(
 def test_the_optimizer_can_be_chosen(write: Write) -> None:
     entry = write("osvos", optimizer="adamw").entry
     assert (entry.optimizer, entry.state) == ("adamw", ("exp_avg", "exp_avg_sq"))
-    assert entry.settings == optimizer_settings("osvos", "adamw").as_json()
+    settings = optimizer_settings("osvos", "adamw").as_json()
+    assert entry.settings == {**settings, "loss": "balanced cross-entropy"}
     with pytest.raises(InputError, match="unknown optimiser"):
         write("osvos", optimizer="lion")
 

@@ -12,6 +12,7 @@ from mpn.engines.adapt_entry import ADAPT_SCOPES, AdaptEntry, AdaptScope, Weight
 from mpn.engines.files import FileDigest, sha256_of_file
 from mpn.engines.spec import Precision, Role
 from mpn.errors import ExportError
+from mpn.export.adapt_loss import BALANCED_ROLES
 from mpn.export.adapt_optimizer import OptimizerSettings, optimizer_settings
 from mpn.export.adapt_step import AdaptGraph, adapt_graph, save_graph, trained_names
 from mpn.export.adapt_trace import INPUT_NAMES, ForwardGraph, trace_forward
@@ -79,7 +80,10 @@ def write_adapt(
             features[scope] = FileDigest(path.name, sha256_of_file(path))
     entry = AdaptEntry(
         optimizer=settings.name,
-        settings=settings.as_json(),
+        settings={
+            **settings.as_json(),
+            "loss": f"{'balanced' if role in BALANCED_ROLES else 'plain'} cross-entropy",
+        },
         state=settings.state,
         graphs=graphs,
         features=features,
