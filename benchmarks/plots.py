@@ -201,7 +201,8 @@ def dot_rows(
     """
     names = list(dict.fromkeys(name for _, values in rows for name in values))
     colours = dict(zip(names, COLOURS, strict=False))
-    row_height, top = 24, 84
+    lane_px, top = 7, 84
+    row_height = max(24, lane_px * len(names) + 10)
     bottom = top + row_height * len(rows)
     page = _Page(title, caption, bottom + 44)
     page.legend(colours)
@@ -216,7 +217,7 @@ def dot_rows(
         svg.text(left - 8, y + 4, label, size_px=_LABEL_PX, anchor="end", bold=label.isupper())
         for name, value in values.items():
             lane = names.index(name) - (len(names) - 1) / 2
-            svg.dot(left + value * width, y + lane * 4, colour=colours[name])
+            svg.dot(left + value * width, y + lane * lane_px, colour=colours[name])
     return svg.as_text()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from report_text import Result, count, table, where
+from report_text import Result, count, milliseconds, table, where
 
 STAGE_SETS = {
     "warp": "warp alone",
@@ -18,6 +18,7 @@ STAGE_SETS = {
     "crf": "+ DenseCRF",
 }
 """The sets of ``davis.py``: what each adds to those before it."""
+_MEANINGLESS_RATIO = 100
 PAPER_PREFIX = "paper-"
 README_OBJECTS = (1, 3)
 """In README the variants beside the plain pipeline are told for these numbers of objects."""
@@ -29,10 +30,10 @@ def davis_table(result: Result, is_short: bool) -> str:
     sequences = data["sequences"].values()
     frames = sum(sequence["frames"] for sequence in sequences)
     lines = [
-        f"J and F as `mpn eval` scores them, and FPS, from one run over the {len(sequences)} "
-        f"sequences of the set `{data['set']}` ({frames} frames); each row has the stages of those "
-        "before it. Wall: decode, segment, save the PNG, in one thread; fine-tuning on the first "
-        f"frame is told apart. {where(result)} (`benchmarks/davis.py`).",
+        "J and F as `mpn eval` scores them, and FPS, from one run over the "
+        f"{count(len(sequences), 'sequence')} of the set `{data['set']}` ({frames} frames); each "
+        "row has the stages of those before it. Wall: decode, segment, save the PNG, one thread; "
+        f"fine-tuning on the first frame is told apart. {where(result)} (`benchmarks/davis.py`).",
         "",
     ]
     rows = []
@@ -177,6 +178,22 @@ def compare_torch_table(result: Result, is_short: bool) -> str:
             f"{agreement['min']:.4f} at worst, {agreement['mean']:.4f} on average; outside the "
             f"networks is {share:.1%} of our frame without CRF."
         )
+    rows = [
+        [
+            entry["operation"],
+            entry["objects"],
+            milliseconds(entry["sides"]["ours"]["median_ms"]),
+            *(
+                f"{other.replace('_', ' ')} {milliseconds(entry['sides'][other]['median_ms'])}, "
+                f"{_ratio(ratio)}"
+                for other, ratio in entry["ratios"].items()
+            ),
+        ]
+        for entry in result.get("operations", [])
+    ]
+    if rows:
+        others = [f"other side {number}, ratio" for number in range(1, len(rows[0]) - 2)]
+        lines += ["", table(["one operation alone", "objects", "ours, ms", *others], rows)]
     if not is_short:
         lines += ["", *(f"- {said}" for said in result["conditions"])]
     return "\n".join(lines) + "\n"
@@ -184,9 +201,16 @@ def compare_torch_table(result: Result, is_short: bool) -> str:
 
 def _side_times(side: Mapping[str, Any], stage: str) -> str:
     summary = side["frame"] if stage == "frame" else side["stages"].get(stage)
-    return "" if summary is None else f"{summary['median_ms']:.1f}"
+    return "" if summary is None else milliseconds(summary["median_ms"])
 
 
 def _ratio_cell(ratios: Mapping[str, Any], stage: str) -> str:
     found = ratios["frame"] if stage == "frame" else ratios["stages"].get(stage)
-    return "" if found is None else f"{found['of_medians']:.2f} ({found['of_minima']:.2f})"
+    return "" if found is None else _ratio(found)
+
+
+def _ratio(found: Mapping[str, float]) -> str:
+    """A stage that one side does not really have gives a ratio that means nothing."""
+    if found["of_medians"] >= _MEANINGLESS_RATIO:
+        return f"over {_MEANINGLESS_RATIO}"
+    return f"{found['of_medians']:.2f} ({found['of_minima']:.2f})"

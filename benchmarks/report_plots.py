@@ -12,6 +12,8 @@ from report_text import Result, count, where
 OTHER = "other"
 _SMALL_SHARE = 0.01
 """Stages that are below this share of every bar are told as one."""
+_VISIBLE_SHARE = 0.005
+"""Stages beside PyTorch's that are below this share of our frame stand in the table alone."""
 _PANELS = ("plain", "osvos", "crf", "osvos+crf")
 """Variants that get a panel of FPS against K, if they were measured."""
 
@@ -114,6 +116,8 @@ def _compare_torch(name: str, result: Result) -> list[Plot]:
                 )
             }
             medians = {told: summary["median_ms"] for told, summary in sides.items()}
+            if max(medians.values()) < _VISIBLE_SHARE * run["sides"]["ours"]["frame"]["median_ms"]:
+                continue
             groups.append((stage, medians, f"{ratio['of_medians']:.2f}x"))
         objects = run["objects"]
         caption = (

@@ -51,6 +51,11 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
+def milliseconds(value_ms: float) -> str:
+    """As many digits as a reader needs: 1234, 56.7, 0.123."""
+    return f"{value_ms:.0f}" if value_ms >= 100 else f"{value_ms:.{1 if value_ms >= 1 else 3}f}"
+
+
 def share_of_limit(measure: str, value: float, limit: float) -> float:
     """How much of what is allowed a difference takes up: 1 is the limit."""
     if measure == "mask_iou":  # a floor, not a ceiling

@@ -164,7 +164,19 @@ def compare_torch_result() -> dict[str, Any]:
     }
     result = result_head("compare_torch")
     result["versions"]["torch"] = "2.13.0"
-    return {**result, "networks": "paper", "conditions": ["one process"], "runs": [run]}
+    warp = {
+        "operation": "warp",
+        "objects": 1,
+        "sides": {"ours": times(2.0), "grid_sample_each": times(8.0)},
+        "ratios": {"grid_sample_each": {"of_medians": 4.0, "of_minima": 4.0}},
+    }
+    return {
+        **result,
+        "networks": "paper",
+        "conditions": ["one process"],
+        "runs": [run],
+        "operations": [warp],
+    }
 
 
 def vanish_result() -> dict[str, Any]:
