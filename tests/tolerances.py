@@ -175,8 +175,8 @@ HALF_STEP_OF_SCALED = 2.0**-18
 """Half's smallest step, 2^-24, times the 64 by which the trunk of OSVOS is scaled down."""
 
 ADAPT_WEIGHT_RELATIVE = {"sgd": 3e-3, "adamw": 0.2}
-"""Of a tensor's largest weight after 20 steps of fine-tuning in onnxruntime and in torch, and of the
-loss: 7e-4 measured, 1e-7 after the first step; training amplifies what rounding began. AdamW takes
+"""Of a tensor's largest weight after 20 steps of fine-tuning in onnxruntime and in torch, and of
+the loss: 7e-4 measured, 1e-7 after the first step; training amplifies what rounding began. AdamW takes
 the sign of each gradient first, and the order of summation turns the smallest ones."""
 
 ADAPT_PROB = {"sgd": 1e-3, "adamw": 0.2}
