@@ -176,8 +176,8 @@ HALF_STEP_OF_SCALED = 2.0**-18
 
 ADAPT_WEIGHT_RELATIVE = {"sgd": 3e-3, "adamw": 0.2}
 """Of a tensor's largest weight after 20 steps of fine-tuning in onnxruntime and in torch, and of
-the loss: 7e-4 measured, 1e-7 after the first step; training amplifies what rounding began. AdamW takes
-the sign of each gradient first, and the order of summation turns the smallest ones."""
+the loss: 7e-4 measured, 1e-7 after the first step; training amplifies what rounding began. AdamW
+takes the sign of each gradient first, and the order of summation turns the smallest ones."""
 
 ADAPT_PROB = {"sgd": 1e-3, "adamw": 0.2}
 """Of the probability that those weights give."""

@@ -29,8 +29,8 @@ STEP_SHAPE = (2, 81, 97)
 """Images, height and width: sides that differ, one image after the other."""
 
 _EXAMPLES = 3
-"""Tried in turn until the sides agree. A unit on the brink of its ReLU may fall on one side here and
-on the other there, which moves whole tensors' gradients by 1e-2 in one example of a few; a
+"""Tried in turn until the sides agree. A unit on the brink of its ReLU may fall on one side here
+and on the other there, which moves whole tensors' gradients by 1e-2 in one example of a few; a
 derivative that is wrong is wrong in all."""
 _LEARNING_RATE = 1e-2
 _CLEAR = 1e-2
