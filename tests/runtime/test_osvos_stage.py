@@ -357,6 +357,43 @@ def test_its_own_colours_are_taken_for_the_object() -> None:
     assert track.events == ("retrieved",)
 
 
+def test_a_mask_on_other_colours_is_moved_even_if_osvos_does_not_mind() -> None:
+    clip = squares_clip([Square(1, (20, 15), 24, (0, 0))], size_hw=(64, 96), frames=4)
+    away = squares_clip([Square(1, (64, 30), 24, (0, 0))], size_hw=(64, 96), frames=1)
+    both = np.maximum(clip.labels[0], away.labels[0])
+    pipeline = make(
+        clip,
+        propagation=wanders_off,
+        osvos=nothing_found,
+        adapts={"osvos": lambda k: says(both)},
+        options={"osvos": "retrieve-only"},
+    )
+    pipeline.start(clip.frames[0], clip.labels[0])
+    assert pipeline.step(clip.frames[1]).tracks[0].events == ()
+    moved = pipeline.step(away.frames[0])  # the mask stays, on the bare background
+    assert moved.tracks[0].events == ("lost", "retrieved")
+    assert iou(moved.labels > 0, away.labels[0] > 0) > PASTED_IOU
+
+
+def test_an_object_that_osvos_finds_where_it_is_stays_there() -> None:
+    # Its colours have changed for those of the background; OSVOS knows it nevertheless.
+    bare = squares_clip([], size_hw=(64, 96), frames=1)
+    pipeline = blind(
+        STILL,
+        propagation=wanders_off,
+        osvos=nothing_found,
+        adapts={"osvos": lambda k: says(STILL.labels[0], 0.6)},
+        options={"osvos": "retrieve-only", "retrieve_agreement": 0.9},
+    )
+    pipeline.start(STILL.frames[0], STILL.labels[0])
+    for frame in (STILL.frames[1], bare.frames[0]):
+        track = pipeline.step(frame).tracks[0]
+        assert (track.events, track.branch) == ((), "propagation")
+    state = pipeline._state
+    assert state is not None
+    assert not state.trust[1].is_doubtful
+
+
 def test_an_object_that_osvos_denies_is_looked_for_in_every_frame_until_it_is_found() -> None:
     answers = dict.fromkeys(range(3, 6), nothing_found)
     asked: list[int] = []

@@ -68,11 +68,11 @@ class PipelineOptions:
         retrieve_colour: Smallest mean log-likelihood ratio of that component's colours, object
             against its surroundings in the frame where it was given (:mod:`mpn.runtime.colour`);
             -2 takes any. VS-ReID compares looks by a network.
-        retrieve_agreement: A tracked object counts as lost when the OSVOS that was fine-tuned on it
-            gives the pixels it is expected at less than this mean probability *and* proposes
-            another place: propagation follows something else then, for instance what the object
-            went behind. While it has no other place to propose, the object is doubtful. 0: what
-            propagation follows is believed.
+        retrieve_agreement: A tracked object is looked for too where the OSVOS that was fine-tuned
+            on it gives the pixels it is expected at less than this mean probability, or their
+            colours would not pass ``retrieve_colour``: propagation may follow something else then,
+            for instance what the object went behind. It is moved only to another place that passes
+            all tests; while there is none it is doubtful. 0: what propagation follows is believed.
         crf: Whether a dense CRF is the last stage of a frame, see :mod:`mpn.runtime.crf_refine`.
         crf_feedback: Whether the next frame starts from the probability after CRF. By default it
             starts from the one before: the paper propagates the mask probability and calls CRF the

@@ -19,7 +19,7 @@ from mpn.runtime.finite import check_finite
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.preprocess import osvos_input, resize_prob
-from mpn.runtime.retrieval import Retrieved, retrieve
+from mpn.runtime.retrieval import Retrieved, iou, retrieve
 from mpn.runtime.roi import with_margin
 from mpn.runtime.state import State
 from mpn.runtime.trust import Trust
@@ -133,22 +133,20 @@ class OsvosStage:
         masks: dict[int, BoolArray] = {}  # of the objects that the others must not be found on
         found = candidates
         for k, (plane, roi) in enumerate(zip(planes, candidates.rois, strict=True)):
-            if plane is None:
-                continue
-            is_denied = roi is not None and self._is_denied(k, state.object_ids[k], found, plane)
-            if roi is not None and not is_denied:
+            is_tracked = roi is not None
+            if plane is None or (is_tracked and not self._is_mistaken(k, rgb, found, plane, state)):
                 continue
             if not masks:
                 masks = {j: self._mask(found, j) for j, r in enumerate(found.rois) if r}
             others = [mask for j, mask in masks.items() if j != k]
-            component = self._component(rgb, plane, others, k, state)
-            if component is not None:
-                masks[k] = component.mask
+            place = self._place(rgb, plane, others, k, state)
+            if place is None:
+                found = found.with_denied(k) if is_tracked else found
+            elif not is_tracked or iou(place.mask, masks[k]) <= self._options.retrieve_iou_max:
+                masks[k] = place.mask
                 found = found.with_retrieved(
-                    k, component.prob, component.box, self._roi(component.box, plane.shape)
+                    k, place.prob, place.box, self._roi(place.box, plane.shape)
                 )
-            elif is_denied:
-                found = found.with_denied(k)
         return found
 
     def ensemble(
@@ -194,7 +192,7 @@ class OsvosStage:
         plane: Float32Array = resize_prob(prob[0], (rgb.shape[0], rgb.shape[1]))[0]
         return shifted_odds(plane, even_at=self._options.osvos_threshold)
 
-    def _component(
+    def _place(
         self,
         rgb: UInt8Array,
         plane: Float32Array,
@@ -232,17 +230,17 @@ class OsvosStage:
             and self._objects.get("osvos", object_id) is not None
         )
 
-    def _is_denied(
-        self, k: int, object_id: int, candidates: Candidates, plane: Float32Array
+    def _is_mistaken(
+        self, k: int, rgb: UInt8Array, candidates: Candidates, plane: Float32Array, state: State
     ) -> bool:
-        """Whether OSVOS sees another thing where a tracked object is expected."""
+        """Whether the place of a tracked object fails what a new place for it must pass."""
         box = candidates.supports[k]
-        if box is None or not self._may_move(object_id):
+        if box is None or not self._may_move(state.object_ids[k]):
             return False
-        window = (slice(box.y0, box.y1), slice(box.x0, box.x1))
-        own = candidates.prob[k][window] > self._options.threshold
-        agreement = plane[window][own].mean() if own.any() else 0.0
-        return bool(agreement < self._options.retrieve_agreement)
+        options, mask = self._options, self._mask(candidates, k)
+        if not mask.any() or plane[mask].mean() < options.retrieve_agreement:
+            return True
+        return mean_ratio(rgb, state.colour_tables[k], mask, box=box) < options.retrieve_colour
 
     def _image(self, rgb: UInt8Array, engine: Engine) -> Float32Array:
         height, width = engine.spec.inputs[0].shape[2:]

@@ -61,7 +61,7 @@ def retrieve(
         if area < max(min_area_px, 1):
             return None
         mask: BoolArray = components == component
-        if any(_iou(mask, other) > iou_max for other in others):
+        if any(iou(mask, other) > iou_max for other in others):
             continue
         box = Roi(x, y, x + width, y + height)
         if is_like is not None and not is_like(mask, box):
@@ -76,6 +76,7 @@ def retrieve(
     return None
 
 
-def _iou(a: BoolArray, b: BoolArray) -> float:
+def iou(a: BoolArray, b: BoolArray) -> float:
+    """Intersection over union of two masks; 0 if both are empty."""
     union = int(np.count_nonzero(a | b))
     return int(np.count_nonzero(a & b)) / union if union else 0.0
