@@ -129,7 +129,6 @@ def test_busy_machine_is_told(
         (("--threads", "0"), 2, "--threads"),
         (("--backend", "tpu"), 2, "--backend"),
         (("--variants", "fast"), 1, "error: 'fast' is no variant: plain, or of osvos, crf, adapt"),
-        (("--variants", "osvos"), 1, "error: variant 'osvos' needs OSVOS"),
         (("--objects", "0"), 1, "error: a number of objects must be 1..32"),
         (("--objects", "2,2"), 1, "error: the numbers of objects must be given, each once"),
         (("--frame-size", "853x480"), 1, "error: the frame size must be at least 32x32 and even"),
@@ -167,3 +166,13 @@ def test_command_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     assert printed.strip() == "[]"
+
+
+def test_a_variant_that_the_engines_cannot_run_is_one_clear_error(
+    bench: Bench, tmp_path: Path
+) -> None:
+    engine_dir = make_engine_dir(tmp_path / "engines", with_osvos=False)
+    code, out, err = bench("--engine-dir", engine_dir, "--variants", "osvos")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: variant 'osvos' needs OSVOS")
+    assert err.count("\n") == 1
