@@ -315,3 +315,31 @@ def test_confidence_refuses_flows_of_two_sizes() -> None:
     there, back = _flows((1.0, 0.0), (-1.0, 0.0))
     with pytest.raises(InputError, match="both flows must be"):
         cpu.flow_confidence(there, back[:, 1:], box=SOME, sigma_px=1, sigma_frac=0)
+
+
+def test_confidence_does_not_depend_on_where_in_memory_the_flows_lie() -> None:
+    rng = np.random.default_rng(0)
+    flows = rng.normal(0, 3, (2, 2, 40, 71)).astype(np.float32)
+
+    def placed(offset: int) -> list[np.ndarray]:
+        """The flows at other distances from a 64-byte border."""
+        found = []
+        for number, flow in enumerate(flows):
+            space = np.empty(flow.size + 32, np.float32)
+            first = (-space.ctypes.data % 64) // 4 + (offset * (number + 1)) % 16
+            place = space[first : first + flow.size].reshape(flow.shape)
+            place[:] = flow
+            found.append(place)
+        return found
+
+    expected = _confidence(placed(0))
+    for offset in range(1, 16):
+        np.testing.assert_array_equal(_confidence(placed(offset)), expected)
+    # control: the last bit of one flow does show
+    moved = placed(0)
+    moved[0][0] = np.nextafter(moved[0][0], np.float32(np.inf))
+    assert not np.array_equal(_confidence(moved), expected)
+
+
+def _confidence(flows: list[np.ndarray]) -> np.ndarray:
+    return cpu.flow_confidence(*flows, box=Roi(5, 3, 68, 33), sigma_px=1.0, sigma_frac=0.1)

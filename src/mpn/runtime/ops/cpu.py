@@ -104,16 +104,27 @@ def flow_confidence(
     trip_x += there[0]
     trip_y += there[1]
     with np.errstate(invalid="ignore", over="ignore"):  # a flow that is no number is doubted below
-        sigma = cv2.magnitude(there[0], there[1])  # np.hypot takes eight times as long
+        sigma = _length(there[0], there[1])
         sigma *= np.float32(sigma_frac)
         sigma += np.float32(sigma_px)
-        confidence: Float32Array = cv2.magnitude(trip_x, trip_y)
+        confidence = _length(trip_x, trip_y)
         confidence /= sigma
         confidence *= confidence
         confidence *= np.float32(-0.5)
         np.exp(confidence, out=confidence)
     confidence[~np.isfinite(confidence)] = 0
     return confidence
+
+
+def _length(x: Float32Array, y: Float32Array) -> Float32Array:
+    """Square root of x^2 + y^2.
+
+    np.hypot takes eight times as long, and the last bit of cv2.magnitude depends on where in
+    memory its arrays lie: the same input must give the same masks.
+    """
+    length: Float32Array = x * x
+    length += y * y
+    return np.sqrt(length, out=length)
 
 
 def crop_resize_pack(
