@@ -80,7 +80,7 @@ def test_tracks_have_one_line_a_frame(tmp_path: Path) -> None:
     assert lines[0]["objects"][0]["confidence"] == 0.9877
     assert lines[0]["objects"][1] == {
         "object_id": 4, "state": "lost", "branch": "none", "area_px": 0, "box_xyxy": None,
-        "confidence": 0.0,
+        "confidence": 0.0, "events": [],
     }  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["tracks.jsonl"]
 
