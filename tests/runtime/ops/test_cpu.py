@@ -319,7 +319,7 @@ def test_confidence_refuses_flows_of_two_sizes() -> None:
 
 def test_confidence_does_not_depend_on_where_in_memory_the_flows_lie() -> None:
     rng = np.random.default_rng(0)
-    flows = rng.normal(0, 3, (2, 2, 40, 71)).astype(np.float32)
+    flows = rng.normal(0, 3, (2, 2, 61, 107)).astype(np.float32)
 
     def placed(offset: int) -> list[np.ndarray]:
         """The flows at other distances from a 64-byte border."""
@@ -342,4 +342,4 @@ def test_confidence_does_not_depend_on_where_in_memory_the_flows_lie() -> None:
 
 
 def _confidence(flows: list[np.ndarray]) -> np.ndarray:
-    return cpu.flow_confidence(*flows, box=Roi(5, 3, 68, 33), sigma_px=1.0, sigma_frac=0.1)
+    return cpu.flow_confidence(*flows, box=Roi(5, 3, 70, 50), sigma_px=1.0, sigma_frac=0.1)
