@@ -90,7 +90,7 @@ def test_osvos_and_crf_are_measured_off_and_on(full: dict[str, Any]) -> None:
     runs = {run["variant"]: run for run in full["runs"]}
     assert list(runs) == ["plain", "osvos", "crf", "osvos+crf"]
     for name, run in runs.items():
-        assert (run["osvos"], run["crf"]) == ("auto" if "osvos" in name else "off", "crf" in name)
+        assert (run["osvos"], run["crf"]) == ("blend" if "osvos" in name else "off", "crf" in name)
         for figure in ("pipeline", "wall"):  # the wall run's options went to another process
             for stage in ("osvos", "crf"):
                 assert (stage in run[figure]["stages"]) is (stage in name)

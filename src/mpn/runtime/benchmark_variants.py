@@ -1,7 +1,8 @@
 """The variants of a pipeline that a benchmark measures side by side: which stages are switched on.
 
 A variant's name is ``plain`` (flow, warp, propagation, merge) or what is added to it, joined by
-``+``: ``osvos``, ``crf``, ``osvos+crf``; with ``adapt``, which takes minutes, the networks that can
+``+``: ``osvos`` (in every frame, as in the paper, whatever the engines advise: OSVOS that runs for
+lost objects alone costs nothing until one is lost), ``crf``, ``osvos+crf``; with ``adapt``, which takes minutes, the networks that can
 be are fine-tuned on the first frame.
 """
 
@@ -152,8 +153,7 @@ def _variant(name: str, manifest: Manifest, adapt: AdaptOptions) -> Variant:
                 f"variant '{name}' needs OSVOS, which the engine directory '{manifest.name}' has "
                 "not: leave it out, or export OSVOS with the others"
             )
-        advised = PipelineOptions().with_defaults(manifest.runtime_defaults).osvos
-        given["osvos"] = "auto" if advised == "off" else advised
+        given["osvos"] = "blend"
     options = PipelineOptions(**given).with_defaults(manifest.runtime_defaults)
     if "adapt" not in additions:
         return Variant(name, options, None)
