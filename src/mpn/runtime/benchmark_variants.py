@@ -2,8 +2,8 @@
 
 A variant's name is ``plain`` (flow, warp, propagation, merge) or what is added to it, joined by
 ``+``: ``osvos`` (in every frame, as in the paper, whatever the engines advise: OSVOS that runs for
-lost objects alone costs nothing until one is lost), ``crf``, ``osvos+crf``; with ``adapt``, which takes minutes, the networks that can
-be are fine-tuned on the first frame.
+lost objects alone costs nothing until one is lost), ``crf``, ``osvos+crf``; with ``adapt``, which
+takes minutes, the networks that can be are fine-tuned on the first frame.
 """
 
 from __future__ import annotations
