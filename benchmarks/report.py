@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from compare_results import print_comparison
+from report_adaptation import adapt_step_table, adaptation_table
 from report_crf import crf_speed_table
 from report_parts import evaluation_speed_table, export_table, vanish_return_table
 from report_pipeline import compare_torch_table, davis_table, fps_table
@@ -31,6 +32,8 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "davis": ("Accuracy and speed on DAVIS", davis_table),
     "fps": ("Speed", fps_table),
     "compare_torch": ("Against eager PyTorch", compare_torch_table),
+    "adaptation": ("Fine-tuning on the first frame", adaptation_table),
+    "adapt_step": ("A step of fine-tuning", adapt_step_table),
     "vanish_return": ("Objects that vanish and return", vanish_return_table),
     "crf_speed": ("DenseCRF", crf_speed_table),
     "evaluation_speed": ("Scoring", evaluation_speed_table),

@@ -131,6 +131,20 @@ def _compare_torch(name: str, result: Result) -> list[Plot]:
     return plots
 
 
+def _adaptation(name: str, result: Result) -> list[Plot]:
+    runs = result["runs"]
+    series = {
+        told: [(run["steps"], run[key]) for run in runs]
+        for told, key in (("J", "J-Mean"), ("F", "F-Mean"))
+    }
+    roles = " and ".join(result["roles"])
+    title = f"What fine-tuning {roles} on the first frame brings"
+    caption = f"Mean of all objects, set {result['data']['set']}. {where(result)}."
+    panel = Panel("", series)
+    svg = line_panels(title, caption, [panel], x_label="steps an object", y_label="mean score")
+    return [Plot(f"{name}.svg", "J and F by the steps of fine-tuning", svg)]
+
+
 def _medians(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {stage: summary["median_ms"] for stage, summary in stages.items()}
 
@@ -159,4 +173,5 @@ _DRAWERS: dict[str, Callable[[str, Result], list[Plot]]] = {
     "fps": _fps,
     "davis": _davis,
     "compare_torch": _compare_torch,
+    "adaptation": _adaptation,
 }

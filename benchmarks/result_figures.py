@@ -80,7 +80,7 @@ _NO_FIGURES = frozenset(
      "frames", "warmup", "load_average_before", "not_measured", "data", "options", "gemm_gflops",
      "gflop_per_run")
 )  # fmt: skip
-_NAMES = ("objects", "variant", "name", "operation", "role", "precision", "case")
+_NAMES = ("objects", "steps", "variant", "name", "operation", "role", "precision", "case")
 """Keys whose values name an entry of a list."""
 _RATIO_KEYS = frozenset(("ratio_of_medians", "ratio_of_minima"))
 _COUNTS = ("half_weights", "with_osvos", "without_osvos")

@@ -77,6 +77,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "evaluation_speed": {
         "results": [{"name": str, "objects": int, "ours": dict, "plain": dict, **_RATIOS}]
     },
+    "adaptation": {"data": dict, "roles": list, "runs": [{"steps": int, "objects": dict}]},
+    "adapt_step": {"results": [{"role": str, "times": dict, "agreement": dict}]},
     "crf_speed": {
         "picture": str,
         "results": [{"name": str, "size_hw": list, "labels": int, "ours": {"cpu": dict}}],

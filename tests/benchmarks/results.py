@@ -217,3 +217,37 @@ def crf_result() -> dict[str, Any]:
         "picture": "built-in clip",
         "results": [{**entry, **beside}, {**entry, "name": "ROI 64, example"}],
     }
+
+
+def adaptation_result() -> dict[str, Any]:
+    """Without fine-tuning, and with 80 steps."""
+    runs = []
+    for steps, score in ((0, 0.7), (80, 0.75)):
+        scores = {"J-Mean": score, "F-Mean": score}
+        runs.append(
+            {
+                "steps": steps,
+                **scores,
+                "J&F-Mean": score,
+                "adapt": times(20_000.0) if steps else None,
+                "objects": {"bear_1": scores},
+                "worst": {"object": "bear_1", "J_gain": 0.05} if steps else None,
+            }
+        )
+    data = {"set": "train", "sequences": {"bear": 40}}
+    result = {**result_head("adaptation"), "objects": None, "warmup": None, "data": data}
+    whole: dict[str, Any] = json.loads(
+        json.dumps({**result, "roles": ["propagation"], "runs": runs})
+    )
+    return whole
+
+
+def adapt_step_result() -> dict[str, Any]:
+    """One network, one optimiser."""
+    sides = {side: {"step": times(ms)} for side, ms in (("onnxruntime", 90.0), ("torch", 100.0))}
+    entry = {
+        "role": "propagation",
+        "times": {"adamw": [{"shape": [8, 193, 193], "sides": sides}]},
+        "agreement": {"adamw": {"steps": 20, "weight_relative": 1e-5, "prob_abs": 1e-6}},
+    }
+    return {**result_head("adapt_step"), "objects": None, "results": [entry]}

@@ -11,6 +11,8 @@ import pytest
 
 from tests.benchmarks.results import (
     DIGEST,
+    adapt_step_result,
+    adaptation_result,
     compare_torch_result,
     crf_result,
     davis_result,
@@ -25,6 +27,8 @@ from compare_results import print_comparison  # isort: skip
 from result_figures import TOLERANCES, figures_of  # isort: skip
 
 EVERY = [
+    adapt_step_result,
+    adaptation_result,
     compare_torch_result,
     crf_result,
     davis_result,

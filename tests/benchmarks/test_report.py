@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.results import (
+    adapt_step_result,
+    adaptation_result,
     compare_torch_result,
     crf_result,
     davis_result,
@@ -33,6 +35,8 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "evaluation_speed": evaluation_result,
     "vanish_return": vanish_result,
     "crf_speed": crf_result,
+    "adaptation": adaptation_result,
+    "adapt_step": adapt_step_result,
 }
 PAGE = "before\n<!-- results -->\nof another day\n<!-- /results -->\nafter\n"
 
@@ -157,7 +161,10 @@ def test_plots_are_whole_pictures_with_title_axis_unit_and_machine(name: str) ->
         assert drawn.find("{http://www.w3.org/2000/svg}title") is not None
         assert "Test CPU, 2 cores" in together
         assert re.search(r"N = \d+", together)
-        assert any(axis in texts for axis in ("ms a frame (median)", "frames a second", "J&F"))
+        assert any(
+            axis in texts
+            for axis in ("ms a frame (median)", "frames a second", "J&F", "mean score")
+        )
         _, _, width, height = map(float, drawn.attrib["viewBox"].split())
         for element in drawn.iter():
             at = {key: float(element.attrib[key]) for key in ("x", "y") if key in element.attrib}
@@ -177,6 +184,8 @@ def test_benchmarks_with_plots() -> None:
         "evaluation_speed": [],
         "vanish_return": [],
         "crf_speed": [],
+        "adaptation": ["adaptation.svg"],
+        "adapt_step": [],
     }
 
 

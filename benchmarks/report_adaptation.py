@@ -1,0 +1,76 @@
+"""Results of fine-tuning as Markdown: what it brings by its budget, and what a step costs.
+
+Each function takes a result and whether it is for README, which has the main table only.
+"""
+
+from __future__ import annotations
+
+from report_text import Result, count, milliseconds, table, where
+
+
+def adaptation_table(result: Result, is_short: bool) -> str:
+    """J and F by the number of steps."""
+    data = result["data"]
+    lines = [
+        f"Fine-tuning {' and '.join(result['roles'])} on the first frame: J and F by the number of "
+        f"steps an object, over {count(len(data['sequences']), 'sequence')} of the set "
+        f"`{data['set']}`. {where(result)} (`benchmarks/adaptation.py`).",
+        "",
+    ]
+    rows = []
+    for run in result["runs"]:
+        worst, adapt = run["worst"], run["adapt"]
+        rows.append(
+            [
+                run["steps"],
+                *(f"{run[key]:.3f}" for key in ("J-Mean", "F-Mean", "J&F-Mean")),
+                "" if adapt is None else f"{adapt['median_ms'] / 1e3:.1f} s",
+                "" if worst is None else f"{worst['object']} {worst['J_gain']:+.3f}",
+            ]
+        )
+    headings = ["steps", "J", "F", "J&F", "an object takes", "least gain in J"]
+    lines.append(table(headings, rows))
+    return "\n".join(lines) + "\n"
+
+
+def adapt_step_table(result: Result, is_short: bool) -> str:
+    """One step of the optimiser beside PyTorch's."""
+    lines = [
+        "One step of fine-tuning (forward, backward, optimiser) as an ONNX graph, beside the same "
+        f"step in PyTorch, median ms. {where(result)} (`benchmarks/adapt_step.py`).",
+        "",
+    ]
+    rows = []
+    for entry in result["results"]:
+        for optimizer, shapes in entry["times"].items():
+            for timed in shapes:
+                images, height, width = timed["shape"]
+                medians = {s: side["step"]["median_ms"] for s, side in timed["sides"].items()}
+                ours, *others = medians.values()
+                rows.append(
+                    [
+                        entry["role"],
+                        optimizer,
+                        f"{images} x {width}x{height}",
+                        *map(milliseconds, medians.values()),
+                        f"{min(others) / ours:.2f}",
+                    ]
+                )
+    sides = [name.replace("_", " ") for name in timed["sides"]]
+    headings = ["network", "optimiser", "crops", *sides, "faster of them by ours"]
+    lines.append(table(headings, rows))
+    if not is_short:
+        agreed = [
+            [
+                entry["role"],
+                optimizer,
+                found["steps"],
+                f"{found['weight_relative']:.1e}",
+                f"{found['prob_abs']:.1e}",
+            ]
+            for entry in result["results"]
+            for optimizer, found in entry["agreement"].items()
+        ]
+        headings = ["network", "optimiser", "steps", "difference of a weight", "of a probability"]
+        lines += ["", table(headings, agreed)]
+    return "\n".join(lines) + "\n"
