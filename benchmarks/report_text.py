@@ -20,7 +20,8 @@ def where(result: Result) -> str:
         parts.append(f"engines '{engine['name']}' ({', '.join(precisions)}) on {backend['used']}")
     parts.append(f"{width}x{height}")
     if result["frames"] is not None:
-        parts.append(f"N = {result['frames']} frames after {result['warmup']} of warm-up")
+        after = "" if result["warmup"] is None else f" after {result['warmup']} of warm-up"
+        parts.append(f"N = {count(result['frames'], 'frame')}{after}")
     return ", ".join(parts)
 
 
