@@ -11,8 +11,9 @@ from mpn.cli import export_view
 from mpn.cli import main as cli
 from mpn.cli.export_view import ExportView, command_text, print_bundle
 from mpn.engines.manifest import load_manifest
-from mpn.export.bundle import ExportedBundle, RoleSummary
+from mpn.export.bundle import ExportedBundle
 from mpn.export.options import ExportOptions
+from mpn.export.summary import RoleSummary
 from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
 from tests.engine_dirs import make_engine_dir
@@ -49,6 +50,7 @@ def test_a_checkpoint_becomes_engines_and_a_table(
         "0.49 M",
         " ok",
         "flow: OpenCV DIS (ultrafast, scale 1), since no flow network was exported",
+        "fine-tuning on the given frame: propagation by adamw",
         "names, axes, shapes and values",
         "fp32 engines in",
     ):

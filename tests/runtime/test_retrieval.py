@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.retrieval import Retrieved, retrieve
+from mpn.runtime.retrieval import Retrieved, places
 from mpn.types import Roi
 
 
@@ -18,7 +18,7 @@ def foreground_of(*rectangles: tuple[int, int, int, int], value: float = 0.9) ->
 
 def find(foreground: np.ndarray, *others: np.ndarray, **options: Any) -> Retrieved | None:
     rules: dict[str, Any] = {"threshold": 0.5, "min_area_px": 20, "iou_max": 0.3, **options}
-    return retrieve(foreground, others, **rules)
+    return next(places(foreground, others, **rules), None)
 
 
 def test_the_largest_component_is_taken_and_the_others_are_left_out() -> None:
@@ -87,3 +87,11 @@ def test_the_largest_component_that_looks_like_the_object_is_taken() -> None:
     assert found.box == Roi(40, 10, 50, 20)
     assert seen == [(400, Roi(2, 3, 22, 23)), (100, Roi(40, 10, 50, 20))]
     assert find(foreground, is_like=lambda mask, box: False) is None
+
+
+def test_every_place_is_told_the_largest_first() -> None:
+    foreground = foreground_of((2, 3, 22, 23), (40, 10, 50, 20), (40, 30, 44, 34))
+    boxes = [
+        place.box for place in places(foreground, (), threshold=0.5, min_area_px=20, iou_max=0.3)
+    ]
+    assert boxes == [Roi(2, 3, 22, 23), Roi(40, 10, 50, 20)]

@@ -16,9 +16,10 @@ from rich.text import Text
 
 from mpn.engines.entries import ENGINE_SOURCE
 from mpn.engines.spec import Role
-from mpn.export.bundle import ExportedBundle, RoleSummary
+from mpn.export.bundle import ExportedBundle
 from mpn.export.options import ExportOptions
 from mpn.export.progress import Progress, Step
+from mpn.export.summary import RoleSummary
 
 _DOING: dict[Step, str] = {
     "load": "loading weights",
@@ -102,6 +103,12 @@ def print_bundle(bundle: ExportedBundle, options: ExportOptions) -> None:
             f"flow: OpenCV DIS ({flow.preset}, scale {flow.scale:g}), since no flow network was "
             "exported"
         )
+    steps = [
+        f"{role} by {entry.adapt.optimizer}"
+        for role, entry in bundle.manifest.roles.items()
+        if entry.adapt is not None
+    ]
+    console.print(f"fine-tuning on the given frame: {', '.join(steps) or 'none (--no-adapt)'}")
     if options.verify:
         console.print(
             "verified: names, axes, shapes and values of every graph; see parity.json",

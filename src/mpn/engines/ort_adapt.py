@@ -73,8 +73,14 @@ class OrtAdaptEngine(Closing):
             if features is None
             else open_session(resolve_inside(directory, features.path), backend, threads)
         )
+        self._weights = {tensor.name: tensor for tensor in entry.tensors}
         self._trained = {tensor.name: tensor for tensor in entry.trained(scope)}
         self._inputs = self._checked_inputs(path)
+        self._data = tuple(
+            name
+            for name in self._inputs
+            if name not in _FREE_INPUTS and "::" not in name and name not in self._weights
+        )
         self._frozen: dict[str, Any] = {}
         self._sets: list[dict[str, Any]] = []
         self._states: list[dict[str, Any]] = []
@@ -149,12 +155,12 @@ class OrtAdaptEngine(Closing):
             raise EngineError(f"scope '{self._scope}' has no frozen trunk: give step() the inputs")
         _check_array("inputs", inputs, 4)
         names = [node.name for node in self._feature_session.get_outputs()]
-        feeds = {node.name: None for node in self._feature_session.get_inputs()}
         binding = self._feature_session.io_binding()
         try:
-            for name in feeds:
-                value = self._frozen_value(name) if self._is_weight(name) else self._value(inputs)
-                binding.bind_ortvalue_input(name, value)
+            for node in self._feature_session.get_inputs():
+                is_weight = node.name in self._weights
+                value = self._frozen_value(node.name) if is_weight else self._value(inputs)
+                binding.bind_ortvalue_input(node.name, value)
             for name in names:
                 binding.bind_output(name, "cpu")
             self._feature_session.run_with_iobinding(binding)
@@ -227,14 +233,11 @@ class OrtAdaptEngine(Closing):
     def _state_shape(self, name: str) -> tuple[int, ...]:
         return () if name == STEP else self._trained[name.rpartition("::")[0]].shape
 
-    def _is_weight(self, name: str) -> bool:
-        return any(tensor.name == name for tensor in self._entry.tensors)
-
     def _frozen_value(self, name: str) -> Any:
         """A weight that this scope does not train, read once."""
         if name not in self._frozen:
-            tensors = [tensor for tensor in self._entry.tensors if tensor.name == name]
-            self._frozen[name] = self._value(read_weights(self._directory, tensors)[name])
+            values = read_weights(self._directory, (self._weights[name],))
+            self._frozen[name] = self._value(values[name])
         return self._frozen[name]
 
     def _value(self, array: Float32Array) -> Any:
@@ -264,13 +267,8 @@ class OrtAdaptEngine(Closing):
         if not (np.isfinite(learning_rate) and learning_rate >= 0):
             raise EngineError(f"the learning rate must be 0 or more, got {learning_rate}")
         feeds = {TARGET: target, LEARNING_RATE: np.asarray(learning_rate, np.float32)}
-        data = [
-            name
-            for name in self._inputs
-            if name not in _FREE_INPUTS and "::" not in name and not self._is_weight(name)
-        ]
         if isinstance(inputs, Features):
-            if set(inputs.arrays) != set(data):
+            if set(inputs.arrays) != set(self._data):
                 raise EngineError("these features were made by an engine of another kind")
             arrays: Mapping[str, Float32Array] = inputs.arrays
         elif self._feature_session is not None:
@@ -281,7 +279,7 @@ class OrtAdaptEngine(Closing):
                 raise EngineError(
                     f"inputs {inputs.shape} and target {target.shape} differ in height or width"
                 )
-            arrays = {data[0]: inputs}
+            arrays = {self._data[0]: inputs}
         for name, array in arrays.items():
             if array.shape[0] != target.shape[0]:
                 raise EngineError(

@@ -21,13 +21,14 @@ from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, OutputError
 from mpn.export.adapt_parity import verify_step
 from mpn.export.adapt_write import ADAPTABLE_ROLES, write_adapt
-from mpn.export.description import manifest_of, role_entry, spec_of, variant_name
-from mpn.export.graph import ExportedGraph, export_graph
+from mpn.export.description import manifest_of, role_entry, spec_of
+from mpn.export.graph import export_graph
 from mpn.export.options import ExportOptions
-from mpn.export.parity import CaseParity, RoleParity, parity_document, parity_text, verify_graph
+from mpn.export.parity import CaseParity, parity_document, parity_text, verify_graph
 from mpn.export.parity_inputs import ParityPictures
 from mpn.export.progress import Progress, timed
 from mpn.export.staging import FinishedRole, Staging, check_space, check_target
+from mpn.export.summary import RoleSummary, parity_facts, role_summary
 from mpn.networks.checkpoint import (
     Checkpoint,
     RoleWeights,
@@ -40,37 +41,6 @@ from mpn.networks.fit import check_expected_variant
 UNKNOWN_LICENCE = "unspecified"
 _SPACE_MARGIN = 1.1
 _BYTES = {"fp32": 4, "fp16": 2}
-
-
-@dataclass(frozen=True)
-class RoleSummary:
-    """One line of the table at the end of an export.
-
-    Attributes:
-        role: Which engine.
-        variant: Which network.
-        parameters: Number of trained values.
-        nodes: Of the graph.
-        size_bytes: Of its files.
-        half_weights: Weight tensors that are half ...
-        total_weights: ... of how many.
-        export_s: Preparing, tracing and writing.
-        verify_s: Comparing; None if it was skipped.
-        largest_difference: The measure nearest to its limit, as text; None if it was skipped.
-        reused: Whether an earlier, interrupted run had finished it.
-    """
-
-    role: Role
-    variant: str
-    parameters: int
-    nodes: int
-    size_bytes: int
-    half_weights: int
-    total_weights: int
-    export_s: float
-    verify_s: float | None
-    largest_difference: str | None
-    reused: bool = False
 
 
 @dataclass(frozen=True)
@@ -272,8 +242,8 @@ def _exported(
         finished = FinishedRole(
             tuple(FileDigest(name, sha256_of_file(staging.path / name)) for name in names),
             {
-                "summary": asdict(_summary(weights, network, graph, parity)),
-                "parity": None if parity is None else _parity_facts(graph, parity),
+                "summary": asdict(role_summary(weights, network, graph, parity)),
+                "parity": None if parity is None else parity_facts(graph, parity),
                 "adapt": None if adapt is None else adapt.as_json(),
             },
         )
@@ -297,28 +267,3 @@ def _adapt(
         return written.entry, ()
     cases = [verify_step(role, written, folder, scope) for scope in written.entry.graphs]
     return written.entry, tuple(cases)
-
-
-def _summary(
-    weights: RoleWeights, network: nn.Module, graph: ExportedGraph, parity: RoleParity | None
-) -> RoleSummary:
-    return RoleSummary(
-        role=weights.role,
-        variant=variant_name(weights),
-        parameters=sum(value.numel() for value in network.parameters()),
-        nodes=graph.nodes,
-        size_bytes=graph.size_bytes,
-        half_weights=graph.ledger.half_weights,
-        total_weights=graph.ledger.total_weights,
-        export_s=graph.elapsed_s,
-        verify_s=None if parity is None else parity.elapsed_s,
-        largest_difference=None if parity is None else parity.worst.text,
-    )
-
-
-def _parity_facts(graph: ExportedGraph, parity: RoleParity) -> dict[str, Any]:
-    return parity.as_json() | {
-        "half_weights": graph.ledger.half_weights,
-        "total_weights": graph.ledger.total_weights,
-        "weights_lost_to_zero": graph.underflows,
-    }

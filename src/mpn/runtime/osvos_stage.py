@@ -6,7 +6,7 @@ that object has its own, which answers for this object alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from mpn.runtime.finite import check_finite
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.preprocess import osvos_input, resize_prob
-from mpn.runtime.retrieval import Retrieved, iou, retrieve
+from mpn.runtime.retrieval import Retrieved, iou, places
 from mpn.runtime.roi import with_margin
 from mpn.runtime.state import State
 from mpn.runtime.trust import Trust
@@ -131,7 +131,7 @@ class OsvosStage:
             The candidates with those found in them, and with those that are denied.
         """
         masks: dict[int, BoolArray] = {}  # of the objects that the others must not be found on
-        found = candidates
+        found, options = candidates, self._options
         for k, (plane, roi) in enumerate(zip(planes, candidates.rois, strict=True)):
             is_tracked = roi is not None
             if plane is None or (is_tracked and not self._is_mistaken(k, rgb, found, plane, state)):
@@ -139,14 +139,19 @@ class OsvosStage:
             if not masks:
                 masks = {j: self._mask(found, j) for j, r in enumerate(found.rois) if r}
             others = [mask for j, mask in masks.items() if j != k]
-            place = self._place(rgb, plane, others, k, state)
-            if place is None:
-                found = found.with_denied(k) if is_tracked else found
-            elif not is_tracked or iou(place.mask, masks[k]) <= self._options.retrieve_iou_max:
+            proposed = list(self._places(rgb, plane, others, k, state))
+            if is_tracked and any(
+                iou(place.mask, masks[k]) > options.retrieve_iou_max for place in proposed
+            ):
+                continue  # OSVOS sees it where it is, too
+            if proposed:
+                place = proposed[0]
                 masks[k] = place.mask
                 found = found.with_retrieved(
                     k, place.prob, place.box, self._roi(place.box, plane.shape)
                 )
+            elif is_tracked:
+                found = found.with_denied(k)
         return found
 
     def ensemble(
@@ -192,21 +197,21 @@ class OsvosStage:
         plane: Float32Array = resize_prob(prob[0], (rgb.shape[0], rgb.shape[1]))[0]
         return shifted_odds(plane, even_at=self._options.osvos_threshold)
 
-    def _place(
+    def _places(
         self,
         rgb: UInt8Array,
         plane: Float32Array,
         others: Sequence[BoolArray],
         k: int,
         state: State,
-    ) -> Retrieved | None:
-        """Where OSVOS sees object ``k``, if it is large, free and of its colours."""
+    ) -> Iterable[Retrieved]:
+        """Where OSVOS sees object ``k``: large, free and of its colours."""
         options, table = self._options, state.colour_tables[k]
 
         def is_like(mask: BoolArray, box: Roi) -> bool:
             return mean_ratio(rgb, table, mask, box=box) >= options.retrieve_colour
 
-        return retrieve(
+        return places(
             plane,
             others,
             threshold=options.threshold,

@@ -1,8 +1,8 @@
-"""Finding an object again that propagation has lost, in what OSVOS takes for foreground."""
+"""Where an object that propagation has lost may be, in what OSVOS takes for foreground."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -26,7 +26,7 @@ class Retrieved:
     mask: BoolArray
 
 
-def retrieve(
+def places(
     foreground: Float32Array,
     others: Sequence[BoolArray],
     *,
@@ -34,10 +34,10 @@ def retrieve(
     min_area_px: float,
     iou_max: float,
     is_like: Callable[[BoolArray, Roi], bool] | None = None,
-) -> Retrieved | None:
-    """Look for a lost object.
+) -> Iterator[Retrieved]:
+    """Where an object may be, the largest place first.
 
-    The largest 8-connected component above the threshold wins, if it is large enough, is not what
+    An 8-connected component above the threshold is a place if it is large enough, is not what
     another object already covers, and looks like the object. The rule and its numbers follow
     VS-ReID's re-identification, which compares looks by a network.
 
@@ -48,9 +48,6 @@ def retrieve(
         min_area_px: Smallest component, in pixels.
         iou_max: Largest intersection over union with any of ``others``.
         is_like: Whether pixels, given with their box, look like the object; None: all do.
-
-    Returns:
-        The component, or None if there is none.
     """
     count, components, stats, _ = cv2.connectedComponentsWithStats(
         (foreground > threshold).view(np.uint8), connectivity=8
@@ -59,11 +56,11 @@ def retrieve(
     for component in by_area:
         x, y, width, height, area = (int(value) for value in stats[component])
         if area < max(min_area_px, 1):
-            return None
+            return
         mask: BoolArray = components == component
+        box = Roi(x, y, x + width, y + height)
         if any(iou(mask, other) > iou_max for other in others):
             continue
-        box = Roi(x, y, x + width, y + height)
         if is_like is not None and not is_like(mask, box):
             continue
         rows, columns = slice(y, y + height), slice(x, x + width)
@@ -72,8 +69,7 @@ def retrieve(
         prob[rows, columns] = np.where(
             (inside == 0) | (inside == component), foreground[rows, columns], 0
         )
-        return Retrieved(prob, box, mask)
-    return None
+        yield Retrieved(prob, box, mask)
 
 
 def iou(a: BoolArray, b: BoolArray) -> float:
