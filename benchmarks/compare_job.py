@@ -78,8 +78,8 @@ def conditions(job: Job) -> list[str]:
             "random weights: every frame starts from the true masks of the one before and is "
             "warped by OpenCV's flow, on both sides, so that crops are those of real objects; the "
             "networks' answers are timed and compared, and not carried on",
-            "their last bias is set so that half of what they see is foreground: random masks that "
-            "depend on every weight",
+            "their last layer is shifted and scaled so that half of what they see is foreground, "
+            "and none of it surely: random masks that depend on every weight",
             "OSVOS runs in every frame and is averaged with the propagation",
         ]
     else:

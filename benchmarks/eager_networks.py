@@ -7,6 +7,7 @@ layer of its own, and activations work in place, as in the public code.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,9 +122,12 @@ def seeded_networks(shapes: NetworkShapes) -> dict[Role, nn.Module]:
 def centre_answers(
     networks: Mapping[Role, nn.Module], frame: SyntheticFrame, roi_size: int
 ) -> None:
-    """Shift the last bias of random networks so that half of what they see is foreground.
+    """Change the last layer of random networks so that their masks tell wrong weights apart.
 
-    As drawn they call everything the object; masks are told apart by what depends on all weights.
+    As drawn they call everything the object, and are sure of it: odds of e^16 and more. The bias is
+    shifted until half of what they see is foreground. The scale is lowered until they doubt: two
+    sure networks that disagree average to 0.5 plus or minus the last bit, and which side of the
+    threshold that falls on means nothing.
 
     Args:
         networks: Changed in place.
@@ -142,8 +146,8 @@ def centre_answers(
         std=chosen.propagation.std_rgb,
     )
     logits = networks["propagation"](torch.from_numpy(crop))
-    last = networks["propagation"].get_parameter("decoder.last_conv.8.bias")
-    last[1] -= _rounded_median(logits[:, 1] - logits[:, 0])
+    last = cast(nn.Conv2d, networks["propagation"].get_submodule("decoder.last_conv.8"))
+    _centre(last, logits[:, 1] - logits[:, 0])
     if "osvos" in networks:
         image = osvos_input(
             frame.rgb,
@@ -152,12 +156,21 @@ def centre_answers(
             mean=chosen.osvos.mean,
         )
         osvos = cast(OsvosVgg, networks["osvos"])
-        osvos.fuse.bias -= _rounded_median(osvos.logits(torch.from_numpy(image)))
+        _centre(osvos.fuse, osvos.logits(torch.from_numpy(image)))
 
 
-def _rounded_median(margin: Tensor) -> float:
-    """Rounded, so that it does not depend on the number of threads."""
-    return round(float(margin.median()), 1)
+def _centre(last: nn.Conv2d, margin: Tensor) -> None:
+    """Give the log-odds of a last layer a median of 0 and a standard deviation of 1 to 2.
+
+    Args:
+        last: Changed in place; of two classes, or of one.
+        margin: Log-odds of what it answers as it is.
+    """
+    gain = 2.0 ** -math.floor(math.log2(float(margin.std())))  # exact in float32
+    last.weight *= gain
+    cast(Tensor, last.bias).mul_(gain)
+    # Rounded, so that it does not depend on the number of threads.
+    cast(Tensor, last.bias)[-1] -= round(float(margin.median()) * gain, 1)
 
 
 def as_public_code_runs_them(networks: Mapping[Role, nn.Module]) -> None:
