@@ -74,7 +74,7 @@ def _lines(
         svg.line([(left, place_y(tick)), (left + width, place_y(tick))], colour=GRID)
         svg.text(left - 6, place_y(tick) + 4, short(tick), size_px=11, anchor="end", colour=FAINT)
     for x in xs:
-        svg.text(place_x(x), top + height + 18, str(x), size_px=11, anchor="middle", colour=FAINT)
+        svg.text(place_x(x), top + height + 18, f"{x:g}", size_px=11, anchor="middle", colour=FAINT)
     svg.line([(left, top + height), (left + width, top + height)])
     svg.text(
         left + width / 2, top + height + 38, x_label,

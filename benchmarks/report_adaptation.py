@@ -14,23 +14,41 @@ def adaptation_table(result: Result, is_short: bool) -> str:
     lines = [
         f"Fine-tuning {' and '.join(result['roles'])} on the first frame: J and F by the number of "
         f"steps an object, over {count(len(data['sequences']), 'sequence')} of the set "
-        f"`{data['set']}`. {where(result)} (`benchmarks/adaptation.py`).",
+        f"`{data['set']}` ({', '.join(data['sequences'])}; {frames(result)}), means over "
+        f"{count(len(result['seeds']), 'seed')}. {recipes(result)}. {where(result)} "
+        "(`benchmarks/adaptation.py`).",
         "",
     ]
     rows = []
     for run in result["runs"]:
         worst, adapt = run["worst"], run["adapt"]
+        of_seeds = run["J-Mean_of_seeds"].values()
         rows.append(
             [
                 run["steps"],
                 *(f"{run[key]:.3f}" for key in ("J-Mean", "F-Mean", "J&F-Mean")),
+                f"{min(of_seeds):.3f} to {max(of_seeds):.3f}" if len(of_seeds) > 1 else "",
                 "" if adapt is None else f"{adapt['median_ms'] / 1e3:.1f} s",
                 "" if worst is None else f"{worst['object']} {worst['J_gain']:+.3f}",
             ]
         )
-    headings = ["steps", "J", "F", "J&F", "an object takes", "least gain in J"]
+    headings = ["steps", "J", "F", "J&F", "J by seed", "an object takes", "least gain in J"]
     lines.append(table(headings, rows))
     return "\n".join(lines) + "\n"
+
+
+def frames(result: Result) -> str:
+    """How much of each sequence was looked at."""
+    return f"first {result['frames']} frames of each" if result["frames"] else "all frames"
+
+
+def recipes(result: Result) -> str:
+    """What stayed the same from run to run."""
+    return "; ".join(
+        f"{role}: {recipe['batch']} crops of {recipe['size_px']} px a step, rate "
+        f"{recipe['learning_rate']:g}, scope `{recipe['scope']}`"
+        for role, recipe in result["recipes"].items()
+    )
 
 
 def adapt_step_table(result: Result, is_short: bool) -> str:

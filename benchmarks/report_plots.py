@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from plots import Panel, dot_rows, grouped_bars, line_panels, stacked_bars
 from report_pipeline import STAGE_SETS
@@ -134,15 +135,20 @@ def _compare_torch(name: str, result: Result) -> list[Plot]:
 def _adaptation(name: str, result: Result) -> list[Plot]:
     runs = result["runs"]
     series = {
-        told: [(run["steps"], run[key]) for run in runs]
+        told: [(_seconds(run), run[key]) for run in runs]
         for told, key in (("J", "J-Mean"), ("F", "F-Mean"))
     }
     roles = " and ".join(result["roles"])
     title = f"What fine-tuning {roles} on the first frame brings"
-    caption = f"Mean of all objects, set {result['data']['set']}. {where(result)}."
+    steps = ", ".join(str(run["steps"]) for run in runs)
+    caption = f"Mean of all objects, set {result['data']['set']}; {steps} steps. {where(result)}."
     panel = Panel("", series)
-    svg = line_panels(title, caption, [panel], x_label="steps an object", y_label="mean score")
-    return [Plot(f"{name}.svg", "J and F by the steps of fine-tuning", svg)]
+    svg = line_panels(title, caption, [panel], x_label="seconds an object", y_label="mean score")
+    return [Plot(f"{name}.svg", "J and F by the seconds of fine-tuning", svg)]
+
+
+def _seconds(run: Mapping[str, Any]) -> float:
+    return round(run["adapt"]["median_ms"] / 1e3, 1) if run["adapt"] else 0.0
 
 
 def _medians(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -1,0 +1,289 @@
+"""J against the time that fine-tuning takes: the curve that its default budget is chosen from.
+
+    python benchmarks/adaptation.py --davis-root DAVIS [--set train] [--sequences A,B]
+        [--engine-dir DIR] [--roles propagation] [--steps 0,20,40,80,160] [--frames 40]
+        [--option colour_weight=0.5] [--size 161] [--batch 4] [--seeds 0,1,2] [--threads 2]
+        [-o benchmarks/results/adaptation.json]
+
+Every number of steps is a run of its own, with its own rise and fall of the rate, on the same
+sequences; they take turns, sequence by sequence. Fine-tuning is a matter of luck, too: every number
+of steps is run with every seed, figures are means over the seeds, and how far the seeds are apart
+stands beside them. Nothing is cached. ``worst`` names the object that fine-tuning helped least (or
+hurt most).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import cv2
+import numpy as np
+
+from facts import cpu_backend, head, summary_ms, write_result
+from mpn import Pipeline, PipelineOptions
+from mpn.engines.load import default_engine_dir, open_engines
+from mpn.errors import InputError, MpnError
+from mpn.evaluation import DavisSequence, SequenceEvaluator, load_davis, load_labels
+from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions
+from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
+
+
+@dataclass(frozen=True)
+class ObjectRun:
+    """One object with one number of steps.
+
+    Attributes:
+        name: ``<sequence>_<id>``.
+        seed: Of the fine-tuning.
+        region: J, mean.
+        boundary: F, mean.
+        adapt_s: Seconds of fine-tuning, all networks.
+        start_cpu_s: Processor time of the first frame with all its objects: the steps, and opening
+            what takes them. With one thread it is what ``adapt_s`` would be on an idle machine.
+        losses: First and last loss by network.
+        notes: What fine-tuning had to say.
+    """
+
+    name: str
+    seed: int
+    region: float
+    boundary: float
+    adapt_s: float
+    start_cpu_s: float
+    losses: Mapping[str, tuple[float, float]]
+    notes: tuple[str, ...]
+
+
+def run_sequence(
+    sequence: DavisSequence, images: Path, steps: int, seed: int, given: argparse.Namespace
+) -> list[ObjectRun]:
+    """Segment one sequence with one number of steps and one seed, and score it."""
+    adapt = adapt_options(given, steps=max(steps, 1), seed=seed)
+    evaluator, start_cpu_s = SequenceEvaluator(sequence.name), 0.0
+    frames = sequence.annotation_paths[: given.frames or None]
+    with Pipeline.from_engines(
+        given.engine_dir,
+        backend="cpu",
+        threads=given.threads,
+        options=PipelineOptions(**dict(map(option, given.option))),
+        adapt=adapt if steps else None,
+    ) as pipeline:
+        for index, annotation in enumerate(frames):
+            truth = load_labels(annotation)
+            rgb = load_rgb(images / sequence.name / f"{annotation.stem}.jpg")
+            given_labels = np.where(truth == 255, 0, truth).astype(np.uint8)
+            cpu_s = process_time()
+            result = pipeline.step(rgb) if index else pipeline.start(rgb, given_labels)
+            if not index:
+                start_cpu_s = process_time() - cpu_s
+            evaluator.feed(truth, result.labels, source=annotation)
+        reports = pipeline.adapt_report()
+    found = []
+    for score in evaluator.conclude().objects:
+        object_id = int(score.name.rpartition("_")[2])
+        own = [report for report in reports if report["object_id"] == object_id]
+        found.append(
+            ObjectRun(
+                score.name,
+                seed,
+                score.region.mean,
+                score.boundary.mean,
+                sum(report["seconds"] for report in own),
+                start_cpu_s,
+                {
+                    report["role"]: (report["first_loss"], report["last_loss"])
+                    for report in own
+                    if report["last_loss"] is not None
+                },
+                tuple(report["note"] for report in own if report["note"]),
+            )
+        )
+    return found
+
+
+def adapt_options(given: argparse.Namespace, *, steps: int, seed: int) -> AdaptOptions:
+    """What fine-tuning is asked for; nothing is kept for another run."""
+    return AdaptOptions(
+        roles=tuple(given.roles.split(",")),
+        steps=steps,
+        size=given.size,
+        batch=given.batch,
+        seed=seed,
+        cache_dir=None,
+    )
+
+
+def load_rgb(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a JPEG."""
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise InputError(f"{path} cannot be read as an image")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def option(text: str) -> tuple[str, Any]:
+    """``name=value`` of a pipeline option, numbers as numbers."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise InputError(f"--option takes name=value, got '{text}'")
+    try:
+        return name, int(value) if value.lstrip("-").isdigit() else float(value)
+    except ValueError:
+        return name, {"true": True, "false": False}.get(value, value)
+
+
+def run_as_json(
+    steps: int, runs: Sequence[ObjectRun], without: Sequence[ObjectRun]
+) -> dict[str, Any]:
+    """The figures of one number of steps; ``without``: the same objects at 0 steps, if there."""
+    names, seeds = sorted({k.name for k in runs}), sorted({k.seed for k in runs})
+    own = {name: [k for k in runs if k.name == name] for name in names}
+    j, f = (float(np.mean([getattr(k, key) for k in runs])) for key in ("region", "boundary"))
+    body: dict[str, Any] = {
+        "steps": steps,
+        "J-Mean": j,
+        "F-Mean": f,
+        "J&F-Mean": (j + f) / 2,
+        "J-Mean_of_seeds": {
+            str(seed): float(np.mean([k.region for k in runs if k.seed == seed])) for seed in seeds
+        },
+        "adapt": summary_ms([k.adapt_s for k in runs]) if steps else None,
+        "start_cpu": summary_ms([k.start_cpu_s for k in runs]) if steps else None,
+        "objects": {name: _object_as_json(own[name]) for name in names},
+        "worst": None,
+    }
+    if steps and without:
+        before = {k.name: k.region for k in without}
+        gains = {name: float(body["objects"][name]["J-Mean"] - before[name]) for name in names}
+        name = min(gains, key=gains.__getitem__)
+        body["worst"] = {"object": name, "J_gain": round(gains[name], 4)}
+        body["hurt_over_2_percent"] = [name for name in names if gains[name] < -0.02]
+    return body
+
+
+def _object_as_json(runs: Sequence[ObjectRun]) -> dict[str, Any]:
+    regions = [k.region for k in runs]
+    return {
+        "J-Mean": float(np.mean(regions)),
+        "F-Mean": float(np.mean([k.boundary for k in runs])),
+        "J_least": min(regions),
+        "J_most": max(regions),
+        "adapt_s": [round(k.adapt_s, 3) for k in runs],
+        "start_cpu_s": [round(k.start_cpu_s, 3) for k in runs],
+        "losses": [{role: list(pair) for role, pair in k.losses.items()} for k in runs],
+        "notes": sorted({note for k in runs for note in k.notes}),
+    }
+
+
+def benchmark(given: argparse.Namespace) -> dict[str, Any]:
+    """Run all and return the body of the result."""
+    check_result_path(given.out)
+    steps = [int(part) for part in given.steps.split(",")]
+    seeds = [int(part) for part in given.seeds.split(",")]
+    for name, numbers in (("steps", steps), ("seeds", seeds)):
+        if min(numbers) < 0 or len(set(numbers)) < len(numbers):
+            raise InputError(f"--{name} takes numbers of at least 0, each once, got {numbers}")
+    unknown = set(given.roles.split(",")) - set(ADAPTABLE_ROLES)
+    if unknown:
+        raise InputError(f"--roles are of {', '.join(ADAPTABLE_ROLES)}, got {', '.join(unknown)}")
+    dataset = load_davis(given.davis_root, given.set)
+    wanted = None if given.sequences is None else set(given.sequences.split(","))
+    sequences = [s for s in dataset.sequences if wanted is None or s.name in wanted]
+    if wanted is not None and len(sequences) < len(wanted):
+        missing = wanted - {s.name for s in sequences}
+        raise InputError(f"set '{given.set}' has no sequence {', '.join(sorted(missing))}")
+    images = given.davis_root / "JPEGImages" / given.resolution
+    before = load_average()
+    with open_engines(given.engine_dir, backend="cpu", threads=given.threads) as engines:
+        engine = engine_facts(engines)
+        role_names = given.roles.split(",")
+        recipes = {
+            role: vars(adapt_options(given, steps=1, seed=0).recipe(role, entry.adapt.optimizer))
+            for role, entry in engines.manifest.roles.items()
+            if role in role_names and entry.adapt is not None
+        }
+    done: dict[int, list[ObjectRun]] = {count: [] for count in steps}
+    for sequence in sequences:
+        for count, seed in product(steps, seeds):
+            if not count and seed != seeds[0]:
+                continue  # nothing is random without fine-tuning
+            objects = run_sequence(sequence, images, count, seed, given)
+            done[count] += objects
+            for k in objects:
+                print(
+                    f"  {k.name:24} {count:4} steps  seed {seed}  J {k.region:.3f}"
+                    f"  F {k.boundary:.3f}  {k.adapt_s:.1f} s",
+                    flush=True,
+                )
+    first = load_rgb(next(iter(sorted((images / sequences[0].name).glob("*.jpg")))))
+    return {
+        **head(
+            backend=cpu_backend(given.threads),
+            engine=engine,
+            frame_size_hw=first.shape[:2],
+            objects=None,
+            frames=given.frames,
+            warmup=None,
+            load_average_before=before,
+            not_measured=["opening the step and the fine-tuned engines, 1 to 3 s an object"],
+        ),
+        "data": {
+            "set": given.set,
+            "sequences": {
+                s.name: min(len(s.annotation_paths), given.frames or len(s.annotation_paths))
+                for s in sequences
+            },
+        },
+        "roles": role_names,
+        "recipes": {
+            role: {key: value for key, value in recipe.items() if key != "steps"}
+            for role, recipe in recipes.items()
+        },
+        "options": dict(map(option, given.option)),
+        "seeds": seeds,
+        "runs": [run_as_json(count, done[count], done.get(0, [])) for count in steps],
+    }
+
+
+def main() -> int:
+    """Parse, run, write, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--davis-root", type=Path, required=True)
+    parser.add_argument("--set", default="train", help="list in ImageSets/2017")
+    parser.add_argument("--resolution", default="480p")
+    parser.add_argument("--sequences", help="names with commas; default: all of the set")
+    parser.add_argument("--engine-dir", type=Path, default=default_engine_dir())
+    parser.add_argument("--roles", default="propagation")
+    parser.add_argument("--steps", default="0,20,40,80,160")
+    parser.add_argument("--frames", type=int, default=40, help="of each sequence; 0: all")
+    parser.add_argument("--option", action="append", default=[], help="name=value of the pipeline")
+    parser.add_argument("--size", type=int, help="of the crops; default: the recipe's")
+    parser.add_argument("--batch", type=int, help="crops a step; default: the recipe's")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("-o", "--out", type=Path, default=Path("adaptation.json"))
+    given = parser.parse_args()
+    try:
+        body = benchmark(given)
+        write_result(given.out, "adaptation", body)
+    except MpnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for run in body["runs"]:
+        seconds = "" if run["adapt"] is None else f"  {run['adapt']['median_ms'] / 1e3:.1f} s"
+        print(f"{run['steps']:4} steps  J {run['J-Mean']:.4f}  F {run['F-Mean']:.4f}{seconds}")
+    print(f"written: {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
