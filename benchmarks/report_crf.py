@@ -9,13 +9,15 @@ def crf_speed_table(result: Result, is_short: bool) -> str:
     """CPU time of one CRF, and pydensecrf's beside it where it was measured."""
     lines = [
         "One dense CRF with 5 iterations, kernels built in it: CPU time on one thread, ms. "
-        "*runtime* are the parameters that `mpn-run --crf` uses. pydensecrf, where it was "
+        "*default* are the parameters of `CrfOptions` (docs/crf.md). pydensecrf, where it was "
         f"installed, got the same arrays in turn. {where(result)}, {result['picture']} "
         "(`benchmarks/crf_speed.py`).",
         "",
     ]
     rows = []
     for entry in result["results"]:
+        if is_short and not entry["name"].endswith("default"):
+            continue
         height, width = entry["size_hw"]
         other, agreement = entry.get("pydensecrf"), entry.get("agreement")
         rows.append(
@@ -31,7 +33,7 @@ def crf_speed_table(result: Result, is_short: bool) -> str:
             ]
         )
     headings = ["what", "size", "labels", "ours", "pydensecrf", "ratio", "mean dQ", "same label"]
-    lines.append(table(headings, rows if not is_short else rows[: len(rows) // 2]))
+    lines.append(table(headings, rows))
     lines.append("\nMedians, and minima in brackets.")
     return "\n".join(lines) + "\n"
 
