@@ -26,6 +26,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from davis_ablations import option
 from facts import cpu_backend, head, summary_ms, write_result
 from mpn import Pipeline, PipelineOptions
 from mpn.engines.load import default_engine_dir, open_engines
@@ -126,17 +127,6 @@ def load_rgb(path: Path) -> np.ndarray:
     if bgr is None:
         raise InputError(f"{path} cannot be read as an image")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-
-
-def option(text: str) -> tuple[str, Any]:
-    """``name=value`` of a pipeline option, numbers as numbers."""
-    name, found, value = text.partition("=")
-    if not found:
-        raise InputError(f"--option takes name=value, got '{text}'")
-    try:
-        return name, int(value) if value.lstrip("-").isdigit() else float(value)
-    except ValueError:
-        return name, {"true": True, "false": False}.get(value, value)
 
 
 def run_as_json(

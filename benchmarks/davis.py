@@ -1,7 +1,8 @@
 """J&F and FPS from the same run over a folder in DAVIS layout.
 
     python benchmarks/davis.py --davis-root DAVIS [--set val] [--engine-dir DIR]
-        [--ablation warp,propagation,adapted,osvos,crf] [--adapt-steps N] [--threads 2]
+        [--ablation warp,propagation,adapted,osvos,crf] [--variant NAME=SET:OPTION=VALUE,...]
+        [--sequences A,B] [--adapt-steps N] [--seed 0] [--threads 2]
         [-o benchmarks/results/davis.json]
 
 Every sequence is decoded, segmented from its first annotation and saved as palette PNGs, frame by
@@ -18,8 +19,9 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,7 +29,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from davis_ablations import DEFAULT, Ablation, ablations_of
+from davis_ablations import DEFAULT, Ablation, ablations_of, with_variants
 from davis_adaptation import LearningCosts, kept_in, reports_of
 from facts import head, summary_ms, write_result
 from mpn import Pipeline
@@ -170,6 +172,18 @@ def figures(ablation: Ablation, done: Collected, set_name: str) -> dict[str, Any
     return body
 
 
+def only(dataset: DavisDataset, names: Sequence[str]) -> DavisDataset:
+    """Some sequences of a set.
+
+    Raises:
+        InputError: If the set has not all of them.
+    """
+    missing = set(names) - {sequence.name for sequence in dataset.sequences}
+    if missing:
+        raise InputError(f"set '{dataset.set_name}' has no {', '.join(sorted(missing))}")
+    return replace(dataset, sequences=tuple(s for s in dataset.sequences if s.name in names))
+
+
 def facts_of_data(dataset: DavisDataset) -> tuple[dict[str, Any], list[int], list[int]]:
     """``data`` of the result, the commonest frame size (height, width), the numbers of objects."""
     sequences = {}
@@ -194,6 +208,8 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     check_result_path(given.out)
     load_before = load_average()
     dataset = load_davis(given.davis_root, given.set, resolution=given.resolution)
+    if given.sequences is not None:
+        dataset = only(dataset, given.sequences.split(","))
     images = given.davis_root / "JPEGImages" / given.resolution
     engine_dir = default_engine_dir() if given.engine_dir is None else given.engine_dir
     with (
@@ -201,8 +217,11 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         OpenCvThreads(given.threads),
     ):
         ablations, left_out = ablations_of(
-            engines.manifest, given.ablation.split(","), AdaptOptions(steps=given.adapt_steps)
+            engines.manifest,
+            given.ablation.split(","),
+            AdaptOptions(steps=given.adapt_steps, seed=given.seed),
         )
+        ablations = with_variants(ablations, given.variant)
         if not ablations:
             raise InputError(f"nothing is left to run: {'; '.join(left_out)}")
         runs = run(
@@ -237,6 +256,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             not_measured=[*not_on_gpu, *left_out],
         ),
         "data": data,
+        "seed": given.seed,
         "ablations": runs,
     }
 
@@ -253,6 +273,15 @@ def main() -> int:
     parser.add_argument(
         "--ablation", default=",".join(DEFAULT), help="default: %(default)s; see davis_ablations.py"
     )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME=SET:OPTION=VALUE,...",
+        help="another set: one of those that run, with other options; may be repeated",
+    )
+    parser.add_argument("--sequences", help="names with commas; default: all of the set")
+    parser.add_argument("--seed", type=int, default=0, help="of fine-tuning")
     parser.add_argument("--adapt-steps", type=int, help="default: the recipe of each network")
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

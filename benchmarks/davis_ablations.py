@@ -3,13 +3,14 @@
 ``warp`` -> ``propagation`` -> ``adapted`` (propagation fine-tuned on the first frame) -> ``osvos``
 (fine-tuned too, where it can be) -> ``crf``. What an engine directory cannot do is left out and
 said. The ``paper`` sets leave out the stages that the paper does not have (flow check, colours),
-and OSVOS is averaged with the propagation whatever the engines advise.
+and OSVOS is averaged with the propagation whatever the engines advise. A *variant* is one of these
+sets with other options.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mpn.engines.manifest import Manifest
@@ -71,6 +72,51 @@ def ablations_of(
         stages = tuple(s for s in CHAIN[: CHAIN.index(last) + 1] if s not in missing)
         built.append(_ablation(name, stages, manifest, adapt))
     return built, left_out
+
+
+def with_variants(ablations: Sequence[Ablation], given: Sequence[str]) -> list[Ablation]:
+    """The sets, and after them those that are like one of them but for some options.
+
+    Args:
+        ablations: The sets that run.
+        given: ``NAME=SET:OPTION=VALUE,...`` each.
+
+    Raises:
+        InputError: If one is not of that form, its set does not run, or an option is unknown.
+    """
+    known = {ablation.name: ablation for ablation in ablations}
+    for text in given:
+        name, _, rest = text.partition("=")
+        base, _, options = rest.partition(":")
+        if not name or not options or name in known:
+            raise InputError(f"a variant is NEWNAME=SET:OPTION=VALUE,..., got '{text}'")
+        if base not in known:
+            raise InputError(f"variant '{text}': the set '{base}' does not run here")
+        try:
+            changed = replace(known[base].options, **dict(map(option, options.split(","))))
+        except TypeError as error:
+            raise InputError(f"variant '{text}': {error}") from error
+        known[name] = replace(known[base], name=name, options=changed)
+    return list(known.values())
+
+
+def option(text: str) -> tuple[str, Any]:
+    """``name=value`` of a pipeline option, numbers as numbers.
+
+    Raises:
+        InputError: If it is not of that form.
+    """
+    name, found, value = text.partition("=")
+    if not found:
+        raise InputError(f"an option is NAME=VALUE, got '{text}'")
+    if value in ("true", "false"):
+        return name, value == "true"
+    for convert in (int, float):
+        try:
+            return name, convert(value)
+        except ValueError:
+            continue
+    return name, value
 
 
 def _missing(manifest: Manifest) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from davis_ablations import option
 from facts import cpu_backend, head, write_result
 from mpn import Pipeline, PipelineOptions
 from mpn.evaluation import region_similarity
@@ -90,23 +91,13 @@ def _summary(side: dict[str, Any]) -> str:
     return f"{found}; J {side['iou_before']:.3f} before, {side['iou_after']:.3f} after"
 
 
-def _option(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    for convert in (int, float):
-        try:
-            return name, convert(value)
-        except ValueError:
-            continue
-    return name, {"true": True, "false": False}.get(value, value)
-
-
 def main() -> None:
     """Run every clip and write one JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--davis-root", type=Path, required=True)
     parser.add_argument("--engine-dir", type=Path, help="default: the shipped engines")
     parser.add_argument("--pairs", default=PAIRS, help="object:scene, separated by commas")
-    parser.add_argument("--option", action="append", type=_option, default=[], help="NAME=VALUE")
+    parser.add_argument("--option", action="append", type=option, default=[], help="NAME=VALUE")
     parser.add_argument("--adapt-steps", type=int, help="default: by network")
     parser.add_argument("--no-adapt", action="store_true")
     parser.add_argument("--adapt-cache", type=Path)

@@ -22,7 +22,7 @@ from tests.engine_dirs import make_engine_dir
 
 from davis import Collected, main, run_sequence  # isort: skip
 from davis_adaptation import LearningCosts  # isort: skip
-from davis_ablations import CHAIN, DEFAULT, ablations_of  # isort: skip
+from davis_ablations import CHAIN, DEFAULT, ablations_of, with_variants  # isort: skip
 from result_format import load_result  # isort: skip
 
 SIZE_HW = (64, 96)
@@ -167,6 +167,43 @@ def test_other_names_are_refused(names: list[str], tmp_path: Path) -> None:
     manifest = load_manifest(make_engine_dir(tmp_path / "engines"))
     with pytest.raises(InputError, match="ablation"):
         ablations_of(manifest, names, AdaptOptions())
+
+
+def test_a_variant_is_a_set_with_other_options(
+    davis_folder: Path, engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "davis.json"
+    code = run(
+        monkeypatch, "--davis-root", davis_folder, "--engine-dir", engine_dir, "--threads", "1",
+        "--ablation", "warp,propagation", "--sequences", "koi", "--warmup", "1",
+        "--variant", "wide=propagation:roi_margin_frac=0.5,use_propagation=false", "-o", out,
+    )  # fmt: skip
+    assert code == 0
+    done = load_result(out)
+    assert list(done["data"]["sequences"]) == ["koi"]
+    options = {name: told["options"] for name, told in done["ablations"].items()}
+    changed = {"roi_margin_frac": 0.5, "use_propagation": False}
+    assert options["wide"] == options["propagation"] | changed
+    # Without the network nothing is left of its set but the warp, whatever the margin.
+    j = {name: told["J-Mean"] for name, told in done["ablations"].items()}
+    assert j["wide"] == j["warp"] != j["propagation"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        ("wide", "NEWNAME=SET:OPTION=VALUE"),
+        ("wide=warp", "NEWNAME=SET:OPTION=VALUE"),
+        ("warp=warp:crf=true", "NEWNAME=SET:OPTION=VALUE"),
+        ("wide=crf:crf=true", "'crf' does not run"),
+        ("wide=warp:depth=1", "depth"),
+        ("wide=warp:crf", "NAME=VALUE"),
+    ],
+)
+def test_other_variants_are_refused(variant: str, told: str, engine_dir: Path) -> None:
+    built, _ = ablations_of(load_manifest(engine_dir), ["warp"], AdaptOptions())
+    with pytest.raises(InputError, match=told):
+        with_variants(built, [variant])
 
 
 def test_the_engines_of_all_sets_are_one_and_stay_open(engine_dir: Path) -> None:
