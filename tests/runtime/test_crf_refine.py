@@ -70,6 +70,35 @@ def test_objects_end_where_their_colour_ends(boxes: list[Roi], whole_frame: bool
         assert iou(after == k, truth == k) > 0.97
 
 
+def test_a_smaller_picture_decides_nearly_the_same() -> None:
+    """Better than nothing by far, on a quarter of the pixels; not the same as on all of them."""
+    rgb, truth, merged = scene(NEAR)
+    whole, _ = refine(merged, rgb)
+    half, boxes = refine(merged, rgb, options=CrfOptions(working_scale=0.5))
+    found = labels_from_merged(half, (1, 2))
+    for k in (1, 2):
+        assert iou(labels_from_merged(merged, (1, 2)) == k, truth == k) < 0.85
+        assert iou(found == k, truth == k) > 0.93
+    assert boxes == (Roi(0, 0, *SIZE_HW[::-1]),) * 2
+    assert (half >= 0).all()
+    assert float(half.sum(axis=0).max()) <= 1 + PROBS_SUM
+    assert not np.array_equal(half, whole)
+
+
+def test_a_scale_that_rounds_to_the_whole_picture_changes_nothing() -> None:
+    rgb, _, merged = scene(NEAR[:1])
+    same = refine(merged, rgb, options=CrfOptions(working_scale=0.999))[0]
+    assert iou(same[0] > 0.5, refine(merged, rgb)[0][0] > 0.5) > 0.99
+
+
+def test_a_region_of_one_pixel_can_be_halved() -> None:
+    prob = np.full((1, 1, 1), 0.75, np.float32)
+    rgb = np.zeros((1, 1, 3), np.uint8)
+    kept, _ = refine(prob, rgb, options=CrfOptions(working_scale=0.4))
+    assert kept.shape == (1, 1, 1)
+    assert 0.5 < kept[0, 0, 0] <= 1
+
+
 def test_the_result_is_merged_again_and_its_boxes_hold_it() -> None:
     rgb, _, merged = scene(NEAR)
     given = merged.copy()
@@ -170,6 +199,8 @@ def test_a_broken_probability_is_refused() -> None:
         {"margin_px": -1},
         {"margin_px": 1.5},
         {"whole_frame": 1},
+        {"working_scale": 0},
+        {"working_scale": 1.5},
     ],
     ids=str,
 )

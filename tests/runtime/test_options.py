@@ -107,7 +107,7 @@ def test_a_value_that_does_not_fit_the_crf_is_refused_by_name(options: dict[str,
 def test_every_option_of_the_crf_can_be_set() -> None:
     given = {"sxy_gaussian": 2.0, "compat_gaussian": 3.0, "sxy_bilateral": 20.0,
              "srgb_bilateral": 8.0, "compat_bilateral": 4.0, "iterations": 2, "margin_px": 4,
-             "whole_frame": True}  # fmt: skip
+             "whole_frame": True, "working_scale": 0.5}  # fmt: skip
     options = PipelineOptions(**{f"crf_{name}": value for name, value in given.items()})
     assert options.crf_options == CrfOptions(**given)
     assert set(given) == {option.name for option in dataclasses.fields(CrfOptions)}

@@ -85,6 +85,7 @@ class PipelineOptions:
         crf_iterations: See there.
         crf_margin_px: See there.
         crf_whole_frame: See there.
+        crf_working_scale: See there.
 
     Raises:
         InputError: If a value is of another type or out of range.
@@ -119,6 +120,7 @@ class PipelineOptions:
     crf_iterations: int = CrfOptions.iterations
     crf_margin_px: int = CrfOptions.margin_px
     crf_whole_frame: bool = CrfOptions.whole_frame
+    crf_working_scale: float = CrfOptions.working_scale
 
     def __new__(cls, **given: Any) -> Self:
         """Note which options are given: __init__ only sees them filled up with defaults."""
