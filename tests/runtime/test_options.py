@@ -43,6 +43,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "crf_iterations": 5,
         "crf_margin_px": 16,
         "crf_whole_frame": False,
+        "crf_working_scale": 1.0,
     }
 
 
