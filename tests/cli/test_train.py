@@ -157,7 +157,7 @@ def test_the_stages_of_osvos_can_be_trained_one_after_the_other(
         (["--davis-root", "d"], "name their folder with --stills"),
         (["--stills", "s"], "name it with --davis-root"),
         (["--davis-root", "nowhere", "--stills", "s"], "nowhere is not a DAVIS folder"),
-        (["--stage", "salient", "--stills", "s"], r"s holds no pair images/NAME\.jpg"),
+        (["--stage", "salient", "--stills", "s"], "s is no folder of images with masks"),
         (["--davis-root", "d", "--stills", "s", "--crop-size", "100"], "multiple of 16"),
         (["--stage", "davis", "--davis-root", "d", "--start-from", "none.pth"], r"none\.pth"),
     ],

@@ -10,7 +10,8 @@ import pytest
 
 from mpn.runtime.labels import save_labels
 from mpn.training.clips import Material
-from mpn.training.datasets import load_davis_split, load_still_pairs
+from mpn.training.datasets import load_davis_split
+from mpn.training.still_layouts import load_stills
 
 SIZE_HW = (96, 128)
 SEQUENCES = ("alpha", "beta", "gamma")
@@ -61,4 +62,4 @@ def stills_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def material(davis_like: Path, stills_like: Path) -> Material:
-    return Material(tuple(load_davis_split(davis_like)), tuple(load_still_pairs(stills_like)))
+    return Material(tuple(load_davis_split(davis_like)), tuple(load_stills(stills_like)))

@@ -4,20 +4,22 @@ import cv2
 import numpy as np
 import pytest
 
+from mpn.errors import TrainingError
 from mpn.training.clips import (
-    ClipMix,
-    CompositeClip,
     DavisClip,
     Material,
     PatchClip,
     StillClip,
-    draw_clip,
 )
+from mpn.training.composites import CompositeClip, VanishingClip
+from mpn.training.draw import ClipMix, draw_clip
 
 MIXES = {
     "davis": ClipMix(1, 0, 0),
     "still": ClipMix(0, 1, 0),
     "composite": ClipMix(0, 0, 1),
+    "vanishing": ClipMix(0, 0, 0, 1),
+    "three": ClipMix(0, 0, 1, third_object=1.0),
 }
 
 
@@ -83,3 +85,52 @@ def test_a_patch_is_one_piece_that_has_nothing_to_do_with_the_picture_s_mask(
         assert cv2.connectedComponents(shape.astype(np.uint8))[0] == 2
     assert len({shape.tobytes() for shape in shapes}) == 8
     np.testing.assert_array_equal(PatchClip(pair, 3).mask, PatchClip(pair, 3).mask)
+
+
+def _composite(material: Material, kind: type[CompositeClip], **kw: bool) -> CompositeClip:
+    base = DavisClip(material.sequences[0], 1, 0, 1)
+    return kind(base, StillClip(material.stills[0], seed=1), seed=2, **kw)
+
+
+def test_a_vanishing_object_is_seen_and_then_gone_with_its_pixels(material: Material) -> None:
+    clip = _composite(material, VanishingClip)
+    stays = _composite(material, CompositeClip, target_over=True)
+    for t in range(len(clip)):
+        rgb, mask = clip.frame(t)
+        if t < clip.seen_frames:
+            np.testing.assert_array_equal(rgb, stays.frame(t)[0])
+            np.testing.assert_array_equal(mask, stays.frame(t)[1])
+        else:
+            np.testing.assert_array_equal(rgb, clip.base.frame(t)[0])
+            assert not mask.any()
+    assert 2 <= clip.seen_frames < len(clip)
+    # control: what stays is still there at the end
+    assert stays.frame(len(clip) - 1)[1].any()
+
+
+def test_a_third_object_occludes_the_target_of_a_composite(material: Material) -> None:
+    two = draw_clip(material, ClipMix(0, 0, 1), 5)
+    three = draw_clip(material, ClipMix(0, 0, 1, third_object=1.0), 5)
+    assert isinstance(three, CompositeClip)
+    occluded = 0
+    for t in range(min(len(two), len(three))):
+        np.testing.assert_array_equal(three.base.frame(t)[0], two.frame(t)[0])
+        mask = three.frame(t)[1]
+        assert not (mask & ~two.frame(t)[1]).any()
+        occluded += np.count_nonzero(two.frame(t)[1] & ~mask)
+        changed = (three.frame(t)[0] != two.frame(t)[0]).any(axis=2)
+        assert changed[two.frame(t)[1] & ~mask].mean() > 0.5 if occluded else True
+    assert not isinstance(two.base, CompositeClip)
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ({"davis": 0, "still": 0, "composite": 0}, "not all 0"),
+        ({"vanishing": -0.1}, "at least 0"),
+        ({"third_object": 1.5}, r"in 0\.\.1, got 1\.5"),
+    ],
+)
+def test_shares_that_make_no_mix_are_refused(mix: dict[str, float], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        ClipMix(**mix)

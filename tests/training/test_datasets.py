@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from mpn.errors import TrainingError
-from mpn.training.datasets import load_davis_split, load_label_png, load_rgb, load_still_pairs
+from mpn.training.datasets import load_davis_split, load_label_png, load_rgb
+from mpn.training.still_layouts import load_stills
 
 
 def test_a_split_lists_its_sequences_in_order_with_paired_files(davis_like: Path) -> None:
@@ -55,5 +56,5 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         load_rgb(bad)
     with pytest.raises(TrainingError, match=r"bad\.png: not a readable PNG mask"):
         load_label_png(bad)
-    with pytest.raises(TrainingError, match="holds no pair"):
-        load_still_pairs(tmp_path)
+    with pytest.raises(TrainingError, match="no folder of images with masks"):
+        load_stills(tmp_path)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.training.clips import ClipMix, Material
+from mpn.training.clips import Material
+from mpn.training.draw import ClipMix
 from mpn.training.rollout import Rollout, RolloutOptions
 
 DAVIS_ONLY = ClipMix(1, 0, 0)
@@ -75,3 +76,65 @@ def test_a_restored_rollout_goes_on_bit_for_bit(material: Material) -> None:
 def test_absorb_without_observe_is_refused(material: Material) -> None:
     with pytest.raises(RuntimeError, match=r"follows observe"):
         _rollout(material, 0).absorb(np.zeros((65, 65), np.float32))
+
+
+NEW_DAMAGE = {
+    "blur_share": 1.0,
+    "flow_error_share": 1.0,
+    "misplaced_share": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", NEW_DAMAGE)
+def test_every_kind_of_damage_changes_what_is_seen_and_resumes_bit_for_bit(
+    material: Material, name: str
+) -> None:
+    damaged = _rollout(material, 5, **{name: 1.0})
+    plain = _rollout(material, 5)
+    differs = False
+    for _ in range(12):
+        state = damaged.state()
+        a = damaged.observe()
+        again = _rollout(material, 77, **{name: 1.0})
+        again.restore(state)
+        b = again.observe()
+        np.testing.assert_array_equal(a.rgb, b.rgb)
+        np.testing.assert_array_equal(a.prob, b.prob)
+        c = plain.observe()
+        differs |= not (np.array_equal(a.rgb, c.rgb) and np.array_equal(a.prob, c.prob))
+        damaged.absorb(a.target)
+        plain.absorb(c.target)
+    assert differs
+
+
+def test_a_misplaced_start_wants_an_empty_answer(material: Material) -> None:
+    empty = []
+    for seed in range(20):
+        for share in (0.0, 1.0):
+            sample = _rollout(material, seed, misplaced_share=share, deform_share=0.0).observe()
+            empty.append((share, not sample.target.any()))
+    assert sum(is_empty for share, is_empty in empty if share) > 4
+    assert not any(is_empty for share, is_empty in empty if not share)
+
+
+def test_an_object_that_vanished_wants_an_empty_answer(material: Material) -> None:
+    rollout = Rollout(material, ClipMix(0, 0, 0, 1), OPTIONS, 0)
+    rollout.set_max_steps(6)
+    targets = []
+    for _ in range(60):
+        sample = rollout.observe()
+        targets.append(float(sample.target.max()))
+        # A network that believes in the prior: it is shown the vanished object's place.
+        rollout.absorb(sample.prob)
+    assert 0.0 in targets
+    assert 1.0 in targets
+
+
+def test_without_damage_the_prior_is_the_warped_probability(material: Material) -> None:
+    """The share of damaged crops is an option; none means none."""
+    clean = [_rollout(material, s, damage_share=0.0).observe().prob for s in range(8)]
+    usual = [_rollout(material, s).observe().prob for s in range(8)]
+    all_of_them = [_rollout(material, s, damage_share=1.0).observe().prob for s in range(8)]
+    same = sum(np.array_equal(a, b) for a, b in zip(clean, usual, strict=True))
+    fewer = sum(np.array_equal(a, b) for a, b in zip(clean, all_of_them, strict=True))
+    assert same > fewer

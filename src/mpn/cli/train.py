@@ -1,19 +1,23 @@
-"""The ``mpn train`` commands."""
+"""The ``mpn train`` commands for propagation and OSVOS."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from mpn.cli import train_options as options
+
 train_app = typer.Typer(
-    help="Train a network (needs the extra 'export').",
+    help="Train a network (needs the extra 'export'); under torchrun on several GPUs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+DEFAULT_RECIPE = "lite"
+"""What a command trains that is told neither ``--recipe`` nor ``--config``."""
 
 
 @train_app.callback()
@@ -23,76 +27,85 @@ def _train() -> None:
 
 @train_app.command("propagation")
 def propagation(
-    davis_root: Annotated[
-        Path, typer.Option(help="DAVIS folder: JPEGImages, Annotations, ImageSets.")
-    ],
+    davis_root: options.DavisRoot = None,
+    stills: options.Stills = None,
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder of the run: checkpoints and log.csv.")
+        Path, typer.Option("-o", "--out", help="Folder of the run: checkpoints, recipe, log.csv.")
     ] = Path("runs/propagation"),
-    stills: Annotated[
-        Path | None,
-        typer.Option(help="Folder with images/ and masks/: still pictures to set in motion."),
-    ] = None,
-    split: Annotated[str, typer.Option(help="List of sequences to train on.")] = "train",
-    width: Annotated[float, typer.Option(help="Channel multiplier of the backbone.")] = 0.25,
-    head_width: Annotated[float, typer.Option(help="Channel multiplier of the head.")] = 0.25,
-    middle_blocks: Annotated[int, typer.Option(help="Middle-flow blocks, 1..16.")] = 6,
-    prior_skip: Annotated[
-        bool, typer.Option(help="Learn corrections of the warped probability, not the whole mask.")
-    ] = True,
-    roi_size: Annotated[int, typer.Option(help="Side of the crop, 16 n + 1.")] = 225,
+    recipe: options.Recipe = None,
+    config: options.Config = None,
     start_from: Annotated[
-        Path | None, typer.Option(help="Checkpoint whose propagation weights to start from.")
+        Path | None,
+        typer.Option("--start-from", "--init", help="Checkpoint whose weights to start from."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 16000,
-    decay_steps: Annotated[int, typer.Option(min=0, help="Final decay of the rate.")] = 5000,
-    batch: Annotated[int, typer.Option(min=2, help="Crops a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate, AdamW.")] = 1.5e-3,
-    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the network.")] = (
-        os.cpu_count() or 1
-    ),
-    bfloat16: Annotated[bool, typer.Option(help="Convolutions in bfloat16.")] = False,
-    resume: Annotated[bool, typer.Option(help="Go on where the run in OUT stopped.")] = False,
+    split: options.Split = None,
+    width: Annotated[float | None, typer.Option(help="Channel factor of the backbone.")] = None,
+    head_width: Annotated[float | None, typer.Option(help="Channel factor of the head.")] = None,
+    middle_blocks: Annotated[int | None, typer.Option(help="Middle-flow blocks, 1..16.")] = None,
+    prior_skip: Annotated[
+        bool | None,
+        typer.Option(
+            "--prior-skip/--no-prior-skip",
+            help="Learn corrections of the warped probability, not the whole mask.",
+        ),
+    ] = None,
+    roi_size: Annotated[int | None, typer.Option(help="Side of the crop, 16 n + 1.")] = None,
+    steps: options.Steps = None,
+    decay_steps: Annotated[
+        int | None, typer.Option(min=0, help="Final cosine; all steps make it the whole run.")
+    ] = None,
+    warmup_steps: Annotated[int | None, typer.Option(min=0, help="Rise of the rate.")] = None,
+    batch: options.Batch = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate, AdamW.")] = None,
+    seed: options.Seed = None,
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    tensorboard: options.TensorBoard = None,
+    settings: options.Settings = None,
+    resume: options.Resume = False,
 ) -> None:
     """Train the propagation network on rollouts of itself, and write OUT/propagation.pth.
 
-    A run can be stopped at any time and resumed; with more --steps it is prolonged.
+    Options given here win over the recipe. A run can be stopped at any time and resumed; with more
+    --steps it is prolonged.
     """
-    from mpn.errors import import_or_explain
-
-    import_or_explain("torch", extra="export", purpose="mpn train")
-    from mpn.training import launch
+    launch()
     from mpn.training.progress import TrainingProgress
     from mpn.training.recipe import PropagationRecipe, run_propagation_recipe
 
-    launch.keep_freed_memory()
-    recipe = PropagationRecipe(
-        davis_root=davis_root,
-        split=split,
-        stills_root=stills,
-        width=width,
-        head_width=head_width,
-        middle_blocks=middle_blocks,
-        prior_skip=prior_skip,
-        start_from=start_from,
-        roi_size=roi_size,
-        steps=steps,
-        decay_steps=decay_steps,
-        batch=batch,
-        learning_rate=learning_rate,
-        seed=seed,
-        threads=threads,
-        bfloat16=bfloat16,
-    )
+    changes = {
+        "start_from": start_from,
+        "data.davis_root": davis_root,
+        "data.stills": stills or None,
+        "data.split": split,
+        "training.network.width": width,
+        "training.network.head_width": head_width,
+        "training.network.middle_blocks": middle_blocks,
+        "training.network.prior_skip": prior_skip,
+        "training.rollout.roi_size": roi_size,
+        "training.steps": steps,
+        "training.decay_steps": decay_steps,
+        "training.warmup_steps": warmup_steps,
+        "training.batch": batch,
+        "training.learning_rate": learning_rate,
+        "training.seed": seed,
+        "training.threads": threads,
+        "training.workers": workers,
+        "training.device": device,
+        "training.precision": precision,
+        "training.tensorboard": tensorboard,
+    }
+    built = build_recipe(PropagationRecipe, "propagation", recipe, config, settings, changes)
     with TrainingProgress() as progress:
-        checkpoint = run_propagation_recipe(recipe, out, resume=resume, report=progress.report)
-    typer.echo(f"averaged weights: {checkpoint}")
-    rollout = recipe.options().rollout
-    typer.echo(
-        f"next: mpn export {checkpoint} -o engines --roi-size {roi_size} "
+        checkpoint = run_propagation_recipe(built, out, resume=resume, report=progress.report)
+    rollout = built.training.rollout
+    say_next(
+        checkpoint,
+        f"mpn export {checkpoint} -o engines --roi-size {rollout.roi_size} "
         f"--runtime-default flow_check_px={rollout.flow_check_px} "
-        f"--runtime-default colour_weight={rollout.colour_weight}"
+        f"--runtime-default colour_weight={rollout.colour_weight}",
     )
 
 
@@ -106,75 +119,113 @@ class OsvosStages(StrEnum):
 
 @train_app.command("osvos")
 def osvos(
+    davis_root: options.DavisRoot = None,
+    stills: options.Stills = None,
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder of the run: checkpoints and log.csv.")
+        Path, typer.Option("-o", "--out", help="Folder of the run: checkpoints, recipe, log.csv.")
     ] = Path("runs/osvos"),
-    davis_root: Annotated[
+    recipe: options.Recipe = None,
+    config: options.Config = None,
+    start_from: Annotated[
         Path | None,
-        typer.Option(help="DAVIS folder: JPEGImages, Annotations, ImageSets. For stage 2."),
+        typer.Option("--start-from", "--init", help="Checkpoint whose weights to start from."),
     ] = None,
-    stills: Annotated[
-        Path | None,
-        typer.Option(help="Folder with images/ and masks/: salient objects. For stage 1."),
-    ] = None,
-    split: Annotated[str, typer.Option(help="List of sequences to train on.")] = "train",
+    split: options.Split = None,
     stage: Annotated[
-        OsvosStages,
+        OsvosStages | None,
         typer.Option(
             help="salient: stage 1, still images. davis: stage 2, sequences, objects merged."
         ),
-    ] = OsvosStages.both,
-    width: Annotated[float, typer.Option(help="Channel multiplier; 1 is VGG16.")] = 0.25,
-    start_from: Annotated[
-        Path | None, typer.Option(help="Checkpoint whose OSVOS weights to start from.")
     ] = None,
-    crop_size: Annotated[int, typer.Option(help="Side of the crops, 16 n.")] = 192,
-    salient_steps: Annotated[int, typer.Option(min=1, help="Optimisation steps, stage 1.")] = 5500,
-    davis_steps: Annotated[int, typer.Option(min=1, help="Optimisation steps, stage 2.")] = 6500,
-    batch: Annotated[int, typer.Option(min=2, help="Crops a step.")] = 8,
-    salient_rate: Annotated[float, typer.Option(help="Peak rate of stage 1, AdamW.")] = 2e-3,
-    davis_rate: Annotated[float, typer.Option(help="Peak rate of stage 2, AdamW.")] = 1.2e-3,
-    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the network.")] = (
-        os.cpu_count() or 1
-    ),
-    bfloat16: Annotated[bool, typer.Option(help="Convolutions in bfloat16.")] = False,
-    resume: Annotated[bool, typer.Option(help="Go on where the run in OUT stopped.")] = False,
+    width: Annotated[float | None, typer.Option(help="Channel factor; 1 is VGG16.")] = None,
+    crop_size: Annotated[int | None, typer.Option(help="Side of the crops, 16 n.")] = None,
+    salient_steps: Annotated[int | None, typer.Option(min=1, help="Steps of stage 1.")] = None,
+    davis_steps: Annotated[int | None, typer.Option(min=1, help="Steps of stage 2.")] = None,
+    batch: options.Batch = None,
+    salient_rate: Annotated[float | None, typer.Option(help="Peak rate of stage 1.")] = None,
+    davis_rate: Annotated[float | None, typer.Option(help="Peak rate of stage 2.")] = None,
+    seed: options.Seed = None,
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    tensorboard: options.TensorBoard = None,
+    settings: options.Settings = None,
+    resume: options.Resume = False,
 ) -> None:
     """Train OSVOS offline, to be fine-tuned on a video's first frame, and write OUT/osvos.pth.
 
-    A run can be stopped at any time and resumed.
+    Options given here win over the recipe. A run can be stopped at any time and resumed.
     """
-    from mpn.errors import import_or_explain
-
-    import_or_explain("torch", extra="export", purpose="mpn train")
-    from mpn.training import launch
+    launch()
     from mpn.training.osvos_recipe import OsvosRecipe, run_osvos_recipe
     from mpn.training.progress import TrainingProgress
 
-    launch.keep_freed_memory()
-    recipe = OsvosRecipe(
-        stages=stage.value,
-        davis_root=davis_root,
-        split=split,
-        stills_root=stills,
-        width=width,
-        start_from=start_from,
-        crop_size=crop_size,
-        salient_steps=salient_steps,
-        davis_steps=davis_steps,
-        batch=batch,
-        salient_rate=salient_rate,
-        davis_rate=davis_rate,
-        seed=seed,
-        threads=threads,
-        bfloat16=bfloat16,
-    )
+    changes = {
+        "stages": stage,
+        "start_from": start_from,
+        "data.davis_root": davis_root,
+        "data.stills": stills or None,
+        "data.split": split,
+        "training.network.width": width,
+        "training.crop.size_px": crop_size,
+        "training.salient_steps": salient_steps,
+        "training.davis_steps": davis_steps,
+        "training.batch": batch,
+        "training.salient_rate": salient_rate,
+        "training.davis_rate": davis_rate,
+        "training.seed": seed,
+        "training.threads": threads,
+        "training.workers": workers,
+        "training.device": device,
+        "training.precision": precision,
+        "training.tensorboard": tensorboard,
+    }
+    built = build_recipe(OsvosRecipe, "osvos", recipe, config, settings, changes)
     with TrainingProgress() as progress:
-        checkpoint = run_osvos_recipe(recipe, out, resume=resume, report=progress.report)
-    typer.echo(f"averaged weights: {checkpoint}")
-    short_side = round(1.25 * crop_size / 16) * 16
-    typer.echo(
-        f"next: mpn export PROPAGATION.pth {checkpoint} -o engines "
-        f"--frame-size {round(short_side * 16 / 9 / 16) * 16}x{short_side}"
+        checkpoint = run_osvos_recipe(built, out, resume=resume, report=progress.report)
+    short_side = round(1.25 * built.training.crop.size_px / 16) * 16
+    say_next(
+        checkpoint,
+        f"mpn export PROPAGATION.pth {checkpoint} -o engines "
+        f"--frame-size {round(short_side * 16 / 9 / 16) * 16}x{short_side}",
     )
+
+
+def launch() -> None:
+    """Ask for torch where it is missing, and start again with freed memory kept."""
+    from mpn.errors import import_or_explain
+
+    import_or_explain("torch", extra="export", purpose="mpn train")
+    from mpn.training import launch as launching
+
+    launching.keep_freed_memory()
+
+
+def build_recipe(
+    kind: Any,
+    role: str,
+    name: str | None,
+    path: Path | None,
+    settings: list[str] | None,
+    changes: Mapping[str, Any],
+) -> Any:
+    """The recipe of a command line: a file's or a shipped one, then ``--set``, then the flags."""
+    from mpn.training.recipe_file import (
+        load_table,
+        overridden,
+        parsed_settings,
+        recipe_from_table,
+    )
+
+    if name is None and path is None:
+        name = DEFAULT_RECIPE
+    table = overridden(load_table(role, name=name, path=path), parsed_settings(settings or []))
+    plain = {k: str(v) if isinstance(v, StrEnum) else v for k, v in changes.items()}
+    return recipe_from_table(kind, overridden(table, plain))
+
+
+def say_next(checkpoint: Path, command: str) -> None:
+    """Where the weights are, and what makes engines of them."""
+    typer.echo(f"averaged weights: {checkpoint}")
+    typer.echo(f"next: {command}")

@@ -81,18 +81,21 @@ def deform_mask(mask: BoolArray, rng: np.random.Generator) -> BoolArray:
     return out
 
 
-def degrade_prob(prob: Float32Array, rng: np.random.Generator) -> Float32Array:
+def degrade_prob(
+    prob: Float32Array, rng: np.random.Generator, *, share: float = 0.3
+) -> Float32Array:
     """The warped probability of a crop as bad luck would leave it: parts lost, leaks, blur, shift.
 
     Args:
         prob: (S, S) float32 in 0..1.
         rng: Source of randomness.
+        share: Of the calls that may change anything; a sixth of those draws no damage.
 
     Returns:
-        (S, S) float32 in 0..1; unchanged about three times in four.
+        (S, S) float32 in 0..1.
     """
     side = prob.shape[0]
-    if rng.random() < 0.7:
+    if rng.random() < 1 - share:
         return prob
     out = prob
     if rng.random() < 0.4:

@@ -1,4 +1,4 @@
-"""Clips to train on: real sequences, still images set in motion, and composites of both.
+"""Clips to train on: real sequences, and still images set in motion.
 
 A clip is a pure function of its seed: ``frame(t)`` gives the same picture and mask whenever it is
 asked, so that an interrupted training run resumes on the very same data.
@@ -7,19 +7,16 @@ asked, so that an interrupted training run resumes on the very same data.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from mpn.training.datasets import DavisSequence, StillPair
 from mpn.types import BoolArray, Float32Array, UInt8Array
 
 _STILL_SHORT_SIDE_PX = 400
 _STILL_FRAMES = 40
-_FEATHER_SIGMA_PX = 1.0
-"""Blur of a pasted object's edge: a hard edge would tell the network where to cut."""
 
 
 class Clip(Protocol):
@@ -63,7 +60,7 @@ class DavisClip:
         return self.sequence.rgb(index), self.sequence.labels(index) == self.object_id
 
 
-class _Sway:
+class Sway:
     """A smooth random signal of t: a sum of two slow sine waves, within +-amplitude.
 
     Args:
@@ -78,6 +75,7 @@ class _Sway:
         self.phases = rng.uniform(0, 2 * np.pi, 2)
 
     def __call__(self, t: int) -> float:
+        """The signal at frame ``t``."""
         return float(np.sum(self.amplitudes * np.sin(self.rates * t + self.phases)))
 
 
@@ -87,11 +85,11 @@ class _Motion:
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int]) -> None:
         height, width = size_hw
         reach = 0.18 * min(size_hw)
-        self.shift_x, self.shift_y = _Sway(rng, reach), _Sway(rng, reach)
-        self.angle = _Sway(rng, 0.3)
-        self.log_scale = _Sway(rng, 0.25)
-        self.shear = _Sway(rng, 0.12)
-        self.bends = (_Sway(rng, 0.05 * min(size_hw)), _Sway(rng, 0.05 * min(size_hw)))
+        self.shift_x, self.shift_y = Sway(rng, reach), Sway(rng, reach)
+        self.angle = Sway(rng, 0.3)
+        self.log_scale = Sway(rng, 0.25)
+        self.shear = Sway(rng, 0.12)
+        self.bends = (Sway(rng, 0.05 * min(size_hw)), Sway(rng, 0.05 * min(size_hw)))
         self.fields = [
             np.stack(
                 [
@@ -172,119 +170,3 @@ class PatchClip(StillClip):
             largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
             shape = (components == largest).astype(np.uint8)
         self.mask = shape * 255
-
-
-class CompositeClip:
-    """The object of one clip pasted over another, on a path of its own.
-
-    Args:
-        base: Clip below; its object is occluded where the pasted one passes.
-        over: Clip whose object is cut out and pasted.
-        target_over: Whether the pasted object is the target, else the base's.
-        seed: Decides size and path.
-    """
-
-    def __init__(self, base: Clip, over: Clip, *, target_over: bool, seed: int) -> None:
-        self.base, self.over, self.target_over = base, over, target_over
-        rng = np.random.default_rng(seed)
-        size_hw = base.frame(0)[1].shape
-        mask = over.frame(0)[1]
-        area = max(int(mask.sum()), 1)
-        wanted = rng.uniform(0.02, 0.12) * size_hw[0] * size_hw[1]
-        self.scale = float(np.clip(np.sqrt(wanted / area), 0.3, 2.0))
-        ys, xs = np.nonzero(mask)
-        self.anchor_xy = (xs.mean(), ys.mean()) if len(xs) else (0.0, 0.0)
-        self.centre_xy = rng.uniform(0.2, 0.8, 2) * (size_hw[1], size_hw[0])
-        # At 854x480 seldom over 15 px a frame, which is what the flow can follow.
-        self.path_x = _Sway(rng, 0.4 * size_hw[1], fastest=0.06)
-        self.path_y = _Sway(rng, 0.3 * size_hw[0], fastest=0.06)
-        self.flip = bool(rng.integers(2))
-
-    def __len__(self) -> int:
-        return min(len(self.base), len(self.over))
-
-    def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
-        """See :meth:`Clip.frame`."""
-        base_rgb, base_mask = self.base.frame(t)
-        over_rgb, over_mask = self.over.frame(t)
-        height, width = base_mask.shape
-        scale_x = -self.scale if self.flip else self.scale
-        matrix = np.array(
-            [
-                [scale_x, 0, self.centre_xy[0] + self.path_x(t) - scale_x * self.anchor_xy[0]],
-                [
-                    0,
-                    self.scale,
-                    self.centre_xy[1] + self.path_y(t) - self.scale * self.anchor_xy[1],
-                ],
-            ]
-        )
-        rgb = cv2.warpAffine(over_rgb, matrix, (width, height), flags=cv2.INTER_LINEAR)
-        mask = cv2.warpAffine(over_mask.astype(np.uint8) * 255, matrix, (width, height))
-        alpha = (
-            cv2.GaussianBlur(mask, (0, 0), _FEATHER_SIGMA_PX).astype(np.float32)[..., None] / 255
-        )
-        mixed = np.rint(base_rgb + alpha * (rgb.astype(np.float32) - base_rgb)).astype(np.uint8)
-        pasted = mask > 127
-        return mixed, (pasted if self.target_over else base_mask & ~pasted)
-
-
-@dataclass(frozen=True)
-class ClipMix:
-    """How often each kind of clip is drawn; the shares need not sum to 1.
-
-    In sequences and stills the object can be told by its looks, and a network that does so fails on
-    objects it has not seen. Composites have two, and only the mask says which is meant.
-    """
-
-    davis: float = 0.35
-    still: float = 0.15
-    composite: float = 0.50
-
-
-def draw_clip(material: Material, mix: ClipMix, seed: int) -> Clip:
-    """A random clip: the same for the same seed and material.
-
-    Raises:
-        TrainingError: If there is no sequence to draw from (through the readers).
-    """
-    rng = np.random.default_rng(seed)
-    shares = np.array([mix.davis, mix.still if material.stills else 0.0, mix.composite])
-    kind = rng.choice(3, p=shares / shares.sum())
-    if kind == 0:
-        return _draw_davis(material, rng)
-    if kind == 1:
-        return _draw_still(material, rng)
-    base = _draw_davis(material, rng) if rng.random() < 0.5 else _draw_still(material, rng)
-    source = rng.random()
-    if source < 0.35:
-        over = _draw_davis(material, rng)
-    elif source < 0.65:
-        over = _draw_still(material, rng)
-    else:
-        over = _draw_still(material, rng, PatchClip)
-    return CompositeClip(
-        base, over, target_over=bool(rng.integers(2)), seed=int(rng.integers(2**31))
-    )
-
-
-def _draw_davis(material: Material, rng: np.random.Generator) -> Clip:
-    sequence = material.sequences[rng.integers(len(material.sequences))]
-    stride = int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1])) * int(rng.choice([-1, 1]))
-    length = len(sequence)
-    # At least four frames lie ahead of the start in the direction of play.
-    ahead = min(4 * abs(stride), length - 1)
-    start = int(rng.integers(0, length - ahead)) if stride > 0 else int(rng.integers(ahead, length))
-    ids: npt.NDArray[Any] = np.unique(sequence.labels(start))
-    ids = ids[ids > 0]
-    object_id = int(ids[rng.integers(len(ids))]) if len(ids) else 1
-    return DavisClip(sequence, object_id, start, stride)
-
-
-def _draw_still(
-    material: Material, rng: np.random.Generator, kind: type[StillClip] = StillClip
-) -> Clip:
-    if not material.stills:
-        return _draw_davis(material, rng)
-    pair = material.stills[rng.integers(len(material.stills))]
-    return kind(pair, int(rng.integers(2**31)))

@@ -125,17 +125,3 @@ def load_davis_split(
             )
         sequences.append(DavisSequence(name, images, masks))
     return sequences
-
-
-def load_still_pairs(root: Path) -> list[StillPair]:
-    """Image/mask pairs of a folder with ``images/`` and ``masks/`` (same stems).
-
-    Raises:
-        TrainingError: If there is no pair.
-    """
-    masks = {path.stem: path for path in (root / "masks").glob("*.png")}
-    images = sorted((root / "images").glob("*.jpg"))
-    pairs = [StillPair(path, masks[path.stem]) for path in images if path.stem in masks]
-    if not pairs:
-        raise TrainingError(f"{root} holds no pair images/NAME.jpg + masks/NAME.png")
-    return pairs

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 from mpn.networks.deeplab_xception import DeepLabConfig
-from mpn.training.clips import ClipMix
+from mpn.training.draw import ClipMix
+from mpn.training.loop_options import LoopOptions
 from mpn.training.rollout import RolloutOptions
 
 
-@dataclass(frozen=True)
-class PropagationTrainingOptions:
-    """One training run.
+@dataclass(frozen=True, kw_only=True)
+class PropagationTrainingOptions(LoopOptions):
+    """One training run; see :class:`LoopOptions` for what all networks have.
 
     Attributes:
         network: Shape of the network.
@@ -26,14 +26,10 @@ class PropagationTrainingOptions:
         learning_rate: Peak, AdamW.
         weight_decay: AdamW's, on tensors of two or more axes.
         dice_weight: See :func:`mpn.training.losses.segmentation_loss`.
-        ema_decay: Of the averaged weights.
         curriculum_steps: Rollouts grow from one step to their full length over so many steps.
-        holdout: Names of the sequences kept for validation.
-        validate_every: Steps between validations.
+        freeze_norm: Batch normalisation keeps its statistics: for small batches that go on from
+            trained weights.
         validation_frames: Frames of each held-out sequence.
-        seed: Decides everything random.
-        threads: Of torch; one more prepares the data.
-        bfloat16: Convolutions in bfloat16 (autocast) with float32 weights.
     """
 
     network: DeepLabConfig = field(
@@ -50,14 +46,9 @@ class PropagationTrainingOptions:
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     dice_weight: float = 0.5
-    ema_decay: float = 0.998
     curriculum_steps: int = 2500
-    holdout: tuple[str, ...] = ("horsejump-low", "flamingo", "scooter-gray")
-    validate_every: int = 1000
+    freeze_norm: bool = False
     validation_frames: int = 50
-    seed: int = 0
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    bfloat16: bool = False
 
 
 @dataclass(frozen=True)

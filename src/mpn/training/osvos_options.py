@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mpn.networks.osvos_vgg import OsvosConfig
+from mpn.training.loop_options import LoopOptions
 from mpn.training.osvos_samples import CropOptions
 
 OsvosStage = Literal["salient", "davis"]
 
 
-@dataclass(frozen=True)
-class OsvosTrainingOptions:
+@dataclass(frozen=True, kw_only=True)
+class OsvosTrainingOptions(LoopOptions):
     """One training run: stage 1 on salient-object images, stage 2 on sequences.
+
+    See :class:`LoopOptions` for what all networks have.
 
     Attributes:
         network: Shape of the network.
@@ -32,12 +34,6 @@ class OsvosTrainingOptions:
         side_weights: Weights of the six losses, side branches from fine to coarse, then the fused
             one. Those of the sides fall linearly to zero over each stage.
         clip_norm: Bound of the gradient's norm.
-        ema_decay: Of the averaged weights.
-        holdout: Names of the sequences kept for validation.
-        validate_every: Steps between validations.
-        seed: Decides everything random.
-        threads: Of torch; one more prepares the data.
-        bfloat16: Convolutions in bfloat16 (autocast) with float32 weights.
     """
 
     network: OsvosConfig = field(default_factory=lambda: OsvosConfig(width=0.25))
@@ -52,12 +48,7 @@ class OsvosTrainingOptions:
     weight_decay: float = 0.02
     side_weights: tuple[float, ...] = (1.0,) * 6
     clip_norm: float = 1.0
-    ema_decay: float = 0.998
-    holdout: tuple[str, ...] = ("horsejump-low", "flamingo", "scooter-gray")
     validate_every: int = 500
-    seed: int = 0
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    bfloat16: bool = False
 
     @property
     def steps(self) -> int:

@@ -67,7 +67,7 @@ class OsvosTrainer:
         self.network.train()
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
             logits = self.network(images)
         losses = [class_balanced_loss(each, masks) for each in logits]
         weighted = zip(self.loss_weights(), losses, strict=True)

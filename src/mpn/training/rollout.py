@@ -22,8 +22,10 @@ from mpn.runtime.flow import DisFlow, FlowFrame
 from mpn.runtime.ops.cpu import crop_resize_pack, paste, warp_bilinear
 from mpn.runtime.roi import box_from_prob, with_margin
 from mpn.training.augment import ColourShift, deform_mask, degrade_prob
-from mpn.training.clips import Clip, ClipMix, Material, draw_clip
-from mpn.types import BoolArray, Float32Array, Roi
+from mpn.training.clips import Clip, Material
+from mpn.training.disturb import MotionBlur, disturbed_flow, misplaced_mask
+from mpn.training.draw import ClipMix, draw_clip
+from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 _MIN_OBJECT_PX = 150
 _TRIES = 50
@@ -52,6 +54,14 @@ class RolloutOptions:
         deform_share: Share of rollouts that start from a deformed mask.
         reset_iou: A rollout whose last two answers both overlap the truth less than this ends:
             which object is meant can no longer be told, and what is learned from it is doubt.
+        damage_share: Share of crops whose warped probability may be damaged further, see
+            :func:`mpn.training.augment.degrade_prob`.
+        blur_share: Share of rollouts with motion blur.
+        blur_px: Its longest line, in pixels of the frame.
+        flow_error_share: Share of steps whose flow gets errors of its own.
+        flow_error_px: Their bound.
+        misplaced_share: Share of rollouts that start from a mask where the object is not; the right
+            answer is an empty one.
     """
 
     roi_size: int = 225
@@ -66,6 +76,12 @@ class RolloutOptions:
     max_steps: int = 20
     deform_share: float = 0.5
     reset_iou: float = 0.5
+    damage_share: float = 0.3
+    blur_share: float = 0.0
+    blur_px: float = 14.0
+    flow_error_share: float = 0.0
+    flow_error_px: float = 5.0
+    misplaced_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,7 @@ class Rollout:
         self._prob: Float32Array = np.zeros((1, 1), np.float32)
         self._previous: FlowFrame | None = None
         self._look: ColourShift | None = None
+        self._blur: MotionBlur | None = None
         self._colours: Float32Array | None = None
         self._mirror = False
         self._roi: Roi | None = None
@@ -166,7 +183,7 @@ class Rollout:
         self._clip = None
         if int(state["clip_seed"]) >= 0:
             clip = self._open(int(state["clip_seed"]))
-            self._previous = self._flow.prepare(clip.frame(self._t)[0])
+            self._previous = self._flow.prepare(self._frame(clip)[0])
 
     def _open(self, seed: int) -> Clip:
         self._clip_seed = seed
@@ -174,7 +191,15 @@ class Rollout:
         look = np.random.default_rng([seed, 1])
         self._look = ColourShift(look)
         self._mirror = bool(look.integers(2))
+        share = self._options.blur_share
+        blurred = share > 0 and look.random() < share
+        self._blur = MotionBlur(seed, self._options.blur_px) if blurred else None
         return clip
+
+    def _frame(self, clip: Clip) -> tuple[UInt8Array, BoolArray]:
+        """Picture and mask of the frame where the rollout is, blurred if it is a blurred one."""
+        rgb, mask = clip.frame(self._t)
+        return (self._blur(rgb, mask, self._t) if self._blur else rgb), mask
 
     def _start(self) -> None:
         for _ in range(_TRIES):
@@ -182,16 +207,24 @@ class Rollout:
             if len(clip) < 2:
                 continue
             first = 0 if len(clip) < 4 else int(self._rng.integers(0, len(clip) - 2))
-            rgb, mask = clip.frame(first)
+            self._t = first
+            rgb, mask = self._frame(clip)
             if np.count_nonzero(mask) < _MIN_OBJECT_PX:
                 continue
             steps = int(self._rng.integers(1, self._max_steps + 1))
-            self._t, self._last_t = first, min(first + steps, len(clip) - 1)
+            self._last_t = min(first + steps, len(clip) - 1)
             options = self._options
             has_colours = options.colour_weight > 0 and self._rng.random() < options.colour_share
             self._colours = colour_table(rgb, mask) if has_colours else None
             if self._rng.random() < options.deform_share:
                 mask = deform_mask(mask, self._rng)
+            if options.misplaced_share and self._rng.random() < options.misplaced_share:
+                mask = misplaced_mask(
+                    mask,
+                    self._rng,
+                    margin_frac=options.roi_margin_frac + options.roi_jitter_frac,
+                    margin_px=options.roi_margin_px_min,
+                )
             self._prob = mask.astype(np.float32)
             self._previous, self._low_overlaps = self._flow.prepare(rgb), 0
             return
@@ -202,9 +235,11 @@ class Rollout:
         if clip is None or self._look is None or previous is None:
             return None
         self._t += 1
-        rgb, target = clip.frame(self._t)
+        rgb, target = self._frame(clip)
         self._previous = self._flow.prepare(rgb)
         flow_to_prev_px = self._flow.between(self._previous, previous)
+        if options.flow_error_share and self._rng.random() < options.flow_error_share:
+            flow_to_prev_px = disturbed_flow(flow_to_prev_px, options.flow_error_px, self._rng)
         warped = warp_bilinear(self._prob[None], flow_to_prev_px)
         support = box_from_prob(warped[0], 0.0)
         if support is not None:
@@ -235,7 +270,7 @@ class Rollout:
             crop, crop_target = crop[..., ::-1], crop_target[..., ::-1]
         return Sample(
             self._look(np.ascontiguousarray(crop[:3])),
-            degrade_prob(np.ascontiguousarray(crop[3]), self._rng),
+            degrade_prob(np.ascontiguousarray(crop[3]), self._rng, share=options.damage_share),
             np.ascontiguousarray(crop_target),
         )
 

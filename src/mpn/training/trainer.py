@@ -67,7 +67,7 @@ class Trainer:
         self.model.train()
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = self.learning_rate()
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
             logits = self.model(inputs)
         loss = segmentation_loss(logits, target, dice_weight=options.dice_weight)
         if not torch.isfinite(loss):

@@ -1,0 +1,90 @@
+"""What a run's folder says about it: the recipe as it was really used."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mpn import __version__
+from mpn.errors import TrainingError
+from mpn.training.recipe_file import toml_from_recipe
+
+RECIPE_FILE = "recipe.toml"
+_OF_THE_MACHINE = frozenset(
+    f"training.{name}"
+    for name in ("threads", "workers", "device", "save_every_s", "log_every", "tensorboard")
+)
+"""Options that do not change what is learned, or only its last digits."""
+
+
+def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str, ...]:
+    """Write ``out/recipe.toml``, which ``--config`` takes.
+
+    Args:
+        recipe: The recipe, every option filled in.
+        role: Network it trains.
+        out: Folder of the run; made if it is not there.
+        resume: Whether it may hold a run already.
+
+    Returns:
+        What differs from the recipe that was there, as ``"training.steps: 6 -> 12"``; options of
+        the machine left out.
+
+    Raises:
+        TrainingError: If the folder holds a run, ``resume`` is not given, or it cannot be written.
+    """
+    path = out / RECIPE_FILE
+    if (out / "last.pth").exists() and not resume:
+        raise TrainingError(f"{out} already holds a training run: add --resume, or choose another")
+    text = toml_from_recipe(recipe, role)
+    before = _flat(tomllib.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    now = _flat(tomllib.loads(text))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
+    if not before:
+        return ()
+    keys = sorted((before.keys() | now.keys()) - _OF_THE_MACHINE)
+    return tuple(
+        f"{key}: {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
+        for key in keys
+        if before.get(key) != now.get(key)
+    )
+
+
+def provenance(recipe: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about its origin, as JSON types; paths are left out.
+
+    Args:
+        recipe: The recipe.
+        data: What it was trained on.
+    """
+    return {
+        "tool": f"mpn-runtime {__version__}",
+        "recipe": _without_paths(asdict(recipe)),
+        "data": dict(data),
+    }
+
+
+def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        dotted = f"{where}{key}"
+        out |= _flat(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
+    return out
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_paths(v) for k, v in value.items() if not isinstance(v, Path)}
+    if isinstance(value, list | tuple):
+        return [_without_paths(v) for v in value if not isinstance(v, Path)]
+    return value
