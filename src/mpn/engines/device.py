@@ -87,6 +87,9 @@ class Device(Protocol):
     def arch(self) -> str:
         """Compute capability, like ``"sm_90"``."""
 
+    def activate(self) -> None:
+        """Make the device current in this thread, for libraries that go by that."""
+
     def allocate(self, nbytes: int) -> int:
         """Address of new memory, aligned to 256 bytes.
 

@@ -213,10 +213,19 @@ def write_text_atomically(path: Path, text: str) -> None:
     Raises:
         OutputError: If the folder is missing, not writable, or the disk is full; nothing is left.
     """
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Write so that ``path`` holds either its old content or all of the new one.
+
+    Raises:
+        OutputError: If the folder is missing, not writable, or the disk is full; nothing is left.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with temporary.open("xb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
