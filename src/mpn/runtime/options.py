@@ -38,6 +38,8 @@ class PipelineOptions:
         roi_margin_px_min: Smallest margin in pixels: a tiny object needs its surroundings too.
         use_propagation: False leaves the network out: masks are warped and nothing else (the
             ablation that a network must beat).
+        mirror: Whether the network sees every crop mirrored, too, and the answers are averaged:
+            steadier masks for twice its cost. The paper says nothing of it.
         propagation_weight: Inside the ROI, weight * network + (1 - weight) * warped. 1 is the
             paper; less holds back a network that drifts.
         lost_area_frac: An object is lost when no warped pixel is above the threshold, or fewer than
@@ -98,6 +100,7 @@ class PipelineOptions:
     roi_margin_frac: float = 0.15
     roi_margin_px_min: int = 16
     use_propagation: bool = True
+    mirror: bool = False
     propagation_weight: float = 1.0
     lost_area_frac: float = 0.0
     osvos: OsvosMode = "auto"
@@ -149,7 +152,7 @@ class PipelineOptions:
                 f"option doubt_area_factor must be a number of at least 1, got "
                 f"{self.doubt_area_factor!r}"
             )
-        for name in ("use_propagation", "crf", "crf_feedback"):
+        for name in ("use_propagation", "mirror", "crf", "crf_feedback"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(
                     f"option {name} must be true or false, got {getattr(self, name)!r}"

@@ -131,7 +131,8 @@ class Stages:
     def propagate(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
         """Run the propagation network: each object on its own engine, the others all at once.
 
-        More objects than the common engine takes go through it in several batches.
+        With option ``mirror`` every crop goes through it mirrored, too, and the answers are
+        averaged. More crops than an engine takes go through it in several batches.
 
         Args:
             packed: (N, 4, S, S) float32.
@@ -143,22 +144,31 @@ class Stages:
         Raises:
             EngineError: If an engine fails or its answer is not finite.
         """
+        if not self._options.mirror:
+            return self._answers(packed, object_ids)
+        both = np.concatenate((packed, packed[..., ::-1]))
+        answers = self._answers(both, [*object_ids, *object_ids])
+        prob, mirrored = answers[: len(packed)], answers[len(packed) :]
+        mean: Float32Array = (prob + mirrored[..., ::-1]) * np.float32(0.5)
+        return mean
+
+    def _answers(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
+        """What each crop's engine answers, in batches of one engine."""
+        own: dict[int, tuple[Engine, list[int]]] = {}
         common: list[int] = []
-        own: list[tuple[int, int, Engine]] = []
         for n, object_id in enumerate(object_ids):
             engine = self._objects.get("propagation", object_id)
             if engine is None:
                 common.append(n)
             else:
-                own.append((n, object_id, engine))
+                own.setdefault(object_id, (engine, []))[1].append(n)
         if not own:
-            return self._propagate_together(packed)
+            return self._run(self._engines.propagation, packed)
         prob = np.empty((len(packed), 1, *packed.shape[2:]), np.float32)
         if common:
-            prob[common] = self._propagate_together(packed[common])
-        for n, object_id, engine in own:
-            prob[n] = engine.run({"rgb_prob": packed[n : n + 1]})["prob"][0]
-            check_finite(prob[n], "propagation", object_id)
+            prob[common] = self._run(self._engines.propagation, packed[common])
+        for object_id, (engine, rows) in own.items():
+            prob[rows] = self._run(engine, packed[rows], object_id)
         return prob
 
     def paste(self, crops: Float32Array, candidates: Candidates) -> Float32Array:
@@ -173,19 +183,20 @@ class Stages:
             return prob
         return blend(prob, candidates.prob, candidates.rois, other_weight=1 - weight)
 
-    def _propagate_together(self, packed: Float32Array) -> Float32Array:
+    def _run(
+        self, engine: Engine, packed: Float32Array, object_id: int | None = None
+    ) -> Float32Array:
         if len(packed) == 0:
             return np.zeros((0, 1, *packed.shape[2:]), np.float32)
         most = self._engines.manifest.max_objects
-        run = self._engines.propagation.run
         if len(packed) <= most:
-            prob = run({"rgb_prob": packed})["prob"]
+            prob = engine.run({"rgb_prob": packed})["prob"]
         else:
             prob = np.empty((len(packed), 1, *packed.shape[2:]), np.float32)
             for first in range(0, len(packed), most):
                 batch = slice(first, first + most)
-                prob[batch] = run({"rgb_prob": packed[batch]})["prob"]
-        check_finite(prob, "propagation")
+                prob[batch] = engine.run({"rgb_prob": packed[batch]})["prob"]
+        check_finite(prob, "propagation", object_id)
         return prob
 
     def _roi(self, warped: Float32Array, reach: Roi | None, first_area_px: float) -> Roi | None:
