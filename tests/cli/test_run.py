@@ -179,6 +179,27 @@ def test_engines_that_can_learn_do_so_by_default_and_keep_what_they_learnt(
     assert json.loads(capsys.readouterr().out)["adapt"] == {"ran": False, "why": "not wanted"}
 
 
+@pytest.mark.parametrize(("more", "crf"), [((), False), (("--crf",), True)])
+def test_fast_leaves_out_what_the_engines_advise_and_nothing_that_was_asked_for(
+    run, capsys, tmp_path: Path, more: tuple[str, ...], crf: bool
+) -> None:
+    engines = make_engine_dir(
+        tmp_path / "advising",
+        frame_size_hw=SCENE_HW,
+        runtime_defaults={"mirror": True, "crf": True, "size": 40},
+    )
+    arguments = ("@clip.mp4", "--mask", "@first.png", "--engine-dir", str(engines), "--json")
+    told = {}
+    for fast in ((), ("--fast",)):
+        assert run(*arguments, *fast, *more) == 0
+        report = json.loads(capsys.readouterr().out)
+        told[fast] = report["options"]
+        assert report["options"]["size"] == 40
+    assert (told[()]["mirror"], told[()]["crf"]) == (True, True)
+    assert (told["--fast",]["mirror"], told["--fast",]["crf"]) == (False, crf)
+    assert report["adapt"] == {"ran": False, "why": "not wanted"}
+
+
 def test_progress_of_fine_tuning_is_told_with_its_eta_and_on_stderr_alone(
     run, capsys, monkeypatch
 ) -> None:
@@ -340,6 +361,7 @@ def test_full_disk_is_one_line(run, capsys, tiny_disk: Path) -> None:
         (["@clip.mp4", "--mask", "a.png", "--osvos-every", "0"], "--osvos-every"),
         (["@clip.mp4", "--mask", "a.png", "--no-adapt", "--adapt-steps", "3"],
          "--no-adapt contradicts"),
+        (["@clip.mp4", "--mask", "a.png", "--fast", "--adapt-seconds", "3"], "--fast contradicts"),
         (["@clip.mp4", "--mask", "a.png", "--adapt-cache", "c", "--no-adapt-cache"],
          "--adapt-cache contradicts"),
         (["@clip.mp4", "--mask", "a.png", "--adapt-scope", "tail"], "tail"),

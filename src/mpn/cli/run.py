@@ -71,6 +71,11 @@ def run(
     threads: int = typer.Option(
         None, metavar="N", min=1, help="CPU threads.", show_default="all cores"
     ),
+    fast: bool = typer.Option(
+        False,
+        "--fast",
+        help="The quickest masks: no fine-tuning, no mirrored second look, no CRF unless --crf.",
+    ),
     no_osvos: bool = typer.Option(
         False, "--no-osvos", help="Leave OSVOS out, also where the engines have it."
     ),
@@ -169,7 +174,8 @@ def run(
     masks = masks_by_frame(mask)
     kinds = save_kinds(save)
     adapt = AdaptArguments(
-        off=no_adapt,
+        off=no_adapt or fast,
+        off_by="--no-adapt" if no_adapt else "--fast",
         steps=adapt_steps,
         seconds=adapt_seconds,
         size=adapt_size,
@@ -184,6 +190,8 @@ def run(
     from mpn.runtime.session import run_video
 
     given: dict[str, Any] = {"size": size, "osvos_every": osvos_every, "crf": crf}
+    if fast:
+        given |= {"mirror": False, "crf": bool(crf)}
     given |= {"osvos": "off"} if no_osvos else {}
     request = RunRequest(
         video=video,

@@ -80,6 +80,7 @@ class AdaptArguments:
     """The ``--adapt-*`` options as they were typed; None or False: not given."""
 
     off: bool
+    off_by: str
     steps: int | None
     seconds: float | None
     size: int | None
@@ -103,7 +104,7 @@ class AdaptArguments:
         """
         if self.off:
             if self.are_given:
-                raise typer.BadParameter("--no-adapt contradicts the other --adapt options")
+                raise typer.BadParameter(f"{self.off_by} contradicts the other --adapt options")
             return None
         if self.cache is not None and self.no_cache:
             raise typer.BadParameter("--adapt-cache contradicts --no-adapt-cache")
