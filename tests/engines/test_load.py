@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpn.engines import backends as backends_module
 from mpn.engines import load as load_module
 from mpn.engines.load import Backend, default_engine_dir, open_engines
 from mpn.engines.ort import OrtEngine
@@ -22,7 +23,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
-    """Engines become fakes that are recorded; all of CUDA works."""
+    """Engines become fakes that are recorded; there is a GPU and CUDA works, TensorRT does not."""
     engines: list[FakeEngine] = []
 
     def fake(path: Path, spec: Any, *, backend: str, threads: int | None) -> FakeEngine:
@@ -30,8 +31,18 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
         engines.append(engine)
         return engine
 
-    monkeypatch.setattr(load_module, "OrtEngine", fake)
-    monkeypatch.setattr(load_module, "why_no_cuda", lambda: None)
+    def fake_cuda(path: Path, spec: Any, device: Any, *, threads: int | None) -> FakeEngine:
+        assert device == "a GPU"
+        return fake(path, spec, backend="cuda", threads=threads)
+
+    def no_trt(backend: str) -> None:
+        raise MissingExtraError(f"{backend} is not installed")
+
+    monkeypatch.setattr(backends_module, "OrtEngine", fake)
+    monkeypatch.setattr(backends_module, "OrtCudaEngine", fake_cuda)
+    monkeypatch.setattr(backends_module, "open_device", lambda: "a GPU")
+    monkeypatch.setattr(backends_module, "load_trt", no_trt)
+    monkeypatch.setattr(backends_module, "why_no_cuda", lambda: None)
     return engines
 
 
@@ -100,37 +111,69 @@ def test_failure_midway_closes_what_was_opened(
             closed.append(self.spec.role)
             super().close()
 
-    monkeypatch.setattr(load_module, "OrtEngine", Recorded)
+    monkeypatch.setattr(backends_module, "OrtEngine", Recorded)
     (directory / "osvos.onnx").write_bytes(b"garbage")
     with pytest.raises(EngineError, match=r"osvos\.onnx cannot be loaded"):
         open_engines(directory, backend="cpu", verify=False)
     assert sorted(closed) == ["flow", "propagation"]
 
 
-@pytest.mark.parametrize(
-    ("backend", "says"),
-    [
-        ("tensorrt", "tensorrt was asked for.*use cpu or cuda"),
-        ("tensorrt-rtx", "tensorrt-rtx was asked for.*use cpu or cuda"),
-        ("opencl", "unknown backend 'opencl'"),
-    ],
-)
-def test_backends_without_a_runner_are_refused(
-    directory: Path, backend: Backend, says: str
+def test_an_unknown_backend_is_refused(directory: Path) -> None:
+    with pytest.raises(BackendError, match="unknown backend 'opencl'"):
+        open_engines(directory, backend="opencl")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx", "cuda"])
+def test_a_gpu_backend_never_becomes_another_where_there_is_no_gpu(
+    directory: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BackendError, match=says):
+    def no_gpu() -> None:
+        raise BackendError("CUDA device 0 cannot be used")
+
+    monkeypatch.setattr(backends_module, "open_device", no_gpu)
+    monkeypatch.setattr(backends_module, "load_trt", lambda name: name)
+    monkeypatch.setattr(backends_module, "why_no_cuda", lambda: None)
+    with pytest.raises(BackendError, match="CUDA device 0 cannot be used"):
         open_engines(directory, backend=backend)
 
 
-def test_auto_without_cuda_says_why_it_takes_the_cpu(
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_library_that_is_not_installed_names_its_extra(
+    directory: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, extra = {
+        "tensorrt": ("tensorrt", "tensorrt"),
+        "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
+    }[backend]
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"{backend} backend needs .*\[{extra}\]"):
+        open_engines(directory, backend=backend)
+
+
+def test_auto_without_a_gpu_says_why_it_takes_the_cpu(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_module, "why_no_cuda", lambda: "there is no provider")
+    def no_gpu() -> None:
+        raise BackendError("there is no driver")
+
+    monkeypatch.setattr(backends_module, "open_device", no_gpu)
     with open_engines(directory) as engines:
         assert engines.backend == "cpu"
-        assert engines.backend_note == (
-            "cpu, because cuda does not work here: there is no provider"
-        )
+        assert engines.backend_note == ("cpu, because no GPU can be used here: there is no driver")
+        assert engines.device is None
+        assert engines.plans is None
+
+
+def test_auto_with_a_gpu_and_no_backend_for_it_gives_every_reason(
+    directory: Path, opened: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends_module, "why_no_cuda", lambda: "there is no provider")
+    engines = open_engines(directory)
+    assert engines.backend == "cpu"
+    note = engines.backend_note
+    assert note.startswith("cpu, because tensorrt does not work here: tensorrt is not installed")
+    assert "tensorrt-rtx is not installed" in note
+    assert "there is no provider" in note
 
 
 def test_auto_takes_cuda_after_a_run_has_proved_it(
@@ -138,7 +181,8 @@ def test_auto_takes_cuda_after_a_run_has_proved_it(
 ) -> None:
     engines = open_engines(directory)
     assert engines.backend == "cuda"
-    assert engines.backend_note.startswith("cuda, ")
+    assert engines.backend_note.startswith("cuda, because it works here (tensorrt does not work")
+    assert engines.device == "a GPU"  # type: ignore[comparison-overlap]
     assert [engine.backend for engine in opened] == ["cuda"] * 3
     assert len(opened[0].calls) == 1
     assert not any(engine.is_closed for engine in opened)
@@ -161,10 +205,12 @@ def test_auto_takes_the_cpu_when_the_first_cuda_run_fails(
 def test_explicit_cuda_never_becomes_the_cpu(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: Any, backend: str, threads: int | None) -> None:
-        raise BackendError(f"{backend} does not work")
+    def refuse(*args: Any, threads: int | None) -> None:
+        raise BackendError("cuda does not work")
 
-    monkeypatch.setattr(load_module, "OrtEngine", refuse)
+    monkeypatch.setattr(backends_module, "open_device", lambda: "a GPU")
+    monkeypatch.setattr(backends_module, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(backends_module, "OrtCudaEngine", refuse)
     with pytest.raises(BackendError, match="cuda does not work"):
         open_engines(directory, backend="cuda")
 

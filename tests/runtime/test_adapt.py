@@ -63,10 +63,10 @@ class World:
         self.trained.append(self.make(role))
         return self.trained[-1]
 
-    def open_adapted_engine(
-        self, directory: Path, manifest: Any, role: Role, weights: Any, **given: Any
+    def open_object_engine(
+        self, directory: Path, engines: EngineSet, role: Role, weights: Any, **given: Any
     ) -> Engine:
-        assert given["base"] is self.engines.engines[role]
+        assert engines.engines[role] is self.engines.engines[role]
         if self.fail_to_open:
             self.fail_to_open -= 1
             raise EngineError("weights do not fit")
@@ -93,7 +93,7 @@ def adaptable(engines: EngineSet, *roles: Role) -> EngineSet:
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World()
     monkeypatch.setattr(module, "open_adapt_engine", made.open_adapt_engine)
-    monkeypatch.setattr(module, "open_adapted_engine", made.open_adapted_engine)
+    monkeypatch.setattr(module, "open_object_engine", made.open_object_engine)
     yield made
     assert all(engine.is_closed for engine in made.trained)
 

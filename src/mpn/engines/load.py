@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
 
 from mpn.closing import Closing
+from mpn.engines.backends import BACKENDS, Backend, Opening, open_with
 from mpn.engines.base import Engine
-from mpn.engines.files import check_engine_dir, check_present, resolve_inside
+from mpn.engines.build.store import PlanStore
+from mpn.engines.device import Device
+from mpn.engines.files import check_engine_dir
 from mpn.engines.manifest import (
     ENGINE_SOURCE,
     MANIFEST_NAME,
@@ -22,21 +22,19 @@ from mpn.engines.manifest import (
     load_manifest,
     verify_digests,
 )
-from mpn.engines.ort import OrtBackend, OrtEngine, why_no_cuda
 from mpn.engines.spec import Role
-from mpn.errors import BackendError, EngineError, ManifestError
+from mpn.engines.trt_open import PlanPolicy
+from mpn.errors import BackendError, ManifestError
 
 __all__ = [
     "BACKENDS",
     "Backend",
     "EngineSet",
+    "PlanPolicy",
     "check_engine_dir",
     "default_engine_dir",
     "open_engines",
 ]
-
-Backend = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
-BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,14 @@ class EngineSet(Closing):
         propagation: The propagation engine.
         flow: The flow engine; None where the manifest's flow source is OpenCV DIS.
         osvos: The OSVOS engine; None where the directory has none or it was left out.
-        backend: What really runs them: ``"cpu"`` or ``"cuda"``.
-        backend_note: One sentence on why it is this backend.
+        backend: What really runs them: ``"cpu"``, ``"cuda"``, ``"tensorrt"`` or
+            ``"tensorrt-rtx"``. All but those of ``"cpu"`` are
+            :class:`mpn.engines.base.DeviceEngine`.
+        backend_note: One sentence on why it is this backend, and which plans were used or built.
         digests: File in the directory -> SHA-256 by the manifest, of every file opened.
+        plans: Where the plans come from; None where there are none.
+        device: The GPU; None on the CPU.
+        policy: How plans are come by.
     """
 
     manifest: Manifest
@@ -60,6 +63,9 @@ class EngineSet(Closing):
     backend: str
     backend_note: str
     digests: Mapping[str, str]
+    plans: PlanStore | None = None
+    device: Device | None = None
+    policy: PlanPolicy = field(default_factory=PlanPolicy)
 
     @property
     def engines(self) -> Mapping[Role, Engine]:
@@ -100,16 +106,20 @@ def open_engines(
     threads: int | None = None,
     verify: bool = True,
     with_osvos: bool = True,
+    plans: PlanPolicy | None = None,
 ) -> EngineSet:
     """Open the engines of a directory.
 
     Args:
         directory: What mpn-export wrote, or :func:`default_engine_dir`.
-        backend: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where it really works, which one run
-            proves, else the CPU; ``backend_note`` says which and why.
+        backend: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"tensorrt-rtx"``, or ``"auto"``: the first
+            of TensorRT, TensorRT for RTX, CUDA that really works, which one run proves, else the
+            CPU; ``backend_note`` says which and why.
         threads: Threads within an operator; None leaves it to onnxruntime.
         verify: Compare the digests of the files to be opened with the manifest first.
         with_osvos: Open the OSVOS engine too, if the directory has one.
+        plans: How plans of TensorRT are come by. By default one that is missing is built, which
+            takes from seconds to minutes, and kept.
 
     Returns:
         The open engines. Close them, or use them in a ``with`` statement.
@@ -128,31 +138,25 @@ def open_engines(
         verify_digests(directory, manifest, roles)
     path = Path(directory)
 
-    if backend == "cpu" or backend == "cuda":
-        engines = _open_roles(path, manifest, roles, backend, threads)
-        return _engine_set(manifest, engines, backend, f"{backend}, as asked for")
-
-    reason = why_no_cuda()
-    if reason is None:
-        try:
-            engines = _open_roles(path, manifest, roles, "cuda", threads)
-            _prove(engines)
-        except BackendError as error:
-            reason = str(error)
-        else:
-            return _engine_set(manifest, engines, "cuda", "cuda, because it works here")
-    engines = _open_roles(path, manifest, roles, "cpu", threads)
-    return _engine_set(manifest, engines, "cpu", f"cpu, because cuda does not work here: {reason}")
+    policy = plans or PlanPolicy()
+    opened = open_with(Opening(path, manifest, roles, threads, policy), backend)
+    return EngineSet(
+        manifest=manifest,
+        propagation=opened.engines["propagation"],
+        flow=opened.engines.get("flow"),
+        osvos=opened.engines.get("osvos"),
+        backend=opened.backend,
+        backend_note=opened.note,
+        digests={file.path: file.sha256 for role in roles for file in manifest.roles[role].files},
+        plans=opened.store,
+        device=opened.device,
+        policy=policy,
+    )
 
 
 def _check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend '{backend}': the backends are {', '.join(BACKENDS)}")
-    if backend in ("tensorrt", "tensorrt-rtx"):
-        raise BackendError(
-            f"backend {backend} was asked for, but this version runs engines through onnxruntime "
-            "only: use cpu or cuda"
-        )
 
 
 def _roles_to_open(manifest: Manifest, *, with_osvos: bool) -> tuple[Role, ...]:
@@ -162,58 +166,3 @@ def _roles_to_open(manifest: Manifest, *, with_osvos: bool) -> tuple[Role, ...]:
     if with_osvos and "osvos" in manifest.roles:
         roles.append("osvos")
     return tuple(roles)
-
-
-def _open_roles(
-    directory: Path,
-    manifest: Manifest,
-    roles: tuple[Role, ...],
-    backend: OrtBackend,
-    threads: int | None,
-) -> dict[Role, Engine]:
-    engines: dict[Role, Engine] = {}
-    with ExitStack() as opened:
-        for role in roles:
-            for file in manifest.roles[role].files:
-                check_present(directory, file.path)
-            path = resolve_inside(directory, manifest.roles[role].onnx)
-            engine = OrtEngine(path, manifest.spec(role), backend=backend, threads=threads)
-            opened.callback(engine.close)
-            engines[role] = engine
-        opened.pop_all()
-    return engines
-
-
-def _prove(engines: Mapping[Role, Engine]) -> None:
-    """Run the propagation engine once, or close all and raise BackendError.
-
-    A session that opened on CUDA may still fail at its first kernel: no code for this GPU, no
-    cuDNN, no memory left.
-    """
-    propagation = engines["propagation"]
-    zeros = {
-        tensor.name: np.zeros(
-            tuple(1 if isinstance(size, str) else size for size in tensor.shape), np.float32
-        )
-        for tensor in propagation.spec.inputs
-    }
-    try:
-        propagation.run(zeros)
-    except EngineError as error:
-        for engine in engines.values():
-            engine.close()
-        raise BackendError(str(error)) from error
-
-
-def _engine_set(
-    manifest: Manifest, engines: Mapping[Role, Engine], backend: str, note: str
-) -> EngineSet:
-    return EngineSet(
-        manifest=manifest,
-        propagation=engines["propagation"],
-        flow=engines.get("flow"),
-        osvos=engines.get("osvos"),
-        backend=backend,
-        backend_note=note,
-        digests={file.path: file.sha256 for role in engines for file in manifest.roles[role].files},
-    )

@@ -73,7 +73,7 @@ class OrtEngine(Closing):
         self._spec = spec
         self._backend = backend
         session = open_session(self._path, backend, threads)
-        _check_interface(self._path, spec, session)
+        check_interface(self._path, spec, session)
         self._session: Any = session
 
     def __repr__(self) -> str:
@@ -160,13 +160,20 @@ def why_no_cuda() -> str | None:
     return f"the installed onnxruntime has no {CUDA_PROVIDER} (it has {', '.join(available)})"
 
 
-def open_session(path: Path, backend: OrtBackend, threads: int | None) -> Any:
+def open_session(
+    path: Path,
+    backend: OrtBackend,
+    threads: int | None,
+    *,
+    cuda_options: Mapping[str, str] | None = None,
+) -> Any:
     """An onnxruntime session whose provider is the one asked for.
 
     Args:
         path: Graph file; external data lies beside it.
         backend: ``"cpu"`` or ``"cuda"``.
         threads: Threads within an operator; None leaves it to onnxruntime.
+        cuda_options: Further options of the CUDA provider.
 
     Raises:
         BackendError: If the backend that would run is not the one asked for.
@@ -186,7 +193,7 @@ def open_session(path: Path, backend: OrtBackend, threads: int | None) -> Any:
         if reason is not None:
             raise BackendError(f"cuda was asked for, but {reason}: {_INSTALL_CUDA}")
         loading = _preload_cuda_libraries(ort)
-        providers = [(CUDA_PROVIDER, {"use_tf32": "0"}), CPU_PROVIDER]
+        providers = [(CUDA_PROVIDER, {"use_tf32": "0", **(cuda_options or {})}), CPU_PROVIDER]
     options = ort.SessionOptions()
     options.intra_op_num_threads = 0 if threads is None else threads
     options.inter_op_num_threads = 1
@@ -229,7 +236,12 @@ def _preload_cuda_libraries(ort: Any) -> str:
     return f" [{one_line(said.getvalue())}]" if said.getvalue().strip() else ""
 
 
-def _check_interface(path: Path, spec: EngineSpec, session: Any) -> None:
+def check_interface(path: Path, spec: EngineSpec, session: Any) -> None:
+    """Check that a session has the tensors of a spec.
+
+    Raises:
+        EngineError: With every difference.
+    """
     differences = [
         *_differences("input", spec.inputs, session.get_inputs()),
         *_differences("output", spec.outputs, session.get_outputs()),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,13 @@ import numpy as np
 from mpn.closing import Closing
 from mpn.engines.adapt import adapt_entry
 from mpn.engines.adapt_entry import AdaptEntry
-from mpn.engines.base import Engine
+from mpn.engines.base import DeviceEngine, DeviceTensor, Engine, EngineBuffers
+from mpn.engines.cuda_driver import open_device
+from mpn.engines.device import Device
 from mpn.engines.files import resolve_inside
 from mpn.engines.manifest import Manifest
 from mpn.engines.ort import OrtBackend, OrtEngine
+from mpn.engines.ort_cuda import OrtCudaEngine
 from mpn.engines.spec import EngineSpec, Role
 from mpn.engines.weights_data import check_weights, read_weights, write_weights
 from mpn.errors import EngineError, OutputError
@@ -66,6 +70,37 @@ class AdaptedEngine(Closing):
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+class AdaptedDeviceEngine(AdaptedEngine):
+    """The same around an engine on device memory: a :class:`mpn.engines.base.DeviceEngine`."""
+
+    def __init__(self, engine: DeviceEngine, folder: Path, changed: tuple[str, ...]) -> None:
+        super().__init__(engine, folder, changed)
+        self._device_engine = engine
+
+    @property
+    def can_be_captured(self) -> bool:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        return self._device_engine.can_be_captured
+
+    def buffers(self, objects: int = 1) -> EngineBuffers:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        return self._device_engine.buffers(objects)
+
+    def prepare(self, stream: int, objects: int = 1) -> None:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        self._device_engine.prepare(stream, objects)
+
+    def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        return self._device_engine.enqueue(stream, objects)
+
+    def infer_on_device(
+        self, inputs: Mapping[str, DeviceTensor], stream: int
+    ) -> Mapping[str, DeviceTensor]:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        return self._device_engine.infer_on_device(inputs, stream)
+
+
 def open_adapted_engine(
     directory: str | os.PathLike[str],
     manifest: Manifest,
@@ -76,6 +111,7 @@ def open_adapted_engine(
     threads: int | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     base: Engine | None = None,
+    device: Device | None = None,
 ) -> AdaptedEngine:
     """Open an inference engine with other weights.
 
@@ -94,9 +130,10 @@ def open_adapted_engine(
         threads: Threads within an operator; None leaves it to onnxruntime.
         work_dir: An existing folder for the copies; None for the system's temporary one.
         base: The directory's own engine, if it is open already, on the same backend.
+        device: The GPU, for ``"cuda"``; None for the first one.
 
     Returns:
-        The engine. Closing it removes its files.
+        The engine, for ``"cuda"`` an :class:`AdaptedDeviceEngine`. Closing it removes its files.
 
     Raises:
         EngineError: If a weight does not fit, or the check fails.
@@ -105,7 +142,9 @@ def open_adapted_engine(
     entry = adapt_entry(manifest, role)
     check_weights(entry.tensors, weights, complete=False)
     path = Path(directory)
-    opener = _Opener(path, manifest, role, entry, backend, threads, work_dir)
+    if backend == "cuda" and device is None:
+        device = open_device()
+    opener = _Opener(path, manifest, role, entry, backend, threads, work_dir, device)
     adapted = opener.open(weights)
     try:
         _check_swap(opener, adapted, base)
@@ -113,6 +152,38 @@ def open_adapted_engine(
         adapted.close()
         raise
     return adapted
+
+
+@contextmanager
+def exchanged_graph(
+    directory: str | os.PathLike[str],
+    manifest: Manifest,
+    role: Role,
+    weights: Mapping[str, Float32Array],
+) -> Iterator[Path]:
+    """A copy of a role's graph with other weights, for as long as the ``with`` statement lasts.
+
+    Args:
+        directory: What mpn-export wrote.
+        manifest: Its manifest.
+        role: ``"propagation"`` or ``"osvos"``.
+        weights: By name; those that are not given stay.
+
+    Yields:
+        The ``.onnx`` file.
+
+    Raises:
+        EngineError: If a weight does not fit.
+        OutputError: If the copy cannot be written.
+    """
+    entry = adapt_entry(manifest, role)
+    check_weights(entry.tensors, weights, complete=False)
+    opener = _Opener(Path(directory), manifest, role, entry, "cpu", None, None)
+    folder, _ = opener.write_copy(weights)
+    try:
+        yield folder / manifest.roles[role].onnx
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Opener:
@@ -127,6 +198,7 @@ class _Opener:
         backend: OrtBackend,
         threads: int | None,
         work_dir: str | os.PathLike[str] | None,
+        device: Device | None = None,
     ) -> None:
         self.directory = directory
         self.role = role
@@ -137,9 +209,26 @@ class _Opener:
         self._backend: OrtBackend = backend
         self._threads = threads
         self._work_dir = work_dir
+        self._device = device
 
     def open(self, weights: Mapping[str, Float32Array]) -> AdaptedEngine:
         """A session on a copy of the files, in which ``weights`` are."""
+        folder, changed = self.write_copy(weights)
+        try:
+            engine = self._engine(folder / self._onnx)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if isinstance(engine, OrtCudaEngine):
+            return AdaptedDeviceEngine(engine, folder, changed)
+        return AdaptedEngine(engine, folder, changed)
+
+    def open_base(self) -> OrtEngine | OrtCudaEngine:
+        """The directory's own engine."""
+        return self._engine(resolve_inside(self.directory, self._onnx))
+
+    def write_copy(self, weights: Mapping[str, Float32Array]) -> tuple[Path, tuple[str, ...]]:
+        """A folder with a copy of the files, and the names of the weights that changed in it."""
         try:
             folder = Path(tempfile.mkdtemp(prefix=f"mpn-{self.role}-", dir=self._work_dir))
         except OSError as error:
@@ -147,18 +236,14 @@ class _Opener:
                 f"a folder for the {self.role} engine cannot be made: {error.strerror or error}"
             ) from error
         try:
-            changed = self._write(folder, weights)
-            engine = OrtEngine(
-                folder / self._onnx, self.spec, backend=self._backend, threads=self._threads
-            )
+            return folder, tuple(self._write(folder, weights))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return AdaptedEngine(engine, folder, tuple(changed))
 
-    def open_base(self) -> OrtEngine:
-        """The directory's own engine."""
-        path = resolve_inside(self.directory, self._onnx)
+    def _engine(self, path: Path) -> OrtEngine | OrtCudaEngine:
+        if self._device is not None:
+            return OrtCudaEngine(path, self.spec, self._device, threads=self._threads)
         return OrtEngine(path, self.spec, backend=self._backend, threads=self._threads)
 
     def _write(self, folder: Path, weights: Mapping[str, Float32Array]) -> list[str]:

@@ -1,8 +1,9 @@
 """Fine-tuning of the networks on one object of the given frame, without torch.
 
 The optimisation step is a graph of the engine directory (``propagation_adapt.onnx``,
-``osvos_adapt.onnx``) that the same backend runs as the networks themselves; what it learns from is
-dreamt from the frame (:mod:`mpn.runtime.dreams`, :mod:`mpn.runtime.dreams_osvos`).
+``osvos_adapt.onnx``) that onnxruntime runs, on CUDA where the networks run on a GPU and it can; the
+backend of the networks takes what was learned over (:mod:`mpn.engines.adapted`). What it learns
+from is dreamt from the frame (:mod:`mpn.runtime.dreams`, :mod:`mpn.runtime.dreams_osvos`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from typing import Any
 
 from mpn.closing import Closing
 from mpn.engines.adapt import adapt_entry, open_adapt_engine
+from mpn.engines.adapted import open_object_engine, step_backend
 from mpn.engines.base import Engine
 from mpn.engines.load import EngineSet
-from mpn.engines.ort import OrtBackend
 from mpn.engines.spec import Role
-from mpn.engines.swap import open_adapted_engine
 from mpn.errors import EngineError, MaskError
 from mpn.runtime.adapt_cache import CacheAnswer, WeightCache, cache_key
 from mpn.runtime.adapt_loop import Dreams, LoopOutcome, run_loop
@@ -77,7 +77,7 @@ class ObjectAdapter(Closing):
         self._pipeline_options = pipeline_options
         self._threads, self._on_progress, self._ops = threads, on_progress, ops
         self._cache = None if options.cache_dir is None else WeightCache(options.cache_dir)
-        self._backend: OrtBackend = "cuda" if engines.backend == "cuda" else "cpu"
+        self._backend = step_backend(engines)
         self._reports: list[AdaptReport] = []
 
     @property
@@ -217,14 +217,8 @@ class ObjectAdapter(Closing):
         )
 
     def _open(self, role: Role, weights: Mapping[str, Float32Array]) -> Engine:
-        return open_adapted_engine(
-            self._directory,
-            self._engines.manifest,
-            role,
-            weights,
-            backend=self._backend,
-            threads=self._threads,
-            base=self._engines.engines[role],
+        return open_object_engine(
+            self._directory, self._engines, role, weights, threads=self._threads
         )
 
     def _facts(self, role: Role, object_id: int) -> dict[str, Any]:
