@@ -2,8 +2,8 @@
 
     python benchmarks/adaptation.py --davis-root DAVIS [--set train] [--sequences A,B]
         [--engine-dir DIR] [--roles propagation] [--steps 0,20,40,80,160] [--frames 40]
-        [--option colour_weight=0.5] [--size 161] [--batch 4] [--seeds 0,1,2] [--threads 2]
-        [-o benchmarks/results/adaptation.json]
+        [--option colour_weight=0.5] [--size 161] [--batch 4] [--learning-rate 1e-4]
+        [--scope head] [--seeds 0,1,2] [--threads 2] [-o benchmarks/results/adaptation.json]
 
 Every number of steps is a run of its own, with its own rise and fall of the rate, on the same
 sequences; they take turns, sequence by sequence. Fine-tuning is a matter of luck, too: every number
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -32,7 +32,7 @@ from mpn import Pipeline, PipelineOptions
 from mpn.engines.load import default_engine_dir, open_engines
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import DavisSequence, SequenceEvaluator, load_davis, load_labels
-from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions
+from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions, AdaptScope
 from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
 
 
@@ -116,6 +116,8 @@ def adapt_options(given: argparse.Namespace, *, steps: int, seed: int) -> AdaptO
         steps=steps,
         size=given.size,
         batch=given.batch,
+        learning_rate=given.learning_rate,
+        scope=given.scope,
         seed=seed,
         cache_dir=None,
     )
@@ -258,6 +260,8 @@ def main() -> int:
     parser.add_argument("--option", action="append", default=[], help="name=value of the pipeline")
     parser.add_argument("--size", type=int, help="of the crops; default: the recipe's")
     parser.add_argument("--batch", type=int, help="crops a step; default: the recipe's")
+    parser.add_argument("--learning-rate", type=float, help="default: the recipe's")
+    parser.add_argument("--scope", choices=get_args(AdaptScope), help="default: the recipe's")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("adaptation.json"))

@@ -21,7 +21,12 @@ from pathlib import Path
 from compare_results import print_comparison
 from report_adaptation import adapt_step_table, adaptation_table
 from report_crf import crf_speed_table
-from report_parts import evaluation_speed_table, export_table, vanish_return_table
+from report_parts import (
+    evaluation_speed_table,
+    export_table,
+    precision_table,
+    vanish_return_table,
+)
 from report_pipeline import compare_torch_table, davis_table, fps_table
 from report_plots import Plot, plots_of
 from report_text import Result, not_measured
@@ -35,6 +40,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "adaptation": ("Fine-tuning on the first frame", adaptation_table),
     "adapt_step": ("A step of fine-tuning", adapt_step_table),
     "vanish_return": ("Objects that vanish and return", vanish_return_table),
+    "precision": ("Half precision", precision_table),
     "crf_speed": ("DenseCRF", crf_speed_table),
     "evaluation_speed": ("Scoring", evaluation_speed_table),
     "export_table": ("Exports", export_table),

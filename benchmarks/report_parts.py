@@ -90,6 +90,41 @@ def vanish_return_table(result: Result, is_short: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def precision_table(result: Result, is_short: bool) -> str:
+    """J and F of two engine directories, and how far their masks agree."""
+    how = "fine-tuned each on its own" if result["is_fine_tuned"] else "not fine-tuned"
+    lines = [
+        "The same networks with weights of other precision over the set "
+        f"`{result['data']['set']}`, {how}: the IoU of their masks is "
+        f"{result['mask_iou']['mean']:.4f} on average. "
+        f"{where(result)} (`benchmarks/precision.py`).",
+        "",
+    ]
+    rows = [
+        [
+            name,
+            *(f"{side[key]:.4f}" for key in ("J-Mean", "F-Mean", "J&F-Mean")),
+            f"{side['size_bytes'] / 1e6:.1f} MB",
+        ]
+        for name, side in result["sides"].items()
+    ]
+    lines.append(table(["engines", "J", "F", "J&F", "size"], rows))
+    if not is_short:
+        first, second = result["sides"].values()
+        rows = [
+            [
+                name,
+                *(f"{side['objects'][name]['J-Mean']:.4f}" for side in (first, second)),
+                f"{agreement['mean']:.4f}",
+                f"{agreement['min']:.4f}",
+            ]
+            for name, agreement in result["mask_iou"]["objects"].items()
+        ]
+        headings = ["object", *(f"J, {name}" for name in result["sides"]), "IoU", "least IoU"]
+        lines += ["", table(headings, rows)]
+    return "\n".join(lines) + "\n"
+
+
 def _found(side: Mapping[str, Any]) -> str:
     until = side["frames_until_found"]
     return "not found" if until is None else f"in frame {until}"

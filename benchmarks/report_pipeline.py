@@ -145,6 +145,10 @@ def _times(summary: Mapping[str, float] | None) -> str:
     return f"{summary['median_ms']:.2f} ({summary['min_ms']:.2f} to {summary['p95_ms']:.2f})"
 
 
+_MAIN_STAGES = ("flow", "warp", "osvos", "propagation", "crf", "frame")
+"""What README tells beside PyTorch; docs/benchmarks.md has every stage."""
+
+
 def compare_torch_table(result: Result, is_short: bool) -> str:
     """Ours and eager PyTorch, stage by stage."""
     names = {"paper": "paper-size networks, random weights", "lite": "the engines that ship"}
@@ -155,20 +159,21 @@ def compare_torch_table(result: Result, is_short: bool) -> str:
         "",
     ]
     others = list(result["runs"][0]["ratios"])
-    shown = others[:1] if is_short else others
     rows = []
     for run in result["runs"]:
         ours, ratios = run["sides"]["ours"], run["ratios"]
         for stage in (*ours["stages"], "frame"):
+            if is_short and stage not in _MAIN_STAGES:
+                continue
             cells = [_side_times(ours, stage)]
-            for other in shown:
+            for other in others:
                 cells.append(_side_times(run["sides"][other], stage))
                 cells.append(_ratio_cell(ratios[other], stage))
             is_whole = stage == "frame"
             name = "**whole frame**" if is_whole else stage
             rows.append([run["objects"], name, *cells])
     headings = ["objects", "stage", "ours"]
-    for other in shown:
+    for other in others:
         headings += [other.replace("_", " "), "ratio"]
     lines.append(table(headings, rows))
     for run in result["runs"]:

@@ -259,3 +259,19 @@ def adapt_step_result() -> dict[str, Any]:
         "agreement": {"adamw": {"steps": 20, "weight_relative": 1e-5, "prob_abs": 1e-6}},
     }
     return {**result_head("adapt_step"), "objects": None, "results": [entry]}
+
+
+def precision_result() -> dict[str, Any]:
+    """Two engine directories, one object."""
+    sides = {}
+    for name, score in (("lite", 0.75), ("lite-fp16", 0.7492)):
+        scores = {"J-Mean": score, "F-Mean": score, "J&F-Mean": score}
+        objects = {"bear_1": {"J-Mean": score, "F-Mean": score}}
+        sides[name] = {**scores, "size_bytes": 14_400_000, "objects": objects}
+    return {
+        **result_head("precision"),
+        "data": {"set": "val", "sequences": {"bear": 40}},
+        "is_fine_tuned": False,
+        "sides": sides,
+        "mask_iou": {"mean": 0.9968, "objects": {"bear_1": {"mean": 0.9968, "min": 0.981}}},
+    }

@@ -18,6 +18,7 @@ from tests.benchmarks.results import (
     evaluation_result,
     export_result,
     fps_result,
+    precision_result,
     vanish_result,
 )
 from tests.conftest import REPOSITORY
@@ -37,6 +38,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "crf_speed": crf_result,
     "adaptation": adaptation_result,
     "adapt_step": adapt_step_result,
+    "precision": precision_result,
 }
 AXES = ("ms a frame (median)", "frames a second", "J&F", "mean score")
 PAGE = "before\n<!-- results -->\nof another day\n<!-- /results -->\nafter\n"
@@ -184,6 +186,7 @@ def test_benchmarks_with_plots() -> None:
         "crf_speed": [],
         "adaptation": ["adaptation.svg"],
         "adapt_step": [],
+        "precision": [],
     }
 
 
