@@ -41,7 +41,7 @@ class AdaptRecipe:
 
 
 DEFAULT_RECIPES: Mapping[Role, AdaptRecipe] = {
-    "propagation": AdaptRecipe(steps=80, size_px=225, batch=2, learning_rate=1e-4),
+    "propagation": AdaptRecipe(steps=80, size_px=161, batch=4, learning_rate=5e-5),
     "osvos": AdaptRecipe(steps=40, size_px=192, batch=4, learning_rate=3e-4),
 }
 """Used for what the options leave open, with AdamW; see docs/adaptation.md for where the numbers
