@@ -7,7 +7,8 @@
     python benchmarks/report.py --compare OLD.json NEW.json [--force]
         a row a figure; exit code 1: a regression, 2: the files cannot be compared
 
-In README.md and docs/benchmarks.md everything between the two ``results`` comments is replaced.
+In README.md and docs/benchmarks.md everything between the two ``results`` comments is replaced. A
+result that is named ``...-choice-...`` tells why something is as it is; README leaves it out.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "export_table": ("Exports", export_table),
 }
 """Heading and table of each benchmark, in the order in which they are told."""
+CHOICE = "-choice-"
+"""In the name of a result that docs/benchmarks.md alone tells."""
 _SECTION = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -89,7 +92,11 @@ def _section(
 ) -> str:
     parts = []
     for kind, (heading, write) in TABLES.items():
-        names = [name for name, result in results.items() if result["benchmark"] == kind]
+        names = [
+            name
+            for name, result in results.items()
+            if result["benchmark"] == kind and not (is_short and CHOICE in name)
+        ]
         for number, name in enumerate(names):
             lines = [f"### {heading}\n"] if number == 0 else []
             lines.append(write(results[name], is_short))

@@ -134,6 +134,8 @@ def _compare_torch(name: str, result: Result) -> list[Plot]:
 
 def _adaptation(name: str, result: Result) -> list[Plot]:
     runs = result["runs"]
+    if len(runs) < 2:
+        return []
     series = {
         told: [(_seconds(run), run[key]) for run in runs]
         for told, key in (("J", "J-Mean"), ("F", "F-Mean"))

@@ -1,0 +1,343 @@
+"""Sections of gpu_check.py: every kernel against its twin, its share of bandwidth, and the CRF."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_bench import Bench, Budget, CannotRunError, guarded, times
+from mpn.palette import DAVIS_PALETTE
+from mpn.runtime.colour import colour_table
+from mpn.runtime.crf_refine import CrfOptions, refine
+from mpn.runtime.ensemble import merge
+from mpn.runtime.ops.cuda import CudaOps, box_rows, normalisation
+from mpn.runtime.ops.cuda_array import DeviceArray
+from mpn.runtime.ops.cuda_crf import CudaCrf
+from mpn.runtime.ops.cuda_frame import CudaFrame
+from mpn.runtime.ops.cuda_images import (
+    draw_overlay,
+    flow_input,
+    osvos_input,
+    resize_flow,
+    resize_prob,
+    resize_rgb,
+)
+from mpn.runtime.ops.cuda_lane import Lane
+from mpn.runtime.ops.cuda_source import kernel_signatures
+from mpn.runtime.ops.twins import twins
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.roi import box_from_prob
+from mpn.types import Roi
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+NUMBERED_AS_THREADS_COME = {
+    "crf_insert",
+    "crf_number",
+    "crf_renumber",
+    "crf_neighbours",
+    "crf_splat",
+    "crf_blur_sums",
+    "crf_blur",
+}
+"""Their vertices have the numbers that the order of threads gives them: right is what the slice
+and the mean field make of it, which are compared."""
+
+LIMITS = {"float32": 2e-5, "float16": 2e-3, "uint8": 1.0}
+"""Largest difference from the twin by dtype: expf and logf of the GPU differ by 1 to 2 units in the
+last place, and a tie of labels may go the other way. Whole numbers otherwise agree exactly."""
+
+
+class CheckedLane:
+    """A lane that holds every kernel it launches against its twin, once, and times it.
+
+    Args:
+        bench: Where.
+        lane: Launches.
+        budget: When no further kernel is timed.
+    """
+
+    def __init__(self, bench: Bench, lane: Lane, budget: Budget) -> None:
+        self._bench, self._lane, self._budget = bench, lane, budget
+        self.kernels: dict[str, dict[str, Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lane, name)
+
+    def launch(self, name: str, **arguments: Any) -> None:
+        """Launch, compare, and launch again for the time; what it wrote stays as of the first."""
+        if name in self.kernels or self._budget.is_spent:
+            self._lane.launch(name, **arguments)
+            return
+        arrays = {key: a for key, a in arguments.items() if isinstance(a, DeviceArray)}
+        before = {a.address: self._lane.download(a) for a in arrays.values()}
+        self._lane.launch(name, **arguments)
+        after = {a.address: self._lane.download(a) for a in arrays.values()}
+        entry = self.kernels[name] = {"status": "done"}
+        given = {
+            key: before[value.address].copy() if isinstance(value, DeviceArray) else value
+            for key, value in arguments.items()
+        }
+        twins_arrays: dict[int, npt.NDArray[Any]] = {}
+        for key, array in arrays.items():  # one array given twice stays one
+            given[key] = twins_arrays.setdefault(array.address, given[key])
+        if name in NUMBERED_AS_THREADS_COME:
+            entry["against_twin"] = "not comparable number by number; see slice and mean field"
+        else:
+            entry |= guarded(lambda: _compared(name, arrays, after, given))
+        nbytes = sum(array.nbytes for array in arrays.values())
+        taken = self._bench.seconds(
+            lambda: self._lane.launch(name, **arguments), repeats=self._bench.sizes.repeats
+        )
+        for array in arrays.values():
+            self._lane.upload(after[array.address], array)
+        gb_s = nbytes / min(taken) / 1e9
+        entry["times"] = times(taken)
+        entry["mib_of_its_arrays"] = round(nbytes / 2**20, 3)
+        entry["gb_s_if_all_of_them_move"] = round(gb_s, 2)
+        if self._bench.copy_gb_s:
+            entry["share_of_copy_bandwidth"] = round(gb_s / self._bench.copy_gb_s, 4)
+
+
+def _compared(
+    name: str,
+    arrays: dict[str, DeviceArray],
+    after: dict[int, npt.NDArray[Any]],
+    given: dict[str, Any],
+) -> dict[str, Any]:
+    with np.errstate(all="ignore"):  # memory that was never written is read by some, and not used
+        twins()[name](**given)
+    worst: dict[str, float] = {}
+    for parameter in kernel_signatures()[name].parameters:
+        if not parameter.is_pointer or parameter.is_const or parameter.name not in arrays:
+            continue
+        mine = after[arrays[parameter.name].address].astype(np.float64)
+        theirs = np.asarray(given[parameter.name]).astype(np.float64)
+        same = (mine == theirs) | (np.isnan(mine) & np.isnan(theirs))
+        with np.errstate(invalid="ignore"):
+            difference = np.where(same, 0.0, np.abs(mine - theirs))
+        worst[parameter.name] = float(np.nan_to_num(difference, nan=1e300).max(initial=0))
+        limit = LIMITS.get(parameter.dtype.name, 0.0)
+        share = float((difference > limit).mean()) if difference.size else 0.0
+        if share > 1e-4:
+            return {
+                "status": "failed",
+                "why": f"{parameter.name} differs from the twin by {worst[parameter.name]:.3g}",
+                "largest_difference": worst,
+            }
+    return {"largest_difference": worst}
+
+
+def bandwidth(bench: Bench, budget: Budget) -> dict[str, Any]:
+    """What a plain copy on the device moves: the measure of all kernels."""
+    lane = bench.need_lane()
+    nbytes = bench.sizes.copy_mib * 2**20
+    source, to = lane.zeros((nbytes,), np.uint8), lane.empty((nbytes,), np.uint8)
+    taken = bench.seconds(lambda: lane.copy(source, to), repeats=10)
+    bench.copy_gb_s = 2 * nbytes / min(taken) / 1e9
+    return {"copy": times(taken), "copy_gb_s": round(bench.copy_gb_s, 1)}
+
+
+def kernels(bench: Bench, budget: Budget) -> dict[str, Any]:
+    """All kernels of the package on one scene: two frames through every stage."""
+    lane = CheckedLane(bench, bench.need_lane(), budget)
+    scene = Scene(bench)
+    figures: dict[str, Any] = {}
+    for part in (frame_chain, single_operations, pictures, mean_field):
+        outcome = guarded(lambda part=part: part(lane, scene) or {})  # type: ignore[misc]
+        if outcome["status"] != "done":
+            figures[part.__name__] = outcome
+    missing = sorted(set(kernel_signatures()) - set(lane.kernels))
+    return {
+        **figures,
+        "kernels": lane.kernels,
+        "checked": len(lane.kernels),
+        "of": len(kernel_signatures()),
+        "not_launched": missing,
+        "differ": sorted(k for k, e in lane.kernels.items() if e.get("status") != "done"),
+    }
+
+
+class Scene:
+    """Three objects on a frame, and flows.
+
+    Args:
+        bench: Whose sizes.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        rng = np.random.default_rng(0)
+        self.hw = height, width = bench.sizes.frame_hw
+        self.flow_hw, self.roi = bench.sizes.flow_hw, bench.sizes.roi
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        noise = rng.integers(0, 24, (height, width, 3))
+        waves = np.stack([np.sin(x / 9), np.cos(y / 7), np.sin((x + y) / 11)], -1)
+        self.rgb = np.clip(120 + 90 * waves + noise, 0, 255).astype(np.uint8)
+        centres = ((0.3, 0.3, 0.16), (0.6, 0.5, 0.2), (0.75, 0.8, 0.08))
+        soft = [
+            1 / (1 + np.exp((np.hypot(x - cx * width, y - cy * height) - r * height) / 1.5))
+            for cx, cy, r in centres
+        ]
+        planes = np.stack(soft).astype(np.float32)
+        planes[planes < 1e-3] = 0
+        self.prob = merge(planes)
+        self.boxes: list[Roi | None] = [box_from_prob(plane, 0.0) for plane in self.prob]
+        self.areas = [float(plane.sum()) for plane in self.prob]
+        self.tables = np.stack([colour_table(self.rgb, plane > 0.5) for plane in self.prob])
+        there = rng.normal(0, 0.4, (2, height, width)) + np.array([-2.5, 1.25])[:, None, None]
+        self.there = there.astype(np.float32)
+        self.back = (-there + rng.normal(0, 0.3, there.shape)).astype(np.float32)
+
+
+def frame_chain(lane: Any, scene: Scene) -> None:
+    """CudaFrame, with and without colours, in both precisions."""
+    for options, dtype in (
+        (PipelineOptions(), np.float32),
+        (PipelineOptions(flow_check_px=3.0, colour_weight=0.7, propagation_weight=0.8), np.float16),
+    ):
+        frame = CudaFrame(
+            lane,
+            object_ids=(1, 2, 3),
+            size_hw=scene.hw,
+            roi_size=scene.roi,
+            mean=MEAN,
+            std=STD,
+            options=options,
+        )
+        frame.start(scene.prob, box_rows(scene.boxes), scene.areas, scene.tables)
+        rgb = lane.upload(scene.rgb)
+        frame.figures.clear("flags", "agreement")
+        frame.warp(rgb, lane.upload(scene.there), lane.upload(scene.back))
+        packed = lane.zeros((3, 4, scene.roi, scene.roi), dtype)
+        frame.crop(rgb, packed)
+        crops = lane.upload(np.clip(lane.download(packed)[:, 3:], 0, 1))
+        planes = lane.upload(scene.prob[:2])
+        plane_of = lane.upload(np.array([0, 1, -1], np.int32))
+        frame.agreement(rgb, planes, plane_of)
+        frame.flag_not_finite(crops, 0)
+        frame.merge(crops, planes, plane_of)
+        frame.tracks(frame.labels, frame.merged)
+        frame.commit()
+
+
+def single_operations(lane: Any, scene: Scene) -> None:
+    """CudaOps, and the kernels that a frame has no use for as it is."""
+    rgb, prob = lane.upload(scene.rgb), lane.upload(scene.prob)
+    there, back = lane.upload(scene.there), lane.upload(scene.back)
+    box = scene.boxes[1]
+    assert box is not None
+    for dtype in ("float32", "float16"):
+        ops = CudaOps(lane, dtype=dtype)  # type: ignore[arg-type]
+        ops.crop_resize_pack(rgb, prob, scene.boxes, size=scene.roi, mean=MEAN, std=STD)
+    ops = CudaOps(lane)
+    ops.warp_bilinear(prob, there, boxes=scene.boxes)
+    ops.flow_confidence(there, back, box=box, sigma_px=3.0, sigma_frac=0.5)
+    crops = lane.upload(np.random.default_rng(1).random((3, 1, scene.roi, scene.roi), np.float32))
+    ops.paste(crops, scene.boxes, scene.hw)
+    sizes = {"height": scene.hw[0], "width": scene.hw[1]}
+    rois = lane.upload(box_rows(scene.boxes))
+    for suffix, dtype in (("f32", np.float32), ("f16", np.float16)):
+        lane.launch(
+            f"warp_crop_pack_{suffix}",
+            rgb=rgb,
+            prob=prob,
+            flow_to_prev_px=there,
+            flow_from_prev_px=back,
+            reach=rois,
+            sigma_px=3.0,
+            sigma_frac=0.5,
+            rois=rois,
+            slots=3,
+            size=scene.roi,
+            packed=lane.zeros((3, 4, scene.roi, scene.roi), dtype),
+            **normalisation(MEAN, STD),
+            **sizes,
+        )
+    boxes = lane.upload(np.array([[scene.hw[1], scene.hw[0], 0, 0]] * 3, np.int32))
+    areas = lane.zeros((3,), np.int32)
+    lane.launch(
+        "boxes_from_prob", prob=prob, threshold=0.5, objects=3, boxes=boxes, areas=areas, **sizes
+    )
+    ids = lane.upload(np.array([1, 2, 3], np.uint8))
+    pixels = scene.hw[0] * scene.hw[1]
+    labels = lane.empty(scene.hw, np.uint8)
+    lane.launch(
+        "labels_from_merged", merged=prob, object_ids=ids, objects=3, pixels=pixels, labels=labels
+    )
+    half = lane.upload(scene.prob.astype(np.float16))
+    flag = lane.zeros((1,), np.int32)
+    lane.launch("flag_not_finite_f16", values=half, count=half.size, flag=flag)
+    plane = lane.upload(scene.prob[0])
+    lane.launch("shift_odds", pixels=pixels, less=0.25, plane=plane)
+
+
+def pictures(lane: Any, scene: Scene) -> None:
+    """Frames and planes at the sizes of networks."""
+    rgb, prob = lane.upload(scene.rgb), lane.upload(scene.prob)
+    smaller = (scene.hw[0] // 2, scene.hw[1] // 2)
+    resize_rgb(lane, rgb, smaller)
+    resize_prob(lane, prob, smaller)
+    flow = lane.upload(np.zeros((2, *scene.flow_hw), np.float32) + 1.5)
+    resize_flow(lane, flow, scene.hw)
+    for dtype in ("float32", "float16"):
+        flow_input(lane, rgb, (scene.flow_hw[0] + 64, scene.flow_hw[1]), dtype=dtype)  # type: ignore[arg-type]
+        osvos_input(lane, rgb, scene.hw, channel_order="bgr", mean=(104, 117, 123), dtype=dtype)  # type: ignore[arg-type]
+    palette = lane.upload(np.asarray(DAVIS_PALETTE, np.uint8).reshape(256, 3))
+    labels = lane.upload((scene.prob[0] > 0.5).astype(np.uint8))
+    draw_overlay(lane, rgb, labels, palette, opacity=0.5)
+
+
+def mean_field(lane: Any, scene: Scene) -> None:
+    """The CRF, of two iterations: twins of the lattice take their time."""
+    options = CrfOptions(iterations=2)
+    crf = CudaCrf(lane, objects=3, size_hw=scene.hw, options=options)
+    crf.refine(
+        lane.upload(scene.prob),
+        lane.upload(scene.rgb),
+        lane.upload(box_rows(scene.boxes)),
+        refined=lane.zeros(scene.prob.shape, np.float32),
+        refined_boxes=lane.zeros((3, 4), np.int32),
+    )
+
+
+def crf(bench: Bench, budget: Budget) -> dict[str, Any]:
+    """The CRF of one frame on the device, beside the host's."""
+    lane, scene = bench.need_lane(), Scene(bench)
+    figures: dict[str, Any] = {}
+    for name, options in (
+        ("regions", CrfOptions()),
+        ("whole frame", CrfOptions(whole_frame=True)),
+    ):
+        if budget.is_spent:
+            figures[name] = {"status": "not run", "why": "the time for the section was spent"}
+            continue
+        figures[name] = guarded(lambda options=options: _crf(bench, lane, scene, options))  # type: ignore[misc]
+    return figures
+
+
+def _crf(bench: Bench, lane: Lane, scene: Scene, options: CrfOptions) -> dict[str, Any]:
+    before = time.perf_counter()
+    expected, _ = refine(scene.prob, scene.rgb, boxes=scene.boxes, options=options)
+    host_s = time.perf_counter() - before
+    device = CudaCrf(lane, objects=3, size_hw=scene.hw, options=options)
+    merged, rgb = lane.upload(scene.prob), lane.upload(scene.rgb)
+    boxes = lane.upload(box_rows(scene.boxes))
+    refined = lane.empty(scene.prob.shape, np.float32)
+    refined_boxes = lane.empty((3, 4), np.int32)
+    work: Callable[[], None] = lambda: device.refine(  # noqa: E731
+        merged, rgb, boxes, refined=refined, refined_boxes=refined_boxes
+    )
+    taken = bench.seconds(work, repeats=bench.sizes.repeats)
+    difference = np.abs(lane.download(refined) - expected)
+    if difference.max() > 0.05:
+        raise CannotRunError(f"q differs from the host's by {difference.max():.3g}")
+    return {
+        "device": times(taken),
+        "host_numpy_ms": round(1e3 * host_s, 1),
+        "host_over_device": round(host_s / min(taken), 1),
+        "largest_difference": float(difference.max()),
+    }

@@ -1,0 +1,362 @@
+"""Sections of gpu_check.py: engines of every backend that loads, beside eager PyTorch."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_bench import Bench, Budget, CannotRunError, guarded, times
+from mpn.closing import Closing
+from mpn.engines.base import DeviceEngine, EngineBuffers
+from mpn.engines.load import open_engines
+from mpn.engines.spec import EngineSpec, Role, engine_spec
+from mpn.runtime.device.networks import array_from_tensor
+from mpn.runtime.ops.cuda_array import DeviceArray
+from mpn.runtime.ops.cuda_lane import Lane
+
+DEVICE_BACKENDS = ("cuda", "tensorrt", "tensorrt-rtx")
+
+
+def example_inputs(spec: EngineSpec, objects: int = 1) -> dict[str, np.ndarray]:
+    """Inputs of the size and the range that a network is given."""
+    rng = np.random.default_rng(3)
+    made = {}
+    for tensor in spec.inputs:
+        shape = tuple(objects if isinstance(size, str) else size for size in tensor.shape)
+        values = rng.random(shape, np.float32)
+        if spec.role == "flow":
+            values *= 255
+        elif spec.role == "osvos":
+            values = 255 * values - 115
+        else:
+            values[:, :3] = 4 * values[:, :3] - 2
+        made[tensor.name] = values.astype(np.float32)
+    return made
+
+
+def engines(bench: Bench, budget: Budget) -> dict[str, Any]:
+    """Each backend on each engine directory: parity with the CPU, precision, and latency."""
+    figures: dict[str, Any] = {}
+    for directory in bench.engine_dirs:
+        for backend in ("cpu",) if bench.is_dry else DEVICE_BACKENDS:
+            name = f"{Path(directory).name} on {backend}"
+            if budget.is_spent:
+                figures[name] = {"status": "not run", "why": "the time for the section was spent"}
+                continue
+            figures[name] = guarded(
+                lambda directory=directory, backend=backend: _engines(bench, directory, backend)  # type: ignore[misc]
+            )
+    return figures
+
+
+def _engines(bench: Bench, directory: str, backend: Any) -> dict[str, Any]:
+    lane = bench.need_lane()
+    before = time.perf_counter()
+    with open_engines(directory, backend=backend, threads=2) as opened:
+        figures: dict[str, Any] = {
+            "opened_s": round(time.perf_counter() - before, 2),
+            "note": opened.backend_note,
+            "roles": {},
+        }
+        references = guarded(lambda: _references(directory, opened.engines))
+        for role, engine in opened.engines.items():
+            entry = opened.manifest.roles[role]
+            figures["roles"][role] = role_figures = {
+                "precision": entry.precision,
+                "half_weights": entry.half_weights,
+                "total_weights": entry.total_weights,
+            }
+            if isinstance(engine, DeviceEngine):
+                most = opened.manifest.max_objects
+                for k in [
+                    k for k in bench.sizes.objects if role == "propagation" and k <= most
+                ] or [1]:
+                    engine.prepare(lane.address, k)
+                    taken = bench.seconds(
+                        lambda engine=engine, k=k: engine.enqueue(lane.address, k),  # type: ignore[misc]
+                        repeats=bench.sizes.repeats,
+                    )
+                    role_figures[f"objects {k}"] = times(taken)
+                role_figures["can_be_captured"] = engine.can_be_captured
+            answer = engine.run(example_inputs(engine.spec))
+            if references["status"] != "done":
+                role_figures["parity"] = references
+                continue
+            role_figures["parity"] = {
+                name: {
+                    "max_abs": float(np.abs(answer[name] - expected).max()),
+                    "largest_value": float(np.abs(expected).max()),
+                }
+                for name, expected in references["by_role"][role].items()
+            }
+    return figures
+
+
+def _references(directory: str, wanted: Mapping[Role, Any]) -> dict[str, Any]:
+    with open_engines(directory, backend="cpu", threads=4) as host:
+        return {
+            "by_role": {
+                role: host.engines[role].run(example_inputs(host.engines[role].spec))
+                for role in wanted
+            }
+        }
+
+
+class TorchEngine(Closing):
+    """A DeviceEngine that PyTorch runs, to have networks where neither TensorRT nor CUDA's
+    onnxruntime is: a measure of the pipeline around them, and no backend of the package.
+
+    Args:
+        bench: Where.
+        lane: Whose memory its buffers are in.
+        role: Of the network.
+        module: Behind the edges of its role.
+        spec: Its tensors.
+        objects: Rows of the buffers.
+    """
+
+    def __init__(
+        self, bench: Bench, lane: Lane, role: Role, module: Any, spec: EngineSpec, objects: int
+    ) -> None:
+        self._torch, self._is_dry = bench.need_torch(), bench.is_dry
+        self._lane, self._module, self._spec = lane, module, spec
+        self._rows = role == "propagation"
+
+        def buffer(shape: tuple[int | str, ...]) -> DeviceArray:
+            return lane.empty(
+                tuple(objects if isinstance(n, str) else n for n in shape), np.float32
+            )
+
+        self._inputs = {t.name: buffer(t.shape) for t in spec.inputs}
+        self._outputs = {t.name: buffer(t.shape) for t in spec.outputs}
+        self._graphs: dict[int, Any] = {}
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._spec
+
+    @property
+    def backend(self) -> str:
+        return "pytorch"
+
+    @property
+    def can_be_captured(self) -> bool:
+        return False  # torch's allocator takes part in captures of torch alone
+
+    def buffers(self, objects: int = 1) -> EngineBuffers:
+        def rows(arrays: dict[str, DeviceArray]) -> dict[str, DeviceArray]:
+            return {n: a.part(0, objects) if self._rows else a for n, a in arrays.items()}
+
+        return EngineBuffers(inputs=rows(self._inputs), outputs=rows(self._outputs))
+
+    def prepare(self, stream: int, objects: int = 1) -> None:
+        for _ in range(2):
+            self.enqueue(stream, objects)
+        self._lane.mark().wait()
+
+    def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
+        buffers = self.buffers(objects)
+        if self._is_dry:
+            self._lane.scheduler.put(stream, self._spec.role, lambda: self._run(buffers))  # type: ignore[attr-defined]
+        else:
+            torch = self._torch
+            with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+                self._run(buffers)
+        return buffers
+
+    def infer_on_device(self, inputs: Any, stream: int) -> Any:
+        raise CannotRunError("the engine of PyTorch is run by its buffers")
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        torch = self._torch
+        given = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in inputs.items()}
+        device = "cpu" if self._is_dry else "cuda"
+        with torch.inference_mode():
+            out = self._module(*(given[t.name].to(device) for t in self._spec.inputs))
+        return {self._spec.outputs[0].name: out.float().cpu().numpy()}
+
+    def close(self) -> None:
+        self._module = None
+
+    def _run(self, buffers: EngineBuffers) -> None:
+        torch = self._torch
+        with torch.inference_mode():
+            given = [self._view(buffers.inputs[t.name]) for t in self._spec.inputs]
+            self._view(buffers.outputs[self._spec.outputs[0].name]).copy_(self._module(*given))
+
+    def _view(self, array: Any) -> Any:
+        if self._is_dry:
+            from tests.runtime.ops.cuda_shim.device import host_view
+
+            return self._torch.from_numpy(host_view(array))
+        # The stream is torch's current one already: no ordering is asked of the interface.
+        plain = DeviceArray(array.address, array.shape, array.dtype, array.owner)
+        return self._torch.as_tensor(plain, device="cuda")
+
+
+def torch_modules(bench: Bench, precision: str) -> dict[Role, Any]:
+    """The networks of paper size with fixed random weights, behind the edges of their roles."""
+    torch = bench.need_torch()
+    try:
+        from eager_networks import PAPER, TINY, seeded_networks
+        from mpn.export.deploy import deployed
+    except ImportError as error:
+        raise CannotRunError(f"the networks cannot be built ({error})") from error
+    made: dict[Role, Any] = {}
+    for role, network in seeded_networks(TINY if bench.sizes.is_tiny else PAPER).items():
+        network = network.to(bench.torch_device)
+        if precision == "fp16":
+            network = network.half().to(memory_format=torch.channels_last)
+        made[role] = deployed(role, network)
+    return made
+
+
+def role_spec(bench: Bench, role: Role) -> EngineSpec:
+    """The tensors of a role at the sizes tried."""
+    sizes = bench.sizes
+    return engine_spec(
+        role,
+        frame_size_hw=sizes.frame_hw,
+        roi_size=sizes.roi,
+        max_objects=max(sizes.objects),
+    )
+
+
+def eager(bench: Bench, budget: Budget) -> dict[str, Any]:
+    """Latency of eager PyTorch, fp32 without TF32, and fp16 in channels_last."""
+    torch = bench.need_torch()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    figures: dict[str, Any] = {"torch": torch.__version__, "tf32": False}
+    for precision in ("fp32", "fp16"):
+        figures[precision] = guarded(lambda precision=precision: _eager(bench, budget, precision))  # type: ignore[misc]
+    bench.facts["eager"] = figures
+    return figures
+
+
+def _eager(bench: Bench, budget: Budget, precision: str) -> dict[str, Any]:
+    torch, figures = bench.need_torch(), {}
+    for role, module in torch_modules(bench, precision).items():
+        spec = role_spec(bench, role)
+        for k in bench.sizes.objects if role == "propagation" else (1,):
+            name = f"{role}, objects {k}" if role == "propagation" else role
+            if budget.is_spent:
+                figures[name] = {"status": "not run", "why": "the time for the section was spent"}
+                continue
+            given = [
+                torch.from_numpy(a).to(bench.torch_device) for a in example_inputs(spec, k).values()
+            ]
+
+            def run(module: Any = module, given: list[Any] = given) -> None:
+                with torch.inference_mode():
+                    module(*given)
+
+            figures[name] = guarded(
+                lambda run=run: times(bench.torch_seconds(run, repeats=bench.sizes.repeats))  # type: ignore[misc]
+            )
+    return figures
+
+
+def adaptation(bench: Bench, budget: Budget) -> dict[str, Any]:
+    """Fine-tuning of OSVOS on one object of the given frame, by the directory's own graph."""
+    from mpn.runtime.adapt import ObjectAdapter
+    from mpn.runtime.adaptation import options_for
+    from mpn.runtime.adapt_options import AdaptOptions
+    from mpn.runtime.options import PipelineOptions
+    from mpn.synthetic import render_clip
+
+    figures: dict[str, Any] = {}
+    frame = next(iter(render_clip(frames=1, size_hw=bench.sizes.mask_hw, objects=1)))
+    for directory in bench.engine_dirs:
+        for backend in ("cpu",) if bench.is_dry else DEVICE_BACKENDS:
+            name = f"{Path(directory).name} on {backend}"
+
+            def work(directory: str = directory, backend: Any = backend) -> dict[str, Any]:
+                with open_engines(directory, backend=backend, threads=4) as opened:
+                    options = PipelineOptions().with_defaults(opened.manifest.runtime_defaults)
+                    asked = AdaptOptions(roles=("osvos",), cache_dir=None)
+                    chosen = with_steps(
+                        options_for(opened.manifest, options, asked), bench.sizes.adapt_steps
+                    )
+                    with ObjectAdapter(directory, opened, chosen, options, threads=4) as adapter:
+                        before = time.perf_counter()
+                        for engine in adapter.adapt(frame.rgb, frame.labels, 1).values():
+                            engine.close()
+                        return {
+                            "steps": bench.sizes.adapt_steps,
+                            "seconds": round(time.perf_counter() - before, 3),
+                            "report": adapter.report_as_json(),
+                        }
+
+            figures[name] = guarded(work)
+    return figures
+
+
+def with_steps(options: Any, steps: int) -> Any:
+    """The same options with another number of steps, for every role."""
+    from dataclasses import fields, is_dataclass, replace
+
+    changed = {}
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if item.name == "steps":
+            changed[item.name] = steps
+        elif is_dataclass(value) and any(inner.name == "steps" for inner in fields(value)):
+            changed[item.name] = replace(value, steps=steps)
+    return replace(options, **changed)
+
+
+def weight_swap(bench: Bench, budget: Budget) -> dict[str, Any]:
+    """Other weights into the propagation engine: refitted, against built anew, and the outputs."""
+    from mpn.engines.manifest import load_manifest
+    from mpn.engines.swap import open_adapted_engine
+
+    figures: dict[str, Any] = {}
+    for directory in bench.engine_dirs:
+        manifest = load_manifest(directory)
+        for role in ("osvos", "propagation"):
+            entry = manifest.roles.get(role)  # type: ignore[call-overload]
+            if entry is None or entry.adapt is None:
+                continue
+            for backend in ("cpu",) if bench.is_dry else DEVICE_BACKENDS:
+
+                def work(
+                    directory: str = directory, role: Any = role, backend: Any = backend
+                ) -> dict[str, Any]:
+                    return _swapped(directory, role, backend, open_adapted_engine)
+
+                figures[f"{Path(directory).name} {role} on {backend}"] = guarded(work)
+    if not figures:
+        raise CannotRunError("no engine directory here has networks that can be fine-tuned")
+    return figures
+
+
+def _swapped(directory: str, role: Role, backend: Any, open_adapted_engine: Any) -> dict[str, Any]:
+    from mpn.engines.swap import read_weights
+
+    with open_engines(directory, backend=backend, threads=2) as opened:
+        weights = {
+            name: (value * np.float32(1.01)).astype(np.float32)
+            for name, value in read_weights(directory, role).items()
+        }
+        taken, answers = [], []
+        for _ in range(2):
+            before = time.perf_counter()
+            with open_adapted_engine(directory, role, weights, backend=backend) as engine:
+                taken.append(round(time.perf_counter() - before, 3))
+                answers.append(engine.run(example_inputs(engine.spec)))
+        plain = opened.engines[role].run(example_inputs(opened.engines[role].spec))
+    (name,) = plain
+    return {
+        "swap_s": taken,
+        "changes_output_by": float(np.abs(answers[0][name] - plain[name]).max()),
+        "second_swap_differs_by": float(np.abs(answers[0][name] - answers[1][name]).max()),
+    }
+
+
+__all__ = ["TorchEngine", "adaptation", "array_from_tensor", "eager", "engines", "weight_swap"]
