@@ -9,7 +9,7 @@ import torch
 
 from mpn.errors import TrainingError
 from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
-from mpn.training import osvos, osvos_trainer
+from mpn.training import osvos_trainer
 from mpn.training.clips import Material
 from mpn.training.osvos import train_osvos
 from mpn.training.osvos_options import OsvosTrainingOptions, OsvosTrainingReport
@@ -60,7 +60,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     died_at_loss: int, unbroken, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Save after every step, then die in the middle of one (each step takes six losses).
-    monkeypatch.setattr(osvos, "_SAVE_EVERY_S", -1.0)
+    often = replace(TINY, save_every_s=0.0)
     real = osvos_trainer.class_balanced_loss
     calls = iter(range(1000))
 
@@ -71,9 +71,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
 
     monkeypatch.setattr(osvos_trainer, "class_balanced_loss", dying)
     with pytest.raises(KeyboardInterrupt):
-        _run(material, tmp_path / "run", TINY)
+        _run(material, tmp_path / "run", often)
     monkeypatch.setattr(osvos_trainer, "class_balanced_loss", real)
-    resumed, _ = _run(material, tmp_path / "run", TINY, resume=True)
+    resumed, _ = _run(material, tmp_path / "run", often, resume=True)
     for key, value in unbroken[1].items():
         assert torch.equal(value, resumed[key]), key
     # control: another seed ends elsewhere
@@ -145,7 +145,6 @@ def test_a_second_run_in_the_same_folder_and_another_network_are_refused(
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(osvos, "_SAVE_EVERY_S", -1.0)
     real = osvos_trainer.class_balanced_loss
     calls = iter(range(1000))
     monkeypatch.setattr(
@@ -154,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
         lambda *a, **k: real(*a, **k) * (float("nan") if next(calls) == 2 * 6 else 1.0),
     )
     with pytest.raises(TrainingError, match="the loss is nan at step 2"):
-        _run(material, tmp_path / "run", TINY)
+        _run(material, tmp_path / "run", replace(TINY, save_every_s=0.0))
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
 
 

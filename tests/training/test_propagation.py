@@ -9,7 +9,7 @@ import torch
 
 from mpn.errors import TrainingError
 from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
-from mpn.training import propagation, trainer
+from mpn.training import trainer
 from mpn.training.clips import Material
 from mpn.training.propagation import PropagationTrainingOptions, TrainingReport, train_propagation
 from mpn.training.rollout import RolloutOptions
@@ -61,7 +61,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     unbroken, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Save after every step, then die in the middle of the fourth.
-    monkeypatch.setattr(propagation, "_SAVE_EVERY_S", -1.0)
+    often = replace(TINY, save_every_s=0.0)
     real = trainer.segmentation_loss
     calls = iter(range(100))
 
@@ -72,9 +72,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
 
     monkeypatch.setattr(trainer, "segmentation_loss", dying)
     with pytest.raises(KeyboardInterrupt):
-        _run(material, tmp_path / "run", TINY)
+        _run(material, tmp_path / "run", often)
     monkeypatch.setattr(trainer, "segmentation_loss", real)
-    resumed, _ = _run(material, tmp_path / "run", TINY, resume=True)
+    resumed, _ = _run(material, tmp_path / "run", often, resume=True)
     for key, value in unbroken[1].items():
         assert torch.equal(value, resumed[key]), key
     # control: another seed ends elsewhere
@@ -96,7 +96,6 @@ def test_resuming_with_another_network_is_refused(unbroken, material: Material) 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(propagation, "_SAVE_EVERY_S", -1.0)
     real = trainer.segmentation_loss
     calls = iter(range(100))
     monkeypatch.setattr(
@@ -105,7 +104,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
         lambda *a, **k: real(*a, **k) * (float("nan") if next(calls) == 2 else 1.0),
     )
     with pytest.raises(TrainingError, match="the loss is nan at step 2"):
-        _run(material, tmp_path / "run", TINY)
+        _run(material, tmp_path / "run", replace(TINY, save_every_s=0.0))
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
 
 

@@ -1,23 +1,22 @@
-"""The ``mpn train`` commands for propagation and OSVOS."""
+"""The ``mpn train`` commands."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mpn.cli import train_options as options
+from mpn.cli.train_common import build_recipe, launch, say_next
+from mpn.cli.train_flow import flow
 
 train_app = typer.Typer(
     help="Train a network (needs the extra 'export'); under torchrun on several GPUs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-DEFAULT_RECIPE = "lite"
-"""What a command trains that is told neither ``--recipe`` nor ``--config``."""
 
 
 @train_app.callback()
@@ -192,40 +191,4 @@ def osvos(
     )
 
 
-def launch() -> None:
-    """Ask for torch where it is missing, and start again with freed memory kept."""
-    from mpn.errors import import_or_explain
-
-    import_or_explain("torch", extra="export", purpose="mpn train")
-    from mpn.training import launch as launching
-
-    launching.keep_freed_memory()
-
-
-def build_recipe(
-    kind: Any,
-    role: str,
-    name: str | None,
-    path: Path | None,
-    settings: list[str] | None,
-    changes: Mapping[str, Any],
-) -> Any:
-    """The recipe of a command line: a file's or a shipped one, then ``--set``, then the flags."""
-    from mpn.training.recipe_file import (
-        load_table,
-        overridden,
-        parsed_settings,
-        recipe_from_table,
-    )
-
-    if name is None and path is None:
-        name = DEFAULT_RECIPE
-    table = overridden(load_table(role, name=name, path=path), parsed_settings(settings or []))
-    plain = {k: str(v) if isinstance(v, StrEnum) else v for k, v in changes.items()}
-    return recipe_from_table(kind, overridden(table, plain))
-
-
-def say_next(checkpoint: Path, command: str) -> None:
-    """Where the weights are, and what makes engines of them."""
-    typer.echo(f"averaged weights: {checkpoint}")
-    typer.echo(f"next: {command}")
+train_app.command("flow")(flow)

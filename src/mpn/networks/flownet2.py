@@ -64,13 +64,20 @@ class FlowNet2(nn.Module):
 
     Args:
         config: Shape of the network.
+        small_flow_scale: What SD's output is multiplied by inside FlowNet 2.0. The public weights
+            want 1/20; training from the beginning is better off with the 20 of the other members,
+            see :mod:`mpn.networks.flownet2_rescale`.
     """
 
-    def __init__(self, config: FlowNet2Config | None = None) -> None:
+    def __init__(
+        self, config: FlowNet2Config | None = None, *, small_flow_scale: float = 1 / FLOW_SCALE
+    ) -> None:
         super().__init__()
         self.config = config = FlowNet2Config() if config is None else config
+        self.small_flow_scale = small_flow_scale
         variant, width = config.variant, config.width
         self._alone: Callable[[Tensor], Tensor] | None = None
+        self._alone_pyramid: Callable[[Tensor], tuple[Tensor, ...]] | None = None
         if variant == "FlowNet2C":
             self._adopt(FlowNetC(width))
         elif variant == "FlowNet2S":
@@ -86,11 +93,16 @@ class FlowNet2(nn.Module):
                 self.flownets_d = FlowNetSD(width)
                 self.flownetfusion = FlowNetFusion(width)
 
-    def _adopt(self, member: nn.Module) -> None:
+    def _adopt(self, member: FlowNetC | FlowNetS | FlowNetSD) -> None:
         """Make the member's layers this module's own: their public keys have no prefix."""
         for name, layer in member.named_children():
             self.add_module(name, layer)
-        self._alone = member.forward
+        self._alone, self._alone_pyramid = member.forward, member.pyramid
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the members in the order they are trained; one, ``""``, for C, S and SD."""
+        return ("",) if self._alone else tuple(name for name, _ in self.named_children())
 
     @property
     def float32_layers(self) -> tuple[str, ...]:
@@ -133,19 +145,54 @@ class FlowNet2(nn.Module):
         flow_px = _upsampled(_flow(self.flownets_2, stacked) * FLOW_SCALE, "nearest")
         if self.config.variant == "FlowNet2CSS":
             return flow_px
-        # Divided, not multiplied, unlike SD alone: the Caffe graph the weights were trained in
-        # does so (NVIDIA/flownet2-pytorch#37).
-        small = _upsampled(_flow(self.flownets_d, frames) / FLOW_SCALE, "nearest")
-        fusion_input = (
-            image0,
-            small,
-            flow_px,
-            channel_norm(small),
-            channel_norm(flow_px),
-            channel_norm(image0 - warp_border(image1, small)),
-            channel_norm(image0 - warp_border(image1, flow_px)),
-        )
-        return _flow(self.flownetfusion, torch.cat(fusion_input, dim=1))
+        # Divided by 20, not multiplied, unlike SD alone: the Caffe graph the weights were trained
+        # in does so (NVIDIA/flownet2-pytorch#37).
+        small_px = _upsampled(_flow(self.flownets_d, frames) * self.small_flow_scale, "nearest")
+        return _flow(self.flownetfusion, _fusion_input(frames, small_px, flow_px))
+
+    def pyramid(self, frame0: Tensor, frame1: Tensor, member: str) -> tuple[Tensor, ...]:
+        """The flows of one member at every scale, for training it.
+
+        The members it reads from run without gradients: they are trained before it (E. Ilg et al.,
+        section 4).
+
+        Args:
+            frame0: As for :meth:`forward`.
+            frame1: The same.
+            member: One of :attr:`members`.
+
+        Returns:
+            From coarse to fine (B, 2, h, w) float32 each, in pixels of the frames.
+
+        Raises:
+            InputError: If the frames do not fit, or the network has no such member.
+        """
+        _check_frames(frame0, frame1)
+        if member not in self.members:
+            raise InputError(f"{self.config.variant} has no member '{member}': {self.members}")
+        image0, image1 = _normalised(frame0.float(), frame1.float())
+        frames = torch.cat((image0, image1), dim=1)
+        if self._alone_pyramid is not None:
+            return _in_pixels(self._alone_pyramid(frames), FLOW_SCALE)
+        if member == "flownetc":
+            return _in_pixels(self.flownetc.pyramid(frames), FLOW_SCALE)
+        if member == "flownets_d":
+            return _in_pixels(self.flownets_d.pyramid(frames), self.small_flow_scale)
+        with torch.no_grad():
+            flow_px = _upsampled(_flow(self.flownetc, frames) * FLOW_SCALE, "bilinear")
+            stacked = _refinement_input(frames, flow_px)
+        if member == "flownets_1":
+            return _in_pixels(self.flownets_1.pyramid(stacked), FLOW_SCALE)
+        with torch.no_grad():
+            flow_px = _upsampled(_flow(self.flownets_1, stacked) * FLOW_SCALE, "bilinear")
+            stacked = _refinement_input(frames, flow_px)
+        if member == "flownets_2":
+            return _in_pixels(self.flownets_2.pyramid(stacked), FLOW_SCALE)
+        with torch.no_grad():
+            flow_px = _upsampled(_flow(self.flownets_2, stacked) * FLOW_SCALE, "nearest")
+            small_px = _upsampled(_flow(self.flownets_d, frames) * self.small_flow_scale, "nearest")
+            stacked = _fusion_input(frames, small_px, flow_px)
+        return _in_pixels(self.flownetfusion.pyramid(stacked), 1.0)
 
 
 def _check_frames(frame0: Tensor, frame1: Tensor) -> None:
@@ -176,6 +223,10 @@ def _flow(member: nn.Module, stacked: Tensor) -> Tensor:
     return flow.float()
 
 
+def _in_pixels(flows: tuple[Tensor, ...], scale: float) -> tuple[Tensor, ...]:
+    return tuple(flow.float() * scale for flow in flows)
+
+
 def _upsampled(quarter_flow: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
     corners = False if mode == "bilinear" else None
     return F.interpolate(quarter_flow, scale_factor=4.0, mode=mode, align_corners=corners)
@@ -186,3 +237,18 @@ def _refinement_input(frames: Tensor, flow_px: Tensor) -> Tensor:
     warped = warp_border(frames[:, 3:], flow_px)
     error = channel_norm(frames[:, :3] - warped)
     return torch.cat((frames, warped, flow_px / FLOW_SCALE, error), dim=1)
+
+
+def _fusion_input(frames: Tensor, small_px: Tensor, flow_px: Tensor) -> Tensor:
+    """(B, 11, H, W): frame 0, both flows, their norms, the norms of the errors they leave."""
+    image0, image1 = frames[:, :3], frames[:, 3:]
+    parts = (
+        image0,
+        small_px,
+        flow_px,
+        channel_norm(small_px),
+        channel_norm(flow_px),
+        channel_norm(image0 - warp_border(image1, small_px)),
+        channel_norm(image0 - warp_border(image1, flow_px)),
+    )
+    return torch.cat(parts, dim=1)

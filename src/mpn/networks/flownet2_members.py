@@ -73,12 +73,14 @@ class _Member(nn.Module):
                 self.add_module(f"inter_conv{level}", _linear_conv(below, up))
             self.add_module(f"predict_flow{level}", _predict_flow(up if inter_conv else below))
 
-    def _decode(self, features2: Tensor, features3: Tensor) -> Tensor:
+    def _decode(self, features2: Tensor, features3: Tensor) -> tuple[Tensor, ...]:
+        """Flows / 20 from 1/64 to 1/4."""
         features4 = run_layer(self.conv4_1, run_layer(self.conv4, features3))
         features5 = run_layer(self.conv5_1, run_layer(self.conv5, features4))
         features6 = run_layer(self.conv6_1, run_layer(self.conv6, features5))
         skips: Mapping[int, Tensor] = {5: features5, 4: features4, 3: features3, 2: features2}
         features, flow = features6, run_layer(self.predict_flow6, features6)
+        flows = [flow]
         for level, skip in skips.items():
             up = run_layer(self.get_submodule(f"upsampled_flow{level + 1}_to_{level}"), flow)
             deconv = run_layer(self.get_submodule(f"deconv{level}"), features)
@@ -88,7 +90,8 @@ class _Member(nn.Module):
             if self._inter_conv:
                 seen = run_layer(self.get_submodule(f"inter_conv{level}"), features)
             flow = run_layer(self.get_submodule(f"predict_flow{level}"), seen)
-        return flow
+            flows.append(flow)
+        return tuple(flows)
 
 
 class FlowNetC(_Member):
@@ -112,6 +115,10 @@ class FlowNetC(_Member):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 6, H, W) normalised frames 0 and 1 -> flow / 20, (B, 2, H/4, W/4)."""
+        return self.pyramid(frames)[-1]
+
+    def pyramid(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """The flows / 20 of every level that training supervises, from 1/64 to 1/4."""
         features2 = run_layer(self.conv2, run_layer(self.conv1, frames[:, :3]))
         features3 = run_layer(self.conv3, features2)
         other3 = run_layer(self.conv3, run_layer(self.conv2, run_layer(self.conv1, frames[:, 3:])))
@@ -142,6 +149,10 @@ class FlowNetS(_Member):
 
     def forward(self, stacked: Tensor) -> Tensor:
         """(B, 6 or 12, H, W) -> flow / 20, (B, 2, H/4, W/4)."""
+        return self.pyramid(stacked)[-1]
+
+    def pyramid(self, stacked: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`FlowNetC.pyramid`."""
         features2 = run_layer(self.conv2, run_layer(self.conv1, stacked))
         return self._decode(features2, run_layer(self.conv3_1, run_layer(self.conv3, features2)))
 
@@ -169,6 +180,10 @@ class FlowNetSD(_Member):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 6, H, W) -> flow / 20, (B, 2, H/4, W/4)."""
+        return self.pyramid(frames)[-1]
+
+    def pyramid(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`FlowNetC.pyramid`."""
         features1 = run_layer(self.conv1_1, run_layer(self.conv1, run_layer(self.conv0, frames)))
         features2 = run_layer(self.conv2_1, run_layer(self.conv2, features1))
         return self._decode(features2, run_layer(self.conv3_1, run_layer(self.conv3, features2)))
@@ -205,12 +220,18 @@ class FlowNetFusion(nn.Module):
 
     def forward(self, stacked: Tensor) -> Tensor:
         """(B, 11, H, W) -> flow in pixels, (B, 2, H, W)."""
+        return self.pyramid(stacked)[-1]
+
+    def pyramid(self, stacked: Tensor) -> tuple[Tensor, ...]:
+        """The flows in pixels that training supervises, at 1/4, 1/2 and full size."""
         features0 = run_layer(self.conv0, stacked)
         features1 = run_layer(self.conv1_1, run_layer(self.conv1, features0))
         features2 = run_layer(self.conv2_1, run_layer(self.conv2, features1))
-        up1 = run_layer(self.upsampled_flow2_to_1, run_layer(self.predict_flow2, features2))
+        flow2 = run_layer(self.predict_flow2, features2)
+        up1 = run_layer(self.upsampled_flow2_to_1, flow2)
         merged1 = torch.cat((features1, run_layer(self.deconv1, features2), up1), dim=1)
         flow1 = run_layer(self.predict_flow1, run_layer(self.inter_conv1, merged1))
         up0 = run_layer(self.upsampled_flow1_to_0, flow1)
         merged0 = torch.cat((features0, run_layer(self.deconv0, merged1), up0), dim=1)
-        return run_layer(self.predict_flow0, run_layer(self.inter_conv0, merged0))
+        flow0 = run_layer(self.predict_flow0, run_layer(self.inter_conv0, merged0))
+        return flow2, flow1, flow0

@@ -25,3 +25,8 @@ def keep_freed_memory() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and reports: alone, or number 0 of those torchrun started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -7,21 +7,17 @@ out take colours of 0..255 minus their mean, as :class:`mpn.networks.osvos_vgg.O
 
 from __future__ import annotations
 
-import csv
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from torch import Tensor
 
 from mpn.errors import TrainingError
 from mpn.networks.osvos_vgg import OsvosVgg
 from mpn.training.datasets import DavisSequence, StillPair
+from mpn.training.loop import run_loop, saved_state
 from mpn.training.osvos_norm import normalised_network
 from mpn.training.osvos_options import OsvosStage, OsvosTrainingOptions, OsvosTrainingReport
 from mpn.training.osvos_samples import (
@@ -34,9 +30,9 @@ from mpn.training.osvos_samples import (
 from mpn.training.osvos_scale import init_weights, weights_for_larger_input
 from mpn.training.osvos_trainer import OsvosTrainer
 from mpn.training.osvos_validation import mean_j
+from mpn.training.processes import joined_processes
+from mpn.training.start_weights import load_start
 
-_LOG_EVERY_STEPS = 50
-_SAVE_EVERY_S = 120.0
 _VALIDATE_ONE_FRAME_IN = 8
 
 
@@ -70,42 +66,37 @@ def train_osvos(
             not finite (the last good state stays on disk), or the folder holds another run.
     """
     sources = _sources(sequences, stills, options)
-    last = out / "last.pth"
-    if last.exists() and not resume:
-        raise TrainingError(f"{out} already holds a training run: add --resume, or choose another")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    state = torch.load(last, map_location="cpu", weights_only=True) if last.exists() else None
-    network = _network(options, start_from, state)
-    trainer = OsvosTrainer(network, sources, options)
-    if state is not None:
-        trainer.restore(state)
+    state = saved_state(out, resume=resume)
     held_out = MergedFrames(
         [s for s in sequences if s.name in options.holdout], every=_VALIDATE_ONE_FRAME_IN
     )
-    out.mkdir(parents=True, exist_ok=True)
-    cv2.setNumThreads(1)  # the data has its own thread; OpenCV's would fight with torch's
-    with _CsvLog(out / "log.csv", resume=resume) as log, ThreadPoolExecutor(1) as pool:
-        saved_at = time.monotonic()
-        while trainer.step < options.steps:
-            trainer.train_step(pool)
-            done = trainer.step == options.steps
-            if trainer.step % _LOG_EVERY_STEPS == 0 or done:
-                validation_j = None
-                if trainer.step % options.validate_every == 0 or done:
-                    validation_j = mean_j(
-                        trainer.plain_network(),
-                        held_out,
-                        short_side_px=options.crop.size_px,
-                        scale=INPUT_SCALE,
-                    )
-                entry = trainer.take_report(validation_j)
-                log.write(entry)
-                report(entry)
-            if done or time.monotonic() - saved_at > _SAVE_EVERY_S:
-                _save(trainer.state(), last)
-                saved_at = time.monotonic()
-    return weights_for_larger_input(trainer.plain_weights(), INPUT_SCALE)
+    with joined_processes(options.device) as processes:
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed + processes.rank)
+        network = _network(options, start_from, state).to(processes.device)
+        trainer = OsvosTrainer(network, sources, options, processes)
+        if state is not None:
+            trainer.restore(state)
+
+        def validate() -> dict[str, float]:
+            j = mean_j(
+                trainer.plain_network(),
+                held_out,
+                short_side_px=options.crop.size_px,
+                scale=INPUT_SCALE,
+            )
+            return {"validation_j": j}
+
+        run_loop(
+            trainer,
+            options,
+            options.steps,
+            out,
+            processes=processes,
+            validate=validate,
+            report=report,
+        )
+        return weights_for_larger_input(trainer.plain_weights(), INPUT_SCALE)
 
 
 def _sources(
@@ -151,60 +142,9 @@ def _network(
     if start_from is None:
         init_weights(network)
     elif not normalised:
-        _load_start(network, start_from)
+        load_start(
+            network,
+            weights_for_larger_input(start_from, 1 / INPUT_SCALE),
+            advice="the width that they were trained with",
+        )
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _load_start(network: OsvosVgg, state: Mapping[str, Tensor]) -> None:
-    own = network.state_dict()
-    unfit = [k for k in state if k not in own or own[k].shape != state[k].shape]
-    missing = [k for k in own if k not in state]
-    if unfit or missing:
-        raise TrainingError(
-            f"the weights to start from do not fit the network at '{(unfit + missing)[0]}' "
-            f"({len(unfit)} surplus or of another shape, {len(missing)} missing): ask for the "
-            "width that they were trained with"
-        )
-    network.load_state_dict(weights_for_larger_input(state, 1 / INPUT_SCALE))
-
-
-def _save(state: Mapping[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, path)
-
-
-class _CsvLog:
-    """Appends reports to a CSV file."""
-
-    _COLUMNS = ("step", "seconds", "stage", "loss", "crop_iou", "learning_rate", "validation_j")
-
-    def __init__(self, path: Path, *, resume: bool) -> None:
-        fresh = not (resume and path.is_file())
-        self._file = path.open("w" if fresh else "a", newline="")
-        self._writer = csv.writer(self._file)
-        self._start = time.monotonic()
-        if fresh:
-            self._writer.writerow(self._COLUMNS)
-
-    def write(self, entry: OsvosTrainingReport) -> None:
-        """One line."""
-        j = "" if entry.validation_j is None else f"{entry.validation_j:.4f}"
-        self._writer.writerow(
-            (
-                entry.step,
-                f"{time.monotonic() - self._start:.1f}",
-                entry.stage,
-                f"{entry.loss:.5f}",
-                f"{entry.crop_iou:.4f}",
-                f"{entry.learning_rate:.3g}",
-                j,
-            )
-        )
-        self._file.flush()
-
-    def __enter__(self) -> _CsvLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()

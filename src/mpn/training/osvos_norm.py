@@ -37,10 +37,10 @@ def normalised_network(config: OsvosConfig) -> OsvosVgg:
 
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether there is any batch normalisation in a network."""
-    return any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
 
 
-def folded_weights(network: OsvosVgg, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def folded_weights(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of the plain network that answers as the normalised one does in eval mode.
 
     Args:
@@ -51,11 +51,11 @@ def folded_weights(network: OsvosVgg, state: Mapping[str, Tensor]) -> dict[str, 
         A state dict of :class:`OsvosVgg` with the same configuration.
     """
     folded = {k: v for k, v in state.items() if not k.startswith("stages.")}
-    for number, stage in enumerate(network.stages):
+    for number, stage in enumerate(network.get_submodule("stages").children()):
         plain_index = 0
         layers = list(stage.children())
         for index, layer in enumerate(layers):
-            if isinstance(layer, nn.BatchNorm2d):
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 conv, norm = f"stages.{number}.{index - 1}", f"stages.{number}.{index}"
                 spread = torch.sqrt(state[f"{norm}.running_var"] + layer.eps)
                 factor = state[f"{norm}.weight"] / spread

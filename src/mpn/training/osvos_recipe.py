@@ -12,6 +12,7 @@ from mpn.networks.checkpoint import load_checkpoint, save_checkpoint
 from mpn.networks.osvos_vgg import OsvosVgg
 from mpn.training.data_options import DataOptions
 from mpn.training.datasets import DavisSequence, StillPair
+from mpn.training.launch import is_first_process
 from mpn.training.osvos import train_osvos
 from mpn.training.osvos_options import OsvosTrainingOptions, OsvosTrainingReport
 from mpn.training.run_folder import keep_recipe, provenance
@@ -90,7 +91,8 @@ def run_osvos_recipe(
         checkpoint = load_checkpoint(recipe.start_from, expected_role="osvos")
         start = checkpoint.roles["osvos"].state_dict
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
-    keep_recipe(recipe, "osvos", out, resume=resume)
+    if is_first_process():
+        keep_recipe(recipe, "osvos", out, resume=resume)
     weights = train_osvos(
         sequences, stills, out, options, start_from=start, resume=resume, report=report
     )
@@ -98,7 +100,8 @@ def run_osvos_recipe(
     network.load_state_dict(weights)
     path = out / "osvos.pth"
     data = osvos_data(options, sequences, stills)
-    save_checkpoint(path, {"osvos": network}, provenance=provenance(recipe, data))
+    if is_first_process():
+        save_checkpoint(path, {"osvos": network}, provenance=provenance(recipe, data))
     return path
 
 

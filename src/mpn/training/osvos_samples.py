@@ -198,13 +198,17 @@ class CropSource:
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Batch ``number``: inputs (B, 3, S, S) as :func:`network_input`, masks (B, 1, S, S)."""
-        crops, masks = [], []
-        for k in range(self._batch):
-            rng = np.random.default_rng([self._seed, number, k])
-            source = self._images[int(rng.choice(len(self._images), p=self._shares))]
-            rgb, mask = source[int(rng.integers(len(source)))]
-            crop, crop_mask = random_crop(rgb, mask, self._options, rng)
-            crops.append(crop)
-            masks.append(crop_mask)
-        inputs = network_input(crops, self._scale)
-        return inputs, torch.from_numpy(np.stack(masks)[:, None].astype(np.float32))
+        return self.joined([self.sample(number, k) for k in range(self._batch)])
+
+    def sample(self, number: int, index: int) -> tuple[Float32Array, BoolArray]:
+        """Crop ``index`` of batch ``number`` as :func:`random_crop` gives it."""
+        rng = np.random.default_rng([self._seed, number, index])
+        source = self._images[int(rng.choice(len(self._images), p=self._shares))]
+        rgb, mask = source[int(rng.integers(len(source)))]
+        return random_crop(rgb, mask, self._options, rng)
+
+    def joined(self, samples: Sequence[tuple[Float32Array, BoolArray]]) -> tuple[Tensor, Tensor]:
+        """Samples as a batch, see :meth:`batch`."""
+        inputs = network_input([crop for crop, _ in samples], self._scale)
+        masks = np.stack([mask for _, mask in samples])[:, None]
+        return inputs, torch.from_numpy(masks.astype(np.float32))

@@ -31,9 +31,10 @@ def frame_prob(
     ratio = short_side_px / min(height, width)
     size_hw = (max(16, round(height * ratio / 16) * 16), max(16, round(width * ratio / 16) * 16))
     planes = resize_rgb(rgb, size_hw).transpose(2, 0, 1).astype(np.float32)
+    inputs = network_input([planes], scale).to(next(network.parameters()).device)
     with torch.inference_mode():
-        prob = network.logits(network_input([planes], scale)).float().sigmoid()
-    full: Float32Array = resize_prob(prob.numpy()[0], (height, width))[0]
+        prob = network.logits(inputs).float().sigmoid()
+    full: Float32Array = resize_prob(prob.cpu().numpy()[0], (height, width))[0]
     return full
 
 

@@ -14,12 +14,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mpn.training.flow_options import FlowTrainingReport
+from mpn.training.launch import is_first_process
 from mpn.training.options import TrainingReport
 from mpn.training.osvos_options import OsvosTrainingReport
 
+AnyReport = TrainingReport | OsvosTrainingReport | FlowTrainingReport
+
 
 class TrainingProgress:
-    """A bar with loss and IoU on a terminal, plain lines elsewhere."""
+    """A bar with loss and IoU on a terminal, plain lines elsewhere, nothing in other processes."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -31,13 +35,15 @@ class TrainingProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (self._console.is_terminal and is_first_process()),
         )
         self._task = self._progress.add_task("training", total=None, numbers="")
 
-    def report(self, entry: TrainingReport | OsvosTrainingReport) -> None:
+    def report(self, entry: AnyReport) -> None:
         """Show one report."""
         numbers = _numbers(entry)
+        if isinstance(entry, FlowTrainingReport) and entry.validation_epe_px is not None:
+            numbers += f"  validation EPE {entry.validation_epe_px:.2f} px"
         if entry.validation_j is not None:
             numbers += f"  validation J {entry.validation_j:.3f}"
         self._progress.update(self._task, completed=entry.step, total=entry.steps, numbers=numbers)
@@ -57,8 +63,10 @@ class TrainingProgress:
         self._progress.stop()
 
 
-def _numbers(entry: TrainingReport | OsvosTrainingReport) -> str:
-    if isinstance(entry, OsvosTrainingReport):
+def _numbers(entry: AnyReport) -> str:
+    if isinstance(entry, FlowTrainingReport):
+        iou = f"{entry.stage}  EPE {entry.epe_px:.2f} px"
+    elif isinstance(entry, OsvosTrainingReport):
         iou = f"{entry.stage}  IoU {entry.crop_iou:.3f}"
     else:
         iou = f"IoU in {entry.input_iou:.3f} out {entry.crop_iou:.3f}"

@@ -12,6 +12,7 @@ from mpn.networks.checkpoint import load_checkpoint, save_checkpoint
 from mpn.networks.deeplab_xception import DeepLabXception
 from mpn.training.clips import Material
 from mpn.training.data_options import DataOptions
+from mpn.training.launch import is_first_process
 from mpn.training.options import PropagationTrainingOptions, TrainingReport
 from mpn.training.propagation import train_propagation
 from mpn.training.run_folder import keep_recipe, provenance
@@ -80,7 +81,8 @@ def run_propagation_recipe(
         start = checkpoint.roles["propagation"].state_dict
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
     material = Material(tuple(s for s in sequences if s.name not in options.holdout), tuple(stills))
-    keep_recipe(recipe, "propagation", out, resume=resume)
+    if is_first_process():
+        keep_recipe(recipe, "propagation", out, resume=resume)
     averaged = train_propagation(
         sequences, material, out, options, start_from=start, resume=resume, report=report
     )
@@ -92,5 +94,6 @@ def run_propagation_recipe(
         "held_out": list(options.holdout),
         "still_pairs": len(stills),
     }
-    save_checkpoint(path, {"propagation": network}, provenance=provenance(recipe, data))
+    if is_first_process():
+        save_checkpoint(path, {"propagation": network}, provenance=provenance(recipe, data))
     return path

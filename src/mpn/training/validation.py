@@ -34,6 +34,7 @@ class TorchEngine(Closing):
 
     def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
         self._network: nn.Module | None = network.eval()
+        self._device = next(network.parameters()).device
         self._spec = spec
 
     @property
@@ -52,9 +53,10 @@ class TorchEngine(Closing):
         if self._network is None:
             raise EngineError("the propagation engine is closed")
         self._spec.check_inputs(inputs)
-        crops = torch.from_numpy(inputs["rgb_prob"]).contiguous(memory_format=torch.channels_last)
+        crops = torch.from_numpy(inputs["rgb_prob"]).to(self._device)
+        crops = crops.contiguous(memory_format=torch.channels_last)
         prob = self._network(crops).float().softmax(dim=1)[:, 1:]
-        return {"prob": np.ascontiguousarray(prob.numpy())}
+        return {"prob": np.ascontiguousarray(prob.cpu().numpy())}
 
     def close(self) -> None:
         """Let go of the network."""

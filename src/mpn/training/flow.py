@@ -1,0 +1,142 @@
+"""Train a network of the FlowNet family on true flow.
+
+Resumable (``last.pth`` holds weights and optimiser; samples are functions of step and number),
+seeded, logged to ``log.csv``. FlowNet 2.0 and its stacks are trained a member after the other, as
+E. Ilg et al., "FlowNet 2.0", CVPR 2017, section 4, do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mpn.networks.flownet2 import FLOW_SCALE, FlowNet2
+from mpn.training.datasets import DavisSequence, StillPair
+from mpn.training.flow_options import FlowTrainingOptions, FlowTrainingReport
+from mpn.training.flow_pairs import FlowPairs
+from mpn.training.flow_samples import FlowSamples
+from mpn.training.flow_synthetic import FlowSample, SyntheticPairs
+from mpn.training.flow_trainer import FlowTrainer, weights_in_public_units
+from mpn.training.flow_validation import mean_epe_px, validation_estimator, warp_mean_j
+from mpn.training.loop import run_loop, saved_state
+from mpn.training.processes import joined_processes
+from mpn.training.start_weights import load_start
+
+_VALIDATION_KEY = 2**31
+"""Numbers of synthetic validation pairs begin here: no step gets so far."""
+
+
+def train_flow(
+    sequences: Sequence[DavisSequence],
+    stills: Sequence[StillPair],
+    pairs: FlowPairs,
+    out: Path,
+    options: FlowTrainingOptions,
+    *,
+    start_from: Mapping[str, Tensor] | None = None,
+    resume: bool = False,
+    report: Callable[[FlowTrainingReport], None] = lambda _: None,
+) -> dict[str, Tensor]:
+    """Train, and leave ``last.pth`` and ``log.csv`` in ``out``.
+
+    Args:
+        sequences: Those named in ``options.holdout`` validate; nothing is learned from any.
+        stills: Pictures for synthetic pairs.
+        pairs: Pairs with true flow.
+        out: Folder of the run.
+        options: See :class:`FlowTrainingOptions`.
+        start_from: Weights to start from instead of random ones, in public units; what a resumed
+            run had wins.
+        resume: Go on from ``last.pth``.
+        report: Called every few steps.
+
+    Returns:
+        The averaged state dict in public units, on the CPU.
+
+    Raises:
+        TrainingError: If there is nothing to learn from, the weights to start from do not fit, the
+            loss is not finite (the last good state stays on disk), or the folder holds another run.
+    """
+    samples = FlowSamples(stills, pairs.train, options)
+    state = saved_state(out, resume=resume)
+    held_out = [s for s in sequences if s.name in options.holdout]
+    synthetic = _synthetic_validation(stills, options) if not pairs.held_out else []
+    with joined_processes(options.device) as processes:
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed + processes.rank)
+        network = FlowNet2(options.network, small_flow_scale=FLOW_SCALE)
+        init_flow_weights(network)
+        if start_from is not None:
+            load_start(
+                network,
+                weights_in_public_units(start_from, options, back=True),
+                advice="the variant and width that they were trained with",
+            )
+        network.to(processes.device)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trainer = FlowTrainer(network, samples, options, processes)
+        if state is not None:
+            trainer.restore(state)
+
+        def validate() -> dict[str, float]:
+            averaged = trainer.averaged_network()
+            scores = {"validation_epe_px": mean_epe_px(averaged, pairs.held_out, synthetic)}
+            if held_out and options.validation_frames:
+                estimator = validation_estimator(averaged, options.validation_hw)
+                scores["validation_j"] = warp_mean_j(estimator, held_out, options.validation_frames)
+            return scores
+
+        run_loop(
+            trainer,
+            options,
+            options.steps,
+            out,
+            processes=processes,
+            validate=validate,
+            report=report,
+        )
+        return trainer.deployed_weights()
+
+
+def init_flow_weights(network: nn.Module) -> None:
+    """Random weights that keep the size of the features from layer to layer, zero biases.
+
+    K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for leaky ReLUs of slope 0.1; flows are
+    upsampled bilinearly at first and begin near zero. Draws from torch's global generator.
+    """
+    for name, layer in network.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        last = name.rsplit(".", 1)[-1]
+        with torch.no_grad():
+            if last.startswith("upsampled_flow"):
+                layer.weight.copy_(_bilinear_upsampling())
+            elif last.startswith("predict_flow"):
+                layer.weight.normal_(0, 1e-3)
+            else:
+                transposed = isinstance(layer, nn.ConvTranspose2d)
+                # A transposed convolution of stride 2 sees a quarter of its kernel at a place.
+                taps = layer.kernel_size[0] * layer.kernel_size[1]
+                fan = layer.in_channels * (taps / 4 if transposed else taps)
+                layer.weight.normal_(0, (2 / (1 + 0.1**2) / fan) ** 0.5)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+def _bilinear_upsampling() -> Tensor:
+    """(2, 2, 4, 4): each flow component doubled in size by itself."""
+    line = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    weight = torch.zeros(2, 2, 4, 4)
+    for axis in range(2):
+        weight[axis, axis] = line[:, None] * line
+    return weight
+
+
+def _synthetic_validation(
+    stills: Sequence[StillPair], options: FlowTrainingOptions
+) -> list[FlowSample]:
+    made = SyntheticPairs(stills, options.size_hw, options.synthetic, options.seed)
+    return [made.pair(_VALIDATION_KEY, k) for k in range(options.synthetic_validation)]

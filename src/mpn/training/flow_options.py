@@ -1,0 +1,132 @@
+"""Options and reports of the flow network's training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mpn.errors import TrainingError
+from mpn.networks.flownet2 import SIZE_MULTIPLE, FlowNet2Config
+from mpn.training.flow_crop import FlowCropOptions
+from mpn.training.flow_loss import PUBLISHED_WEIGHTS
+from mpn.training.flow_synthetic import SyntheticFlowOptions
+from mpn.training.loop_options import LoopOptions
+
+MEMBERS = ("flownetc", "flownets_1", "flownets_2", "flownets_d", "flownetfusion")
+"""In the order they are trained; C, S and SD alone have one stage, named after nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTrainingOptions(LoopOptions):
+    """One training run, a member of the network after the other.
+
+    See :class:`LoopOptions` for what all networks have.
+
+    Attributes:
+        network: Shape of the network.
+        size_hw: Height and width of the crops, multiples of 64.
+        synthetic: How pairs are made of still images.
+        crop: How crops are cut from pairs with true flow.
+        true_share: Share of samples from pairs with true flow, where there are any.
+        steps_by_member: Optimisation steps of each member, in the order of
+            :attr:`mpn.networks.flownet2.FlowNet2.members`; 0 leaves one as it is.
+        batch: Samples in one step, of all processes.
+        learning_rate: Peak of every stage, AdamW: warm-up, then a cosine to zero.
+        warmup_steps: Linear rise at the start of each stage.
+        weight_decay: AdamW's, on tensors of two or more axes.
+        clip_norm: Bound of the gradient's norm.
+        level_weights: Of the losses from 1/64 to 1/4, as published.
+        fusion_weights: Of the fusion's losses at 1/4, 1/2 and full size. Not published; the last of
+            the other members' continued.
+        holdout_pairs: Pairs with true flow that only validate.
+        synthetic_validation: Synthetic pairs to validate with where no true ones are held out.
+        validation_hw: Size at which the held-out sequences' flow is estimated.
+        validation_frames: Frames of each; 0 leaves J out.
+    """
+
+    network: FlowNet2Config = field(default_factory=lambda: FlowNet2Config("FlowNet2S", 0.25))
+    size_hw: tuple[int, int] = (256, 320)
+    synthetic: SyntheticFlowOptions = field(default_factory=SyntheticFlowOptions)
+    crop: FlowCropOptions = field(default_factory=FlowCropOptions)
+    true_share: float = 0.25
+    steps_by_member: tuple[int, ...] = (20000,)
+    batch: int = 8
+    learning_rate: float = 5e-4
+    warmup_steps: int = 500
+    weight_decay: float = 4e-4
+    clip_norm: float = 1.0
+    level_weights: tuple[float, ...] = PUBLISHED_WEIGHTS
+    fusion_weights: tuple[float, ...] = (0.02, 0.01, 0.005)
+    holdout_pairs: int = 1
+    synthetic_validation: int = 32
+    validation_hw: tuple[int, int] = (256, 448)
+    validation_frames: int = 12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("size_hw", "validation_hw"):
+            size = getattr(self, name)
+            if min(size) <= 0 or any(side % SIZE_MULTIPLE for side in size):
+                raise TrainingError(
+                    f"{name} must be two multiples of {SIZE_MULTIPLE}, got {size[0]}, {size[1]}"
+                )
+        if len(self.steps_by_member) != self.member_count or self.steps < 1:
+            raise TrainingError(
+                f"steps_by_member needs {self.member_count} numbers for "
+                f"{self.network.variant}, not all 0, got {list(self.steps_by_member)}"
+            )
+        if not 0 <= self.true_share <= 1:
+            raise TrainingError(f"true_share must be in 0..1, got {self.true_share}")
+
+    @property
+    def member_count(self) -> int:
+        """Members of the network, one for C, S and SD alone."""
+        return {"FlowNet2": 5, "FlowNet2CSS": 3, "FlowNet2CS": 2}.get(self.network.variant, 1)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """See :attr:`mpn.networks.flownet2.FlowNet2.members`."""
+        return ("",) if self.member_count == 1 else MEMBERS[: self.member_count]
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps altogether."""
+        return sum(self.steps_by_member)
+
+    def stage_at(self, step: int) -> tuple[str, int, int]:
+        """The member that ``step`` trains, its number in that stage, and the stage's steps."""
+        done = step
+        for member, steps in zip(self.members, self.steps_by_member, strict=True):
+            if done < steps:
+                return member, done, steps
+            done -= steps
+        return self.members[-1], self.steps_by_member[-1], self.steps_by_member[-1]
+
+    def weights_of(self, member: str) -> tuple[float, ...]:
+        """Loss weights of a member's levels."""
+        return self.fusion_weights if member == "flownetfusion" else self.level_weights
+
+
+@dataclass(frozen=True)
+class FlowTrainingReport:
+    """What a progress display shows.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps altogether.
+        stage: The member of the last step, or ``"alone"``.
+        loss: Mean loss since the last report.
+        epe_px: Mean endpoint error of the finest level since the last report.
+        learning_rate: Of the last step.
+        validation_epe_px: Endpoint error on held-out pairs, where just measured.
+        validation_j: Mean J of the held-out sequences, their first masks warped from frame to frame
+            by this flow and nothing else, where just measured.
+    """
+
+    step: int
+    steps: int
+    stage: str
+    loss: float
+    epe_px: float
+    learning_rate: float
+    validation_epe_px: float | None = None
+    validation_j: float | None = None

@@ -1,0 +1,90 @@
+"""From data folders to a flow network that can be exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mpn.networks.checkpoint import load_checkpoint, save_checkpoint
+from mpn.networks.flownet2 import FlowNet2
+from mpn.training.data_options import DataOptions
+from mpn.training.flow import train_flow
+from mpn.training.flow_options import FlowTrainingOptions, FlowTrainingReport
+from mpn.training.flow_pairs import FlowPairs, load_flow_pairs
+from mpn.training.launch import is_first_process
+from mpn.training.run_folder import keep_recipe, provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowRecipe:
+    """Everything that decides a run.
+
+    Attributes:
+        data: Stills to set in motion, and a DAVIS folder that only validates.
+        flow_pairs: Folders of frames with true flow: FlyingChairs, Sintel.
+        training: The run.
+        start_from: Checkpoint whose flow weights to start from, own or public, or None.
+    """
+
+    data: DataOptions = field(default_factory=DataOptions)
+    flow_pairs: tuple[Path, ...] = ()
+    training: FlowTrainingOptions = field(default_factory=FlowTrainingOptions)
+    start_from: Path | None = None
+
+
+def run_flow_recipe(
+    recipe: FlowRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    report: Callable[[FlowTrainingReport], None] = lambda _: None,
+) -> Path:
+    """Read the data, train, and write the averaged weights as ``out/flow.pth``.
+
+    Args:
+        recipe: Data and options.
+        out: Folder of the run; ``recipe.toml`` in it says what was really used.
+        resume: Go on where the run in ``out`` stopped.
+        report: Called every few steps.
+
+    Returns:
+        Path of the checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint to start from cannot be used.
+        TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
+    """
+    options = recipe.training
+    start = None
+    if recipe.start_from is not None:
+        checkpoint = load_checkpoint(
+            recipe.start_from, expected_role="flow", expected_variant=options.network.variant
+        )
+        start = checkpoint.roles["flow"].state_dict
+    sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
+    pairs = _pairs(recipe)
+    if is_first_process():
+        keep_recipe(recipe, "flow", out, resume=resume)
+    weights = train_flow(
+        sequences, stills, pairs, out, options, start_from=start, resume=resume, report=report
+    )
+    network = FlowNet2(options.network)
+    network.load_state_dict(weights)
+    path = out / "flow.pth"
+    data = {
+        "still_pairs": len(stills),
+        "flow_pairs": len(pairs.train),
+        "held_out_flow_pairs": len(pairs.held_out),
+    }
+    if is_first_process():
+        save_checkpoint(path, {"flow": network}, provenance=provenance(recipe, data))
+    return path
+
+
+def _pairs(recipe: FlowRecipe) -> FlowPairs:
+    folders = [load_flow_pairs(root, recipe.training.holdout_pairs) for root in recipe.flow_pairs]
+    return FlowPairs(
+        tuple(pair for folder in folders for pair in folder.train),
+        tuple(pair for folder in folders for pair in folder.held_out),
+    )

@@ -1,0 +1,187 @@
+"""One step of the flow network's training after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpn.errors import TrainingError
+from mpn.networks.flownet2 import FLOW_SCALE, FlowNet2
+from mpn.networks.flownet2_rescale import sd_weights_with_larger_flow
+from mpn.training.averaging import AveragedWeights
+from mpn.training.flow_loss import mean_epe_px, multiscale_epe
+from mpn.training.flow_options import FlowTrainingOptions, FlowTrainingReport
+from mpn.training.flow_samples import FlowSamples, joined
+from mpn.training.mixed_precision import MixedPrecision
+from mpn.training.prefetch import Prefetched
+from mpn.training.processes import Processes
+from mpn.training.schedule import cosine, warmed_up
+
+_STATE_SCHEMA = 1
+
+
+class FlowTrainer:
+    """Network, optimiser and averaged weights: everything that changes from step to step.
+
+    Args:
+        network: With ``small_flow_scale=FLOW_SCALE``, on the device of ``processes``.
+        samples: What it learns from.
+        options: See :class:`FlowTrainingOptions`.
+        processes: Each computes its share of a batch.
+    """
+
+    def __init__(
+        self,
+        network: FlowNet2,
+        samples: FlowSamples,
+        options: FlowTrainingOptions,
+        processes: Processes | None = None,
+    ) -> None:
+        self.processes = processes = Processes() if processes is None else processes
+        self.network, self.options, self.step = network, options, 0
+        self._parallel = processes.parallel(_Pyramid(network), all_used=len(options.members) == 1)
+        share = processes.share(range(options.batch))
+        self.optimiser = torch.optim.AdamW(
+            [
+                {
+                    "params": [p for p in network.parameters() if p.ndim >= 2],
+                    "weight_decay": options.weight_decay,
+                },
+                {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
+            ]
+        )
+        self._precision = MixedPrecision(options.precision, processes.device)
+        self.average = AveragedWeights(network, options.ema_decay)
+        self._batches = Prefetched(samples.sample, share, options.steps)
+        self._sums = np.zeros(3)
+
+    def train_step(self, pool: ThreadPoolExecutor) -> None:
+        """One batch: forward, backward, update, average.
+
+        Raises:
+            TrainingError: If the loss is not finite.
+        """
+        options, device = self.options, self.processes.device
+        member, done, _ = options.stage_at(self.step)
+        frames, target_px, valid = (
+            part.to(device, non_blocking=True)
+            for part in joined(self._batches.take(self.step, pool))
+        )
+        if not done and self.step:
+            # The members before are finished: those that follow read their averaged weights.
+            self.network.load_state_dict(self.average.state)
+        self._parallel.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate()
+        with self._precision.autocast():
+            flows_px = self._parallel(frames[:, 0], frames[:, 1], member)
+        loss = multiscale_epe(flows_px, target_px, valid, options.weights_of(member))
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {float(loss.detach())} at step {self.step}: the last state saved is "
+                "kept in last.pth; resume with a lower learning rate"
+            )
+        self._precision.step(loss, self.optimiser, self.network.parameters(), options.clip_norm)
+        self.step += 1
+        self.average.update(self.network, self.step)
+        finest = F.interpolate(
+            flows_px[-1].detach().float(),
+            size=target_px.shape[-2:],
+            mode="bilinear",
+            align_corners=False,
+        )
+        self._sums += (1, float(loss.detach()), float(mean_epe_px(finest, target_px, valid)))
+
+    def learning_rate(self) -> float:
+        """Warm-up and cosine, once a member."""
+        _, done, steps = self.options.stage_at(self.step)
+        rise = warmed_up(done, self.options.warmup_steps)
+        return self.options.learning_rate * rise * cosine(done, steps)
+
+    def deployed_weights(self) -> dict[str, Tensor]:
+        """The averaged weights in the units of the public layout, on the CPU."""
+        return weights_in_public_units(self.average.on_cpu(), self.options)
+
+    def averaged_network(self) -> FlowNet2:
+        """A network with the averaged weights, in eval mode, on the same device."""
+        network = FlowNet2(self.options.network)
+        network.load_state_dict(self.deployed_weights())
+        return network.to(self.processes.device).eval()
+
+    def take_report(self, scores: Mapping[str, float]) -> FlowTrainingReport:
+        """The means since the last report; see :class:`mpn.training.loop.Trainee`."""
+        count, loss, epe_px = self.processes.mean(self._sums.tolist())
+        self._sums = np.zeros(3)
+        return FlowTrainingReport(
+            step=self.step,
+            steps=self.options.steps,
+            stage=self.options.stage_at(max(0, self.step - 1))[0] or "alone",
+            loss=loss / max(count, 1.0),
+            epe_px=epe_px / max(count, 1.0),
+            learning_rate=float(self.optimiser.param_groups[0]["lr"]),
+            validation_epe_px=scores.get("validation_epe_px"),
+            validation_j=scores.get("validation_j"),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Primitives and tensors only, so that it loads with ``weights_only=True``."""
+        return {
+            "schema": _STATE_SCHEMA,
+            "network": asdict(self.options.network),
+            "step": self.step,
+            "model": self.network.state_dict(),
+            "averaged": self.average.state,
+            "optimiser": self.optimiser.state_dict(),
+            "scale": self._precision.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`.
+
+        Raises:
+            TrainingError: If the state belongs to another network.
+        """
+        if state.get("schema") != _STATE_SCHEMA or state["network"] != asdict(self.options.network):
+            raise TrainingError(
+                f"the run to resume has network {state.get('network')}, "
+                f"asked for {asdict(self.options.network)}"
+            )
+        self.step = int(state["step"])
+        self.network.load_state_dict(state["model"])
+        self.average.restore(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._precision.restore(state["scale"])
+
+
+class _Pyramid(nn.Module):
+    """The forward pass of training, as DistributedDataParallel wants it."""
+
+    def __init__(self, network: FlowNet2) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, frame0: Tensor, frame1: Tensor, member: str) -> tuple[Tensor, ...]:
+        return self.network.pyramid(frame0, frame1, member)
+
+
+def weights_in_public_units(
+    state: Mapping[str, Tensor], options: FlowTrainingOptions, *, back: bool = False
+) -> dict[str, Tensor]:
+    """Weights in training as the public layout has them, or back.
+
+    Args:
+        state: A state dict of the network.
+        options: Say which network it is.
+        back: From public to training.
+    """
+    if "flownets_d" not in options.members:
+        return dict(state)
+    factor = FLOW_SCALE**2
+    return sd_weights_with_larger_flow(state, 1 / factor if back else factor)

@@ -1,0 +1,133 @@
+"""What a flow network in training is worth: endpoint error, and J of masks warped by it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from mpn.closing import Closing
+from mpn.engines.spec import EngineSpec, flow_spec
+from mpn.errors import EngineError
+from mpn.evaluation.sequence import SequenceEvaluator
+from mpn.networks.flownet2 import SIZE_MULTIPLE, FlowNet2
+from mpn.runtime.flow import EngineFlow, FlowEstimator, flow_px
+from mpn.runtime.ops.cpu import warp_bilinear
+from mpn.runtime.preprocess import one_hot
+from mpn.training.datasets import DavisSequence
+from mpn.training.flow_pairs import FlowPair
+from mpn.training.flow_synthetic import FlowSample
+from mpn.types import Float32Array
+
+
+class TorchFlowEngine(Closing):
+    """A PyTorch flow network behind the Engine protocol.
+
+    Args:
+        network: Put into eval mode.
+        frame_size_hw: Size of the frames; the network sees the next multiples of 64.
+    """
+
+    def __init__(self, network: FlowNet2, frame_size_hw: tuple[int, int]) -> None:
+        self._network: FlowNet2 | None = network.eval()
+        self._device = next(network.parameters()).device
+        self._spec = flow_spec(frame_size_hw)
+
+    @property
+    def spec(self) -> EngineSpec:
+        """Names and shapes of its tensors."""
+        return self._spec
+
+    @property
+    def backend(self) -> str:
+        """Always ``"torch"``."""
+        return "torch"
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """See :meth:`mpn.engines.base.Engine.run`."""
+        if self._network is None:
+            raise EngineError("the flow engine is closed")
+        self._spec.check_inputs(inputs)
+        frames = [torch.from_numpy(inputs[k]).to(self._device) for k in ("frame0", "frame1")]
+        return {"flow_px": np.ascontiguousarray(self._network(*frames).float().cpu().numpy())}
+
+    def close(self) -> None:
+        """Let go of the network."""
+        self._network = None
+
+
+def mean_epe_px(
+    network: FlowNet2, pairs: Sequence[FlowPair], synthetic: Sequence[FlowSample]
+) -> float:
+    """Mean endpoint error over pairs, each pair weighing the same, in pixels of its own size.
+
+    Args:
+        network: The flow network.
+        pairs: Pairs with true flow.
+        synthetic: Synthetic ones.
+
+    Returns:
+        Pixels; NaN without pairs.
+    """
+    errors = []
+    for pair in pairs:
+        estimated = _estimator(network, pair.flow_px().shape[1:])
+        errors.append(_epe_px(flow_px(estimated, *pair.frames()), pair.flow_px()))
+    for sample in synthetic:
+        estimated = _estimator(network, sample.flow_px.shape[1:])
+        frames = np.rint(sample.frames).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        first, second = (np.ascontiguousarray(frame) for frame in frames)
+        errors.append(_epe_px(flow_px(estimated, first, second), sample.flow_px))
+    return float(np.mean(errors)) if errors else float("nan")
+
+
+def warp_mean_j(
+    estimator: FlowEstimator, sequences: Sequence[DavisSequence], max_frames: int
+) -> float:
+    """Mean J over all objects of some sequences, their first masks warped from frame to frame.
+
+    Args:
+        estimator: Of the flow.
+        sequences: What to segment.
+        max_frames: Frames of each sequence; the first and the last do not count.
+
+    Returns:
+        0..1; NaN without sequences or frames to score.
+    """
+    scores: list[float] = []
+    for sequence in sequences:
+        frames = min(len(sequence), max_frames)
+        if frames < 3:
+            continue
+        evaluator = SequenceEvaluator(sequence.name)
+        first = sequence.labels(0)
+        ids = [int(i) for i in np.unique(first) if i]
+        prob = one_hot(first, ids)
+        evaluator.feed(first, first)
+        previous = estimator.prepare(sequence.rgb(0))
+        for index in range(1, frames):
+            current = estimator.prepare(sequence.rgb(index))
+            prob = warp_bilinear(prob, estimator.between(current, previous))
+            background = np.prod(1 - prob, axis=0, keepdims=True)
+            best = np.concatenate([background, prob]).argmax(axis=0)
+            evaluator.feed(sequence.labels(index), np.array([0, *ids], np.uint8)[best])
+            previous = current
+        scores.extend(score.region.mean for score in evaluator.conclude().objects)
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def validation_estimator(network: FlowNet2, size_hw: tuple[int, int]) -> FlowEstimator:
+    """The runtime's estimator around a network, which sees frames at ``size_hw``."""
+    return EngineFlow(TorchFlowEngine(network, size_hw))
+
+
+def _estimator(network: FlowNet2, size_hw: tuple[int, ...]) -> FlowEstimator:
+    height, width = size_hw
+    return validation_estimator(network, (max(height, SIZE_MULTIPLE), max(width, SIZE_MULTIPLE)))
+
+
+def _epe_px(estimated_px: Float32Array, true_px: Float32Array) -> float:
+    error = np.hypot(*(estimated_px - true_px))
+    return float(np.nanmean(error))
