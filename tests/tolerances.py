@@ -185,3 +185,24 @@ ADAPT_PROB = {"sgd": 1e-3, "adamw": 0.2}
 ADAPT_GRADIENT_RELATIVE = 5e-4
 """Of a tensor's largest gradient, through a paper-size network: sums over all pixels in another
 order; 2.4e-5 measured. A derivative that is wrong is off by 1e-1 and more."""
+
+SYNTHETIC_FLOW_LEVELS = 6.0
+"""Median of |frame 0 - frame 1 sampled along the true flow| in levels of 0..255: both frames are
+interpolated from the same texture at other places, which blurs it differently."""
+
+DEVICE_PROB = 5e-6
+"""Probabilities of a pipeline on the device against the host's, after a dozen frames; 4.2e-7
+measured where nothing amplifies, 2e-6 with colours. CRF multiplies it by 100: KERNEL_CRF of one
+frame, fed back."""
+
+DEVICE_CONFIDENCE = 1e-5
+"""Mean probability over an object, of the same."""
+
+JOINED_GRADIENT_RELATIVE = 1e-4
+"""Of a tensor's largest gradient: the mean over two processes of the means over half a batch,
+against the mean over the whole: float32 sums in another order. Half a batch alone is off by more
+than 1e-1."""
+
+JOINED_WEIGHT_OF_STEP = 1e-2
+"""Mean difference of weights over what AdamW's steps move them: it takes the sign of the smallest
+gradients, which rounding turns here and there."""

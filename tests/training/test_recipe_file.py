@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 
 from mpn.errors import TrainingError
+from mpn.training.flow_recipe import FlowRecipe
 from mpn.training.options import PropagationTrainingOptions
 from mpn.training.osvos_recipe import OsvosRecipe
 from mpn.training.recipe import PropagationRecipe
@@ -19,7 +20,7 @@ from mpn.training.recipe_file import (
     toml_from_recipe,
 )
 
-KINDS = {"propagation": PropagationRecipe, "osvos": OsvosRecipe}
+KINDS = {"propagation": PropagationRecipe, "osvos": OsvosRecipe, "flow": FlowRecipe}
 DATA = {"data.davis_root": "d", "data.stills": ["s"]}
 SHIPPED = [(role, name) for role in KINDS for name in shipped_recipes(role)]
 

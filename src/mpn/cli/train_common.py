@@ -1,0 +1,56 @@
+"""What every ``mpn train`` command does around its own options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+DEFAULT_RECIPE = "lite"
+"""What a command trains that is told neither ``--recipe`` nor ``--config``."""
+
+
+def launch() -> None:
+    """Ask for torch where it is missing, and start again with freed memory kept."""
+    from mpn.errors import import_or_explain
+
+    import_or_explain("torch", extra="export", purpose="mpn train")
+    from mpn.training import launch as launching
+
+    launching.keep_freed_memory()
+
+
+def build_recipe(
+    kind: Any,
+    role: str,
+    name: str | None,
+    path: Path | None,
+    settings: list[str] | None,
+    changes: Mapping[str, Any],
+) -> Any:
+    """The recipe of a command line: a file's or a shipped one, then ``--set``, then the flags."""
+    from mpn.training.recipe_file import (
+        load_table,
+        overridden,
+        parsed_settings,
+        recipe_from_table,
+    )
+
+    if name is None and path is None:
+        name = DEFAULT_RECIPE
+    table = overridden(load_table(role, name=name, path=path), parsed_settings(settings or []))
+    plain = {k: str(v) if isinstance(v, StrEnum) else v for k, v in changes.items()}
+    return recipe_from_table(kind, overridden(table, plain))
+
+
+def say_next(checkpoint: Path, command: str) -> None:
+    """Where the weights are, and what makes engines of them; one process of several says it."""
+    from mpn.training.launch import is_first_process
+
+    if not is_first_process():
+        return
+    typer.echo(f"averaged weights: {checkpoint}")
+    typer.echo(f"next: {command}")
