@@ -17,14 +17,18 @@ def check_finite(prob: Float32Array, role: str, object_id: int | None = None) ->
         object_id: The object whose own engine it is; None for a common one.
     """
     # The sum is finite only if every term is: one pass without a temporary.
-    if np.isfinite(prob.sum(dtype=np.float64)):
-        return
+    if not np.isfinite(prob.sum(dtype=np.float64)):
+        raise not_finite_error(role, object_id)
+
+
+def not_finite_error(role: str, object_id: int | None = None) -> EngineError:
+    """What to raise of a network that answered with a value that is not finite."""
     if object_id is None:
-        raise EngineError(
+        return EngineError(
             f"the {role} engine answered with values that are not finite: its weights or its "
             "precision are broken, export it again in fp32"
         )
-    raise EngineError(
+    return EngineError(
         f"the {role} engine that was fine-tuned on object {object_id} answered with values that "
         "are not finite: fine-tune with a lower rate or another seed, or not at all"
     )

@@ -6,7 +6,7 @@ segmented.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ from mpn.runtime.state import State, object_ids_from_labels
 from mpn.runtime.timing import StageTimer
 from mpn.runtime.tracks import tracks_from_labels
 from mpn.runtime.trust import trust_from_track
-from mpn.types import StepResult, UInt8Array, check_labels, check_rgb
+from mpn.types import StepResult, Track, UInt8Array, check_labels, check_rgb
 
 
 class LabelledVideo(Closing):
@@ -203,7 +203,6 @@ class LabelledVideo(Closing):
 
     def _finished(self, state: State) -> StepResult:
         """Make the result of a state and go on from it."""
-        options = self._options
         with self._timer.stage("output"):
             labels = labels_from_merged(state.result_prob, state.object_ids, state.result_boxes)
             tracks = tracks_from_labels(
@@ -213,19 +212,9 @@ class LabelledVideo(Closing):
                 state.branches,
                 state.result_boxes,
                 events=state.events,
-                lost_before={k for k, trust in state.trust.items() if trust.state == "lost"},
+                lost_before=state.lost_ids,
             )
-            trust = {
-                track.object_id: trust_from_track(
-                    track,
-                    state.trust.get(track.object_id),
-                    doubt_confidence=options.doubt_confidence,
-                    doubt_area_factor=options.doubt_area_factor,
-                    is_denied=track.object_id in state.denied_ids,
-                )
-                for track in tracks
-            }
-        self._state = replace(state, trust=trust)
+        self._keep(self._trusting(state, tracks))
         return StepResult(
             index=state.index,
             labels=labels,
@@ -234,6 +223,25 @@ class LabelledVideo(Closing):
             tracks=tracks,
             timings=self._timer.finish_frame(),
         )
+
+    def _trusting(self, state: State, tracks: Sequence[Track]) -> State:
+        """The state with what is remembered of each object's track."""
+        options = self._options
+        trust = {
+            track.object_id: trust_from_track(
+                track,
+                state.trust.get(track.object_id),
+                doubt_confidence=options.doubt_confidence,
+                doubt_area_factor=options.doubt_area_factor,
+                is_denied=track.object_id in state.denied_ids,
+            )
+            for track in tracks
+        }
+        return replace(state, trust=trust)
+
+    def _keep(self, state: State) -> None:
+        """Go on from a state."""
+        self._state = state
 
     def _check_open(self) -> None:
         if self._is_closed:

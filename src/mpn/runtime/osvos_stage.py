@@ -52,6 +52,30 @@ class OsvosStage:
             mode == "auto" and (len(object_ids) == 1 or self._objects.all_have("osvos", object_ids))
         )
 
+    @property
+    def seeks_lost(self) -> bool:
+        """Whether lost objects are looked for: there is an OSVOS, and it may run."""
+        return self._engines.osvos is not None and self._options.osvos != "off"
+
+    def may_move_any(self, object_ids: Sequence[int]) -> bool:
+        """Whether OSVOS may find that one of these tracked objects is really elsewhere."""
+        return any(map(self._may_move, object_ids))
+
+    def is_mistaken_by(self, object_id: int, agreement: tuple[float, float] | None) -> bool:
+        """Whether the place of a tracked object fails what a new place for it must pass.
+
+        Args:
+            object_id: Of an object that OSVOS ran for.
+            agreement: Means of OSVOS and of the colours' log ratio where it is expected; None if
+                it is expected nowhere.
+        """
+        if not self._may_move(object_id):
+            return False
+        if agreement is None:
+            return True
+        seen, ratio = agreement
+        return seen < self._options.retrieve_agreement or ratio < self._options.retrieve_colour
+
     def is_in_every_frame(self, object_ids: Sequence[int]) -> bool:
         """Whether no frame goes without OSVOS, however well the objects are followed."""
         return self._options.osvos_every == 1 and (
@@ -76,7 +100,7 @@ class OsvosStage:
             object_ids: The K ids.
             trust: What is remembered of each.
         """
-        if self._engines.osvos is None or self._options.osvos == "off":
+        if not self.seeks_lost:
             return (False,) * len(object_ids)
         is_due = index % self._options.osvos_every == 0
         blends = self.blends(object_ids)

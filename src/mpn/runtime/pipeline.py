@@ -3,6 +3,10 @@
 flow, warp, ROI (OSVOS: retrieve the lost), crop, propagation, paste (OSVOS: blend), merge, CRF,
 labels. The next frame starts from the merged soft probability, not from the labels and not from
 what CRF made of it: the paper propagates the mask probability and calls CRF the final stage.
+
+The order stands here twice: for arrays of the host, and for a device, where the stages are started
+one behind the other and the host waits once, for the labels. What the host alone can decide, where
+to look for an object that is lost, it decides between two waits, in the frames that need it.
 """
 
 from __future__ import annotations
@@ -12,21 +16,27 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
 from mpn.errors import EngineError
 from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.adapt_report import AdaptProgress
 from mpn.runtime.adaptation import as_seen_in_training, options_for
+from mpn.runtime.candidates import Candidates
 from mpn.runtime.crf_refine import refine
+from mpn.runtime.device.found import all_there, blended_where, events_by_id, found_from_told
+from mpn.runtime.device.options import DeviceOptions
+from mpn.runtime.device.sight import SeenFrame
+from mpn.runtime.device.stages import DeviceStages, Told
+from mpn.runtime.device.video import DeviceVideo, FlowOfDevice
 from mpn.runtime.ensemble import merge
 from mpn.runtime.flow import FlowEstimator, flow_estimator_from
-from mpn.runtime.labelled_video import LabelledVideo
 from mpn.runtime.object_engines import ObjectAdapterLike
 from mpn.runtime.opencv_threads import OpenCvThreads
 from mpn.runtime.ops import cpu
 from mpn.runtime.ops.base import Ops
+from mpn.runtime.ops.cuda_lane import Lane
 from mpn.runtime.options import PipelineOptions as PipelineOptions
 from mpn.runtime.osvos_stage import OsvosStage
 from mpn.runtime.preprocess import resize_prob
@@ -38,7 +48,7 @@ from mpn.types import StepResult, UInt8Array
 OnAdapt = Callable[[AdaptProgress], None]
 
 
-class Pipeline(LabelledVideo):
+class Pipeline(DeviceVideo):
     """Segments a video frame by frame, from labels of its first frame.
 
     Use it in a ``with`` statement, or close it. The arrays of a result stay valid; ``probs`` is
@@ -51,9 +61,12 @@ class Pipeline(LabelledVideo):
         ops: Array operations; default: the CPU's.
         adapter: Fine-tunes the networks on each object that is given; closed with the pipeline.
             None: all objects use the engines as they are.
+        lane: Where frames are worked on, with engines that take device memory; None: on the host.
+            ``ops`` has no say then, and ``flow`` is asked only where no engine gives it.
+        device_options: How the device is used.
 
     Raises:
-        EngineError: If OSVOS is asked for and not there.
+        EngineError: If OSVOS is asked for and not there, or an engine takes host memory only.
         ManifestError: If the manifest's advice does not fit the options.
     """
 
@@ -65,6 +78,8 @@ class Pipeline(LabelledVideo):
         flow: FlowEstimator | None = None,
         ops: Ops = cpu,
         adapter: ObjectAdapterLike | None = None,
+        lane: Lane | None = None,
+        device_options: DeviceOptions | None = None,
     ) -> None:
         advice = engines.manifest.runtime_defaults
         options = (options or PipelineOptions()).with_defaults(advice)
@@ -73,12 +88,26 @@ class Pipeline(LabelledVideo):
                 f"option osvos is '{options.osvos}', but no OSVOS engine is open: export the "
                 "engine directory with one, or use osvos 'auto' or 'off'"
             )
+        is_flow_of_host = flow is not None or engines.flow is None
         flow = flow_estimator_from(engines) if flow is None else flow
-        super().__init__(options, flow, adapter)
+        super().__init__(
+            options, flow if lane is None or is_flow_of_host else FlowOfDevice(), adapter
+        )
         self._to_close.callback(engines.close)
         self._engines = engines
         self._stages = Stages(engines, options, ops, self._objects)
         self._osvos = OsvosStage(engines, options, self._objects)
+        if lane is not None:
+            self._work_on(
+                DeviceStages(
+                    lane,
+                    engines,
+                    options,
+                    self._objects,
+                    device_options=device_options,
+                    host_flow=flow if is_flow_of_host else None,
+                )
+            )
 
     @classmethod
     def from_engines(
@@ -90,6 +119,7 @@ class Pipeline(LabelledVideo):
         options: PipelineOptions | None = None,
         adapt: AdaptOptions | None = None,
         on_adapt: OnAdapt | None = None,
+        device_options: DeviceOptions | None = None,
     ) -> Self:
         """Open an engine directory and make a pipeline of it.
 
@@ -102,6 +132,7 @@ class Pipeline(LabelledVideo):
             options: See the class.
             adapt: How the networks are fine-tuned on each object that is given; None: not at all.
             on_adapt: Called after every step of fine-tuning.
+            device_options: How the device of a backend other than ``"cpu"`` is used.
 
         Raises:
             BackendError: If the backend asked for cannot run here.
@@ -137,7 +168,18 @@ class Pipeline(LabelledVideo):
                         on_progress=on_adapt,
                     )
                 )
-            pipeline = cls(engines, options=options, adapter=adapter)
+            lane = None
+            if engines.backend != "cpu":
+                from mpn.runtime.ops.cuda_device import CudaDevice
+
+                lane = CudaDevice((device_options or DeviceOptions()).index)
+            pipeline = cls(
+                engines,
+                options=options,
+                adapter=adapter,
+                lane=lane,
+                device_options=device_options,
+            )
             opened.pop_all()
         if threads is not None:
             pipeline._to_close.enter_context(OpenCvThreads(threads))
@@ -157,13 +199,17 @@ class Pipeline(LabelledVideo):
         """Segment the next frame.
 
         Args:
-            rgb: (H, W, 3) uint8 RGB, of the size of the first.
+            rgb: (H, W, 3) uint8 RGB, of the size of the first. On a device also an array there, of
+                any library with DLPack or ``__cuda_array_interface__``. On a device it must not
+                change before the next frame.
 
         Raises:
             EngineError: If a network fails or answers with non-finite values. The pipeline then
                 stands where it stood before.
             InputError: If the frame has another size, or the pipeline was not started.
         """
+        if self._device is not None:
+            return self._step_on_device(self._device, rgb)
         state = self._started()
         state.check_frame(rgb)
         self._timer.drop_frame()
@@ -230,9 +276,110 @@ class Pipeline(LabelledVideo):
             prob=prob,
             supports=supports,
             branches=found.branches,
-            events={object_ids[k]: happened for k, happened in found.events.items()},
+            events=events_by_id(found, object_ids),
             denied_ids=frozenset(object_ids[k] for k in found.denied),
             result_prob=result_prob,
             result_boxes=result_boxes,
             soft_prob=soft_prob,
+        )
+
+    def _frame_on_device(
+        self, on: DeviceStages, state: State, rgb: UInt8Array
+    ) -> tuple[SeenFrame, Told, Candidates]:
+        osvos, object_ids, index = self._osvos, state.object_ids, state.index + 1
+        always = object_ids if osvos.is_in_every_frame(object_ids) else ()
+        frame = on.sight.frame_for(rgb, osvos_for=always)
+        expected = self._taken_expected()
+        # Where nothing is expected to be lost, OSVOS is asked on the side for those that want it.
+        wanted = osvos.wanted(index, all_there(state), object_ids, state.trust)
+        is_sought = osvos.seeks_lost
+        has_lost = is_sought and any(support is None for support in state.supports)
+        if not has_lost and any(wanted) and not frame.has_osvos_for(wanted):
+            on.sight.see_osvos(frame, object_ids, wanted)
+        on.follow_flow(frame)
+        if not has_lost:
+            self._start_frame(on, frame, object_ids, planes_for=wanted)
+            if expected is not None:
+                on.sight.look_ahead(expected, osvos_for=always)
+            told = on.told()
+            found = found_from_told(told, wanted if osvos.blends(object_ids) else ())
+            is_lost = is_sought and any(roi is None for roi in told.rois)
+            if not is_lost and not self._is_anyone_mistaken(told, wanted, object_ids):
+                return frame, told, found
+        return frame, *self._decide_on_host(on, frame, state, rgb)
+
+    def _start_frame(
+        self,
+        on: DeviceStages,
+        frame: SeenFrame,
+        object_ids: tuple[int, ...],
+        *,
+        planes_for: tuple[bool, ...],
+    ) -> None:
+        """All stages, one behind the other; nothing here waits."""
+        options, plane_of = self._options, frame.plane_of
+        front = [("warp", lambda: on.warp(frame))]
+        if options.use_propagation:
+            front.append(("propagation", lambda: on.propagate(frame)))
+        back: list[tuple[str, Callable[[], None]]] = []
+        has_planes = any(planes_for)
+        if has_planes and self._osvos.may_move_any(object_ids):
+            back.append(("osvos", lambda: on.agree(frame)))
+        is_blended = has_planes and self._osvos.blends(object_ids)
+        back.append(
+            (
+                "merge",
+                lambda: on.merge(frame, has_crops=options.use_propagation, is_blended=is_blended),
+            )
+        )
+        if options.crf:
+            back.append(("crf", lambda: on.refine(frame)))
+        back.append(("output", on.output))
+        on.segment("until propagation", frame, front)
+        if has_planes:
+            on.follow_osvos(frame)
+        on.segment("from merge on", frame, back, key=(plane_of, has_planes, is_blended))
+
+    def _decide_on_host(
+        self, on: DeviceStages, frame: SeenFrame, state: State, rgb: UInt8Array
+    ) -> tuple[Told, Candidates]:
+        """The frame again, by the rules of the host: see OsvosStage.retrieve_lost."""
+        options, osvos, object_ids = self._options, self._osvos, state.object_ids
+        with on.timed("warp"):
+            on.warp(frame)
+        found = on.found()
+        on.sight.wait()  # engines run on the host's arrays now, in no lane's order
+        wanted = osvos.wanted(state.index + 1, found, object_ids, state.trust)
+        planes: tuple[Any, ...] = (None,) * len(object_ids)
+        if any(wanted):
+            with self._timer.stage("osvos"):
+                small = self._frame_of_host(on, rgb, state.working_hw)
+                planes = osvos.planes(small, object_ids, wanted)
+                found = osvos.retrieve_lost(small, found, planes, state)
+        on.replace_found(found, planes)
+        if options.use_propagation:
+            with on.timed("propagation"):
+                on.propagate(frame)
+        is_blended = any(wanted) and osvos.blends(object_ids)
+        with on.timed("merge"):
+            on.merge_replaced(has_crops=options.use_propagation, is_blended=is_blended)
+        if options.crf:
+            with on.timed("crf"):
+                on.refine(frame)
+        with on.timed("output"):
+            on.output()
+        told = on.told()
+        return told, blended_where(found, wanted) if is_blended else found
+
+    def _is_anyone_mistaken(
+        self, told: Told, wanted: tuple[bool, ...], object_ids: tuple[int, ...]
+    ) -> bool:
+        """Whether the host must look at a tracked object: see OsvosStage.retrieve_lost."""
+        if not any(wanted) or not self._osvos.may_move_any(object_ids):
+            return False
+        return any(
+            is_wanted and self._osvos.is_mistaken_by(object_id, agreement)
+            for object_id, is_wanted, agreement in zip(
+                object_ids, wanted, told.agreement(), strict=True
+            )
         )

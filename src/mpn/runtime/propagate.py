@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -49,6 +49,18 @@ class PipelineLike(Protocol):
 
     def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
         """Go on at another frame, from labels that were segmented earlier."""
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A pipeline that makes use of knowing the next frame."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it does."""
+
+    def expect(self, rgb: UInt8Array) -> None:
+        """Say which frame will come after the next one."""
 
 
 def propagate(
@@ -128,14 +140,20 @@ def propagate_frames(
     pipeline: PipelineLike,
     labels: UInt8Array,
     corrections: Mapping[int, UInt8Array] | None = None,
+    *,
+    is_live: bool = False,
 ) -> Iterator[tuple[Frame, StepResult]]:
     """The loop over the frames: start, then step, and the user's masks where they belong.
+
+    A pipeline that looks ahead is told of each frame while it is given the one before, unless the
+    source is live: then the newest frame is not kept waiting for the next.
 
     Args:
         frames: In order; the first one starts the pipeline.
         pipeline: Open; closed by the caller.
         labels: (H, W) uint8 ids of the first frame.
         corrections: Frame index -> (H, W) uint8 ids, see :func:`propagate`.
+        is_live: Whether the frames come as they happen.
 
     Yields:
         Each frame with its result.
@@ -144,7 +162,11 @@ def propagate_frames(
         InputError: If the video ends before a frame that was given labels.
     """
     return follow_frames(
-        frames, pipeline, lambda frame: pipeline.start(frame.rgb, labels), corrections or {}
+        frames,
+        pipeline,
+        lambda frame: pipeline.start(frame.rgb, labels),
+        corrections or {},
+        is_live=is_live,
     )
 
 
@@ -153,11 +175,19 @@ def follow_frames(
     pipeline: PipelineLike,
     begin: Callable[[Frame], StepResult],
     corrections: Mapping[int, UInt8Array],
+    *,
+    is_live: bool = False,
 ) -> Iterator[tuple[Frame, StepResult]]:
     """As :func:`propagate_frames`, with ``begin`` for the first frame."""
     pending = dict(corrections)
     last_index = -1
-    for position, frame in enumerate(frames):
+    ahead = pipeline if isinstance(pipeline, LooksAhead) and pipeline.looks_ahead else None
+    pairs: Iterable[tuple[Frame, Frame | None]] = (
+        ((frame, None) for frame in frames) if ahead is None or is_live else with_next(frames)
+    )
+    for position, (frame, following) in enumerate(pairs):
+        if ahead is not None and following is not None:
+            ahead.expect(following.rgb)
         last_index = frame.index
         result = pipeline.step(frame.rgb) if position else begin(frame)
         given = pending.pop(frame.index, None)
@@ -169,6 +199,25 @@ def follow_frames(
             f"a mask was given for frame {min(pending)}, but the last frame was {last_index}: "
             "frames are numbered from 0"
         )
+
+
+def with_next(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:
+    """Each frame, and the one behind it, which is read before the frame is given.
+
+    What goes wrong with the reading is raised where that frame itself would come.
+    """
+    reader = iter(frames)
+    frame = next(reader, None)
+    while frame is not None:
+        following, failure = None, None
+        try:
+            following = next(reader, None)
+        except Exception as error:
+            failure = error
+        yield frame, following
+        if failure is not None:
+            raise failure
+        frame = following
 
 
 def check_corrections(corrections: Mapping[int, Any], first_index: int) -> None:

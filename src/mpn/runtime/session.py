@@ -165,7 +165,13 @@ class _Run:
         self, frames: Iterable[Frame], point: ResumePoint | None
     ) -> Iterator[tuple[Frame, StepResult]]:
         if point is None:
-            return propagate_frames(frames, self._pipeline, self._masks.first, self._masks.later)
+            return propagate_frames(
+                frames,
+                self._pipeline,
+                self._masks.first,
+                self._masks.later,
+                is_live=self._video.is_live,
+            )
         masks = self._masks
         return resumed_frames(frames, self._pipeline, self._paths, point, masks.first, masks.later)
 

@@ -147,12 +147,17 @@ class State:
     def check_frame(self, rgb: UInt8Array) -> None:
         """Raise InputError unless a frame is (H, W, 3) uint8 and of the video's size."""
         check_rgb(rgb)
-        if rgb.shape[:2] != self.input_hw:
+        if tuple(rgb.shape[:2]) != self.input_hw:
             raise InputError(
                 f"the frame is {rgb.shape[1]}x{rgb.shape[0]} but the video began with "
                 f"{self.input_hw[1]}x{self.input_hw[0]} (width x height): start anew for "
                 "another video"
             )
+
+    @property
+    def lost_ids(self) -> frozenset[int]:
+        """Ids of the objects without a pixel in the labels."""
+        return frozenset(k for k, trust in self.trust.items() if trust.state == "lost")
 
     @property
     def _listed_ids(self) -> str:

@@ -18,8 +18,14 @@ STAGES: tuple[str, ...] = (
     "merge",
     "crf",
     "output",
+    "until propagation",
+    "from merge on",
 )
-"""Stages of a frame in their order; a frame reports those that it went through."""
+"""Stages of a frame in their order; a frame reports those that it went through.
+
+The last two are those of a device whose stages are one CUDA graph: warp, crop and propagation, and
+all stages behind them.
+"""
 
 
 class StageTimer:
@@ -49,6 +55,10 @@ class StageTimer:
             yield
         finally:
             self._frame_s[name] = self._frame_s.get(name, 0.0) + perf_counter() - start
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add seconds that something else has measured."""
+        self._frame_s[name] = self._frame_s.get(name, 0.0) + seconds
 
     def finish_frame(self) -> dict[str, float]:
         """End the frame: its seconds by stage, which also go into the totals."""

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from mpn.types import Float32Array, Roi, Track, TrackBranch, TrackEvent, TrackState, UInt8Array
+
+
+class Measured(NamedTuple):
+    """An object in the labels of a frame.
+
+    Attributes:
+        area_px: Its pixels.
+        box_xyxy: Half-open bounding box; None without a pixel.
+        confidence: Mean probability over its pixels, 0..1; 0 without a pixel.
+    """
+
+    area_px: int
+    box_xyxy: tuple[int, int, int, int] | None
+    confidence: float
 
 
 def tracks_from_labels(
@@ -33,10 +48,27 @@ def tracks_from_labels(
             without a pixel.
         lost_before: Ids of the objects that had no pixel in the frame before either.
     """
+    measured = [
+        _measured(labels, probs[k], object_id, box)
+        for k, (object_id, box) in enumerate(zip(object_ids, boxes, strict=True))
+    ]
+    return tracks_from_measured(
+        measured, object_ids, branches, events=events, lost_before=lost_before
+    )
+
+
+def tracks_from_measured(
+    measured: Sequence[Measured],
+    object_ids: Sequence[int],
+    branches: Sequence[TrackBranch],
+    *,
+    events: Mapping[int, tuple[TrackEvent, ...]] | None = None,
+    lost_before: Collection[int] = (),
+) -> tuple[Track, ...]:
+    """:func:`tracks_from_labels` of objects that are measured already."""
     tracks = []
-    for k, (object_id, branch, box) in enumerate(zip(object_ids, branches, boxes, strict=True)):
-        area_px, found, confidence = _measured(labels, probs[k], object_id, box)
-        found_state: TrackState = "tracked" if area_px else "lost"
+    for found, object_id, branch in zip(measured, object_ids, branches, strict=True):
+        found_state: TrackState = "tracked" if found.area_px else "lost"
         state: TrackState = "given" if branch == "given" else found_state
         happened = (events or {}).get(object_id, ())
         if state == "lost":
@@ -46,26 +78,25 @@ def tracks_from_labels(
                 object_id=object_id,
                 state=state,
                 branch="none" if state == "lost" else branch,
-                area_px=area_px,
-                box_xyxy=found,
-                confidence=confidence,
+                area_px=found.area_px,
+                box_xyxy=found.box_xyxy,
+                confidence=found.confidence,
                 events=happened,
             )
         )
     return tuple(tracks)
 
 
-def _measured(
-    labels: UInt8Array, prob: Float32Array, object_id: int, box: Roi | None
-) -> tuple[int, tuple[int, int, int, int] | None, float]:
+def _measured(labels: UInt8Array, prob: Float32Array, object_id: int, box: Roi | None) -> Measured:
     """Area, bounding box and mean probability of an object's own pixels."""
     if box is None:
-        return 0, None, 0.0
+        return Measured(0, None, 0.0)
     window = (slice(box.y0, box.y1), slice(box.x0, box.x1))
     mask = (labels[window] == object_id).view(np.uint8)
     area_px = cv2.countNonZero(mask)
     if area_px == 0:
-        return 0, None, 0.0
+        return Measured(0, None, 0.0)
     x, y, width, height = cv2.boundingRect(mask)
     x, y = box.x0 + x, box.y0 + y
-    return area_px, (x, y, x + width, y + height), float(cv2.mean(prob[window], mask=mask)[0])
+    confidence = float(cv2.mean(prob[window], mask=mask)[0])
+    return Measured(area_px, (x, y, x + width, y + height), confidence)

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError
+from mpn.runtime.candidates import Candidates
 from mpn.runtime.colour import colour_table
 from mpn.runtime.ensemble import blend, labels_from_merged, merge
 from mpn.runtime.evidence import weigh_in_box
+from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.ops import cpu
 from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
+from mpn.runtime.ops.cuda_array import DeviceArray
 from mpn.runtime.ops.cuda_frame import CudaFrame
 from mpn.runtime.options import PipelineOptions
+from mpn.runtime.osvos_stage import OsvosStage
 from mpn.runtime.roi import box_from_prob, reachable_boxes, roi_from_prob
 from mpn.runtime.tracks import tracks_from_labels
 from mpn.types import Roi
+from tests.fakes import fake_engine_set
 from tests.runtime.ops.cuda_shim.compare import largest_difference
 from tests.runtime.ops.cuda_shim.device import ShimDevice
 from tests.runtime.ops.cuda_shim.scene import make_scene
@@ -26,6 +31,7 @@ from tests.runtime.ops.test_cpu import MEAN, STD
 from tests.tolerances import KERNEL_CHAIN, KERNEL_CONFIDENCE, KERNEL_RESIZE, NORMALISED_RGB
 
 SIZE_HW, SIZE, IDS = (45, 70), 33, (2, 5, 9)
+ALL_ZERO = np.zeros(3, np.int32)
 PLAIN = PipelineOptions(roi_margin_px_min=3)
 ALL = PipelineOptions(
     flow_check_px=3.0,
@@ -87,7 +93,12 @@ class Cpu:
             if weight != 1:
                 prob = blend(prob, self.candidates, self.rois, other_weight=1 - weight)
         if foreground is not None:
-            prob = blend(prob, foreground[None], self.rois, other_weight=0.5)
+            stage = OsvosStage(fake_engine_set(), self.options, ObjectEngines())
+            rois = tuple(self.rois)
+            found = Candidates(prob, rois, rois, ("propagation",) * len(prob))
+            if crops is None:  # only what lies in the ROIs is blended and goes on
+                prob = blend(prob, prob, rois, other_weight=0.0)
+            prob, _ = stage.ensemble(prob, [foreground] * len(prob), found)
         is_in_rois = crops is not None or foreground is not None
         self.supports = tuple(self.rois if is_in_rois else self.reach)
         self.prob = merge(prob, self.supports)
@@ -101,9 +112,7 @@ def first_masks() -> np.ndarray:
     return masks
 
 
-def started(
-    shim: Shim, options: PipelineOptions, dtype: str = "float32"
-) -> tuple[ShimDevice, CudaFrame, Cpu]:
+def started(shim: Shim, options: PipelineOptions) -> tuple[ShimDevice, CudaFrame, Cpu]:
     masks = first_masks()
     rgb = make_scene(SIZE_HW).rgb
     tables = np.stack([colour_table(rgb, mask > 0.5) for mask in masks])
@@ -118,7 +127,6 @@ def started(
         mean=MEAN,
         std=STD,
         options=options,
-        dtype=dtype,  # type: ignore[arg-type]
     )
     frame.start(masks, box_rows(supports), areas, tables)
     return device, frame, Cpu(masks, supports, areas, tables, options)
@@ -130,6 +138,14 @@ def flows(step: int) -> tuple[np.ndarray, np.ndarray]:
     there[:, :6, 55:] += step * 4  # carries the small object away
     back = -there + rng.normal(0, 0.3, there.shape)
     return there.astype(np.float32), back.astype(np.float32)
+
+
+def cropped(
+    device: ShimDevice, frame: CudaFrame, rgb: DeviceArray, dtype: str = "float32"
+) -> np.ndarray:
+    packed = device.empty((3, 4, SIZE, SIZE), dtype)
+    frame.crop(rgb, packed)
+    return device.download(packed)
 
 
 def crops_for(step: int, packed: np.ndarray) -> np.ndarray:
@@ -154,15 +170,18 @@ def test_four_frames_in_a_row_are_the_cpus(shim: Shim, options: PipelineOptions,
         )
         crops = given = None
         if mode != "warp only":
-            frame.crop(rgb)
-            packed = device.download(frame.packed)
+            packed = cropped(device, frame, rgb)
             present = [k for k, roi in enumerate(host.rois) if roi is not None]
             assert largest_difference(packed[present], host.crop(scene.rgb)) <= NORMALISED_RGB
             assert not np.delete(packed, present, axis=0).any()
             crops = crops_for(step, packed)
             given = device.upload(crops)
         foreground = scene.prob[0] if mode == "network and OSVOS" else None
-        frame.merge(given, None if foreground is None else device.upload(foreground))
+        if foreground is None:
+            frame.merge(given)
+        else:
+            frame.merge(given, device.upload(foreground[None]), device.upload(ALL_ZERO))
+        frame.commit()
         host.merge(crops, foreground)
         prob, labels = device.download(frame.prob), device.download(frame.labels)
         assert largest_difference(prob, host.prob) <= KERNEL_CHAIN
@@ -183,10 +202,15 @@ def test_nothing_comes_back_to_the_host_within_a_frame(shim: Shim) -> None:
     before = list(device.launched)
     crops = device.upload(np.zeros((3, 1, SIZE, SIZE), np.float32))
     there_px, back_px = device.upload(there), device.upload(back)
+    packed = device.empty((3, 4, SIZE, SIZE), np.float32)
+    planes, plane_of = device.upload(scene.prob[:1]), device.upload(ALL_ZERO)
     frame.warp(rgb, there_px, back_px)
-    frame.crop(rgb)
-    frame.merge(crops, device.upload(scene.prob[0]))
-    frame.tracks()
+    frame.crop(rgb, packed)
+    frame.agreement(rgb, planes, plane_of)
+    frame.flag_not_finite(crops, 0)
+    frame.merge(crops, planes, plane_of)
+    frame.tracks(frame.labels, frame.merged)
+    frame.commit()
     assert device.downloads == 0
     assert device.launched[len(before) :] == [
         "flow_extent",
@@ -196,19 +220,21 @@ def test_nothing_comes_back_to_the_host_within_a_frame(shim: Shim) -> None:
         "rois_from_boxes",
         "clear_lost",
         "crop_pack_f32",
+        "osvos_agreement",
+        "flag_not_finite_f32",
         "paste_merge_f32",
         "reset_boxes",
         "track_stats",
     ]
 
 
-def test_the_state_is_what_it_was_until_the_merge(shim: Shim) -> None:
+def test_the_state_is_what_it_was_until_the_commit(shim: Shim) -> None:
     device, frame, host = started(shim, PLAIN)
     there, back = flows(1)
     rgb = device.upload(make_scene(SIZE_HW, seed=1).rgb)
     for _ in range(2):  # a frame whose network fails is done again
         frame.warp(rgb, device.upload(there), device.upload(back))
-        frame.crop(rgb)
+        frame.merge(device.upload(crops_for(1, cropped(device, frame, rgb))))
         assert np.array_equal(device.download(frame.prob), host.prob)
         assert boxes_from_rows(device.download(frame.supports)) == host.supports
 
@@ -217,23 +243,23 @@ def test_half_precision_in_and_out_of_the_network(shim: Shim) -> None:
     (there, back), scene = flows(1), make_scene(SIZE_HW, seed=1)
     results = []
     for dtype in ("float32", "float16"):
-        device, frame, _ = started(shim, PLAIN, dtype)
+        device, frame, _ = started(shim, PLAIN)
         rgb = device.upload(scene.rgb)
         frame.warp(rgb, device.upload(there), device.upload(back))
-        frame.crop(rgb)
-        packed = device.download(frame.packed)
+        packed = cropped(device, frame, rgb, dtype)
         assert packed.dtype == dtype
         frame.merge(device.upload(crops_for(1, packed).astype(dtype)))
-        results.append(device.download(frame.prob))
+        results.append(device.download(frame.merged))
     difference = largest_difference(*results)
     assert 0 < difference <= 2**-8
 
 
 def test_tracks_are_the_cpus(shim: Shim) -> None:
     device, frame, host = started(shim, PLAIN)
-    areas, boxes, sums = (device.download(array) for array in frame.tracks())
-    labels = device.download(frame.labels)
-    assert np.array_equal(labels, labels_from_merged(host.prob, IDS))
+    labels = labels_from_merged(host.prob, IDS)
+    frame.tracks(device.upload(labels), frame.prob)
+    figures = frame.figures.read(device.download(frame.figures.block))
+    areas, boxes, sums = (figures[f"track_{name}"] for name in ("areas", "boxes", "sums"))
     branches = ["given"] * 3
     expected = tracks_from_labels(labels, host.prob, IDS, branches, host.supports)  # type: ignore[arg-type]
     for track, area, box, total in zip(expected, areas, boxes_from_rows(boxes), sums, strict=True):
@@ -279,15 +305,15 @@ def test_a_frame_of_davis_size_is_the_cpus(shim: Shim) -> None:
     host.warp(rgb, there, back)
     assert largest_difference(device.download(frame.candidates), host.candidates) <= KERNEL_CHAIN
     assert boxes_from_rows(device.download(frame.rois)) == tuple(host.rois)
-    frame.crop(given)
-    packed = device.download(frame.packed)
+    into = device.empty((1, 4, size, size), np.float32)
+    frame.crop(given, into)
+    packed = device.download(into)
     expected = cpu.crop_resize_pack(rgb, host.candidates, host.rois, size=size, mean=MEAN, std=STD)
     assert largest_difference(packed, expected) <= NORMALISED_RGB
     crops = crops_for(1, packed)
     frame.merge(device.upload(crops))
     prob = cpu.paste(crops, host.rois, size_hw)
     prob = blend(prob, host.candidates, host.rois, other_weight=1 - ALL.propagation_weight)
-    assert largest_difference(device.download(frame.prob), prob) <= KERNEL_RESIZE
-    assert np.array_equal(
-        device.download(frame.labels), labels_from_merged(device.download(frame.prob), [1])
-    )
+    merged = device.download(frame.merged)
+    assert largest_difference(merged, prob) <= KERNEL_RESIZE
+    assert np.array_equal(device.download(frame.labels), labels_from_merged(merged, [1]))

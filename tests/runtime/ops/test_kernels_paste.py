@@ -5,10 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpn.runtime.candidates import Candidates
 from mpn.runtime.ensemble import blend, labels_from_merged, merge
+from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.ops import cpu
 from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.osvos_stage import OsvosStage
 from mpn.types import Roi
+from tests.fakes import fake_engine_set
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.runtime.ops.cuda_shim.scene import empty
 from tests.runtime.ops.cuda_shim.shim import Shim
@@ -20,7 +25,8 @@ ROIS = box_rows([Roi(5, 4, 60, 40), None, Roi(40, 0, 150, 41)])
 RNG = np.random.default_rng(0)
 CROPS = RNG.random((3, 1, SIZE, SIZE), dtype=np.float32)
 CANDIDATES = RNG.random((3, *SIZE_HW), dtype=np.float32)
-FOREGROUND = RNG.random(SIZE_HW, dtype=np.float32)
+FOREGROUNDS = RNG.random((2, *SIZE_HW), dtype=np.float32)
+FOREGROUND_OF = np.array([1, 0, 0], np.int32)
 
 
 def pasted(crops: np.ndarray, rois: np.ndarray) -> np.ndarray:
@@ -53,7 +59,8 @@ def merge_arguments(objects: int, **changes: Any) -> dict[str, Any]:
         "crops": CROPS[:objects],
         "rois": ROIS[:objects],
         "candidates": CANDIDATES[:objects],
-        "foreground": None,
+        "foregrounds": None,
+        "foreground_of": FOREGROUND_OF[:objects],
         "object_ids": IDS[:objects],
         "objects": objects,
         "height": SIZE_HW[0],
@@ -66,14 +73,17 @@ def merge_arguments(objects: int, **changes: Any) -> dict[str, Any]:
     return {**given, **changes, **outputs}
 
 
-def by_the_cpu(objects: int, warped_weight: float, foreground: np.ndarray | None) -> np.ndarray:
+def by_the_cpu(objects: int, warped_weight: float, foreground_of: np.ndarray | None) -> np.ndarray:
     """What the pipeline's stages make of it."""
     boxes = boxes_from_rows(ROIS[:objects])
     prob = pasted(CROPS[:objects], ROIS[:objects])
     if warped_weight:
         prob = blend(prob, CANDIDATES[:objects], boxes, other_weight=warped_weight)
-    if foreground is not None:
-        prob = blend(prob, foreground[None], boxes, other_weight=0.5)
+    if foreground_of is not None:
+        candidates = Candidates(prob, boxes, boxes, ("propagation",) * objects)
+        planes = [None if n < 0 else FOREGROUNDS[n] for n in foreground_of]
+        stage = OsvosStage(fake_engine_set(), PipelineOptions(), ObjectEngines())
+        prob, _ = stage.ensemble(prob, planes, candidates)
     return merge(prob, boxes)
 
 
@@ -83,20 +93,43 @@ def by_the_cpu(objects: int, warped_weight: float, foreground: np.ndarray | None
 def test_paste_and_merge_equal_the_twin_and_the_cpu(
     shim: Shim, objects: int, warped_weight: float, *, has_foreground: bool
 ) -> None:
-    foreground = FOREGROUND if has_foreground else None
-    arguments = merge_arguments(objects, warped_weight=warped_weight, foreground=foreground)
+    foregrounds = FOREGROUNDS if has_foreground else None
+    arguments = merge_arguments(objects, warped_weight=warped_weight, foregrounds=foregrounds)
     kernel, twin = kernel_and_twin(shim, "paste_merge_f32", **arguments)
     assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
     assert np.array_equal(kernel["labels"], twin["labels"])
-    expected = by_the_cpu(objects, warped_weight, foreground)
+    expected = by_the_cpu(
+        objects, warped_weight, FOREGROUND_OF[:objects] if has_foreground else None
+    )
     assert largest_difference(kernel["prob"], expected) <= KERNEL_RESIZE
     ids = IDS[:objects].tolist()
     assert np.array_equal(kernel["labels"], labels_from_merged(kernel["prob"], ids))
     assert set(np.unique(kernel["labels"])) == {0, *np.delete(IDS[:objects], [1][: objects - 1])}
     # Control: leaving a blend out, or adding one, is another result.
-    change = {"warped_weight": 0.6, "foreground": None if has_foreground else FOREGROUND}
+    change = {"warped_weight": 0.6, "foregrounds": None if has_foreground else FOREGROUNDS}
     other = kernel_outputs(shim, "paste_merge_f32", **{**arguments, **change})
     assert largest_difference(other["prob"], kernel["prob"]) > 0.1
+
+
+def test_only_objects_with_a_plane_are_blended(shim: Shim) -> None:
+    rois = box_rows([Roi(5, 4, 60, 40), Roi(20, 2, 90, 35), Roi(40, 0, 150, 41)])
+    foreground_of = np.array([-1, 1, -1], np.int32)
+    arguments = merge_arguments(3, rois=rois, foregrounds=FOREGROUNDS, foreground_of=foreground_of)
+    kernel, twin = kernel_and_twin(shim, "paste_merge_f32", **arguments)
+    assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
+    boxes = boxes_from_rows(rois)
+    prob = pasted(CROPS, rois)
+    stage = OsvosStage(fake_engine_set(), PipelineOptions(), ObjectEngines())
+    candidates = Candidates(prob, boxes, boxes, ("propagation",) * 3)
+    blended, _ = stage.ensemble(prob, [None, FOREGROUNDS[1], None], candidates)
+    assert largest_difference(kernel["prob"], merge(blended, boxes)) <= KERNEL_RESIZE
+    # Control: what the others leave of a pixel counts.
+    alone = prob.copy()
+    box = boxes[1]
+    assert box is not None
+    window = (slice(box.y0, box.y1), slice(box.x0, box.x1))
+    alone[1][window] = 0.5 * prob[1][window] + 0.5 * FOREGROUNDS[1][window]
+    assert largest_difference(kernel["prob"], merge(alone, boxes)) > 0.1
 
 
 def test_half_precision_crops_are_read_as_they_are(shim: Shim) -> None:

@@ -6,9 +6,9 @@ CuPy and the CUDA runtime in one process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,15 @@ import numpy.typing as npt
 from mpn.errors import BackendError, InputError, import_or_explain
 from mpn.runtime.ops.cuda_array import Argument, DeviceArray, checked_arguments
 from mpn.runtime.ops.cuda_compile import compiled_kernels
+from mpn.runtime.ops.cuda_driver import CudaMark, Driver
+from mpn.runtime.ops.cuda_lane import Mark, Replay
 from mpn.runtime.ops.cuda_source import KernelSignature, kernel_signatures
 
 _PURPOSE = "the CUDA array operations"
 
 
 class CudaDevice:
-    """Implements :class:`mpn.runtime.ops.cuda_array.KernelDevice` on a GPU.
+    """Implements :class:`mpn.runtime.ops.cuda_lane.Lane` on a GPU.
 
     Kernels are compiled, or taken from the cache, when they are first launched; :meth:`load` does
     it before. To be used from the thread that made it, which the context is current in.
@@ -42,7 +44,9 @@ class CudaDevice:
         self, index: int = 0, *, stream: Any = None, cache_dir: Path | None = None
     ) -> None:
         self._core = import_or_explain("cuda.core", extra="gpu", purpose=_PURPOSE)
-        self._driver = import_or_explain("cuda.bindings.driver", extra="gpu", purpose=_PURPOSE)
+        self._driver = Driver(
+            import_or_explain("cuda.bindings.driver", extra="gpu", purpose=_PURPOSE)
+        )
         try:
             self._device = self._core.Device(index)
             self._device.set_current()
@@ -98,15 +102,13 @@ class CudaDevice:
         """See :class:`mpn.runtime.ops.cuda_array.KernelDevice`."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         buffer = self._device.allocate(max(nbytes, 1), stream=self._stream)
-        return DeviceArray(
-            int(buffer.handle), shape, dtype, buffer, stream_address=self._stream_address
-        )
+        return DeviceArray(int(buffer.handle), shape, dtype, buffer, stream_address=self.address)
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
         """See :class:`mpn.runtime.ops.cuda_array.KernelDevice`."""
         array = self.empty(shape, dtype)
         if array.nbytes:
-            self._call("cuMemsetD8Async", array.address, 0, array.nbytes, self._stream_address)
+            self._driver.call("cuMemsetD8Async", array.address, 0, array.nbytes, self.address)
         return array
 
     def upload(self, array: npt.NDArray[Any], out: DeviceArray | None = None) -> DeviceArray:
@@ -119,35 +121,24 @@ class CudaDevice:
         out = self.empty(source.shape, source.dtype) if out is None else out
         _check_same(source.shape, source.dtype, out)
         if out.nbytes:
-            self._call(
-                "cuMemcpyHtoDAsync",
-                out.address,
-                source.ctypes.data,
-                out.nbytes,
-                self._stream_address,
+            self._driver.call(
+                "cuMemcpyHtoDAsync", out.address, source.ctypes.data, out.nbytes, self.address
             )
         return out
 
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
         """See :class:`mpn.runtime.ops.cuda_array.KernelDevice`."""
         target = np.empty(array.shape, array.dtype)
-        if array.nbytes:
-            self._call(
-                "cuMemcpyDtoHAsync",
-                target.ctypes.data,
-                array.address,
-                array.nbytes,
-                self._stream_address,
-            )
-        self._call("cuStreamSynchronize", self._stream_address)
+        self.fetch(array, target)
+        self._driver.call("cuStreamSynchronize", self.address)
         return target
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
         """See :class:`mpn.runtime.ops.cuda_array.KernelDevice`."""
         _check_same(source.shape, source.dtype, to)
         if source.nbytes:
-            self._call(
-                "cuMemcpyDtoDAsync", to.address, source.address, to.nbytes, self._stream_address
+            self._driver.call(
+                "cuMemcpyDtoDAsync", to.address, source.address, to.nbytes, self.address
             )
 
     def launch(self, name: str, **arguments: Argument) -> None:
@@ -185,7 +176,7 @@ class CudaDevice:
             InputError: If it is not on a device, or not contiguous.
         """
         utils = import_or_explain("cuda.core.utils", extra="gpu", purpose=_PURPOSE)
-        view = utils.StridedMemoryView.from_any_interface(foreign, stream_ptr=self._stream_address)
+        view = utils.StridedMemoryView.from_any_interface(foreign, stream_ptr=self.address)
         if not view.is_device_accessible:
             raise InputError("the array is in the host's memory: upload it")
         shape, strides = tuple(view.shape), view.strides
@@ -193,19 +184,51 @@ class CudaDevice:
             raise InputError(f"an array must be C-contiguous, got strides {strides} of {shape}")
         if view.dtype is None:
             raise InputError("the array has a dtype that NumPy does not have")
-        return DeviceArray(
-            int(view.ptr), shape, view.dtype, view, stream_address=self._stream_address
-        )
+        return DeviceArray(int(view.ptr), shape, view.dtype, view, stream_address=self.address)
 
     @property
-    def _stream_address(self) -> int:
+    def address(self) -> int:
+        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
         # A graph builder has this, too, and no handle of a stream.
         return int(self._stream.__cuda_stream__()[1])
 
-    def _call(self, function: str, *arguments: Any) -> None:
-        status = getattr(self._driver, function)(*arguments)[0]
-        if int(status) != 0:
-            raise BackendError(f"{function} failed: {status.name}")
+    def beside(self, *, is_urgent: bool = False) -> Self:
+        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
+        handle = self._driver.new_stream(is_urgent=is_urgent)
+        return cast(Self, self.on(self._core.Stream.from_handle(handle)))
+
+    def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
+        return self._driver.pinned(shape, dtype)
+
+    def send(self, source: npt.NDArray[Any], to: DeviceArray) -> None:
+        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
+        self.upload(source, to)  # which is asynchronous from pinned memory
+
+    def fetch(self, source: DeviceArray, to: npt.NDArray[Any]) -> None:
+        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
+        _check_same(to.shape, to.dtype, source)
+        if source.nbytes:
+            self._driver.call(
+                "cuMemcpyDtoHAsync", to.ctypes.data, source.address, source.nbytes, self.address
+            )
+
+    def mark(self, *, is_timed: bool = False) -> CudaMark:
+        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
+        return CudaMark(self._driver, self.address, is_timed=is_timed)
+
+    def follow(self, mark: Mark) -> None:
+        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
+        cast(CudaMark, mark).let_wait(self.address)
+
+    def capture(self, work: Callable[[], None]) -> Replay:
+        """See :class:`mpn.runtime.ops.cuda_lane.Lane`.
+
+        Raises:
+            BackendError: If something in it cannot be captured.
+        """
+        graph = self._driver.captured(self.address, work)
+        return lambda: graph.launch(self.address)
 
 
 def packed_arguments(signature: KernelSignature, values: Mapping[str, int | float]) -> list[Any]:

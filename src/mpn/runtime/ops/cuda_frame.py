@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from mpn.errors import InputError
 from mpn.runtime.evidence import FLOW_CHECK_FRAC
-from mpn.runtime.ops.cuda import Dtype, normalisation
+from mpn.runtime.ops.cuda import normalisation
 from mpn.runtime.ops.cuda_array import Arguments, DeviceArray, KernelDevice
 from mpn.runtime.ops.cuda_colour import blur_taps, cube_root_table, gamma_table
+from mpn.runtime.ops.cuda_figures import Figures
 from mpn.runtime.options import PipelineOptions
 from mpn.types import Float32Array
 
@@ -36,7 +37,7 @@ class CudaFrame:
         mean: Three means of RGB in 0..1.
         std: Three standard deviations of RGB in 0..1.
         options: The pipeline's; default: the defaults.
-        dtype: Of the propagation network's input and output.
+        flags: Number of networks that :meth:`flag_not_finite` tells apart.
 
     Raises:
         InputError: If there is no object.
@@ -52,42 +53,57 @@ class CudaFrame:
         mean: Sequence[float],
         std: Sequence[float],
         options: PipelineOptions | None = None,
-        dtype: Dtype = "float32",
+        flags: int = 1,
     ) -> None:
         if not object_ids:
             raise InputError("a frame on the device needs at least one object")
         self._device = device
         self._options = options or PipelineOptions()
-        self._suffix = "f16" if dtype == "float16" else "f32"
         self._normalisation = normalisation(mean, std)
         self._roi_size = roi_size
         height, width = size_hw
         objects = len(object_ids)
         self._sizes: dict[str, int] = {"objects": objects, "height": height, "width": width}
-        self._object_ids = device.upload(np.array(object_ids, np.uint8))
+        self.object_ids = device.upload(np.array(object_ids, np.uint8))
+        """(K,) uint8."""
         self._gamma = device.upload(gamma_table())
         self._cube_root = device.upload(cube_root_table())
         self._blur = device.upload(blur_taps())
         self._bins = device.empty(size_hw, np.uint16)
-        self._reach = device.empty((objects, 4), np.int32)
         self._extents = device.empty((_EXTENTS, 4), np.float32)
         self._areas = device.empty((objects,), np.int32)
         self._boxes = device.empty((objects, 4), np.int32)
-        self._track_areas = device.empty((objects,), np.int32)
-        self._track_boxes = device.empty((objects, 4), np.int32)
-        self._track_sums = device.empty((objects,), np.uint64)
         self._first_areas_px = device.empty((objects,), np.float64)
         self._colour_tables: DeviceArray | None = None
+        self.figures = Figures(
+            device,
+            {
+                "track_sums": ((objects,), np.uint64),
+                "agreement": ((objects, 3), np.uint64),
+                "track_areas": ((objects,), np.int32),
+                "track_boxes": ((objects, 4), np.int32),
+                "rois": ((objects, 4), np.int32),
+                "reach": ((objects, 4), np.int32),
+                "merged_supports": ((objects, 4), np.int32),
+                "refined_supports": ((objects, 4), np.int32),
+                "flags": ((flags,), np.int32),
+            },
+        )
+        """What the host is told at the end of a frame, in one copy."""
         self.prob = device.zeros((objects, height, width), np.float32)
         """(K, H, W) float32, merged: what is propagated further."""
         self.supports = device.zeros((objects, 4), np.int32)
         """(K, 4) int32: boxes outside which ``prob`` is exactly 0."""
         self.candidates = device.empty((objects, height, width), np.float32)
         """(K, H, W) float32: ``prob`` carried into the current frame."""
-        self.rois = device.empty((objects, 4), np.int32)
+        self.reach = self.figures["reach"]
+        """(K, 4) int32: boxes outside which ``candidates`` is exactly 0."""
+        self.rois = self.figures["rois"]
         """(K, 4) int32: what the propagation network looks at; empty if the object is lost."""
-        self.packed = device.empty((objects, 4, roi_size, roi_size), dtype)
-        """(K, 4, S, S): the propagation network's input."""
+        self.merged = device.zeros((objects, height, width), np.float32)
+        """(K, H, W) float32: ``prob`` of the current frame, until :meth:`commit`."""
+        self.merged_supports = self.figures["merged_supports"]
+        """(K, 4) int32: boxes outside which ``merged`` is exactly 0."""
         self.labels = device.zeros(size_hw, np.uint8)
         """(H, W) uint8: the objects' ids."""
 
@@ -115,15 +131,7 @@ class CudaFrame:
         self._device.upload(supports, self.supports)
         self._device.upload(np.array(first_areas_px, np.float64), self._first_areas_px)
         if colour_tables is not None:
-            self._colour_tables = self._device.upload(colour_tables)
-        self._device.launch(
-            "labels_from_merged",
-            merged=self.prob,
-            object_ids=self._object_ids,
-            objects=self._sizes["objects"],
-            pixels=self._pixels,
-            labels=self.labels,
-        )
+            self._colour_tables = self._device.upload(colour_tables, self._colour_tables)
 
     def warp(
         self,
@@ -133,7 +141,7 @@ class CudaFrame:
     ) -> None:
         """Carry the objects into the current frame and find their ROIs.
 
-        Writes :attr:`candidates` and :attr:`rois`; the state stays as it is until :meth:`merge`.
+        Writes :attr:`candidates` and :attr:`rois`; the state stays as it is until :meth:`commit`.
 
         Args:
             rgb: (H, W, 3) uint8 RGB, the current frame.
@@ -154,7 +162,7 @@ class CudaFrame:
             supports=self.supports,
             extents=self._extents,
             partials=_EXTENTS,
-            reach=self._reach,
+            reach=self.reach,
             **found,
             **self._sizes,
         )
@@ -162,7 +170,7 @@ class CudaFrame:
             "prob": self.prob,
             "flow_to_prev_px": flow_to_prev_px,
             "flow_from_prev_px": flow_from_prev_px if options.flow_check_px else None,
-            "reach": self._reach,
+            "reach": self.reach,
             "sigma_px": options.flow_check_px,
             "sigma_frac": FLOW_CHECK_FRAC,
             "threshold": options.threshold,
@@ -171,14 +179,7 @@ class CudaFrame:
             **self._sizes,
         }
         if options.colour_weight:
-            launch(
-                "colour_bins",
-                rgb=rgb,
-                pixels=self._pixels,
-                gamma=self._gamma,
-                cube_root=self._cube_root,
-                bins=self._bins,
-            )
+            self._bin_colours(rgb)
             launch(
                 "warp_colour_box",
                 bins=self._bins,
@@ -192,12 +193,12 @@ class CudaFrame:
         launch(
             "rois_from_boxes",
             first_areas_px=self._first_areas_px,
-            reach=self._reach,
+            reach=self.reach,
             margin_frac=options.roi_margin_frac,
             margin_px_min=options.roi_margin_px_min,
             lost_area_frac=options.lost_area_frac,
             rois=self.rois,
-            supports=self._reach,
+            supports=self.reach,
             **found,
             **self._sizes,
         )
@@ -209,76 +210,147 @@ class CudaFrame:
             prob=self.candidates,
         )
 
-    def crop(self, rgb: DeviceArray) -> None:
-        """Write :attr:`packed`, the propagation network's input, from the candidates.
+    def crop(
+        self, rgb: DeviceArray, packed: DeviceArray, objects: DeviceArray | None = None
+    ) -> None:
+        """Write the propagation network's input from the candidates.
 
         Args:
             rgb: (H, W, 3) uint8 RGB, the current frame.
+            packed: (N, 4, S, S) float32 or float16: the input.
+            objects: (N,) int32, the index of each crop's object; None: all, in their order.
         """
         self._device.launch(
-            f"crop_pack_{self._suffix}",
+            f"crop_pack_{_suffix(packed)}",
             rgb=rgb,
             prob=self.candidates,
             rois=self.rois,
-            objects=None,
-            slots=self._sizes["objects"],
+            objects=objects,
+            slots=packed.shape[0],
             height=self._sizes["height"],
             width=self._sizes["width"],
             size=self._roi_size,
-            packed=self.packed,
+            packed=packed,
             **self._normalisation,
         )
 
-    def merge(self, crops: DeviceArray | None, foreground: DeviceArray | None = None) -> None:
-        """Write :attr:`prob` and :attr:`labels`, and the supports of the next frame.
+    def merge(
+        self,
+        crops: DeviceArray | None,
+        foregrounds: DeviceArray | None = None,
+        foreground_of: DeviceArray | None = None,
+    ) -> None:
+        """Write :attr:`merged`, its supports and :attr:`labels`.
 
         Args:
             crops: (K, 1, S, S), what the propagation network answered; None to take the
                 candidates.
-            foreground: (H, W) float32 of OSVOS, blended with it inside the ROIs; None without.
+            foregrounds: (P, H, W) float32 of OSVOS, blended with it inside the ROIs; None without.
+            foreground_of: (K,) int32, each object's plane of them, or -1.
         """
         options = self._options
         self._device.launch(
-            f"paste_merge_{self._suffix}",
+            f"paste_merge_{'f32' if crops is None else _suffix(crops)}",
             crops=crops,
             rois=self.rois,
             candidates=self.candidates,
-            foreground=foreground,
-            object_ids=self._object_ids,
+            foregrounds=foregrounds,
+            foreground_of=foreground_of,
+            object_ids=self.object_ids,
             size=self._roi_size,
             warped_weight=1 - options.propagation_weight,
             foreground_weight=options.ensemble_weight,
-            prob=self.prob,
+            prob=self.merged,
             labels=self.labels,
             **self._sizes,
         )
-        is_in_rois = crops is not None or foreground is not None
-        self._device.copy(self.rois if is_in_rois else self._reach, self.supports)
+        is_in_rois = crops is not None or foregrounds is not None
+        self._device.copy(self.rois if is_in_rois else self.reach, self.merged_supports)
 
-    def tracks(self) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
-        """What became of each object.
+    def commit(self, prob: DeviceArray | None = None, supports: DeviceArray | None = None) -> None:
+        """Go on from the current frame.
 
-        Returns:
-            Areas in the labels, (K,) int32; boxes, (K, 4) int32, empty where the area is 0; sums of
-            the objects' probability over them, (K,) uint64 in units of 2^-24. Overwritten by the
-            next call.
+        Args:
+            prob: (K, H, W) float32, to go on from this instead of :attr:`merged`.
+            supports: (K, 4) int32, its supports.
+        """
+        self._device.copy(self.merged if prob is None else prob, self.prob)
+        self._device.copy(self.merged_supports if supports is None else supports, self.supports)
+
+    def agreement(self, rgb: DeviceArray, planes: DeviceArray, plane_of: DeviceArray) -> None:
+        """Count what OSVOS and colours say about the pixels where the objects are expected.
+
+        Writes the figure ``agreement``: for each object its pixels, OSVOS and colours + 2, the
+        latter two in 2^-24.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB, the current frame.
+            planes: (P, H, W) float32 of OSVOS.
+            plane_of: (K,) int32, each object's plane, or -1.
+
+        Raises:
+            InputError: If :meth:`start` was given no colours.
+        """
+        if self._colour_tables is None:
+            raise InputError("option retrieve_agreement needs the objects' colour tables")
+        if not self._options.colour_weight:
+            self._bin_colours(rgb)
+        self._device.launch(
+            "osvos_agreement",
+            candidates=self.candidates,
+            planes=planes,
+            plane_of=plane_of,
+            bins=self._bins,
+            tables=self._colour_tables,
+            objects=self._sizes["objects"],
+            pixels=self._pixels,
+            threshold=self._options.threshold,
+            sums=self.figures["agreement"],
+        )
+
+    def flag_not_finite(self, values: DeviceArray, flag: int) -> None:
+        """Set an entry of the figure ``flags`` if a value is not finite."""
+        self._device.launch(
+            f"flag_not_finite_{_suffix(values)}",
+            values=values,
+            count=values.size,
+            flag=self.figures["flags"].part(flag, flag + 1),
+        )
+
+    def tracks(self, labels: DeviceArray, prob: DeviceArray) -> None:
+        """Write what became of each object: the figures ``track_areas``, ``_boxes`` and ``_sums``.
+
+        Args:
+            labels: (H, W) uint8 ids, of any size.
+            prob: (K, H, W) float32, whose sum over an object's pixels is taken, in 2^-24.
         """
         counted: Arguments = {
-            "boxes": self._track_boxes,
-            "areas": self._track_areas,
-            "prob_sums": self._track_sums,
-            **self._sizes,
+            "boxes": self.figures["track_boxes"],
+            "areas": self.figures["track_areas"],
+            "prob_sums": self.figures["track_sums"],
+            "objects": self._sizes["objects"],
+            "height": labels.shape[0],
+            "width": labels.shape[1],
         }
         self._device.launch("reset_boxes", **counted)
         self._device.launch(
-            "track_stats",
-            labels=self.labels,
-            prob=self.prob,
-            object_ids=self._object_ids,
-            **counted,
+            "track_stats", labels=labels, prob=prob, object_ids=self.object_ids, **counted
         )
-        return self._track_areas, self._track_boxes, self._track_sums
+
+    def _bin_colours(self, rgb: DeviceArray) -> None:
+        self._device.launch(
+            "colour_bins",
+            rgb=rgb,
+            pixels=self._pixels,
+            gamma=self._gamma,
+            cube_root=self._cube_root,
+            bins=self._bins,
+        )
 
     @property
     def _pixels(self) -> int:
         return self._sizes["height"] * self._sizes["width"]
+
+
+def _suffix(array: DeviceArray) -> str:
+    return "f16" if array.dtype == np.float16 else "f32"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from mpn.errors import InputError
 from mpn.runtime.ops.cuda import Dtype, check_rgb_array
@@ -17,21 +18,37 @@ from mpn.runtime.ops.cuda_array import Arguments, DeviceArray, KernelDevice
 _UNCHANGED = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 
 
-def resize_rgb(device: KernelDevice, rgb: DeviceArray, size_hw: tuple[int, int]) -> DeviceArray:
-    """:func:`mpn.runtime.preprocess.resize_rgb`: (H, W, 3) uint8 at another size."""
+def resize_rgb(
+    device: KernelDevice,
+    rgb: DeviceArray,
+    size_hw: tuple[int, int],
+    *,
+    out: DeviceArray | None = None,
+) -> DeviceArray:
+    """:func:`mpn.runtime.preprocess.resize_rgb`: (H, W, 3) uint8 at another size.
+
+    Like the functions below it gives the array itself, and leaves ``out`` alone, where the size
+    is the same.
+    """
     check_rgb_array(rgb)
     if rgb.shape[:2] == size_hw:
         return rgb
-    resized = device.empty((*size_hw, 3), np.uint8)
+    resized = _out(device, out, (*size_hw, 3), np.uint8)
     device.launch("resize_rgb", rgb=rgb, **_sizes(rgb.shape[:2], size_hw), resized=resized)
     return resized
 
 
-def resize_prob(device: KernelDevice, prob: DeviceArray, size_hw: tuple[int, int]) -> DeviceArray:
+def resize_prob(
+    device: KernelDevice,
+    prob: DeviceArray,
+    size_hw: tuple[int, int],
+    *,
+    out: DeviceArray | None = None,
+) -> DeviceArray:
     """:func:`mpn.runtime.preprocess.resize_prob`: (K, H, W) float32 at another size."""
     if prob.shape[1:] == size_hw:
         return prob
-    resized = device.empty((prob.shape[0], *size_hw), np.float32)
+    resized = _out(device, out, (prob.shape[0], *size_hw), np.float32)
     device.launch(
         "resize_planes",
         planes=prob,
@@ -43,13 +60,17 @@ def resize_prob(device: KernelDevice, prob: DeviceArray, size_hw: tuple[int, int
 
 
 def resize_flow(
-    device: KernelDevice, flow_px: DeviceArray, size_hw: tuple[int, int]
+    device: KernelDevice,
+    flow_px: DeviceArray,
+    size_hw: tuple[int, int],
+    *,
+    out: DeviceArray | None = None,
 ) -> DeviceArray:
     """A flow network's answer, (2, h, w) float32 pixels, on the grid and in pixels of the frame."""
     height, width = flow_px.shape[1:]
     if (height, width) == size_hw:
         return flow_px
-    resized = device.empty((2, *size_hw), np.float32)
+    resized = _out(device, out, (2, *size_hw), np.float32)
     device.launch(
         "resize_flow",
         flow_px=flow_px,
@@ -148,9 +169,7 @@ def _packed(
 ) -> DeviceArray:
     check_rgb_array(rgb)
     shape = (1, 3, *size_hw)
-    planes = device.empty(shape, dtype) if out is None else out
-    if planes.shape != shape or planes.dtype != np.dtype(dtype):
-        raise InputError(f"out must be {shape} {dtype}, got {planes.shape} {planes.dtype}")
+    planes = _out(device, out, shape, dtype)
     suffix = "f16" if dtype == "float16" else "f32"
     how: Arguments = {"rgb": rgb, "is_bgr": int(is_bgr), "planes": planes}
     how |= {f"gain{c}": gain for c, gain in enumerate(gains)}
@@ -160,6 +179,17 @@ def _packed(
     else:
         device.launch(f"pack_rgb_{suffix}", **_sizes(rgb.shape[:2], size_hw), **how)
     return planes
+
+
+def _out(
+    device: KernelDevice, out: DeviceArray | None, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> DeviceArray:
+    """``out``, which must fit, or a new array."""
+    if out is None:
+        return device.empty(shape, dtype)
+    if out.shape != shape or out.dtype != np.dtype(dtype):
+        raise InputError(f"out must be {shape} {np.dtype(dtype)}, got {out.shape} {out.dtype}")
+    return out
 
 
 def _sizes(from_hw: tuple[int, ...], to_hw: tuple[int, int]) -> dict[str, int]:

@@ -23,11 +23,13 @@ from mpn.errors import EngineError
 
 KERNEL_FILES: Final = (
     "boxes",
+    "checks",
     "colour",
     "crf_filter",
     "crf_lattice",
     "crf_meanfield",
     "crop",
+    "osvos",
     "overlay",
     "pack",
     "paste",

@@ -49,14 +49,48 @@ __device__ __forceinline__ float blended(float prob, float other, float other_we
   return (1.0f - other_weight) * prob + other_weight * other;
 }
 
+// OsvosStage.ensemble at the pixels of this thread, in place: where other objects are, OSVOS counts
+// for what they leave. Those before k are blended already when k comes, so what they leave is kept
+// aside; those behind are not yet. Background and total are made anew.
+__device__ __forceinline__ void blend_foregrounds(
+    const int* __restrict__ rois, const float* __restrict__ foregrounds,
+    const int* __restrict__ foreground_of, int objects, long long pixels, long long row, int width,
+    Tile tile, float foreground_weight, float* prob, float (&background)[PIXELS],
+    float (&total)[PIXELS]) {
+#pragma unroll 1
+  for (int i = 0; i < PIXELS; ++i) {
+    const int x = tile.x(i);
+    if (x >= width) continue;
+    const long long at = row + x;
+    float left = 1.0f, outside = 1.0f, sum = 0.0f;
+#pragma unroll 1
+    for (int k = 0; k < objects; ++k) {
+      const float mine = prob[k * pixels + at];
+      float value = mine;
+      const int plane = foreground_of[k];
+      if (plane >= 0 && load_box(rois, k).holds(x, tile.y)) {
+        float theirs = foregrounds[plane * pixels + at] * left;
+        for (int j = k + 1; j < objects; ++j) theirs = theirs * (1.0f - prob[j * pixels + at]);
+        value = blended(mine, theirs, foreground_weight);
+        prob[k * pixels + at] = value;
+      }
+      left *= 1.0f - mine;
+      outside *= 1.0f - value;
+      sum += value;
+    }
+    background[i] = outside;
+    total[i] = sum;
+  }
+}
+
 // Everything between the network and the next frame; see paste_merge_f32.
 template <typename T>
 __device__ __forceinline__ void paste_merge(
     const T* __restrict__ crops, const int* __restrict__ rois,
-    const float* __restrict__ candidates, const float* __restrict__ foreground,
-    const uint8* __restrict__ object_ids, int objects, int height, int width, int size,
-    float warped_weight, float foreground_weight, float* __restrict__ prob,
-    uint8* __restrict__ labels) {
+    const float* __restrict__ candidates, const float* __restrict__ foregrounds,
+    const int* __restrict__ foreground_of, const uint8* __restrict__ object_ids, int objects,
+    int height, int width, int size, float warped_weight, float foreground_weight,
+    float* __restrict__ prob, uint8* __restrict__ labels) {
   __shared__ TileTaps<TILE_COLUMNS, TILE_ROWS> taps;
   const Tile tile = Tile::here();
   const long long pixels = static_cast<long long>(height) * width;
@@ -85,16 +119,17 @@ __device__ __forceinline__ void paste_merge(
       } else if (is_inside && warped_weight != 0.0f) {
         value[i] = blended(value[i], candidates[k * pixels + row + x], warped_weight);
       }
-      if (foreground != nullptr) {
-        value[i] =
-            is_inside ? blended(value[i], foreground[row + x], foreground_weight) : 0.0f;
-      }
+      if (foregrounds != nullptr && !is_inside) value[i] = 0.0f;
       background[i] *= 1.0f - value[i];
       total[i] += value[i];
       prob[k * pixels + row + x] = value[i];
     }
   }
   if (!has_row) return;
+  if (foregrounds != nullptr) {
+    blend_foregrounds(rois, foregrounds, foreground_of, objects, pixels, row, width, tile,
+                      foreground_weight, prob, background, total);
+  }
   // What this thread has written it reads again; nobody else touches these pixels.
 #pragma unroll 1
   for (int i = 0; i < PIXELS; ++i) {
@@ -148,32 +183,33 @@ extern "C" __global__ void __launch_bounds__(256) paste(
   }
 }
 
-// Stages.paste, Stages.ensemble, ensemble.merge and labels_from_merged at once:
-// (1 - warped_weight) * network + warped_weight * candidate inside each ROI, then the same with the
-// foreground of OSVOS and its weight; merged probabilities, and their argmax as ids. Crop k belongs
-// to object k; an empty ROI is 0 everywhere. Without crops the candidates are what is merged;
-// without foreground there is no second blend.
+// Stages.paste, OsvosStage.ensemble, ensemble.merge and labels_from_merged at once:
+// (1 - warped_weight) * network + warped_weight * candidate inside each ROI, then the same with
+// OSVOS and its weight; merged probabilities, and their argmax as ids. Crop k belongs to object k;
+// an empty ROI is 0 everywhere. Without crops the candidates are what is merged. `foreground_of`
+// gives each object's plane of `foregrounds`, or -1: then it is not blended; without foregrounds
+// none is.
 // launch: block 32 8; grid ceil(width,128) ceil(height,8)
 extern "C" __global__ void __launch_bounds__(256) paste_merge_f32(
     const float* __restrict__ crops, const int* __restrict__ rois,
-    const float* __restrict__ candidates, const float* __restrict__ foreground,
-    const uint8* __restrict__ object_ids, int objects, int height, int width, int size,
-    float warped_weight, float foreground_weight, float* __restrict__ prob,
-    uint8* __restrict__ labels) {
-  paste_merge(crops, rois, candidates, foreground, object_ids, objects, height, width, size,
-              warped_weight, foreground_weight, prob, labels);
+    const float* __restrict__ candidates, const float* __restrict__ foregrounds,
+    const int* __restrict__ foreground_of, const uint8* __restrict__ object_ids, int objects,
+    int height, int width, int size, float warped_weight, float foreground_weight,
+    float* __restrict__ prob, uint8* __restrict__ labels) {
+  paste_merge(crops, rois, candidates, foregrounds, foreground_of, object_ids, objects, height,
+              width, size, warped_weight, foreground_weight, prob, labels);
 }
 
 // The same from crops in half precision.
 // launch: block 32 8; grid ceil(width,128) ceil(height,8)
 extern "C" __global__ void __launch_bounds__(256) paste_merge_f16(
     const Half* __restrict__ crops, const int* __restrict__ rois,
-    const float* __restrict__ candidates, const float* __restrict__ foreground,
-    const uint8* __restrict__ object_ids, int objects, int height, int width, int size,
-    float warped_weight, float foreground_weight, float* __restrict__ prob,
-    uint8* __restrict__ labels) {
-  paste_merge(crops, rois, candidates, foreground, object_ids, objects, height, width, size,
-              warped_weight, foreground_weight, prob, labels);
+    const float* __restrict__ candidates, const float* __restrict__ foregrounds,
+    const int* __restrict__ foreground_of, const uint8* __restrict__ object_ids, int objects,
+    int height, int width, int size, float warped_weight, float foreground_weight,
+    float* __restrict__ prob, uint8* __restrict__ labels) {
+  paste_merge(crops, rois, candidates, foregrounds, foreground_of, object_ids, objects, height,
+              width, size, warped_weight, foreground_weight, prob, labels);
 }
 
 // ensemble.labels_from_merged: a tie goes to the background, then to the first object. Four pixels a

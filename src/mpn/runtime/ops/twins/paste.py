@@ -33,7 +33,8 @@ def paste_merge_f32(
     crops: npt.NDArray[Any] | None,
     rois: Int32Array,
     candidates: Float32Array | None,
-    foreground: Float32Array | None,
+    foregrounds: Float32Array | None,
+    foreground_of: Int32Array | None,
     object_ids: UInt8Array,
     objects: int,
     height: int,
@@ -45,8 +46,7 @@ def paste_merge_f32(
     labels: UInt8Array,
 ) -> None:
     """Paste, both blends, the merge, and the argmax as ids."""
-    warped_share, foreground_share = np.float32(warped_weight), np.float32(foreground_weight)
-    background = np.ones((height, width), np.float32)
+    warped_share = np.float32(warped_weight)
     carried = np.zeros_like(prob) if candidates is None else candidates
     for k in range(objects):
         held = inside(rois[k], height, width)
@@ -57,12 +57,12 @@ def paste_merge_f32(
             if warped_share:
                 blended = (1 - warped_share) * prob[k] + warped_share * carried[k]
                 prob[k] = np.where(held, blended, prob[k])
-        if foreground is not None:
-            blended = (1 - foreground_share) * prob[k] + foreground_share * foreground
-            prob[k] = np.where(held, blended, 0)
-        background *= 1 - prob[k]
+        if foregrounds is not None:
+            prob[k] = np.where(held, prob[k], 0)
+    if foregrounds is not None and foreground_of is not None:
+        _blend_foregrounds(prob, rois, foregrounds, foreground_of, np.float32(foreground_weight))
     if objects > 1:
-        prob /= background + prob.sum(axis=0)
+        prob /= (1 - prob).prod(axis=0) + prob.sum(axis=0)
     labels_from_merged(prob, object_ids, objects, height * width, labels)
 
 
@@ -84,6 +84,22 @@ def labels_from_merged(
         found[plane > best] = object_id
         best = np.maximum(best, plane)
     labels.reshape(pixels)[:] = found
+
+
+def _blend_foregrounds(
+    prob: Float32Array,
+    rois: Int32Array,
+    foregrounds: Float32Array,
+    foreground_of: Int32Array,
+    share: np.float32,
+) -> None:
+    """Each object that has one averaged with its plane of OSVOS, of what the others leave."""
+    own, planes = prob.copy(), foregrounds.reshape(-1, *prob.shape[1:])
+    for k, plane in enumerate(foreground_of):
+        if plane >= 0:
+            theirs = planes[plane] * np.delete(1 - own, k, axis=0).prod(axis=0)
+            held = inside(rois[k], *prob.shape[1:])
+            prob[k] = np.where(held, (1 - share) * own[k] + share * theirs, own[k])
 
 
 def _pasted(

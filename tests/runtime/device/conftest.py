@@ -1,0 +1,1 @@
+from tests.runtime.ops.conftest import shim as shim  # the fixture

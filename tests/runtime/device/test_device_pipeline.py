@@ -1,0 +1,336 @@
+"""A pipeline on a device gives the host's results, whatever the options and whatever happens.
+
+The device is the shim: kernels compiled by g++ from their own source, engines run by the host when
+their lane has come so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpn.engines.manifest import Preprocessing
+from mpn.errors import EngineError, InputError
+from mpn.runtime.device.options import DeviceOptions
+from mpn.runtime.pipeline import Pipeline, PipelineOptions
+from mpn.types import StepResult
+from tests.fakes import FakeAdapter, fake_engine_set, fourth_channel
+from tests.runtime.device.lanes import OnDevice, ShimEngine, ShimLane
+from tests.runtime.device.rigs import device_pipeline, pan_both_ways, run
+from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.runtime.pipelines import PAN, PLAIN, TWO, pan_engine
+from tests.synthetic import Clip, KnownFlow
+from tests.tolerances import DEVICE_CONFIDENCE, DEVICE_PROB
+
+
+def sharpened(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A propagation network that is surer than its input."""
+    return {"prob": np.clip(1.4 * inputs["rgb_prob"][:, 3:4] - 0.2, 0, 1)}
+
+
+def green(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """OSVOS that knows the first square of TWO: it is green. BGR less a mean of 116.67."""
+    return {"prob": np.where(inputs["image"][:, 1:2] > 70, 0.9, 0.1).astype(np.float32)}
+
+
+def red(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"prob": np.where(inputs["image"][:, 2:3] > 70, 0.85, 0.05).astype(np.float32)}
+
+
+ALL_STAGES = {"flow_check_px": 3.0, "colour_weight": 0.7, "propagation_weight": 0.8}
+CASES: dict[str, tuple[Clip, dict[str, Any], dict[str, Any]]] = {
+    "two objects": (TWO, {}, {}),
+    "one object": (PAN, {}, {"propagation": sharpened}),
+    "all evidence, both flows": (PAN, ALL_STAGES, {"flow": pan_both_ways}),
+    "colours": (TWO, {"colour_weight": 0.7}, {}),
+    "worked on smaller than given": (TWO, {"size": 40}, {}),
+    "warp only": (TWO, {"use_propagation": False}, {}),
+    "blended": (PAN, {"osvos": "blend"}, {"osvos": red}),
+    "two blended": (TWO, {"osvos": "blend", "ensemble_weight": 0.3}, {"osvos": green}),
+    "blended, worked on smaller": (
+        TWO,
+        {"osvos": "blend", "osvos_threshold": 0.8, "size": 50},
+        {"osvos": green},
+    ),
+    "OSVOS every third frame": (TWO, {"osvos": "blend", "osvos_every": 3}, {"osvos": green}),
+    "more objects than the engine takes": (TWO, {}, {"max_objects": 1, "propagation": sharpened}),
+    "CRF": (TWO, {"crf": True, "crf_margin_px": 4}, {}),
+    "CRF fed back, worked on smaller": (
+        TWO,
+        {"crf": True, "crf_feedback": True, "size": 40, "crf_margin_px": 4},
+        {},
+    ),
+}
+
+
+def both(
+    shim: Shim, clip: Clip, options: dict[str, Any], engines: dict[str, Any], **device: Any
+) -> tuple[Pipeline, Pipeline, ShimLane]:
+    both_ways = engines.get("flow") is pan_both_ways
+    sets = [
+        fake_engine_set(
+            **{
+                "preprocessing": PLAIN,
+                **engines,
+                **({"flow": pan_both_ways()} if both_ways else {}),
+            }
+        )
+        for _ in range(2)
+    ]
+    chosen = PipelineOptions(**options)
+    flows = None if "flow" in engines else clip.flows_to_prev_px
+    known = [None if flows is None else KnownFlow(flows) for _ in range(2)]
+    host = Pipeline(sets[0], options=chosen, flow=known[0])
+    on_device, lane = device_pipeline(shim, sets[1], chosen, flow=known[1], **device)
+    return host, on_device, lane
+
+
+def assert_same(given: list[StepResult], expected: list[StepResult], *, crf: bool = False) -> None:
+    limit = 100 * DEVICE_PROB if crf else DEVICE_PROB
+    for mine, theirs in zip(given, expected, strict=True):
+        assert np.array_equal(mine.labels, theirs.labels), f"labels of frame {mine.index}"
+        assert np.abs(mine.probs - theirs.probs).max() <= limit
+        assert (mine.index, mine.object_ids) == (theirs.index, theirs.object_ids)
+        for track, other in zip(mine.tracks, theirs.tracks, strict=True):
+            assert replace(track, confidence=0.0) == replace(other, confidence=0.0)
+            assert abs(track.confidence - other.confidence) <= DEVICE_CONFIDENCE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_results_are_the_hosts(shim: Shim, case: str) -> None:
+    clip, options, engines = CASES[case]
+    host, device, lane = both(shim, clip, options, engines)
+    with host, device:
+        expected = run(host, clip.frames, clip.labels[0])
+        given = run(device, clip.frames, clip.labels[0])
+    assert_same(given, expected, crf="crf" in options)
+    assert any(np.unique(result.labels).size > 1 for result in given[1:])
+    assert lane.scheduler.graphs > 0, "the last frames were graphs"
+    stages = {stage for result in given for stage in result.timings}
+    assert stages >= {"input", "flow", "until propagation", "from merge on"}
+
+
+def test_without_graphs_and_on_one_stream_it_is_the_same_with_stage_times(shim: Shim) -> None:
+    plain = DeviceOptions(use_graphs=False, use_streams=False)
+    host, device, lane = both(
+        shim, PAN, {"osvos": "blend", "crf": True}, {"osvos": red}, device_options=plain
+    )
+    with host, device:
+        assert_same(
+            run(device, PAN.frames, PAN.labels[0]), run(host, PAN.frames, PAN.labels[0]), crf=True
+        )
+        stages = {"input", "flow", "osvos", "warp", "crop", "propagation", "merge", "crf"}
+        assert set(device.timings) >= stages | {"output"}
+    assert lane.scheduler.graphs == 0
+    assert len(lane.scheduler.queues) == 1
+
+
+def lost_on_the_way() -> Clip:
+    """TWO, whose first object is carried out of the picture in frame 4."""
+    flows = [flow.copy() for flow in TWO.flows_to_prev_px]
+    flows[4][:, :, :55] = 500
+    return replace(TWO, flows_to_prev_px=flows)
+
+
+@pytest.mark.parametrize("osvos", [None, green], ids=["without OSVOS", "with OSVOS"])
+@pytest.mark.parametrize("mode", ["auto", "blend"])
+def test_a_lost_object_is_sought_as_on_the_host(shim: Shim, osvos: Any, mode: str) -> None:
+    clip = lost_on_the_way()
+    if osvos is None:
+        mode = "auto"
+    host, device, _ = both(shim, clip, {"osvos": mode}, {} if osvos is None else {"osvos": osvos})
+    with host, device:
+        expected = run(host, clip.frames, clip.labels[0])
+        given = run(device, clip.frames, clip.labels[0])
+    assert_same(given, expected)
+    events = [event for result in given for track in result.tracks for event in track.events]
+    assert ("retrieved" in events) == (osvos is not None)
+    assert "lost" in events or osvos is not None
+
+
+def adapted(engine_set: Any, roles: tuple[str, ...]) -> FakeAdapter:
+    knows = {
+        "osvos": lambda object_id: green if object_id == 2 else red,
+        "propagation": lambda object_id: sharpened if object_id == 2 else None,
+    }
+    return FakeAdapter(engine_set, {role: knows[role] for role in roles})  # type: ignore[misc]
+
+
+class OnLane:
+    """Puts the engines that an adapter hands out on a device."""
+
+    def __init__(self, adapter: FakeAdapter, lanes: list[ShimLane]) -> None:
+        self._adapter, self._lanes = adapter, lanes
+
+    def adapt(self, *given: Any) -> dict[Any, Any]:
+        made = self._adapter.adapt(*given)
+        return {role: ShimEngine(engine, self._lanes[0]) for role, engine in made.items()}
+
+    def report_as_json(self) -> list[dict[str, Any]]:
+        return []
+
+    def close(self) -> None:
+        self._adapter.close()
+
+
+@pytest.mark.parametrize("roles", [("osvos",), ("propagation",), ("osvos", "propagation")])
+@pytest.mark.parametrize("flows", ["true", "misleading"])
+def test_objects_with_engines_of_their_own(shim: Shim, roles: tuple[str, ...], flows: str) -> None:
+    """Misleading flow leaves the first object's mask behind: its own OSVOS moves it."""
+    flow = [f.copy() for f in TWO.flows_to_prev_px]
+    if flows == "misleading":
+        for f in flow[2:]:
+            f[:, :, :60] = 0
+    engines = {"preprocessing": PLAIN, "osvos": green}
+    host_set, device_engines = fake_engine_set(**engines), fake_engine_set(**engines)
+    host = Pipeline(host_set, flow=KnownFlow(flow), adapter=adapted(host_set, roles))
+    lanes: list[ShimLane] = []
+    device, lane = device_pipeline(
+        shim,
+        device_engines,
+        flow=KnownFlow(flow),
+        adapter=OnLane(adapted(device_engines, roles), lanes),
+    )
+    lanes.append(lane)
+    with host, device:
+        expected = run(host, TWO.frames, TWO.labels[0])
+        given = run(device, TWO.frames, TWO.labels[0])
+    assert_same(given, expected)
+    if "osvos" in roles:
+        branches = {track.branch for result in given[1:] for track in result.tracks}
+        assert branches & {"blended", "osvos"}
+
+
+def test_the_users_labels_are_taken_over_in_any_frame(shim: Shim) -> None:
+    host, device, _ = both(shim, TWO, {"osvos": "blend", "size": 50}, {"osvos": green})
+    other = np.where(TWO.labels[3] == 2, 2, 0).astype(np.uint8)
+    new = np.zeros_like(other)
+    new[40:55, 40:60] = 9
+
+    def scenario(pipeline: Pipeline) -> list[StepResult]:
+        frames = TWO.frames
+        results = [pipeline.start(frames[0], TWO.labels[0])]
+        for frame in frames[1:4]:
+            pipeline.step(frame)
+        results.append(pipeline.correct(other))
+        results.append(pipeline.step(frames[4]))
+        results[-1].probs  # noqa: B018 (a device keeps them for one frame)
+        results.append(pipeline.add_objects(new))
+        for frame in frames[5:8]:
+            results.append(pipeline.step(frame))
+            results[-1].probs  # noqa: B018
+        results.append(pipeline.resume_at(frames[8], results[-1].labels))
+        results.append(pipeline.step(frames[9]))
+        results[-1].probs  # noqa: B018
+        return results
+
+    with host, device:
+        expected, given = scenario(host), scenario(device)
+    assert_same(given, expected)
+    assert given[-1].object_ids == (2, 7, 9)
+
+
+def test_a_frame_that_fails_leaves_everything_as_it_was(shim: Shim) -> None:
+    fails = {"now": False}
+
+    def sometimes(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        answer = dict(sharpened(inputs))
+        if fails["now"]:
+            answer["prob"] = answer["prob"].copy()
+            answer["prob"][-1, 0, 3, 3] = np.nan
+        return answer
+
+    host, device, _ = both(shim, PAN, {}, {"propagation": sometimes})
+    with host, device:
+        expected = run(host, PAN.frames, PAN.labels[0])
+        given = [device.start(PAN.frames[0], PAN.labels[0]), device.step(PAN.frames[1])]
+        assert given[-1].probs is not None
+        fails["now"] = True
+        for _ in range(2):
+            with pytest.raises(EngineError, match="propagation engine answered with values"):
+                device.step(PAN.frames[2])
+        fails["now"] = False
+        for frame in PAN.frames[2:]:
+            given.append(device.step(frame))
+            assert given[-1].probs is not None
+    assert_same(given, expected)
+
+
+def test_an_osvos_that_answers_with_nan_is_an_error(shim: Shim) -> None:
+    def broken(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"prob": np.full_like(inputs["image"][:, :1], np.nan)}
+
+    _, device, _ = both(shim, PAN, {"osvos": "blend"}, {"osvos": broken})
+    with device:
+        device.start(PAN.frames[0], PAN.labels[0])
+        with pytest.raises(EngineError, match="OSVOS engine answered with values"):
+            device.step(PAN.frames[1])
+
+
+def test_probabilities_are_there_until_the_next_frame(shim: Shim) -> None:
+    _, device, lane = both(shim, PAN, {}, {})
+    with device:
+        device.start(PAN.frames[0], PAN.labels[0])
+        first = device.step(PAN.frames[1])
+        before = lane.downloads
+        assert "probs=(1, 60, 90)" in repr(first)
+        assert lane.downloads == before, "nobody has read them"
+        assert first.probs.shape == (1, 60, 90)
+        second = device.step(PAN.frames[2])
+        assert first.probs.any(), "read in time, they stay"
+        device.step(PAN.frames[3])
+        with pytest.raises(InputError, match="before the next frame"):
+            second.probs  # noqa: B018
+        assert second.labels.any()
+
+
+def test_frames_in_device_memory_are_taken_as_they_are(shim: Shim) -> None:
+    """Also where the host has to look at one, for an object that is lost."""
+    clip = lost_on_the_way()
+    engines = {"flow": pan_engine, "osvos": green, "preprocessing": PLAIN}
+    host, device, lane = both(shim, clip, {}, engines)
+    with host, device:
+        expected = run(host, clip.frames, clip.labels[0])
+        given = [device.start(clip.frames[0], clip.labels[0])]
+        for frame in clip.frames[1:]:
+            given.append(device.step(OnDevice(lane, frame)))  # type: ignore[arg-type]
+            assert given[-1].probs is not None
+    assert_same(given, expected)
+
+
+def test_what_a_device_cannot_do_is_an_error(shim: Shim) -> None:
+    lane = ShimLane(shim)
+    with pytest.raises(EngineError, match="takes arrays of the host only"):
+        Pipeline(fake_engine_set(), lane=lane)
+    _, device, lane = both(shim, PAN, {}, {})
+    with device:
+        device.start(PAN.frames[0], PAN.labels[0])
+        with pytest.raises(InputError, match="OpenCV DIS"):
+            device.step(OnDevice(lane, PAN.frames[1]))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="the frame is 10x10"):
+            device.step(np.zeros((10, 10, 3), np.uint8))
+        assert device.step(PAN.frames[1]).labels.any(), "it stands where it stood"
+    with pytest.raises(InputError, match="closed"):
+        device.step(PAN.frames[1])
+
+
+def test_preprocessing_of_the_manifest_reaches_the_device(shim: Shim) -> None:
+    """Control of all tests above, whose network does not look at colours."""
+    given: list[np.ndarray] = []
+
+    def watched(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given.append(inputs["rgb_prob"].copy())
+        return fourth_channel(inputs)
+
+    engines = {"propagation": watched, "preprocessing": Preprocessing()}
+    host, device, _ = both(shim, PAN, {}, engines)
+    with host, device:
+        for pipeline in (host, device):
+            pipeline.start(PAN.frames[0], PAN.labels[0])
+            pipeline.step(PAN.frames[1])
+    assert np.abs(given[0] - given[1]).max() <= 1e-5
+    assert np.abs(given[0][:, :3]).max() > 1
