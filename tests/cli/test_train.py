@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mpn.cli.main import app
@@ -90,7 +91,7 @@ def test_the_process_is_started_again_once_with_memory_kept(
     assert started == [[sys.executable, *sys.orig_argv[1:]]]
 
 
-@pytest.mark.parametrize("command", ["propagation", "osvos"])
+@pytest.mark.parametrize("command", ["propagation", "osvos", "flow"])
 def test_help_answers_without_torch(command: str) -> None:
     code = "import sys; sys.modules['torch'] = None; from mpn.cli.main import main; main()"
     done = subprocess.run(
@@ -171,3 +172,74 @@ def test_bad_data_and_options_of_osvos_are_one_line(
     assert re.search(message, str(error))
     assert "\n" not in str(error)
     assert not (tmp_path / "runs").exists()
+
+
+TINY_FLOW = (
+    "--variant FlowNet2S --width 0.0625 --batch 2 --threads 1 --steps 1 "
+    "--set training.synthetic_validation=1 --set training.validation_frames=0"
+)
+TINY_SIZE = ["--set", "training.size_hw=[64, 64]"]
+
+
+def _train_flow(arguments: list[str]) -> tuple[int, str, BaseException | None]:
+    result = CliRunner().invoke(app, ["train", "flow", *TINY_FLOW.split(), *TINY_SIZE, *arguments])
+    return result.exit_code, result.output, result.exception
+
+
+def test_flow_is_trained_from_a_recipe_whose_copy_gives_the_same_run(
+    stills_like: Path, tmp_path: Path
+) -> None:
+    out, again = tmp_path / "a", tmp_path / "b"
+    code, output, error = _train_flow(["--stills", str(stills_like), "-o", str(out)])
+    assert code == 0, (output, error)
+    assert f"mpn export PROPAGATION.pth {out / 'flow.pth'}" in output.replace("\n", "")
+    checkpoint = load_checkpoint(out / "flow.pth", expected_role="flow")
+    assert checkpoint.roles["flow"].variant == "FlowNet2S"
+    assert checkpoint.provenance["data"]["still_pairs"] == 3
+    assert str(stills_like) not in str(checkpoint.provenance)
+
+    written = ["train", "flow", "--config", str(out / "recipe.toml"), "-o", str(again)]
+    result = CliRunner().invoke(app, written)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert (again / "recipe.toml").read_text() == (out / "recipe.toml").read_text()
+    weights = load_checkpoint(again / "flow.pth").roles["flow"].state_dict
+    for key, value in checkpoint.roles["flow"].state_dict.items():
+        assert torch.equal(value, weights[key]), key
+
+
+def test_what_a_resumed_run_changes_is_said(stills_like: Path, tmp_path: Path) -> None:
+    arguments = ["--stills", str(stills_like), "-o", str(tmp_path / "a")]
+    assert _train_flow(arguments)[0] == 0
+    code, output, error = _train_flow(
+        [*arguments, "--resume", "--steps", "2", "--threads", "2", "--learning-rate", "1e-3"]
+    )
+    assert code == 0, (output, error)
+    assert "changed since the run began: training.learning_rate: 0.0005 -> 0.001" in output
+    assert "training.steps_by_member: [1] -> [2]" in output
+    assert "threads" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name at least one folder"),
+        (["--recipe", "huge"], "there is no flow recipe 'huge': shipped are lite, paper"),
+        (["--config", "none.toml"], r"none\.toml cannot be read as a recipe"),
+        (["--set", "training.stepz=1"], "unknown option 'training.stepz'"),
+        (["--flow-pairs", "nowhere"], "nowhere holds no frames with true flow"),
+        (["--precision", "float16", "--stills", "STILLS"], "float16 trains on a GPU only"),
+    ],
+)
+def test_bad_data_and_options_of_flow_are_one_line(
+    arguments: list[str],
+    message: str,
+    stills_like: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [str(stills_like) if a == "STILLS" else a for a in arguments]
+    code, _, error = _train_flow(given)
+    assert code == 1
+    assert re.search(message, str(error))
+    assert "\n" not in str(error)

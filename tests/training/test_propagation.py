@@ -142,3 +142,27 @@ def test_a_run_starts_from_given_weights_and_refuses_those_of_another_shape(
     wider = replace(frozen, network=DeepLabConfig(width=0.25, head_width=0.25, middle_blocks=1))
     with pytest.raises(TrainingError, match="the weights to start from do not fit"):
         _run(material, tmp_path / "d", wider, start_from=weights)
+
+
+def test_a_state_of_an_earlier_version_is_resumed(unbroken, material: Material) -> None:
+    state = torch.load(unbroken[0] / "last.pth", weights_only=True)
+    earlier = {k: v for k, v in state.items() if k not in ("random", "scale")}
+    earlier["torch_rng"] = state["random"][0]["cpu"]
+    resumed = trainer.Trainer(
+        DeepLabXception(TINY.network), Material(material.sequences[:2], material.stills), TINY
+    )
+    resumed.restore(earlier)
+    assert resumed.step == 6
+    torch.testing.assert_close(resumed.averaged, unbroken[1])
+    with pytest.raises(TrainingError, match="has batches of 2, asked for 4"):
+        trainer.Trainer(DeepLabXception(TINY.network), material, replace(TINY, batch=4)).restore(
+            state
+        )
+
+
+def test_frozen_normalisation_keeps_its_statistics(material: Material, tmp_path: Path) -> None:
+    for frozen in (True, False):
+        options = replace(TINY, steps=1, freeze_norm=frozen, ema_decay=0.0)
+        weights, _ = _run(material, tmp_path / str(frozen), options)
+        means = [v for k, v in weights.items() if k.endswith("running_mean")]
+        assert all(not mean.any() for mean in means) is frozen

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpn.cli import train_options as options
-from mpn.cli.train_common import build_recipe, launch, say_next
+from mpn.cli.train_common import build_recipe, launch, say_changed, say_next
 from mpn.cli.train_flow import flow
 
 train_app = typer.Typer(
@@ -98,7 +98,9 @@ def propagation(
     }
     built = build_recipe(PropagationRecipe, "propagation", recipe, config, settings, changes)
     with TrainingProgress() as progress:
-        checkpoint = run_propagation_recipe(built, out, resume=resume, report=progress.report)
+        checkpoint = run_propagation_recipe(
+            built, out, resume=resume, notice=say_changed, report=progress.report
+        )
     rollout = built.training.rollout
     say_next(
         checkpoint,
@@ -182,7 +184,9 @@ def osvos(
     }
     built = build_recipe(OsvosRecipe, "osvos", recipe, config, settings, changes)
     with TrainingProgress() as progress:
-        checkpoint = run_osvos_recipe(built, out, resume=resume, report=progress.report)
+        checkpoint = run_osvos_recipe(
+            built, out, resume=resume, notice=say_changed, report=progress.report
+        )
     short_side = round(1.25 * built.training.crop.size_px / 16) * 16
     say_next(
         checkpoint,

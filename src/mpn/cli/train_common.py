@@ -54,3 +54,8 @@ def say_next(checkpoint: Path, command: str) -> None:
         return
     typer.echo(f"averaged weights: {checkpoint}")
     typer.echo(f"next: {command}")
+
+
+def say_changed(change: str) -> None:
+    """An option that a resumed run does not have as it began."""
+    typer.echo(f"changed since the run began: {change}")

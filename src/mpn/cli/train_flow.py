@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpn.cli import train_options as options
-from mpn.cli.train_common import build_recipe, launch, say_next
+from mpn.cli.train_common import build_recipe, launch, say_changed, say_next
 
 
 class FlowVariantChoice(StrEnum):
@@ -84,5 +84,7 @@ def flow(
     }
     built = build_recipe(FlowRecipe, "flow", recipe, config, settings, changes)
     with TrainingProgress() as progress:
-        checkpoint = run_flow_recipe(built, out, resume=resume, report=progress.report)
+        checkpoint = run_flow_recipe(
+            built, out, resume=resume, notice=say_changed, report=progress.report
+        )
     say_next(checkpoint, f"mpn export PROPAGATION.pth {checkpoint} -o engines")

@@ -38,6 +38,7 @@ def run_flow_recipe(
     out: Path,
     *,
     resume: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
     report: Callable[[FlowTrainingReport], None] = lambda _: None,
 ) -> Path:
     """Read the data, train, and write the averaged weights as ``out/flow.pth``.
@@ -46,6 +47,7 @@ def run_flow_recipe(
         recipe: Data and options.
         out: Folder of the run; ``recipe.toml`` in it says what was really used.
         resume: Go on where the run in ``out`` stopped.
+        notice: Called with every option that a resumed run changes.
         report: Called every few steps.
 
     Returns:
@@ -65,7 +67,8 @@ def run_flow_recipe(
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
     pairs = _pairs(recipe)
     if is_first_process():
-        keep_recipe(recipe, "flow", out, resume=resume)
+        for change in keep_recipe(recipe, "flow", out, resume=resume):
+            notice(change)
     weights = train_flow(
         sequences, stills, pairs, out, options, start_from=start, resume=resume, report=report
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mpn.errors import TrainingError
-from mpn.networks.checkpoint import load_checkpoint, save_checkpoint
+from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.osvos_vgg import OsvosVgg
 from mpn.training.data_options import DataOptions
 from mpn.training.datasets import DavisSequence, StillPair
@@ -16,6 +16,7 @@ from mpn.training.launch import is_first_process
 from mpn.training.osvos import train_osvos
 from mpn.training.osvos_options import OsvosTrainingOptions, OsvosTrainingReport
 from mpn.training.run_folder import keep_recipe, provenance
+from mpn.training.start_weights import osvos_start
 
 Stages = Literal["both", "salient", "davis"]
 
@@ -28,7 +29,8 @@ class OsvosRecipe:
         stages: Offline stages to train: ``"salient"`` on still images, ``"davis"`` on sequences.
         data: Where the material lies.
         training: The run; the steps of a stage that is not trained do not count.
-        start_from: Checkpoint whose OSVOS weights to start from, own or public, or None.
+        start_from: Checkpoint to start from, or None: an own or a public OSVOS, or torchvision's
+            VGG16.
     """
 
     stages: Stages = "both"
@@ -68,6 +70,7 @@ def run_osvos_recipe(
     out: Path,
     *,
     resume: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
     report: Callable[[OsvosTrainingReport], None] = lambda _: None,
 ) -> Path:
     """Read the data, train, and write the averaged weights as ``out/osvos.pth``.
@@ -76,6 +79,7 @@ def run_osvos_recipe(
         recipe: Data and options.
         out: Folder of the run; ``recipe.toml`` in it says what was really used.
         resume: Go on where the run in ``out`` stopped.
+        notice: Called with every option that a resumed run changes.
         report: Called every few steps.
 
     Returns:
@@ -88,11 +92,11 @@ def run_osvos_recipe(
     options = recipe.options()
     start = None
     if recipe.start_from is not None:
-        checkpoint = load_checkpoint(recipe.start_from, expected_role="osvos")
-        start = checkpoint.roles["osvos"].state_dict
+        start = osvos_start(recipe.start_from, options.network, seed=options.seed)
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
     if is_first_process():
-        keep_recipe(recipe, "osvos", out, resume=resume)
+        for change in keep_recipe(recipe, "osvos", out, resume=resume):
+            notice(change)
     weights = train_osvos(
         sequences, stills, out, options, start_from=start, resume=resume, report=report
     )

@@ -84,7 +84,7 @@ class Processes:
         """Process 0's choice, known to all."""
         if self.count == 1:
             return choice
-        told = torch.tensor([choice], device=self.device)
+        told = torch.tensor([int(choice)], device=self.device)
         dist.broadcast(told, src=0)
         return bool(told.item())
 

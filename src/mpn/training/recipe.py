@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mpn.errors import TrainingError
-from mpn.networks.checkpoint import load_checkpoint, save_checkpoint
+from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.deeplab_xception import DeepLabXception
 from mpn.training.clips import Material
 from mpn.training.data_options import DataOptions
@@ -16,6 +16,7 @@ from mpn.training.launch import is_first_process
 from mpn.training.options import PropagationTrainingOptions, TrainingReport
 from mpn.training.propagation import train_propagation
 from mpn.training.run_folder import keep_recipe, provenance
+from mpn.training.start_weights import propagation_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class PropagationRecipe:
     Attributes:
         data: Where the material lies.
         training: The run.
-        start_from: Checkpoint whose propagation weights to start from, or None: an own one, or a
-            public DeepLab v3+ Xception.
+        start_from: Checkpoint to start from, or None: an own one, a public DeepLab v3+ Xception, or
+            ImageNet's Xception.
         init_fourth_channel: How to fill the channel of the warped probability where those weights
             have three: ``"zero"``, ``"mean"`` or ``"normal"``.
     """
@@ -53,6 +54,7 @@ def run_propagation_recipe(
     out: Path,
     *,
     resume: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
     report: Callable[[TrainingReport], None] = lambda _: None,
 ) -> Path:
     """Read the data, train, and write the averaged weights as ``out/propagation.pth``.
@@ -61,6 +63,7 @@ def run_propagation_recipe(
         recipe: Data and options.
         out: Folder of the run; ``recipe.toml`` in it says what was really used.
         resume: Go on where the run in ``out`` stopped.
+        notice: Called with every option that a resumed run changes.
         report: Called every few steps.
 
     Returns:
@@ -73,16 +76,17 @@ def run_propagation_recipe(
     options = recipe.training
     start = None
     if recipe.start_from is not None:
-        checkpoint = load_checkpoint(
+        start = propagation_start(
             recipe.start_from,
-            expected_role="propagation",
-            init_fourth_channel=recipe.init_fourth_channel,
+            options.network,
+            fourth=recipe.init_fourth_channel,
+            seed=options.seed,
         )
-        start = checkpoint.roles["propagation"].state_dict
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
     material = Material(tuple(s for s in sequences if s.name not in options.holdout), tuple(stills))
     if is_first_process():
-        keep_recipe(recipe, "propagation", out, resume=resume)
+        for change in keep_recipe(recipe, "propagation", out, resume=resume):
+            notice(change)
     averaged = train_propagation(
         sequences, material, out, options, start_from=start, resume=resume, report=report
     )
