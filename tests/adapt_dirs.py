@@ -153,8 +153,11 @@ def _write_role(
 def _inference_model(
     forward: ForwardGraph, spec: EngineSpec, precision: Precision
 ) -> onnx.ModelProto:
-    """The network with its sigmoid; half weights, where asked for, are cast when they are read."""
+    """The network with its sigmoid; in half precision with casts at its edges, as exported ones."""
     nodes = []
+    first, margin = spec.inputs[0].name, MARGIN
+    if precision == "fp16":
+        nodes.append(helper.make_node("Cast", [first], [f"{first}.half"], to=TensorProto.FLOAT16))
     initialisers = [
         numpy_helper.from_array(value, name) for name, value in forward.constants.items()
     ]
@@ -166,16 +169,18 @@ def _inference_model(
             continue
         stored = (values * scales[name].numpy()).astype(np.float16)
         initialisers.append(numpy_helper.from_array(stored, name))
-        nodes.append(helper.make_node("Cast", [name], [f"{name}.float"], to=TensorProto.FLOAT))
     for node in forward.nodes:
         own = onnx.NodeProto()
         own.CopyFrom(node)
         if precision == "fp16":
             for index, name in enumerate(own.input):
-                own.input[index] = f"{name}.float" if name in forward.weights else name
+                own.input[index] = f"{first}.half" if name == first else name
         nodes.append(own)
+    if precision == "fp16":
+        margin = f"{MARGIN}.float"
+        nodes.append(helper.make_node("Cast", [MARGIN], [margin], to=TensorProto.FLOAT))
     output = spec.outputs[0].name
-    nodes.append(helper.make_node("Sigmoid", [MARGIN], [output]))
+    nodes.append(helper.make_node("Sigmoid", [margin], [output]))
     graph = helper.make_graph(
         nodes,
         forward.role,

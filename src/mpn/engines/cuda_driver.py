@@ -179,9 +179,9 @@ class CudaDevice:
 
     def _abandon(self, stream: int) -> None:
         """End a capture that failed, so that the stream works again."""
-        status, graph = self._driver.cuStreamEndCapture(stream)
-        if int(status) == 0 and graph:
-            self._driver.cuGraphDestroy(graph)
+        status, *graph = self._driver.cuStreamEndCapture(stream)
+        if int(status) == 0:
+            self._driver.cuGraphDestroy(graph[0])
 
     def _call(self, function: str, *arguments: Any) -> Any:
         status, *values = getattr(self._driver, function)(*arguments)
