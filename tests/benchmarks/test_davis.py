@@ -217,6 +217,27 @@ def test_the_engines_of_all_sets_are_one_and_stay_open(engine_dir: Path) -> None
                 pipeline.step(clip[1].rgb)
 
 
+def test_weights_of_another_run_are_used_and_their_cost_is_not_told(
+    davis_folder: Path, engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, written = [], []
+    for number in range(2):
+        out, cache = tmp_path / f"{number}.json", tmp_path / "cache"
+        code = run(
+            monkeypatch, "--davis-root", davis_folder, "--engine-dir", engine_dir, "--threads",
+            "1", "--ablation", "adapted", "--adapt-steps", "2", "--warmup", "1",
+            "--adapt-cache", cache, "-o", out,
+        )  # fmt: skip
+        assert code == 0
+        results.append(load_result(out))
+        written.append({path.name: path.stat().st_ino for path in cache.iterdir()})
+    assert written[0] == written[1] != {}
+    first, second = (result["ablations"]["adapted"] for result in results)
+    assert first["objects"] == second["objects"]
+    assert first["adapt"] is second["adapt"] is None
+    assert "kept from other runs" in " ".join(results[0]["not_measured"])
+
+
 def test_missing_image_is_one_line_and_no_result(
     davis_folder: Path,
     engine_dir: Path,
