@@ -206,3 +206,7 @@ than 1e-1."""
 JOINED_WEIGHT_OF_STEP = 1e-2
 """Mean difference of weights over what AdamW's steps move them: it takes the sign of the smallest
 gradients, which rounding turns here and there."""
+
+PLAN_HALF_INPUT_ABS = 2e-3
+"""Probabilities of half networks, which onnxruntime computes in float32 on a CPU and fuses
+otherwise where an input is half already: some half steps (5e-4) apart."""
