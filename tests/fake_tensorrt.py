@@ -8,7 +8,6 @@ compared with those of the real bindings (``tests/engines/tensorrt_api.json``).
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import types
@@ -424,9 +423,10 @@ class _ICudaEngine(_Part):
         self._load()
 
     def _load(self) -> None:
-        stream = io.BytesIO(self._model.SerializeToString())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
-            stream.getvalue(), providers=["CPUExecutionProvider"]
+            self._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
     @property
