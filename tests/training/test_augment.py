@@ -63,3 +63,24 @@ def test_colour_shift_changes_colours_the_same_way_each_time() -> None:
     assert out.min() >= 0
     assert out.max() <= 255
     assert np.abs(out - rgb).mean() > 1
+
+
+def test_every_kind_of_damage_happens_to_a_probability() -> None:
+    prob = np.zeros((65, 65), np.float32)
+    cv2.circle(prob, (32, 32), 16, 1.0, -1)
+    inside, far = prob > 0, cv2.dilate(prob, np.ones((21, 21))) == 0
+    grid = np.mgrid[:65, :65]
+    seen = dict.fromkeys(("part lost", "leak", "smaller", "larger", "soft", "shifted"), 0)
+    for seed in range(300):
+        out = degrade_prob(prob, np.random.default_rng(seed), share=1.0)
+        area = out.sum() / prob.sum()
+        centre = (grid * out).sum(axis=(1, 2)) / max(out.sum(), 1e-6)
+        seen["part lost"] += bool((out[28:37, 28:37] < 0.1).any() and area > 0.3)
+        seen["leak"] += bool(out[far].max() > 0.3)
+        seen["smaller"] += bool(0.6 < area < 0.95)
+        seen["larger"] += bool(1.05 < area < 1.6)
+        seen["soft"] += bool(((out > 0.05) & (out < 0.95)).sum() > 0.3 * inside.sum())
+        seen["shifted"] += bool(np.linalg.norm(centre - 32) > 1.5)
+    assert min(seen.values()) >= 10, seen
+    # control: with a share of 0 none of it does
+    assert degrade_prob(prob, np.random.default_rng(0), share=0.0) is prob

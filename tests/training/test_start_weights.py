@@ -55,7 +55,7 @@ def test_a_trunk_of_another_width_or_network_is_one_line(vgg16: Path, xception: 
 
 def test_osvos_of_four_branches_starts_one_of_five(tmp_path: Path) -> None:
     four = OsvosVgg(OsvosConfig(branches=4, width=0.0625))
-    path = save_checkpoint(tmp_path / "four.pth", {"osvos": four})
+    path = save_checkpoint(tmp_path / "four.pth", {"osvos": four}, provenance={})
     state = osvos_start(path, OsvosConfig(width=0.0625), seed=0)
     OsvosVgg(OsvosConfig(width=0.0625)).load_state_dict(state)
     same = osvos_start(path, OsvosConfig(branches=4, width=0.0625), seed=0)

@@ -106,13 +106,10 @@ def run_loop(
         while trainer.step < steps:
             trainer.train_step(pool)
             done = trainer.step == steps
-            if trainer.step % options.log_every == 0 or trainer.step % options.validate_every == 0:
-                due = True
-            else:
-                due = done
-            if due:
+            validated = done or trainer.step % options.validate_every == 0
+            if validated or trainer.step % options.log_every == 0:
                 scores: Mapping[str, float] = {}
-                if trainer.step % options.validate_every == 0 or done:
+                if validated:
                     scores = validate() if processes.is_first else {}
                     processes.wait()
                 entry = trainer.take_report(scores)

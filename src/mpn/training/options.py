@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mpn.errors import TrainingError
 from mpn.networks.deeplab_xception import DeepLabConfig
 from mpn.training.draw import ClipMix
 from mpn.training.loop_options import LoopOptions
@@ -49,6 +50,14 @@ class PropagationTrainingOptions(LoopOptions):
     curriculum_steps: int = 2500
     freeze_norm: bool = False
     validation_frames: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch < 2 and not self.freeze_norm:
+            raise TrainingError(
+                f"batch normalisation needs at least 2 crops a step, got a batch of {self.batch}: "
+                "take more, or freeze_norm=true"
+            )
 
 
 @dataclass(frozen=True)
