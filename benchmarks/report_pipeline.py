@@ -5,7 +5,7 @@ Each function takes a result and whether it is for README, which has the main ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from report_text import Result, count, milliseconds, table, where
@@ -41,7 +41,7 @@ def davis_table(result: Result, is_short: bool) -> str:
         adapt = done["adapt"]
         rows.append(
             [
-                _set_name(name, done["stages"]),
+                _set_name(name, ablations),
                 *(f"{done[key]:.3f}" for key in ("J-Mean", "F-Mean", "J&F-Mean")),
                 f"{done['pipeline_fps']:.1f}",
                 f"{done['wall_fps']:.1f}",
@@ -63,11 +63,16 @@ def davis_table(result: Result, is_short: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _set_name(name: str, stages: Sequence[str]) -> str:
-    base = STAGE_SETS[name.removeprefix(PAPER_PREFIX)]
-    if name.startswith(PAPER_PREFIX):
+def _set_name(name: str, ablations: Mapping[str, Any]) -> str:
+    stages = ablations[name]["stages"]
+    if name in STAGE_SETS:
+        return STAGE_SETS[name]
+    if name.removeprefix(PAPER_PREFIX) in STAGE_SETS:
         return f"as in the paper: {' '.join(STAGE_SETS[stage] for stage in stages)}"
-    return base
+    base = next(n for n, done in ablations.items() if n in STAGE_SETS and done["stages"] == stages)
+    before, after = (ablations[n]["options"] for n in (base, name))
+    changed = (f"{key}={after[key]}" for key in after if after[key] != before[key])
+    return f"{name}: {STAGE_SETS[base]}, `{', '.join(changed)}`"
 
 
 def _score(scores: Mapping[str, float]) -> str:

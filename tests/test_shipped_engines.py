@@ -67,7 +67,8 @@ def test_the_manifest_s_advice_is_what_the_model_card_says() -> None:
     advice = load_manifest(directory).runtime_defaults
     assert advice
     for name, value in advice.items():
-        assert f"`{name}={value}`" in card
+        told = str(value).lower() if isinstance(value, bool) else value
+        assert f"`{name}={told}`" in card
 
 
 def test_the_engines_earn_their_place_on_the_built_in_clip(clip: list[SyntheticFrame]) -> None:

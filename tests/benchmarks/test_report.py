@@ -24,6 +24,7 @@ from tests.benchmarks.results import (
 from tests.conftest import REPOSITORY
 
 from report import TABLES, generated, main, stale_files, write_report  # isort: skip
+from report_pipeline import davis_table  # isort: skip
 from report_plots import plots_of  # isort: skip
 from report_text import table  # isort: skip
 from result_format import KINDS, ResultError, check_result, load_result  # isort: skip
@@ -188,6 +189,14 @@ def test_benchmarks_with_plots() -> None:
         "adapt_step": [],
         "precision": [],
     }
+
+
+def test_a_variant_is_told_by_the_options_that_it_changes() -> None:
+    result = davis_result()
+    before = result["ablations"]["propagation"]
+    changed = before["options"] | {"mirror": True}
+    result["ablations"]["twice"] = before | {"options": changed}
+    assert "| twice: + propagation, `mirror=True` |" in davis_table(result, is_short=True)
 
 
 def test_values_stand_where_the_axis_has_them() -> None:

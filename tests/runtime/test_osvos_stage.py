@@ -38,7 +38,9 @@ def says(labels: np.ndarray, prob: float = 0.8) -> Callable[..., dict[str, np.nd
 
 def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
     everywhere = np.ones((64, 96), np.uint8)
-    pipeline = blind(STILL, osvos=says(everywhere), options={"ensemble_weight": 0.25})
+    pipeline = blind(
+        STILL, osvos=says(everywhere), options={"osvos": "blend", "ensemble_weight": 0.25}
+    )
     pipeline.start(STILL.frames[0], STILL.labels[0])
     result = pipeline.step(STILL.frames[1])
     inside = STILL.labels[0] == 1
@@ -52,7 +54,7 @@ def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
 @pytest.mark.parametrize(
     ("clip", "mode", "calls"),
     [
-        (STILL, "auto", 1),
+        (STILL, "auto", 0),
         (STILL, "blend", 1),
         (STILL, "retrieve-only", 0),
         (STILL, "off", 0),
@@ -115,7 +117,11 @@ def test_a_lost_object_stays_lost_where_nothing_fits(options: dict[str, Any], re
 
 
 def test_osvos_takes_the_resized_frame_and_answers_at_working_size() -> None:
-    pipeline = blind(PAN, osvos=lambda inputs: {"prob": inputs["image"][:, 2:] / 255 + 0.45})
+    pipeline = blind(
+        PAN,
+        osvos=lambda inputs: {"prob": inputs["image"][:, 2:] / 255 + 0.45},
+        options={"osvos": "blend"},
+    )
     pipeline.start(PAN.frames[0], PAN.labels[0])
     result = pipeline.step(PAN.frames[1])
     image = pipeline.engines.osvos.calls[0]["image"]  # type: ignore[union-attr]
@@ -314,7 +320,9 @@ def test_two_lost_objects_do_not_take_the_same_component() -> None:
 def test_an_osvos_that_answers_nan_is_an_error_and_the_frame_can_be_tried_again() -> None:
     answers = [np.nan, 0.8]
     pipeline = blind(
-        STILL, osvos=lambda x: {"prob": np.full_like(x["image"][:, :1], answers.pop(0))}
+        STILL,
+        osvos=lambda x: {"prob": np.full_like(x["image"][:, :1], answers.pop(0))},
+        options={"osvos": "blend"},
     )
     pipeline.start(STILL.frames[0], STILL.labels[0])
     with pytest.raises(EngineError, match=r"OSVOS engine .* not finite"):
@@ -514,7 +522,7 @@ def test_the_blend_takes_the_shifted_odds() -> None:
     everywhere = np.ones((64, 96), np.uint8)
     found = {}
     for threshold in (0.5, 0.8):
-        options = {"ensemble_weight": 0.5, "osvos_threshold": threshold}
+        options = {"osvos": "blend", "ensemble_weight": 0.5, "osvos_threshold": threshold}
         pipeline = make(STILL, osvos=says(everywhere), options=options)
         pipeline.start(STILL.frames[0], STILL.labels[0])
         found[threshold] = float(pipeline.step(STILL.frames[1]).probs[0, 0, 10])

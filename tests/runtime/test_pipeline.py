@@ -447,8 +447,10 @@ def test_a_directory_of_real_engines_runs_the_same(tmp_path: Path, with_osvos: b
 
 def test_osvos_of_a_directory_is_opened_and_runs(tmp_path: Path) -> None:
     directory = make_engine_dir(tmp_path / "engines", with_osvos=True)
-    with Pipeline.from_engines(directory, backend="cpu") as pipeline:
-        assert run(pipeline, PAN)[-1].tracks[0].branch == "blended"
+    for mode, branch in (("blend", "blended"), ("auto", "propagation")):
+        options = PipelineOptions(osvos=mode)  # type: ignore[arg-type]
+        with Pipeline.from_engines(directory, backend="cpu", options=options) as pipeline:
+            assert run(pipeline, PAN)[-1].tracks[0].branch == branch
 
 
 def test_threads_of_opencv_are_set_while_the_pipeline_is_open(tmp_path: Path) -> None:

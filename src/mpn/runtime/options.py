@@ -48,9 +48,8 @@ class PipelineOptions:
         osvos: What OSVOS is for, if the engine directory has it. ``"blend"``: averaged with the
             propagation inside each object's ROI, and lost objects are looked for.
             ``"retrieve-only"``: lost objects are looked for. ``"off"``: it never runs. ``"auto"``:
-            blend with one object, or where every object has an OSVOS fine-tuned on it;
-            retrieve-only otherwise, because one network for several objects answers "something",
-            not "which".
+            blend where every object has an OSVOS fine-tuned on it; retrieve-only otherwise,
+            because the common network answers "something", not "which".
         osvos_threshold: Probability of OSVOS that means even odds; its answers are shifted so that
             this becomes 0.5, odds * (1 - threshold) / threshold. Its class-balanced loss makes it
             answer as if half of the frame were object; the public TensorFlow demo cuts its masks

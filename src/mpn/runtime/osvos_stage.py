@@ -48,9 +48,7 @@ class OsvosStage:
     def blends(self, object_ids: Sequence[int]) -> bool:
         """Whether OSVOS is averaged with the propagation."""
         mode = self._options.osvos
-        return mode == "blend" or (
-            mode == "auto" and (len(object_ids) == 1 or self._objects.all_have("osvos", object_ids))
-        )
+        return mode == "blend" or (mode == "auto" and self._objects.all_have("osvos", object_ids))
 
     @property
     def seeks_lost(self) -> bool:
