@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,13 @@ import numpy as np
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, times
 from mpn.closing import Closing
+from mpn.engines.adapt import adapt_entry
+from mpn.engines.adapted import open_object_engine
 from mpn.engines.base import DeviceEngine, EngineBuffers
 from mpn.engines.load import open_engines
+from mpn.engines.manifest import load_manifest
 from mpn.engines.spec import EngineSpec, Role, engine_spec
-from mpn.runtime.device.networks import array_from_tensor
+from mpn.engines.weights_data import read_weights
 from mpn.runtime.ops.cuda_array import DeviceArray
 from mpn.runtime.ops.cuda_lane import Lane
 
@@ -108,8 +110,9 @@ def _references(directory: str, wanted: Mapping[Role, Any]) -> dict[str, Any]:
 
 
 class TorchEngine(Closing):
-    """A DeviceEngine that PyTorch runs, to have networks where neither TensorRT nor CUDA's
-    onnxruntime is: a measure of the pipeline around them, and no backend of the package.
+    """A DeviceEngine that PyTorch runs, where neither TensorRT nor CUDA's onnxruntime is.
+
+    It measures the pipeline around the networks, and is no backend of the package.
 
     Args:
         bench: Where.
@@ -138,28 +141,35 @@ class TorchEngine(Closing):
 
     @property
     def spec(self) -> EngineSpec:
+        """See DeviceEngine."""
         return self._spec
 
     @property
     def backend(self) -> str:
+        """See DeviceEngine."""
         return "pytorch"
 
     @property
     def can_be_captured(self) -> bool:
+        """See DeviceEngine."""
         return False  # torch's allocator takes part in captures of torch alone
 
     def buffers(self, objects: int = 1) -> EngineBuffers:
+        """See DeviceEngine."""
+
         def rows(arrays: dict[str, DeviceArray]) -> dict[str, DeviceArray]:
             return {n: a.part(0, objects) if self._rows else a for n, a in arrays.items()}
 
         return EngineBuffers(inputs=rows(self._inputs), outputs=rows(self._outputs))
 
     def prepare(self, stream: int, objects: int = 1) -> None:
+        """See DeviceEngine."""
         for _ in range(2):
             self.enqueue(stream, objects)
         self._lane.mark().wait()
 
     def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
+        """See DeviceEngine."""
         buffers = self.buffers(objects)
         if self._is_dry:
             self._lane.scheduler.put(stream, self._spec.role, lambda: self._run(buffers))  # type: ignore[attr-defined]
@@ -170,9 +180,11 @@ class TorchEngine(Closing):
         return buffers
 
     def infer_on_device(self, inputs: Any, stream: int) -> Any:
+        """See DeviceEngine; not used."""
         raise CannotRunError("the engine of PyTorch is run by its buffers")
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See Engine."""
         torch = self._torch
         given = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in inputs.items()}
         device = "cpu" if self._is_dry else "cuda"
@@ -181,6 +193,7 @@ class TorchEngine(Closing):
         return {self._spec.outputs[0].name: out.float().cpu().numpy()}
 
     def close(self) -> None:
+        """Give the network back."""
         self._module = None
 
     def _run(self, buffers: EngineBuffers) -> None:
@@ -265,14 +278,14 @@ def _eager(bench: Bench, budget: Budget, precision: str) -> dict[str, Any]:
 def adaptation(bench: Bench, budget: Budget) -> dict[str, Any]:
     """Fine-tuning of OSVOS on one object of the given frame, by the directory's own graph."""
     from mpn.runtime.adapt import ObjectAdapter
-    from mpn.runtime.adaptation import options_for
     from mpn.runtime.adapt_options import AdaptOptions
+    from mpn.runtime.adaptation import options_for
     from mpn.runtime.options import PipelineOptions
     from mpn.synthetic import render_clip
 
     figures: dict[str, Any] = {}
     frame = next(iter(render_clip(frames=1, size_hw=bench.sizes.mask_hw, objects=1)))
-    for directory in bench.engine_dirs:
+    for directory in bench.adapt_dirs:
         for backend in ("cpu",) if bench.is_dry else DEVICE_BACKENDS:
             name = f"{Path(directory).name} on {backend}"
 
@@ -312,51 +325,45 @@ def with_steps(options: Any, steps: int) -> Any:
 
 
 def weight_swap(bench: Bench, budget: Budget) -> dict[str, Any]:
-    """Other weights into the propagation engine: refitted, against built anew, and the outputs."""
-    from mpn.engines.manifest import load_manifest
-    from mpn.engines.swap import open_adapted_engine
-
+    """Other weights into an open engine, against a fresh one with them: time, and outputs."""
     figures: dict[str, Any] = {}
-    for directory in bench.engine_dirs:
+    for directory in bench.adapt_dirs:
         manifest = load_manifest(directory)
-        for role in ("osvos", "propagation"):
-            entry = manifest.roles.get(role)  # type: ignore[call-overload]
-            if entry is None or entry.adapt is None:
-                continue
+        roles = [role for role, entry in manifest.roles.items() if entry.adapt is not None]
+        for role in roles:
             for backend in ("cpu",) if bench.is_dry else DEVICE_BACKENDS:
-
-                def work(
-                    directory: str = directory, role: Any = role, backend: Any = backend
-                ) -> dict[str, Any]:
-                    return _swapped(directory, role, backend, open_adapted_engine)
-
-                figures[f"{Path(directory).name} {role} on {backend}"] = guarded(work)
+                name = f"{Path(directory).name} {role} on {backend}"
+                if budget.is_spent:
+                    figures[name] = {"status": "not run", "why": "the time was spent"}
+                    continue
+                figures[name] = guarded(
+                    lambda directory=directory, role=role, backend=backend: _swapped(  # type: ignore[misc]
+                        directory, role, backend
+                    )
+                )
     if not figures:
         raise CannotRunError("no engine directory here has networks that can be fine-tuned")
     return figures
 
 
-def _swapped(directory: str, role: Role, backend: Any, open_adapted_engine: Any) -> dict[str, Any]:
-    from mpn.engines.swap import read_weights
-
+def _swapped(directory: str, role: Role, backend: Any) -> dict[str, Any]:
     with open_engines(directory, backend=backend, threads=2) as opened:
+        manifest, base = opened.manifest, opened.engines[role]
+        tensors = adapt_entry(manifest, role).tensors
         weights = {
-            name: (value * np.float32(1.01)).astype(np.float32)
-            for name, value in read_weights(directory, role).items()
+            name: np.asarray(value * np.float32(1.01), np.float32)
+            for name, value in read_weights(Path(directory), tensors).items()
         }
+        inputs = example_inputs(base.spec)
+        (before,) = base.run(inputs).values()
         taken, answers = [], []
         for _ in range(2):
-            before = time.perf_counter()
-            with open_adapted_engine(directory, role, weights, backend=backend) as engine:
-                taken.append(round(time.perf_counter() - before, 3))
-                answers.append(engine.run(example_inputs(engine.spec)))
-        plain = opened.engines[role].run(example_inputs(opened.engines[role].spec))
-    (name,) = plain
-    return {
-        "swap_s": taken,
-        "changes_output_by": float(np.abs(answers[0][name] - plain[name]).max()),
-        "second_swap_differs_by": float(np.abs(answers[0][name] - answers[1][name]).max()),
-    }
-
-
-__all__ = ["TorchEngine", "adaptation", "array_from_tensor", "eager", "engines", "weight_swap"]
+            started = time.perf_counter()
+            with open_object_engine(directory, opened, role, weights, threads=2) as engine:
+                taken.append(round(time.perf_counter() - started, 3))
+                answers.extend(engine.run(inputs).values())
+        return {
+            "swap_s": taken,
+            "changes_output_by": float(np.abs(answers[0] - before).max()),
+            "second_swap_differs_by": float(np.abs(answers[0] - answers[1]).max()),
+        }

@@ -287,7 +287,8 @@ class Pipeline(DeviceVideo):
         self, on: DeviceStages, state: State, rgb: UInt8Array
     ) -> tuple[SeenFrame, Told, Candidates]:
         osvos, object_ids, index = self._osvos, state.object_ids, state.index + 1
-        always = object_ids if osvos.is_in_every_frame(object_ids) else ()
+        is_always = osvos.seeks_lost and osvos.is_in_every_frame(object_ids)
+        always = object_ids if is_always else ()
         frame = on.sight.frame_for(rgb, osvos_for=always)
         expected = self._taken_expected()
         # Where nothing is expected to be lost, OSVOS is asked on the side for those that want it.
@@ -320,7 +321,7 @@ class Pipeline(DeviceVideo):
         options, plane_of = self._options, frame.plane_of
         front = [("warp", lambda: on.warp(frame))]
         if options.use_propagation:
-            front.append(("propagation", lambda: on.propagate(frame)))
+            front.append(("", lambda: on.propagate(frame)))
         back: list[tuple[str, Callable[[], None]]] = []
         has_planes = any(planes_for)
         if has_planes and self._osvos.may_move_any(object_ids):
@@ -358,8 +359,7 @@ class Pipeline(DeviceVideo):
                 found = osvos.retrieve_lost(small, found, planes, state)
         on.replace_found(found, planes)
         if options.use_propagation:
-            with on.timed("propagation"):
-                on.propagate(frame)
+            on.propagate(frame)
         is_blended = any(wanted) and osvos.blends(object_ids)
         with on.timed("merge"):
             on.merge_replaced(has_crops=options.use_propagation, is_blended=is_blended)

@@ -10,7 +10,7 @@ import pytest
 from mpn.runtime.device.options import DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from tests.fakes import fake_engine_set
-from tests.runtime.device.lanes import Order, ShimLane
+from tests.runtime.device.lanes import Order, ShimLane, ShimMark
 from tests.runtime.device.rigs import device_pipeline, pan_both_ways, run
 from tests.runtime.device.test_device_pipeline import red, sharpened
 from tests.runtime.ops.cuda_shim.shim import Shim
@@ -54,6 +54,7 @@ def test_a_mark_that_is_not_awaited_is_found(
     """Control: without one of the waits, work done late gives another result."""
     expected = probs(shim, expects=True)
     monkeypatch.setattr(f"mpn.runtime.device.stages.DeviceStages.follow_{awaited}", lambda *_: None)
+    monkeypatch.setattr(ShimMark, "seconds_since", lambda *_: 0.001)
     assert probs(shim, expects=True, order="late").tobytes() != expected.tobytes()
 
 

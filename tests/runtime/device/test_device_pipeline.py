@@ -82,7 +82,8 @@ def both(
         for _ in range(2)
     ]
     chosen = PipelineOptions(**options)
-    flows = None if "flow" in engines else clip.flows_to_prev_px
+    # Frames worked on at another size have another flow: OpenCV DIS estimates it.
+    flows = None if "flow" in engines or "size" in options else clip.flows_to_prev_px
     known = [None if flows is None else KnownFlow(flows) for _ in range(2)]
     host = Pipeline(sets[0], options=chosen, flow=known[0])
     on_device, lane = device_pipeline(shim, sets[1], chosen, flow=known[1], **device)

@@ -7,7 +7,7 @@ returns; the host waits once, in :meth:`DeviceStages.told`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,13 +232,13 @@ class DeviceStages(Closing):
         Args:
             name: Of the stages together; their time where they are a graph.
             frame: The current frame.
-            parts: Stages by name, in order.
+            parts: Stages by name, in order; ``""`` for one that takes its times itself.
             key: What else decides what is started.
         """
 
         def work() -> None:
             for stage, start in parts:
-                with self._inner_watch.stage(stage):
+                with self._inner_watch.stage(stage) if stage else nullcontext():
                     start()
 
         if not self._is_capturing:
@@ -270,11 +270,13 @@ class DeviceStages(Closing):
     def propagate(self, frame: SeenFrame) -> None:
         """See ``crop`` and ``propagate`` of :class:`mpn.runtime.stages.Stages`."""
         for flag, batch in enumerate(self._batches):
-            self._held.crop(frame.frame, batch.packed, batch.rows)
+            with self._inner_watch.stage("crop"):
+                self._held.crop(frame.frame, batch.packed, batch.rows)
             count = len(batch.members)
-            prob = batch.engine.enqueue(self._lane.address, count).outputs["prob"]
-            answer = array_from_tensor(prob).part(0, count)
-            self._held.flag_not_finite(answer, flag)
+            with self._inner_watch.stage("propagation"):
+                prob = batch.engine.enqueue(self._lane.address, count).outputs["prob"]
+                answer = array_from_tensor(prob).part(0, count)
+                self._held.flag_not_finite(answer, flag)
             if self._is_direct:
                 self._crops = answer
                 continue

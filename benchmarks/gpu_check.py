@@ -1,0 +1,225 @@
+"""Everything that only a GPU can show, in one command of under 8 minutes.
+
+    python benchmarks/gpu_check.py [-o FILE.json] [--engine-dir DIR ...] [--sections NAME,NAME]
+    python benchmarks/gpu_check.py --dry-run
+
+Runs from a source checkout, without network, with NumPy, SciPy and OpenCV; cuda-core,
+cuda-bindings and NVRTC for the kernels; PyTorch and onnx for the comparison with it; onnxruntime or
+TensorRT for engines. PyAV, Pillow, Typer and Rich are not needed. What is missing is said in
+``not_measured``, in one line each, and the rest runs: the exit code is 0 if the result is written.
+
+--dry-run runs the same code on a CPU at tiny sizes, with the kernels compiled by g++ through the
+tests' shim: it proves the code, and no figure of it means anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT / "src", ROOT / "benchmarks"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+TOTAL_S = 450.0
+BUDGETS_S = {
+    "bandwidth": 15.0,
+    "kernels": 90.0,
+    "crf": 40.0,
+    "masks": 60.0,
+    "eager": 60.0,
+    "engines": 90.0,
+    "speed": 120.0,
+    "adaptation": 40.0,
+    "weight_swap": 30.0,
+}
+"""Sections in their order, and what each may take."""
+
+
+def stand_in_for(module: str) -> bool:
+    """Let a module that is imported for its names, and not used here, be absent.
+
+    Returns:
+        Whether it is.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        sys.modules[module] = types.ModuleType(module)
+        return True
+    return False
+
+
+def use_experimental_names() -> None:
+    """cuda-core below 0.5 keeps its names in ``cuda.core.experimental``."""
+    try:
+        core = importlib.import_module("cuda.core")
+        if not hasattr(core, "Device"):
+            older = importlib.import_module("cuda.core.experimental")
+            for name in dir(older):
+                if not name.startswith("_"):
+                    setattr(core, name, getattr(older, name))
+    except ImportError:
+        pass  # said by the section that needs it
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, print a line a section, and write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", "--out", type=Path, default=Path("gpu_check.json"))
+    parser.add_argument("--engine-dir", action="append", default=[], metavar="DIR")
+    parser.add_argument("--sections", default=",".join(BUDGETS_S), metavar="NAME,NAME")
+    parser.add_argument("--dry-run", action="store_true")
+    given = parser.parse_args(arguments)
+    wanted = given.sections.split(",")
+    unknown = sorted(set(wanted) - set(BUDGETS_S))
+    if unknown:
+        parser.error(f"unknown section {unknown[0]}: there are {', '.join(BUDGETS_S)}")
+    document = run(wanted, given.engine_dir, is_dry=given.dry_run)
+    from result_format import check_result
+
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    check_result(document)
+    print(f"wrote {given.out}; {len(document['not_measured'])} things could not run")
+    for line in document["not_measured"]:
+        print(f"  {line}")
+    return 0
+
+
+def run(wanted: list[str], engine_dirs: list[str], *, is_dry: bool) -> dict[str, Any]:
+    """The result, in the common format."""
+    absent = [name for name in ("av", "PIL", "PIL.Image") if stand_in_for(name)]
+    use_experimental_names()
+    from gpu_bench import DRY, Runner, Sizes
+    from mpn.runtime.benchmark_result import benchmark_document, load_average
+
+    before = load_average()
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = open_bench(DRY if is_dry else Sizes(), engine_dirs, scratch, is_dry=is_dry)
+        runner = Runner(bench, total_s=TOTAL_S)
+        for name, section in sections().items():
+            if name in wanted:
+                runner.run(name, section, budget_s=BUDGETS_S[name])
+        device = device_facts(bench)
+        if bench.lane is not None and not is_dry:
+            bench.lane.mark().wait()
+    not_measured = runner.could_not_run()
+    if absent:
+        not_measured.append(f"not installed, and not needed here: {', '.join(absent)}")
+    document = benchmark_document(
+        "gpu_check",
+        {
+            "backend": {
+                "asked": "all that load",
+                "used": "cpu, dry run" if is_dry else str(device.get("name", "none")),
+                "note": "a dry run: its figures mean nothing" if is_dry else bench.why_no_lane,
+                "threads": None,
+            },
+            "engine": None,
+            "frame_size_hw": list(bench.sizes.frame_hw),
+            "objects": list(bench.sizes.objects),
+            "frames": bench.sizes.frames,
+            "warmup": bench.sizes.warmup,
+            "load_average_before": before,
+            "not_measured": not_measured,
+            "is_dry_run": is_dry,
+            "device": device,
+            "sections": runner.sections,
+        },
+        more_versions=more_versions(),
+    )
+    document["versions"].setdefault("opencv-python-headless", "not by pip")
+    return document
+
+
+def sections() -> dict[str, Any]:
+    """Every section by name; a module of them that cannot be imported fails alone."""
+    found = {}
+    for name in BUDGETS_S:
+        module = (
+            "gpu_kernels"
+            if name in ("bandwidth", "kernels", "crf")
+            else "gpu_pipeline"
+            if name in ("masks", "speed")
+            else "gpu_networks"
+        )
+
+        def section(bench: Any, budget: Any, module: str = module, name: str = name) -> Any:
+            return getattr(importlib.import_module(module), name)(bench, budget)
+
+        found[name] = section
+    return found
+
+
+def open_bench(sizes: Any, engine_dirs: list[str], scratch: str, *, is_dry: bool) -> Any:
+    """The device, or the shim, or why there is neither."""
+    from gpu_bench import Bench, one_line
+    from mpn.engines.load import default_engine_dir
+
+    lane, why = None, ""
+    dirs = [str(default_engine_dir()), *engine_dirs]
+    try:
+        if is_dry:
+            sys.path.insert(0, str(ROOT))
+            from tests.engine_dirs import make_engine_dir
+            from tests.runtime.device.lanes import ShimLane
+            from tests.runtime.ops.cuda_shim.shim import Shim
+
+            lane = ShimLane(Shim(Path(tempfile.gettempdir()) / "mpn-cuda-shim"))
+            dirs = [str(make_engine_dir(Path(scratch) / "tiny", with_osvos=True)), *engine_dirs]
+        else:
+            from mpn.runtime.ops.cuda_device import CudaDevice
+
+            lane = CudaDevice()
+    except Exception as error:  # whatever it is, the result says it
+        why = one_line(error)
+    return Bench(sizes, is_dry, lane, why, dirs, [str(default_engine_dir()), *engine_dirs])
+
+
+def device_facts(bench: Any) -> dict[str, Any]:
+    """Name, memory and driver of the GPU, by torch or by the driver; empty without one."""
+    facts: dict[str, Any] = {"python": platform.python_version()}
+    if bench.is_dry or bench.lane is None:
+        return facts
+    facts["arch"] = bench.lane.arch
+    try:
+        from cuda.bindings import driver
+
+        _, name = driver.cuDeviceGetName(128, 0)
+        _, _, total = driver.cuMemGetInfo()
+        _, version = driver.cuDriverGetVersion()
+        facts |= {
+            "name": bytes(name).split(b"\0")[0].decode(),
+            "memory_gib": round(int(total) / 2**30, 1),
+            "driver_cuda_version": int(version),
+        }
+    except Exception as error:  # a fact less
+        facts["why_no_name"] = str(error)
+    return facts
+
+
+def more_versions() -> dict[str, str]:
+    """Of packages that the runtime does not list."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("torch", "onnx", "cupy-cuda13x", "cuda-core", "cuda-bindings",
+                    "nvidia-cuda-nvrtc"):  # fmt: skip
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
