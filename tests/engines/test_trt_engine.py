@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mpn.engines.base import DeviceEngine
-from mpn.engines.build.options import BuildOptions
-from mpn.engines.build.store import PlanStore
 from mpn.engines.cuda_driver import open_device
 from mpn.engines.device import Tensor
 from mpn.engines.load import PlanPolicy, open_engines
 from mpn.engines.manifest import load_manifest
 from mpn.engines.ort import OrtEngine
+from mpn.engines.plans.options import BuildOptions
+from mpn.engines.plans.store import PlanStore
 from mpn.engines.spec import Role, engine_spec
 from mpn.engines.trt_api import TrtBackend, load_trt
 from mpn.engines.trt_engine import TrtEngine

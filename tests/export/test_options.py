@@ -23,7 +23,6 @@ def test_the_defaults_are_the_contract() -> None:
     assert options.max_objects == 8
     assert options.opset == 18
     assert options.verify
-    assert not options.build
     assert (options.flow_preset, options.flow_scale) == ("ultrafast", 1.0)
 
 
@@ -39,7 +38,6 @@ def test_the_defaults_are_the_contract() -> None:
         ({"max_objects": 0}, "max_objects must be at least 1, got 0"),
         ({"max_objects": 255}, "max_objects must be at most 254, got 255"),
         ({"opset": 20}, r"opset 20 .* only 18 .* nearest \(NVIDIA/TensorRT#4646\)"),
-        ({"build": True}, "cannot build plans: leave --build out"),
         ({"roles": ()}, "no role was asked for"),
         ({"verify": False, "parity_images": Path("x")}, "leave out either"),
         ({"flow_preset": "slow"}, "unknown flow preset 'slow'"),

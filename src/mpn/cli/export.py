@@ -9,7 +9,10 @@ import typer
 
 def export(
     checkpoints: list[Path] = typer.Argument(
-        ..., metavar="CKPT", help="Own checkpoint (one or several roles) or a public file."
+        ...,
+        metavar="CKPT",
+        help="Own checkpoint (one or several roles) or a public file; with --build also an engine "
+        "directory, whose plans are then built.",
     ),
     out: Path = typer.Option(
         Path("engines"), "-o", "--out", metavar="DIR", help="Engine directory to write."
@@ -27,7 +30,21 @@ def export(
         show_default="all",
     ),
     opset: int = typer.Option(18, help="ONNX opset; 18 and no other."),
-    build: bool = typer.Option(False, "--build/--no-build", help="Build TensorRT plans too."),
+    build: bool = typer.Option(
+        False, "--build/--no-build", help="Build the plans of TensorRT (or for RTX) too."
+    ),
+    plans_for: str | None = typer.Option(
+        None,
+        metavar="tensorrt|tensorrt-rtx",
+        help="Which library's.",
+        show_default="tensorrt on a GPU, else tensorrt-rtx",
+    ),
+    any_gpu: bool = typer.Option(
+        False, "--any-gpu", help="Plans that also run on other GPUs, from Ampere on (slower)."
+    ),
+    any_version: bool = typer.Option(
+        False, "--any-version", help="Plans that also run with later versions of TensorRT."
+    ),
     verify: bool = typer.Option(
         True, "--verify/--no-verify", help="Compare every graph with its PyTorch module."
     ),
@@ -77,6 +94,13 @@ def export(
     DeepLab Xception, OSVOS-PyTorch. Every graph is compared with its PyTorch module, and one that
     differs is refused. An interrupted export goes on where it stopped.
     """
+    from mpn.cli.plans import PlanArguments, build_alone
+
+    plans = PlanArguments(build, plans_for, any_gpu=any_gpu, any_version=any_version)
+    if plans.are_of_a_directory(checkpoints):
+        build_alone(checkpoints[0], plans, quiet=quiet)
+        return
+
     from mpn.errors import import_or_explain
 
     for module in ("torch", "onnx", "onnxscript"):
@@ -99,7 +123,6 @@ def export(
         roles=roles_from_text(roles) if roles else None,
         verify=verify,
         parity_images=parity_images,
-        build=build,
         adapt=adapt,
         adapt_optimizer=adapt_optimizer,
         flow_variant=flow_variant,
@@ -111,6 +134,9 @@ def export(
         licence=licence,
         command=command_text(),
     )
+    plans.check()  # before minutes of exporting
     with ExportView(quiet=quiet) as view:
         bundle = export_bundle(checkpoints, out, options, view)
+        built = plans.build(bundle.directory, view.plan)
     print_bundle(bundle, options)
+    plans.show(built)

@@ -14,6 +14,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from mpn.cli.plans import plan_text
+from mpn.engines.plans.progress import PlanProgress
 from mpn.engines.entries import ENGINE_SOURCE
 from mpn.engines.spec import Role
 from mpn.export.bundle import ExportedBundle
@@ -79,6 +81,10 @@ class ExportView(Progress):
     def reused(self, role: Role) -> None:
         """A role is taken from an interrupted export."""
         self._console.print(Text(f"{role:12} finished by an interrupted export, kept"))
+
+    def plan(self, progress: PlanProgress) -> None:
+        """A plan is being built."""
+        self._show(plan_text(progress))
 
     def _show(self, text: str) -> None:
         self._live.update(Spinner("dots", Text(text)))

@@ -50,6 +50,8 @@ def _print(report: EngineDirReport) -> None:
     console.print(f"[bold]{_plain(manifest.name)}[/bold] in {_plain(report.directory)}")
     console.print(_engines_table(report))
     console.print(_facts_table("Tensors", _tensor_rows(report)))
+    if report.plans:
+        console.print(_plans_table(report))
     console.print(_facts_table("Fine-tuning on the given frame", _adapt_rows(report)))
     console.print(
         _facts_table(
@@ -86,6 +88,35 @@ def _engines_table(report: EngineDirReport) -> Any:
             table.add_row(
                 role if first else "", _plain(file.path), _size(file.size_bytes), *facts, digest
             )
+    return table
+
+
+def _plans_table(report: EngineDirReport) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="Plans", title_justify="left", box=box.SIMPLE)
+    for heading in ("role", "for", "built by", "on", "size", "half", "state"):
+        table.add_column(heading, overflow="fold")
+    for plan in report.plans:
+        record = plan.record
+        if record is None:
+            table.add_row(_plain(plan.path.name), *[""] * 5, f"[red]{_plain(plan.problem)}[/red]")
+            continue
+        count = record.precision.engine or record.precision.network
+        state = (
+            "[green]ok[/green]" if plan.problem is None else f"[red]{_plain(plan.problem)}[/red]"
+        )
+        exchange = " (weights can be exchanged)" if record.key.options.refittable else ""
+        table.add_row(
+            f"{record.key.role}{exchange}",
+            _plain(record.key.arch),
+            _plain(f"{record.key.backend} {record.built_by}"),
+            _plain(record.device or "no GPU"),
+            _size(record.nbytes),
+            f"{count.half_layers} of {count.layers} layers",
+            state,
+        )
     return table
 
 

@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 
 from mpn.engines.base import Engine
-from mpn.engines.build.store import PlanStore
 from mpn.engines.cuda_driver import open_device
 from mpn.engines.device import Device
 from mpn.engines.files import check_present, resolve_inside
 from mpn.engines.manifest import Manifest
 from mpn.engines.ort import OrtEngine, why_no_cuda
 from mpn.engines.ort_cuda import OrtCudaEngine
+from mpn.engines.plans.store import PlanStore
 from mpn.engines.spec import Role
 from mpn.engines.trt_api import TrtBackend, load_trt
 from mpn.engines.trt_open import PlanPolicy, open_trt_engine

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mpn.engines.files import FileDigest, check_digest, resolve_inside
-from mpn.engines.load import open_engines
+from mpn.engines.load import Backend, PlanPolicy, open_engines
 from mpn.engines.manifest import Manifest, load_manifest
-from mpn.engines.ort import OrtBackend
 from mpn.engines.parity import ParityReport, load_parity
+from mpn.engines.plans.listing import PlanReport, plan_reports
 from mpn.engines.spec import Role
 from mpn.errors import ManifestError, MpnError
 
-_TRIED: tuple[OrtBackend, ...] = ("cpu", "cuda")
+_TRIED: tuple[Backend, ...] = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BackendReport:
     """Whether a backend can run the directory here.
 
     Attributes:
-        backend: ``"cpu"`` or ``"cuda"``.
+        backend: Its name.
         usable: Whether all its engines opened.
         reason: One sentence.
     """
@@ -59,6 +59,7 @@ class EngineDirReport:
         files: The files of each role, the graph first, those of fine-tuning last.
         backends: What this machine can run it with.
         parity: How far the graphs were from PyTorch; None without ``parity.json``.
+        plans: The plans in it, whatever machine they are for.
     """
 
     directory: Path
@@ -66,6 +67,7 @@ class EngineDirReport:
     files: Mapping[Role, tuple[FileReport, ...]]
     backends: tuple[BackendReport, ...]
     parity: ParityReport | None
+    plans: tuple[PlanReport, ...] = ()
 
     @property
     def problem(self) -> str | None:
@@ -95,6 +97,14 @@ class EngineDirReport:
                 backend.backend: {"usable": backend.usable, "reason": backend.reason}
                 for backend in self.backends
             },
+            "plans": [
+                {
+                    "path": str(plan.path.relative_to(self.directory)),
+                    "problem": plan.problem,
+                    "record": None if plan.record is None else plan.record.as_json(),
+                }
+                for plan in self.plans
+            ],
             "parity": None if self.parity is None else dict(self.parity.document),
             "problem": self.problem,
         }
@@ -103,7 +113,7 @@ class EngineDirReport:
 def describe_engine_dir(directory: str | os.PathLike[str]) -> EngineDirReport:
     """Read the manifest, compare every digest, and try to open the engines with each backend.
 
-    Engines are opened only if every file is the exported one.
+    Engines are opened only if every file is the exported one; no plan is built.
 
     Raises:
         ManifestError: If the directory, its manifest or its parity file cannot be read at all.
@@ -122,6 +132,7 @@ def describe_engine_dir(directory: str | os.PathLike[str]) -> EngineDirReport:
         files=files,
         backends=tuple(_backend_report(path, backend, intact=intact) for backend in _TRIED),
         parity=load_parity(path),
+        plans=plan_reports(path, manifest),
     )
 
 
@@ -138,11 +149,13 @@ def _file_report(directory: Path, file: FileDigest) -> FileReport:
     return FileReport(file.path, size_bytes, None)
 
 
-def _backend_report(directory: Path, backend: OrtBackend, *, intact: bool) -> BackendReport:
+def _backend_report(directory: Path, backend: Backend, *, intact: bool) -> BackendReport:
     if not intact:
         return BackendReport(backend, False, "not tried, since files have changed or are missing")
     try:
-        with open_engines(directory, backend=backend, verify=False) as engines:
+        # Nothing is built for a look.
+        policy = PlanPolicy(build=False)
+        with open_engines(directory, backend=backend, verify=False, plans=policy) as engines:
             opened = ", ".join(engines.engines)
     except MpnError as error:
         return BackendReport(backend, False, str(error))

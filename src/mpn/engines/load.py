@@ -12,7 +12,6 @@ from pathlib import Path
 from mpn.closing import Closing
 from mpn.engines.backends import BACKENDS, Backend, Opening, open_with
 from mpn.engines.base import Engine
-from mpn.engines.build.store import PlanStore
 from mpn.engines.device import Device
 from mpn.engines.files import check_engine_dir
 from mpn.engines.manifest import (
@@ -22,6 +21,7 @@ from mpn.engines.manifest import (
     load_manifest,
     verify_digests,
 )
+from mpn.engines.plans.store import PlanStore
 from mpn.engines.spec import Role
 from mpn.engines.trt_open import PlanPolicy
 from mpn.errors import BackendError, ManifestError

@@ -10,10 +10,10 @@ import numpy as np
 
 from mpn.closing import Closing
 from mpn.engines.base import DeviceTensor, EngineBuffers
-from mpn.engines.build.options import object_profiles, profile_for
 from mpn.engines.device import Device
 from mpn.engines.device_buffers import DeviceBuffers
 from mpn.engines.files import write_bytes_atomically
+from mpn.engines.plans.options import object_profiles, profile_for
 from mpn.engines.spec import EngineSpec
 from mpn.engines.trt_api import TrtApi
 from mpn.engines.trt_context import BoundContext

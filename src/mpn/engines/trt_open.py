@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mpn.engines.build.options import BuildOptions
-from mpn.engines.build.progress import OnPlanProgress
-from mpn.engines.build.store import Plan, PlanStore
+from mpn.engines.plans.options import BuildOptions
+from mpn.engines.plans.progress import OnPlanProgress
+from mpn.engines.plans.store import Plan, PlanStore
 from mpn.engines.spec import Role
 from mpn.engines.trt_engine import TrtEngine
 from mpn.errors import BackendError, EngineError

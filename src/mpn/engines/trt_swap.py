@@ -17,10 +17,10 @@ import numpy as np
 from mpn.engines.adapt import adapt_entry
 from mpn.engines.adapt_entry import WeightTensor
 from mpn.engines.base import Engine
-from mpn.engines.build.plans import refittable
-from mpn.engines.build.store import PlanStore
+from mpn.engines.build import refittable
 from mpn.engines.files import resolve_inside
 from mpn.engines.ort import OrtEngine
+from mpn.engines.plans.store import PlanStore
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.engines.swap import exchanged_graph
 from mpn.engines.trt_engine import TrtEngine

@@ -41,7 +41,6 @@ class ExportOptions:
         roles: Which roles of the checkpoints to export; None for all.
         verify: Compare each graph with its module, and refuse to write what differs.
         parity_images: Folder of pictures to compare on; None renders some.
-        build: Build plans too; this version cannot.
         adapt: Write the fine-tuning step of the roles that have one, and keep their weights in a
             file of their own.
         adapt_optimizer: ``"sgd"`` or ``"adamw"`` for all of them; None for what suits each.
@@ -67,7 +66,6 @@ class ExportOptions:
     roles: tuple[Role, ...] | None = None
     verify: bool = True
     parity_images: Path | None = None
-    build: bool = False
     adapt: bool = True
     adapt_optimizer: str | None = None
     flow_variant: str | None = None
@@ -96,11 +94,6 @@ class ExportOptions:
                 f"opset {self.opset} was asked for, but only {OPSET} is exported: from 20 on "
                 "TensorRT's parser reads the renamed GridSample mode as nearest "
                 "(NVIDIA/TensorRT#4646), and under 18 the exporter converts down"
-            )
-        if self.build:
-            raise InputError(
-                "this version of mpn-runtime cannot build plans: leave --build out, and run the "
-                "engine directory with onnxruntime (--backend cpu or cuda)"
             )
         if self.roles is not None and not self.roles:
             raise InputError(f"no role was asked for: the roles are {', '.join(ROLES)}")

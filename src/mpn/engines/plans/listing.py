@@ -1,0 +1,53 @@
+"""The plans that lie in an engine directory, for ``mpn inspect``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpn.engines.files import resolve_inside, sha256_of_file
+from mpn.engines.manifest import Manifest
+from mpn.engines.ort import one_line
+from mpn.engines.plans.record import PLANS_DIR, PlanRecord, load_record
+from mpn.errors import EngineError
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """One plan of a directory, for ``mpn inspect``.
+
+    Attributes:
+        path: Where it lies.
+        record: What is known about it; None if its record cannot be used.
+        problem: Why it fits nothing: changed, without a record, or of another graph; None if it is
+            a plan of this directory. Whether it fits this machine is not looked at.
+    """
+
+    path: Path
+    record: PlanRecord | None
+    problem: str | None
+
+
+def plan_reports(directory: Path, manifest: Manifest) -> tuple[PlanReport, ...]:
+    """Every plan in ``plans/`` of a directory, by name."""
+    reports = []
+    for path in sorted(resolve_inside(directory, PLANS_DIR).glob("*.plan")):
+        try:
+            record = load_record(path)
+        except EngineError as error:
+            reports.append(PlanReport(path, None, one_line(error)))
+            continue
+        reports.append(PlanReport(path, record, _problem(path, record, manifest)))
+    return tuple(reports)
+
+
+def _problem(path: Path, record: PlanRecord, manifest: Manifest) -> str | None:
+    entry = manifest.roles.get(record.key.role)
+    if entry is None or record.key.graph != tuple(file.sha256 for file in entry.files):
+        return "built from another graph"
+    try:
+        if sha256_of_file(path) != record.sha256:
+            return "changed since it was built"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return None

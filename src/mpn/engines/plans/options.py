@@ -1,0 +1,119 @@
+"""How a plan is built: options, and the shapes it is optimised for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mpn.engines.spec import OBJECTS_AXIS, EngineSpec
+from mpn.errors import EngineError, InputError
+
+OPTIMAL_OBJECTS = 3
+"""A DAVIS-2017 sequence has two to three objects on average; one object has its own profile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What changes a plan, other than the graph.
+
+    Attributes:
+        refittable: Its trained weights can be exchanged without building anew. Needs a GPU while
+            building, and may run slower.
+        half_inputs: Inputs of which the graph uses nothing but the half-precision value are taken
+            in half precision; which they are stands in the plan's record.
+        version_compatible: It also runs with later versions of the same major version.
+        hardware_compatible: It also runs on other GPUs, from Ampere on. Plans for RTX always do.
+        tf32: Float32 layers may keep 10 bits of the mantissa. Off, as with onnxruntime, so that
+            backends agree.
+        optimization_level: How long the builder tries, 0 to 5; None for the library's own default.
+        workspace_mib: Most scratch memory that a layer may use; None for all there is.
+    """
+
+    refittable: bool = False
+    half_inputs: bool = False
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    tf32: bool = False
+    optimization_level: int | None = None
+    workspace_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= 5:
+            raise InputError(f"the builder's optimisation level is 0 to 5, got {level}")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise InputError(f"the workspace must be at least 1 MiB, got {self.workspace_mib}")
+
+    def as_json(self) -> dict[str, Any]:
+        """A dict of JSON types."""
+        return {
+            "refittable": self.refittable,
+            "half_inputs": self.half_inputs,
+            "version_compatible": self.version_compatible,
+            "hardware_compatible": self.hardware_compatible,
+            "tf32": self.tf32,
+            "optimization_level": self.optimization_level,
+            "workspace_mib": self.workspace_mib,
+        }
+
+
+@dataclass(frozen=True)
+class ObjectProfile:
+    """Numbers of objects that a plan takes, and the one it is optimised for."""
+
+    least: int
+    optimal: int
+    most: int
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """(least, optimal, most)."""
+        return (self.least, self.optimal, self.most)
+
+
+def object_profiles(spec: EngineSpec) -> tuple[ObjectProfile, ...]:
+    """The optimisation profiles of an engine.
+
+    One object is the commonest number and runs at its own profile, tuned for nothing else; the
+    other covers two to ``spec.max_objects``.
+
+    Returns:
+        Nothing for an engine without the ``objects`` axis: all its sizes are fixed.
+
+    Raises:
+        EngineError: If it has that axis and no ``max_objects``, or another dynamic axis.
+    """
+    axes = {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
+    if axes - {OBJECTS_AXIS}:
+        raise EngineError(
+            f"the {spec.role} engine has dynamic axes {sorted(axes)}, a plan takes "
+            f"'{OBJECTS_AXIS}' only: export it again"
+        )
+    if not axes:
+        return ()
+    if spec.max_objects is None:
+        raise EngineError(
+            f"the {spec.role} engine has no largest number of objects: export it again"
+        )
+    single = ObjectProfile(1, 1, 1)
+    if spec.max_objects == 1:
+        return (single,)
+    several = ObjectProfile(2, min(max(OPTIMAL_OBJECTS, 2), spec.max_objects), spec.max_objects)
+    return (single, several)
+
+
+def profile_for(profiles: tuple[ObjectProfile, ...], objects: int) -> int:
+    """Index of the profile that takes so many objects; 0 where there are none.
+
+    Raises:
+        EngineError: If no profile takes them.
+    """
+    if not profiles:
+        return 0
+    for index, profile in enumerate(profiles):
+        if profile.least <= objects <= profile.most:
+            return index
+    raise EngineError(
+        f"a plan for up to {profiles[-1].most} objects was given {objects}: export with a larger "
+        "--max-objects, or run them in several batches"
+    )
