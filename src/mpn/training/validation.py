@@ -34,7 +34,8 @@ class TorchEngine(Closing):
 
     def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
         self._network: nn.Module | None = network.eval()
-        self._device = next(network.parameters()).device
+        parameter = next(network.parameters(), None)
+        self._device = torch.device("cpu") if parameter is None else parameter.device
         self._spec = spec
 
     @property
