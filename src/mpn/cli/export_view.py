@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mpn.cli.plans import plan_text
-from mpn.engines.plans.progress import PlanProgress
 from mpn.engines.entries import ENGINE_SOURCE
+from mpn.engines.plans.progress import PlanProgress
 from mpn.engines.spec import Role
 from mpn.export.bundle import ExportedBundle
 from mpn.export.options import ExportOptions

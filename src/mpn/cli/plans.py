@@ -67,8 +67,8 @@ class PlanArguments:
         """Build the plans of a directory, if that is wanted."""
         if not self.wanted:
             return ()
-        from mpn.engines.plans.options import BuildOptions
         from mpn.engines.build import build_plans
+        from mpn.engines.plans.options import BuildOptions
 
         return build_plans(
             directory,

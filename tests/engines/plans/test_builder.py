@@ -239,5 +239,5 @@ def test_a_builder_that_cannot_be_made_is_told_in_its_own_words(
     monkeypatch: pytest.MonkeyPatch, driver: FakeDriver, directory: Path, manifest: Manifest
 ) -> None:
     install_tensorrt(monkeypatch, "11", None)
-    with pytest.raises(BackendError, match="no builder here .*initialization failure.*nvidia-smi"):
+    with pytest.raises(BackendError, match=r"no builder here .*initialization failure.*nvidia-smi"):
         built(load_trt("tensorrt"), directory, manifest)

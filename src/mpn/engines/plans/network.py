@@ -160,20 +160,16 @@ class ParsedNetwork:
                 for want, size in zip(shape, tuple(got.shape), strict=True)
             )
             if not fits or dtype != wanted_dtype:
-                differences.append(
-                    f"{kind} '{tensor.name}' {dtype} {tuple(got.shape)}, expected {tensor.describe()}"
-                )
+                found_text = f"{kind} '{tensor.name}' {dtype} {tuple(got.shape)}"
+                differences.append(f"{found_text}, expected {tensor.describe()}")
         return differences
 
     def _faults(self) -> str:
         faults = []
         for index in range(min(self._parser.num_errors, _SHOWN_FAULTS)):
             fault = self._parser.get_error(index)
-            where = (
-                f" at node '{fault.node_name()}' ({fault.node_operator()})"
-                if fault.node_name()
-                else ""
-            )
+            place = " ".join(filter(None, (fault.node_operator(), fault.node_name())))
+            where = f" at node {place}" if place else ""
             faults.append(f"{' '.join(fault.desc().split())}{where}")
         return "; ".join(faults) or self._api.last_words()
 

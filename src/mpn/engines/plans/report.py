@@ -1,4 +1,4 @@
-"""How much of a plan computes in half precision: counted in the network, and in the built engine."""
+"""How much of a plan computes in half: counted in the network, and in the built engine."""
 
 from __future__ import annotations
 
