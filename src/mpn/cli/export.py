@@ -45,6 +45,12 @@ def export(
     any_version: bool = typer.Option(
         False, "--any-version", help="Plans that also run with later versions of TensorRT."
     ),
+    triton: Path | None = typer.Option(
+        None,
+        metavar="DIR",
+        help="Write a model repository for Triton, too; alone with an engine directory as CKPT.",
+        show_default="none",
+    ),
     verify: bool = typer.Option(
         True, "--verify/--no-verify", help="Compare every graph with its PyTorch module."
     ),
@@ -101,6 +107,14 @@ def export(
         build_alone(checkpoints[0], plans, quiet=quiet)
         return
 
+    if (
+        triton is not None
+        and len(checkpoints) == 1
+        and (checkpoints[0] / "manifest.json").is_file()
+    ):
+        _write_triton(checkpoints[0], triton)
+        return
+
     from mpn.errors import import_or_explain
 
     for module in ("torch", "onnx", "onnxscript"):
@@ -140,3 +154,12 @@ def export(
         built = plans.build(bundle.directory, view.plan)
     print_bundle(bundle, options)
     plans.show(built)
+    if triton is not None:
+        _write_triton(bundle.directory, triton)
+
+
+def _write_triton(directory: Path, out: Path) -> None:
+    from mpn.export.triton import export_triton
+
+    names = ", ".join(model.name for model in export_triton(directory, out))
+    typer.echo(f"Triton repository {out}: {names}")
