@@ -1,0 +1,235 @@
+"""Streams, events, pinned memory and graphs without a GPU: what is asked of the driver."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpn.errors import BackendError
+from mpn.runtime.ops import cuda_device
+from mpn.runtime.ops.cuda_device import CudaDevice
+from mpn.runtime.ops.cuda_driver import Driver
+from mpn.runtime.ops.cuda_lane import is_on_device
+from tests.runtime.ops.conftest import need_or_skip
+
+ASKED = (
+    "cuCtxGetStreamPriorityRange",
+    "cuStreamCreateWithPriority",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventElapsedTime",
+    "cuEventDestroy",
+    "cuStreamWaitEvent",
+    "cuStreamBeginCapture",
+    "cuStreamEndCapture",
+    "cuGraphInstantiate",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+)
+
+
+class _Status(int):
+    name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+
+
+class FakeDriver:
+    """Notes every call; memory is the host's."""
+
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread")
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.memory: dict[int, Any] = {}
+        self.fails: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+        return lambda *arguments: self._call(name, arguments)
+
+    def _call(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        self.calls.append((name, *arguments))
+        if name in self.fails:
+            return (_Status(900), None)
+        given: dict[str, tuple[Any, ...]] = {
+            "cuCtxGetStreamPriorityRange": (0, -5),
+            "cuStreamCreateWithPriority": (88,),
+            "cuEventCreate": (f"event {len(self.calls)}",),
+            "cuEventElapsedTime": (2.5,),
+            "cuStreamEndCapture": ("graph",),
+            "cuGraphInstantiate": ("exec",),
+        }
+        if name == "cuMemHostAlloc":
+            buffer = ctypes.create_string_buffer(arguments[0])
+            self.memory[ctypes.addressof(buffer)] = buffer
+            return (_Status(0), ctypes.addressof(buffer))
+        if name.startswith("cuMemcpy"):
+            ctypes.memmove(*arguments[:3])
+        return (_Status(0), *given.get(name, ()))
+
+    def named(self, *names: str) -> list[tuple[Any, ...]]:
+        return [call for call in self.calls if call[0] in names]
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    fake = FakeDriver()
+    stream = SimpleNamespace(__cuda_stream__=lambda: (0, 77))
+    memory: list[Any] = []
+
+    def allocate(nbytes: int, *, stream: Any) -> Any:
+        memory.append(np.zeros(nbytes, np.uint8))
+        return SimpleNamespace(handle=memory[-1].ctypes.data)
+
+    core = SimpleNamespace(
+        Device=lambda _: SimpleNamespace(
+            arch="90", set_current=lambda: None, create_stream=lambda _: stream, allocate=allocate
+        ),
+        Stream=SimpleNamespace(
+            from_handle=lambda handle: SimpleNamespace(__cuda_stream__=lambda: (0, handle))
+        ),
+    )
+    modules = {"cuda.core": core, "cuda.bindings.driver": fake}
+    monkeypatch.setattr(cuda_device, "import_or_explain", lambda name, **_: modules[name])
+    return fake
+
+
+def test_a_lane_beside_has_a_stream_of_its_own(driver: FakeDriver) -> None:
+    device = CudaDevice()
+    plain, urgent = device.beside(), device.beside(is_urgent=True)
+    assert [device.address, plain.address, urgent.address] == [77, 88, 88]
+    created = driver.named("cuStreamCreateWithPriority")
+    assert [call[1:] for call in created] == [(1, 0), (1, -5)], "not blocking; by priority"
+
+
+def test_marks_order_lanes_and_measure(driver: FakeDriver) -> None:
+    device = CudaDevice()
+    other = device.beside()
+    first, second = device.mark(is_timed=True), other.mark()
+    other.follow(first)
+    second.wait()
+    assert second.seconds_since(first) == 0.0025
+    events = driver.named(
+        "cuEventCreate", "cuEventRecord", "cuStreamWaitEvent", "cuEventSynchronize"
+    )
+    one, two = (call[1] for call in driver.named("cuEventRecord"))
+    assert events == [
+        ("cuEventCreate", 0),
+        ("cuEventRecord", one, 77),
+        ("cuEventCreate", 2),
+        ("cuEventRecord", two, 88),
+        ("cuStreamWaitEvent", 88, one, 0),
+        ("cuEventSynchronize", two),
+    ]
+    del first, second
+    gc.collect()
+    assert [call[1] for call in driver.named("cuEventDestroy")] == [one, two]
+
+
+def test_pinned_memory_is_copied_and_given_back_with_its_last_view(driver: FakeDriver) -> None:
+    device = CudaDevice()
+    staging = device.pinned((3, 4), np.float32)
+    staging[:] = np.arange(12).reshape(3, 4)
+    array = device.empty((3, 4), np.float32)
+    device.send(staging, array)
+    back = device.pinned((3, 4), np.float32)
+    device.fetch(array, back)
+    assert np.array_equal(back, staging)
+    assert not driver.named("cuStreamSynchronize"), "nobody waits"
+    view = staging[1:]
+    del staging
+    gc.collect()
+    assert not driver.named("cuMemFreeHost")
+    del view
+    gc.collect()
+    assert len(driver.named("cuMemFreeHost")) == 1
+
+
+def test_work_is_captured_once_and_launched_as_often_as_wanted(driver: FakeDriver) -> None:
+    device = CudaDevice()
+    array = device.empty((4,), np.uint8)
+    replay = device.capture(lambda: device.copy(array, array))
+    replay()
+    replay()
+    names = [call[0] for call in driver.calls]
+    assert names[-7:] == [
+        "cuStreamBeginCapture",
+        "cuMemcpyDtoDAsync",
+        "cuStreamEndCapture",
+        "cuGraphInstantiate",
+        "cuGraphDestroy",
+        "cuGraphLaunch",
+        "cuGraphLaunch",
+    ]
+    assert driver.named("cuStreamBeginCapture") == [("cuStreamBeginCapture", 77, "thread")]
+    assert driver.named("cuGraphLaunch")[0] == ("cuGraphLaunch", "exec", 77)
+    del replay
+    gc.collect()
+    assert driver.named("cuGraphExecDestroy") == [("cuGraphExecDestroy", "exec")]
+
+
+def test_a_capture_that_fails_leaves_the_stream_usable(driver: FakeDriver) -> None:
+    device = CudaDevice()
+
+    def broken() -> None:
+        raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        device.capture(broken)
+    assert driver.calls[-2:] == [("cuStreamEndCapture", 77), ("cuGraphDestroy", "graph")]
+    driver.fails = {"cuStreamEndCapture"}
+    with pytest.raises(BackendError, match="cuStreamEndCapture failed: CUDA_ERROR_STREAM_CAPTURE"):
+        device.capture(lambda: None)
+
+
+def test_every_call_stands_in_nvidias_bindings_with_so_many_arguments(driver: FakeDriver) -> None:
+    try:
+        real = importlib.import_module("cuda.bindings.driver")
+    except ImportError as error:
+        need_or_skip(f"cuda-bindings cannot be used ({error}): install the extra [dev]")
+    device = CudaDevice()
+    with_all = device.mark(is_timed=True)
+    device.beside().follow(with_all)
+    with_all.wait()
+    with_all.seconds_since(with_all)
+    device.pinned((1,), np.uint8)
+    device.capture(lambda: None)()
+    del with_all
+    gc.collect()
+    made = {call[0]: len(call) - 1 for call in driver.calls}
+    assert set(ASKED) <= set(made)
+    for name in ASKED:
+        signature = (getattr(real, name).__doc__ or "").splitlines()[0]
+        inside = signature.partition("(")[2].rpartition(")")[0]
+        wanted = len([part for part in inside.split(",") if part.strip()])
+        assert made[name] == wanted, signature
+    assert inspect.ismodule(real)
+    assert hasattr(real.CUstreamCaptureMode, "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL")
+
+
+def test_arrays_say_where_they_lie() -> None:
+    class OnGpu:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (2, 0)
+
+    assert is_on_device(OnGpu())
+    assert is_on_device(SimpleNamespace(__cuda_array_interface__={}))
+    assert not is_on_device(np.zeros(3))
+    assert not is_on_device([1])
+
+
+def test_a_driver_that_fails_is_told_by_its_own_name(driver: FakeDriver) -> None:
+    driver.fails = {"cuEventCreate"}
+    with pytest.raises(BackendError, match="cuEventCreate failed: CUDA_ERROR_STREAM_CAPTURE"):
+        Driver(driver).call("cuEventCreate", 0)
