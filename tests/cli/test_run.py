@@ -285,7 +285,7 @@ def test_interrupted_run_is_resumed(run, capsys, monkeypatch) -> None:
         pytest.param(["@clip.mp4", "--mask", "@first.png", "--engine-dir", "@clip.mp4"],
                      "clip.mp4 is a video, not an engine directory", id="engines are a video"),
         pytest.param(["@clip.mp4", "--mask", "@first.png", "--backend", "tensorrt"],
-                     "backend tensorrt", id="backend not here"),
+                     "extra [tensorrt]", id="backend not here"),
         pytest.param(["@clip.mp4", "--mask", "@first.png", "-o", "@first.png"],
                      "first.png is a file, not a folder", id="out is a file"),
         pytest.param(["@clip.mp4", "--mask", "@first.png", "-o", "/proc/mpn-out"],

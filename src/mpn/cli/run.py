@@ -76,6 +76,11 @@ def run(
         "--fast",
         help="The quickest masks: no fine-tuning, no mirrored second look, no CRF unless --crf.",
     ),
+    build: bool = typer.Option(
+        True,
+        "--build/--no-build",
+        help="Build a plan of TensorRT that is missing or does not fit this GPU.",
+    ),
     no_osvos: bool = typer.Option(
         False, "--no-osvos", help="Leave OSVOS out, also where the engines have it."
     ),
@@ -208,6 +213,7 @@ def run(
         fps=rate_from_text(fps),
         save=kinds,
         resume=resume,
+        build=build,
     )
     report = _run_with_progress(request, run_video, quiet=quiet)
     if as_json:
@@ -230,7 +236,9 @@ def _run_with_progress(
             show.frame(progress)
 
         try:
-            return run_video(request, on_progress=on_progress, on_adapt=show.adapt)
+            return run_video(
+                request, on_progress=on_progress, on_adapt=show.adapt, on_build=show.build
+            )
         except KeyboardInterrupt:
             interrupted_at = done
     typer.echo(

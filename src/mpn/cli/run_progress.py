@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mpn.cli.plans import plan_text
+
 if TYPE_CHECKING:
+    from mpn.engines.plans.progress import PlanProgress
     from mpn.runtime.adapt_report import AdaptProgress
     from mpn.runtime.request import Progress
 
@@ -26,17 +29,21 @@ class ProgressDisplay:
     Attributes:
         frame: After every frame.
         adapt: After every step of fine-tuning.
+        build: While a plan is built.
     """
 
     frame: Callable[[Progress], None]
     adapt: Callable[[AdaptProgress], None]
+    build: Callable[[PlanProgress], None]
 
 
 @contextmanager
 def progress_display(quiet: bool) -> Iterator[ProgressDisplay]:
     """What to call with the progress of a run while the ``with`` statement lasts."""
     if quiet:
-        yield ProgressDisplay(frame=lambda progress: None, adapt=lambda progress: None)
+        yield ProgressDisplay(
+            frame=lambda progress: None, adapt=lambda progress: None, build=lambda progress: None
+        )
     elif sys.stderr.isatty():
         with _rich_display() as display:
             yield display
@@ -103,8 +110,13 @@ def _rich_display() -> Iterator[ProgressDisplay]:
             f"ETA {progress.eta_s:.0f} s",
         )
 
+    def build(progress: PlanProgress) -> None:
+        eta = "" if progress.eta_s is None else f"ETA {progress.eta_s:.0f} s"
+        percent = round(100 * progress.fraction)
+        show(f"building the plan of {progress.role}", percent, 100, "", eta)
+
     with bars:
-        yield ProgressDisplay(frame, adapt)
+        yield ProgressDisplay(frame, adapt, build)
 
 
 def _plain_display() -> ProgressDisplay:
@@ -136,7 +148,10 @@ def _plain_display() -> ProgressDisplay:
             )
         )
 
-    return ProgressDisplay(frame, adapt)
+    def build(progress: PlanProgress) -> None:
+        say(lambda: plan_text(progress))
+
+    return ProgressDisplay(frame, adapt, build)
 
 
 def _adapt_name(progress: AdaptProgress) -> str:

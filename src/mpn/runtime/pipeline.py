@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
+from mpn.engines.load import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
 from mpn.errors import EngineError
 from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.adapt_report import AdaptProgress
@@ -120,6 +120,7 @@ class Pipeline(DeviceVideo):
         adapt: AdaptOptions | None = None,
         on_adapt: OnAdapt | None = None,
         device_options: DeviceOptions | None = None,
+        plans: PlanPolicy | None = None,
     ) -> Self:
         """Open an engine directory and make a pipeline of it.
 
@@ -133,6 +134,7 @@ class Pipeline(DeviceVideo):
             adapt: How the networks are fine-tuned on each object that is given; None: not at all.
             on_adapt: Called after every step of fine-tuning.
             device_options: How the device of a backend other than ``"cpu"`` is used.
+            plans: How plans of TensorRT are come by, see ``open_engines``.
 
         Raises:
             BackendError: If the backend asked for cannot run here.
@@ -150,6 +152,7 @@ class Pipeline(DeviceVideo):
                     backend=backend,
                     threads=threads,
                     with_osvos=options is None or options.osvos != "off",
+                    plans=plans,
                 )
             )
             adapter = None

@@ -43,6 +43,8 @@ class RunRequest:
         fps: Frame rate of a folder of images.
         save: What to write beside tracks.jsonl and run.json.
         resume: Go on with an earlier run in ``out``, if there is one.
+        build: Build a plan that is missing or does not fit, for backends that run plans; False:
+            that is an error, or a reason for ``"auto"`` to take another backend.
     """
 
     video: str
@@ -59,6 +61,7 @@ class RunRequest:
     fps: Fraction | None = None
     save: frozenset[SaveKind] = DEFAULT_SAVE
     resume: bool = False
+    build: bool = True
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mpn.engines.load import default_engine_dir
+from mpn.engines.load import PlanPolicy, default_engine_dir
 from mpn.engines.manifest import load_manifest
+from mpn.engines.plans.progress import OnPlanProgress
 from mpn.errors import InputError, MpnError, OutputError, VideoError
 from mpn.runtime.adaptation import Decision, adapt_as_json, decide
 from mpn.runtime.fingerprint import fingerprint, until
@@ -51,6 +52,7 @@ def run_video(
     *,
     on_progress: OnProgress | None = None,
     on_adapt: OnAdapt | None = None,
+    on_build: OnPlanProgress | None = None,
 ) -> dict[str, Any]:
     """Segment a video and write the results.
 
@@ -58,6 +60,7 @@ def run_video(
         request: What to run.
         on_progress: Called after every frame.
         on_adapt: Called after every step of fine-tuning.
+        on_build: Called while a plan is built.
 
     Returns:
         What run.json holds.
@@ -99,6 +102,7 @@ def run_video(
                 options=request.options,
                 adapt=decided.options,
                 on_adapt=on_adapt,
+                plans=PlanPolicy(build=request.build, on_progress=on_build),
             )
         )
         run = _Run(request, video, masks, pipeline, paths, decided)
