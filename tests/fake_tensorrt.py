@@ -318,6 +318,7 @@ class _Builder(_Part):
             "detailed": config.profiling_verbosity == self.trt.ProfilingVerbosity.DETAILED,
             "tf32": config.get_flag(flags.TF32),
             "portable": config.hardware_compatibility_level,
+            "host_code": config.get_flag(flags.VERSION_COMPATIBLE),
         }
         head = json.dumps(header).encode()
         return len(head).to_bytes(8, "little") + head + network._model.SerializeToString()
@@ -403,6 +404,9 @@ class _Runtime(_Part):
             model = onnx.load_from_string(serialized_engine[8 + size :])
         except Exception:
             self._complain("magic tag does not match")
+            return None
+        if header["host_code"] and not self.engine_host_code_allowed:
+            self._complain("host executable code is not allowed")
             return None
         return self._make(_ICudaEngine, header, model)
 
@@ -542,6 +546,7 @@ class _IExecutionContext(_Part):
         self._memory = (memory, size)
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self.behaviour.log.append(f"profile {profile_index}")
         self._profile = profile_index
         return not self._refuses("set_optimization_profile_async")
 

@@ -231,10 +231,20 @@ def test_a_context_is_run_before_it_is_captured_and_made_once(world: World, stre
 def test_each_number_of_objects_has_its_profile(world: World, stream: int) -> None:
     log = world.module.behaviour.log
     with world.open() as engine:
-        for objects, chooses in ((1, False), (2, True), (4, True)):
+        for objects, profile in ((1, 0), (2, 1), (4, 1)):
             log.clear()
             engine.prepare(stream, objects)
-            assert ("set_optimization_profile_async" in log) is chooses
+            assert f"profile {profile}" in log
+    with world.open("osvos") as engine:
+        log.clear()
+        engine.prepare(stream)
+        assert "set_optimization_profile_async" not in log
+
+
+def test_plans_for_later_versions_load_with_the_code_they_carry(world: World) -> None:
+    with world.open(options=BuildOptions(version_compatible=True)) as engine:
+        inputs = crops(1)
+        np.testing.assert_array_equal(engine.run(inputs)["prob"], world.expected(inputs))
 
 
 def test_what_cannot_be_captured_runs_kernel_by_kernel_and_says_so(

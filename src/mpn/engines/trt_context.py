@@ -23,7 +23,7 @@ class BoundContext:
         context: Made without device memory.
         device: The GPU.
         buffers: What is bound, for this number of objects.
-        profile: Index of the optimisation profile.
+        profile: Index of the optimisation profile; None for an engine of fixed sizes.
         scratch: Address and size in bytes of the memory it works in.
         stream: For choosing the profile; it is waited for.
 
@@ -38,7 +38,7 @@ class BoundContext:
         device: Device,
         *,
         buffers: EngineBuffers,
-        profile: int,
+        profile: int | None,
         scratch: tuple[int, int],
         stream: int,
     ) -> None:
@@ -47,7 +47,7 @@ class BoundContext:
         self._graph: DeviceGraph | None = None
         self.why_no_graph: str | None = "none was captured yet"
         context.set_device_memory(*scratch)
-        if profile:
+        if profile is not None:  # also the first: the default of later contexts was none once
             api.check(
                 context.set_optimization_profile_async(profile, stream),
                 f"choosing optimisation profile {profile}",

@@ -144,7 +144,7 @@ class TrtEngine(Closing):
             context,
             self._device,
             buffers=buffers,
-            profile=profile_for(self._profiles, objects),
+            profile=profile_for(self._profiles, objects) if self._profiles else None,
             scratch=self._scratch,
             stream=self._stream,
         )

@@ -97,7 +97,7 @@ def build_plan(
     memory = builder.build_serialized_network(network.definition, config)
     watch.raise_kept()
     data = bytes(api.check(memory, f"building {what} from {onnx_path.name}"))
-    result = PlanPrecision(count, *_look_inside(api, data, device))
+    result = PlanPrecision(count, *_look_inside(api, data, options, device))
     result.check(precision, what)
     return BuiltPlan(
         data=data,
@@ -198,11 +198,15 @@ def _use_timing_cache(api: TrtApi, config: Any, data: bytes | None) -> Any:
     raise EngineError(f"{api.title} takes no timing cache: {api.last_words()}")
 
 
-def _look_inside(api: TrtApi, data: bytes, device: Device | None) -> tuple[Any, str]:
+def _look_inside(
+    api: TrtApi, data: bytes, options: BuildOptions, device: Device | None
+) -> tuple[Any, str]:
     """Layers of the built engine, or None and why."""
     if device is None:
         return None, "not looked at: reading an engine back takes a GPU, and it was built without"
     runtime = api.check(api.module.Runtime(api.logger), "making a runtime")
+    # Version-compatible plans carry code for the host, and do not load without.
+    runtime.engine_host_code_allowed = options.version_compatible
     engine = api.check(runtime.deserialize_cuda_engine(data), "reading the plan back")
     inspector = api.check(engine.create_engine_inspector(), "making an engine inspector")
     text = inspector.get_engine_information(api.module.LayerInformationFormat.JSON)
