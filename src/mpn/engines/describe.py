@@ -99,7 +99,7 @@ class EngineDirReport:
             },
             "plans": [
                 {
-                    "path": str(plan.path.relative_to(self.directory)),
+                    "path": str(plan.path),
                     "problem": plan.problem,
                     "record": None if plan.record is None else plan.record.as_json(),
                 }

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import mpn
 from mpn.engines.cuda_driver import open_device
 from mpn.engines.files import sha256_of_file
+from mpn.engines.load import default_engine_dir
 from mpn.engines.manifest import load_manifest
 from mpn.engines.plans.listing import plan_reports
 from mpn.engines.plans.options import BuildOptions
@@ -218,6 +220,17 @@ def test_a_directory_that_cannot_be_written_has_its_plans_in_the_cache(
     assert folder is not None
     assert plan.path.parent == folder
     assert store.plan("osvos", NONE, build=False).path == plan.path
+
+
+def test_plans_of_the_engines_that_ship_lie_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, store: PlanStore, directory: Path
+) -> None:
+    monkeypatch.setattr("mpn.engines.plans.store._PACKAGE", directory.parent)
+    assert store.plan("osvos", NONE).path.parent == user_plans_dir()
+    assert not (directory / "plans").exists()
+    (report,) = plan_reports(directory, load_manifest(directory))
+    assert report.problem is None
+    assert default_engine_dir().is_relative_to(Path(mpn.__file__).parent)
 
 
 def test_what_was_learnt_is_kept_for_the_next_build(store: PlanStore, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mpn.engines.files import resolve_inside, sha256_of_file
 from mpn.engines.manifest import Manifest
 from mpn.engines.ort import one_line
 from mpn.engines.plans.record import PLANS_DIR, PlanRecord, load_record
+from mpn.engines.plans.store import user_plans_dir
 from mpn.errors import EngineError
 
 
@@ -29,7 +31,7 @@ class PlanReport:
 
 
 def plan_reports(directory: Path, manifest: Manifest) -> tuple[PlanReport, ...]:
-    """Every plan in ``plans/`` of a directory, by name."""
+    """Every plan in ``plans/`` of a directory, then its plans in the user's cache, by name."""
     reports = []
     for path in sorted(resolve_inside(directory, PLANS_DIR).glob("*.plan")):
         try:
@@ -38,12 +40,22 @@ def plan_reports(directory: Path, manifest: Manifest) -> tuple[PlanReport, ...]:
             reports.append(PlanReport(path, None, one_line(error)))
             continue
         reports.append(PlanReport(path, record, _problem(path, record, manifest)))
+    cache = user_plans_dir()
+    for path in () if cache is None else sorted(cache.glob("*.plan")):
+        with contextlib.suppress(EngineError):  # there are plans of all directories
+            record = load_record(path)
+            if _is_of(record, manifest):
+                reports.append(PlanReport(path, record, _problem(path, record, manifest)))
     return tuple(reports)
 
 
-def _problem(path: Path, record: PlanRecord, manifest: Manifest) -> str | None:
+def _is_of(record: PlanRecord, manifest: Manifest) -> bool:
     entry = manifest.roles.get(record.key.role)
-    if entry is None or record.key.graph != tuple(file.sha256 for file in entry.files):
+    return entry is not None and record.key.graph == tuple(file.sha256 for file in entry.files)
+
+
+def _problem(path: Path, record: PlanRecord, manifest: Manifest) -> str | None:
+    if not _is_of(record, manifest):
         return "built from another graph"
     try:
         if sha256_of_file(path) != record.sha256:

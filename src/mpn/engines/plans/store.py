@@ -29,6 +29,8 @@ from mpn.engines.spec import Role
 from mpn.engines.trt_api import TrtApi
 from mpn.errors import BackendError, EngineError, OutputError
 
+_PACKAGE = Path(__file__).resolve().parents[2]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -52,8 +54,8 @@ class Plan:
 class PlanStore:
     """The plans of an engine directory for one library and GPU.
 
-    They lie in ``plans/`` of the directory; in the user's cache where that cannot be written, as
-    with the engines that ship in the package.
+    They lie in ``plans/`` of the directory; in the user's cache where that cannot be written, and
+    for the engines that ship in the package, which stays as it was installed.
 
     Args:
         directory: What mpn-export wrote.
@@ -274,7 +276,9 @@ class PlanStore:
         """Where plans may lie, the directory's own first."""
         own = resolve_inside(self.directory, PLANS_DIR)
         cache = user_plans_dir()
-        return (own,) if cache is None else (own, cache)
+        if cache is None:
+            return (own,)
+        return (cache,) if own.is_relative_to(_PACKAGE) else (own, cache)
 
 
 def user_plans_dir() -> Path | None:
