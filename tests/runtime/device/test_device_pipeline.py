@@ -7,7 +7,7 @@ their lane has come so far.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 from mpn.engines.manifest import Preprocessing
 from mpn.errors import EngineError, InputError
 from mpn.runtime.device.options import DeviceOptions
+from mpn.runtime.device.stages import HOST_ONLY
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
 from tests.fakes import FakeAdapter, fake_engine_set, fourth_channel
@@ -30,6 +31,13 @@ from tests.tolerances import DEVICE_CONFIDENCE, DEVICE_PROB
 def sharpened(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A propagation network that is surer than its input."""
     return {"prob": np.clip(1.4 * inputs["rgb_prob"][:, 3:4] - 0.2, 0, 1)}
+
+
+def lopsided(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A propagation network that believes its input less towards the right."""
+    prob = inputs["rgb_prob"][:, 3:4]
+    fade = np.linspace(1.3, 0.8, prob.shape[-1], dtype=np.float32)
+    return {"prob": np.clip(fade * prob, 0, 1)}
 
 
 def green(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -58,6 +66,8 @@ CASES: dict[str, tuple[Clip, dict[str, Any], dict[str, Any]]] = {
     ),
     "OSVOS every third frame": (TWO, {"osvos": "blend", "osvos_every": 3}, {"osvos": green}),
     "more objects than the engine takes": (TWO, {}, {"max_objects": 1, "propagation": sharpened}),
+    "mirrored": (TWO, {"mirror": True}, {"propagation": lopsided}),
+    "mirrored, in batches": (TWO, {"mirror": True}, {"propagation": lopsided, "max_objects": 2}),
     "CRF": (TWO, {"crf": True, "crf_margin_px": 4}, {}),
     "CRF fed back, worked on smaller": (
         TWO,
@@ -301,6 +311,58 @@ def test_frames_in_device_memory_are_taken_as_they_are(shim: Shim) -> None:
             given.append(device.step(OnDevice(lane, frame)))  # type: ignore[arg-type]
             assert given[-1].probs is not None
     assert_same(given, expected)
+
+
+def test_every_option_has_kernels_or_is_refused(shim: Shim) -> None:
+    """A new option of the pipeline must be placed: nothing is left out in silence."""
+    placed = HONOURED | set(HOST_ONLY)
+    assert {option.name for option in fields(PipelineOptions)} == placed
+    for name, possible in HOST_ONLY.items():
+        other = {"crf_working_scale": 0.5}[name]
+        assert other != possible
+        with pytest.raises(InputError, match=f"option {name} is {other!r}, which only backend"):
+            both(shim, PAN, {name: other}, {})
+
+
+HONOURED = {
+    "size",
+    "threshold",
+    "flow_check_px",
+    "colour_weight",
+    "roi_margin_frac",
+    "roi_margin_px_min",
+    "use_propagation",
+    "mirror",
+    "propagation_weight",
+    "lost_area_frac",
+    "osvos",
+    "osvos_threshold",
+    "osvos_every",
+    "doubt_confidence",
+    "doubt_area_factor",
+    "ensemble_weight",
+    "retrieve_area_frac",
+    "retrieve_iou_max",
+    "retrieve_colour",
+    "retrieve_agreement",
+    "crf",
+    "crf_feedback",
+    "crf_sxy_gaussian",
+    "crf_compat_gaussian",
+    "crf_sxy_bilateral",
+    "crf_srgb_bilateral",
+    "crf_compat_bilateral",
+    "crf_iterations",
+    "crf_margin_px",
+    "crf_whole_frame",
+}
+"""Options that the device works by: each is in a case above, or in the kernels' own tests."""
+
+
+def test_engines_of_one_crop_cannot_be_shown_its_mirror_image(shim: Shim) -> None:
+    _, device, _ = both(shim, PAN, {"mirror": True}, {"max_objects": 1})
+    with device, pytest.raises(EngineError, match="option mirror needs two"):
+        device.start(PAN.frames[0], PAN.labels[0])
 
 
 def test_what_a_device_cannot_do_is_an_error(shim: Shim) -> None:

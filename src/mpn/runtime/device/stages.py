@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mpn.closing import Closing
 from mpn.engines.base import DeviceEngine
 from mpn.engines.load import EngineSet
-from mpn.errors import InputError
+from mpn.errors import EngineError, InputError
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.networks import array_from_tensor, device_engine
 from mpn.runtime.device.options import DeviceOptions
@@ -50,6 +50,7 @@ class _Batch:
         members: Their indices.
         rows: The same on the device; None: all objects in their order.
         packed: (N, 4, S, S): the engine's input.
+        mirrored: (N, 4, S, S), behind it: where the same crops go mirrored; None without.
         object_id: Whose own engine it is; None for the common one.
     """
 
@@ -57,7 +58,13 @@ class _Batch:
     members: tuple[int, ...]
     rows: DeviceArray | None
     packed: DeviceArray
+    mirrored: DeviceArray | None
     object_id: int | None
+
+    @property
+    def crops(self) -> int:
+        """Crops that go through the engine in one frame."""
+        return len(self.members) * (1 if self.mirrored is None else 2)
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,7 @@ class DeviceStages(Closing):
         self._plane_lists.clear()
         self._frame = frame
         for batch in self._batches:
-            batch.engine.prepare(lane.address, len(batch.members))
+            batch.engine.prepare(lane.address, batch.crops)
         self._is_capturing = self._use_graphs and all(
             batch.engine.can_be_captured for batch in self._batches
         )
@@ -272,11 +279,16 @@ class DeviceStages(Closing):
         for flag, batch in enumerate(self._batches):
             with self._inner_watch.stage("crop"):
                 self._held.crop(frame.frame, batch.packed, batch.rows)
+                if batch.mirrored is not None:
+                    self._held.mirror(batch.packed, batch.mirrored)
             count = len(batch.members)
             with self._inner_watch.stage("propagation"):
-                prob = batch.engine.enqueue(self._lane.address, count).outputs["prob"]
-                answer = array_from_tensor(prob).part(0, count)
-                self._held.flag_not_finite(answer, flag)
+                prob = batch.engine.enqueue(self._lane.address, batch.crops).outputs["prob"]
+                answers = array_from_tensor(prob).part(0, batch.crops)
+                self._held.flag_not_finite(answers, flag)
+                answer = answers.part(0, count)
+                if batch.mirrored is not None:
+                    self._held.average_mirrored(answer, answers.part(count, 2 * count))
             if self._is_direct:
                 self._crops = answer
                 continue
@@ -475,19 +487,27 @@ class DeviceStages(Closing):
                 common.append(k)
             else:
                 runs.append((device_engine(engine, object_id=object_id), [k], object_id))
-        most = self._engines.manifest.max_objects
+        times = 2 if self._options.mirror else 1
+        most = self._engines.manifest.max_objects // times
+        if not most:
+            raise EngineError(
+                "these engines take one crop at a time, and option mirror needs two: export them "
+                "with --max-objects 2 or more, or give mirror as False"
+            )
         batches = [common[first : first + most] for first in range(0, len(common), most)]
         runs = [(self._propagation, members, None) for members in batches] + runs
         self._is_direct = len(runs) == 1
         made: list[_Batch] = []
         for engine, members, owner in runs:
-            packed = array_from_tensor(engine.buffers(len(members)).inputs["rgb_prob"])
+            count = len(members)
+            taken = array_from_tensor(engine.buffers(count * times).inputs["rgb_prob"])
+            mirrored = taken.part(count, 2 * count) if self._options.mirror else None
             rows = None if self._is_direct else self._lane.upload(np.array(members, np.int32))
-            made.append(_Batch(engine, tuple(members), rows, packed, owner))
+            made.append(_Batch(engine, tuple(members), rows, taken.part(0, count), mirrored, owner))
         return made
 
 
-HOST_ONLY: Mapping[str, Any] = {"mirror": False, "crf_working_scale": 1.0}
+HOST_ONLY: Mapping[str, Any] = {"crf_working_scale": 1.0}
 """Options that a device has no kernels for, and the one value of each that it can work with."""
 
 

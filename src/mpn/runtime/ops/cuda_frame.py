@@ -234,6 +234,38 @@ class CudaFrame:
             **self._normalisation,
         )
 
+    def mirror(self, packed: DeviceArray, mirrored: DeviceArray) -> None:
+        """Write the crops mirrored.
+
+        Args:
+            packed: (N, 4, S, S) float32 or float16.
+            mirrored: The same shape and dtype, written.
+        """
+        width = packed.shape[-1]
+        self._device.launch(
+            f"mirror_rows_{_suffix(packed)}",
+            values=packed,
+            rows=packed.size // width,
+            width=width,
+            mirrored=mirrored,
+        )
+
+    def average_mirrored(self, answer: DeviceArray, mirrored: DeviceArray) -> None:
+        """Turn a network's answer into the mean of it and of that for the mirrored crops.
+
+        Args:
+            answer: (N, 1, S, S) float32 or float16, written.
+            mirrored: The same shape and dtype, as answered: mirrored.
+        """
+        width = answer.shape[-1]
+        self._device.launch(
+            f"average_mirrored_{_suffix(answer)}",
+            mirrored=mirrored,
+            rows=answer.size // width,
+            width=width,
+            values=answer,
+        )
+
     def merge(
         self,
         crops: DeviceArray | None,

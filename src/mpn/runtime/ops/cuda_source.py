@@ -29,6 +29,7 @@ KERNEL_FILES: Final = (
     "crf_lattice",
     "crf_meanfield",
     "crop",
+    "mirror",
     "osvos",
     "overlay",
     "pack",

@@ -1,0 +1,57 @@
+// Rows read from right to left: the crops that a network sees mirrored, and the mean of its answers.
+#include "device.cuh"
+
+namespace {
+
+template <typename T>
+__device__ __forceinline__ void mirror_rows(const T* __restrict__ values, int rows, int width,
+                                            T* __restrict__ mirrored) {
+  const int x = blockIdx.x * blockDim.x + threadIdx.x;
+  if (x >= width) return;
+  for (int row = blockIdx.y; row < rows; row += gridDim.y) {
+    const long long first = static_cast<long long>(row) * width;
+    store(mirrored, first + x, load(values, first + width - 1 - x));
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void average_mirrored(const T* __restrict__ mirrored, int rows,
+                                                 int width, T* __restrict__ values) {
+  const int x = blockIdx.x * blockDim.x + threadIdx.x;
+  if (x >= width) return;
+  for (int row = blockIdx.y; row < rows; row += gridDim.y) {
+    const long long first = static_cast<long long>(row) * width;
+    const float other = load(mirrored, first + width - 1 - x);
+    store(values, first + x, (load(values, first + x) + other) * 0.5f);
+  }
+}
+
+}  // namespace
+
+// Writes each of `rows` rows of `width` values from right to left.
+// launch: block 128; grid ceil(width,128) min(rows,4096)
+extern "C" __global__ void __launch_bounds__(128) mirror_rows_f32(
+    const float* __restrict__ values, int rows, int width, float* __restrict__ mirrored) {
+  mirror_rows(values, rows, width, mirrored);
+}
+
+// The same of half precision.
+// launch: block 128; grid ceil(width,128) min(rows,4096)
+extern "C" __global__ void __launch_bounds__(128) mirror_rows_f16(
+    const Half* __restrict__ values, int rows, int width, Half* __restrict__ mirrored) {
+  mirror_rows(values, rows, width, mirrored);
+}
+
+// Turns `values` into the mean of them and of `mirrored`, read from right to left.
+// launch: block 128; grid ceil(width,128) min(rows,4096)
+extern "C" __global__ void __launch_bounds__(128) average_mirrored_f32(
+    const float* __restrict__ mirrored, int rows, int width, float* __restrict__ values) {
+  average_mirrored(mirrored, rows, width, values);
+}
+
+// The same of half precision, summed in single.
+// launch: block 128; grid ceil(width,128) min(rows,4096)
+extern "C" __global__ void __launch_bounds__(128) average_mirrored_f16(
+    const Half* __restrict__ mirrored, int rows, int width, Half* __restrict__ values) {
+  average_mirrored(mirrored, rows, width, values);
+}
