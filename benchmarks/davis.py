@@ -2,7 +2,7 @@
 
     python benchmarks/davis.py --davis-root DAVIS [--set val] [--engine-dir DIR]
         [--ablation warp,propagation,adapted,osvos,crf] [--variant NAME=SET:OPTION=VALUE,...]
-        [--sequences A,B] [--adapt-steps N] [--seed 0] [--threads 2]
+        [--sequences A,B] [--adapt-roles osvos] [--adapt-steps N] [--seed 0] [--threads 2]
         [-o benchmarks/results/davis.json]
 
 Every sequence is decoded, segmented from its first annotation and saved as palette PNGs, frame by
@@ -39,7 +39,7 @@ from mpn.evaluation import DavisDataset, DavisSequence, SequenceEvaluator, load_
 from mpn.evaluation import load_labels as load_truth
 from mpn.evaluation.results import json_from_score
 from mpn.evaluation.scores import DatasetScore, SequenceScore
-from mpn.runtime.adapt_options import AdaptOptions
+from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions
 from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
 from mpn.runtime.benchmark_variants import pipeline_on_shared_engines
 from mpn.runtime.labels import load_labels, save_labels
@@ -225,7 +225,9 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         ablations, left_out = ablations_of(
             engines.manifest,
             given.ablation.split(","),
-            AdaptOptions(steps=given.adapt_steps, seed=given.seed),
+            AdaptOptions(
+                roles=tuple(given.adapt_roles.split(",")), steps=given.adapt_steps, seed=given.seed
+            ),
         )
         ablations = with_variants(ablations, given.variant)
         if not ablations:
@@ -295,6 +297,11 @@ def main() -> int:
         "--adapt-cache",
         type=Path,
         help="keep fine-tuned weights there for other runs; what they cost is not told then",
+    )
+    parser.add_argument(
+        "--adapt-roles",
+        default=",".join(ADAPTABLE_ROLES),
+        help="networks to fine-tune: %(default)s",
     )
     parser.add_argument("--adapt-steps", type=int, help="default: the recipe of each network")
     parser.add_argument("--backend", default="cpu")
