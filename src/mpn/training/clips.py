@@ -157,16 +157,31 @@ class PatchClip(StillClip):
 
     def __init__(self, pair: StillPair, seed: int) -> None:
         super().__init__(pair, seed)
-        rng = np.random.default_rng([seed, 1])
         height, width = self.mask.shape
-        coarse = rng.uniform(-1, 1, (int(rng.integers(4, 9)),) * 2).astype(np.float32)
-        noise = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-        # A dome keeps the shape inside the picture and in one piece, mostly.
-        ys, xs = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-        dome = 1.0 - 2.2 * np.hypot(xs, ys)
-        shape = (noise * rng.uniform(0.3, 0.9) + dome > 0).astype(np.uint8)
-        count, components = cv2.connectedComponents(shape)
-        if count > 1:
-            largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
-            shape = (components == largest).astype(np.uint8)
-        self.mask = shape * 255
+        self.mask = random_outline((height, width), seed).astype(np.uint8) * 255
+
+
+def random_outline(size_hw: tuple[int, int], seed: int) -> BoolArray:
+    """A random shape in one piece, mostly inside the picture.
+
+    Args:
+        size_hw: Height and width.
+        seed: Decides the shape.
+
+    Returns:
+        (H, W) bool.
+    """
+    rng = np.random.default_rng([seed, 1])
+    height, width = size_hw
+    coarse = rng.uniform(-1, 1, (int(rng.integers(4, 9)),) * 2).astype(np.float32)
+    noise = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    # A dome keeps the shape inside the picture and in one piece, mostly.
+    ys, xs = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    dome = 1.0 - 2.2 * np.hypot(xs, ys)
+    shape = (noise * rng.uniform(0.3, 0.9) + dome > 0).astype(np.uint8)
+    count, components = cv2.connectedComponents(shape)
+    if count > 1:
+        largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
+        shape = components == largest
+    outline: BoolArray = shape > 0
+    return outline

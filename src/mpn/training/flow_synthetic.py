@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpn.errors import TrainingError
-from mpn.training.clips import PatchClip, StillClip
+from mpn.training.clips import random_outline
 from mpn.training.datasets import StillPair
 from mpn.types import BoolArray, Float32Array
 
@@ -178,21 +178,24 @@ class SyntheticPairs:
     def _object(
         self, rng: np.random.Generator
     ) -> tuple[Float32Array, Float32Array, npt.NDArray[np.float64]]:
-        """Texture, alpha, and the linear map from the frame into them."""
+        """Texture and alpha at the size they are seen, and the turn from the frame into them."""
         pair = self._stills[int(rng.integers(len(self._stills)))]
-        kind = StillClip if rng.random() < 0.5 else PatchClip
-        cut = kind(pair, int(rng.integers(2**31)))
-        alpha = cut.mask.astype(np.float32) / 255
-        ys, xs = np.nonzero(alpha > 0.5)
-        extent = max(np.ptp(xs), np.ptp(ys)) + 1 if len(xs) else max(alpha.shape)
-        wanted = rng.uniform(*_OBJECT_SHARE) * min(self._size_hw)
-        scale = float(extent / wanted)
+        rgb, mask = pair.rgb(), pair.mask()
+        if rng.random() < 0.5:
+            mask = random_outline((mask.shape[0], mask.shape[1]), int(rng.integers(2**31)))
+        ys, xs = np.nonzero(mask)
+        extent = max(np.ptp(xs), np.ptp(ys)) + 1 if len(xs) else max(mask.shape)
+        scale = rng.uniform(*_OBJECT_SHARE) * min(self._size_hw) / extent
+        size = (max(8, round(mask.shape[1] * scale)), max(8, round(mask.shape[0] * scale)))
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        texture = cv2.resize(rgb, size, interpolation=how).astype(np.float32)
+        alpha = cv2.resize(mask.astype(np.float32), size, interpolation=how)
+        alpha = cv2.GaussianBlur(alpha, (0, 0), _FEATHER_SIGMA_PX)
         angle = rng.uniform(-0.5, 0.5)
         turned = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         if rng.random() < 0.5:
             turned[:, 0] *= -1
-        alpha = cv2.GaussianBlur(alpha, (0, 0), _FEATHER_SIGMA_PX * max(1.0, scale))
-        return _smoothed(cut.rgb, scale), alpha, scale * turned
+        return texture, alpha, turned
 
 
 def _smoothed(rgb: npt.NDArray[np.uint8], scale: float) -> Float32Array:
