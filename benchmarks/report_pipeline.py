@@ -85,7 +85,8 @@ def fps_table(result: Result, is_short: bool) -> str:
         "Frames a second on the built-in clip. *Engine-only*: the networks alone; *pipeline*: all "
         "stages, frames in memory; *wall*: from decoding an H.264 file to masks and overlay "
         "written. First mask: from the call of a cold run on, engines opened. Variants add to the "
-        "plain pipeline; OSVOS then runs in every frame. "
+        "plain pipeline; OSVOS then runs in every frame. *default*: what `mpn-run` does, "
+        "fine-tuned networks and OSVOS as the engines advise. "
         f"{where(result)} (`mpn bench`).",
         "",
     ]

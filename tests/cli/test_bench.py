@@ -128,7 +128,11 @@ def test_busy_machine_is_told(
         (("--frames", "0"), 2, "--frames"),
         (("--threads", "0"), 2, "--threads"),
         (("--backend", "tpu"), 2, "--backend"),
-        (("--variants", "fast"), 1, "error: 'fast' is no variant: plain, or of osvos, crf, adapt"),
+        (
+            ("--variants", "fast"),
+            1,
+            "error: 'fast' is no variant: plain, default, or of osvos, crf, adapt",
+        ),
         (("--objects", "0"), 1, "error: a number of objects must be 1..32"),
         (("--objects", "2,2"), 1, "error: the numbers of objects must be given, each once"),
         (("--frame-size", "853x480"), 1, "error: the frame size must be at least 32x32 and even"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,26 @@ def test_fine_tuning_is_told_apart(tmp_path: Path) -> None:
     assert tuned["engine_only"]["batches"]["propagation"] == 2  # each object has its own
     assert plain["engine_only"]["batches"]["propagation"] == 1
     assert "fine-tuning" not in " ".join(result["not_measured"])
+
+
+def test_osvos_is_in_every_frame_of_its_variants_whatever_is_advised(tmp_path: Path) -> None:
+    advice = {"osvos": "off", "osvos_every": 3, "mirror": True}
+    manifest = replace(
+        load_manifest(make_engine_dir(tmp_path / "e", with_osvos=True)), runtime_defaults=advice
+    )
+    plain, osvos = (v.options for v in variants_of(manifest, ("plain", "osvos")))
+    assert (plain.osvos, osvos.osvos, osvos.osvos_every) == ("off", "blend", 1)
+    assert plain.mirror is osvos.mirror is True
+
+
+def test_the_default_variant_is_what_a_run_does(tmp_path: Path) -> None:
+    advice = {"osvos_every": 3, "crf": True}
+    plain = replace(load_manifest(make_engine_dir(tmp_path / "e")), runtime_defaults=advice)
+    able = replace(load_manifest(make_adapt_dir(tmp_path / "a")), runtime_defaults=advice)
+    for manifest, roles in ((plain, None), (able, ("propagation", "osvos"))):
+        (variant,) = variants_of(manifest, ("default",))
+        assert variant.options == PipelineOptions().with_defaults(advice)
+        assert (variant.adapt and variant.adapt.roles) == roles
 
 
 def test_fine_tuning_that_the_engines_cannot_do_is_an_error(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def bench(
     variants: str = typer.Option(
         None,
         metavar="NAME,NAME,...",
-        help="plain, or osvos, crf, adapt joined by +.",
-        show_default="all that DIR can run but adapt",
+        help="default (what mpn-run does), plain, or osvos, crf, adapt joined by +.",
+        show_default="all that DIR can run without fine-tuning",
     ),
     adapt_steps: int = typer.Option(
         None, metavar="N", min=1, help="Steps of fine-tuning.", show_default="by network"

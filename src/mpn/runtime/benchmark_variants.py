@@ -3,7 +3,8 @@
 A variant's name is ``plain`` (flow, warp, propagation, merge) or what is added to it, joined by
 ``+``: ``osvos`` (in every frame, as in the paper, whatever the engines advise: OSVOS that runs for
 lost objects alone costs nothing until one is lost), ``crf``, ``osvos+crf``; with ``adapt``, which
-takes minutes, the networks that can be are fine-tuned on the first frame.
+takes minutes, the networks that can be are fine-tuned on the first frame. ``default`` is what
+``mpn-run`` does with these engines, fine-tuning and all.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mpn.runtime.options import PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 
 PLAIN = "plain"
+DEFAULT = "default"
 ADDITIONS = ("osvos", "crf", "adapt")
 """What a variant can add, in the order in which its name has it."""
 
@@ -145,6 +147,10 @@ def variants_of(
 
 
 def _variant(name: str, manifest: Manifest, adapt: AdaptOptions) -> Variant:
+    if name == DEFAULT:
+        options = PipelineOptions().with_defaults(manifest.runtime_defaults)
+        is_adapted = bool(adaptable_roles(manifest, options))
+        return Variant(name, options, options_for(manifest, options, adapt) if is_adapted else None)
     additions = _additions(name)
     given: dict[str, Any] = {"osvos": "off", "crf": "crf" in additions}
     if "osvos" in additions:
@@ -153,7 +159,7 @@ def _variant(name: str, manifest: Manifest, adapt: AdaptOptions) -> Variant:
                 f"variant '{name}' needs OSVOS, which the engine directory '{manifest.name}' has "
                 "not: leave it out, or export OSVOS with the others"
             )
-        given["osvos"] = "blend"
+        given |= {"osvos": "blend", "osvos_every": 1}
     options = PipelineOptions(**given).with_defaults(manifest.runtime_defaults)
     if "adapt" not in additions:
         return Variant(name, options, None)
@@ -163,12 +169,12 @@ def _variant(name: str, manifest: Manifest, adapt: AdaptOptions) -> Variant:
 
 
 def _additions(name: str) -> tuple[str, ...]:
-    if name == PLAIN:
+    if name in (PLAIN, DEFAULT):
         return ()
     additions = tuple(name.split("+"))
     if additions != tuple(stage for stage in ADDITIONS if stage in additions):
         raise InputError(
-            f"'{name}' is no variant: {PLAIN}, or of {', '.join(ADDITIONS)} in this order, joined "
-            "by +"
+            f"'{name}' is no variant: {PLAIN}, {DEFAULT}, or of {', '.join(ADDITIONS)} in this "
+            "order, joined by +"
         )
     return additions
