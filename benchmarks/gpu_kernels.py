@@ -35,17 +35,9 @@ from mpn.types import Roi
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-NUMBERED_AS_THREADS_COME = {
-    "crf_insert",
-    "crf_number",
-    "crf_renumber",
-    "crf_neighbours",
-    "crf_splat",
-    "crf_blur_sums",
-    "crf_blur",
-}
-"""Their vertices have the numbers that the order of threads gives them: right is what the slice
-and the mean field make of it, which are compared."""
+NUMBERED_AS_THREADS_COME = {"crf_insert", "crf_number"}
+"""Their hash slots and vertex numbers are what the order of threads gives them; what follows reads
+those very numbers, and is compared."""
 
 LIMITS = {"float32": 2e-5, "float16": 2e-3, "uint8": 1.0}
 """Largest difference from the twin by dtype: expf and logf of the GPU differ by 1 to 2 units in the
@@ -86,7 +78,7 @@ class CheckedLane:
         for key, array in arrays.items():  # one array given twice stays one
             given[key] = twins_arrays.setdefault(array.address, given[key])
         if name in NUMBERED_AS_THREADS_COME:
-            entry["against_twin"] = "not comparable number by number; see slice and mean field"
+            entry["against_twin"] = "not comparable number by number: see the kernels behind it"
         else:
             entry |= guarded(lambda: _compared(name, arrays, after, given))
         nbytes = sum(array.nbytes for array in arrays.values())
@@ -214,7 +206,9 @@ def frame_chain(lane: Any, scene: Scene) -> None:
         frame.warp(rgb, lane.upload(scene.there), lane.upload(scene.back))
         packed = lane.zeros((3, 4, scene.roi, scene.roi), dtype)
         frame.crop(rgb, packed)
+        frame.mirror(packed, lane.zeros(packed.shape, dtype))
         crops = lane.upload(np.clip(lane.download(packed)[:, 3:], 0, 1))
+        frame.average_mirrored(crops, lane.upload(lane.download(crops)))
         planes = lane.upload(scene.prob[:2])
         plane_of = lane.upload(np.array([0, 1, -1], np.int32))
         frame.agreement(rgb, planes, plane_of)

@@ -118,7 +118,7 @@ def _masks(bench: Bench, directory: str, objects: int) -> dict[str, Any]:
     clip = list(render_clip(frames=sizes.mask_frames, size_hw=sizes.mask_hw, objects=objects))
 
     def results(opened: EngineSet, **where: Any) -> list[np.ndarray]:
-        with Pipeline(opened, options=PipelineOptions(mirror=False), **where) as pipeline:
+        with Pipeline(opened, options=PipelineOptions(), **where) as pipeline:
             labels = [pipeline.start(clip[0].rgb, clip[0].labels).labels]
             return labels + [pipeline.step(frame.rgb).labels for frame in clip[1:]]
 

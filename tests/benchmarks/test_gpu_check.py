@@ -1,0 +1,96 @@
+"""The command for a GPU machine, run where there is none."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_bench import DRY, Bench, Budget, CannotRunError, Runner, Sizes, guarded
+from gpu_check import BUDGETS_S, main
+from result_format import load_result
+from tests.runtime.ops.conftest import shim as shim
+
+WITHOUT_TORCH = "bandwidth,kernels,crf,masks,engines,speed"
+
+
+def document(path: Path) -> dict[str, Any]:
+    found = load_result(path)
+    assert found["benchmark"] == "gpu_check"
+    return found
+
+
+def test_without_a_gpu_the_result_says_what_could_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gpu.json"
+    assert main(["-o", str(out), "--sections", WITHOUT_TORCH]) == 0
+    found = document(out)
+    if found["device"].get("name"):
+        pytest.skip("there is a GPU here")
+    assert found["backend"]["used"] == "none"
+    for section in ("bandwidth", "kernels", "crf", "speed"):
+        assert found["sections"][section]["status"] == "cannot run"
+        assert any(line.startswith(f"{section}: ") for line in found["not_measured"])
+    assert "things could not run" in capsys.readouterr().out
+    assert all("\n" not in line for line in found["not_measured"])
+
+
+@pytest.mark.usefixtures("shim")
+def test_a_dry_run_runs_every_section(tmp_path: Path) -> None:
+    """Through the shim and on the CPU: the code is proven to run, and its figures mean nothing."""
+    out = tmp_path / "dry.json"
+    assert main(["--dry-run", "-o", str(out)]) == 0
+    found = document(out)
+    assert found["not_measured"] == []
+    assert {name: entry["status"] for name, entry in found["sections"].items()} == dict.fromkeys(
+        BUDGETS_S, "done"
+    )
+    kernels = found["sections"]["kernels"]
+    assert kernels["checked"] == kernels["of"]
+    assert kernels["differ"] == []
+    assert found["sections"]["masks"]["tiny, objects 1"]["holds"]
+    assert found["is_dry_run"]
+
+
+def test_a_section_that_fails_is_recorded_and_the_rest_goes_on() -> None:
+    bench = Bench(DRY, True, None, "no device", [], [])
+
+    def broken(bench: Bench, budget: Budget) -> dict[str, Any]:
+        raise ZeroDivisionError("in line\ntwo")
+
+    def missing(bench: Bench, budget: Budget) -> dict[str, Any]:
+        return {"part": guarded(lambda: {"lane": bench.need_lane()})}
+
+    runner = Runner(bench, total_s=math.inf)
+    runner.run("broken", broken, budget_s=1)
+    runner.run("missing", missing, budget_s=1)
+    runner.run("fine", lambda *_: {"figure": 3}, budget_s=1)
+    assert runner.sections["broken"]["status"] == "failed"
+    assert runner.sections["broken"]["why"].startswith("ZeroDivisionError: in line two (test_gpu_")
+    assert runner.sections["missing"]["part"] == {"status": "cannot run", "why": "no device"}
+    assert runner.sections["fine"]["figure"] == 3
+    lines = runner.could_not_run()
+    assert lines[1] == "missing, part: no device"
+    assert len(lines) == 2
+    json.dumps(runner.sections)
+
+
+def test_a_spent_budget_leaves_the_rest_out() -> None:
+    assert Budget(0).is_spent
+    assert not Budget(60).is_spent
+    runner = Runner(Bench(Sizes(), False, None, "no device", [], []), total_s=0)
+    runner.run("late", lambda *_: {}, budget_s=1)
+    assert runner.sections["late"]["why"] == "the time for all was spent"
+
+
+def test_all_sections_together_stay_under_eight_minutes() -> None:
+    from gpu_check import TOTAL_S
+
+    assert TOTAL_S <= 450, "and the last part may run over"
+    assert all(seconds <= 120 for seconds in BUDGETS_S.values())
+    with pytest.raises(CannotRunError, match="no device"):
+        Bench(DRY, True, None, "no device", [], []).need_lane()
