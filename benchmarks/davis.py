@@ -3,7 +3,7 @@
     python benchmarks/davis.py --davis-root DAVIS [--set val] [--engine-dir DIR]
         [--ablation warp,propagation,adapted,osvos,crf] [--variant NAME=SET:OPTION=VALUE,...]
         [--sequences A,B] [--adapt-roles osvos] [--adapt-steps N] [--seed 0] [--threads 2]
-        [-o benchmarks/results/davis.json]
+        [--masks FOLDER] [-o benchmarks/results/davis.json]
 
 Every sequence is decoded, segmented from its first annotation and saved as palette PNGs, frame by
 frame in one thread; ``wall_fps`` counts all of that from the second frame on, ``pipeline_fps`` the
@@ -104,13 +104,13 @@ def run(
     threads: int,
     warmup: int,
     adapt_cache: Path | None,
+    keep_masks: Path | None,
 ) -> dict[str, Any]:
     """All sequences with every set of stages; ``ablations`` of the result."""
     collected = {ablation.name: Collected() for ablation in ablations}
     costs = LearningCosts()
     with tempfile.TemporaryDirectory(prefix="mpn-davis-") as folder, ExitStack() as stack:
-        masks, kept = Path(folder, "masks"), adapt_cache or Path(folder, "weights")
-        masks.mkdir()
+        masks, kept = keep_masks or Path(folder, "masks"), adapt_cache or Path(folder, "weights")
         for ablation in ablations:  # without fine-tuning: nothing is learnt to be thrown away
             with pipeline_on_shared_engines(engine_dir, engines, ablation.options) as pipeline:
                 warm_up(pipeline, dataset.sequences[0], images, warmup)
@@ -126,7 +126,9 @@ def run(
         for sequence in dataset.sequences:
             for ablation in order:
                 pipeline, into = pipelines[ablation.name], collected[ablation.name]
-                run_sequence(pipeline, sequence, images, masks, into)
+                out = masks / ablation.name / sequence.name
+                out.mkdir(parents=True, exist_ok=True)
+                run_sequence(pipeline, sequence, images, out, into)
                 into.adapt_s += costs.of(ablation, sequence.name, reports_of(pipeline, ablation))
                 tell(ablation, into.scores[-1])
             order.append(order.pop(0))
@@ -241,6 +243,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             threads=given.threads,
             warmup=given.warmup,
             adapt_cache=given.adapt_cache,
+            keep_masks=given.masks,
         )
         backend = {
             "asked": given.backend,
@@ -304,6 +307,9 @@ def main() -> int:
         help="networks to fine-tune: %(default)s",
     )
     parser.add_argument("--adapt-steps", type=int, help="default: the recipe of each network")
+    parser.add_argument(
+        "--masks", type=Path, help="keep the masks there, <set of stages>/<sequence>"
+    )
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=5, help="frames that do not count, a set")

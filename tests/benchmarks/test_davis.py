@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 
 from mpn import Pipeline, PipelineOptions
@@ -236,6 +237,22 @@ def test_weights_of_another_run_are_used_and_their_cost_is_not_told(
     assert first["objects"] == second["objects"]
     assert first["adapt"] is second["adapt"] is None
     assert "kept from other runs" in " ".join(results[0]["not_measured"])
+
+
+def test_masks_are_kept_where_they_are_wanted(
+    davis_folder: Path, engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, masks = tmp_path / "davis.json", tmp_path / "masks"
+    code = run(
+        monkeypatch, "--davis-root", davis_folder, "--engine-dir", engine_dir, "--threads", "1",
+        "--ablation", "warp,propagation", "--warmup", "1", "--masks", masks, "-o", out,
+    )  # fmt: skip
+    assert code == 0
+    for name, done in load_result(out)["ablations"].items():
+        scored = evaluate_dataset(load_davis(davis_folder, "val"), masks / name)
+        assert float(np.mean([k.region.mean for s in scored.sequences for k in s.objects])) == (
+            pytest.approx(done["J-Mean"], abs=1e-12)
+        )
 
 
 def test_missing_image_is_one_line_and_no_result(
