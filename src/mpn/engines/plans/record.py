@@ -177,7 +177,7 @@ class PlanRecord:
             "device": self.device,
             "sha256": self.sha256,
             "nbytes": self.nbytes,
-            "build_s": round(self.build_s, 2),
+            "build_s": self.build_s,
             "built": self.built,
             "graph_precision": self.graph_precision,
             "precision": self.precision.as_json(),

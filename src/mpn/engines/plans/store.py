@@ -196,7 +196,7 @@ class PlanStore:
             device=self._device_name,
             sha256=hashlib.sha256(built.data).hexdigest(),
             nbytes=len(built.data),
-            build_s=built.build_s,
+            build_s=round(built.build_s, 2),
             built=utc_now_iso(),
             graph_precision=entry.precision,
             precision=built.precision,
