@@ -116,10 +116,8 @@ class Sight:
         flow = None if engines.flow is None else device_engine(engines.flow)
         self._flow_engine = flow if host_flow is None else None
         self._osvos_engine = None if engines.osvos is None else device_engine(engines.osvos)
-        use_graphs = device_options.use_graphs
-        can_flow = self._flow_engine is not None and self._flow_engine.can_be_captured
-        self._flow_segments = Segments(self._flow_lane, is_capturing=use_graphs and can_flow)
-        self._use_graphs = use_graphs
+        self._use_graphs = device_options.use_graphs
+        self._flow_segments = Segments(self._flow_lane, is_capturing=False)
         self._osvos_segments = Segments(self._osvos_lane, is_capturing=False)
         self._places: list[SeenFrame] = []
         self._current: SeenFrame | None = None
@@ -153,12 +151,10 @@ class Sight:
         own = [k for k in object_ids if self._objects.get("osvos", k) is not None]
         self._own_planes = {k: 1 + n for n, k in enumerate(own)}
         engines = [self._engine_of(k) for k in (None, *own) if self._osvos_engine is not None]
-        self._osvos_segments = Segments(
-            self._osvos_lane,
-            is_capturing=self._use_graphs and all(engine.can_be_captured for engine in engines),
-        )
-        self._flow_segments.clear()
-        self._prepare(engines)
+        self._prepare(engines)  # before they are asked whether they can be captured
+        flow = [] if self._flow_engine is None else [self._flow_engine]
+        self._flow_segments = self._new_segments(self._flow_lane, flow)
+        self._osvos_segments = self._new_segments(self._osvos_lane, engines)
         self._working_hw = working_hw
         if engines:
             self._no_flags = self._osvos_lane.zeros((len(engines),), np.int32)
@@ -241,6 +237,10 @@ class Sight:
         """Make the host wait for both lanes, where the engines are to run otherwise."""
         for lane in (self._flow_lane, self._osvos_lane):
             lane.mark().wait()
+
+    def forget_ahead(self) -> None:
+        """Forget what was taken in behind the current frame: its arrays may be filled anew."""
+        self._ahead.clear()
 
     def release(self) -> None:
         """Forget the frames; the memory goes with them."""
@@ -355,6 +355,10 @@ class Sight:
         own = self._objects.get("osvos", object_id)
         assert own is not None
         return device_engine(own, object_id=object_id)
+
+    def _new_segments(self, lane: Lane, engines: Sequence[DeviceEngine]) -> Segments:
+        can_be_captured = bool(engines) and all(engine.can_be_captured for engine in engines)
+        return Segments(lane, is_capturing=self._use_graphs and can_be_captured)
 
     def _prepare(self, osvos: Sequence[DeviceEngine]) -> None:
         if self._flow_engine is not None:

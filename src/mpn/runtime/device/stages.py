@@ -417,6 +417,7 @@ class DeviceStages(Closing):
         """Wait for everything, after a frame that failed; the state is the one before it."""
         self._lane.mark().wait()
         self.sight.wait()
+        self.sight.forget_ahead()
         self._watch.taken()
         self._inner_watch.taken()
 
