@@ -280,7 +280,12 @@ def _fps(
     )
     with (
         peak_memory(bench) as figures,
-        Pipeline(engines, options=chosen, lane=lane, device_options=options) as pipeline,
+        Pipeline(
+            engines,
+            options=chosen,
+            lane=lane.beside(is_urgent=True),
+            device_options=options,
+        ) as pipeline,
     ):
         pipeline.start(frames[0], labels)
         taken, stages = [], {}

@@ -175,7 +175,8 @@ class Pipeline(DeviceVideo):
             if engines.backend != "cpu":
                 from mpn.runtime.ops.cuda_device import CudaDevice
 
-                lane = CudaDevice((device_options or DeviceOptions()).index)
+                device = CudaDevice(0 if engines.device is None else engines.device.index)
+                lane = device.beside(is_urgent=True)  # the objects go first, the rest beside them
             pipeline = cls(
                 engines,
                 options=options,

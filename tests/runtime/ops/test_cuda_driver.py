@@ -21,7 +21,6 @@ from tests.runtime.ops.conftest import need_or_skip
 
 ASKED = (
     "cuCtxGetStreamPriorityRange",
-    "cuStreamCreateWithPriority",
     "cuMemHostAlloc",
     "cuMemFreeHost",
     "cuEventCreate",
@@ -64,7 +63,6 @@ class FakeDriver:
             return (_Status(900), None)
         given: dict[str, tuple[Any, ...]] = {
             "cuCtxGetStreamPriorityRange": (0, -5),
-            "cuStreamCreateWithPriority": (88,),
             "cuEventCreate": (f"event {len(self.calls)}",),
             "cuEventElapsedTime": (2.5,),
             "cuStreamEndCapture": ("graph",),
@@ -92,13 +90,20 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
         memory.append(np.zeros(nbytes, np.uint8))
         return SimpleNamespace(handle=memory[-1].ctypes.data)
 
+    def create_stream(given: Any = None, *, options: Any = None) -> Any:
+        if options is None:
+            return stream
+        fake.calls.append(("create_stream", options.nonblocking, options.priority))
+        return SimpleNamespace(__cuda_stream__=lambda: (0, 88))
+
     core = SimpleNamespace(
         Device=lambda _: SimpleNamespace(
-            arch="90", set_current=lambda: None, create_stream=lambda _: stream, allocate=allocate
+            arch="90",
+            set_current=lambda: None,
+            create_stream=create_stream,
+            allocate=allocate,
         ),
-        Stream=SimpleNamespace(
-            from_handle=lambda handle: SimpleNamespace(__cuda_stream__=lambda: (0, handle))
-        ),
+        StreamOptions=SimpleNamespace,
     )
     modules = {"cuda.core": core, "cuda.bindings.driver": fake}
     monkeypatch.setattr(cuda_device, "import_or_explain", lambda name, **_: modules[name])
@@ -109,8 +114,8 @@ def test_a_lane_beside_has_a_stream_of_its_own(driver: FakeDriver) -> None:
     device = CudaDevice()
     plain, urgent = device.beside(), device.beside(is_urgent=True)
     assert [device.address, plain.address, urgent.address] == [77, 88, 88]
-    created = driver.named("cuStreamCreateWithPriority")
-    assert [call[1:] for call in created] == [(1, 0), (1, -5)], "not blocking; by priority"
+    created = driver.named("create_stream")
+    assert [call[1:] for call in created] == [(True, 0), (True, -5)], "not blocking; by priority"
 
 
 def test_marks_order_lanes_and_measure(driver: FakeDriver) -> None:

@@ -12,7 +12,6 @@ class DeviceOptions:
     """How the frame on a device is run.
 
     Attributes:
-        index: Number of the device.
         use_streams: Flow of the next frame and OSVOS on streams of their own; False puts
             everything on one.
         use_graphs: Start what does not change from frame to frame as CUDA graphs, from the second
@@ -20,13 +19,10 @@ class DeviceOptions:
             their own.
     """
 
-    index: int = 0
     use_streams: bool = True
     use_graphs: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.index, int) or self.index < 0:
-            raise InputError(f"device option index must be a number of 0 or more: {self.index!r}")
         for name in ("use_streams", "use_graphs"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(

@@ -194,8 +194,9 @@ class CudaDevice:
 
     def beside(self, *, is_urgent: bool = False) -> Self:
         """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
-        handle = self._driver.new_stream(is_urgent=is_urgent)
-        return cast(Self, self.on(self._core.Stream.from_handle(handle)))
+        priority = self._driver.priority(is_urgent=is_urgent)
+        options = self._core.StreamOptions(nonblocking=True, priority=priority)
+        return cast(Self, self.on(self._device.create_stream(options=options)))
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""

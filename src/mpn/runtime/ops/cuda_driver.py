@@ -15,7 +15,6 @@ import numpy.typing as npt
 from mpn.errors import BackendError
 from mpn.runtime.ops.cuda_lane import Mark
 
-_NON_BLOCKING = 1
 _NO_TIMING = 2
 _THREAD_LOCAL = "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"
 
@@ -44,11 +43,10 @@ class Driver:
             raise BackendError(f"{function} failed: {status.name}")
         return given[0] if len(given) == 1 else tuple(given)
 
-    def new_stream(self, *, is_urgent: bool) -> int:
-        """Handle of a new stream, which does not wait for the default one."""
+    def priority(self, *, is_urgent: bool) -> int:
+        """The highest or lowest priority that a stream can have here."""
         least, greatest = self.call("cuCtxGetStreamPriorityRange")
-        priority = int(greatest if is_urgent else least)
-        return int(self.call("cuStreamCreateWithPriority", _NON_BLOCKING, priority))
+        return int(greatest if is_urgent else least)
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """A page-locked array; given back with its last view."""
