@@ -358,7 +358,7 @@ class Pipeline(DeviceVideo):
         planes: tuple[Any, ...] = (None,) * len(object_ids)
         if any(wanted):
             with self._timer.stage("osvos"):
-                small = self._frame_of_host(on, rgb, state.working_hw)
+                small = self._frame_of_host(rgb, state.working_hw)
                 planes = osvos.planes(small, object_ids, wanted)
                 found = osvos.retrieve_lost(small, found, planes, state)
         on.replace_found(found, planes)

@@ -147,9 +147,13 @@ class State:
     def check_frame(self, rgb: UInt8Array) -> None:
         """Raise InputError unless a frame is (H, W, 3) uint8 and of the video's size."""
         check_rgb(rgb)
-        if tuple(rgb.shape[:2]) != self.input_hw:
+        self.check_size(rgb.shape)
+
+    def check_size(self, shape: Sequence[int]) -> None:
+        """Raise InputError unless a frame of this shape is of the video's size."""
+        if tuple(shape[:2]) != self.input_hw:
             raise InputError(
-                f"the frame is {rgb.shape[1]}x{rgb.shape[0]} but the video began with "
+                f"the frame is {shape[1]}x{shape[0]} but the video began with "
                 f"{self.input_hw[1]}x{self.input_hw[0]} (width x height): start anew for "
                 "another video"
             )

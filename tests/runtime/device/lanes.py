@@ -224,12 +224,12 @@ class ShimLane(ShimDevice):
 
 
 class OnDevice:
-    """An array of another library that says it is on a device."""
+    """An array of another library that says it is on a device, in that library's own words."""
 
     def __init__(self, lane: ShimLane, values: npt.NDArray[Any]) -> None:
         self.array = lane.upload(values)
         lane.mark().wait()
-        self.shape, self.dtype, self.ndim = values.shape, values.dtype, values.ndim
+        self.shape, self.dtype = list(values.shape), f"torch.{values.dtype}"
         self.__cuda_array_interface__ = self.array.__cuda_array_interface__
 
 

@@ -309,10 +309,18 @@ def test_frames_in_device_memory_are_taken_as_they_are(shim: Shim) -> None:
     host, device, lane = both(shim, clip, {}, engines)
     with host, device:
         expected = run(host, clip.frames, clip.labels[0])
-        given = [device.start(clip.frames[0], clip.labels[0])]
+        first: Any = OnDevice(lane, clip.frames[0])
+        given = [device.start(first, clip.labels[0])]
         for frame in clip.frames[1:]:
             given.append(device.step(OnDevice(lane, frame)))  # type: ignore[arg-type]
             assert given[-1].probs is not None
+        for wrong, message in (
+            (np.zeros((10, 20, 3), np.uint8), "the frame is 20x10 but"),
+            (np.zeros((60, 90, 3), np.float32), "must be .* uint8 RGB"),
+            (np.zeros((60, 90), np.uint8), "must be .* uint8 RGB"),
+        ):
+            with pytest.raises(InputError, match=message):
+                device.step(OnDevice(lane, wrong))  # type: ignore[arg-type]
     assert_same(given, expected)
 
 

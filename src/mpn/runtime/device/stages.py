@@ -26,7 +26,7 @@ from mpn.runtime.device.sight import SeenFrame, Sight
 from mpn.runtime.finite import not_finite_error
 from mpn.runtime.flow import FlowEstimator
 from mpn.runtime.object_engines import ObjectEngines
-from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
+from mpn.runtime.ops.cuda import box_rows, boxes_from_rows, check_rgb_array
 from mpn.runtime.ops.cuda_array import DeviceArray
 from mpn.runtime.ops.cuda_crf import CudaCrf
 from mpn.runtime.ops.cuda_frame import CudaFrame
@@ -436,9 +436,21 @@ class DeviceStages(Closing):
 
         return load
 
+    def shape_of(self, foreign: Any) -> tuple[int, ...]:
+        """Shape of a frame of another library in device memory.
+
+        Raises:
+            InputError: If it is not (H, W, 3) uint8, or not C-contiguous.
+        """
+        view = self._lane.array_from(foreign)
+        check_rgb_array(view)
+        return view.shape
+
     def on_host(self, foreign: Any) -> UInt8Array:
         """A frame of another library on the host."""
-        frame: UInt8Array = self._lane.download(self._lane.array_from(foreign))
+        view = self._lane.array_from(foreign)
+        check_rgb_array(view)
+        frame: UInt8Array = self._lane.download(view)
         return frame
 
     def overwriting(self) -> None:

@@ -61,6 +61,14 @@ class DeviceVideo(LabelledVideo):
         """
         self._expected = rgb if self._device is not None else None
 
+    def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+        """See :meth:`LabelledVideo.start`; on a device also with a frame that lies there."""
+        return super().start(self._on_host(rgb), labels)
+
+    def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+        """See :meth:`LabelledVideo.resume_at`; on a device also with a frame that lies there."""
+        return super().resume_at(self._on_host(rgb), labels)
+
     @abstractmethod
     def _frame_on_device(
         self, on: DeviceStages, state: State, rgb: Any
@@ -80,7 +88,10 @@ class DeviceVideo(LabelledVideo):
     def _step_on_device(self, on: DeviceStages, rgb: UInt8Array) -> StepResult:
         self._check_open()
         state = self._state if self._state is not None else self._started()
-        state.check_frame(rgb)
+        if is_on_device(rgb):
+            state.check_size(on.shape_of(rgb))
+        else:
+            state.check_frame(rgb)
         self._timer.drop_frame()
         on.overwriting()
         try:
@@ -120,9 +131,16 @@ class DeviceVideo(LabelledVideo):
             timings=self._timer.finish_frame(),
         )
 
-    def _frame_of_host(self, on: DeviceStages, rgb: Any, working_hw: tuple[int, int]) -> UInt8Array:
+    def _frame_of_host(self, rgb: Any, working_hw: tuple[int, int]) -> UInt8Array:
         """A frame at working size on the host, wherever it was given."""
-        return resize_rgb(on.on_host(rgb) if is_on_device(rgb) else rgb, working_hw)
+        return resize_rgb(self._on_host(rgb), working_hw)
+
+    def _on_host(self, rgb: Any) -> UInt8Array:
+        """A frame on the host, wherever it was given."""
+        if self._device is not None and is_on_device(rgb):
+            return self._device.on_host(rgb)
+        frame: UInt8Array = rgb
+        return frame
 
     def _keep(self, state: State) -> None:
         super()._keep(state)
@@ -136,7 +154,7 @@ class DeviceVideo(LabelledVideo):
         if self._device is None or not self._is_host_behind:
             return state
         prob, soft_prob, result_prob = self._device.state_arrays()
-        frame = self._frame_of_host(self._device, self._given, state.working_hw)
+        frame = self._frame_of_host(self._given, state.working_hw)
         everywhere = Roi(0, 0, state.input_hw[1], state.input_hw[0])
         state = replace(
             state,
