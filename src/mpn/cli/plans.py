@@ -104,8 +104,8 @@ def build_alone(directory: Path, plans: PlanArguments, *, quiet: bool) -> None:
             typer.echo(text, err=True)
 
     built = plans.build(directory, on_progress)
-    if said or (sys.stderr.isatty() and not quiet):
-        typer.echo("", err=True)
+    if sys.stderr.isatty() and not quiet:
+        typer.echo("", err=True)  # behind the line that was written over
     plans.show(built)
 
 
