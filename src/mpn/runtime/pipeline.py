@@ -28,7 +28,8 @@ from mpn.runtime.crf_refine import refine
 from mpn.runtime.device.found import all_there, blended_where, events_by_id, found_from_told
 from mpn.runtime.device.options import DeviceOptions
 from mpn.runtime.device.sight import SeenFrame
-from mpn.runtime.device.stages import DeviceStages, Told
+from mpn.runtime.device.stages import DeviceStages
+from mpn.runtime.device.told import Told
 from mpn.runtime.device.video import DeviceVideo, FlowOfDevice
 from mpn.runtime.ensemble import merge
 from mpn.runtime.flow import FlowEstimator, flow_estimator_from

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpn.engines.load import default_engine_dir, open_engines
-from mpn.runtime.device.stages import HOST_ONLY
+from mpn.runtime.device.options import HOST_ONLY
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.synthetic import render_clip
 from mpn.types import StepResult

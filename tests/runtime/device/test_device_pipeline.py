@@ -15,8 +15,7 @@ import pytest
 
 from mpn.engines.manifest import Preprocessing
 from mpn.errors import EngineError, InputError
-from mpn.runtime.device.options import DeviceOptions
-from mpn.runtime.device.stages import HOST_ONLY
+from mpn.runtime.device.options import HOST_ONLY, DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
 from tests.fakes import FakeAdapter, fake_engine_set, fourth_channel

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpn.runtime.candidates import Candidates
-from mpn.runtime.device.stages import Told
+from mpn.runtime.device.told import Told
 from mpn.runtime.state import State
 from mpn.types import Roi, TrackBranch, TrackEvent
 

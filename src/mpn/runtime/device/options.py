@@ -1,10 +1,13 @@
-"""How a device is used. None of it changes a mask."""
+"""How a device is used, which changes no mask; and which options of the pipeline it cannot do."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mpn.errors import InputError
+from mpn.runtime.options import PipelineOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +31,18 @@ class DeviceOptions:
                 raise InputError(
                     f"device option {name} must be true or false, got {getattr(self, name)!r}"
                 )
+
+
+HOST_ONLY: Mapping[str, Any] = {"crf_working_scale": 1.0}
+"""Options that a device has no kernels for, and the one value of each that it can work with."""
+
+
+def check_options(options: PipelineOptions) -> None:
+    """Raise InputError if an option asks for what only the host can do."""
+    for name, possible in HOST_ONLY.items():
+        value = getattr(options, name)
+        if value != possible:
+            raise InputError(
+                f"option {name} is {value!r}, which only backend 'cpu' can do: give it as "
+                f"{possible!r}, or use backend 'cpu'"
+            )

@@ -6,13 +6,12 @@ returns; the host waits once, in :meth:`DeviceStages.told`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mpn.closing import Closing
 from mpn.engines.base import DeviceEngine
@@ -20,9 +19,10 @@ from mpn.engines.load import EngineSet
 from mpn.errors import EngineError, InputError
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.networks import array_from_tensor, device_engine
-from mpn.runtime.device.options import DeviceOptions
+from mpn.runtime.device.options import DeviceOptions, check_options
 from mpn.runtime.device.segments import Segments, Stopwatch
 from mpn.runtime.device.sight import SeenFrame, Sight
+from mpn.runtime.device.told import Told
 from mpn.runtime.finite import not_finite_error
 from mpn.runtime.flow import FlowEstimator
 from mpn.runtime.object_engines import ObjectEngines
@@ -34,11 +34,7 @@ from mpn.runtime.ops.cuda_images import resize_prob
 from mpn.runtime.ops.cuda_lane import Lane
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.state import State
-from mpn.runtime.tracks import Measured
-from mpn.types import Float32Array, Roi, TrackBranch, UInt8Array
-
-_FIXED_ONE = 2.0**24
-_LARGEST_RATIO = 2.0
+from mpn.types import Float32Array, TrackBranch, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -65,54 +61,6 @@ class _Batch:
     def crops(self) -> int:
         """Crops that go through the engine in one frame."""
         return len(self.members) * (1 if self.mirrored is None else 2)
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the host is told of a frame.
-
-    Attributes:
-        labels: (H, W) uint8 at input size.
-        figures: See :class:`mpn.runtime.ops.cuda_frame.CudaFrame`.
-    """
-
-    labels: UInt8Array
-    figures: dict[str, npt.NDArray[Any]]
-
-    @property
-    def rois(self) -> tuple[Roi | None, ...]:
-        """What the propagation network looked at."""
-        return boxes_from_rows(self.figures["rois"])
-
-    @property
-    def reach(self) -> tuple[Roi | None, ...]:
-        """Where the warp can have put the objects."""
-        return boxes_from_rows(self.figures["reach"])
-
-    def measured(self) -> tuple[Measured, ...]:
-        """Area, box and confidence of each object."""
-        figures = self.figures
-        boxes = boxes_from_rows(figures["track_boxes"])
-        return tuple(
-            Measured(int(area), box.box_xyxy, int(total) / _FIXED_ONE / int(area))
-            if area and box is not None
-            else Measured(0, None, 0.0)
-            for area, box, total in zip(
-                figures["track_areas"], boxes, figures["track_sums"], strict=True
-            )
-        )
-
-    def agreement(self) -> tuple[tuple[float, float] | None, ...]:
-        """For each object the mean of OSVOS and of the colours' ratio where it is expected.
-
-        None where it is expected nowhere.
-        """
-        return tuple(
-            (int(plane) / _FIXED_ONE / int(count), int(ratio) / _FIXED_ONE / int(count) - 2.0)
-            if count
-            else None
-            for count, plane, ratio in self.figures["agreement"]
-        )
 
 
 class DeviceStages(Closing):
@@ -518,18 +466,3 @@ class DeviceStages(Closing):
             rows = None if self._is_direct else self._lane.upload(np.array(members, np.int32))
             made.append(_Batch(engine, tuple(members), rows, taken.part(0, count), mirrored, owner))
         return made
-
-
-HOST_ONLY: Mapping[str, Any] = {"crf_working_scale": 1.0}
-"""Options that a device has no kernels for, and the one value of each that it can work with."""
-
-
-def check_options(options: PipelineOptions) -> None:
-    """Raise InputError if an option asks for what only the host can do."""
-    for name, possible in HOST_ONLY.items():
-        value = getattr(options, name)
-        if value != possible:
-            raise InputError(
-                f"option {name} is {value!r}, which only backend 'cpu' can do: give it as "
-                f"{possible!r}, or use backend 'cpu'"
-            )

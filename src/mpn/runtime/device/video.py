@@ -11,7 +11,8 @@ from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.found import events_by_id
 from mpn.runtime.device.result import DeviceStepResult
 from mpn.runtime.device.sight import SeenFrame
-from mpn.runtime.device.stages import DeviceStages, Told
+from mpn.runtime.device.stages import DeviceStages
+from mpn.runtime.device.told import Told
 from mpn.runtime.flow import FlowEstimator, FlowFrame
 from mpn.runtime.labelled_video import LabelledVideo
 from mpn.runtime.object_engines import ObjectAdapterLike
