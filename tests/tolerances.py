@@ -192,8 +192,8 @@ interpolated from the same texture at other places, which blurs it differently."
 
 DEVICE_PROB = 3e-5
 """Probabilities of a pipeline on the device against the host's, after a dozen frames; 4.2e-7
-measured where nothing amplifies, 7e-6 with a network that does. CRF multiplies it by 100: KERNEL_CRF of one
-frame, fed back."""
+measured where nothing amplifies, 7e-6 with a network that does. CRF multiplies it by 100:
+KERNEL_CRF of one frame, fed back."""
 
 DEVICE_CONFIDENCE = 1e-5
 """Mean probability over an object, of the same."""
