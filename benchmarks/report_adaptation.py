@@ -90,5 +90,12 @@ def adapt_step_table(result: Result, is_short: bool) -> str:
             for optimizer, found in entry["agreement"].items()
         ]
         headings = ["network", "optimiser", "steps", "difference of a weight", "of a probability"]
-        lines += ["", table(headings, agreed)]
+        lines += [
+            "",
+            table(headings, agreed),
+            "\nDifferences after so many steps, each side on its own way, the weight's relative to "
+            "the largest of its tensor. AdamW divides each gradient by its own size, so where one "
+            "is near 0 its rounding decides the direction of a whole step: the two sides drift "
+            "apart as two runs of PyTorch on other numbers of threads would.",
+        ]
     return "\n".join(lines) + "\n"
