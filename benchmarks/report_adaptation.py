@@ -95,7 +95,6 @@ def adapt_step_table(result: Result, is_short: bool) -> str:
             table(headings, agreed),
             "\nDifferences after so many steps, each side on its own way, the weight's relative to "
             "the largest of its tensor. AdamW divides each gradient by its own size, so where one "
-            "is near 0 its rounding decides the direction of a whole step: the two sides drift "
-            "apart as two runs of PyTorch on other numbers of threads would.",
+            "is near 0 its rounding decides the direction of a whole step, and the sides drift.",
         ]
     return "\n".join(lines) + "\n"
