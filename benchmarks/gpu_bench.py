@@ -55,7 +55,7 @@ class Sizes:
 
 
 DRY = Sizes(
-    frame_hw=(64, 64),
+    frame_hw=(48, 64),
     flow_hw=(64, 64),
     roi=65,
     objects=(1, 2),

@@ -29,9 +29,10 @@ def pack_rgb_f32(
     """Levels after the resize, times gain plus offset, channel by channel."""
     levels = _levels(rgb, (to_height, to_width))
     gains, offsets = (gain0, gain1, gain2), (offset0, offset1, offset2)
+    out = planes.reshape(3, to_height, to_width)
     for c in range(3):
         channel = levels[..., 2 - c if is_bgr else c].astype(np.float32)
-        planes[c] = channel * np.float32(gains[c]) + np.float32(offsets[c])
+        out[c] = channel * np.float32(gains[c]) + np.float32(offsets[c])
 
 
 pack_rgb_f16 = pack_rgb_f32
