@@ -55,7 +55,7 @@ PARAMETERS: Mapping[str, Mapping[str, float]] = {
         "srgb_bilateral": _DEFAULTS.srgb_bilateral,
         "compat_bilateral": _DEFAULTS.compat_bilateral,
     },
-    "wide": {  # what suited the lite engines' masks on training sequences (docs/crf.md)
+    "wide": {  # see docs/crf.md
         "sxy_gaussian": 2,
         "compat_gaussian": 1,
         "sxy_bilateral": 30,

@@ -22,8 +22,8 @@ _SMALLEST_PROB = 1e-5
 class CrfOptions:
     """What the CRF believes in, and where it works.
 
-    The defaults are those of a public script for DAVIS at 480p (COSNet's author). On its training
-    sequences and the lite engines' masks, 2/1 and 30/5/5 gave the same J and a little more F.
+    The defaults are those of a public script for DAVIS at 480p (COSNet's author); docs/crf.md tells
+    what others did on its training sequences.
 
     Attributes:
         sxy_gaussian: Standard deviation of the spatial kernel in pixels of the working size.
