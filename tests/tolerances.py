@@ -213,5 +213,5 @@ otherwise where an input is half already: some half steps (5e-4) apart."""
 
 DEVICE_IOU_MEAN, DEVICE_IOU_WORST, DEVICE_SMALL_AREA_PX = 0.995, 0.98, 400
 """Masks of the device against the host's over 60 frames: what the project asks of a GPU. Objects
-under the area are left out: a pixel is much of them. 1.0 measured through the shim in sixty frames
-of one object and six of three."""
+under the area are left out: a pixel is much of them. 1.0 measured through the shim, with one object
+and with three."""
