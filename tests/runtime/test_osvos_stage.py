@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -12,7 +13,7 @@ import pytest
 from mpn.errors import EngineError
 from mpn.runtime.osvos_stage import shifted_odds
 from mpn.runtime.pipeline import Pipeline
-from mpn.types import StepResult
+from mpn.types import Roi, StepResult
 from tests.fakes import FakeEngine, nothing_found
 from tests.runtime.pipelines import PAN, adapter_of, make, run
 from tests.synthetic import Clip, Square, iou, squares_clip
@@ -528,3 +529,22 @@ def test_the_blend_takes_the_shifted_odds() -> None:
         found[threshold] = float(pipeline.step(STILL.frames[1]).probs[0, 0, 10])
     assert found[0.5] == pytest.approx(0.5 * 0.8, abs=1e-5)
     assert found[0.8] == pytest.approx(0.5 * 0.5, abs=1e-5)
+
+
+def test_without_propagation_nothing_is_left_outside_the_roi() -> None:
+    """A faint warped probability beyond the margin would lie outside the boxes that are kept."""
+    pipeline = make(
+        STILL,
+        osvos=says(np.ones((64, 96), np.uint8)),
+        options={"osvos": "blend", "use_propagation": False},
+    )
+    labels = STILL.labels[0]
+    pipeline.start(STILL.frames[0], labels)
+    faint = pipeline._state.prob.copy()  # type: ignore[union-attr]
+    faint[0, 0, 95] = 0.25
+    pipeline._state = replace(  # type: ignore[type-var]
+        pipeline._state, prob=faint, supports=(Roi(0, 0, 96, 64),)
+    )
+    result = pipeline.step(STILL.frames[1])
+    assert result.tracks[0].branch == "blended"
+    assert result.probs[0, 0, 95] == 0

@@ -185,7 +185,7 @@ class OsvosStage:
         for this one, and the one network for all takes every object for every other.
 
         Args:
-            prob: (K, h, w) float32 from the propagation, 0 outside the ROIs.
+            prob: (K, h, w) float32 from the propagation, or warped; outside the ROIs it is dropped.
             planes: From :meth:`planes`.
             candidates: Where the objects are expected.
 
@@ -193,12 +193,15 @@ class OsvosStage:
             The blended probabilities, 0 outside the ROIs, and the candidates that say so.
         """
         weight = np.float32(self._options.ensemble_weight)
-        blended = prob.copy()
+        blended = np.zeros_like(prob)
         said = candidates
         for k, (plane, roi) in enumerate(zip(planes, candidates.rois, strict=True)):
-            if plane is None or roi is None:
+            if roi is None:
                 continue
             window = (slice(roi.y0, roi.y1), slice(roi.x0, roi.x1))
+            blended[k][window] = prob[k][window]
+            if plane is None:
+                continue
             theirs = plane[window]
             for j, other in enumerate(candidates.rois):
                 if j != k and other is not None and _overlap(roi, other):
