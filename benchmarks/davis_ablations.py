@@ -2,9 +2,9 @@
 
 ``warp`` -> ``propagation`` -> ``adapted`` (propagation fine-tuned on the first frame) -> ``osvos``
 (fine-tuned too, where it can be) -> ``crf``. What an engine directory cannot do is left out and
-said. The ``paper`` sets leave out the stages that the paper does not have (flow check, colours),
-and OSVOS is averaged with the propagation whatever the engines advise. A *variant* is one of these
-sets with other options.
+said. The ``paper`` sets leave out the stages that the paper does not have (flow check, colours,
+mirror), and OSVOS is averaged with the propagation whatever the engines advise. A *variant* is one
+of these sets with other options.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ CHAIN = ("warp", "propagation", "adapted", "osvos", "crf")
 PAPER = "paper-"
 """Before a name of the chain: the same without flow check and colours."""
 DEFAULT = (*CHAIN, "paper-warp", "paper-propagation", "paper-crf")
-NOT_IN_THE_PAPER: Mapping[str, Any] = {"flow_check_px": 0.0, "colour_weight": 0.0}
+NOT_IN_THE_PAPER: Mapping[str, Any] = {
+    "flow_check_px": 0.0,
+    "colour_weight": 0.0,
+    "mirror": False,
+}
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ TINY = NetworkShapes(
 class SlicedFlowNetC(FlowNetC):
     """FlowNetC whose correlation is written without a kernel of its own."""
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """(B, 6, H, W) normalised frames 0 and 1 -> flow / 20, (B, 2, H/4, W/4)."""
+    def pyramid(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`mpn.networks.flownet2_members.FlowNetC.pyramid`."""
         features2 = run_layer(self.conv2, run_layer(self.conv1, frames[:, :3]))
         features3 = run_layer(self.conv3, features2)
         other3 = run_layer(self.conv3, run_layer(self.conv2, run_layer(self.conv1, frames[:, 3:])))

@@ -79,7 +79,12 @@ class EagerPipeline:
         dis: DisBetween | None = None,
         channels_last: bool = False,
     ) -> None:
-        if options.flow_check_px or options.colour_weight or options.propagation_weight != 1:
+        if (
+            options.flow_check_px
+            or options.colour_weight
+            or options.mirror
+            or options.propagation_weight != 1
+        ):
             raise InputError("the eager pipeline has the stages of the paper and no others")
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._networks = {

@@ -52,7 +52,7 @@ def davis_table(result: Result, is_short: bool) -> str:
     lines.append(table(headings, rows))
     if any(name.startswith(PAPER_PREFIX) for name in ablations):
         lines += [
-            "\n*As in the paper*: without the two stages that this project adds (flow check, "
+            "\n*As in the paper*: without the stages that this project adds (flow check, mirror, "
             "colours of the first frame)."
         ]
     if not is_short:

@@ -39,7 +39,12 @@ from tests.networks.seeded import DEEPLAB_GAIN, FLOWNET2_GAIN, seeded
 from tests.tolerances import CORRELATION_ABSOLUTE, EAGER_PROB, GRID_SAMPLE_WARP, PARITY_RELATIVE
 
 SIZE_HW = (96, 160)
-PAPER_STAGES = {"flow_check_px": 0.0, "colour_weight": 0.0, "osvos": "off"}
+PAPER_STAGES: dict[str, Any] = {
+    "flow_check_px": 0.0,
+    "colour_weight": 0.0,
+    "mirror": False,
+    "osvos": "off",
+}
 STAGES_OF_PAPER = {
     "input", "flow", "warp", "osvos", "crop", "propagation", "paste", "merge", "crf", "output",
 }  # fmt: skip
