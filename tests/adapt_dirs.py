@@ -158,8 +158,15 @@ def _inference_model(
     first, margin = spec.inputs[0].name, MARGIN
     if precision == "fp16":
         nodes.append(helper.make_node("Cast", [first], [f"{first}.half"], to=TensorProto.FLOAT16))
+    kept = {name for node in forward.nodes if node.op_type == "Resize" for name in node.input[1:]}
     initialisers = [
-        numpy_helper.from_array(value, name) for name, value in forward.constants.items()
+        numpy_helper.from_array(
+            value.astype(np.float16)
+            if precision == "fp16" and value.dtype == np.float32 and name not in kept
+            else value,
+            name,
+        )
+        for name, value in forward.constants.items()
     ]
     ones = {name: torch.ones(1) for name in forward.weights}
     scales = rescale_trunk(ones) if forward.role == "osvos" else ones

@@ -6,6 +6,8 @@ import pytest
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs
 from tests.runtime.ops.cuda_shim.shim import Shim
 
+MIRROR_ROWS = {"float32": "mirror_rows_f32", "float16": "mirror_rows_f16"}
+AVERAGE_MIRRORED = {"float32": "average_mirrored_f32", "float16": "average_mirrored_f16"}
 SIZES = [(1, 1), (3, 65), (4, 128), (5, 289)]
 
 
@@ -18,7 +20,7 @@ def values_of(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
 def test_rows_are_read_from_right_to_left(shim: Shim, rows: int, width: int, dtype: str) -> None:
     values = values_of((rows, width), dtype)
     kernel, twin = kernel_and_twin(
-        shim, f"mirror_rows_{'f16' if dtype == 'float16' else 'f32'}",
+        shim, MIRROR_ROWS[dtype],
         values=values, rows=rows, width=width, mirrored=np.zeros_like(values),
     )  # fmt: skip
     assert np.array_equal(kernel["mirrored"], twin["mirrored"])
@@ -31,7 +33,7 @@ def test_rows_are_read_from_right_to_left(shim: Shim, rows: int, width: int, dty
 @pytest.mark.parametrize(("rows", "width"), SIZES)
 def test_answers_are_averaged_as_on_the_cpu(shim: Shim, rows: int, width: int, dtype: str) -> None:
     values, mirrored = values_of((rows, width), dtype), values_of((rows, width), dtype, seed=1)
-    name = f"average_mirrored_{'f16' if dtype == 'float16' else 'f32'}"
+    name = AVERAGE_MIRRORED[dtype]
     sizes = {"rows": rows, "width": width}
     kernel, twin = kernel_and_twin(shim, name, mirrored=mirrored, **sizes, values=values)
     assert np.array_equal(kernel["values"], twin["values"])
