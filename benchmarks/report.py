@@ -25,6 +25,7 @@ from report_crf import crf_speed_table
 from report_parts import (
     evaluation_speed_table,
     export_table,
+    flow_accuracy_table,
     precision_table,
     vanish_return_table,
 )
@@ -42,6 +43,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "adapt_step": ("A step of fine-tuning", adapt_step_table),
     "vanish_return": ("Objects that vanish and return", vanish_return_table),
     "precision": ("Half precision", precision_table),
+    "flow_accuracy": ("Flow", flow_accuracy_table),
     "crf_speed": ("DenseCRF", crf_speed_table),
     "evaluation_speed": ("Scoring", evaluation_speed_table),
     "export_table": ("Exports", export_table),

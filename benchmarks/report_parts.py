@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from report_text import Result, share_of_limit, table, where
+from report_text import Result, milliseconds, share_of_limit, table, where
 
 
 def export_table(result: Result, is_short: bool) -> str:
@@ -122,6 +122,21 @@ def precision_table(result: Result, is_short: bool) -> str:
         ]
         headings = ["object", *(f"J, {name}" for name in result["sides"]), "IoU", "least IoU"]
         lines += ["", table(headings, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def flow_accuracy_table(result: Result, is_short: bool) -> str:
+    """Endpoint error of each flow source."""
+    lines = [
+        "Mean endpoint error on pairs with true flow, pixels, and the time of a pair. "
+        f"{where(result)} (`benchmarks/flow_accuracy.py`).",
+        "",
+    ]
+    rows = [
+        [name, f"{found['epe_px']:.2f}", milliseconds(found["times"]["median_ms"])]
+        for name, found in result["sources"].items()
+    ]
+    lines.append(table(["flow", "EPE, px", "ms"], rows))
     return "\n".join(lines) + "\n"
 
 

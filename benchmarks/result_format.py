@@ -84,6 +84,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "results": [{"name": str, "size_hw": list, "labels": int, "ours": {"cpu": dict}}],
     },
     "precision": {"data": dict, "sides": dict, "mask_iou": {"mean": NUMBER, "objects": dict}},
+    "flow_accuracy": {"sources": dict},
     "vanish_return": {"clips": dict, "in_time": dict, "in_time_means_frames": int},
 }
 """The benchmarks that report.py can show, and the keys that each adds."""

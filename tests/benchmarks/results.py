@@ -276,3 +276,9 @@ def precision_result() -> dict[str, Any]:
         "sides": sides,
         "mask_iou": {"mean": 0.9968, "objects": {"bear_1": {"mean": 0.9968, "min": 0.981}}},
     }
+
+
+def flow_accuracy_result() -> dict[str, Any]:
+    """DIS and no motion."""
+    sources = {n: {"epe_px": e, "times": times(9.0)} for n, e in (("DIS", 3.5), ("none", 9.0))}
+    return {**result_head("flow_accuracy"), "objects": None, "sources": sources}

@@ -17,6 +17,7 @@ from tests.benchmarks.results import (
     davis_result,
     evaluation_result,
     export_result,
+    flow_accuracy_result,
     fps_result,
     precision_result,
     vanish_result,
@@ -40,6 +41,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "adaptation": adaptation_result,
     "adapt_step": adapt_step_result,
     "precision": precision_result,
+    "flow_accuracy": flow_accuracy_result,
 }
 AXES = ("ms a frame (median)", "frames a second", "J&F", "mean score")
 PAGE = "before\n<!-- results -->\nof another day\n<!-- /results -->\nafter\n"
@@ -188,6 +190,7 @@ def test_benchmarks_with_plots() -> None:
         "adaptation": ["adaptation.svg"],
         "adapt_step": [],
         "precision": [],
+        "flow_accuracy": [],
     }
 
 

@@ -1,0 +1,130 @@
+"""Endpoint error of flow sources on pairs with true flow: OpenCV's DIS, and networks.
+
+    python benchmarks/flow_accuracy.py --pairs FOLDER [--engine-dir DIR ...] [--threads 2]
+        [-o benchmarks/results/flow_accuracy.json]
+
+FOLDER holds ``NAME-img0.png``, ``NAME-img1.png`` and ``NAME-gt.flo`` (Middlebury), or FlyingChairs'
+``NAME_img1.ppm``, ``NAME_img2.ppm`` and ``NAME_flow.flo``. Every source sees the pairs at their own
+size, and an engine at the size that it was exported for, as in a run. DIS is measured with each of
+its presets; an engine directory with the source that its manifest names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import cv2
+import numpy as np
+
+from davis import load_rgb
+from facts import cpu_backend, head, summary_ms, write_result
+from mpn.engines.entries import DIS_SOURCE, FlowSource
+from mpn.engines.load import open_engines
+from mpn.errors import InputError, MpnError
+from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
+from mpn.runtime.flow import DisFlow, flow_estimator_from, flow_px
+from mpn.runtime.opencv_threads import OpenCvThreads
+
+PRESETS = ("ultrafast", "fast", "medium")
+LAYOUTS = (("-gt.flo", "-img0.png", "-img1.png"), ("_flow.flo", "_img1.ppm", "_img2.ppm"))
+Source = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def pairs_in(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """First and second frame, (H, W, 3) uint8 RGB, and the flow between them, (2, H, W).
+
+    Raises:
+        InputError: If there is none.
+    """
+    found = False
+    for flow, first, second in LAYOUTS:
+        for path in sorted(folder.rglob(f"*{flow}")):
+            stem = str(path)[: -len(flow)]
+            true_px = cv2.readOpticalFlow(str(path))
+            if true_px is None:
+                raise InputError(f"{path} cannot be read as a flow")
+            found = True
+            rgb0, rgb1 = (load_rgb(Path(stem + suffix)) for suffix in (first, second))
+            yield rgb0, rgb1, true_px.transpose(2, 0, 1)
+    if not found:
+        raise InputError(f"{folder} has no pairs: NAME-img0.png, NAME-img1.png and NAME-gt.flo")
+
+
+def measured(source: Source, folder: Path) -> dict[str, Any]:
+    """Mean endpoint error in pixels, of each pair and of all, and the time of a pair."""
+    errors, seconds = [], []
+    for rgb0, rgb1, true_px in pairs_in(folder):
+        begun = perf_counter()
+        found_px = source(rgb0, rgb1)
+        seconds.append(perf_counter() - begun)
+        errors.append(float(np.hypot(*(found_px - true_px)).mean()))
+    return {"epe_px": float(np.mean(errors)), "pairs_px": errors, "times": summary_ms(seconds)}
+
+
+def benchmark(given: argparse.Namespace) -> dict[str, Any]:
+    """The body of the result."""
+    check_result_path(given.out)
+    before = load_average()
+    first, _, true_px = next(pairs_in(given.pairs))
+    sources: dict[str, Any] = {}
+    facts = None
+    with OpenCvThreads(given.threads), ExitStack() as stack:
+        for preset in PRESETS:
+            dis = DisFlow(FlowSource(DIS_SOURCE, preset))
+            sources[f"DIS {preset}"] = measured(
+                lambda a, b, dis=dis: flow_px(dis, a, b), given.pairs
+            )
+        for directory in given.engine_dir:
+            engines = stack.enter_context(
+                open_engines(directory, backend="cpu", threads=given.threads)
+            )
+            facts = engine_facts(engines)
+            flow = flow_estimator_from(engines)
+            name = f"{facts['name']} ({engines.manifest.flow.source})"
+            sources[name] = measured(lambda a, b, flow=flow: flow_px(flow, a, b), given.pairs)
+    sources["no motion"] = measured(lambda a, b: np.zeros_like(true_px), given.pairs)
+    return {
+        **head(
+            backend=cpu_backend(given.threads),
+            engine=facts,
+            frame_size_hw=first.shape[:2],
+            objects=None,
+            frames=sum(1 for _ in pairs_in(given.pairs)),
+            warmup=0,
+            load_average_before=before,
+            not_measured=[] if given.engine_dir else ["flow networks: --engine-dir"],
+        ),
+        "sources": sources,
+    }
+
+
+def main() -> int:
+    """Parse, run, write, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=Path, required=True)
+    parser.add_argument("--engine-dir", type=Path, action="append", default=[])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("-o", "--out", type=Path, default=Path("flow_accuracy.json"))
+    given = parser.parse_args()
+    try:
+        body = benchmark(given)
+        write_result(given.out, "flow_accuracy", body)
+    except MpnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, found in body["sources"].items():
+        print(f"{name:28} {found['epe_px']:.3f} px")
+    print(f"written: {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
