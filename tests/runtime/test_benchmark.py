@@ -295,6 +295,20 @@ def test_networks_alone_run_on_the_same_inputs_every_time(two_objects: np.ndarra
     assert told["frame"]["min_ms"] >= parts_ms - 2 * ROUNDED_MS
 
 
+@pytest.mark.parametrize(("one_by_one", "batches"), [((), [4, 2]), (("propagation",), [2, 2, 2])])
+def test_networks_alone_see_mirrored_crops_where_the_pipeline_shows_them(
+    two_objects: np.ndarray, one_by_one: tuple[Role, ...], batches: list[int]
+) -> None:
+    frames = [np.zeros((50, 60, 3), np.uint8)] * 2
+    labels = labels_of_objects(two_objects, 3)
+    engines = fake_engine_set(max_objects=4)
+    NetworkFigure(engines, PipelineOptions(mirror=True), frames, labels, one_by_one).step()
+    calls = engines.propagation.calls  # type: ignore[attr-defined]
+    assert [len(call["rgb_prob"]) for call in calls] == batches
+    every = np.concatenate([call["rgb_prob"] for call in calls])
+    assert sum(np.array_equal(a, b[..., ::-1]) for a in every for b in every) >= 6
+
+
 @pytest.mark.parametrize(
     ("mode", "objects", "runs"),
     [

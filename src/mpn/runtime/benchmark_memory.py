@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from mpn.engines.load import EngineSet
 from mpn.engines.spec import ROLES, Role
 from mpn.runtime.benchmark_result import fps_from_seconds, summary_ms
@@ -158,9 +160,15 @@ def _fixed_inputs(
     packed = Stages(engines, options, cpu).crop(
         current, Candidates(prob, rois, rois, (branch,) * len(rois))
     )
-    most = 1 if "propagation" in one_by_one else manifest.max_objects
+    crops = np.concatenate((packed, packed[..., ::-1])) if options.mirror else packed
+    groups = [crops]
+    if "propagation" in one_by_one:  # each object's own, mirrored or not
+        groups = [crops[k :: len(packed)] for k in range(len(packed))]
+    most = manifest.max_objects
     inputs["propagation"] = [
-        {"rgb_prob": packed[first : first + most]} for first in range(0, len(packed), most)
+        {"rgb_prob": np.ascontiguousarray(group[first : first + most])}
+        for group in groups
+        for first in range(0, len(group), most)
     ]
     if engines.osvos is not None:
         preprocessing = manifest.preprocessing.osvos
