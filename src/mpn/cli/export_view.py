@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpn.cli.plans import plan_text
+from mpn.closing import Closing
 from mpn.engines.entries import ENGINE_SOURCE
 from mpn.engines.plans.progress import PlanProgress
 from mpn.engines.spec import Role
@@ -42,7 +42,7 @@ _DONE: dict[Step, str] = {
 _MIB = 1 << 20
 
 
-class ExportView(Progress):
+class ExportView(Progress, Closing):
     """Shows each step on stderr: a spinner in a terminal, and one line a finished step.
 
     Args:
@@ -58,12 +58,8 @@ class ExportView(Progress):
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take the spinner away; closing twice is allowed."""
         self._live.stop()
 
     def reading(self, path: Path) -> None:

@@ -28,15 +28,10 @@ def _train() -> None:
 def propagation(
     davis_root: options.DavisRoot = None,
     stills: options.Stills = None,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder of the run: checkpoints, recipe, log.csv.")
-    ] = Path("runs/propagation"),
+    out: options.Out = Path("runs/propagation"),
     recipe: options.Recipe = None,
     config: options.Config = None,
-    start_from: Annotated[
-        Path | None,
-        typer.Option("--start-from", "--init", help="Checkpoint whose weights to start from."),
-    ] = None,
+    start_from: options.StartFrom = None,
     split: options.Split = None,
     width: Annotated[float | None, typer.Option(help="Channel factor of the backbone.")] = None,
     head_width: Annotated[float | None, typer.Option(help="Channel factor of the head.")] = None,
@@ -122,15 +117,10 @@ class OsvosStages(StrEnum):
 def osvos(
     davis_root: options.DavisRoot = None,
     stills: options.Stills = None,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder of the run: checkpoints, recipe, log.csv.")
-    ] = Path("runs/osvos"),
+    out: options.Out = Path("runs/osvos"),
     recipe: options.Recipe = None,
     config: options.Config = None,
-    start_from: Annotated[
-        Path | None,
-        typer.Option("--start-from", "--init", help="Checkpoint whose weights to start from."),
-    ] = None,
+    start_from: options.StartFrom = None,
     split: options.Split = None,
     stage: Annotated[
         OsvosStages | None,

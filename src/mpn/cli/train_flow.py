@@ -32,15 +32,10 @@ def flow(
     davis_root: Annotated[
         Path | None, typer.Option(help="DAVIS folder, whose held-out sequences validate.")
     ] = None,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder of the run: checkpoints, recipe, log.csv.")
-    ] = Path("runs/flow"),
+    out: options.Out = Path("runs/flow"),
     recipe: options.Recipe = None,
     config: options.Config = None,
-    start_from: Annotated[
-        Path | None,
-        typer.Option("--start-from", "--init", help="Checkpoint whose weights to start from."),
-    ] = None,
+    start_from: options.StartFrom = None,
     variant: Annotated[FlowVariantChoice | None, typer.Option(help="Network.")] = None,
     width: Annotated[float | None, typer.Option(help="Channel factor; 1 is public.")] = None,
     steps: options.Steps = None,

@@ -26,6 +26,13 @@ class DeviceChoice(StrEnum):
     cuda = "cuda"
 
 
+Out = Annotated[
+    Path, typer.Option("-o", "--out", help="Folder of the run: checkpoints, recipe, log.csv.")
+]
+StartFrom = Annotated[
+    Path | None,
+    typer.Option("--start-from", "--init", help="Checkpoint whose weights to start from."),
+]
 Recipe = Annotated[
     str | None, typer.Option("--recipe", help="Recipe of the package to start from (lite, paper).")
 ]

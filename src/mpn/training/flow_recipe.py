@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mpn.networks.checkpoint import load_checkpoint, save_checkpoint
+from mpn.networks.checkpoint import load_checkpoint
 from mpn.networks.flownet2 import FlowNet2
 from mpn.training.data_options import DataOptions
 from mpn.training.flow import train_flow
 from mpn.training.flow_options import FlowTrainingOptions, FlowTrainingReport
 from mpn.training.flow_pairs import FlowPairs, load_flow_pairs
-from mpn.training.launch import is_first_process
-from mpn.training.run_folder import keep_recipe, provenance
+from mpn.training.run_folder import hand_out, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +65,18 @@ def run_flow_recipe(
         start = checkpoint.roles["flow"].state_dict
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
     pairs = _pairs(recipe)
-    if is_first_process():
-        for change in keep_recipe(recipe, "flow", out, resume=resume):
-            notice(change)
+    open_run(recipe, "flow", out, resume=resume, notice=notice)
     weights = train_flow(
         sequences, stills, pairs, out, options, start_from=start, resume=resume, report=report
     )
     network = FlowNet2(options.network)
     network.load_state_dict(weights)
-    path = out / "flow.pth"
     data = {
         "still_pairs": len(stills),
         "flow_pairs": len(pairs.train),
         "held_out_flow_pairs": len(pairs.held_out),
     }
-    if is_first_process():
-        save_checkpoint(path, {"flow": network}, provenance=provenance(recipe, data))
-    return path
+    return hand_out(network, recipe, "flow", out, data)
 
 
 def _pairs(recipe: FlowRecipe) -> FlowPairs:

@@ -19,6 +19,7 @@ from mpn.training.averaging import AveragedWeights
 from mpn.training.flow_loss import mean_epe_px, multiscale_epe
 from mpn.training.flow_options import FlowTrainingOptions, FlowTrainingReport
 from mpn.training.flow_samples import FlowSamples, joined
+from mpn.training.loop import check_same_network
 from mpn.training.mixed_precision import MixedPrecision
 from mpn.training.prefetch import Prefetched
 from mpn.training.processes import Processes
@@ -148,11 +149,7 @@ class FlowTrainer:
         Raises:
             TrainingError: If the state belongs to another network.
         """
-        if state.get("schema") != _STATE_SCHEMA or state["network"] != asdict(self.options.network):
-            raise TrainingError(
-                f"the run to resume has network {state.get('network')}, "
-                f"asked for {asdict(self.options.network)}"
-            )
+        check_same_network(state, _STATE_SCHEMA, self.options.network)
         self.step = int(state["step"])
         self.network.load_state_dict(state["model"])
         self.average.restore(state["averaged"])

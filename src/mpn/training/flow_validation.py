@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
+from torch import Tensor, nn
 
-from mpn.closing import Closing
-from mpn.engines.spec import EngineSpec, flow_spec
-from mpn.errors import EngineError
+from mpn.engines.spec import flow_spec
 from mpn.evaluation.sequence import SequenceEvaluator
 from mpn.networks.flownet2 import SIZE_MULTIPLE, FlowNet2
 from mpn.runtime.flow import EngineFlow, FlowEstimator, flow_px
@@ -18,11 +16,12 @@ from mpn.runtime.preprocess import one_hot
 from mpn.training.datasets import DavisSequence
 from mpn.training.flow_pairs import FlowPair
 from mpn.training.flow_synthetic import FlowSample
+from mpn.training.torch_engine import TorchEngine
 from mpn.types import Float32Array
 
 
-class TorchFlowEngine(Closing):
-    """A PyTorch flow network behind the Engine protocol.
+class TorchFlowEngine(TorchEngine):
+    """A flow network in training.
 
     Args:
         network: Put into eval mode.
@@ -30,32 +29,12 @@ class TorchFlowEngine(Closing):
     """
 
     def __init__(self, network: FlowNet2, frame_size_hw: tuple[int, int]) -> None:
-        self._network: FlowNet2 | None = network.eval()
-        self._device = next(network.parameters()).device
-        self._spec = flow_spec(frame_size_hw)
+        super().__init__(network, flow_spec(frame_size_hw))
 
-    @property
-    def spec(self) -> EngineSpec:
-        """Names and shapes of its tensors."""
-        return self._spec
-
-    @property
-    def backend(self) -> str:
-        """Always ``"torch"``."""
-        return "torch"
-
-    @torch.inference_mode()
-    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-        """See :meth:`mpn.engines.base.Engine.run`."""
-        if self._network is None:
-            raise EngineError("the flow engine is closed")
-        self._spec.check_inputs(inputs)
-        frames = [torch.from_numpy(inputs[k]).to(self._device) for k in ("frame0", "frame1")]
-        return {"flow_px": np.ascontiguousarray(self._network(*frames).float().cpu().numpy())}
-
-    def close(self) -> None:
-        """Let go of the network."""
-        self._network = None
+    def answer(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """See :class:`mpn.training.torch_engine.TorchEngine`."""
+        flow_px: Tensor = network(*inputs)
+        return flow_px
 
 
 def mean_epe_px(

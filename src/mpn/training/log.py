@@ -6,16 +6,16 @@ import csv
 import time
 from dataclasses import fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from mpn.closing import Closing
 from mpn.errors import import_or_explain
 
 LOG_FILE = "log.csv"
 _DIGITS = {"loss": ".5f", "learning_rate": ".3g"}
 
 
-class RunLog:
+class RunLog(Closing):
     """Appends reports to a CSV file, one column a field, after the step and the seconds.
 
     Args:
@@ -76,17 +76,11 @@ class RunLog:
                 if isinstance(value, float):
                     self._board.add_scalar(name, value, step)
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._board is not None:
-            self._board.close()
+    def close(self) -> None:
+        """Let TensorBoard write what it still holds; closing twice is allowed."""
+        board, self._board = self._board, None
+        if board is not None:
+            board.close()
 
 
 def _cell(name: str, value: Any) -> str:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -67,6 +68,24 @@ def saved_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TrainingError(f"{path} cannot be read as the state of a run: {reason}") from error
     return state
+
+
+def check_same_network(state: Mapping[str, Any], schema: int, network: Any) -> None:
+    """Refuse a state that another network, or another kind of run, has left.
+
+    Args:
+        state: What was saved.
+        schema: Of the states that this trainer writes.
+        network: The network's options, a dataclass.
+
+    Raises:
+        TrainingError: If they differ.
+    """
+    wanted = asdict(network)
+    if state.get("schema") != schema or state["network"] != wanted:
+        raise TrainingError(
+            f"the run to resume has network {state.get('network')}, asked for {wanted}"
+        )
 
 
 def run_loop(

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mpn.errors import TrainingError
-from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.osvos_vgg import OsvosVgg
 from mpn.training.data_options import DataOptions
 from mpn.training.datasets import DavisSequence, StillPair
-from mpn.training.launch import is_first_process
 from mpn.training.osvos import train_osvos
 from mpn.training.osvos_options import OsvosTrainingOptions, OsvosTrainingReport
-from mpn.training.run_folder import keep_recipe, provenance
+from mpn.training.run_folder import hand_out, open_run
 from mpn.training.start_weights import osvos_start
 
 Stages = Literal["both", "salient", "davis"]
@@ -94,19 +92,14 @@ def run_osvos_recipe(
     if recipe.start_from is not None:
         start = osvos_start(recipe.start_from, options.network, seed=options.seed)
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
-    if is_first_process():
-        for change in keep_recipe(recipe, "osvos", out, resume=resume):
-            notice(change)
+    open_run(recipe, "osvos", out, resume=resume, notice=notice)
     weights = train_osvos(
         sequences, stills, out, options, start_from=start, resume=resume, report=report
     )
     network = OsvosVgg(options.network)
     network.load_state_dict(weights)
-    path = out / "osvos.pth"
     data = osvos_data(options, sequences, stills)
-    if is_first_process():
-        save_checkpoint(path, {"osvos": network}, provenance=provenance(recipe, data))
-    return path
+    return hand_out(network, recipe, "osvos", out, data)
 
 
 def osvos_data(

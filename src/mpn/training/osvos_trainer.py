@@ -15,6 +15,7 @@ from mpn.errors import TrainingError
 from mpn.networks.osvos_vgg import OsvosVgg
 from mpn.training.averaging import AveragedWeights
 from mpn.training.balanced_loss import class_balanced_loss
+from mpn.training.loop import check_same_network
 from mpn.training.mixed_precision import MixedPrecision
 from mpn.training.osvos_norm import folded_weights, has_batch_norm
 from mpn.training.osvos_options import OsvosStage, OsvosTrainingOptions, OsvosTrainingReport
@@ -166,11 +167,7 @@ class OsvosTrainer:
         Raises:
             TrainingError: If the state belongs to another network.
         """
-        if state.get("schema") != _STATE_SCHEMA or state["network"] != asdict(self.options.network):
-            raise TrainingError(
-                f"the run to resume has network {state.get('network')}, "
-                f"asked for {asdict(self.options.network)}"
-            )
+        check_same_network(state, _STATE_SCHEMA, self.options.network)
         self.step = int(state["step"])
         self.network.load_state_dict(state["model"])
         self.average.restore(state["averaged"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mpn.closing import Closing
 from mpn.training.flow_options import FlowTrainingReport
 from mpn.training.launch import is_first_process
 from mpn.training.options import TrainingReport
@@ -22,7 +23,7 @@ from mpn.training.osvos_options import OsvosTrainingReport
 AnyReport = TrainingReport | OsvosTrainingReport | FlowTrainingReport
 
 
-class TrainingProgress:
+class TrainingProgress(Closing):
     """A bar with loss and IoU on a terminal, plain lines elsewhere, nothing in other processes."""
 
     def __init__(self) -> None:
@@ -50,16 +51,12 @@ class TrainingProgress:
         if not self._console.is_terminal or entry.validation_j is not None:
             self._console.print(f"step {entry.step}/{entry.steps}  {numbers}", highlight=False)
 
-    def __enter__(self) -> TrainingProgress:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take the bar away; closing twice is allowed."""
         self._progress.stop()
 
 

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from mpn.errors import TrainingError
-from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.deeplab_xception import DeepLabXception
 from mpn.training.clips import Material
 from mpn.training.data_options import DataOptions
-from mpn.training.launch import is_first_process
 from mpn.training.options import PropagationTrainingOptions, TrainingReport
 from mpn.training.propagation import train_propagation
-from mpn.training.run_folder import keep_recipe, provenance
+from mpn.training.run_folder import hand_out, open_run
 from mpn.training.start_weights import propagation_start
 
 
@@ -84,20 +82,15 @@ def run_propagation_recipe(
         )
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
     material = Material(tuple(s for s in sequences if s.name not in options.holdout), tuple(stills))
-    if is_first_process():
-        for change in keep_recipe(recipe, "propagation", out, resume=resume):
-            notice(change)
+    open_run(recipe, "propagation", out, resume=resume, notice=notice)
     averaged = train_propagation(
         sequences, material, out, options, start_from=start, resume=resume, report=report
     )
     network = DeepLabXception(options.network)
     network.load_state_dict(averaged)
-    path = out / "propagation.pth"
     data = {
         "davis_sequences": [s.name for s in material.sequences],
         "held_out": list(options.holdout),
         "still_pairs": len(stills),
     }
-    if is_first_process():
-        save_checkpoint(path, {"propagation": network}, provenance=provenance(recipe, data))
-    return path
+    return hand_out(network, recipe, "propagation", out, data)

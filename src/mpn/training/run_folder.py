@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mpn import __version__
+from mpn.engines.spec import Role
 from mpn.errors import TrainingError
+from mpn.networks.checkpoint import save_checkpoint
+from mpn.training.launch import is_first_process
 from mpn.training.recipe_file import toml_from_recipe
 
 RECIPE_FILE = "recipe.toml"
@@ -58,6 +63,36 @@ def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str
         for key in keys
         if before.get(key) != now.get(key)
     )
+
+
+def open_run(
+    recipe: Any, role: str, out: Path, *, resume: bool, notice: Callable[[str], None]
+) -> None:
+    """:func:`keep_recipe` in the first process, each change told to ``notice``."""
+    if is_first_process():
+        for change in keep_recipe(recipe, role, out, resume=resume):
+            notice(change)
+
+
+def hand_out(
+    network: nn.Module, recipe: Any, role: Role, out: Path, data: Mapping[str, Any]
+) -> Path:
+    """Write ``out/<role>.pth`` in the first process, with where it comes from.
+
+    Args:
+        network: With the weights to hand out.
+        recipe: The recipe.
+        role: Of the network.
+        out: Folder of the run.
+        data: What it was trained on.
+
+    Returns:
+        Path of the checkpoint, in every process.
+    """
+    path = out / f"{role}.pth"
+    if is_first_process():
+        save_checkpoint(path, {role: network}, provenance=provenance(recipe, data))
+    return path
 
 
 def provenance(recipe: Any, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mpn.errors import TrainingError
 from mpn.networks.deeplab_xception import DeepLabXception
 from mpn.training.averaging import AveragedWeights
 from mpn.training.clips import Material
+from mpn.training.loop import check_same_network
 from mpn.training.losses import segmentation_loss
 from mpn.training.mixed_precision import MixedPrecision
 from mpn.training.options import PropagationTrainingOptions, TrainingReport
@@ -196,11 +197,7 @@ class Trainer:
         Raises:
             TrainingError: If the state belongs to another network or batch.
         """
-        if state.get("schema") != _STATE_SCHEMA or state["network"] != asdict(self.options.network):
-            raise TrainingError(
-                f"the run to resume has network {state.get('network')}, "
-                f"asked for {asdict(self.options.network)}"
-            )
+        check_same_network(state, _STATE_SCHEMA, self.options.network)
         if any(len(group) != self.options.batch for group in state["groups"]):
             raise TrainingError(
                 f"the run to resume has batches of {len(state['groups'][0])}, asked for "

@@ -2,66 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpn import __version__
-from mpn.closing import Closing
 from mpn.engines.load import EngineSet
 from mpn.engines.manifest import Manifest, Preprocessing, Provenance, RoleEntry
-from mpn.engines.spec import OPSET, EngineSpec, propagation_spec
-from mpn.errors import EngineError
+from mpn.engines.spec import OPSET, propagation_spec
 from mpn.evaluation.sequence import SequenceEvaluator
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.training.datasets import DavisSequence
 from mpn.training.rollout import RolloutOptions
-from mpn.types import Float32Array
+from mpn.training.torch_engine import TorchEngine
 
 _MAX_OBJECTS = 8
 
 
-class TorchEngine(Closing):
-    """A PyTorch propagation network behind the Engine protocol.
+class TorchPropagationEngine(TorchEngine):
+    """A propagation network in training: (K, 4, S, S) -> (K, 2, S, S) logits."""
 
-    Args:
-        network: (K, 4, S, S) -> (K, 2, S, S) logits; put into eval mode.
-        spec: Its interface.
-    """
-
-    def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
-        self._network: nn.Module | None = network.eval()
-        parameter = next(network.parameters(), None)
-        self._device = torch.device("cpu") if parameter is None else parameter.device
-        self._spec = spec
-
-    @property
-    def spec(self) -> EngineSpec:
-        """Names and shapes of its tensors."""
-        return self._spec
-
-    @property
-    def backend(self) -> str:
-        """Always ``"torch"``."""
-        return "torch"
-
-    @torch.inference_mode()
-    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-        """See :meth:`mpn.engines.base.Engine.run`."""
-        if self._network is None:
-            raise EngineError("the propagation engine is closed")
-        self._spec.check_inputs(inputs)
-        crops = torch.from_numpy(inputs["rgb_prob"]).to(self._device)
-        crops = crops.contiguous(memory_format=torch.channels_last)
-        prob = self._network(crops).float().softmax(dim=1)[:, 1:]
-        return {"prob": np.ascontiguousarray(prob.cpu().numpy())}
-
-    def close(self) -> None:
-        """Let go of the network."""
-        self._network = None
+    def answer(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """See :class:`mpn.training.torch_engine.TorchEngine`."""
+        (crops,) = inputs
+        logits: Tensor = network(crops.contiguous(memory_format=torch.channels_last))
+        return logits.float().softmax(dim=1)[:, 1:]
 
 
 def torch_engines(network: nn.Module, options: RolloutOptions) -> EngineSet:
@@ -94,7 +62,7 @@ def torch_engines(network: nn.Module, options: RolloutOptions) -> EngineSet:
     )
     return EngineSet(
         manifest=manifest,
-        propagation=TorchEngine(network, spec),
+        propagation=TorchPropagationEngine(network, spec),
         flow=None,
         osvos=None,
         backend="torch",

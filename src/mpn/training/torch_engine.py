@@ -1,0 +1,58 @@
+"""A network in training behind the Engine protocol: validation runs what the runtime runs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpn.closing import Closing
+from mpn.engines.spec import EngineSpec
+from mpn.errors import EngineError
+from mpn.types import Float32Array
+
+
+class TorchEngine(Closing):
+    """A PyTorch network with the tensors of an engine of its role.
+
+    Args:
+        network: Put into eval mode.
+        spec: Its interface, of one output.
+    """
+
+    def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
+        self._network: nn.Module | None = network.eval()
+        parameter = next(network.parameters(), None)
+        self._device = torch.device("cpu") if parameter is None else parameter.device
+        self._spec = spec
+
+    @property
+    def spec(self) -> EngineSpec:
+        """Names and shapes of its tensors."""
+        return self._spec
+
+    @property
+    def backend(self) -> str:
+        """Always ``"torch"``."""
+        return "torch"
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """See :meth:`mpn.engines.base.Engine.run`."""
+        if self._network is None:
+            raise EngineError(f"the {self._spec.role} engine is closed")
+        self._spec.check_inputs(inputs)
+        given = [torch.from_numpy(inputs[x.name]).to(self._device) for x in self._spec.inputs]
+        answer = self.answer(self._network, *given).float()
+        return {self._spec.outputs[0].name: np.ascontiguousarray(answer.cpu().numpy())}
+
+    @abstractmethod
+    def answer(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """What the engine of this role answers where the network sees ``inputs``."""
+
+    def close(self) -> None:
+        """Let go of the network."""
+        self._network = None
