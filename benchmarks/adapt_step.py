@@ -36,19 +36,19 @@ from torch import nn
 
 from eager_networks import deeplab_from_graph
 from facts import cpu_backend, head, write_result
-from mpn.engines.adapt_entry import ADAPT_OPTIMIZERS, AdaptOptimizer
-from mpn.engines.load import default_engine_dir, open_engines
-from mpn.engines.manifest import Manifest, load_manifest
-from mpn.engines.ort import OrtEngine
-from mpn.engines.ort_adapt import OrtAdaptEngine
+from mpn.engines.directory.entries import ADAPT_OPTIMIZERS, AdaptOptimizer
+from mpn.engines.directory.manifest import Manifest, load_manifest
+from mpn.engines.onnxruntime.engine import OrtEngine
+from mpn.engines.onnxruntime.finetune import OrtAdaptEngine
+from mpn.engines.onnxruntime.reweight import open_adapted_engine
+from mpn.engines.open import default_engine_dir, open_engines
 from mpn.engines.spec import Role
-from mpn.engines.swap import open_adapted_engine
 from mpn.errors import MpnError
-from mpn.export.adapt_parity import TorchStep, step_example
-from mpn.export.adapt_write import ADAPTABLE_ROLES, WrittenAdapt, write_adapt
+from mpn.export.finetune.parity import TorchStep, step_example
+from mpn.export.finetune.write import ADAPTABLE_ROLES, WrittenAdapt, write_adapt
 from mpn.export.options import roles_from_text
-from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
-from mpn.runtime.benchmark_result import engine_facts, load_average, summary_ms
+from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.runtime.bench.result import engine_facts, load_average, summary_ms
 from mpn.types import Float32Array
 
 AGREEMENT_SHAPE = (2, 97, 113)

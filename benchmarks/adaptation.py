@@ -29,11 +29,11 @@ import numpy as np
 from davis_ablations import option
 from facts import cpu_backend, head, summary_ms, write_result
 from mpn import Pipeline, PipelineOptions
-from mpn.engines.load import default_engine_dir, open_engines
+from mpn.engines.open import default_engine_dir, open_engines
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import DavisSequence, SequenceEvaluator, load_davis, load_labels
-from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions, AdaptScope
-from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
+from mpn.runtime.bench.result import check_result_path, engine_facts, load_average
+from mpn.runtime.finetune.options import ADAPTABLE_ROLES, AdaptOptions, AdaptScope
 
 
 @dataclass(frozen=True)

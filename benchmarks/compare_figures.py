@@ -10,7 +10,7 @@ import numpy as np
 
 from compare_sides import SideFrame
 from mpn.evaluation import region_similarity
-from mpn.runtime.benchmark_result import summary_ms
+from mpn.runtime.bench.result import summary_ms
 
 NETWORK_STAGES = ("flow", "osvos", "propagation")
 CRF_STAGE = "crf"

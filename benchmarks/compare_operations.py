@@ -13,12 +13,12 @@ import torch.nn.functional as F
 
 from compare_figures import ratio
 from eager_pipeline import warp_by_grid_sample
-from mpn.engines.entries import DIS_SOURCE, FlowSource
-from mpn.runtime.benchmark_result import summary_ms
-from mpn.runtime.flow import DisFlow, flow_px
-from mpn.runtime.ops.cpu import warp_bilinear
-from mpn.runtime.preprocess import one_hot
-from mpn.runtime.roi import box_from_prob, reachable_boxes
+from mpn.engines.directory.entries import DIS_SOURCE, FlowSource
+from mpn.runtime.bench.result import summary_ms
+from mpn.runtime.host.flow import DisFlow, flow_px
+from mpn.runtime.host.ops import warp_bilinear
+from mpn.runtime.host.preprocess import one_hot
+from mpn.runtime.host.roi import box_from_prob, reachable_boxes
 from mpn.synthetic.clip import SyntheticFrame
 
 REPETITIONS = 30

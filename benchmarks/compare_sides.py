@@ -9,7 +9,7 @@ from typing import Protocol
 
 from eager_pipeline import EagerPipeline
 from mpn import Pipeline
-from mpn.runtime.flow import FlowEstimator, FlowFrame
+from mpn.runtime.host.flow import FlowEstimator, FlowFrame
 from mpn.types import Float32Array, UInt8Array
 
 
@@ -62,16 +62,16 @@ class GivenFlow:
         self.answer_px: Float32Array | None = None
 
     def prepare(self, rgb: UInt8Array) -> FlowFrame:
-        """See :meth:`mpn.runtime.flow.FlowEstimator.prepare`."""
+        """See :meth:`mpn.runtime.host.flow.FlowEstimator.prepare`."""
         return self._inner.prepare(rgb)
 
     def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
-        """See :meth:`mpn.runtime.flow.FlowEstimator.between`."""
+        """See :meth:`mpn.runtime.host.flow.FlowEstimator.between`."""
         self.answer_px = self._inner.between(frame0, frame1)
         return self.answer_px if self.given_px is None else self.given_px
 
     def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
-        """See :meth:`mpn.runtime.flow.FlowEstimator.both_ways`."""
+        """See :meth:`mpn.runtime.host.flow.FlowEstimator.both_ways`."""
         return self.between(frame0, frame1), self.between(frame1, frame0)
 
 

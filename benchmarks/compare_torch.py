@@ -36,14 +36,14 @@ from eager_networks import as_public_code_runs_them, gflop
 from eager_pipeline import EagerPipeline
 from facts import cpu_backend, head, write_result
 from mpn import Pipeline, PipelineOptions
-from mpn.engines.entries import DIS_SOURCE, FlowSource
-from mpn.engines.load import EngineSet, open_engines
+from mpn._common.concurrency import OpenCvThreads
+from mpn.engines.directory.entries import DIS_SOURCE, FlowSource
+from mpn.engines.open import EngineSet, open_engines
 from mpn.engines.spec import Role
 from mpn.errors import MpnError
 from mpn.export.options import frame_size_hw_from_text
-from mpn.runtime.benchmark_result import engine_facts, load_average
-from mpn.runtime.flow import DisFlow, flow_estimator_from, flow_px
-from mpn.runtime.opencv_threads import OpenCvThreads
+from mpn.runtime.bench.result import engine_facts, load_average
+from mpn.runtime.host.flow import DisFlow, flow_estimator_from, flow_px
 from mpn.synthetic import render_clip
 from mpn.synthetic.clip import SyntheticFrame
 

@@ -33,17 +33,16 @@ from davis_ablations import DEFAULT, Ablation, ablations_of, with_variants
 from davis_adaptation import LearningCosts, kept_in, reports_of
 from facts import head, summary_ms, write_result
 from mpn import Pipeline
-from mpn.engines.load import EngineSet, default_engine_dir, open_engines
+from mpn._common.concurrency import OpenCvThreads
+from mpn.engines.open import EngineSet, default_engine_dir, open_engines
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import DavisDataset, DavisSequence, SequenceEvaluator, load_davis
 from mpn.evaluation import load_labels as load_truth
-from mpn.evaluation.results import json_from_score
-from mpn.evaluation.scores import DatasetScore, SequenceScore
-from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions
-from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
-from mpn.runtime.benchmark_variants import pipeline_on_shared_engines
-from mpn.runtime.labels import load_labels, save_labels
-from mpn.runtime.opencv_threads import OpenCvThreads
+from mpn.evaluation.scores import DatasetScore, SequenceScore, json_from_score
+from mpn.masks import load_labels, save_labels
+from mpn.runtime.bench.result import check_result_path, engine_facts, load_average
+from mpn.runtime.bench.variants import pipeline_on_shared_engines
+from mpn.runtime.finetune.options import ADAPTABLE_ROLES, AdaptOptions
 
 MAX_IDS = 254
 

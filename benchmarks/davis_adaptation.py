@@ -9,8 +9,7 @@ from typing import Any
 
 from davis_ablations import Ablation
 from mpn import Pipeline
-from mpn.runtime.adapt_options import AdaptOptions
-from mpn.runtime.adaptation import as_seen_in_training
+from mpn.runtime.finetune.options import AdaptOptions, as_seen_in_training
 from mpn.runtime.options import PipelineOptions
 
 

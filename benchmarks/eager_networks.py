@@ -23,19 +23,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from export_table import NETWORKS, fixed_weights
-from mpn.engines.entries import Preprocessing
+from mpn.engines.directory.entries import Preprocessing
 from mpn.engines.spec import EngineSpec, Role
 from mpn.errors import CheckpointError
-from mpn.export.deploy import deployed
-from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+from mpn.export.tracing import deployed
+from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
-from mpn.networks.flownet2_members import FlowNetC
-from mpn.networks.flownet2_ops import DISPLACEMENT_STEP_PX, MAX_DISPLACEMENT_PX
+from mpn.networks.flownet2_members import DISPLACEMENT_STEP_PX, MAX_DISPLACEMENT_PX, FlowNetC
 from mpn.networks.layers import run_layer
-from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
-from mpn.runtime.ops.cpu import crop_resize_pack
-from mpn.runtime.preprocess import one_hot, osvos_input
-from mpn.runtime.roi import roi_from_prob
+from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.runtime.host.ops import crop_resize_pack
+from mpn.runtime.host.preprocess import one_hot, osvos_input
+from mpn.runtime.host.roi import roi_from_prob
 from mpn.synthetic.clip import SyntheticFrame
 
 _LEAKY_SLOPE = 0.1
@@ -82,7 +81,7 @@ class SlicedFlowNetC(FlowNetC):
 
 
 def correlation_by_slices(features0: Tensor, features1: Tensor) -> Tensor:
-    """As :func:`mpn.networks.flownet2_ops.correlation`, one displacement after the other.
+    """As :func:`mpn.networks.flownet2_members.correlation`, one displacement after the other.
 
     Args:
         features0: (B, C, H, W) of frame 0.

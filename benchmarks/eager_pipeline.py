@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpn.engines.entries import Preprocessing
+from mpn.engines.directory.entries import Preprocessing
 from mpn.engines.spec import FLOW_SIZE_MULTIPLE, Role, padded_size_hw
 from mpn.errors import InputError
-from mpn.export.deploy import deployed
-from mpn.runtime.crf import dense_crf
+from mpn.export.tracing import deployed
+from mpn.runtime.crf.dense import dense_crf
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.timing import StageTimer
 from mpn.types import Float32Array, UInt8Array

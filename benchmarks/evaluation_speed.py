@@ -33,8 +33,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.evaluation import plain
 from tests.evaluation.scenes import blob_labels
+from tests.reference import scoring as plain
 
 from facts import cpu_backend, head, write_result
 from mpn.evaluation import (
@@ -44,7 +44,7 @@ from mpn.evaluation import (
     region_similarity,
 )
 from mpn.evaluation.boundary import radius_px_from_tolerance, union_window
-from mpn.runtime.benchmark_result import load_average, summary_ms
+from mpn.runtime.bench.result import load_average, summary_ms
 
 SIZE_HW = (480, 854)
 FRAMES = 12

@@ -25,21 +25,20 @@ import torch
 from torch import nn
 
 from facts import cpu_backend, head, write_result
-from mpn.engines.files import sha256_of_file
-from mpn.engines.manifest import Preprocessing
+from mpn.engines.directory.files import sha256_of_file
+from mpn.engines.directory.manifest import Preprocessing
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import ExportError
-from mpn.export.description import spec_of, variant_name
+from mpn.export.description import Progress, Step, spec_of, variant_name
 from mpn.export.graph import export_graph
 from mpn.export.options import ExportOptions, frame_size_hw_from_text, roles_from_text
 from mpn.export.parity import verify_graph
 from mpn.export.parity_inputs import ParityPictures
-from mpn.export.progress import Progress, Step
 from mpn.networks.checkpoint import RoleWeights
-from mpn.networks.deeplab_xception import DeepLabXception
+from mpn.networks.deeplab import DeepLabXception
 from mpn.networks.flownet2 import FlowNet2
-from mpn.networks.osvos_vgg import OsvosVgg
-from mpn.runtime.benchmark_result import load_average
+from mpn.networks.osvos import OsvosVgg
+from mpn.runtime.bench.result import load_average
 
 NETWORKS: dict[Role, tuple[Callable[[], nn.Module], float]] = {
     "flow": (FlowNet2, 2.0),

@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mpn.runtime.benchmark_result import benchmark_document, save_result
-from mpn.runtime.benchmark_result import summary_ms as summary_ms
+from mpn.runtime.bench.result import benchmark_document, save_result
+from mpn.runtime.bench.result import summary_ms as summary_ms
 from result_format import check_result
 
 _PACKAGES = ("torch", "onnx")
@@ -30,12 +30,12 @@ def head(
     Args:
         backend: ``asked``, ``used`` (what really ran), ``note`` and ``threads``; on a CPU that was
             asked for :func:`cpu_backend`.
-        engine: :func:`mpn.runtime.benchmark_result.engine_facts`; None if no engine directory ran.
+        engine: :func:`mpn.runtime.bench.result.engine_facts`; None if no engine directory ran.
         frame_size_hw: (height, width) of the frames.
         objects: The numbers of objects K measured; None where there are none.
         frames: Frames that count, a figure; None where nothing is timed by frame.
         warmup: Frames before them that do not.
-        load_average_before: :func:`mpn.runtime.benchmark_result.load_average`, before the start.
+        load_average_before: :func:`mpn.runtime.bench.result.load_average`, before the start.
         not_measured: What a reader may look for and not find, a line each.
     """
     return {

@@ -24,12 +24,12 @@ import numpy as np
 
 from facts import cpu_backend, head, write_result
 from mpn import Pipeline, PipelineOptions
-from mpn.engines.load import EngineSet, default_engine_dir, open_engines
+from mpn._common.concurrency import OpenCvThreads
+from mpn.engines.open import EngineSet, default_engine_dir, open_engines
 from mpn.errors import MpnError
-from mpn.runtime.benchmark_result import engine_facts, load_average, summary_ms
-from mpn.runtime.flow import FlowEstimator, FlowFrame, flow_estimator_from
+from mpn.runtime.bench.result import engine_facts, load_average, summary_ms
 from mpn.runtime.flow_ahead import FlowAhead
-from mpn.runtime.opencv_threads import OpenCvThreads
+from mpn.runtime.host.flow import FlowEstimator, FlowFrame, flow_estimator_from
 from mpn.synthetic import render_clip
 from mpn.types import Float32Array, UInt8Array
 
@@ -50,7 +50,7 @@ class InTurn:
         self.prepare, self.between = inner.prepare, inner.between
 
     def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
-        """See :meth:`mpn.runtime.flow.FlowEstimator.both_ways`."""
+        """See :meth:`mpn.runtime.host.flow.FlowEstimator.both_ways`."""
         return self.between(frame0, frame1), self.between(frame1, frame0)
 
 
@@ -66,7 +66,7 @@ class AtOnce:
         self._back: tuple[FlowFrame, FlowFrame, Float32Array] | None = None
 
     def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
-        """See :meth:`mpn.runtime.flow.FlowEstimator.between`."""
+        """See :meth:`mpn.runtime.host.flow.FlowEstimator.between`."""
         if self._back is not None and self._back[0] is frame0 and self._back[1] is frame1:
             return self._back[2]
         there, back = self.both_ways(frame0, frame1)

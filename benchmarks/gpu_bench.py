@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from mpn.cuda.api import Lane
 from mpn.errors import BackendError, MissingExtraError
-from mpn.runtime.benchmark_result import summary_ms
-from mpn.runtime.ops.cuda_lane import Lane
+from mpn.runtime.bench.result import summary_ms
 
 PAPER_HW, PAPER_FLOW_HW, PAPER_ROI = (480, 854), (512, 896), 513
 

@@ -100,7 +100,7 @@ def run(wanted: list[str], engine_dirs: list[str], *, is_dry: bool) -> dict[str,
     absent = [name for name in ("av", "PIL", "PIL.Image") if stand_in_for(name)]
     use_experimental_names()
     from gpu_bench import DRY, Runner, Sizes
-    from mpn.runtime.benchmark_result import benchmark_document, load_average
+    from mpn.runtime.bench.result import benchmark_document, load_average
 
     before = load_average()
     with tempfile.TemporaryDirectory() as scratch:
@@ -163,21 +163,21 @@ def sections() -> dict[str, Any]:
 def open_bench(sizes: Any, engine_dirs: list[str], scratch: str, *, is_dry: bool) -> Any:
     """The device, or the shim, or why there is neither."""
     from gpu_bench import Bench, one_line
-    from mpn.engines.load import default_engine_dir
+    from mpn.engines.open import default_engine_dir
 
     lane, why = None, ""
     dirs = [str(default_engine_dir()), *engine_dirs]
     try:
         if is_dry:
             sys.path.insert(0, str(ROOT))
+            from tests.emulation.streams import ShimLane
             from tests.engine_dirs import make_engine_dir
-            from tests.runtime.device.lanes import ShimLane
             from tests.runtime.ops.cuda_shim.shim import Shim
 
             lane = ShimLane(Shim(Path(tempfile.gettempdir()) / "mpn-cuda-shim"))
             dirs = [str(make_engine_dir(Path(scratch) / "tiny", with_osvos=True)), *engine_dirs]
         else:
-            from mpn.runtime.ops.cuda_device import CudaDevice
+            from mpn.cuda.device import CudaDevice
 
             lane = CudaDevice()
     except Exception as error:  # whatever it is, the result says it

@@ -10,27 +10,29 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, times
-from mpn.palette import DAVIS_PALETTE
-from mpn.runtime.colour import colour_table
-from mpn.runtime.crf_refine import CrfOptions, refine
-from mpn.runtime.ensemble import merge
-from mpn.runtime.ops.cuda import CudaOps, box_rows, normalisation
-from mpn.runtime.ops.cuda_array import DeviceArray
-from mpn.runtime.ops.cuda_crf import CudaCrf
-from mpn.runtime.ops.cuda_frame import CudaFrame
-from mpn.runtime.ops.cuda_images import (
+from mpn.cuda.api import Lane
+from mpn.cuda.array import DeviceArray
+from mpn.cuda.registry import kernel_signatures
+from mpn.masks import DAVIS_PALETTE
+from mpn.runtime.crf.refine import CrfOptions, refine
+from mpn.runtime.device.crf import CudaCrf
+from mpn.runtime.device.images import (
+    CudaOps,
+    box_rows,
     draw_overlay,
     flow_input,
+    normalisation,
     osvos_input,
     resize_flow,
     resize_prob,
     resize_rgb,
 )
-from mpn.runtime.ops.cuda_lane import Lane
-from mpn.runtime.ops.cuda_source import kernel_signatures
+from mpn.runtime.device.state import CudaFrame
+from mpn.runtime.host.merge import merge
+from mpn.runtime.host.reliability import colour_table
+from mpn.runtime.host.roi import box_from_prob
 from mpn.runtime.ops.twins import twins
 from mpn.runtime.options import PipelineOptions
-from mpn.runtime.roi import box_from_prob
 from mpn.types import Roi
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -322,7 +324,7 @@ def _crf(bench: Bench, lane: Lane, scene: Scene, options: CrfOptions) -> dict[st
     boxes = lane.upload(box_rows(scene.boxes))
     refined = lane.empty(scene.prob.shape, np.float32)
     refined_boxes = lane.empty((3, 4), np.int32)
-    work: Callable[[], None] = lambda: device.refine(  # noqa: E731
+    work: Callable[[], None] = lambda: device.refine(
         merged, rgb, boxes, refined=refined, refined_boxes=refined_boxes
     )
     taken = bench.seconds(work, repeats=bench.sizes.repeats)

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, times
-from mpn.closing import Closing
-from mpn.engines.adapt import adapt_entry
-from mpn.engines.adapted import open_object_engine
+from mpn._common.closeable import Closing
+from mpn.cuda.api import Lane
+from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine, EngineBuffers
-from mpn.engines.load import open_engines
-from mpn.engines.manifest import load_manifest
+from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.onnxruntime.finetune import adapt_entry
+from mpn.engines.open import open_engines, open_object_engine
 from mpn.engines.spec import EngineSpec, Role, engine_spec
-from mpn.engines.weights_data import read_weights
-from mpn.runtime.ops.cuda_array import DeviceArray
-from mpn.runtime.ops.cuda_lane import Lane
+from mpn.engines.weights import read_weights
 
 DEVICE_BACKENDS = ("cuda", "tensorrt", "tensorrt-rtx")
 
@@ -218,7 +217,7 @@ def torch_modules(bench: Bench, precision: str) -> dict[Role, Any]:
     torch = bench.need_torch()
     try:
         from eager_networks import PAPER, TINY, seeded_networks
-        from mpn.export.deploy import deployed
+        from mpn.export.tracing import deployed
     except ImportError as error:
         raise CannotRunError(f"the networks cannot be built ({error})") from error
     made: dict[Role, Any] = {}
@@ -278,9 +277,8 @@ def _eager(bench: Bench, budget: Budget, precision: str) -> dict[str, Any]:
 
 def adaptation(bench: Bench, budget: Budget) -> dict[str, Any]:
     """Fine-tuning of OSVOS on one object of the given frame, by the directory's own graph."""
-    from mpn.runtime.adapt import ObjectAdapter
-    from mpn.runtime.adapt_options import AdaptOptions
-    from mpn.runtime.adaptation import options_for
+    from mpn.runtime.finetune.adapter import ObjectAdapter
+    from mpn.runtime.finetune.options import AdaptOptions, options_for
     from mpn.runtime.options import PipelineOptions
     from mpn.synthetic import render_clip
 

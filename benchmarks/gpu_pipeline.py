@@ -12,15 +12,21 @@ import numpy as np
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, peak_memory, times
 from gpu_networks import DEVICE_BACKENDS, TorchEngine, role_spec, torch_modules
-from mpn.closing import Closing
+from mpn._common.closeable import Closing
+from mpn.cuda.api import Lane
+from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine, Engine, EngineBuffers
-from mpn.engines.load import EngineSet, open_engines
-from mpn.engines.manifest import FlowSource, Manifest, Preprocessing, Provenance, RoleEntry
+from mpn.engines.directory.manifest import (
+    FlowSource,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    RoleEntry,
+)
+from mpn.engines.open import EngineSet, open_engines
 from mpn.engines.spec import OPSET, EngineSpec, Role
-from mpn.runtime.benchmark_result import fps_from_seconds
-from mpn.runtime.device.options import DeviceOptions
-from mpn.runtime.ops.cuda_array import DeviceArray
-from mpn.runtime.ops.cuda_lane import Lane
+from mpn.runtime.bench.result import fps_from_seconds
+from mpn.runtime.options import DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.synthetic import render_clip
 

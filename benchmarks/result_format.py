@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mpn.errors import MpnError
-from mpn.runtime.benchmark_result import BENCHMARK_SCHEMA
+from mpn.runtime.bench.result import BENCHMARK_SCHEMA
 
 NUMBER = (int, float)
 OPTIONAL_NUMBER = (int, float, type(None))

@@ -20,8 +20,8 @@ from davis_ablations import option
 from facts import cpu_backend, head, write_result
 from mpn import Pipeline, PipelineOptions
 from mpn.evaluation import region_similarity
-from mpn.runtime.adapt_options import AdaptOptions
-from mpn.runtime.benchmark_result import engine_facts, load_average
+from mpn.runtime.bench.result import engine_facts, load_average
+from mpn.runtime.finetune.options import AdaptOptions
 from vanish_clip import VanishingClip, write_clip
 
 FOUND_IOU = 0.5

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mpn.engines.files import FileDigest, sha256_of_file
-from mpn.engines.manifest import (
+from mpn.engines.directory.files import FileDigest, sha256_of_file
+from mpn.engines.directory.manifest import (
     FlowSource,
     Manifest,
     Preprocessing,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpn.runtime.flow import FlowFrame
+from mpn.runtime.host.flow import FlowFrame
 from mpn.types import BoolArray, Float32Array, UInt8Array
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mpn import Pipeline, PipelineOptions
-from mpn.engines.load import default_engine_dir, open_engines
-from mpn.engines.manifest import load_manifest, verify_digests
+from mpn.engines.directory.manifest import load_manifest, verify_digests
+from mpn.engines.open import default_engine_dir, open_engines
 from mpn.evaluation import SequenceEvaluator
 from mpn.synthetic import SyntheticFrame, render_clip
 

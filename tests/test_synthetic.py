@@ -11,7 +11,7 @@ import pytest
 from mpn.errors import InputError, OutputError
 from mpn.evaluation import load_davis, load_labels
 from mpn.synthetic import CLIP_FPS, render_clip, write_clip
-from mpn.synthetic.noise import colour_ramp, fractal_noise
+from mpn.synthetic.texture import colour_ramp, fractal_noise
 from tests.tolerances import CLIP_PSNR_DB, MOTION_SLACK_PX
 
 SMALL_HW = (120, 214)

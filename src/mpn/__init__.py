@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 from mpn.errors import MpnError
 
 if TYPE_CHECKING:
-    from mpn.runtime.adapt_options import AdaptOptions as AdaptOptions
+    from mpn.runtime.finetune.options import AdaptOptions as AdaptOptions
     from mpn.runtime.pipeline import Pipeline as Pipeline
     from mpn.runtime.pipeline import PipelineOptions as PipelineOptions
-    from mpn.runtime.propagate import propagate as propagate
+    from mpn.runtime.session.propagate import propagate as propagate
     from mpn.types import StepResult as StepResult
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "AdaptOptions": "mpn.runtime.adapt_options",
+    "AdaptOptions": "mpn.runtime.finetune.options",
     "Pipeline": "mpn.runtime.pipeline",
     "PipelineOptions": "mpn.runtime.pipeline",
-    "propagate": "mpn.runtime.propagate",
+    "propagate": "mpn.runtime.session.propagate",
     "StepResult": "mpn.types",
 }
 

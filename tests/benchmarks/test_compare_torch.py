@@ -23,14 +23,14 @@ from eager_networks import (
 )
 from eager_pipeline import EagerPipeline, warp_by_grid_sample
 from mpn import Pipeline, PipelineOptions
-from mpn.engines.load import EngineSet, default_engine_dir, open_engines
+from mpn.engines.open import EngineSet, default_engine_dir, open_engines
 from mpn.engines.spec import propagation_spec
 from mpn.errors import CheckpointError, InputError
-from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
-from mpn.networks.flownet2_ops import correlation
-from mpn.runtime.flow import DisFlow, flow_px
-from mpn.runtime.ops.cpu import warp_bilinear
+from mpn.networks.flownet2_members import correlation
+from mpn.runtime.host.flow import DisFlow, flow_px
+from mpn.runtime.host.ops import warp_bilinear
 from mpn.synthetic import render_clip
 from mpn.synthetic.clip import SyntheticFrame
 from result_format import check_result

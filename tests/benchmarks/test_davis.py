@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from mpn import Pipeline, PipelineOptions
-from mpn.engines.load import open_engines
-from mpn.engines.manifest import load_manifest
+from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.open import open_engines
 from mpn.errors import InputError
 from mpn.evaluation import evaluate_dataset, load_davis
-from mpn.runtime.adapt_options import AdaptOptions
-from mpn.runtime.labels import save_labels
+from mpn.masks import save_labels
+from mpn.runtime.finetune.options import AdaptOptions
 from mpn.synthetic import render_clip
-from tests.adapt_dirs import make_adapt_dir
 from tests.engine_dirs import make_engine_dir
+from tests.finetune_dirs import make_adapt_dir
 
 from davis import Collected, main, run_sequence  # isort: skip
 from davis_adaptation import LearningCosts  # isort: skip
@@ -208,7 +208,7 @@ def test_other_variants_are_refused(variant: str, told: str, engine_dir: Path) -
 
 
 def test_the_engines_of_all_sets_are_one_and_stay_open(engine_dir: Path) -> None:
-    from mpn.runtime.benchmark_variants import pipeline_on_shared_engines
+    from mpn.runtime.bench.variants import pipeline_on_shared_engines
 
     with open_engines(engine_dir, backend="cpu", threads=1) as engines:
         clip = list(render_clip(frames=3, size_hw=SIZE_HW, objects=1))

@@ -28,7 +28,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 
 
 def test_the_same_engines_agree_and_others_do_not(
-    davis_folder: Path,  # noqa: F811
+    davis_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -55,7 +55,7 @@ def test_the_same_engines_agree_and_others_do_not(
 
 
 def test_engines_of_one_name_cannot_be_told_apart(
-    davis_folder: Path,  # noqa: F811
+    davis_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -98,7 +98,7 @@ def test_tables_fit_80_columns_and_say_what_is_missing(
         for variant in ("plain", "osvos", "crf", "osvos+crf+adapt"):
             runs.append({**result["runs"][1], "objects": objects, "variant": variant})
     shown = {**result, "objects": [1, 2, 3, 5], "runs": runs, "load_average_before": 0.0}
-    monkeypatch.setattr("mpn.runtime.benchmark.run_benchmark", lambda *_, **__: shown)
+    monkeypatch.setattr("mpn.runtime.bench.benchmark.run_benchmark", lambda *_, **__: shown)
     code, out, err = bench()
     assert (code, err) == (0, "")
     for part in (
@@ -114,7 +114,7 @@ def test_busy_machine_is_told(
     result: dict[str, Any], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = {**result, "load_average_before": 100.0}
-    monkeypatch.setattr("mpn.runtime.benchmark.run_benchmark", lambda *_, **__: shown)
+    monkeypatch.setattr("mpn.runtime.bench.benchmark.run_benchmark", lambda *_, **__: shown)
     code, _, err = bench()
     assert code == 0
     assert err.startswith("note: the machine was busy")
@@ -155,7 +155,9 @@ def test_wrong_path_is_found_before_measuring(
     bench: Bench, engine_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[Any] = []
-    monkeypatch.setattr("mpn.runtime.benchmark.run_benchmark", lambda *a, **_: measured.append(a))
+    monkeypatch.setattr(
+        "mpn.runtime.bench.benchmark.run_benchmark", lambda *a, **_: measured.append(a)
+    )
     assert bench("--engine-dir", engine_dir, "-o", engine_dir)[0] == 1
     assert measured == []
 

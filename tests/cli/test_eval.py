@@ -78,7 +78,7 @@ def test_csvs_that_cannot_go_beside_the_results_are_mentioned(
     golden: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mpn.errors import OutputError
-    from mpn.evaluation import results as results_module
+    from mpn.evaluation import scores as results_module
 
     def refuse(score: object, directory: Path) -> None:
         raise OutputError(f"{directory}: the CSV cannot be written (Read-only file system)")

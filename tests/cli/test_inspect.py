@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mpn.cli.main import _run_app, app
-from mpn.engines import load as load_module
-from tests.adapt_dirs import make_adapt_dir
+from mpn.engines import open as load_module
 from tests.engine_dirs import make_engine_dir, parity_document
+from tests.finetune_dirs import make_adapt_dir
 
 Inspect = Callable[..., tuple[int, str, str]]
 

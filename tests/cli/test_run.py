@@ -16,13 +16,13 @@ from PIL import Image
 
 from mpn.cli import main as cli
 from mpn.cli.run import BackendName, ScopeName
-from mpn.engines.load import BACKENDS
-from mpn.runtime.adapt_options import DEFAULT_RECIPES, AdaptRecipe, AdaptScope
-from mpn.runtime.labels import save_labels
-from mpn.runtime.outputs import SAVE_KINDS, SaveKind
+from mpn.engines.open import BACKENDS
+from mpn.masks import save_labels
+from mpn.runtime.finetune.options import DEFAULT_RECIPES, AdaptRecipe, AdaptScope
+from mpn.runtime.session.outputs import SAVE_KINDS, SaveKind
 from tests.engine_dirs import make_engine_dir
 from tests.learning_dirs import make_adaptable_engine_dir
-from tests.runtime.media import (
+from tests.runtime.media.clips import (
     SCENE_HW,
     level_frame,
     scene,
@@ -203,7 +203,7 @@ def test_fast_leaves_out_what_the_engines_advise_and_nothing_that_was_asked_for(
 def test_progress_of_fine_tuning_is_told_with_its_eta_and_on_stderr_alone(
     run, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr("mpn.cli.run_progress._PLAIN_PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr("mpn.cli.progress._PLAIN_PROGRESS_EVERY_S", 0.0)
     arguments = ("@clip.mp4", "--mask", "@first.png", "--engine-dir", "@learning", *QUICK)
     assert run(*arguments, "--json") == 0
     out, err = capsys.readouterr()
@@ -237,7 +237,7 @@ def test_folder_of_images_takes_a_frame_rate(run, capsys, inputs: Path) -> None:
 
 
 def test_interrupted_run_is_resumed(run, capsys, monkeypatch) -> None:
-    from mpn.runtime import session
+    from mpn.runtime.session.session import session
 
     original = session._Run._write
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mpn.cli.main import app
 from mpn.networks.checkpoint import load_checkpoint
-from mpn.training.launch import keep_freed_memory
+from mpn.training.processes import keep_freed_memory
 from tests.training.conftest import davis_like as davis_like
 from tests.training.conftest import stills_like as stills_like
 

@@ -49,7 +49,7 @@ def test_engines_open_and_run_without_torch_and_onnx(tmp_path: Path) -> None:
     directory = make_engine_dir(tmp_path, external_data=True)
     code = (
         "import numpy as np\n"
-        "from mpn.engines.load import open_engines\n"
+        "from mpn.engines.open import open_engines\n"
         f"with open_engines({str(directory)!r}) as engines:\n"
         "    rgb_prob = np.ones((1, 4, 65, 65), np.float32)\n"
         "    print(engines.propagation.run({'rgb_prob': rgb_prob})['prob'].mean())\n"
@@ -62,7 +62,7 @@ def test_engines_open_and_run_without_torch_and_onnx(tmp_path: Path) -> None:
     "code",
     [
         "import mpn; print(mpn.__version__)",
-        "import mpn.engines.load, mpn.engines.ort, mpn.engines.describe",
+        "import mpn.engines.open, mpn.engines.onnxruntime.engine, mpn.engines.directory.inspect",
         "sys.argv = ['mpn', '--help']\nfrom mpn.cli.main import main\nmain()",
         "sys.argv = ['mpn', 'inspect', '--help']\nfrom mpn.cli.main import main\nmain()",
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpn.engines.weights_file import load_weights, read_weights_file, save_weights
+from mpn.engines.weights import load_weights, read_weights_file, save_weights
 from mpn.errors import EngineError, InputError, OutputError
 from mpn.types import Float32Array
 

@@ -15,9 +15,9 @@ from mpn.evaluation.boundary import (
     radius_px_from_tolerance,
     union_window,
 )
-from tests.evaluation import plain
 from tests.evaluation.scenes import blob_labels
 from tests.evaluation.test_region import golden_cases, masks_from_case
+from tests.reference import scoring as plain
 from tests.tolerances import MEASURE_ABSOLUTE
 
 

@@ -13,10 +13,9 @@ from mpn.errors import EvaluationError
 from mpn.evaluation import boundary, sequence
 from mpn.evaluation.davis import DavisDataset, load_davis
 from mpn.evaluation.evaluate import evaluate_dataset
-from mpn.evaluation.results import global_csv_from_score, per_sequence_csv_from_score
-from mpn.evaluation.scores import DatasetScore
+from mpn.evaluation.scores import DatasetScore, global_csv_from_score, per_sequence_csv_from_score
 from mpn.evaluation.sequence import EvaluationOptions
-from mpn.runtime.labels import save_labels
+from mpn.masks import save_labels
 from tests.tolerances import MEASURE_ABSOLUTE
 
 SCORED = (

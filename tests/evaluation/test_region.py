@@ -6,7 +6,7 @@ import pytest
 
 from mpn.errors import EvaluationError
 from mpn.evaluation.region import region_similarity
-from tests.evaluation import plain
+from tests.reference import scoring as plain
 from tests.tolerances import MEASURE_ABSOLUTE
 
 

@@ -4,14 +4,16 @@ from pathlib import Path
 import pytest
 
 from mpn.errors import OutputError
-from mpn.evaluation.results import (
+from mpn.evaluation.scores import (
+    DatasetScore,
+    ObjectScore,
+    SequenceScore,
     global_csv_from_score,
     json_from_score,
     paper_line_from_score,
     per_sequence_csv_from_score,
     save_csvs,
 )
-from mpn.evaluation.scores import DatasetScore, ObjectScore, SequenceScore
 
 
 def score_of(*objects: ObjectScore) -> DatasetScore:

@@ -5,8 +5,8 @@ import pytest
 
 from mpn.errors import EvaluationError
 from mpn.evaluation.sequence import EvaluationOptions, SequenceEvaluator, object_count
-from tests.evaluation import plain
 from tests.evaluation.scenes import blob_labels
+from tests.reference import scoring as plain
 
 SIZE_HW = (60, 80)
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from mpn.engines.spec import EngineSpec, Precision, Role, engine_spec
-from mpn.export.adapt_trace import ForwardGraph, trace_forward
+from mpn.export.finetune.write import ForwardGraph, trace_forward
 from mpn.export.graph import ExportedGraph, export_graph, probe_inputs
 from mpn.export.precision import folded_network
 from mpn.networks.checkpoint import save_checkpoint
-from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
-from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
+from mpn.networks.osvos import OsvosConfig, OsvosVgg
 from tests.networks.seeded import DEEPLAB_GAIN, FLOWNET2_GAIN, OSVOS_GAIN, seeded
 
 FRAME_SIZE_HW = (64, 128)

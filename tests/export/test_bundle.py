@@ -14,17 +14,17 @@ from onnx import numpy_helper
 from torch import nn
 
 from mpn import __version__
-from mpn.engines.files import sha256_of_file
-from mpn.engines.load import open_engines
-from mpn.engines.manifest import load_manifest
-from mpn.engines.parity import load_parity
+from mpn.engines.directory.files import sha256_of_file
+from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.directory.parity import load_parity
+from mpn.engines.open import open_engines
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import CheckpointError, ExportError, InputError, OutputError
 from mpn.export import bundle as bundle_module
 from mpn.export.bundle import export_bundle
+from mpn.export.description import Progress, Step
 from mpn.export.graph import ExportedGraph
 from mpn.export.options import ExportOptions
-from mpn.export.progress import Progress, Step
 from tests.export.conftest import FRAME_SIZE_HW, MAX_OBJECTS, ROI_SIZE, Graphs
 
 

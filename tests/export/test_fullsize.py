@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from mpn.engines.ort import OrtEngine
+from mpn.engines.onnxruntime.engine import OrtEngine
 from mpn.engines.spec import EngineSpec, TensorSpec
 from mpn.export.graph import ExportedGraph, export_graph
-from mpn.networks.deeplab_xception import DeepLabXception
+from mpn.networks.deeplab import DeepLabXception
 from mpn.networks.flownet2 import FlowNet2
-from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
+from mpn.networks.osvos import OsvosConfig, OsvosVgg
 from mpn.types import Float32Array
 from tests.networks.seeded import DEEPLAB_GAIN, FLOWNET2_GAIN, OSVOS_GAIN, seeded
 from tests.tolerances import PARITY_RELATIVE

@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 from torch import Tensor, nn
 
-from mpn.engines.ort import OrtEngine
+from mpn.engines.onnxruntime.engine import OrtEngine
 from mpn.engines.spec import ROLES, Precision, Role, propagation_spec
 from mpn.errors import ExportError, OutputError
 from mpn.export import graph as graph_module

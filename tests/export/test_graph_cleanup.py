@@ -11,10 +11,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from mpn.engines.ort import OrtEngine
+from mpn.engines.onnxruntime.engine import OrtEngine
 from mpn.engines.spec import Role
-from mpn.export.graph import export_graph
-from mpn.export.graph_cleanup import restore_biases
+from mpn.export.graph import export_graph, restore_biases
 from tests.export.conftest import Graphs, tiny_spec
 from tests.tolerances import PARITY_RELATIVE
 

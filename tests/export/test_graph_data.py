@@ -7,13 +7,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mpn.engines.ort import OrtEngine
+from mpn.engines.onnxruntime.engine import OrtEngine
 from mpn.engines.spec import osvos_spec
 from mpn.errors import ExportError
-from mpn.export.graph import export_graph
-from mpn.export.graph_data import move_weights_out, stored_tensors
-from tests.adapt_dirs import FRAME_SIZE_HW, tiny_forward, write_inference_graph
+from mpn.export.graph import export_graph, move_weights_out, stored_tensors
 from tests.export.conftest import Graphs, tiny_spec
+from tests.finetune_dirs import FRAME_SIZE_HW, tiny_forward, write_inference_graph
 
 
 def _model(*arrays: tuple[str, np.ndarray]) -> onnx.ModelProto:  # type: ignore[type-arg]

@@ -6,12 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from mpn.engines.entries import OsvosPreprocessing
-from mpn.engines.manifest import Preprocessing
+from mpn.engines.directory.entries import OsvosPreprocessing
+from mpn.engines.directory.manifest import Preprocessing
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import InputError
-from mpn.export.parity_inputs import MAX_IMAGES, ParityPictures
-from mpn.export.scenes import rendered_picture
+from mpn.export.parity_inputs import MAX_IMAGES, ParityPictures, rendered_picture
 from tests.export.conftest import FRAME_SIZE_HW, ROI_SIZE, tiny_spec
 
 

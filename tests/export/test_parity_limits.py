@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpn.engines.spec import ROLES, Precision, Role
-from mpn.export.parity_limits import Limit, Measure, MeasureName, limits_for, measured
+from mpn.export.parity import Limit, Measure, MeasureName, limits_for, measured
 from mpn.types import Float32Array
 from tests.tolerances import PARITY_RELATIVE
 

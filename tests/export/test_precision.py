@@ -22,7 +22,7 @@ from mpn.export.precision import (
     ledger_from_graph,
     prepare_network,
 )
-from mpn.networks.osvos_vgg import OsvosVgg
+from mpn.networks.osvos import OsvosVgg
 from tests.export.conftest import Graphs
 from tests.tolerances import BATCH_NORM_FOLDING_RELATIVE
 

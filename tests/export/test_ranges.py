@@ -9,9 +9,9 @@ from torch import nn
 
 from mpn.engines.spec import Role
 from mpn.errors import ExportError
-from mpn.export.deploy import deployed
 from mpn.export.graph import probe_inputs
-from mpn.export.ranges import activation_peak, check_activation_peak
+from mpn.export.precision import activation_peak, check_activation_peak
+from mpn.export.tracing import deployed
 
 
 @pytest.mark.parametrize("role", ["flow", "propagation", "osvos"])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.export.scenes import (
+from mpn.export.parity_inputs import (
     BACKGROUND_MOTION_PX,
     OBJECT_MOTION_PX,
     centred_coverage,

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from google.protobuf import text_format
 
-from mpn.engines.load import default_engine_dir
+from mpn.engines.open import default_engine_dir
 from mpn.errors import OutputError
 from mpn.export.triton import MODEL_FILE, export_triton
 from tests.engine_dirs import make_engine_dir

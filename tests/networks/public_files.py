@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config, FlowVariant
-from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
+from mpn.networks.osvos import OsvosConfig, OsvosVgg
 
 
 def hollow_state_dict(build: Callable[[], nn.Module]) -> dict[str, Tensor]:

@@ -18,9 +18,9 @@ from mpn.networks.checkpoint import (
     merge_checkpoints,
     save_checkpoint,
 )
-from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FLOW_VARIANTS, FlowNet2, FlowNet2Config, FlowVariant
-from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
+from mpn.networks.osvos import OsvosConfig, OsvosVgg
 from tests.networks.public_files import deeplab_state, flow_state, osvos_state
 from tests.tiny_disk import tiny_disk as tiny_disk
 

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from mpn.errors import CheckpointError, InputError
-from mpn.networks.deeplab_convert import FIRST_LAYER, with_fourth_channel
-from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+from mpn.networks.deeplab import FIRST_LAYER, DeepLabConfig, DeepLabXception, with_fourth_channel
 from tests.networks.seeded import DEEPLAB_GAIN, seeded, seeded_state_dict
 
 COLOUR = DeepLabConfig(in_channels=3, width=0.125, head_width=0.125, middle_blocks=1)

@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from mpn.errors import InputError
-from mpn.networks.flownet2 import FLOW_SCALE, FLOW_VARIANTS, FlowNet2, FlowNet2Config, FlowVariant
-from mpn.networks.flownet2_rescale import sd_weights_with_larger_flow
+from mpn.networks.flownet2 import (
+    FLOW_SCALE,
+    FLOW_VARIANTS,
+    FlowNet2,
+    FlowNet2Config,
+    FlowVariant,
+    sd_weights_with_larger_flow,
+)
 from tests.tolerances import PARITY_RELATIVE
 
 WIDTH = 0.0625

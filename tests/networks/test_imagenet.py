@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mpn.errors import CheckpointError
-from mpn.networks.deeplab_xception import DeepLabXception
-from mpn.networks.imagenet import imagenet_trunk, vgg16_stages, xception_backbone
-from mpn.networks.osvos_vgg import STAGE_CHANNELS, OsvosVgg
+from mpn.networks.deeplab import DeepLabXception
+from mpn.networks.layers import imagenet_trunk, vgg16_stages, xception_backbone
+from mpn.networks.osvos import STAGE_CHANNELS, OsvosVgg
 from tests.tolerances import PARITY_RELATIVE
 
 MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))

@@ -7,8 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from mpn.errors import CheckpointError, InputError
-from mpn.networks.osvos_convert import TRUNK_FACTOR, five_branch_from_four, rescale_trunk
-from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg, Upsample
+from mpn.networks.osvos import (
+    TRUNK_FACTOR,
+    OsvosConfig,
+    OsvosVgg,
+    Upsample,
+    five_branch_from_four,
+    rescale_trunk,
+)
 from tests.networks.seeded import OSVOS_GAIN, seeded_state_dict
 
 WIDTH = 0.25

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mpn.errors import MpnError
-from mpn.networks.deeplab_xception import DeepLabConfig, DeepLabXception
+from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 
 TINY = {"width": 0.0625, "head_width": 0.0625, "middle_blocks": 1}
 

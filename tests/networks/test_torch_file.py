@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mpn.errors import CheckpointError
-from mpn.networks.torch_file import read_torch_file
+from mpn.networks.checkpoint import read_torch_file
 
 CONTENT = {"state_dict": {"weight": torch.arange(5000, dtype=torch.float32)}, "epoch": 3}
 

@@ -7,14 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mpn.engines.manifest import FlowSource
+from mpn.engines.directory.manifest import FlowSource
 from mpn.errors import EngineError, InputError
-from mpn.runtime.flow import DisFlow, FlowFrame
 from mpn.runtime.flow_ahead import FlowAhead
+from mpn.runtime.host.flow import DisFlow, FlowFrame
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.types import Float32Array, StepResult, UInt8Array
-from tests.fakes import fake_engine_set
+from tests.emulation.engines import fake_engine_set
 from tests.synthetic import Square, squares_clip
 
 PAN_XY = (2.5, -1.25)
@@ -226,7 +226,7 @@ def test_closing_waits_for_the_thread_and_drops_what_is_not_begun(
 def test_closing_ends_the_thread_while_an_exception_travels(
     fake: FakeFlow, frames: list[UInt8Array]
 ) -> None:
-    with pytest.raises(KeyboardInterrupt), FlowAhead(fake) as ahead:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), FlowAhead(fake) as ahead:
         ahead.expect(frames[0], frames[1])
         raise KeyboardInterrupt
     assert not any(t.name.startswith("mpn-flow") for t in threading.enumerate())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mpn.errors import InputError, ManifestError
-from mpn.runtime.crf_refine import CrfOptions
+from mpn.runtime.crf.refine import CrfOptions
 from mpn.runtime.options import PipelineOptions
 
 

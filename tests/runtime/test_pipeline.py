@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from mpn.engines.load import EngineSet, open_engines
-from mpn.engines.manifest import FlowSource
+from mpn.engines.directory.manifest import FlowSource
+from mpn.engines.open import EngineSet, open_engines
 from mpn.errors import EngineError, InputError, ManifestError, MaskError
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
+from tests.emulation.engines import fake_engine_set
 from tests.engine_dirs import make_engine_dir
-from tests.fakes import fake_engine_set
 from tests.runtime.pipelines import PAN, PLAIN, TWO, make, pan_engine, propagation_calls, run
 from tests.synthetic import Clip, KnownFlow, Square, by_colour, iou, squares_clip
 from tests.tolerances import FLOAT32_RESIZE, PASTED_IOU, PROBS_SUM, RESIZED_IOU

@@ -10,7 +10,7 @@ import pytest
 
 from mpn.errors import InputError
 from mpn.runtime import pipeline as pipeline_module
-from mpn.runtime.crf_refine import refine
+from mpn.runtime.crf.refine import refine
 from mpn.types import StepResult
 from tests.runtime.pipelines import TWO, make, run
 from tests.synthetic import Clip, Square, iou, squares_clip

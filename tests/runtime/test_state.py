@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpn.errors import MaskError
-from mpn.runtime.flow import FlowFrame
+from mpn.runtime.host.flow import FlowFrame
 from mpn.runtime.state import State, object_ids_from_labels
 from mpn.types import Roi
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpn.runtime.trust import Trust, trust_from_track
+from mpn.runtime.tracks import Trust, trust_from_track
 from mpn.types import Track, TrackState
 
 

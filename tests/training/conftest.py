@@ -8,10 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from mpn.runtime.labels import save_labels
-from mpn.training.clips import Material
-from mpn.training.datasets import load_davis_split
-from mpn.training.still_layouts import load_stills
+from mpn.masks import save_labels
+from mpn.training.data import load_davis_split, load_stills
+from mpn.training.propagation.clips import Material
 
 SIZE_HW = (96, 128)
 SEQUENCES = ("alpha", "beta", "gamma")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mpn.errors import InputError
-from mpn.training.balanced_loss import class_balanced_loss
+from mpn.training.losses import class_balanced_loss
 from tests.tolerances import LOSS_RELATIVE
 
 

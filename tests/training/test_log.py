@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mpn.errors import MissingExtraError
-from mpn.training.log import RunLog
+from mpn.training.loop import RunLog
 
 
 @dataclass(frozen=True)

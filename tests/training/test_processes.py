@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from mpn.errors import TrainingError
-from mpn.training.clips import Material
-from mpn.training.mixed_precision import MixedPrecision, chosen_precision
+from mpn.training.optimisation import MixedPrecision, chosen_precision
 from mpn.training.processes import Processes, joined_processes
+from mpn.training.propagation.clips import Material
 from tests.conftest import REPOSITORY
 from tests.tolerances import JOINED_GRADIENT_RELATIVE, JOINED_WEIGHT_OF_STEP
-from tests.training import joined_child
-from tests.training.joined_child import BATCH, STEPS, TRAINERS, trained
+from tests.training import ddp_worker as joined_child
+from tests.training.ddp_worker import BATCH, STEPS, TRAINERS, trained
 
 COUNT = 2
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from mpn.errors import TrainingError
-from mpn.training.data_options import DataOptions
-from mpn.training.still_layouts import load_stills
+from mpn.training.data import DataOptions, load_stills
 
 LAYOUTS = {
     "MSRA10K": ("Imgs", "Imgs"),

@@ -14,7 +14,7 @@ import typer
 from mpn.cli.run import BackendName
 
 if TYPE_CHECKING:
-    from mpn.runtime.benchmark import OnProgress
+    from mpn.runtime.bench.benchmark import OnProgress
 
 _BUSY_SHARE = 0.5
 """Of the cores, wanted by other work before the benchmark began: then its figures are no good."""
@@ -58,9 +58,9 @@ def bench(
     numbers = _numbers(objects)
     size_hw = _size_hw(frame_size)
 
-    from mpn.runtime.adapt_options import AdaptOptions
-    from mpn.runtime.benchmark import BenchmarkOptions, run_benchmark
-    from mpn.runtime.benchmark_result import check_result_path, save_result
+    from mpn.runtime.bench.benchmark import BenchmarkOptions, run_benchmark
+    from mpn.runtime.bench.result import check_result_path, save_result
+    from mpn.runtime.finetune.options import AdaptOptions
 
     options = BenchmarkOptions(
         objects=numbers,

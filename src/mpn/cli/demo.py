@@ -35,11 +35,11 @@ def demo(
     OUT gets the clip (clip/clip.mp4, clip/first_mask.png, true masks in DAVIS layout) and what
     mpn-run writes: masks, overlay.mp4, tracks.jsonl, run.json.
     """
-    from mpn.engines.files import check_engine_dir
-    from mpn.engines.load import default_engine_dir
-    from mpn.runtime.request import RunRequest
-    from mpn.runtime.results import check_out
-    from mpn.runtime.session import run_video
+    from mpn.engines.directory.files import check_engine_dir
+    from mpn.engines.open import default_engine_dir
+    from mpn.runtime.session.layout import check_out
+    from mpn.runtime.session.request import RunRequest
+    from mpn.runtime.session.session import run_video
     from mpn.synthetic import write_clip
 
     # Rendering takes a while: what would stop the run afterwards is found first.
@@ -82,7 +82,7 @@ def _score(clip: ClipPaths, masks: Path) -> DatasetScore:
 
 
 def _print_summary(clip: ClipPaths, report: dict[str, Any], score: DatasetScore) -> None:
-    from mpn.evaluation.results import paper_line_from_score
+    from mpn.evaluation.scores import paper_line_from_score
     from mpn.synthetic import OBJECT_NAMES
 
     height, width = report["video"]["size_hw"]

@@ -45,7 +45,7 @@ def evaluate(
 
     from mpn.errors import OutputError
     from mpn.evaluation import EvaluationOptions, load_davis
-    from mpn.evaluation.results import json_from_score, paper_line_from_score
+    from mpn.evaluation.scores import json_from_score, paper_line_from_score
 
     if per_frame and not as_json:
         raise typer.BadParameter("--per-frame goes with --json")
@@ -118,7 +118,7 @@ def _cells(score: ObjectScore | DatasetScore) -> list[str]:
 
 def _save_csvs(score: DatasetScore, csv_dir: Path | None, results: Path) -> None:
     from mpn.errors import OutputError
-    from mpn.evaluation.results import save_csvs
+    from mpn.evaluation.scores import save_csvs
 
     try:
         paths = save_csvs(score, csv_dir or results)

@@ -13,15 +13,14 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from mpn.cli.plans import plan_text
-from mpn.closing import Closing
-from mpn.engines.entries import ENGINE_SOURCE
-from mpn.engines.plans.progress import PlanProgress
+from mpn._common.closeable import Closing
+from mpn.cli.export import plan_text
+from mpn.engines.directory.entries import ENGINE_SOURCE
 from mpn.engines.spec import Role
+from mpn.engines.tensorrt.plans.progress import PlanProgress
 from mpn.export.bundle import ExportedBundle
+from mpn.export.description import Progress, RoleSummary, Step
 from mpn.export.options import ExportOptions
-from mpn.export.progress import Progress, Step
-from mpn.export.summary import RoleSummary
 
 _DOING: dict[Step, str] = {
     "load": "loading weights",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from mpn.engines.describe import EngineDirReport
-    from mpn.engines.parity import ParityReport
+    from mpn.engines.directory.inspect import EngineDirReport
+    from mpn.engines.directory.parity import ParityReport
 
 
 def inspect(
@@ -26,8 +26,8 @@ def inspect(
 
     Exit code 1 if it cannot: files have changed since export, or no backend can open it.
     """
-    from mpn.engines.describe import describe_engine_dir
-    from mpn.engines.load import default_engine_dir
+    from mpn.engines.directory.inspect import describe_engine_dir
+    from mpn.engines.open import default_engine_dir
     from mpn.errors import EngineError
 
     report = describe_engine_dir(default_engine_dir() if directory is None else directory)

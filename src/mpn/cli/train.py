@@ -2,15 +2,139 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mpn.cli import train_options as options
-from mpn.cli.train_common import build_recipe, launch, say_changed, say_next
-from mpn.cli.train_flow import flow
+
+DEFAULT_RECIPE = "lite"
+"""What a command trains that is told neither ``--recipe`` nor ``--config``."""
+
+
+def launch() -> None:
+    """Ask for torch where it is missing, and start again with freed memory kept."""
+    from mpn.errors import import_or_explain
+
+    import_or_explain("torch", extra="export", purpose="mpn train")
+    from mpn.training import processes as launching
+
+    launching.keep_freed_memory()
+
+
+def build_recipe(
+    kind: Any,
+    role: str,
+    name: str | None,
+    path: Path | None,
+    settings: list[str] | None,
+    changes: Mapping[str, Any],
+) -> Any:
+    """The recipe of a command line: a file's or a shipped one, then ``--set``, then the flags."""
+    from mpn.training.recipe import (
+        load_table,
+        overridden,
+        parsed_settings,
+        recipe_from_table,
+    )
+
+    if name is None and path is None:
+        name = DEFAULT_RECIPE
+    table = overridden(load_table(role, name=name, path=path), parsed_settings(settings or []))
+    plain = {k: str(v) if isinstance(v, StrEnum) else v for k, v in changes.items()}
+    return recipe_from_table(kind, overridden(table, plain))
+
+
+def say_next(checkpoint: Path, command: str) -> None:
+    """Where the weights are, and what makes engines of them; one process of several says it."""
+    from mpn.training.processes import is_first_process
+
+    if not is_first_process():
+        return
+    typer.echo(f"averaged weights: {checkpoint}")
+    typer.echo(f"next: {command}")
+
+
+def say_changed(change: str) -> None:
+    """An option that a resumed run does not have as it began."""
+    typer.echo(f"changed since the run began: {change}")
+
+
+class FlowVariantChoice(StrEnum):
+    """Networks of the FlowNet family."""
+
+    flownet2 = "FlowNet2"
+    css = "FlowNet2CSS"
+    cs = "FlowNet2CS"
+    c = "FlowNet2C"
+    s = "FlowNet2S"
+    sd = "FlowNet2SD"
+
+
+def flow(
+    stills: options.Stills = None,
+    flow_pairs: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of frames with true flow (FlyingChairs, Sintel); repeatable."),
+    ] = None,
+    davis_root: Annotated[
+        Path | None, typer.Option(help="DAVIS folder, whose held-out sequences validate.")
+    ] = None,
+    out: options.Out = Path("runs/flow"),
+    recipe: options.Recipe = None,
+    config: options.Config = None,
+    start_from: options.StartFrom = None,
+    variant: Annotated[FlowVariantChoice | None, typer.Option(help="Network.")] = None,
+    width: Annotated[float | None, typer.Option(help="Channel factor; 1 is public.")] = None,
+    steps: options.Steps = None,
+    batch: options.Batch = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate, AdamW.")] = None,
+    seed: options.Seed = None,
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    tensorboard: options.TensorBoard = None,
+    settings: options.Settings = None,
+    resume: options.Resume = False,
+) -> None:
+    """Train a network of the FlowNet family on true flow, and write OUT/flow.pth.
+
+    Frames with true flow are made of still images set in motion, taken from folders, or both.
+    --steps are those of a network of one member; FlowNet2's five are set by
+    --set training.steps_by_member=[...]. A run can be stopped at any time and resumed.
+    """
+    launch()
+    from mpn.training.flow.recipe import FlowRecipe, run_flow_recipe
+    from mpn.training.progress import TrainingProgress
+
+    changes = {
+        "start_from": start_from,
+        "flow_pairs": flow_pairs or None,
+        "data.davis_root": davis_root,
+        "data.stills": stills or None,
+        "training.network.variant": variant,
+        "training.network.width": width,
+        "training.steps_by_member": None if steps is None else [steps],
+        "training.batch": batch,
+        "training.learning_rate": learning_rate,
+        "training.seed": seed,
+        "training.threads": threads,
+        "training.workers": workers,
+        "training.device": device,
+        "training.precision": precision,
+        "training.tensorboard": tensorboard,
+    }
+    built = build_recipe(FlowRecipe, "flow", recipe, config, settings, changes)
+    with TrainingProgress() as progress:
+        checkpoint = run_flow_recipe(
+            built, out, resume=resume, notice=say_changed, report=progress.report
+        )
+    say_next(checkpoint, f"mpn export PROPAGATION.pth {checkpoint} -o engines")
+
 
 train_app = typer.Typer(
     help="Train a network (needs the extra 'export'); under torchrun on several GPUs.",
@@ -149,7 +273,7 @@ def osvos(
     Options given here win over the recipe. A run can be stopped at any time and resumed.
     """
     launch()
-    from mpn.training.osvos_recipe import OsvosRecipe, run_osvos_recipe
+    from mpn.training.osvos.recipe import OsvosRecipe, run_osvos_recipe
     from mpn.training.progress import TrainingProgress
 
     changes = {

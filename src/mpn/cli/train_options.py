@@ -10,7 +10,7 @@ import typer
 
 
 class PrecisionChoice(StrEnum):
-    """See :data:`mpn.training.loop_options.Precision`."""
+    """See :data:`mpn.training.loop.Precision`."""
 
     auto = "auto"
     float32 = "float32"

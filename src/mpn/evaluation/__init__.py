@@ -3,15 +3,20 @@
 from mpn.evaluation.boundary import boundary_map, boundary_measure, boundary_measures
 from mpn.evaluation.davis import DavisDataset, DavisSequence, load_davis
 from mpn.evaluation.evaluate import evaluate_dataset, evaluate_sequence
-from mpn.evaluation.label_png import load_labels
 from mpn.evaluation.region import region_similarity
-from mpn.evaluation.scores import DatasetScore, ObjectScore, SequenceScore
+from mpn.evaluation.scores import (
+    DatasetScore,
+    ObjectScore,
+    SequenceScore,
+    Statistics,
+    statistics_from_values,
+)
 from mpn.evaluation.sequence import (
     EvaluationOptions,
     SequenceEvaluator,
     measures_from_labels,
 )
-from mpn.evaluation.statistics import Statistics, statistics_from_values
+from mpn.masks import load_labels
 
 __all__ = [
     "DatasetScore",

@@ -2,12 +2,64 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from mpn.evaluation.statistics import Statistics, statistics_from_values
+from mpn._common.files import write_atomically
+from mpn.errors import EvaluationError
+
+RECALL_THRESHOLD = 0.5
+"""A frame is recalled if its value is strictly above this."""
+DECAY_BINS = 4
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean, recall and decay, as fractions.
+
+    Attributes:
+        mean: Mean value, 0..1.
+        recall: Share of the frames above :data:`RECALL_THRESHOLD`, 0..1.
+        decay: Mean of the first quarter minus mean of the last, -1..1; positive when quality falls.
+    """
+
+    mean: float
+    recall: float
+    decay: float
+
+
+def statistics_from_values(values: Sequence[float]) -> Statistics:
+    """Summarise one object's values as davis2017-evaluation does.
+
+    A NaN is left out of mean and decay, and counts as not recalled. Neighbouring quarters share one
+    frame, as in the official code; its indices are kept in a uint8 there, which wraps from 256
+    frames on and makes the decay meaningless: here any length is right.
+
+    Args:
+        values: One value a scored frame, in order.
+
+    Raises:
+        EvaluationError: If there is no value.
+    """
+    if len(values) == 0:
+        raise EvaluationError("no frame was scored: statistics need at least one value")
+    array = np.asarray(values, np.float64)
+    edges = np.round(np.linspace(1, len(array), DECAY_BINS + 1) + 1e-10).astype(np.int64) - 1
+    first = array[edges[0] : edges[1] + 1]
+    last = array[edges[-2] : edges[-1] + 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a part of NaN only has the mean NaN
+        return Statistics(
+            mean=float(np.nanmean(array)),
+            recall=float(np.mean(array > RECALL_THRESHOLD)),
+            decay=float(np.nanmean(first) - np.nanmean(last)),
+        )
 
 
 @dataclass(frozen=True)
@@ -111,3 +163,129 @@ def _mean_statistics(statistics: Iterable[Statistics]) -> Statistics:
     rows = [(value.mean, value.recall, value.decay) for value in statistics]
     mean, recall, decay = np.mean(np.array(rows), axis=0).tolist()
     return Statistics(mean=mean, recall=recall, decay=decay)
+
+
+GLOBAL_COLUMNS = (
+    "J&F-Mean",
+    "J-Mean",
+    "J-Recall",
+    "J-Decay",
+    "F-Mean",
+    "F-Recall",
+    "F-Decay",
+)
+PER_SEQUENCE_COLUMNS = ("Sequence", "J-Mean", "F-Mean")
+
+
+def global_csv_name(set_name: str) -> str:
+    """File name of the official tool for the figures of a set."""
+    return f"global_results-{set_name}.csv"
+
+
+def per_sequence_csv_name(set_name: str) -> str:
+    """File name of the official tool for the figures of each object."""
+    return f"per-sequence_results-{set_name}.csv"
+
+
+def global_csv_from_score(score: DatasetScore) -> str:
+    """The official table of a set: one row of fractions with three decimals."""
+    row = ",".join(f"{value:.3f}" for value in _global_values(score))
+    return f"{','.join(GLOBAL_COLUMNS)}\n{row}\n"
+
+
+def per_sequence_csv_from_score(score: DatasetScore) -> str:
+    """The official table of objects, one row each (``<sequence>_<id>``)."""
+    rows = [
+        f"{scored.name},{scored.region.mean:.3f},{scored.boundary.mean:.3f}"
+        for scored in score.objects
+    ]
+    return "\n".join([",".join(PER_SEQUENCE_COLUMNS), *rows]) + "\n"
+
+
+def json_from_score(score: DatasetScore, *, per_frame: bool = False) -> dict[str, Any]:
+    """The figures as JSON types, fractions at full precision.
+
+    Args:
+        score: What was scored.
+        per_frame: Add ``"frames"``: the frame names of each sequence, and ``"J"`` and ``"F"`` of
+            each object frame by frame.
+
+    Returns:
+        ``{"global": {"J&F-Mean": ...}, "objects": {"<sequence>_<id>": {"J-Mean": ...}}}``, with
+        every column of the global CSV that applies.
+    """
+    objects: dict[str, dict[str, Any]] = {}
+    for scored in score.objects:
+        objects[scored.name] = {
+            **_columns("J", scored.region),
+            **_columns("F", scored.boundary),
+        }
+        if per_frame:
+            objects[scored.name]["J"] = list(scored.region_values)
+            objects[scored.name]["F"] = list(scored.boundary_values)
+    figures: dict[str, Any] = {
+        "global": dict(zip(GLOBAL_COLUMNS, _global_values(score), strict=True)),
+        "objects": objects,
+    }
+    if per_frame:
+        figures["frames"] = {sequence.name: list(sequence.frames) for sequence in score.sequences}
+    return figures
+
+
+def paper_line_from_score(score: DatasetScore) -> str:
+    """One line of percentages in the order of the DAVIS tables."""
+    region, boundary = score.region, score.boundary
+    return (
+        f"J&F {100 * score.j_and_f:.1f} | "
+        f"J mean {100 * region.mean:.1f} recall {100 * region.recall:.1f} "
+        f"decay {100 * region.decay:.1f} | "
+        f"F mean {100 * boundary.mean:.1f} recall {100 * boundary.recall:.1f} "
+        f"decay {100 * boundary.decay:.1f}"
+    )
+
+
+def save_csvs(score: DatasetScore, directory: Path) -> tuple[Path, Path]:
+    """Write both official CSV files, replacing older ones; each appears complete or not at all.
+
+    Args:
+        score: What was scored.
+        directory: An existing folder; the official tool takes the results folder.
+
+    Returns:
+        Paths of the global and the per-sequence file.
+
+    Raises:
+        OutputError: If they cannot be written.
+    """
+    texts = (
+        (directory / global_csv_name(score.set_name), global_csv_from_score(score)),
+        (directory / per_sequence_csv_name(score.set_name), per_sequence_csv_from_score(score)),
+    )
+    for path, text in texts:
+        write_atomically(path, partial(_write_text, text))
+    return texts[0][0], texts[1][0]
+
+
+def _write_text(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
+
+
+def _global_values(score: DatasetScore) -> tuple[float, ...]:
+    region, boundary = score.region, score.boundary
+    return (
+        score.j_and_f,
+        region.mean,
+        region.recall,
+        region.decay,
+        boundary.mean,
+        boundary.recall,
+        boundary.decay,
+    )
+
+
+def _columns(measure: str, statistics: Statistics) -> dict[str, float]:
+    return {
+        f"{measure}-Mean": statistics.mean,
+        f"{measure}-Recall": statistics.recall,
+        f"{measure}-Decay": statistics.decay,
+    }

@@ -12,23 +12,30 @@ import torch
 from torch import nn
 
 from mpn import __version__
-from mpn.engines.adapt_entry import AdaptEntry
-from mpn.engines.entries import Preprocessing
-from mpn.engines.files import FileDigest, sha256_of_file, write_text_atomically
-from mpn.engines.manifest import Manifest, RoleEntry, save_manifest, verify_digests
-from mpn.engines.parity import PARITY_NAME
+from mpn.engines.directory.entries import AdaptEntry, Preprocessing
+from mpn.engines.directory.files import FileDigest, sha256_of_file, write_text_atomically
+from mpn.engines.directory.manifest import Manifest, RoleEntry, save_manifest, verify_digests
+from mpn.engines.directory.parity import PARITY_NAME
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, OutputError
-from mpn.export.adapt_parity import verify_step
-from mpn.export.adapt_write import ADAPTABLE_ROLES, write_adapt
-from mpn.export.description import manifest_of, role_entry, spec_of
+from mpn.export.description import (
+    Progress,
+    RoleSummary,
+    manifest_of,
+    parity_facts,
+    role_entry,
+    role_summary,
+    spec_of,
+    timed,
+)
+from mpn.export.finetune.parity import verify_step
+from mpn.export.finetune.write import ADAPTABLE_ROLES, write_adapt
 from mpn.export.graph import export_graph
 from mpn.export.options import ExportOptions
 from mpn.export.parity import CaseParity, parity_document, parity_text, verify_graph
 from mpn.export.parity_inputs import ParityPictures
-from mpn.export.progress import Progress, timed
 from mpn.export.staging import FinishedRole, Staging, check_space, check_target
-from mpn.export.summary import RoleSummary, parity_facts, role_summary
+from mpn.networks.build import check_expected_variant
 from mpn.networks.checkpoint import (
     Checkpoint,
     RoleWeights,
@@ -36,7 +43,6 @@ from mpn.networks.checkpoint import (
     load_checkpoint,
     merge_checkpoints,
 )
-from mpn.networks.fit import check_expected_variant
 
 UNKNOWN_LICENCE = "unspecified"
 _SPACE_MARGIN = 1.1

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
 
 from mpn import __version__
-from mpn.engines.adapt_entry import AdaptEntry
-from mpn.engines.entries import DIS_SOURCE, ENGINE_SOURCE, FlowSource, Preprocessing, Provenance
-from mpn.engines.fields import Fields
-from mpn.engines.files import FileDigest
-from mpn.engines.manifest import Manifest, RoleEntry, utc_now_iso
+from mpn.engines.directory.entries import (
+    DIS_SOURCE,
+    ENGINE_SOURCE,
+    AdaptEntry,
+    FlowSource,
+    Preprocessing,
+    Provenance,
+)
+from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.manifest import Manifest, RoleEntry, utc_now_iso
+from mpn.engines.directory.schema import Fields
 from mpn.engines.spec import (
     FLOW_SIZE_MULTIPLE,
     OSVOS_SIZE_MULTIPLE,
@@ -18,7 +31,9 @@ from mpn.engines.spec import (
     Role,
     engine_spec,
 )
+from mpn.export.graph import ExportedGraph
 from mpn.export.options import ExportOptions
+from mpn.export.parity import RoleParity
 from mpn.export.staging import FinishedRole
 from mpn.networks.checkpoint import Checkpoint, RoleWeights
 
@@ -125,3 +140,119 @@ def manifest_of(
             created=utc_now_iso(),
         ),
     )
+
+
+@dataclass(frozen=True)
+class RoleSummary:
+    """One line of the table at the end of an export.
+
+    Attributes:
+        role: Which engine.
+        variant: Which network.
+        parameters: Number of trained values.
+        nodes: Of the graph.
+        size_bytes: Of its files.
+        half_weights: Weight tensors that are half ...
+        total_weights: ... of how many.
+        export_s: Preparing, tracing and writing.
+        verify_s: Comparing; None if it was skipped.
+        largest_difference: The measure nearest to its limit, as text; None if it was skipped.
+        reused: Whether an earlier, interrupted run had finished it.
+    """
+
+    role: Role
+    variant: str
+    parameters: int
+    nodes: int
+    size_bytes: int
+    half_weights: int
+    total_weights: int
+    export_s: float
+    verify_s: float | None
+    largest_difference: str | None
+    reused: bool = False
+
+
+def role_summary(
+    weights: RoleWeights, network: nn.Module, graph: ExportedGraph, parity: RoleParity | None
+) -> RoleSummary:
+    """The line of one role.
+
+    Args:
+        weights: Of the network.
+        network: Built from them.
+        graph: What was written.
+        parity: How it compared; None if that was skipped.
+    """
+    return RoleSummary(
+        role=weights.role,
+        variant=variant_name(weights),
+        parameters=sum(value.numel() for value in network.parameters()),
+        nodes=graph.nodes,
+        size_bytes=graph.size_bytes,
+        half_weights=graph.ledger.half_weights,
+        total_weights=graph.ledger.total_weights,
+        export_s=graph.elapsed_s,
+        verify_s=None if parity is None else parity.elapsed_s,
+        largest_difference=None if parity is None else parity.worst.text,
+    )
+
+
+def parity_facts(graph: ExportedGraph, parity: RoleParity) -> dict[str, Any]:
+    """One role's entry in ``parity.json``."""
+    return parity.as_json() | {
+        "half_weights": graph.ledger.half_weights,
+        "total_weights": graph.ledger.total_weights,
+        "weights_lost_to_zero": graph.underflows,
+    }
+
+
+Step = Literal["load", "prepare", "trace", "write", "verify", "adapt"]
+STEPS: tuple[Step, ...] = (
+    "load",
+    "prepare",
+    "trace",
+    "write",
+    "verify",
+    "adapt",
+)
+"""Building the network, folding and halving it, tracing it, writing its graph, comparing; then its
+fine-tuning step, written and compared."""
+
+
+class Progress:
+    """Told of every step of every role. This one stays silent; override what you want to show."""
+
+    def reading(self, path: Path) -> None:
+        """A checkpoint is being read."""
+
+    def started(self, role: Role, step: Step) -> None:
+        """A step begins."""
+
+    def finished(self, role: Role, step: Step, elapsed_s: float) -> None:
+        """A step has ended well."""
+
+    def reused(self, role: Role) -> None:
+        """A role was finished by an earlier, interrupted run and is taken as it is."""
+
+
+@dataclass
+class Stopwatch:
+    """What :func:`timed` measured.
+
+    Attributes:
+        elapsed_s: 0 until the step has ended.
+    """
+
+    elapsed_s: float = 0.0
+
+
+@contextmanager
+def timed(progress: Progress, role: Role, step: Step) -> Iterator[Stopwatch]:
+    """Report and time one step; a step that raises is never reported as finished."""
+    progress.started(role, step)
+    stopwatch = Stopwatch()
+    began_s = time.perf_counter()
+    yield stopwatch
+    stopwatch.elapsed_s = time.perf_counter() - began_s
+    progress.finished(role, step, stopwatch.elapsed_s)

@@ -2,27 +2,176 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from mpn.engines.spec import OPSET, EngineSpec, Precision, Role, TensorSpec
 from mpn.errors import ExportError, OutputError
-from mpn.export.deploy import deployed
-from mpn.export.graph_cleanup import restore_biases, strip_metadata
-from mpn.export.graph_data import move_weights_out
+from mpn.export.description import Progress, timed
 from mpn.export.precision import (
     PrecisionLedger,
     check_ledger,
     ledger_from_graph,
     prepare_network,
 )
-from mpn.export.progress import Progress, timed
-from mpn.export.tracing import one_line, traced_program
+from mpn.export.tracing import deployed, one_line, traced_program
+
+_WRAPPER_PREFIX = "network."
+_WEIGHT_SUFFIX = ".weight"
+_WITH_BIAS = frozenset({"Conv", "ConvTranspose"})
+
+
+def strip_metadata(model: onnx.ModelProto) -> None:
+    """Remove stack traces, which hold file paths, and the wrapper's prefix of weight names.
+
+    Args:
+        model: Changed in place.
+    """
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for tensor in graph.initializer:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+        tensor.name = tensor.name.removeprefix(_WRAPPER_PREFIX)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = name.removeprefix(_WRAPPER_PREFIX)
+    for value in graph.value_info:
+        value.name = value.name.removeprefix(_WRAPPER_PREFIX)
+
+
+def restore_biases(model: onnx.ModelProto, network: nn.Module) -> int:
+    """Give every convolution its own bias again, under its name.
+
+    The exporter's optimiser drops biases that are zero and merges equal ones. Either would be wrong
+    as soon as the weights are exchanged for fine-tuned ones: the side branch that is new in the
+    five-branch OSVOS starts with a bias of zero.
+
+    Args:
+        model: Stripped of prefixes; changed in place.
+        network: The network that was traced.
+
+    Returns:
+        How many were restored.
+    """
+    parameters = dict(network.named_parameters())
+    present = {tensor.name for tensor in model.graph.initializer}
+    restored = 0
+    for node in model.graph.node:
+        if node.op_type not in _WITH_BIAS or not node.input[1].endswith(_WEIGHT_SUFFIX):
+            continue
+        name = f"{node.input[1].removesuffix(_WEIGHT_SUFFIX)}.bias"
+        if name not in parameters or (len(node.input) > 2 and node.input[2] == name):
+            continue
+        if name not in present:
+            values = parameters[name].detach().cpu().numpy()
+            model.graph.initializer.append(numpy_helper.from_array(values, name))
+            present.add(name)
+        node.input[:] = [*node.input[:2], name]
+        restored += 1
+    used = {name for node in model.graph.node for name in node.input}
+    unused = [tensor for tensor in model.graph.initializer if tensor.name not in used]
+    for tensor in unused:
+        model.graph.initializer.remove(tensor)
+    return restored
+
+
+_ALIGNMENT = 64
+"""A cache line, and more than any vector instruction asks for."""
+_DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a weight lies in the file beside its graph.
+
+    Attributes:
+        name: Of the initialiser.
+        shape: Sizes, row-major.
+        file: Name of the file.
+        offset: First byte.
+        nbytes: Number of bytes, little endian.
+        dtype: ``"float32"`` or ``"float16"``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+    dtype: str
+
+
+def move_weights_out(model: onnx.ModelProto, path: Path, names: Collection[str]) -> str:
+    """Move weights into ``<graph>.data``, in the order of the graph.
+
+    Args:
+        model: With all its values inside; changed in place, not written.
+        path: Where the graph will be written.
+        names: The initialisers to move.
+
+    Returns:
+        The name of the file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    location = f"{path.name}.data"
+    with path.with_name(location).open("wb") as stream:
+        for tensor in model.graph.initializer:
+            if tensor.name not in names:
+                continue
+            values = numpy_helper.to_array(tensor)
+            data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+            offset = math.ceil(stream.tell() / _ALIGNMENT) * _ALIGNMENT
+            stream.write(b"\0" * (offset - stream.tell()) + data)
+            tensor.ClearField("raw_data")
+            tensor.ClearField("float_data")
+            tensor.ClearField("int32_data")  # where half values without raw_data are
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", location), ("offset", offset), ("length", len(data))):
+                tensor.external_data.add(key=key, value=str(value))
+    return location
+
+
+def stored_tensors(path: Path) -> tuple[StoredTensor, ...]:
+    """Every weight that a written graph keeps outside.
+
+    Args:
+        path: The ``.onnx`` file; its data is not read.
+
+    Raises:
+        ExportError: If one is neither float32 nor half.
+    """
+    found = []
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        if tensor.data_type not in _DTYPES:
+            raise ExportError(f"weight '{tensor.name}' of {path.name} is neither float32 nor half")
+        where = {item.key: item.value for item in tensor.external_data}
+        found.append(
+            StoredTensor(
+                name=tensor.name,
+                shape=tuple(tensor.dims),
+                file=where["location"],
+                offset=int(where.get("offset", 0)),
+                nbytes=int(where["length"]),
+                dtype=_DTYPES[tensor.data_type],
+            )
+        )
+    return tuple(found)
+
 
 EXTERNAL_DATA_BYTES = 16 << 20
 """From this many bytes of weights on, they lie in a file of their own beside the graph."""

@@ -3,28 +3,246 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
-from mpn.engines.manifest import Preprocessing
-from mpn.engines.ort import OrtEngine, import_onnxruntime
-from mpn.engines.parity import PARITY_SCHEMA
+from mpn.engines.directory.manifest import Preprocessing
+from mpn.engines.directory.parity import PARITY_SCHEMA
+from mpn.engines.onnxruntime.engine import OrtEngine, import_onnxruntime
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import EngineError, ExportError
-from mpn.export.deploy import deployed
+from mpn.export.description import Progress, timed
 from mpn.export.graph import graph_failures, probe_inputs
 from mpn.export.parity_inputs import ParityCase, ParityPictures
-from mpn.export.parity_limits import Measure, limits_for, measured
-from mpn.export.precision import folded_network
-from mpn.export.progress import Progress, timed
-from mpn.export.ranges import ActivationPeak, activation_peak, check_activation_peak
+from mpn.export.precision import (
+    ActivationPeak,
+    activation_peak,
+    check_activation_peak,
+    folded_network,
+)
+from mpn.export.tracing import deployed
 from mpn.types import Float32Array
+
+_SATURATION = 1e-3
+_TINY = 1e-30
+"""Keeps a division by an all-zero reference from being one."""
+
+MeasureName = Literal[
+    "max_relative",
+    "logit_relative",
+    "max_abs",
+    "mean_abs",
+    "mask_iou",
+    "epe_mean",
+    "epe_relative",
+    "loss_abs",
+    "gradient_relative",
+    "update_relative",
+]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much may differ.
+
+    Attributes:
+        name: What is measured.
+        value: The bound: a largest value, or the smallest IoU.
+        reason: Why this bound.
+    """
+
+    name: MeasureName
+    value: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What was measured, beside its limit.
+
+    Attributes:
+        limit: What may be.
+        value: What is; NaN is never within a limit.
+    """
+
+    limit: Limit
+    value: float
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the value keeps its limit."""
+        if self.limit.name in _AT_LEAST:
+            return self.value >= self.limit.value
+        return self.value <= self.limit.value
+
+    @property
+    def used(self) -> float:
+        """The part of the limit that is used up, 1 at the limit."""
+        if self.limit.name in _AT_LEAST:
+            return (1.0 - self.value) / (1.0 - self.limit.value)
+        return self.value / self.limit.value
+
+    def __str__(self) -> str:
+        sign = ">=" if self.limit.name in _AT_LEAST else "<="
+        return f"{self.limit.name} is {self.value:.3g}, must be {sign} {self.limit.value:g}"
+
+    @property
+    def text(self) -> str:
+        """For a table, for example ``"max_relative 3.1e-06"``."""
+        return f"{self.limit.name} {self.value:.2g}"
+
+    def as_json(self) -> dict[str, Any]:
+        """A dict of JSON types."""
+        return {
+            "measure": self.limit.name,
+            "value": self.value,
+            "limit": self.limit.value,
+            "reason": self.limit.reason,
+        }
+
+
+def limits_for(role: Role, precision: Precision) -> tuple[Limit, ...]:
+    """The limits of one role at one precision."""
+    if precision == "fp32":
+        return _FP32_FLOW if role == "flow" else _FP32_PROB
+    return _FP16_FLOW if role == "flow" else _FP16_PROB
+
+
+def measured(limit: Limit, got: Float32Array, expected: Float32Array) -> Measure:
+    """Measure ``got`` against ``expected``, two arrays (N, C, H, W) of one shape."""
+    return Measure(limit, float(_MEASURES[limit.name](got, expected)))
+
+
+def _max_relative(got: Float32Array, expected: Float32Array) -> float:
+    largest = float(np.abs(expected).max())
+    return float(np.abs(got - expected).max()) / max(largest, _TINY)
+
+
+def _logit_relative(got: Float32Array, expected: Float32Array) -> float:
+    """Largest difference of the log-odds over their largest magnitude.
+
+    Where the expected probability is within 1e-3 of 0 or 1 its rounding would decide; these pixels
+    count for the largest magnitude only.
+    """
+    steep = (expected > _SATURATION) & (expected < 1.0 - _SATURATION)
+    if not steep.any():
+        return 0.0
+    largest = float(np.abs(_logits(expected)).max())
+    difference = float(np.abs(_logits(got[steep]) - _logits(expected[steep])).max())
+    return difference / max(largest, _TINY)
+
+
+def _logits(prob: Float32Array) -> npt.NDArray[np.float64]:
+    """Log-odds; a probability of 0 or 1 counts as the nearest that float32 tells from it."""
+    inside = np.clip(prob.astype(np.float64), 1e-30, 1.0 - 2.0**-24)
+    return np.asarray(np.log(inside) - np.log1p(-inside), np.float64)
+
+
+def _max_abs(got: Float32Array, expected: Float32Array) -> float:
+    return float(np.abs(got - expected).max())
+
+
+def _mean_abs(got: Float32Array, expected: Float32Array) -> float:
+    return float(np.abs(got - expected).mean(dtype=np.float64))
+
+
+def _mask_iou(got: Float32Array, expected: Float32Array) -> float:
+    """Smallest IoU of the masks p > 0.5 over the objects; 1 where both are empty."""
+    ious = []
+    for mask_got, mask_expected in zip(got > 0.5, expected > 0.5, strict=True):
+        union = np.count_nonzero(mask_got | mask_expected)
+        both = np.count_nonzero(mask_got & mask_expected)
+        ious.append(both / union if union else 1.0)
+    return min(ious)
+
+
+def _epe(got: Float32Array, expected: Float32Array) -> Float32Array:
+    """End-point error of each pixel."""
+    return np.asarray(np.linalg.norm(got - expected, axis=1), np.float32)
+
+
+def _epe_mean(got: Float32Array, expected: Float32Array) -> float:
+    return float(_epe(got, expected).mean(dtype=np.float64))
+
+
+def _epe_relative(got: Float32Array, expected: Float32Array) -> float:
+    length = float(np.linalg.norm(expected, axis=1).mean(dtype=np.float64))
+    return _epe_mean(got, expected) / max(length, _TINY)
+
+
+_AT_LEAST: frozenset[MeasureName] = frozenset({"mask_iou"})
+_MEASURES: dict[MeasureName, Callable[[Float32Array, Float32Array], float]] = {
+    "max_relative": _max_relative,
+    "logit_relative": _logit_relative,
+    "max_abs": _max_abs,
+    "mean_abs": _mean_abs,
+    "mask_iou": _mask_iou,
+    "epe_mean": _epe_mean,
+    "epe_relative": _epe_relative,
+}
+
+_FP32_FLOW = (
+    Limit(
+        "max_relative",
+        1e-4,
+        "of the largest magnitude: two float32 computations of one network differ by the order of "
+        "their sums alone; 1e-5 measured in the paper-size FlowNet 2.0 with random weights",
+    ),
+)
+_FP32_PROB = (
+    Limit(
+        "logit_relative",
+        1e-4,
+        "of the largest log-odds, where the same bound holds before softmax and sigmoid; 1e-5 "
+        "measured in the paper-size DeepLab with random weights",
+    ),
+    Limit(
+        "max_abs",
+        5e-4,
+        "what log-odds of up to 20 may move the probability by at that bound (slope 1/4); PyTorch "
+        "itself moves it by 1e-4 in another memory layout, with random weights and odds of 77",
+    ),
+)
+_FP16_PROB = (
+    Limit(
+        "max_abs",
+        0.1,
+        "one pixel on the steepest part of the softmax: 0.04 measured in the paper-size DeepLab "
+        "with random weights and logits up to 37, whose half-precision rounding grows with them",
+    ),
+    Limit(
+        "mean_abs",
+        2e-3,
+        "of the whole map: 4e-4 measured there, most of it along edges",
+    ),
+    Limit(
+        "mask_iou",
+        0.99,
+        "of the masks p > 0.5, the smallest over the objects: 0.9995 measured there; what is lost "
+        "here is lost in every frame that propagates",
+    ),
+)
+_FP16_FLOW = (
+    Limit(
+        "epe_mean",
+        0.1,
+        "pixels: a tenth of what bilinear warping blurs; 0.01 measured in the paper-size FlowNet "
+        "2.0 with random weights at a mean flow of 13 px",
+    ),
+    Limit(
+        "epe_relative",
+        0.01,
+        "of the mean length of the flow: 7e-4 measured there; half precision has 5e-4 a layer",
+    ),
+)
+
 
 COMPARED = ("names", "axes", "shapes", "values")
 

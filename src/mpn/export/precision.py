@@ -10,7 +10,7 @@ What stays float32, and why (models.md 7.3):
 * the last layer of each flow member: half steps by 0.5 px above 512 px;
 * the global average pool of DeepLab: a mean of a thousand values accumulates in float32;
 * its last 1x1 layer, so that logits are interpolated and enter the softmax unrounded;
-* softmax and sigmoid: :mod:`mpn.export.deploy`.
+* softmax and sigmoid: :mod:`mpn.export.tracing`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from mpn.engines.spec import Precision, Role
 from mpn.errors import ExportError
-from mpn.networks.osvos_convert import rescale_trunk
-from mpn.networks.osvos_vgg import OsvosVgg
+from mpn.networks.osvos import OsvosVgg, rescale_trunk
 
 HALF_MAX = 65504.0
 """Largest finite half-precision number."""
@@ -289,3 +288,67 @@ def check_ledger(
 def _shortened(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+@dataclass(frozen=True)
+class ActivationPeak:
+    """The largest magnitude that any module of a network put out.
+
+    Attributes:
+        layer: Its name.
+        magnitude: The value; infinite where anything was NaN.
+    """
+
+    layer: str
+    magnitude: float
+
+
+def activation_peak(graph: nn.Module, inputs: Sequence[Tensor]) -> ActivationPeak:
+    """Run a float32 network and find the largest activation among the modules inside it.
+
+    Args:
+        graph: A module of :mod:`mpn.export.tracing`; its own float32 output does not count.
+        inputs: Its inputs.
+    """
+    peak = ActivationPeak("none", 0.0)
+    network = graph.get_submodule("network")
+    float32_layers = set(getattr(network, "float32_layers", ()))
+    kept_float32: list[Tensor] = []
+
+    def watch(name: str) -> Any:
+        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            nonlocal peak
+            for tensor in output if isinstance(output, tuple | list) else (output,):
+                if name in float32_layers:
+                    kept_float32.append(tensor)
+                if any(tensor is kept for kept in kept_float32):
+                    continue  # of such a layer, or of a member network that ends with one
+                largest = tensor.abs().max().item()
+                largest = float("inf") if largest != largest else largest
+                if largest > peak.magnitude:
+                    peak = ActivationPeak(name, largest)
+
+        return look
+
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in network.named_modules()
+        if name
+    ]
+    try:
+        with torch.inference_mode():
+            graph(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return peak
+
+
+def check_activation_peak(role: Role, peak: ActivationPeak) -> None:
+    """Raise ExportError if an activation does not fit half precision."""
+    if peak.magnitude > HALF_MAX:
+        raise ExportError(
+            f"the {role} network does not fit fp16: activations of '{peak.layer}' reach "
+            f"{peak.magnitude:.3g}, half precision ends at {HALF_MAX:g}: "
+            "export with --precision fp32"
+        )

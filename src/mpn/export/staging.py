@@ -17,8 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpn.engines.files import MANIFEST_NAME, FileDigest, sha256_of_file, write_text_atomically
-from mpn.engines.parity import PARITY_NAME
+from mpn.engines.directory.files import (
+    MANIFEST_NAME,
+    FileDigest,
+    sha256_of_file,
+    write_text_atomically,
+)
+from mpn.engines.directory.parity import PARITY_NAME
 from mpn.engines.spec import Role
 from mpn.errors import OutputError
 

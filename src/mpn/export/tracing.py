@@ -7,12 +7,12 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from mpn.engines.spec import OPSET
+from mpn.engines.spec import OPSET, Role
 from mpn.errors import ExportError
 
 _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
@@ -83,3 +83,89 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+FOREGROUND = 1
+"""Channel of the foreground in the propagation network's two logits."""
+
+
+class _HasLogits(Protocol):
+    def logits(self, image: Tensor) -> Tensor: ...
+
+
+class FlowGraph(nn.Module):
+    """(frame0, frame1), each (1, 3, H, W) RGB 0..255 -> flow_px (1, 2, H, W), in pixels, (x, y).
+
+    Args:
+        network: A flow network; it casts to the dtype of its layers itself, since what it computes
+            in pixels must stay float32.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, frame0: Tensor, frame1: Tensor) -> Tensor:
+        """Flow frame 0 -> frame 1, float32."""
+        flow_px: Tensor = self.network(frame0, frame1)
+        return flow_px.float()
+
+
+class PropagationGraph(nn.Module):
+    """rgb_prob (K, 4, S, S) -> prob (K, 1, S, S), foreground, 0..1.
+
+    Args:
+        network: A network that gives logits (K, 2, S, S) of background and foreground.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rgb_prob: Tensor) -> Tensor:
+        """Probability of the foreground, float32."""
+        logits: Tensor = self.network(rgb_prob.to(_first_dtype(self.network))).float()
+        foreground, background = logits[:, FOREGROUND : FOREGROUND + 1], logits[:, :FOREGROUND]
+        # The softmax of two logits is the sigmoid of their difference. onnxruntime's Softmax over
+        # channels is slow on the CPU: a tenth of the lite network's time.
+        return torch.sigmoid(foreground - background)
+
+
+class OsvosGraph(nn.Module):
+    """image (1, 3, H, W) -> prob (1, 1, H, W), foreground, 0..1.
+
+    Args:
+        network: A network whose ``logits(image)`` are the fused ones, (1, 1, H, W).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probability of the foreground, float32."""
+        image = image.to(_first_dtype(self.network))
+        logits = cast(_HasLogits, self.network).logits(image)
+        return torch.sigmoid(logits.float())
+
+
+_GRAPHS: dict[Role, type[FlowGraph] | type[PropagationGraph] | type[OsvosGraph]] = {
+    "flow": FlowGraph,
+    "propagation": PropagationGraph,
+    "osvos": OsvosGraph,
+}
+
+
+def deployed(role: Role, network: nn.Module) -> nn.Module:
+    """``network`` behind the edges of its role, in evaluation mode.
+
+    Raises:
+        ExportError: If the role is unknown.
+    """
+    if role not in _GRAPHS:
+        raise ExportError(f"unknown role '{role}': the roles are {', '.join(_GRAPHS)}")
+    return _GRAPHS[role](network).eval()
+
+
+def _first_dtype(network: nn.Module) -> torch.dtype:
+    return next(network.parameters()).dtype

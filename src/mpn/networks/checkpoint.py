@@ -10,9 +10,16 @@ One ``.pth`` file of ``torch.save``, readable with ``weights_only=True``::
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import pickle
+import re
 import secrets
+import tarfile
+import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,14 +28,134 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mpn.engines.files import sha256_of_file
+from mpn.engines.directory.files import sha256_of_file
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, OutputError
-from mpn.networks.build import OWN_KIND, CheckpointSource, RoleWeights, build_network
-from mpn.networks.deeplab_convert import check_fourth_channel
-from mpn.networks.fit import check_expected_role, check_expected_variant, fitted_weights
+from mpn.networks.build import (
+    OWN_KIND,
+    CheckpointSource,
+    RoleWeights,
+    build_network,
+    check_expected_role,
+    check_expected_variant,
+    fitted_weights,
+)
+from mpn.networks.deeplab import check_fourth_channel
 from mpn.networks.recognise import is_state_dict, recognise, unwrapped_state_dict
-from mpn.networks.torch_file import read_torch_file
+
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE_MAGIC = b"\x80"
+_SAVE_STATE_DICT = "save model.state_dict() alone, as in torch.save(model.state_dict(), FILE)"
+
+
+def read_torch_file(path: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU, unpickled with ``weights_only=True``.
+
+    Args:
+        path: A file of torch >= 1.6 (zip) or older (pickle).
+
+    Returns:
+        Containers, numbers, text and tensors; nothing else can come out.
+
+    Raises:
+        CheckpointError: If the file is missing, unreadable, damaged, no checkpoint, or holds
+            objects whose unpickling would run code.
+    """
+    _check_readable(path)
+    try:
+        _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice for its own callers
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the unpickler of a damaged file raises nearly anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek before the start
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(_explanation(path, error)) from error
+
+
+def _check_readable(path: Path) -> None:
+    if "\0" in str(path):
+        raise CheckpointError("the checkpoint's name contains a NUL character")
+    try:
+        if path.is_dir():
+            raise CheckpointError(
+                f"{path} is a folder, not a checkpoint: give the .pth file, and an engine "
+                "directory to mpn-run instead"
+            )
+        if not path.exists():
+            raise CheckpointError(f"there is no checkpoint at {path}: check the path")
+        if not path.is_file():  # a pipe would block for ever
+            raise CheckpointError(f"{path} is not a plain file: give the .pth file itself")
+        if path.stat().st_size == 0:
+            raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Torch does not check the sums in its own files: one flipped byte would be a wrong weight."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as stream:
+            if stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC:
+                raise CheckpointError(
+                    f"{path} is truncated ({path.stat().st_size} bytes, the end of the archive is "
+                    "missing): copy or download it again"
+                )
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path} is damaged (bad checksum of {damaged}): copy or download it again"
+        )
+
+
+def _explanation(path: Path, error: Exception) -> str:
+    text = str(error)
+    with path.open("rb") as stream:
+        start = stream.read(len(_ZIP_MAGIC))
+    blocked = _GLOBAL.search(text)
+    if isinstance(error, pickle.UnpicklingError) and blocked is not None:
+        return _blocked_explanation(path, blocked.group(1))
+    if isinstance(error, zipfile.BadZipFile | zlib.error):
+        return f"{path} is damaged ({text}): copy or download it again"
+    if start == _ZIP_MAGIC:
+        if "TorchScript" in text:
+            return f"{path} is a TorchScript program, not a checkpoint: {_SAVE_STATE_DICT}"
+        return f"{path} is an archive but no checkpoint of torch.save: give the .pth file itself"
+    if "unexpected EOF" in text or isinstance(error, EOFError):
+        return (
+            f"{path} is truncated ({path.stat().st_size} bytes, more are expected): copy or "
+            "download it again"
+        )
+    if tarfile.is_tarfile(path):
+        return (
+            f"{path} is a tar archive or a checkpoint of torch 0.1: unpack it, or load it with an "
+            "old torch and save its state dict again"
+        )
+    if start.startswith(_PICKLE_MAGIC):
+        return f"{path} is damaged, or a pickle that torch.save did not write: {_SAVE_STATE_DICT}"
+    return (
+        f"{path} is not a file of torch.save (it starts with {start!r}): give a checkpoint, "
+        "usually .pth or .pth.tar"
+    )
+
+
+def _blocked_explanation(path: Path, name: str) -> str:
+    if name.startswith("numpy"):
+        return (
+            f"{path} holds NumPy values ({name}) beside its weights, which cannot be read without "
+            "running pickled code: where you trust the file, load it once with "
+            "torch.load(FILE, weights_only=False) and torch.save only its state dict"
+        )
+    return (
+        f"{path} holds a pickled object ({name}), not a state dict, and reading it would run its "
+        f"code: {_SAVE_STATE_DICT}"
+    )
+
 
 __all__ = [
     "Checkpoint",

@@ -7,7 +7,7 @@ scaling, upsampling, warping, channel norms) is float32 whatever the dtype of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,8 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpn.errors import InputError
-from mpn.networks.flownet2_members import FlowNetC, FlowNetFusion, FlowNetS, FlowNetSD
-from mpn.networks.flownet2_ops import channel_norm, warp_border
+from mpn.networks.flownet2_members import (
+    FlowNetC,
+    FlowNetFusion,
+    FlowNetS,
+    FlowNetSD,
+    channel_norm,
+    warp_border,
+)
 from mpn.networks.layers import check_width
 
 FlowVariant = Literal[
@@ -66,7 +72,7 @@ class FlowNet2(nn.Module):
         config: Shape of the network.
         small_flow_scale: What SD's output is multiplied by inside FlowNet 2.0. The public weights
             want 1/20; training from the beginning is better off with the 20 of the other members,
-            see :mod:`mpn.networks.flownet2_rescale`.
+            see :mod:`mpn.networks.flownet2`.
     """
 
     def __init__(
@@ -252,3 +258,49 @@ def _fusion_input(frames: Tensor, small_px: Tensor, flow_px: Tensor) -> Tensor:
         channel_norm(image0 - warp_border(image1, flow_px)),
     )
     return torch.cat(parts, dim=1)
+
+
+_LEVELS = (5, 4, 3, 2)
+
+
+def sd_weights_with_larger_flow(
+    state: Mapping[str, Tensor], factor: float, prefix: str = "flownets_d."
+) -> dict[str, Tensor]:
+    """Weights of a FlowNetSD whose flows are ``factor`` times those of ``state``.
+
+    Args:
+        state: A state dict that holds one.
+        factor: Above 0; ``1 / factor`` is the way back.
+        prefix: Of its keys.
+
+    Returns:
+        A new state dict; what does not change is shared with ``state``.
+
+    Raises:
+        InputError: If the factor is not above 0.
+    """
+    if factor <= 0:
+        raise InputError(f"flows can be made larger by a factor above 0 only, got {factor}")
+    out = dict(state)
+    for level in (6, *_LEVELS):
+        for kind in ("weight", "bias"):
+            key = f"{prefix}predict_flow{level}.{kind}"
+            out[key] = out[key] * factor
+    for level in _LEVELS:
+        # The upsampling is linear with a bias, which is a flow too.
+        key = f"{prefix}upsampled_flow{level + 1}_to_{level}.bias"
+        out[key] = out[key] * factor
+        # Readers of the concatenation: its last two channels are the flow. (out, in, ...) of a
+        # convolution, (in, out, ...) of a transposed one.
+        key = f"{prefix}inter_conv{level}.0.weight"
+        out[key] = _divided(out[key], factor, axis=1)
+        if level > _LEVELS[-1]:
+            key = f"{prefix}deconv{level - 1}.0.weight"
+            out[key] = _divided(out[key], factor, axis=0)
+    return out
+
+
+def _divided(weight: Tensor, factor: float, *, axis: int) -> Tensor:
+    changed = weight.clone()
+    changed.narrow(axis, weight.shape[axis] - 2, 2).div_(factor)
+    return changed

@@ -16,10 +16,9 @@ from torch import Tensor
 from mpn.engines.spec import Role
 from mpn.errors import CheckpointError
 from mpn.networks.build import shortened
-from mpn.networks.deeplab_convert import FIRST_LAYER, HEAD_LAYER
-from mpn.networks.deeplab_xception import DeepLabConfig
+from mpn.networks.deeplab import FIRST_LAYER, HEAD_LAYER, DeepLabConfig
 from mpn.networks.flownet2 import FlowNet2Config, FlowVariant
-from mpn.networks.osvos_vgg import OsvosConfig
+from mpn.networks.osvos import OsvosConfig
 
 FLOWNET2_KIND = "NVIDIA/flownet2-pytorch"
 DEEPLAB_KIND = "jfzhang95/pytorch-deeplab-xception"

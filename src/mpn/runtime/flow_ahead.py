@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TypeVar
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closing
 from mpn.errors import InputError
-from mpn.runtime.flow import FlowEstimator, FlowFrame
+from mpn.runtime.host.flow import FlowEstimator, FlowFrame
 from mpn.types import Float32Array, UInt8Array
 
 _Answer = TypeVar("_Answer")
@@ -50,7 +50,7 @@ class _Pair:
 
 
 class FlowAhead(Closing):
-    """A :class:`mpn.runtime.flow.FlowEstimator` that can be told what it will be asked for.
+    """A :class:`mpn.runtime.host.flow.FlowEstimator` that can be told what it will be asked for.
 
     ``expect(previous, next)`` returns at once. When ``prepare(next)`` and then ``between`` are
     called for these two frames, they wait for what is not ready yet; for any other frames they work
@@ -98,7 +98,7 @@ class FlowAhead(Closing):
             self._drop(self._pairs[0])
 
     def prepare(self, rgb: UInt8Array) -> FlowFrame:
-        """See :meth:`mpn.runtime.flow.FlowEstimator.prepare`.
+        """See :meth:`mpn.runtime.host.flow.FlowEstimator.prepare`.
 
         Raises:
             InputError: If this is closed.
@@ -119,7 +119,7 @@ class FlowAhead(Closing):
             raise
 
     def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
-        """See :meth:`mpn.runtime.flow.FlowEstimator.between`.
+        """See :meth:`mpn.runtime.host.flow.FlowEstimator.between`.
 
         Raises:
             InputError: If this is closed.
@@ -135,7 +135,7 @@ class FlowAhead(Closing):
             return self._estimator.between(frame0, frame1)
 
     def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
-        """See :meth:`mpn.runtime.flow.FlowEstimator.both_ways`.
+        """See :meth:`mpn.runtime.host.flow.FlowEstimator.both_ways`.
 
         Raises:
             InputError: If this is closed.

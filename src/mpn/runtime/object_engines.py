@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closing
 from mpn.engines.base import Engine
 from mpn.engines.spec import Role
-from mpn.runtime.ensemble import labels_from_merged
-from mpn.runtime.preprocess import one_hot, resize_prob
+from mpn.runtime.host.merge import labels_from_merged
+from mpn.runtime.host.preprocess import one_hot, resize_prob
 from mpn.types import UInt8Array
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from mpn.errors import InputError, ManifestError
-from mpn.runtime.crf_refine import CrfOptions
-from mpn.runtime.preprocess import NATIVE_SIZE
+from mpn.runtime.crf.refine import CrfOptions
+from mpn.runtime.host.preprocess import NATIVE_SIZE
 
 OsvosMode = Literal["auto", "blend", "retrieve-only", "off"]
 
@@ -32,7 +32,7 @@ class PipelineOptions:
             each other, s this many pixels plus half of the flow's length. 0, the paper, warps
             unchecked and estimates one flow a frame instead of two.
         colour_weight: Weight of the colours of the frame whose labels were given, as evidence for
-            or against the warped probability; see :mod:`mpn.runtime.colour`. 0, the paper, has no
+            or against the warped probability; see :mod:`mpn.runtime.host.reliability`. 0, the paper, has no
             such stage.
         roi_margin_frac: Margin of the ROI a side, as a share of the box's side. Source: VS-ReID.
         roi_margin_px_min: Smallest margin in pixels: a tiny object needs its surroundings too.
@@ -57,7 +57,7 @@ class PipelineOptions:
         osvos_every: OSVOS runs on every N-th frame; on the others only for objects that are lost
             or doubtful. 1, the paper, runs it on all.
         doubt_confidence: An object is doubtful when the mean probability of its own pixels was
-            under this in the frame before; see :mod:`mpn.runtime.trust`. 0: never for this reason.
+            under this in the frame before; see :mod:`mpn.runtime.tracks`. 0: never for this reason.
         doubt_area_factor: An object is doubtful when its area was over this many times the mean of
             its last frames, or under that mean divided by it; at least 1.
         ensemble_weight: Weight of OSVOS in the blend. The paper says "ensemble"; 0.5 is its plain
@@ -67,18 +67,18 @@ class PipelineOptions:
             object's first area. Source: VS-ReID.
         retrieve_iou_max: Largest overlap of that component with another object. Source: VS-ReID.
         retrieve_colour: Smallest mean log-likelihood ratio of that component's colours, object
-            against its surroundings in the frame where it was given (:mod:`mpn.runtime.colour`);
+            against its surroundings in the frame where it was given (:mod:`mpn.runtime.host.reliability`);
             -2 takes any. VS-ReID compares looks by a network.
         retrieve_agreement: A tracked object is looked for too where the OSVOS that was fine-tuned
             on it gives the pixels it is expected at less than this mean probability, or their
             colours would not pass ``retrieve_colour``: propagation may follow something else then,
             for instance what the object went behind. It is moved only to another place that passes
             all tests; while there is none it is doubtful. 0: what propagation follows is believed.
-        crf: Whether a dense CRF is the last stage of a frame, see :mod:`mpn.runtime.crf_refine`.
+        crf: Whether a dense CRF is the last stage of a frame, see :mod:`mpn.runtime.crf.refine`.
         crf_feedback: Whether the next frame starts from the probability after CRF. By default it
             starts from the one before: the paper propagates the mask probability and calls CRF the
             final stage.
-        crf_sxy_gaussian: See :class:`mpn.runtime.crf_refine.CrfOptions`, as for those that follow.
+        crf_sxy_gaussian: See :class:`mpn.runtime.crf.refine.CrfOptions`, as for those that follow.
         crf_compat_gaussian: See there.
         crf_sxy_bilateral: See there.
         crf_srgb_bilateral: See there.
@@ -156,7 +156,7 @@ class PipelineOptions:
                 raise InputError(
                     f"option {name} must be true or false, got {getattr(self, name)!r}"
                 )
-        self.crf_options  # noqa: B018 (it checks itself)
+        self.crf_options
         if self.osvos not in get_args(OsvosMode):
             raise InputError(
                 f"option osvos must be one of {', '.join(get_args(OsvosMode))}, got {self.osvos!r}"
@@ -240,3 +240,41 @@ def _is_int(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """How the frame on a device is run.
+
+    Attributes:
+        use_streams: Flow of the next frame and OSVOS on streams of their own; False puts
+            everything on one.
+        use_graphs: Start what does not change from frame to frame as CUDA graphs, from the second
+            time on, where the engines can be captured. Stages within a graph have no times of
+            their own.
+    """
+
+    use_streams: bool = True
+    use_graphs: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("use_streams", "use_graphs"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(
+                    f"device option {name} must be true or false, got {getattr(self, name)!r}"
+                )
+
+
+HOST_ONLY: Mapping[str, Any] = {"crf_working_scale": 1.0}
+"""Options that a device has no kernels for, and the one value of each that it can work with."""
+
+
+def check_options(options: PipelineOptions) -> None:
+    """Raise InputError if an option asks for what only the host can do."""
+    for name, possible in HOST_ONLY.items():
+        value = getattr(options, name)
+        if value != possible:
+            raise InputError(
+                f"option {name} is {value!r}, which only backend 'cpu' can do: give it as "
+                f"{possible!r}, or use backend 'cpu'"
+            )

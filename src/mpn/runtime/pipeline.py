@@ -12,39 +12,439 @@ to look for an object that is lost, it decides between two waits, in the frames 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from mpn.engines.load import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
-from mpn.errors import EngineError
-from mpn.runtime.adapt_options import AdaptOptions
-from mpn.runtime.adapt_report import AdaptProgress
-from mpn.runtime.adaptation import as_seen_in_training, options_for
-from mpn.runtime.candidates import Candidates
-from mpn.runtime.crf_refine import refine
-from mpn.runtime.device.found import all_there, blended_where, events_by_id, found_from_told
-from mpn.runtime.device.options import DeviceOptions
-from mpn.runtime.device.sight import SeenFrame
-from mpn.runtime.device.stages import DeviceStages
-from mpn.runtime.device.told import Told
-from mpn.runtime.device.video import DeviceVideo, FlowOfDevice
-from mpn.runtime.ensemble import merge
-from mpn.runtime.flow import FlowEstimator, flow_estimator_from
-from mpn.runtime.object_engines import ObjectAdapterLike
-from mpn.runtime.opencv_threads import OpenCvThreads
-from mpn.runtime.ops import cpu
-from mpn.runtime.ops.base import Ops
-from mpn.runtime.ops.cuda_lane import Lane
+from mpn._common.closeable import Closing
+from mpn._common.concurrency import OpenCvThreads
+from mpn.cuda.api import Lane, is_on_device
+from mpn.engines.open import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
+from mpn.errors import EngineError, InputError
+from mpn.runtime.candidates import (
+    Candidates,
+    all_there,
+    blended_where,
+    events_by_id,
+    found_from_told,
+)
+from mpn.runtime.crf.refine import refine
+from mpn.runtime.device.backend import DeviceStages
+from mpn.runtime.device.images import boxes_from_rows
+from mpn.runtime.device.ingest import SeenFrame
+from mpn.runtime.device.readback import DeviceStepResult, Told
+from mpn.runtime.finetune.loop import AdaptProgress
+from mpn.runtime.finetune.options import AdaptOptions, as_seen_in_training, options_for
+from mpn.runtime.host import ops as cpu
+from mpn.runtime.host.backend import Stages
+from mpn.runtime.host.flow import FlowEstimator, FlowFrame, flow_estimator_from
+from mpn.runtime.host.merge import labels_from_merged, merge
+from mpn.runtime.host.ops import Ops
+from mpn.runtime.host.osvos import OsvosStage
+from mpn.runtime.host.preprocess import resize_prob, resize_rgb, working_size_hw
+from mpn.runtime.host.roi import scaled_boxes, tight_boxes
+from mpn.runtime.object_engines import (
+    EnginesByObject,
+    ObjectAdapterLike,
+    ObjectEngines,
+    adapted_engines,
+)
+from mpn.runtime.options import DeviceOptions, PipelineOptions
 from mpn.runtime.options import PipelineOptions as PipelineOptions
-from mpn.runtime.osvos_stage import OsvosStage
-from mpn.runtime.preprocess import resize_prob
-from mpn.runtime.roi import scaled_boxes, tight_boxes
-from mpn.runtime.stages import Stages
-from mpn.runtime.state import State
-from mpn.types import StepResult, UInt8Array
+from mpn.runtime.state import State, object_ids_from_labels
+from mpn.runtime.timing import StageTimer
+from mpn.runtime.tracks import tracks_from_labels, tracks_from_measured, trust_from_track
+from mpn.types import Roi, StepResult, Track, UInt8Array, check_labels, check_rgb
+
+
+class LabelledVideo(Closing):
+    """The state of a video between two frames, and how the user's labels change it.
+
+    Args:
+        options: In force.
+        flow: Where the flow comes from.
+        adapter: Fine-tunes the networks on each object that is given; closed with this. None: all
+            objects use the engines as they are.
+    """
+
+    def __init__(
+        self, options: PipelineOptions, flow: FlowEstimator, adapter: ObjectAdapterLike | None
+    ) -> None:
+        self._options = options
+        self._flow = flow
+        self._adapter = adapter
+        self._objects = ObjectEngines()
+        self._timer = StageTimer()
+        self._state: State | None = None
+        self._is_closed = False
+        self._to_close = ExitStack()
+        if adapter is not None:
+            self._to_close.callback(adapter.close)
+        self._to_close.callback(self._objects.close)
+
+    @property
+    def options(self) -> PipelineOptions:
+        """The options in force, the manifest's advice included."""
+        return self._options
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Ids of the objects, ascending; empty before :meth:`start`."""
+        return () if self._state is None else self._state.object_ids
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Seconds by stage, summed over all frames since :meth:`start`."""
+        return self._timer.total_s
+
+    def adapt_report(self) -> list[dict[str, Any]]:
+        """What fine-tuning did, as JSON types: an entry an object and network since start."""
+        return [] if self._adapter is None else self._adapter.report_as_json()
+
+    def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+        """Begin a video, or begin anew.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB, its first frame.
+            labels: (H, W) uint8: 0 background, ids of 1..254.
+
+        Returns:
+            The labels as they were given; no network runs.
+
+        Raises:
+            InputError: If an array has another shape or dtype.
+            MaskError: If the labels hold no object, or 255.
+        """
+        self._check_open()
+        check_rgb(rgb)
+        input_hw = (rgb.shape[0], rgb.shape[1])
+        if min(input_hw) < 1:
+            raise InputError(f"the frame has no pixels: {input_hw[1]}x{input_hw[0]}")
+        check_labels(labels, input_hw)
+        object_ids = object_ids_from_labels(labels)
+        self._timer = StageTimer()
+        working_hw = working_size_hw(input_hw, self._options.size)
+        frame, flow_frame = self._prepared(rgb, working_hw)
+        own = self._adapted(frame, labels, object_ids)
+        with self._timer.stage("output"):
+            state = State.without_objects(frame, flow_frame, input_hw, working_hw)
+            state = state.with_given(labels, object_ids)
+        self._objects.replace(own)
+        return self._finished(state)
+
+    def correct(self, labels: UInt8Array) -> StepResult:
+        """Say where objects really are in the current frame.
+
+        The objects in the labels are taken from them as they are. All others stay as they are,
+        except that they lose the pixels that the labels give away.
+
+        Args:
+            labels: (H, W) uint8 at input size: ids that exist, 0 elsewhere.
+
+        Returns:
+            The current frame, corrected; the next :meth:`step` goes on from it.
+
+        Raises:
+            InputError: If the labels have another shape, or the pipeline was not started.
+            MaskError: If the labels hold no object, or one that does not exist yet.
+        """
+        state = self._started()
+        self._timer.drop_frame()
+        return self._finished(self._with_given(state, labels, state.known_ids(labels)))
+
+    def add_objects(self, labels: UInt8Array) -> StepResult:
+        """Add objects to the current frame.
+
+        Args:
+            labels: (H, W) uint8 at input size: ids that do not exist yet, 0 elsewhere. Pixels of
+                other objects under them are theirs from now on.
+
+        Returns:
+            The current frame with the new objects; the next :meth:`step` goes on from it.
+
+        Raises:
+            InputError: If the labels have another shape, or the pipeline was not started.
+            MaskError: If the labels hold no object, or one that exists.
+        """
+        state = self._started()
+        self._timer.drop_frame()
+        new_ids = state.new_ids(labels)
+        state = self._with_given(state, labels, new_ids)
+        seen = labels_from_merged(state.result_prob, state.object_ids, state.result_boxes)
+        own = self._adapted(state.frame, seen, new_ids)
+        self._objects.add(own)
+        return self._finished(state)
+
+    def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+        """Go on at another frame, from labels that were segmented earlier.
+
+        Unlike :meth:`correct` this learns nothing from the labels: they are what was found, not
+        what the user says. An object that they lack is lost.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB, of the size of the first.
+            labels: (H, W) uint8 of that frame: ids that exist, or 0.
+
+        Returns:
+            That frame; the next :meth:`step` goes on from it.
+
+        Raises:
+            InputError: If an array has another shape, or the pipeline was not started.
+        """
+        state = self._started()
+        state.check_frame(rgb)
+        check_labels(labels, state.input_hw)
+        self._timer.drop_frame()
+        frame, flow_frame = self._prepared(rgb, state.working_hw)
+        with self._timer.stage("output"):
+            state = state.with_found(frame, flow_frame, labels)
+        return self._finished(state)
+
+    def close(self) -> None:
+        """Close what is open; closing twice is allowed."""
+        self._is_closed = True
+        self._state = None
+        self._to_close.close()
+
+    def _prepared(
+        self, rgb: UInt8Array, working_hw: tuple[int, int]
+    ) -> tuple[UInt8Array, FlowFrame]:
+        """A frame at working size, and as the flow wants it."""
+        with self._timer.stage("input"):
+            frame = resize_rgb(rgb, working_hw)
+        with self._timer.stage("flow"):
+            return frame, self._flow.prepare(frame)
+
+    def _adapted(
+        self, frame: UInt8Array, labels: UInt8Array, object_ids: tuple[int, ...]
+    ) -> EnginesByObject:
+        """Engines of their own for some objects; labels are those of all, at input size."""
+        if self._adapter is None:
+            return {}
+        with self._timer.stage("adapt"):
+            return adapted_engines(self._adapter, frame, labels, object_ids)
+
+    def _with_given(self, state: State, labels: UInt8Array, given_ids: tuple[int, ...]) -> State:
+        with self._timer.stage("output"):
+            return state.with_given(labels, given_ids)
+
+    def _finished(self, state: State) -> StepResult:
+        """Make the result of a state and go on from it."""
+        with self._timer.stage("output"):
+            labels = labels_from_merged(state.result_prob, state.object_ids, state.result_boxes)
+            tracks = tracks_from_labels(
+                labels,
+                state.soft_prob,
+                state.object_ids,
+                state.branches,
+                state.result_boxes,
+                events=state.events,
+                lost_before=state.lost_ids,
+            )
+        self._keep(self._trusting(state, tracks))
+        return StepResult(
+            index=state.index,
+            labels=labels,
+            probs=state.result_prob,
+            object_ids=state.object_ids,
+            tracks=tracks,
+            timings=self._timer.finish_frame(),
+        )
+
+    def _trusting(self, state: State, tracks: Sequence[Track]) -> State:
+        """The state with what is remembered of each object's track."""
+        options = self._options
+        trust = {
+            track.object_id: trust_from_track(
+                track,
+                state.trust.get(track.object_id),
+                doubt_confidence=options.doubt_confidence,
+                doubt_area_factor=options.doubt_area_factor,
+                is_denied=track.object_id in state.denied_ids,
+            )
+            for track in tracks
+        }
+        return replace(state, trust=trust)
+
+    def _keep(self, state: State) -> None:
+        """Go on from a state."""
+        self._state = state
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise InputError("the pipeline is closed: make a new one")
+
+    def _started(self) -> State:
+        self._check_open()
+        if self._state is None:
+            raise InputError("the pipeline has no first frame yet: call start(rgb, labels) first")
+        return self._state
+
+
+class DeviceVideo(LabelledVideo):
+    """A :class:`LabelledVideo` that may be worked on by a device.
+
+    Where it is, the state of the host is complete after what the user gives, and lags behind after
+    a step until it is needed: its arrays are copied from the device then.
+
+    Args:
+        options: In force.
+        flow: Where the flow comes from.
+        adapter: See :class:`LabelledVideo`.
+    """
+
+    def __init__(
+        self, options: PipelineOptions, flow: FlowEstimator, adapter: ObjectAdapterLike | None
+    ) -> None:
+        super().__init__(options, flow, adapter)
+        self._device: DeviceStages | None = None
+        self._given: Any = None
+        self._expected: Any = None
+        self._is_host_behind = False
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether :meth:`expect` makes the next frame faster."""
+        return self._device is not None
+
+    def expect(self, rgb: UInt8Array) -> None:
+        """Say which frame will come after the one that :meth:`step` is given next.
+
+        On a device its copy, its flow and, where it runs in every frame, its OSVOS are started
+        beside that frame; on the host nothing happens. Results are the same either way.
+
+        Args:
+            rgb: As for :meth:`step`, which must be given this very array later, unchanged.
+        """
+        self._expected = rgb if self._device is not None else None
+
+    def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+        """See :meth:`LabelledVideo.start`; on a device also with a frame that lies there."""
+        return super().start(self._on_host(rgb), labels)
+
+    def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+        """See :meth:`LabelledVideo.resume_at`; on a device also with a frame that lies there."""
+        return super().resume_at(self._on_host(rgb), labels)
+
+    @abstractmethod
+    def _frame_on_device(
+        self, on: DeviceStages, state: State, rgb: Any
+    ) -> tuple[SeenFrame, Told, Candidates]:
+        """Carry the objects into a frame, up to its labels."""
+
+    def _work_on(self, device: DeviceStages) -> None:
+        """Work on a device from now on; it is closed with this."""
+        self._device = device
+        self._to_close.callback(device.close)
+
+    def _taken_expected(self) -> Any:
+        """The frame that will come next, once."""
+        expected, self._expected = self._expected, None
+        return expected
+
+    def _step_on_device(self, on: DeviceStages, rgb: UInt8Array) -> StepResult:
+        self._check_open()
+        state = self._state if self._state is not None else self._started()
+        if is_on_device(rgb):
+            state.check_size(on.shape_of(rgb))
+        else:
+            state.check_frame(rgb)
+        self._timer.drop_frame()
+        on.overwriting()
+        try:
+            frame, told, found = self._frame_on_device(on, state, rgb)
+        except BaseException:
+            on.recover()
+            raise
+        tracks = tracks_from_measured(
+            told.measured(),
+            state.object_ids,
+            found.branches,
+            events=(events := events_by_id(found, state.object_ids)),
+            lost_before=state.lost_ids,
+        )
+        on.commit(frame)
+        object_ids = state.object_ids
+        next_state = replace(
+            state,
+            index=state.index + 1,
+            supports=boxes_from_rows(told.figures["merged_supports"]),
+            branches=found.branches,
+            events=events,
+            denied_ids=frozenset(object_ids[k] for k in found.denied),
+            flow_frame=state.flow_frame if frame.flow_frame is None else frame.flow_frame,
+        )
+        # The arrays of this state are those of an earlier frame: see _started.
+        self._state, self._is_host_behind = self._trusting(next_state, tracks), True
+        self._given = rgb
+        for stage, seconds in on.timings(frame).items():
+            self._timer.add(stage, seconds)
+        return DeviceStepResult(
+            index=next_state.index,
+            labels=told.labels,
+            probs=on.probs_loader(),  # type: ignore[arg-type]
+            object_ids=object_ids,
+            tracks=tracks,
+            timings=self._timer.finish_frame(),
+        )
+
+    def _frame_of_host(self, rgb: Any, working_hw: tuple[int, int]) -> UInt8Array:
+        """A frame at working size on the host, wherever it was given."""
+        return resize_rgb(self._on_host(rgb), working_hw)
+
+    def _on_host(self, rgb: Any) -> UInt8Array:
+        """A frame on the host, wherever it was given."""
+        if self._device is not None and is_on_device(rgb):
+            return self._device.on_host(rgb)
+        frame: UInt8Array = rgb
+        return frame
+
+    def _keep(self, state: State) -> None:
+        super()._keep(state)
+        self._given, self._expected, self._is_host_behind = None, None, False
+        if self._device is not None:
+            self._device.begin(state)
+
+    def _started(self) -> State:
+        """The state, complete on the host: what the device has made of it meanwhile included."""
+        state = super()._started()
+        if self._device is None or not self._is_host_behind:
+            return state
+        prob, soft_prob, result_prob = self._device.state_arrays()
+        frame = self._frame_of_host(self._given, state.working_hw)
+        everywhere = Roi(0, 0, state.input_hw[1], state.input_hw[0])
+        state = replace(
+            state,
+            frame=frame,
+            prob=prob,
+            soft_prob=soft_prob,
+            result_prob=result_prob,
+            result_boxes=(everywhere,) * len(state.object_ids),
+        )
+        self._state, self._is_host_behind = state, False
+        return state
+
+
+class FlowOfDevice:
+    """Stands for the flow that the device estimates by itself."""
+
+    def prepare(self, rgb: UInt8Array) -> FlowFrame:
+        """Nothing: the device prepares its own frames."""
+        return FlowFrame(rgb, (rgb.shape[0], rgb.shape[1]))
+
+    def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Any:
+        """Nobody asks.
+
+        Raises:
+            EngineError: Always.
+        """
+        raise EngineError("the flow of a frame on a device is not estimated on the host")
+
+    both_ways = between
+
 
 OnAdapt = Callable[[AdaptProgress], None]
 
@@ -127,7 +527,7 @@ class Pipeline(DeviceVideo):
 
         Args:
             directory: What mpn-export wrote; None for the one that ships with the package.
-            backend: See :func:`mpn.engines.load.open_engines`.
+            backend: See :func:`mpn.engines.open.open_engines`.
             threads: Threads within a network operator, and of OpenCV. OpenCV's number belongs to
                 the whole process: it is set here and set back by :meth:`close`. None leaves both
                 alone.
@@ -160,7 +560,7 @@ class Pipeline(DeviceVideo):
             if adapt is not None:
                 advice = engines.manifest.runtime_defaults
                 options = (options or PipelineOptions()).with_defaults(advice)
-                from mpn.runtime.adapt import ObjectAdapter
+                from mpn.runtime.finetune.adapter import ObjectAdapter
 
                 adapter = opened.enter_context(
                     ObjectAdapter(
@@ -174,7 +574,7 @@ class Pipeline(DeviceVideo):
                 )
             lane = None
             if engines.backend != "cpu":
-                from mpn.runtime.ops.cuda_device import CudaDevice
+                from mpn.cuda.device import CudaDevice
 
                 device = CudaDevice(0 if engines.device is None else engines.device.index)
                 lane = device.beside(is_urgent=True)  # the objects go first, the rest beside them

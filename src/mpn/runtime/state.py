@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mpn.errors import InputError, MaskError
-from mpn.runtime.colour import colour_table
-from mpn.runtime.flow import FlowFrame
-from mpn.runtime.preprocess import one_hot, resize_prob
-from mpn.runtime.roi import box_from_prob
-from mpn.runtime.trust import Trust
+from mpn.runtime.host.flow import FlowFrame
+from mpn.runtime.host.preprocess import one_hot, resize_prob
+from mpn.runtime.host.reliability import colour_table
+from mpn.runtime.host.roi import box_from_prob
+from mpn.runtime.tracks import Trust
 from mpn.types import (
     MAX_OBJECT_ID,
     Float32Array,

@@ -121,8 +121,8 @@ def write_clip(
         InputError: If an argument is out of its range.
         OutputError: If a file cannot be written.
     """
-    from mpn.runtime.atomic import output_errors, partial_path, write_atomically
-    from mpn.runtime.labels import save_labels
+    from mpn._common.files import output_errors, partial_path, write_atomically
+    from mpn.masks import save_labels
 
     if objects < 1 or size_hw[0] % 2 or size_hw[1] % 2:
         raise InputError(
@@ -170,7 +170,7 @@ class _VideoFile:
     def __init__(self, path: Path, size_hw: tuple[int, int]) -> None:
         import av
 
-        from mpn.runtime.overlay import h264_encoder
+        from mpn.runtime.media.overlay import h264_encoder
 
         encoder = h264_encoder()
         self._container = av.open(str(path), "w", format="mp4")

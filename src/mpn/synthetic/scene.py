@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mpn.synthetic.noise import cobbles, colour_ramp, fractal_noise, smoothstep
 from mpn.synthetic.objects import PondObject, make_objects, window_of
-from mpn.synthetic.sprite import LIGHT_XYZ
+from mpn.synthetic.texture import LIGHT_XYZ, cobbles, colour_ramp, fractal_noise, smoothstep
 from mpn.types import Float32Array, Roi, UInt8Array
 
 REFERENCE_HW = (480, 854)
@@ -223,3 +222,67 @@ def _dim_by_water(rgba: Float32Array) -> None:
 
 def _inside(window: Roi) -> tuple[slice, slice]:
     return slice(window.y0, window.y1), slice(window.x0, window.x1)
+
+
+KOI_HALF_LENGTH_PX = 190.0
+LEAF_HALF_LENGTH_PX = 142.0
+BALL_RADIUS_PX = 86.0
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Place and shape of an object at one time.
+
+    Attributes:
+        x_px: From the centre of the frame to the right.
+        y_px: From the centre of the frame downward.
+        angle: Direction of its u axis in radians, from x toward y.
+        size_px: Half-length or radius.
+        bend: Phase of its deformation in radians.
+    """
+
+    x_px: float
+    y_px: float
+    angle: float
+    size_px: float
+    bend: float
+
+
+def koi_pose(t: float) -> Pose:
+    """Swims along an ellipse, nose first; the wave of its body runs through in 23 frames."""
+    turn = -_turns(t, 240, 0.053)
+    x_px, y_px = 168 * math.cos(turn), 104 * math.sin(turn)
+    heading = math.atan2(-104 * math.cos(turn), 168 * math.sin(turn))
+    return Pose(
+        x_px=58 + x_px,
+        y_px=y_px,
+        angle=heading + 0.025 * math.sin(_turns(t, 23, 0.3)),
+        size_px=KOI_HALF_LENGTH_PX * (1 + 0.05 * math.sin(_turns(t, 95, 0.1))),
+        bend=_turns(t, 23, 0.0),
+    )
+
+
+def leaf_pose(t: float) -> Pose:
+    """Drifts across the pond, turning slowly, its blade curling."""
+    return Pose(
+        x_px=74 + 214 * math.cos(_turns(t, 176, 0.632)),
+        y_px=-9 + 112 * math.sin(_turns(t, 162, 0.758)),
+        angle=-0.75 + 0.5 * math.sin(_turns(t, 140, 0.05)),
+        size_px=LEAF_HALF_LENGTH_PX * (1 + 0.05 * math.sin(_turns(t, 70, 0.4))),
+        bend=_turns(t, 52, 0.2),
+    )
+
+
+def ball_pose(t: float) -> Pose:
+    """Bobs on the water and rolls as it goes."""
+    return Pose(
+        x_px=-163 + 158 * math.sin(_turns(t, 124, 0.602)),
+        y_px=44 + 56 * math.sin(_turns(t, 134, 0.341)),
+        angle=0.35 * math.sin(_turns(t, 150, 0.0)),
+        size_px=BALL_RADIUS_PX * (1 + 0.07 * math.sin(_turns(t, 62, 0.0))),
+        bend=_turns(t, 31, 0.0),
+    )
+
+
+def _turns(t: float, period: float, offset: float) -> float:
+    return 2 * math.pi * (t / period + offset)

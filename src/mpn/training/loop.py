@@ -2,21 +2,143 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import cv2
 import torch
 
-from mpn.errors import TrainingError
-from mpn.training.log import RunLog
-from mpn.training.loop_options import LoopOptions
+from mpn._common.closeable import Closing
+from mpn.errors import TrainingError, import_or_explain
 from mpn.training.processes import Processes
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+HELD_OUT = ("horsejump-low", "flamingo", "scooter-gray")
+"""Sequences of DAVIS's training list that only validate, by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """What the training of every network has.
+
+    Attributes:
+        ema_decay: Of the averaged weights, which are those validated and handed out.
+        holdout: Names of the sequences kept for validation.
+        validate_every: Steps between validations.
+        log_every: Steps between lines of the log.
+        save_every_s: Seconds between saved states; 0 saves after every step.
+        tensorboard: Write the log for TensorBoard too, beside ``log.csv``.
+        seed: Decides everything random.
+        threads: Of torch, a process.
+        workers: Threads that prepare the data, a process. Data do not depend on it.
+        device: ``"auto"`` is the first GPU where there is one, a process's own under torchrun.
+        precision: Of the convolutions (autocast; weights stay float32). ``"auto"`` is bfloat16 on a
+            GPU that has it, float16 with a scaled loss on another, float32 on a CPU.
+    """
+
+    ema_decay: float = 0.998
+    holdout: tuple[str, ...] = HELD_OUT
+    validate_every: int = 1000
+    log_every: int = 50
+    save_every_s: float = 120.0
+    tensorboard: bool = False
+    seed: int = 0
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("validate_every", "log_every", "threads", "workers"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise TrainingError(f"ema_decay must be in 0..1, below 1, got {self.ema_decay}")
+
+
+LOG_FILE = "log.csv"
+_DIGITS = {"loss": ".5f", "learning_rate": ".3g"}
+
+
+class RunLog(Closing):
+    """Appends reports to a CSV file, one column a field, after the step and the seconds.
+
+    Args:
+        out: Folder of the run, which exists where the log is enabled.
+        from_step: Step the run goes on from. Lines of later steps, written after the last state was
+            saved by a process that was then killed, are dropped: they come again.
+        tensorboard: Write event files in ``out/tensorboard`` too.
+        enabled: False writes nothing: there is one log for several processes.
+
+    Raises:
+        MissingExtraError: If TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, out: Path, *, from_step: int, tensorboard: bool, enabled: bool) -> None:
+        self._path, self._enabled = out / LOG_FILE, enabled
+        self._board: Any = None
+        self._seconds_before = 0.0
+        self._start = time.monotonic()
+        if not enabled:
+            return
+        if tensorboard:
+            module = import_or_explain(
+                "torch.utils.tensorboard", extra="tensorboard", purpose="--tensorboard"
+            )
+            self._board = module.SummaryWriter(str(out / "tensorboard"), purge_step=from_step + 1)
+        kept = self._kept_lines(from_step)
+        with self._path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(kept)
+
+    def _kept_lines(self, from_step: int) -> list[list[str]]:
+        if not from_step or not self._path.is_file():
+            return []
+        with self._path.open(newline="", encoding="utf-8") as file:
+            header, *lines = list(csv.reader(file)) or [[]]
+        kept = [line for line in lines if line and int(line[0]) <= from_step]
+        if kept:
+            self._seconds_before = float(kept[-1][1])
+        return [header, *kept] if header else []
+
+    def write(self, entry: Any) -> None:
+        """One line: a dataclass with a field ``step``; None is an empty cell."""
+        if not self._enabled:
+            return
+        values = {f.name: getattr(entry, f.name) for f in fields(entry)}
+        step = values.pop("step")
+        values.pop("steps", None)
+        seconds = self._seconds_before + time.monotonic() - self._start
+        fresh = self._path.stat().st_size == 0
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(["step", "seconds", *values])
+            writer.writerow(
+                [step, f"{seconds:.1f}", *(_cell(name, v) for name, v in values.items())]
+            )
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Let TensorBoard write what it still holds; closing twice is allowed."""
+        board, self._board = self._board, None
+        if board is not None:
+            board.close()
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    return format(value, _DIGITS.get(name, ".4f")) if isinstance(value, float) else str(value)
+
 
 STATE_FILE = "last.pth"
 

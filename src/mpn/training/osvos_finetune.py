@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from mpn.errors import InputError
-from mpn.networks.osvos_vgg import OsvosVgg
-from mpn.training.balanced_loss import Reduction, class_balanced_loss
-from mpn.training.osvos_samples import CropOptions, CropSource
+from mpn.networks.osvos import OsvosVgg
+from mpn.training.losses import Reduction, class_balanced_loss
+from mpn.training.osvos.samples import CropOptions, CropSource
 from mpn.types import BoolArray, UInt8Array
 
 Optimizer = Literal["sgd", "adamw"]
@@ -46,7 +46,7 @@ class OsvosFinetuneOptions:
         bias_rate: Factor of the rate for biases.
         fuse_rate: Factor of the rate for the fusing layer.
         scope: ``"all"``: every layer. ``"head"``: side branches and fusing layer alone.
-        reduction: See :func:`mpn.training.balanced_loss.class_balanced_loss`.
+        reduction: See :func:`mpn.training.losses.class_balanced_loss`.
         seed: Decides everything random.
     """
 

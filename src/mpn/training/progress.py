@@ -14,11 +14,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mpn.closing import Closing
-from mpn.training.flow_options import FlowTrainingReport
-from mpn.training.launch import is_first_process
-from mpn.training.options import TrainingReport
-from mpn.training.osvos_options import OsvosTrainingReport
+from mpn._common.closeable import Closing
+from mpn.training.flow.recipe import FlowTrainingReport
+from mpn.training.osvos.recipe import OsvosTrainingReport
+from mpn.training.processes import is_first_process
+from mpn.training.propagation.recipe import TrainingReport
 
 AnyReport = TrainingReport | OsvosTrainingReport | FlowTrainingReport
 

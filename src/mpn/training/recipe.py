@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import difflib
+import tomllib
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mpn.errors import TrainingError
-from mpn.networks.deeplab_xception import DeepLabXception
-from mpn.training.clips import Material
-from mpn.training.data_options import DataOptions
-from mpn.training.options import PropagationTrainingOptions, TrainingReport
-from mpn.training.propagation import train_propagation
-from mpn.training.run_folder import hand_out, open_run
-from mpn.training.start_weights import propagation_start
+from mpn.errors import MpnError, TrainingError
+from mpn.networks.deeplab import DeepLabXception
+from mpn.training.data import DataOptions
+from mpn.training.propagation.clips import Material
+from mpn.training.propagation.recipe import (
+    PropagationTrainingOptions,
+    TrainingReport,
+    train_propagation,
+)
+from mpn.training.run_folder import hand_out, open_run, propagation_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +100,207 @@ def run_propagation_recipe(
         "still_pairs": len(stills),
     }
     return hand_out(network, recipe, "propagation", out, data)
+
+
+_RECIPES = "recipes"
+_Recipe = TypeVar("_Recipe")
+
+
+def shipped_recipes(role: str) -> tuple[str, ...]:
+    """Names of the recipes of a role that come with the package, for example ``("lite",)``."""
+    folder = resources.files("mpn.training").joinpath(_RECIPES)
+    names = (entry.name for entry in folder.iterdir())
+    ours = (n for n in names if n.startswith(f"{role}-") and n.endswith(".toml"))
+    return tuple(sorted(n.removeprefix(f"{role}-").removesuffix(".toml") for n in ours))
+
+
+def load_table(role: str, *, name: str | None = None, path: Path | None = None) -> dict[str, Any]:
+    """The table of a shipped recipe or of a file.
+
+    Args:
+        role: Network it must be for, the value of its key ``role``.
+        name: One of :func:`shipped_recipes`.
+        path: A TOML file instead.
+
+    Returns:
+        Its tables, without ``role``; empty if neither is given.
+
+    Raises:
+        TrainingError: If both are given, the file cannot be read, or it is another role's.
+    """
+    if name is not None and path is not None:
+        raise TrainingError(
+            f"both the shipped recipe '{name}' and the file {path} were given: name one of them"
+        )
+    if name is not None:
+        if name not in shipped_recipes(role):
+            raise TrainingError(
+                f"there is no {role} recipe '{name}': shipped are "
+                f"{', '.join(shipped_recipes(role))}; a file of your own is given by --config"
+            )
+        file = resources.files("mpn.training").joinpath(_RECIPES, f"{role}-{name}.toml")
+        text, where = file.read_text(encoding="utf-8"), f"recipe '{name}'"
+    elif path is not None:
+        where = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TrainingError(f"{path} cannot be read as a recipe: {reason}") from error
+    else:
+        return {}
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise TrainingError(f"{where} is not valid TOML: {error}") from error
+    found = table.pop("role", None)
+    if found != role:
+        raise TrainingError(
+            f"{where} is for {found!r}, this command trains {role}: its key role must be '{role}'"
+        )
+    return table
+
+
+def overridden(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with some values replaced.
+
+    Args:
+        table: As :func:`load_table` returns it; not changed.
+        changes: Values by dotted key, such as ``"training.steps"``; None leaves a key as it is.
+
+    Raises:
+        TrainingError: If a key goes through something that is no table.
+    """
+    out: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in table.items()}
+    for dotted, value in changes.items():
+        if value is None:
+            continue
+        *parents, last = dotted.split(".")
+        place = out
+        for parent in parents:
+            inner = place.get(parent, {})
+            if not isinstance(inner, Mapping):
+                raise TrainingError(f"'{dotted}' cannot be set: '{parent}' is no table of options")
+            place[parent] = place = dict(inner)
+        place[last] = value
+    return out
+
+
+def parsed_settings(settings: list[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` texts as changes for :func:`overridden`.
+
+    Args:
+        settings: Values in TOML's notation; what is no TOML is taken as a text.
+
+    Raises:
+        TrainingError: If one has no ``=``.
+    """
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise TrainingError(
+                f"'{setting}' sets nothing: write KEY=VALUE, for example training.steps=8000"
+            )
+        try:
+            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = value.strip()
+    return changes
+
+
+def recipe_from_table(kind: type[_Recipe], table: Mapping[str, Any], where: str = "") -> _Recipe:
+    """Build a dataclass, and those in it, from a table; strict about keys and types.
+
+    Args:
+        kind: A dataclass.
+        table: Values by field.
+        where: Dotted key of the table, for messages.
+
+    Raises:
+        TrainingError: If a key is unknown or missing, a value has another type, or an option
+            refuses its value.
+    """
+    hints = get_type_hints(kind)
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        dotted = f"{where}.{key}" if where else key
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
+            raise TrainingError(f"unknown option '{dotted}' in the recipe: {meant}")
+        values[key] = _converted(hints[key], value, dotted)
+    for name, field in known.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise TrainingError(f"the recipe lacks '{where}.{name}'".replace("'.", "'"))
+    try:
+        return kind(**values)
+    except MpnError as error:
+        raise TrainingError(f"{where or 'recipe'}: {error}") from error
+
+
+def _converted(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        wanted = next(a for a in arguments if a is not type(None))
+        return _converted(wanted, value, where)
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise TrainingError(f"'{where}' must be a table of options, got {value!r}")
+        return recipe_from_table(hint, value, where)  # type: ignore[arg-type]
+    if origin is Literal:
+        if value not in arguments:
+            shown = ", ".join(map(repr, arguments))
+            raise TrainingError(f"'{where}' must be one of {shown}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise TrainingError(f"'{where}' must be a list, got {value!r}")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise TrainingError(f"'{where}' must have {len(arguments)} values, got {value!r}")
+        kinds = arguments if arguments[-1] is not Ellipsis else (arguments[0],) * len(value)
+        return tuple(_converted(k, v, where) for k, v in zip(kinds, value, strict=True))
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TrainingError(f"'{where}' must be {_name(hint)}, got {value!r}")
+    return value
+
+
+def _name(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(hint, "a path")
+
+
+def toml_from_recipe(recipe: Any, role: str) -> str:
+    """A recipe as the TOML file that gives it back; options that are None are left out."""
+    lines = [f'role = "{role}"']
+    _append_table(lines, recipe, "")
+    return "\n".join(lines) + "\n"
+
+
+def _append_table(lines: list[str], options: Any, where: str) -> None:
+    inner: list[tuple[str, Any]] = []
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            inner.append((f"{where}.{field.name}".lstrip("."), value))
+        elif value is not None:
+            lines.append(f"{field.name} = {_toml_value(value)}")
+    for dotted, value in inner:
+        lines += ["", f"[{dotted}]"]
+        _append_table(lines, value, dotted)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, int | float):
+        return repr(value)
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

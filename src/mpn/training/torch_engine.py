@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closing
 from mpn.engines.spec import EngineSpec
 from mpn.errors import EngineError
 from mpn.types import Float32Array

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from mpn.engines.plans.builder import build_plan
-from mpn.engines.plans.options import BuildOptions
 from mpn.engines.spec import Role, engine_spec
+from mpn.engines.tensorrt.plans.builder import build_plan
+from mpn.engines.tensorrt.plans.options import BuildOptions
 from mpn.export.graph import export_graph
-from mpn.networks.deeplab_xception import DeepLabXception
+from mpn.networks.deeplab import DeepLabXception
 from mpn.networks.flownet2 import FlowNet2
-from mpn.networks.osvos_vgg import OsvosVgg
+from mpn.networks.osvos import OsvosVgg
 from tests.engines.plans.test_rtx_builder import rtx_or_skip
 from tests.networks.seeded import DEEPLAB_GAIN, FLOWNET2_GAIN, OSVOS_GAIN, seeded
 

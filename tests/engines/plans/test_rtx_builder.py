@@ -12,20 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from mpn.engines.build import build_plans
-from mpn.engines.cuda_driver import why_no_device
-from mpn.engines.load import default_engine_dir
-from mpn.engines.manifest import load_manifest
-from mpn.engines.plans.builder import BuiltPlan, build_plan
-from mpn.engines.plans.network import ParsedNetwork
-from mpn.engines.plans.options import BuildOptions
-from mpn.engines.plans.progress import PlanProgress
-from mpn.engines.plans.record import load_record
+from mpn.cuda.device import why_no_device
+from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.open import default_engine_dir
 from mpn.engines.spec import Role
-from mpn.engines.trt_api import TrtApi, load_trt
+from mpn.engines.tensorrt.api import TrtApi, load_trt
+from mpn.engines.tensorrt.open import build_plans
+from mpn.engines.tensorrt.plans.builder import BuiltPlan, ParsedNetwork, build_plan
+from mpn.engines.tensorrt.plans.options import BuildOptions
+from mpn.engines.tensorrt.plans.progress import PlanProgress
+from mpn.engines.tensorrt.plans.record import load_record
 from mpn.errors import BackendError, EngineError, MissingExtraError
-from tests.adapt_dirs import make_adapt_dir
 from tests.engine_dirs import make_engine_dir
+from tests.finetune_dirs import make_adapt_dir
 
 
 @pytest.fixture(scope="module")

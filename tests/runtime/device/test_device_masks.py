@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.engines.load import default_engine_dir, open_engines
-from mpn.runtime.device.options import HOST_ONLY
+from mpn.engines.open import default_engine_dir, open_engines
+from mpn.runtime.options import HOST_ONLY
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.synthetic import render_clip
 from mpn.types import StepResult
-from tests.runtime.device.lanes import ShimLane
-from tests.runtime.device.rigs import device_pipeline, iou, run
+from tests.emulation.streams import ShimLane
+from tests.runtime.device.helpers import device_pipeline, iou, run
 from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.tolerances import DEVICE_IOU_MEAN, DEVICE_IOU_WORST, DEVICE_SMALL_AREA_PX
 

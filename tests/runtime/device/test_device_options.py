@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mpn.errors import InputError
-from mpn.runtime.device.options import DeviceOptions
+from mpn.runtime.options import DeviceOptions
 
 
 def test_streams_and_graphs_are_used_by_default() -> None:

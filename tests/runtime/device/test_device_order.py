@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.device.options import DeviceOptions
+from mpn.runtime.options import DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
-from tests.fakes import fake_engine_set
-from tests.runtime.device.lanes import Order, ShimLane, ShimMark
-from tests.runtime.device.rigs import device_pipeline, pan_both_ways, run
+from tests.emulation.engines import fake_engine_set
+from tests.emulation.streams import Order, ShimLane, ShimMark
+from tests.runtime.device.helpers import device_pipeline, pan_both_ways, run
 from tests.runtime.device.test_device_pipeline import red, sharpened
 from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.runtime.pipelines import ONE, PLAIN
@@ -53,7 +53,9 @@ def test_a_mark_that_is_not_awaited_is_found(
 ) -> None:
     """Control: without one of the waits, work done late gives another result."""
     expected = probs(shim, expects=True)
-    monkeypatch.setattr(f"mpn.runtime.device.stages.DeviceStages.follow_{awaited}", lambda *_: None)
+    monkeypatch.setattr(
+        f"mpn.runtime.device.backend.DeviceStages.follow_{awaited}", lambda *_: None
+    )
     monkeypatch.setattr(ShimMark, "seconds_since", lambda *_: 0.001)
     assert probs(shim, expects=True, order="late").tobytes() != expected.tobytes()
 

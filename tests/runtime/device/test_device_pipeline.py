@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.engines.manifest import Preprocessing
+from mpn.engines.directory.manifest import Preprocessing
 from mpn.errors import EngineError, InputError
-from mpn.runtime.device.options import HOST_ONLY, DeviceOptions
+from mpn.runtime.options import HOST_ONLY, DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
-from tests.fakes import FakeAdapter, fake_engine_set, fourth_channel
-from tests.runtime.device.lanes import OnDevice, ShimEngine, ShimLane
-from tests.runtime.device.rigs import device_pipeline, pan_both_ways, run
+from tests.emulation.engines import FakeAdapter, fake_engine_set, fourth_channel
+from tests.emulation.streams import OnDevice, ShimEngine, ShimLane
+from tests.runtime.device.helpers import device_pipeline, pan_both_ways, run
 from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.runtime.pipelines import PAN, PLAIN, TWO, pan_engine
 from tests.synthetic import Clip, KnownFlow
@@ -228,14 +228,14 @@ def test_the_users_labels_are_taken_over_in_any_frame(shim: Shim) -> None:
             pipeline.step(frame)
         results.append(pipeline.correct(other))
         results.append(pipeline.step(frames[4]))
-        results[-1].probs  # noqa: B018 (a device keeps them for one frame)
+        results[-1].probs
         results.append(pipeline.add_objects(new))
         for frame in frames[5:8]:
             results.append(pipeline.step(frame))
-            results[-1].probs  # noqa: B018
+            results[-1].probs
         results.append(pipeline.resume_at(frames[8], results[-1].labels))
         results.append(pipeline.step(frames[9]))
-        results[-1].probs  # noqa: B018
+        results[-1].probs
         return results
 
     with host, device:
@@ -297,7 +297,7 @@ def test_probabilities_are_there_until_the_next_frame(shim: Shim) -> None:
         assert first.probs.any(), "read in time, they stay"
         device.step(PAN.frames[3])
         with pytest.raises(InputError, match="before the next frame"):
-            second.probs  # noqa: B018
+            second.probs
         assert second.labels.any()
 
 

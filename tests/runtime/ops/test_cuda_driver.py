@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpn.cuda import device as cuda_device
+from mpn.cuda.api import is_on_device
+from mpn.cuda.device import CudaDevice, Driver
 from mpn.errors import BackendError
-from mpn.runtime.ops import cuda_device
-from mpn.runtime.ops.cuda_device import CudaDevice
-from mpn.runtime.ops.cuda_driver import Driver
-from mpn.runtime.ops.cuda_lane import is_on_device
 from tests.runtime.ops.conftest import need_or_skip
 
 ASKED = (

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
-from mpn.runtime.roi import box_from_prob, reachable_boxes, roi_from_prob
+from mpn.runtime.device.images import box_rows, boxes_from_rows
+from mpn.runtime.host.roi import box_from_prob, reachable_boxes, roi_from_prob
 from mpn.types import Roi
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs
 from tests.runtime.ops.cuda_shim.scene import EVEN_HW, ODD_HW, empty, make_scene

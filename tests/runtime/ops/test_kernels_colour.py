@@ -6,11 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from mpn.runtime import colour
-from mpn.runtime.evidence import FLOW_CHECK_FRAC, weigh_in_box
-from mpn.runtime.ops import cpu
-from mpn.runtime.ops.cuda import boxes_from_rows
-from mpn.runtime.ops.cuda_colour import blur_taps, cube_root_table, gamma_table
+from mpn.runtime.device.images import blur_taps, boxes_from_rows, cube_root_table, gamma_table
+from mpn.runtime.host import ops as cpu
+from mpn.runtime.host import reliability as colour
+from mpn.runtime.host.reliability import FLOW_CHECK_FRAC, weigh_in_box
 from mpn.runtime.ops.twins import twins
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.runtime.ops.cuda_shim.device import ShimDevice
@@ -28,7 +27,7 @@ def all_colours(step: int) -> np.ndarray:
 
 
 def bins_by_opencv(rgb: np.ndarray) -> np.ndarray:
-    """The definition of mpn.runtime.colour, on cv2.cvtColor: L in 8, a and b in 32 bins."""
+    """The definition of mpn.runtime.host.reliability, on cv2.cvtColor: L in 8, a and b in 32 bins."""
     lab = cv2.cvtColor(rgb.reshape(1, -1, 3), cv2.COLOR_RGB2LAB)[0].astype(int)
     a, b = (np.clip(lab[:, i] - 64, 0, 127) // 4 for i in (1, 2))
     return (lab[:, 0] // 32 * 32 + a) * 32 + b

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime import crf_kernels
-from mpn.runtime.crf import dense_crf
-from mpn.runtime.crf_refine import CrfOptions, refine
-from mpn.runtime.ops import cuda_lattice
-from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
-from mpn.runtime.ops.cuda_crf import CudaCrf
+from mpn.runtime.crf.dense import dense_crf
+from mpn.runtime.crf.dense import kernels as crf_kernels
+from mpn.runtime.crf.refine import CrfOptions, refine
+from mpn.runtime.device import lattice as cuda_lattice
+from mpn.runtime.device.crf import CudaCrf
+from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.types import Roi
 from tests.runtime.ops.cuda_shim.compare import largest_difference
 from tests.runtime.ops.cuda_shim.device import ShimDevice

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.runtime.ops.cuda_lattice import AXES
-from mpn.runtime.permutohedral import PermutohedralLattice
+from mpn.runtime.crf.permutohedral import PermutohedralLattice
+from mpn.runtime.device.lattice import AXES
 from tests.runtime.ops.cuda_shim.compare import Outputs, kernel_and_twin, largest_difference
 from tests.runtime.ops.cuda_shim.lattice import (
     BLOCKS,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError
-from mpn.runtime.ops.cuda_lattice import AXES, lattice_packing
-from mpn.runtime.permutohedral_simplex import locate_simplices
+from mpn.runtime.crf.permutohedral import locate_simplices
+from mpn.runtime.device.lattice import AXES, lattice_packing
 from tests.runtime.ops.cuda_shim.compare import (
     Outputs,
     kernel_and_twin,

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.crf_refine import CrfOptions, _regions
-from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
-from mpn.runtime.ops.cuda_crf_kernels import spatial_taps
+from mpn.runtime.crf.refine import CrfOptions, _regions
+from mpn.runtime.device.crf import spatial_taps
+from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.types import Roi
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, largest_difference
 from tests.runtime.ops.cuda_shim.scene import empty, make_scene

@@ -7,27 +7,26 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from mpn.cuda.array import DeviceArray
 from mpn.errors import InputError
 from mpn.runtime.candidates import Candidates
-from mpn.runtime.colour import colour_table
-from mpn.runtime.ensemble import blend, labels_from_merged, merge
-from mpn.runtime.evidence import weigh_in_box
+from mpn.runtime.device.images import box_rows, boxes_from_rows
+from mpn.runtime.device.state import CudaFrame
+from mpn.runtime.host import ops as cpu
+from mpn.runtime.host.merge import blend, labels_from_merged, merge
+from mpn.runtime.host.osvos import OsvosStage
+from mpn.runtime.host.reliability import colour_table, weigh_in_box
+from mpn.runtime.host.roi import box_from_prob, reachable_boxes, roi_from_prob
 from mpn.runtime.object_engines import ObjectEngines
-from mpn.runtime.ops import cpu
-from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
-from mpn.runtime.ops.cuda_array import DeviceArray
-from mpn.runtime.ops.cuda_frame import CudaFrame
 from mpn.runtime.options import PipelineOptions
-from mpn.runtime.osvos_stage import OsvosStage
-from mpn.runtime.roi import box_from_prob, reachable_boxes, roi_from_prob
 from mpn.runtime.tracks import tracks_from_labels
 from mpn.types import Roi
-from tests.fakes import fake_engine_set
+from tests.emulation.engines import fake_engine_set
+from tests.runtime.host.test_ops import MEAN, STD
 from tests.runtime.ops.cuda_shim.compare import largest_difference
 from tests.runtime.ops.cuda_shim.device import ShimDevice
 from tests.runtime.ops.cuda_shim.scene import make_scene
 from tests.runtime.ops.cuda_shim.shim import Shim
-from tests.runtime.ops.test_cpu import MEAN, STD
 from tests.tolerances import KERNEL_CHAIN, KERNEL_CONFIDENCE, KERNEL_RESIZE, NORMALISED_RGB
 
 SIZE_HW, SIZE, IDS = (45, 70), 33, (2, 5, 9)

@@ -1,4 +1,4 @@
-"""Frames and planes on the device, through the shim, against mpn.runtime.preprocess."""
+"""Frames and planes on the device, through the shim, against mpn.runtime.host.preprocess."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError
-from mpn.runtime import overlay, preprocess
-from mpn.runtime.ops import cuda_images
+from mpn.runtime.device import images as cuda_images
+from mpn.runtime.host import preprocess
+from mpn.runtime.media import overlay
 from tests.runtime.ops.cuda_shim.compare import largest_difference
 from tests.runtime.ops.cuda_shim.device import ShimDevice
 from tests.runtime.ops.cuda_shim.shim import Shim

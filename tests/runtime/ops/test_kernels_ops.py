@@ -1,4 +1,4 @@
-"""CudaOps through the shim against mpn.runtime.ops.cpu, function by function."""
+"""CudaOps through the shim against mpn.runtime.host.ops, function by function."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import inspect
 import numpy as np
 import pytest
 
+from mpn.cuda.array import DeviceArray, checked_arguments
+from mpn.cuda.registry import kernel_signatures
 from mpn.errors import InputError
-from mpn.runtime.ops import base, cpu
-from mpn.runtime.ops.cuda import CudaOps, box_rows, boxes_from_rows, normalisation
-from mpn.runtime.ops.cuda_array import DeviceArray, checked_arguments
-from mpn.runtime.ops.cuda_source import kernel_signatures
+from mpn.runtime.device.images import CudaOps, box_rows, boxes_from_rows, normalisation
+from mpn.runtime.host import ops as base
+from mpn.runtime.host import ops as cpu
 from mpn.types import Roi
+from tests.runtime.host.test_ops import MEAN, STD
 from tests.runtime.ops.cuda_shim.compare import largest_difference
 from tests.runtime.ops.cuda_shim.device import ShimDevice
 from tests.runtime.ops.cuda_shim.scene import EVEN_HW, ODD_HW, make_scene
 from tests.runtime.ops.cuda_shim.shim import Shim
-from tests.runtime.ops.test_cpu import MEAN, STD
 from tests.tolerances import KERNEL_RESIZE, NORMALISED_RGB, WARP_VERSUS_FLOAT64
 
 BOXES = [Roi(5, 4, 47, 34), None, Roi(0, 0, 9, 30)]

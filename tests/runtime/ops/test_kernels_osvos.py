@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.colour import colour_table, mean_ratio
-from mpn.runtime.osvos_stage import shifted_odds
+from mpn.runtime.host.osvos import shifted_odds
+from mpn.runtime.host.reliability import colour_table, mean_ratio
 from mpn.types import Roi
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.runtime.ops.cuda_shim.scene import ODD_HW
@@ -30,7 +30,7 @@ def test_odds_are_shifted_as_on_the_cpu(shim: Shim, even_at: float) -> None:
 
 
 def test_agreement_is_the_cpus(shim: Shim) -> None:
-    from mpn.runtime.colour import _bins
+    from mpn.runtime.host.reliability import _bins
 
     rng = np.random.default_rng(1)
     rgb = rng.integers(0, 256, (*ODD_HW, 3), dtype=np.uint8)

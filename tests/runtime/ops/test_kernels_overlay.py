@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.palette import DAVIS_PALETTE
-from mpn.runtime import overlay
+from mpn.masks import DAVIS_PALETTE
+from mpn.runtime.media import overlay
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs
 from tests.runtime.ops.cuda_shim.scene import empty
 from tests.runtime.ops.cuda_shim.shim import Shim

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.preprocess import flow_input, osvos_input, resize_rgb
+from mpn.runtime.host.preprocess import flow_input, osvos_input, resize_rgb
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.runtime.ops.cuda_shim.scene import empty
 from tests.runtime.ops.cuda_shim.shim import Shim

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from mpn.runtime.candidates import Candidates
-from mpn.runtime.ensemble import blend, labels_from_merged, merge
+from mpn.runtime.device.images import box_rows, boxes_from_rows
+from mpn.runtime.host import ops as cpu
+from mpn.runtime.host.merge import blend, labels_from_merged, merge
+from mpn.runtime.host.osvos import OsvosStage
 from mpn.runtime.object_engines import ObjectEngines
-from mpn.runtime.ops import cpu
-from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
 from mpn.runtime.options import PipelineOptions
-from mpn.runtime.osvos_stage import OsvosStage
 from mpn.types import Roi
-from tests.fakes import fake_engine_set
+from tests.emulation.engines import fake_engine_set
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.runtime.ops.cuda_shim.scene import empty
 from tests.runtime.ops.cuda_shim.shim import Shim

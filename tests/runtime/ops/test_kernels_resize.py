@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mpn.runtime.preprocess import resize_prob
+from mpn.runtime.host.preprocess import resize_prob
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.runtime.ops.cuda_shim.scene import empty
 from tests.runtime.ops.cuda_shim.shim import Shim

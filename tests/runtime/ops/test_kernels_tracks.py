@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.runtime.ensemble import labels_from_merged, merge
-from mpn.runtime.ops.cuda import boxes_from_rows
+from mpn.runtime.device.images import boxes_from_rows
+from mpn.runtime.host.merge import labels_from_merged, merge
 from mpn.runtime.tracks import tracks_from_labels
 from mpn.types import Roi
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin

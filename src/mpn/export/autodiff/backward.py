@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,38 @@ import numpy.typing as npt
 import onnx
 
 from mpn.errors import ExportError
-from mpn.export.autodiff.builder import GraphBuilder
-from mpn.export.autodiff.rules import RULES
-from mpn.export.autodiff.tape import Tape
+from mpn.export.autodiff.builder import GraphBuilder, Tape
+from mpn.export.autodiff.convolution import convolution, transposed_convolution
+from mpn.export.autodiff.elementwise import (
+    add,
+    concat,
+    expand,
+    multiply,
+    negate,
+    reduce_mean,
+    relu,
+    slice_,
+    subtract,
+)
+from mpn.export.autodiff.resampling import max_pool, resize
+
+Rule = Callable[[Tape, onnx.NodeProto, str], Iterator[tuple[str, str]]]
+
+RULES: Mapping[str, Rule] = {
+    "Add": add,
+    "Concat": concat,
+    "Conv": convolution,
+    "ConvTranspose": transposed_convolution,
+    "Expand": expand,
+    "MaxPool": max_pool,
+    "Mul": multiply,
+    "Neg": negate,
+    "ReduceMean": reduce_mean,
+    "Relu": relu,
+    "Resize": resize,
+    "Slice": slice_,
+    "Sub": subtract,
+}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -139,3 +140,32 @@ class GraphBuilder:
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     """The attributes of a node as Python values."""
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
+
+
+@dataclass(frozen=True)
+class Tape:
+    """The builder of the backward pass, and what a gradient is wanted for.
+
+    Attributes:
+        builder: Takes the nodes of the backward pass.
+        active: Tensors that depend on what is trained.
+        constants: Values of small constants of the forward pass.
+    """
+
+    builder: GraphBuilder
+    active: frozenset[str]
+    constants: Mapping[str, npt.NDArray[np.generic]]
+
+    def wants(self, name: str) -> bool:
+        """Whether the gradient of this tensor is needed."""
+        return name in self.active
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A constant vector of integers.
+
+        Raises:
+            ExportError: If it is computed at run time.
+        """
+        if name not in self.constants:
+            raise ExportError(f"'{name}' is computed at run time where a constant is needed")
+        return tuple(int(value) for value in np.ravel(self.constants[name]))

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from mpn.errors import ExportError
-from mpn.export.autodiff.builder import attributes_of
-from mpn.export.autodiff.tape import Tape
+from mpn.export.autodiff.builder import Tape, attributes_of
 
 _FEW_CHANNELS = 8
 """Of the input; under this many, a matrix product a tap is too narrow to be fast."""

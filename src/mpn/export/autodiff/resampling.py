@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import onnx
 
 from mpn.errors import ExportError
-from mpn.export.autodiff.builder import GraphBuilder, attributes_of
-from mpn.export.autodiff.tape import Tape
+from mpn.export.autodiff.builder import GraphBuilder, Tape, attributes_of
 
 _FLOAT = onnx.TensorProto.FLOAT
 _STEEP = 1e38

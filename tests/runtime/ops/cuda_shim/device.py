@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.cuda_array import DeviceArray, checked_arguments
+from mpn.cuda.array import DeviceArray, checked_arguments
 from tests.runtime.ops.cuda_shim.memory import Guard, GuardedMemory
 from tests.runtime.ops.cuda_shim.shim import Shim
 
@@ -16,7 +16,7 @@ _POISON = 0xCD
 
 
 class ShimDevice:
-    """Implements :class:`mpn.runtime.ops.cuda_array.KernelDevice`.
+    """Implements :class:`mpn.cuda.array.KernelDevice`.
 
     Args:
         shim: The kernels.

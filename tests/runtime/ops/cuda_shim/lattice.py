@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpn.runtime.ops.cuda_lattice import AXES, lattice_packing
+from mpn.runtime.device.lattice import AXES, lattice_packing
 from mpn.runtime.ops.twins import twins
 from tests.runtime.ops.cuda_shim.scene import empty, make_scene
 

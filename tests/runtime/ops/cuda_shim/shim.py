@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.cuda_source import (
+from mpn.cuda.registry import (
     KernelSignature,
     kernel_signatures,
     kernel_source,

@@ -1,0 +1,158 @@
+"""How ``mpn run`` shows where it stands: bars on a terminal, plain lines elsewhere, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from mpn.cli.export import plan_text
+
+if TYPE_CHECKING:
+    from mpn.engines.tensorrt.plans.progress import PlanProgress
+    from mpn.runtime.finetune.loop import AdaptProgress
+    from mpn.runtime.session.request import Progress
+
+_PLAIN_PROGRESS_EVERY_S = 5.0
+_SHOWN_PER_S = 10
+
+
+@dataclass(frozen=True)
+class ProgressDisplay:
+    """What to call while a run goes on.
+
+    Attributes:
+        frame: After every frame.
+        adapt: After every step of fine-tuning.
+        build: While a plan is built.
+    """
+
+    frame: Callable[[Progress], None]
+    adapt: Callable[[AdaptProgress], None]
+    build: Callable[[PlanProgress], None]
+
+
+@contextmanager
+def progress_display(quiet: bool) -> Iterator[ProgressDisplay]:
+    """What to call with the progress of a run while the ``with`` statement lasts."""
+    if quiet:
+        yield ProgressDisplay(
+            frame=lambda progress: None, adapt=lambda progress: None, build=lambda progress: None
+        )
+    elif sys.stderr.isatty():
+        with _rich_display() as display:
+            yield display
+    else:
+        yield _plain_display()
+
+
+class _FrameRate:
+    """Frames a second since the first one: what came before it was not segmenting."""
+
+    def __init__(self) -> None:
+        self._begun: tuple[float, int] | None = None
+
+    def after(self, progress: Progress) -> float:
+        now_s = time.monotonic()
+        if self._begun is None:
+            self._begun = now_s, progress.computed
+        begun_s, computed = self._begun
+        return (progress.computed - computed) / max(now_s - begun_s, 1e-6)
+
+
+def _eta_text(progress: Progress, rate: float) -> str:
+    if progress.expected is None or rate == 0:
+        return ""
+    return f"ETA {max(progress.expected - progress.done, 0) / rate:.0f} s"
+
+
+@contextmanager
+def _rich_display() -> Iterator[ProgressDisplay]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[eta]}"),
+        console=Console(stderr=True),
+        refresh_per_second=_SHOWN_PER_S,
+        transient=True,
+    )
+    tasks: dict[str, TaskID] = {}
+    frame_rate = _FrameRate()
+
+    def show(name: str, done: int, total: int | None, rate: str, eta: str) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=total, rate="", eta="")
+        bars.update(tasks[name], completed=done, total=total, rate=rate, eta=eta)
+
+    def frame(progress: Progress) -> None:
+        # The container's count is a guess: a bar never runs over its end.
+        total = None if progress.expected is None else max(progress.expected, progress.done)
+        rate = frame_rate.after(progress)
+        show("frames", progress.done, total, f"{rate:.1f} FPS", _eta_text(progress, rate))
+
+    def adapt(progress: AdaptProgress) -> None:
+        show(
+            _adapt_name(progress),
+            progress.step,
+            progress.steps,
+            f"loss {progress.loss:.3f}",
+            f"ETA {progress.eta_s:.0f} s",
+        )
+
+    def build(progress: PlanProgress) -> None:
+        eta = "" if progress.eta_s is None else f"ETA {progress.eta_s:.0f} s"
+        percent = round(100 * progress.fraction)
+        show(f"building the plan of {progress.role}", percent, 100, "", eta)
+
+    with bars:
+        yield ProgressDisplay(frame, adapt, build)
+
+
+def _plain_display() -> ProgressDisplay:
+    frame_rate = _FrameRate()
+    shown_s = time.monotonic()
+
+    def say(text: Callable[[], str]) -> None:
+        nonlocal shown_s
+        now_s = time.monotonic()
+        if now_s - shown_s >= _PLAIN_PROGRESS_EVERY_S:
+            shown_s = now_s
+            typer.echo(text(), err=True)
+
+    def frame(progress: Progress) -> None:
+        rate = frame_rate.after(progress)
+
+        def text() -> str:
+            expected = "" if progress.expected is None else f" of {progress.expected}"
+            eta = _eta_text(progress, rate)
+            return f"frame {progress.done}{expected}{', ' if eta else ''}{eta}, {rate:.1f} FPS"
+
+        say(text)
+
+    def adapt(progress: AdaptProgress) -> None:
+        say(
+            lambda: (
+                f"{_adapt_name(progress)}: step {progress.step} of {progress.steps}, "
+                f"ETA {progress.eta_s:.0f} s, loss {progress.loss:.3f}"
+            )
+        )
+
+    def build(progress: PlanProgress) -> None:
+        say(lambda: plan_text(progress))
+
+    return ProgressDisplay(frame, adapt, build)
+
+
+def _adapt_name(progress: AdaptProgress) -> str:
+    return f"learning object {progress.object_id} ({progress.role})"

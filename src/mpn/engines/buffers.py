@@ -1,0 +1,192 @@
+"""The memory a device engine reads and writes, at addresses that never change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpn._common.closeable import Closing
+from mpn.cuda.device import Device, Tensor, nbytes_of, tensor_from_interface
+from mpn.engines.base import DeviceTensor, EngineBuffers
+from mpn.engines.spec import OBJECTS_AXIS, EngineSpec, TensorSpec
+from mpn.errors import EngineError
+from mpn.types import Float32Array
+
+StartBatch = Callable[[int, int], None]
+"""Starts one run: (stream, number of objects)."""
+
+
+class DeviceBuffers(Closing):
+    """Device memory for every tensor of an engine, sized for ``spec.max_objects``.
+
+    Args:
+        spec: The engine's interface.
+        device: The GPU.
+        dtypes: Type of each tensor by name; the spec's where it is not named.
+
+    Raises:
+        EngineError: If there is not enough memory; what was had is given back.
+    """
+
+    def __init__(
+        self, spec: EngineSpec, device: Device, dtypes: Mapping[str, str] | None = None
+    ) -> None:
+        self._spec, self._device = spec, device
+        self._tensors: dict[str, Tensor] = {}
+        try:
+            for tensor in (*spec.inputs, *spec.outputs):
+                dtype = (dtypes or {}).get(tensor.name, tensor.dtype)
+                shape = _shape_for(tensor, self.most_objects)
+                address = device.allocate(nbytes_of(shape, dtype))
+                self._tensors[tensor.name] = Tensor(address, shape, dtype)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether the tensors have an ``objects`` axis."""
+        return any(tensor.dynamic_axes for tensor in self._spec.inputs)
+
+    @property
+    def most_objects(self) -> int:
+        """Largest number of objects; 1 without that axis."""
+        return (self._spec.max_objects or 1) if self.has_objects else 1
+
+    def of(self, objects: int) -> EngineBuffers:
+        """The first ``objects`` rows of every buffer.
+
+        Raises:
+            EngineError: If that is under 1 or over :attr:`most_objects`.
+        """
+        if not 1 <= objects <= self.most_objects:
+            raise EngineError(
+                f"the {self._spec.role} engine takes 1 to {self.most_objects} objects at once, "
+                f"got {objects}: export with a larger --max-objects, or run several batches"
+            )
+        return EngineBuffers(
+            inputs=self._part(self._spec.inputs, objects),
+            outputs=self._part(self._spec.outputs, objects),
+        )
+
+    def objects_in(self, inputs: Mapping[str, DeviceTensor]) -> int:
+        """How many objects device tensors hold, once they fit the engine.
+
+        Raises:
+            EngineError: If a name, shape or dtype does not fit.
+        """
+        if set(inputs) != set(self._spec.input_names):
+            raise EngineError(
+                f"the {self._spec.role} engine takes {sorted(self._spec.input_names)}, "
+                f"got {sorted(inputs)}"
+            )
+        objects = 1
+        for tensor in self._spec.inputs:
+            given = tensor_from_interface(inputs[tensor.name])
+            buffer = self._tensors[tensor.name]
+            if tensor.dynamic_axes and given.shape:
+                objects = given.shape[0]
+            if given.shape != _shape_for(tensor, objects) or np.dtype(given.dtype) != buffer.dtype:
+                raise EngineError(
+                    f"tensor '{tensor.name}' must be {buffer.dtype} {tensor.shape} on the device, "
+                    f"got {np.dtype(given.dtype)} {given.shape}"
+                )
+        self.of(objects)
+        return objects
+
+    def copy_in(self, inputs: Mapping[str, DeviceTensor], objects: int, stream: int) -> None:
+        """Copy device tensors, checked by :meth:`objects_in`, to where they are not already."""
+        for name, buffer in self.of(objects).inputs.items():
+            given = tensor_from_interface(inputs[name])
+            if given.address != buffer.address:
+                size = nbytes_of(buffer.shape, buffer.dtype)
+                self._device.copy(given.address, buffer.address, size, stream)
+
+    def run_batches(
+        self, inputs: Mapping[str, Float32Array], stream: int, start: StartBatch
+    ) -> dict[str, Float32Array]:
+        """Run on host arrays: copy in, start, copy out, wait; in several batches if need be.
+
+        Args:
+            inputs: As the spec says, float32; any number of objects.
+            stream: To work on.
+            start: Starts one run on the buffers.
+
+        Returns:
+            New float32 arrays.
+
+        Raises:
+            EngineError: If a name, shape or dtype does not fit, an axis is empty, or the run fails.
+        """
+        self._spec.check_inputs(inputs)
+        for name, array in inputs.items():
+            if array.size == 0:
+                raise EngineError(
+                    f"tensor '{name}' is empty {array.shape}: give at least one object"
+                )
+        total = next(iter(inputs.values())).shape[0] if self.has_objects else 1
+        if any(self.has_objects and array.shape[0] != total for array in inputs.values()):
+            raise EngineError(f"the inputs of the {self._spec.role} engine differ in their objects")
+        outputs: dict[str, Float32Array] = {
+            tensor.name: np.empty(_shape_for(tensor, total), np.float32)
+            for tensor in self._spec.outputs
+        }
+        for first in range(0, total, self.most_objects):
+            last = min(first + self.most_objects, total)
+            self._run_batch(inputs, outputs, (first, last), stream, start)
+        return outputs
+
+    def close(self) -> None:
+        """Give the memory back; closing twice is allowed."""
+        tensors, self._tensors = self._tensors, {}
+        for tensor in tensors.values():
+            self._device.free(tensor.address)
+
+    def _run_batch(
+        self,
+        inputs: Mapping[str, Float32Array],
+        outputs: Mapping[str, Float32Array],
+        rows: tuple[int, int],
+        stream: int,
+        start: StartBatch,
+    ) -> None:
+        part = slice(*rows) if self.has_objects else slice(None)
+        buffers = self.of(rows[1] - rows[0])
+        for name, buffer in buffers.inputs.items():
+            # Rounded to nearest, as a cast on the device would round.
+            array = np.ascontiguousarray(inputs[name][part], dtype=buffer.dtype)
+            self._device.upload(array, buffer.address, stream)
+        start(stream, rows[1] - rows[0])
+        arrived: dict[str, npt.NDArray[Any]] = {}
+        for name, buffer in buffers.outputs.items():
+            arrived[name] = np.empty(buffer.shape, buffer.dtype)
+            self._device.download(buffer.address, arrived[name], stream)
+        self._device.synchronize(stream)
+        for name, array in arrived.items():
+            outputs[name][part] = array
+
+    def _part(self, tensors: tuple[TensorSpec, ...], objects: int) -> dict[str, DeviceTensor]:
+        found: dict[str, DeviceTensor] = {}
+        for tensor in tensors:
+            whole = self._tensors[tensor.name]
+            found[tensor.name] = Tensor(
+                whole.address, _shape_for(tensor, objects), whole.dtype, self
+            )
+        return found
+
+
+def _shape_for(tensor: TensorSpec, objects: int) -> tuple[int, ...]:
+    """The shape of a tensor with so many objects.
+
+    Raises:
+        EngineError: If another axis is dynamic, or not the first one.
+    """
+    if any(axis != 0 or name != OBJECTS_AXIS for axis, name in tensor.dynamic_axes.items()):
+        raise EngineError(
+            f"tensor {tensor.describe()} has a dynamic axis other than '{OBJECTS_AXIS}' in front: "
+            "export it again"
+        )
+    return tuple(objects if isinstance(size, str) else size for size in tensor.shape)

@@ -1,0 +1,238 @@
+"""The files of an engine directory: where they may lie, and whether they are the exported ones."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from mpn.engines.directory.schema import Fields
+from mpn.errors import ManifestError, OutputError
+
+MANIFEST_NAME = "manifest.json"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHUNK_BYTES = 1 << 20
+
+_VIDEO_SUFFIXES = frozenset(
+    {
+        ".mp4",
+        ".mov",
+        ".mkv",
+        ".avi",
+        ".webm",
+        ".m4v",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".wmv",
+        ".flv",
+        ".gif",
+    }
+)
+_CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".tar", ".ckpt", ".safetensors"})
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """A file and what it must contain.
+
+    Attributes:
+        path: Relative to the engine directory, with ``/``; for checkpoints in the provenance, the
+            file's name alone.
+        sha256: 64 lower-case hexadecimal digits.
+    """
+
+    path: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ManifestError("a file's path is empty")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ManifestError(
+                f"the sha256 of {self.path} must be 64 lower-case hexadecimal digits, "
+                f"got {self.sha256[:80]!r}"
+            )
+
+    def as_json(self) -> dict[str, str]:
+        """A dict of JSON types."""
+        return {"path": self.path, "sha256": self.sha256}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> FileDigest:
+        """The inverse of :meth:`as_json`."""
+        return cls(path=fields.string("path"), sha256=fields.string("sha256"))
+
+
+def check_engine_dir(directory: str | os.PathLike[str]) -> Path:
+    """Check that ``directory`` can be an engine directory at all, and return it as a Path.
+
+    Raises:
+        ManifestError: If it does not exist, is a file (a video, a checkpoint and a graph are told
+            apart, since the folder was probably forgotten), or holds no manifest.
+    """
+    path = Path(directory)
+    if "\0" in str(path):
+        raise ManifestError("the engine directory's name contains a NUL character")
+    try:
+        if path.is_dir():
+            if not (path / MANIFEST_NAME).exists():
+                raise ManifestError(
+                    f"{path} holds no {MANIFEST_NAME}, so it is no engine directory: "
+                    "give the folder that mpn-export wrote"
+                )
+            return path
+        if path.exists():
+            raise ManifestError(_hint_for_file(path))
+    except OSError as error:
+        raise ManifestError(
+            f"{path} cannot be used as engine directory: {error.strerror}"
+        ) from error
+    if path.suffix.lower() in _VIDEO_SUFFIXES:
+        raise ManifestError(_hint_for_file(path))
+    raise ManifestError(
+        f"there is no engine directory at {path}: give the folder that mpn-export wrote, "
+        "or leave the option out to use the one that ships with the package"
+    )
+
+
+def _hint_for_file(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in _VIDEO_SUFFIXES:
+        return (
+            f"{path} is a video, not an engine directory: give the folder first, "
+            f"as in --engine-dir engines/ {path}, or leave --engine-dir out"
+        )
+    if suffix in _CHECKPOINT_SUFFIXES:
+        return (
+            f"{path} is a checkpoint, not an engine directory: export it with "
+            f"mpn-export {path} -o engines/ and give engines/"
+        )
+    if suffix == ".onnx" or path.name == MANIFEST_NAME:
+        return f"{path} is a file of an engine directory: give its folder, {path.parent}"
+    return f"{path} is a file, not an engine directory: give the folder that mpn-export wrote"
+
+
+def resolve_inside(directory: Path, relative: str) -> Path:
+    """The path of a file that must lie inside ``directory``.
+
+    The file need not exist. A symbolic link is followed, and may lead to another place of the same
+    directory only.
+
+    Args:
+        directory: The engine directory.
+        relative: Path from a manifest, with ``/``.
+
+    Returns:
+        ``directory / relative``, absolute.
+
+    Raises:
+        ManifestError: If ``relative`` is empty, absolute, has ``..``, a backslash or NUL in it, or
+            leaves the directory through a symbolic link.
+    """
+    shown = f"path {relative[:80]!r}"
+    if "\0" in relative or "\\" in relative:
+        raise ManifestError(f"{shown} contains a {'NUL' if chr(0) in relative else 'backslash'}")
+    windows = PureWindowsPath(relative)
+    if PurePosixPath(relative).is_absolute() or windows.drive or windows.root:
+        raise ManifestError(f"{shown} is absolute, it must be relative to the engine directory")
+    if ".." in PurePosixPath(relative).parts:
+        raise ManifestError(f"{shown} contains '..', it must stay inside the engine directory")
+    try:
+        root = directory.resolve()
+        target = (root / relative).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: a loop of symbolic links; ValueError: a name that is no Unicode text.
+        raise ManifestError(f"{shown} cannot be resolved: {error}") from error
+    if target == root:
+        raise ManifestError(f"{shown} names the engine directory itself, not a file in it")
+    if not target.is_relative_to(root):
+        raise ManifestError(f"{shown} leaves the engine directory through a symbolic link")
+    # Unresolved: onnxruntime looks for external data beside the name it was given.
+    return root / relative
+
+
+def sha256_of_file(path: Path) -> str:
+    """The SHA-256 of a file as 64 lower-case hexadecimal digits, read in pieces.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_present(directory: Path, relative: str) -> None:
+    """Check that a file of an engine directory is there.
+
+    Raises:
+        ManifestError: If it is missing, no plain file, or outside the directory.
+    """
+    # os.path, not pathlib: for a name that is too long, pathlib raises instead of saying no.
+    path = resolve_inside(directory, relative)
+    if not os.path.exists(path):
+        raise ManifestError(
+            f"{relative} is missing from {directory}: copy the whole folder, or export it again"
+        )
+    if not os.path.isfile(path):  # a pipe would block for ever
+        raise ManifestError(f"{relative} in {directory} is not a plain file: export it again")
+
+
+def check_digest(directory: Path, file: FileDigest) -> None:
+    """Check that a file of an engine directory is the one that was exported.
+
+    Raises:
+        ManifestError: If it is missing, no plain file, unreadable, or has another content.
+    """
+    path = resolve_inside(directory, file.path)
+    check_present(directory, file.path)
+    try:
+        found = sha256_of_file(path)
+    except OSError as error:
+        raise ManifestError(
+            f"{file.path} in {directory} cannot be read: {error.strerror}"
+        ) from error
+    if found != file.sha256:
+        raise ManifestError(
+            f"{file.path} in {directory} has changed since export (sha256 {found[:12]}..., the "
+            f"manifest says {file.sha256[:12]}...): copy the folder anew, or re-export it"
+        )
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 text so that ``path`` holds either its old content or all of the new one.
+
+    Raises:
+        OutputError: If the folder is missing, not writable, or the disk is full; nothing is left.
+    """
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Write so that ``path`` holds either its old content or all of the new one.
+
+    Raises:
+        OutputError: If the folder is missing, not writable, or the disk is full; nothing is left.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    except BaseException:  # Ctrl-C included
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,269 @@
+"""The manifest of an engine directory: what is in it, and how its engines are to be fed.
+
+``manifest.json`` is written by the exporter and read by the runtime. A :class:`Manifest` cannot be
+built with values that contradict each other, so both sides check the same things.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpn.engines.directory.entries import (
+    DIS_SOURCE,
+    ENGINE_SOURCE,
+    FlowSource,
+    OsvosPreprocessing,
+    Preprocessing,
+    PropagationPreprocessing,
+    Provenance,
+    RoleEntry,
+    utc_now_iso,
+)
+from mpn.engines.directory.files import (
+    MANIFEST_NAME,
+    FileDigest,
+    check_digest,
+    check_engine_dir,
+    resolve_inside,
+    write_text_atomically,
+)
+from mpn.engines.directory.schema import Fields, Scalar, json_from_text
+from mpn.engines.spec import ROLES, EngineSpec, Role, TensorSpec, engine_spec
+from mpn.errors import EngineError, ManifestError
+
+__all__ = [
+    "DIS_SOURCE",
+    "ENGINE_SOURCE",
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "FileDigest",
+    "FlowSource",
+    "Manifest",
+    "OsvosPreprocessing",
+    "Preprocessing",
+    "PropagationPreprocessing",
+    "Provenance",
+    "RoleEntry",
+    "load_manifest",
+    "resolve_inside",
+    "save_manifest",
+    "utc_now_iso",
+    "verify_digests",
+]
+
+SCHEMA_VERSION = 1
+"""The schema that this version writes and reads."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime knows about an engine directory before it opens an engine.
+
+    Attributes:
+        name: For people, for example ``"lite"``.
+        frame_size_hw: (height, width) of the working frame that flow and OSVOS are exported for.
+        roi_size: Side of the propagation crop; 16 n + 1.
+        max_objects: Largest object batch that plans are built for.
+        preprocessing: How frames become inputs.
+        flow: Where the flow comes from.
+        roles: The engines; propagation always, flow if ``flow.source`` is ``"engine"``.
+        runtime_defaults: Pipeline option names to values that suit these weights; the pipeline
+            checks them.
+        provenance: Where the engines come from.
+        schema_version: Always :data:`SCHEMA_VERSION`.
+
+    Raises:
+        ManifestError: If the values contradict each other or the specs of the roles.
+    """
+
+    name: str
+    frame_size_hw: tuple[int, int]
+    roi_size: int
+    max_objects: int
+    preprocessing: Preprocessing
+    flow: FlowSource
+    roles: Mapping[Role, RoleEntry]
+    runtime_defaults: Mapping[str, Scalar]
+    provenance: Provenance
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ManifestError(_unknown_schema(self.schema_version))
+        if min(self.frame_size_hw) < 1:
+            raise ManifestError(f"field 'frame_size_hw' must be positive, got {self.frame_size_hw}")
+        for role, entry in self.roles.items():
+            self._check_role(role, entry)
+        if "propagation" not in self.roles:
+            raise ManifestError("field 'roles.propagation' is missing: every directory needs it")
+        if self.flow.source == ENGINE_SOURCE and "flow" not in self.roles:
+            raise ManifestError(
+                "field 'roles.flow' is missing although flow.source is 'engine': "
+                "export a flow network too, or use 'opencv-dis'"
+            )
+
+    def spec(self, role: Role) -> EngineSpec:
+        """The interface that the engine of ``role`` must have at this directory's sizes."""
+        return engine_spec(
+            role,
+            frame_size_hw=self.frame_size_hw,
+            roi_size=self.roi_size,
+            max_objects=self.max_objects,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """A dict of JSON types: the content of ``manifest.json``."""
+        return {
+            "schema_version": self.schema_version,
+            "name": self.name,
+            "frame_size_hw": list(self.frame_size_hw),
+            "roi_size": self.roi_size,
+            "max_objects": self.max_objects,
+            "preprocessing": self.preprocessing.as_json(),
+            "flow": self.flow.as_json(),
+            "roles": {role: entry.as_json() for role, entry in self.roles.items()},
+            "runtime_defaults": dict(self.runtime_defaults),
+            "provenance": self.provenance.as_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Manifest:
+        """The inverse of :meth:`as_json`.
+
+        Raises:
+            ManifestError: If the schema is unknown, or a field is missing or of another type.
+        """
+        fields = Fields(value)
+        # First: the fields of another schema may be others, and no error of theirs would help.
+        schema_version = fields.integer("schema_version")
+        if schema_version != SCHEMA_VERSION:
+            raise ManifestError(_unknown_schema(schema_version))
+        roles = fields.object("roles")
+        return cls(
+            name=fields.string("name"),
+            frame_size_hw=fields.size_hw("frame_size_hw"),
+            roi_size=fields.integer("roi_size"),
+            max_objects=fields.integer("max_objects"),
+            preprocessing=Preprocessing.from_fields(fields.object("preprocessing")),
+            flow=FlowSource.from_fields(fields.object("flow")),
+            roles={
+                _role_named(name): RoleEntry.from_fields(roles.object(name)) for name in roles.names
+            },
+            runtime_defaults=fields.scalars("runtime_defaults"),
+            provenance=Provenance.from_fields(fields.object("provenance")),
+        )
+
+    def _check_role(self, role: Role, entry: RoleEntry) -> None:
+        try:
+            spec = self.spec(role)
+        except EngineError as error:
+            raise ManifestError(str(error)) from error
+        for kind, found, expected in (
+            ("inputs", entry.inputs, spec.inputs),
+            ("outputs", entry.outputs, spec.outputs),
+        ):
+            if found != expected:
+                raise ManifestError(
+                    f"field 'roles.{role}.{kind}' is {_tensors_text(found)}, but a {role} engine "
+                    f"of these sizes has {_tensors_text(expected)}: export it again"
+                )
+
+
+def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
+    """Read and check the manifest of an engine directory; no other file is opened.
+
+    Raises:
+        ManifestError: If the directory or its manifest cannot be used; one line that names the
+            file and the field.
+    """
+    path = check_engine_dir(directory)
+    file = path / MANIFEST_NAME
+    try:
+        text = resolve_inside(path, MANIFEST_NAME).read_text(encoding="utf-8")
+        manifest = Manifest.from_json(json_from_text(text))
+        _check_paths(path, manifest)
+    except OSError as error:
+        raise ManifestError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{file}: invalid JSON (no UTF-8 text)") from error
+    except ManifestError as error:
+        raise ManifestError(f"{file}: {error}") from error
+    return manifest
+
+
+def save_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Path:
+    """Write the manifest into an existing directory, atomically.
+
+    Every path in it is checked to stay inside the directory first.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ManifestError: If a path leaves the directory.
+        OutputError: If it cannot be written.
+    """
+    path = Path(directory)
+    _check_paths(path, manifest)
+    # ASCII: a command line may hold file names that are no UTF-8.
+    text = json.dumps(manifest.as_json(), indent=2, allow_nan=False)
+    write_text_atomically(path / MANIFEST_NAME, text + "\n")
+    return path / MANIFEST_NAME
+
+
+def verify_digests(
+    directory: str | os.PathLike[str],
+    manifest: Manifest,
+    roles: Iterable[Role] = ROLES,
+    *,
+    with_adapt: bool = False,
+) -> None:
+    """Check that the files of the roles are the ones that were exported, by streamed SHA-256.
+
+    Roles that the manifest has not are passed over.
+
+    Args:
+        directory: The engine directory.
+        manifest: Its manifest.
+        roles: Which to check.
+        with_adapt: Check the graphs for fine-tuning too, which running does not need.
+
+    Raises:
+        ManifestError: If a file is missing, leaves the directory or has another content.
+    """
+    wanted = set(roles)
+    for role, entry in manifest.roles.items():
+        if role in wanted:
+            for file in entry.all_files if with_adapt else entry.files:
+                check_digest(Path(directory), file)
+
+
+def _check_paths(directory: Path, manifest: Manifest) -> None:
+    for entry in manifest.roles.values():
+        for file in entry.all_files:
+            resolve_inside(directory, file.path)
+
+
+def _role_named(name: str) -> Role:
+    for role in ROLES:
+        if name == role:
+            return role
+    raise ManifestError(
+        f"field 'roles.{name}' is an unknown role: the roles are {', '.join(ROLES)}"
+    )
+
+
+def _unknown_schema(found: int) -> str:
+    return (
+        f"schema_version {found} is unknown: this version of mpn-runtime reads {SCHEMA_VERSION}; "
+        "export again with this version, or install the one that exported it"
+    )
+
+
+def _tensors_text(tensors: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(tensor.describe() for tensor in tensors) or "nothing"

@@ -1,0 +1,186 @@
+"""The onnxruntime engine on CUDA: device memory in and out, in the order of a stream.
+
+No GPU has run it yet; that the provider is the one asked for is checked as for every session.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpn._common.closeable import Closing
+from mpn.cuda.device import Device
+from mpn.engines.base import DeviceTensor, EngineBuffers
+from mpn.engines.buffers import DeviceBuffers
+from mpn.engines.onnxruntime.engine import (
+    check_interface,
+    import_onnxruntime,
+    one_line,
+    open_session,
+)
+from mpn.engines.spec import EngineSpec
+from mpn.errors import EngineError
+from mpn.types import Float32Array
+
+
+class OrtCudaEngine(Closing):
+    """A session of onnxruntime's CUDA provider: implements :class:`mpn.engines.base.DeviceEngine`.
+
+    The provider works on a stream of the engine's own, since a session takes its stream once, when
+    it is made; runs are put in order with the caller's stream by events, and nothing waits. Tensors
+    are bound to fixed memory, a binding for every number of objects.
+
+    Args:
+        onnx_path: Graph file; external data lies beside it.
+        spec: The interface it must have.
+        device: The GPU.
+        threads: Threads within an operator that stays on the CPU; None leaves it to onnxruntime.
+
+    Raises:
+        BackendError: If CUDA is not what would run.
+        EngineError: If the graph is missing, damaged or of another interface, or memory is short.
+        MissingExtraError: If onnxruntime is not installed.
+    """
+
+    def __init__(
+        self,
+        onnx_path: str | os.PathLike[str],
+        spec: EngineSpec,
+        device: Device,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self._path, self._spec, self._device = Path(onnx_path), spec, device
+        self._session: Any = None
+        self._buffers: DeviceBuffers | None = None
+        self._bindings: dict[int, Any] = {}
+        device.activate()
+        self._stream = device.create_stream()
+        try:
+            self._session = open_session(
+                self._path,
+                "cuda",
+                threads,
+                cuda_options={
+                    "device_id": str(device.index),
+                    "user_compute_stream": str(self._stream),
+                },
+            )
+            check_interface(self._path, spec, self._session)
+            self._buffers = DeviceBuffers(spec, device)
+        except BaseException:
+            self.close()
+            raise
+        # Without it every run ends in a wait for the device.
+        self._run_options = import_onnxruntime("cuda").RunOptions()
+        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._session is None else self.backend
+        return f"OrtCudaEngine({self._path.name}, role={self._spec.role}, {state})"
+
+    @property
+    def spec(self) -> EngineSpec:
+        """Names and shapes of its tensors."""
+        return self._spec
+
+    @property
+    def backend(self) -> str:
+        """``"cuda"``."""
+        return "cuda"
+
+    @property
+    def device(self) -> Device:
+        """The GPU it is on."""
+        return self._device
+
+    @property
+    def can_be_captured(self) -> bool:
+        """False: a session may allocate, and copy through the host, in every run."""
+        return False
+
+    def buffers(self, objects: int = 1) -> EngineBuffers:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        return self._open_buffers().of(objects)
+
+    def prepare(self, stream: int, objects: int = 1) -> None:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        self.enqueue(stream, objects)
+        self._device.synchronize(stream)
+
+    def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        buffers = self.buffers(objects)
+        if self._device.is_capturing(stream):
+            raise EngineError(
+                "an engine of backend cuda cannot be captured into a CUDA graph: run it outside, "
+                "or use backend tensorrt"
+            )
+        self._device.activate()
+        self._device.order(stream, self._stream)
+        self._start(self._stream, objects)
+        self._device.order(self._stream, stream)
+        return buffers
+
+    def infer_on_device(
+        self, inputs: Mapping[str, DeviceTensor], stream: int
+    ) -> Mapping[str, DeviceTensor]:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        own = self._open_buffers()
+        objects = own.objects_in(inputs)
+        own.copy_in(inputs, objects, stream)
+        return self.enqueue(stream, objects).outputs
+
+    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """See :class:`mpn.engines.base.Engine`; more objects than a batch holds run in several."""
+        self._device.activate()
+        return self._open_buffers().run_batches(inputs, self._stream, self._start)
+
+    def close(self) -> None:
+        """Release session and memory; closing twice is allowed."""
+        self._bindings = {}
+        self._session = None
+        if self._buffers is not None:
+            self._buffers.close()
+            self._buffers = None
+        if self._stream:
+            self._device.destroy_stream(self._stream)
+            self._stream = 0
+
+    def _start(self, stream: int, objects: int) -> None:
+        """Start one run; ``stream`` is the session's own."""
+        binding = self._bindings.get(objects) or self._bind(objects)
+        try:
+            self._session.run_with_iobinding(binding, self._run_options)
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise EngineError(
+                f"the {self._spec.role} engine failed on cuda: {one_line(error)}"
+            ) from error
+
+    def _bind(self, objects: int) -> Any:
+        buffers = self._open_buffers().of(objects)
+        binding = self._session.io_binding()
+        for bind, tensors in (
+            (binding.bind_input, buffers.inputs),
+            (binding.bind_output, buffers.outputs),
+        ):
+            for name, tensor in tensors.items():
+                bind(
+                    name,
+                    device_type="cuda",
+                    device_id=self._device.index,
+                    element_type=np.float32,
+                    shape=list(tensor.shape),
+                    buffer_ptr=tensor.address,
+                )
+        self._bindings[objects] = binding
+        return binding
+
+    def _open_buffers(self) -> DeviceBuffers:
+        if self._buffers is None:
+            raise EngineError(f"the {self._spec.role} engine is closed: open it again to run it")
+        return self._buffers

@@ -1,0 +1,278 @@
+"""The onnxruntime engine: the CPU reference backend, and CUDA.
+
+onnxruntime falls back to the CPU in silence, in three places: when the provider asked for is not
+compiled in, when its libraries cannot be loaded, and when a run fails. Here each is an error.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mpn._common.closeable import Closing
+from mpn.engines.spec import EngineSpec, TensorSpec
+from mpn.errors import BackendError, EngineError, InputError, import_or_explain
+from mpn.types import Float32Array
+
+OrtBackend = Literal["cpu", "cuda"]
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+_INSTALL_CUDA = (
+    "uninstall onnxruntime, then install mpn-runtime with its extra [gpu] (never together with "
+    "[cpu]: both own the same folder) on a machine with an NVIDIA driver, or use the cpu backend"
+)
+_QUIET_LOG_SEVERITY = 4
+"""Fatal messages only: what goes wrong is raised, and an error is one line on stderr."""
+
+_GRAPH_FAULTS = frozenset(
+    {"InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel", "NotImplemented"}
+)
+"""onnxruntime's exceptions that speak of the graph and never of the device."""
+
+
+class OrtEngine(Closing):
+    """An engine that onnxruntime runs. Constructing it loads the graph; see :class:`Engine`.
+
+    The ``objects`` axis is dynamic: any K from 1 on works, ``spec.max_objects`` notwithstanding,
+    which bounds plans only. Outputs belong to the caller. Values are not looked at: what is not
+    finite goes in and comes out as it is.
+
+    On ``"cuda"`` onnxruntime may keep single shape computations on the CPU, as it was built to.
+    TF32 is off there: it would keep 10 bits of an fp32 graph's mantissa.
+
+    Args:
+        onnx_path: Graph file; external data lies beside it.
+        spec: The interface it must have.
+        backend: ``"cpu"`` or ``"cuda"``.
+        threads: Threads within an operator; None leaves it to onnxruntime (one a physical core).
+
+    Raises:
+        BackendError: If the backend that would run is not the one asked for.
+        EngineError: If the graph is missing, damaged or of another interface.
+        InputError: If ``threads`` is under 1.
+        MissingExtraError: If onnxruntime is not installed.
+    """
+
+    def __init__(
+        self,
+        onnx_path: str | os.PathLike[str],
+        spec: EngineSpec,
+        *,
+        backend: OrtBackend = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        self._path = Path(onnx_path)
+        self._spec = spec
+        self._backend = backend
+        session = open_session(self._path, backend, threads)
+        check_interface(self._path, spec, session)
+        self._session: Any = session
+
+    def __repr__(self) -> str:
+        state = "closed" if self._session is None else self._backend
+        return f"OrtEngine({self._path.name}, role={self._spec.role}, {state})"
+
+    @property
+    def spec(self) -> EngineSpec:
+        """Names and shapes of its tensors."""
+        return self._spec
+
+    @property
+    def backend(self) -> str:
+        """``"cpu"`` or ``"cuda"``: checked against what really runs."""
+        return self._backend
+
+    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """Run once.
+
+        Args:
+            inputs: Every input of the spec by name, float32.
+
+        Returns:
+            Every output of the spec by name, float32, new arrays.
+
+        Raises:
+            EngineError: If a name, shape or dtype does not fit the spec, an axis is empty, the
+                engine is closed, or onnxruntime fails.
+        """
+        if self._session is None:
+            raise EngineError(f"the {self._spec.role} engine is closed: open it again to run it")
+        self._spec.check_inputs(inputs)
+        for name, array in inputs.items():
+            if array.size == 0:
+                raise EngineError(
+                    f"tensor '{name}' is empty {array.shape}: give at least one object"
+                )
+        feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        try:
+            outputs = self._session.run(list(self._spec.output_names), feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise EngineError(
+                f"the {self._spec.role} engine failed on {self._backend}: {one_line(error)}"
+            ) from error
+        return dict(zip(self._spec.output_names, outputs, strict=True))
+
+    def close(self) -> None:
+        """Release the session; running the engine afterwards is an error."""
+        self._session = None
+
+
+def import_onnxruntime(backend: OrtBackend) -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        BackendError: If it is installed but broken.
+        MissingExtraError: If it is not installed.
+    """
+    extra = "gpu" if backend == "cuda" else "cpu"
+    try:
+        ort = import_or_explain("onnxruntime", extra=extra, purpose=f"the {backend} backend")
+    except ImportError as error:
+        raise BackendError(
+            f"onnxruntime is installed but cannot be loaded ({one_line(error)}): reinstall "
+            f"mpn-runtime with its extra [{extra}]"
+        ) from error
+    # Uninstalling one of the two wheels takes files of the other away.
+    if not hasattr(ort, "InferenceSession"):
+        raise BackendError(
+            "onnxruntime is incomplete, as after onnxruntime and onnxruntime-gpu were installed "
+            f"together: uninstall both, then install mpn-runtime with its extra [{extra}]"
+        )
+    return ort
+
+
+def why_no_cuda() -> str | None:
+    """Why the installed onnxruntime cannot use CUDA on any machine; None if it was built with it.
+
+    Whether it works on this one shows only when an engine is opened.
+    """
+    available = list(import_onnxruntime("cpu").get_available_providers())
+    if CUDA_PROVIDER in available:
+        return None
+    return f"the installed onnxruntime has no {CUDA_PROVIDER} (it has {', '.join(available)})"
+
+
+def open_session(
+    path: Path,
+    backend: OrtBackend,
+    threads: int | None,
+    *,
+    cuda_options: Mapping[str, str] | None = None,
+) -> Any:
+    """An onnxruntime session whose provider is the one asked for.
+
+    Args:
+        path: Graph file; external data lies beside it.
+        backend: ``"cpu"`` or ``"cuda"``.
+        threads: Threads within an operator; None leaves it to onnxruntime.
+        cuda_options: Further options of the CUDA provider.
+
+    Raises:
+        BackendError: If the backend that would run is not the one asked for.
+        EngineError: If the graph is missing or damaged.
+        InputError: If ``threads`` is under 1.
+        MissingExtraError: If onnxruntime is not installed.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"the number of threads must be at least 1, got {threads}")
+    ort = import_onnxruntime(backend)
+    wanted = CUDA_PROVIDER if backend == "cuda" else CPU_PROVIDER
+    providers: list[Any] = [wanted]
+    loading = ""
+    if backend == "cuda":
+        # Asked for a provider it has not, onnxruntime warns and takes the CPU.
+        reason = why_no_cuda()
+        if reason is not None:
+            raise BackendError(f"cuda was asked for, but {reason}: {_INSTALL_CUDA}")
+        loading = _preload_cuda_libraries(ort)
+        providers = [(CUDA_PROVIDER, {"use_tf32": "0", **(cuda_options or {})}), CPU_PROVIDER]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 0 if threads is None else threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _QUIET_LOG_SEVERITY
+    # By default its threads spin on after a run (for 27 ms in onnxruntime 1.32, a whole frame of
+    # the lite engines) and take the cores that the rest of the frame wants. Within a run they may.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        # Without enable_fallback=0 a failing provider is replaced by the CPU during construction.
+        session = ort.InferenceSession(
+            os.fspath(path), options, providers=providers, enable_fallback=0
+        )
+    except Exception as error:
+        if backend == "cuda" and type(error).__name__ not in _GRAPH_FAULTS:
+            raise BackendError(
+                f"cuda was asked for, but onnxruntime cannot use it ({one_line(error)}{loading}): "
+                f"{_INSTALL_CUDA}"
+            ) from error
+        raise EngineError(
+            f"{path.name} cannot be loaded by onnxruntime ({one_line(error)}): export it again"
+        ) from error
+    session.disable_fallback()
+    running = list(session.get_providers())
+    if running[:1] != [wanted]:
+        raise BackendError(
+            f"{backend} was asked for, but onnxruntime would run {', '.join(running) or 'nothing'}"
+            f"{loading}: {_INSTALL_CUDA}"
+        )
+    return session
+
+
+def _preload_cuda_libraries(ort: Any) -> str:
+    """Load CUDA and cuDNN from the wheels beside onnxruntime; what it says about failures."""
+    if not hasattr(ort, "preload_dlls"):
+        return ""
+    said = io.StringIO()
+    with redirect_stdout(said):  # it prints, which would spoil --json
+        ort.preload_dlls()
+    return f" [{one_line(said.getvalue())}]" if said.getvalue().strip() else ""
+
+
+def check_interface(path: Path, spec: EngineSpec, session: Any) -> None:
+    """Check that a session has the tensors of a spec.
+
+    Raises:
+        EngineError: With every difference.
+    """
+    differences = [
+        *_differences("input", spec.inputs, session.get_inputs()),
+        *_differences("output", spec.outputs, session.get_outputs()),
+    ]
+    if differences:
+        raise EngineError(
+            f"{path.name} is not the {spec.role} engine of this manifest: "
+            f"{'; '.join(differences)}: export it again"
+        )
+
+
+def _differences(kind: str, expected: Sequence[TensorSpec], nodes: Sequence[Any]) -> list[str]:
+    found = {node.name: _tensor_from_node(node) for node in nodes}
+    differences = []
+    for tensor in expected:
+        got = found.pop(tensor.name, None)
+        if got is None:
+            differences.append(f"{kind} '{tensor.name}' is missing")
+        elif got != tensor:
+            differences.append(f"{kind} {got.describe()}, expected {tensor.describe()}")
+    return differences + [f"{kind} {tensor.describe()} is surplus" for tensor in found.values()]
+
+
+def _tensor_from_node(node: Any) -> TensorSpec:
+    """The TensorSpec of onnxruntime's NodeArg; an axis without a name is ``"?"``."""
+    element = str(node.type).removeprefix("tensor(").removesuffix(")")
+    shape = tuple("?" if size is None else size for size in node.shape)
+    return TensorSpec(node.name, shape, {"float": "float32"}.get(element, element))
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """An error's text on one line, cut to ``limit`` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,307 @@
+"""Inference engines with other weights: external data exchanged, and the session built anew.
+
+Never ``add_initializer``: on onnxruntime's CPU provider it is silently wrong at the default level
+of optimisation. A session built from exchanged data runs as fast as the original one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from mpn._common.closeable import Closing
+from mpn.cuda.device import Device, open_device
+from mpn.engines.base import DeviceEngine, DeviceTensor, Engine, EngineBuffers
+from mpn.engines.directory.entries import AdaptEntry
+from mpn.engines.directory.files import resolve_inside
+from mpn.engines.directory.manifest import Manifest
+from mpn.engines.onnxruntime.cuda_engine import OrtCudaEngine
+from mpn.engines.onnxruntime.engine import OrtBackend, OrtEngine
+from mpn.engines.onnxruntime.finetune import adapt_entry
+from mpn.engines.spec import EngineSpec, Role
+from mpn.engines.weights import check_weights, read_weights, write_weights
+from mpn.errors import EngineError, OutputError
+from mpn.types import Float32Array
+
+_PROBE_SEED = 0
+
+
+class AdaptedEngine(Closing):
+    """An engine whose graph and data lie in a folder of their own, which it removes when closed.
+
+    Args:
+        engine: The engine.
+        folder: Where its files are.
+        changed: Names of the weights that differ from the directory's.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, changed: tuple[str, ...]) -> None:
+        self._engine = engine
+        self._folder = folder
+        self.changed = changed
+
+    def __repr__(self) -> str:
+        return f"AdaptedEngine({self._engine!r}, {len(self.changed)} weights changed)"
+
+    @property
+    def spec(self) -> EngineSpec:
+        """Names and shapes of its tensors."""
+        return self._engine.spec
+
+    @property
+    def backend(self) -> str:
+        """What really runs it."""
+        return self._engine.backend
+
+    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """Run once, see :class:`mpn.engines.base.Engine`."""
+        return self._engine.run(inputs)
+
+    def close(self) -> None:
+        """Release the session, then remove its files; closing twice is allowed."""
+        self._engine.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class AdaptedDeviceEngine(AdaptedEngine):
+    """The same around an engine on device memory: a :class:`mpn.engines.base.DeviceEngine`."""
+
+    def __init__(self, engine: DeviceEngine, folder: Path, changed: tuple[str, ...]) -> None:
+        super().__init__(engine, folder, changed)
+        self._device_engine = engine
+
+    @property
+    def can_be_captured(self) -> bool:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        return self._device_engine.can_be_captured
+
+    def buffers(self, objects: int = 1) -> EngineBuffers:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        return self._device_engine.buffers(objects)
+
+    def prepare(self, stream: int, objects: int = 1) -> None:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        self._device_engine.prepare(stream, objects)
+
+    def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        return self._device_engine.enqueue(stream, objects)
+
+    def infer_on_device(
+        self, inputs: Mapping[str, DeviceTensor], stream: int
+    ) -> Mapping[str, DeviceTensor]:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        return self._device_engine.infer_on_device(inputs, stream)
+
+
+def open_adapted_engine(
+    directory: str | os.PathLike[str],
+    manifest: Manifest,
+    role: Role,
+    weights: Mapping[str, Float32Array],
+    *,
+    backend: OrtBackend = "cpu",
+    threads: int | None = None,
+    work_dir: str | os.PathLike[str] | None = None,
+    base: Engine | None = None,
+    device: Device | None = None,
+) -> AdaptedEngine:
+    """Open an inference engine with other weights.
+
+    The graph and its data are copied into a new folder, the data with ``weights`` in it (converted
+    to half, and scaled, where the directory's are), and a session is built from them. It is
+    then checked on one input: if every weight is what it was, the output must be that of the
+    directory's own engine to the last bit; if it is the same although weights differ, a second
+    session with the sign of every weight turned proves whether exchanged weights arrive.
+
+    Args:
+        directory: What mpn-export wrote.
+        manifest: Its manifest.
+        role: ``"propagation"`` or ``"osvos"``.
+        weights: By name; those that are not given stay.
+        backend: ``"cpu"`` or ``"cuda"``.
+        threads: Threads within an operator; None leaves it to onnxruntime.
+        work_dir: An existing folder for the copies; None for the system's temporary one.
+        base: The directory's own engine, if it is open already, on the same backend.
+        device: The GPU, for ``"cuda"``; None for the first one.
+
+    Returns:
+        The engine, for ``"cuda"`` an :class:`AdaptedDeviceEngine`. Closing it removes its files.
+
+    Raises:
+        EngineError: If a weight does not fit, or the check fails.
+        OutputError: If the copies cannot be written.
+    """
+    entry = adapt_entry(manifest, role)
+    check_weights(entry.tensors, weights, complete=False)
+    path = Path(directory)
+    if backend == "cuda" and device is None:
+        device = open_device()
+    opener = _Opener(path, manifest, role, entry, backend, threads, work_dir, device)
+    adapted = opener.open(weights)
+    try:
+        _check_swap(opener, adapted, base)
+    except BaseException:
+        adapted.close()
+        raise
+    return adapted
+
+
+@contextmanager
+def exchanged_graph(
+    directory: str | os.PathLike[str],
+    manifest: Manifest,
+    role: Role,
+    weights: Mapping[str, Float32Array],
+) -> Iterator[Path]:
+    """A copy of a role's graph with other weights, for as long as the ``with`` statement lasts.
+
+    Args:
+        directory: What mpn-export wrote.
+        manifest: Its manifest.
+        role: ``"propagation"`` or ``"osvos"``.
+        weights: By name; those that are not given stay.
+
+    Yields:
+        The ``.onnx`` file.
+
+    Raises:
+        EngineError: If a weight does not fit.
+        OutputError: If the copy cannot be written.
+    """
+    entry = adapt_entry(manifest, role)
+    check_weights(entry.tensors, weights, complete=False)
+    opener = _Opener(Path(directory), manifest, role, entry, "cpu", None, None)
+    folder, _ = opener.write_copy(weights)
+    try:
+        yield folder / manifest.roles[role].onnx
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Opener:
+    """What stays the same from one swap to the next."""
+
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        role: Role,
+        entry: AdaptEntry,
+        backend: OrtBackend,
+        threads: int | None,
+        work_dir: str | os.PathLike[str] | None,
+        device: Device | None = None,
+    ) -> None:
+        self.directory = directory
+        self.role = role
+        self.entry = entry
+        self.spec = manifest.spec(role)
+        self._onnx = manifest.roles[role].onnx
+        self._files = manifest.roles[role].files
+        self._backend: OrtBackend = backend
+        self._threads = threads
+        self._work_dir = work_dir
+        self._device = device
+
+    def open(self, weights: Mapping[str, Float32Array]) -> AdaptedEngine:
+        """A session on a copy of the files, in which ``weights`` are."""
+        folder, changed = self.write_copy(weights)
+        try:
+            engine = self._engine(folder / self._onnx)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if isinstance(engine, OrtCudaEngine):
+            return AdaptedDeviceEngine(engine, folder, changed)
+        return AdaptedEngine(engine, folder, changed)
+
+    def open_base(self) -> OrtEngine | OrtCudaEngine:
+        """The directory's own engine."""
+        return self._engine(resolve_inside(self.directory, self._onnx))
+
+    def write_copy(self, weights: Mapping[str, Float32Array]) -> tuple[Path, tuple[str, ...]]:
+        """A folder with a copy of the files, and the names of the weights that changed in it."""
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"mpn-{self.role}-", dir=self._work_dir))
+        except OSError as error:
+            raise OutputError(
+                f"a folder for the {self.role} engine cannot be made: {error.strerror or error}"
+            ) from error
+        try:
+            return folder, tuple(self._write(folder, weights))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _engine(self, path: Path) -> OrtEngine | OrtCudaEngine:
+        if self._device is not None:
+            return OrtCudaEngine(path, self.spec, self._device, threads=self._threads)
+        return OrtEngine(path, self.spec, backend=self._backend, threads=self._threads)
+
+    def _write(self, folder: Path, weights: Mapping[str, Float32Array]) -> list[str]:
+        changed: list[str] = []
+        for file in self._files:
+            source, target = resolve_inside(self.directory, file.path), folder / file.path
+            tensors = [tensor for tensor in self.entry.tensors if tensor.file == file.path]
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                changed += write_weights(source, target, tensors, weights)
+            except OSError as error:
+                raise OutputError(
+                    f"{target} cannot be written: {error.strerror or error}"
+                ) from error
+        return changed
+
+
+def _check_swap(opener: _Opener, adapted: AdaptedEngine, base: Engine | None) -> None:
+    probe = _probe(opener.spec)
+    if base is None:
+        with opener.open_base() as own:
+            expected = own.run(probe)
+    else:
+        expected = base.run(probe)
+    same = _same(expected, adapted.run(probe))
+    if not adapted.changed:
+        if not same:
+            raise EngineError(
+                f"the {opener.role} engine with unchanged weights answers otherwise than the "
+                "directory's own: exchanging weights does not work with this onnxruntime"
+            )
+        return
+    if same:
+        # Either the change is too small to show, or weights do not arrive.
+        with opener.open(_turned(opener)) as control:
+            if _same(expected, control.run(probe)):
+                raise EngineError(
+                    f"the {opener.role} engine answers as before although its weights were "
+                    f"exchanged: its graph does not read {opener.entry.tensors[0].file}; "
+                    "export it again"
+                )
+
+
+def _turned(opener: _Opener) -> dict[str, Float32Array]:
+    """Every weight with its sign turned: no such change can go unseen."""
+    own = read_weights(opener.directory, opener.entry.tensors)
+    return {name: -values for name, values in own.items()}
+
+
+def _probe(spec: EngineSpec) -> dict[str, Float32Array]:
+    """Inputs between 0 and 1, always the same."""
+    rng = np.random.default_rng(_PROBE_SEED)
+    return {
+        tensor.name: rng.random(
+            tuple(1 if isinstance(size, str) else size for size in tensor.shape), np.float32
+        )
+        for tensor in spec.inputs
+    }
+
+
+def _same(left: Mapping[str, Float32Array], right: Mapping[str, Float32Array]) -> bool:
+    return all(np.array_equal(left[name], right[name]) for name in left)

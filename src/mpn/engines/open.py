@@ -1,0 +1,416 @@
+"""Opening an engine directory: the one way from a folder to engines that run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mpn._common.closeable import Closing
+from mpn.cuda.device import Device, open_device
+from mpn.engines.base import Engine
+from mpn.engines.directory.files import check_engine_dir, check_present, resolve_inside
+from mpn.engines.directory.manifest import (
+    ENGINE_SOURCE,
+    MANIFEST_NAME,
+    Manifest,
+    load_manifest,
+    verify_digests,
+)
+from mpn.engines.onnxruntime.cuda_engine import OrtCudaEngine
+from mpn.engines.onnxruntime.engine import OrtBackend, OrtEngine, why_no_cuda
+from mpn.engines.onnxruntime.reweight import open_adapted_engine
+from mpn.engines.spec import Role
+from mpn.engines.tensorrt.api import TrtBackend, load_trt
+from mpn.engines.tensorrt.open import PlanPolicy, open_trt_engine
+from mpn.engines.tensorrt.plans.store import PlanStore
+from mpn.engines.tensorrt.refit import open_refitted_engine
+from mpn.errors import BackendError, EngineError, ManifestError, MissingExtraError, OutputError
+from mpn.types import Float32Array
+
+Backend = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
+BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx")
+GpuBackend = Literal["tensorrt", "tensorrt-rtx", "cuda"]
+PROBED: tuple[GpuBackend, ...] = ("tensorrt", "tensorrt-rtx", "cuda")
+"""What ``auto`` tries before the CPU, the fastest first."""
+
+
+@dataclass(frozen=True)
+class OpenedRoles:
+    """Engines that are open.
+
+    Attributes:
+        backend: What runs them.
+        note: One sentence on why it is this backend, and on the plans.
+        engines: By role.
+        store: The plans they come from; None where there are none.
+        device: The GPU; None on the CPU.
+    """
+
+    backend: str
+    note: str
+    engines: Mapping[Role, Engine]
+    store: PlanStore | None = None
+    device: Device | None = None
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What is to be opened, whatever runs it.
+
+    Attributes:
+        directory: The engine directory.
+        manifest: Its manifest.
+        roles: Which engines.
+        threads: Threads within an operator on the CPU; None leaves it to onnxruntime.
+        policy: How plans are come by.
+    """
+
+    directory: Path
+    manifest: Manifest
+    roles: tuple[Role, ...]
+    threads: int | None
+    policy: PlanPolicy
+
+    def on_cpu(self) -> dict[Role, Engine]:
+        """Open them with onnxruntime on the CPU.
+
+        Raises:
+            EngineError: If one cannot be opened; those already open are closed.
+            ManifestError: If a file is missing.
+            MissingExtraError: If onnxruntime is not installed.
+        """
+
+        def open_one(role: Role) -> Engine:
+            return OrtEngine(
+                self._graph(role), self.manifest.spec(role), backend="cpu", threads=self.threads
+            )
+
+        return self._all(open_one)
+
+    def on_gpu(self, backend: GpuBackend) -> OpenedRoles:
+        """Open them with a backend that runs on a GPU.
+
+        Raises:
+            BackendError: If it does not work here.
+            EngineError: If one cannot be opened; those already open are closed.
+            ManifestError: If a file is missing.
+            MissingExtraError: If what it needs is not installed.
+            OutputError: If a plan cannot be written.
+        """
+        if backend == "cuda":
+            return self._on_cuda()
+        return self._on_trt(backend)
+
+    def _on_cuda(self) -> OpenedRoles:
+        reason = why_no_cuda()
+        if reason is not None:
+            raise BackendError(
+                f"cuda was asked for, but {reason}: uninstall onnxruntime and install mpn-runtime "
+                "with its extra [gpu], never together with [cpu], or use backend cpu"
+            )
+        device = open_device()
+
+        def open_one(role: Role) -> Engine:
+            spec = self.manifest.spec(role)
+            return OrtCudaEngine(self._graph(role), spec, device, threads=self.threads)
+
+        return OpenedRoles("cuda", "", self._all(open_one), device=device)
+
+    def _on_trt(self, backend: TrtBackend) -> OpenedRoles:
+        api = load_trt(backend)
+        device = open_device()
+        store = PlanStore(self.directory, self.manifest, api, device)
+        notes = []
+
+        def open_one(role: Role) -> Engine:
+            self._graph(role)
+            engine, note = open_trt_engine(store, role, self.policy)
+            notes.append(note)
+            return engine
+
+        engines = self._all(open_one)
+        return OpenedRoles(backend, "; ".join(notes), engines, store, device)
+
+    def _graph(self, role: Role) -> Path:
+        for file in self.manifest.roles[role].files:
+            check_present(self.directory, file.path)
+        return resolve_inside(self.directory, self.manifest.roles[role].onnx)
+
+    def _all(self, open_one: Callable[[Role], Engine]) -> dict[Role, Engine]:
+        engines: dict[Role, Engine] = {}
+        with ExitStack() as opened:
+            for role in self.roles:
+                engines[role] = open_one(role)
+                opened.callback(engines[role].close)
+            opened.pop_all()
+        return engines
+
+
+def open_with(opening: Opening, backend: Backend) -> OpenedRoles:
+    """Open engines with the backend asked for; ``"auto"``: the first of :data:`PROBED` that works.
+
+    Raises:
+        BackendError: If the backend asked for cannot run here.
+        EngineError: If an engine cannot be opened; those already open are closed.
+        ManifestError: If a file is missing.
+        MissingExtraError: If what it needs is not installed.
+    """
+    if backend == "cpu":
+        return OpenedRoles("cpu", "cpu, as asked for", opening.on_cpu())
+    if backend != "auto":
+        opened = opening.on_gpu(backend)
+        return _noted(opened, f"{backend}, as asked for")
+    reasons = []
+    without = why_no_gpu()
+    if without is not None:
+        # Said once: a library may be there and load, without a GPU it runs nothing.
+        return OpenedRoles(
+            "cpu", f"cpu, because no GPU can be used here: {without}", opening.on_cpu()
+        )
+    for candidate in PROBED:
+        try:
+            opened = opening.on_gpu(candidate)
+            _prove(opened.engines)
+        except (BackendError, MissingExtraError, OutputError) as error:
+            reasons.append(f"{candidate} does not work here: {error}")
+        except EngineError as error:
+            if candidate == "cuda":  # the graph's fault: the CPU would not run it either
+                raise
+            reasons.append(f"{candidate} does not run these engines: {error}")
+        else:
+            passed_over = f" ({'; '.join(reasons)})" if reasons else ""
+            return _noted(opened, f"{candidate}, because it works here{passed_over}")
+    return OpenedRoles("cpu", f"cpu, because {'; '.join(reasons)}", opening.on_cpu())
+
+
+def why_no_gpu() -> str | None:
+    """Why no GPU can be used here; None if one can."""
+    try:
+        open_device()
+    except (BackendError, MissingExtraError) as error:
+        return str(error)
+    return None
+
+
+def _noted(opened: OpenedRoles, note: str) -> OpenedRoles:
+    whole = f"{note}; {opened.note}" if opened.note else note
+    return OpenedRoles(opened.backend, whole, opened.engines, opened.store, opened.device)
+
+
+def _prove(engines: Mapping[Role, Engine]) -> None:
+    """Run the propagation engine once, or close all and raise BackendError.
+
+    An engine that opened on a GPU may still fail at its first kernel: no code for this GPU, no
+    cuDNN, no memory left.
+    """
+    propagation = engines["propagation"]
+    zeros = {
+        tensor.name: np.zeros(
+            tuple(1 if isinstance(size, str) else size for size in tensor.shape), np.float32
+        )
+        for tensor in propagation.spec.inputs
+    }
+    try:
+        propagation.run(zeros)
+    except EngineError as error:
+        for engine in engines.values():
+            engine.close()
+        raise BackendError(str(error)) from error
+
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "EngineSet",
+    "PlanPolicy",
+    "check_engine_dir",
+    "default_engine_dir",
+    "open_engines",
+]
+
+
+@dataclass(frozen=True)
+class EngineSet(Closing):
+    """The open engines of a directory; a context manager that closes them.
+
+    Attributes:
+        manifest: What the directory says about itself.
+        propagation: The propagation engine.
+        flow: The flow engine; None where the manifest's flow source is OpenCV DIS.
+        osvos: The OSVOS engine; None where the directory has none or it was left out.
+        backend: What really runs them: ``"cpu"``, ``"cuda"``, ``"tensorrt"`` or
+            ``"tensorrt-rtx"``. All but those of ``"cpu"`` are
+            :class:`mpn.engines.base.DeviceEngine`.
+        backend_note: One sentence on why it is this backend, and which plans were used or built.
+        digests: File in the directory -> SHA-256 by the manifest, of every file opened.
+        plans: Where the plans come from; None where there are none.
+        device: The GPU; None on the CPU.
+        policy: How plans are come by.
+    """
+
+    manifest: Manifest
+    propagation: Engine
+    flow: Engine | None
+    osvos: Engine | None
+    backend: str
+    backend_note: str
+    digests: Mapping[str, str]
+    plans: PlanStore | None = None
+    device: Device | None = None
+    policy: PlanPolicy = field(default_factory=PlanPolicy)
+
+    @property
+    def engines(self) -> Mapping[Role, Engine]:
+        """The open engines by role."""
+        found: dict[Role, Engine] = {"propagation": self.propagation}
+        if self.flow is not None:
+            found["flow"] = self.flow
+        if self.osvos is not None:
+            found["osvos"] = self.osvos
+        return found
+
+    def close(self) -> None:
+        """Close every engine; closing twice is allowed."""
+        with ExitStack() as stack:  # the others are closed even if one fails
+            for engine in self.engines.values():
+                stack.callback(engine.close)
+
+
+def default_engine_dir() -> Path:
+    """The engine directory that ships inside the package.
+
+    Raises:
+        ManifestError: If this installation has none.
+    """
+    path = Path(str(files("mpn").joinpath("assets", "lite")))
+    if not (path / MANIFEST_NAME).is_file():
+        raise ManifestError(
+            f"this installation ships no engine directory (there is none at {path}): reinstall "
+            "mpn-runtime, or give a folder that mpn-export wrote"
+        )
+    return path
+
+
+def open_engines(
+    directory: str | os.PathLike[str],
+    *,
+    backend: Backend = "auto",
+    threads: int | None = None,
+    verify: bool = True,
+    with_osvos: bool = True,
+    plans: PlanPolicy | None = None,
+) -> EngineSet:
+    """Open the engines of a directory.
+
+    Args:
+        directory: What mpn-export wrote, or :func:`default_engine_dir`.
+        backend: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"tensorrt-rtx"``, or ``"auto"``: the first
+            of TensorRT, TensorRT for RTX, CUDA that really works, which one run proves, else the
+            CPU; ``backend_note`` says which and why.
+        threads: Threads within an operator; None leaves it to onnxruntime.
+        verify: Compare the digests of the files to be opened with the manifest first.
+        with_osvos: Open the OSVOS engine too, if the directory has one.
+        plans: How plans of TensorRT are come by. By default one that is missing is built, which
+            takes from seconds to minutes, and kept.
+
+    Returns:
+        The open engines. Close them, or use them in a ``with`` statement.
+
+    Raises:
+        BackendError: If the backend asked for cannot run here.
+        EngineError: If an engine cannot be opened; those already open are closed.
+        InputError: If ``threads`` is under 1.
+        ManifestError: If the directory or its manifest cannot be used.
+        MissingExtraError: If onnxruntime is not installed.
+    """
+    _check_backend(backend)
+    manifest = load_manifest(directory)
+    roles = _roles_to_open(manifest, with_osvos=with_osvos)
+    if verify:
+        verify_digests(directory, manifest, roles)
+    path = Path(directory)
+
+    policy = plans or PlanPolicy()
+    opened = open_with(Opening(path, manifest, roles, threads, policy), backend)
+    return EngineSet(
+        manifest=manifest,
+        propagation=opened.engines["propagation"],
+        flow=opened.engines.get("flow"),
+        osvos=opened.engines.get("osvos"),
+        backend=opened.backend,
+        backend_note=opened.note,
+        digests={file.path: file.sha256 for role in roles for file in manifest.roles[role].files},
+        plans=opened.store,
+        device=opened.device,
+        policy=policy,
+    )
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise BackendError(f"unknown backend '{backend}': the backends are {', '.join(BACKENDS)}")
+
+
+def _roles_to_open(manifest: Manifest, *, with_osvos: bool) -> tuple[Role, ...]:
+    roles: list[Role] = ["propagation"]
+    if manifest.flow.source == ENGINE_SOURCE:
+        roles.append("flow")
+    if with_osvos and "osvos" in manifest.roles:
+        roles.append("osvos")
+    return tuple(roles)
+
+
+def open_object_engine(
+    directory: str | os.PathLike[str],
+    engines: EngineSet,
+    role: Role,
+    weights: Mapping[str, Float32Array],
+    *,
+    threads: int | None = None,
+) -> Engine:
+    """Open an engine with other weights on the backend that runs the directory's own.
+
+    Args:
+        directory: What mpn-export wrote.
+        engines: Its open engines.
+        role: ``"propagation"`` or ``"osvos"``.
+        weights: By name; those that are not given stay.
+        threads: Threads within an operator on the CPU; None leaves it to onnxruntime.
+
+    Returns:
+        The engine; on a GPU a :class:`mpn.engines.base.DeviceEngine`.
+
+    Raises:
+        BackendError: If a plan is missing and none may be built.
+        EngineError: If a weight does not fit, or the check of the exchange fails.
+        OutputError: If files cannot be written.
+    """
+    if engines.plans is not None:
+        return open_refitted_engine(engines.plans, role, weights, engines.policy, threads=threads)
+    return open_adapted_engine(
+        directory,
+        engines.manifest,
+        role,
+        weights,
+        backend="cuda" if engines.backend == "cuda" else "cpu",
+        threads=threads,
+        base=engines.engines[role],
+        device=engines.device,
+    )
+
+
+def step_backend(engines: EngineSet) -> OrtBackend:
+    """What runs the fine-tuning step, a graph that is onnxruntime's whatever runs the networks.
+
+    CUDA where the networks run on a GPU and the installed onnxruntime has it, else the CPU.
+    """
+    if engines.backend == "cpu":
+        return "cpu"
+    return "cuda" if why_no_cuda() is None else "cpu"

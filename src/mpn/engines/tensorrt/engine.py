@@ -1,0 +1,393 @@
+"""Engines that TensorRT or TensorRT for RTX run. No GPU has run them yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpn._common.closeable import Closing
+from mpn.cuda.device import Device, DeviceGraph
+from mpn.engines.base import DeviceTensor, EngineBuffers
+from mpn.engines.buffers import DeviceBuffers
+from mpn.engines.directory.files import write_bytes_atomically
+from mpn.engines.spec import EngineSpec
+from mpn.engines.tensorrt.api import TrtApi
+from mpn.engines.tensorrt.plans.options import object_profiles, profile_for
+from mpn.engines.tensorrt.refit import refit
+from mpn.errors import EngineError, OutputError
+from mpn.types import Float32Array
+
+
+class BoundContext:
+    """A context whose shapes and addresses never change, so that a CUDA graph of it stays valid.
+
+    TensorRT documents that a captured graph is undefined once the context it was captured from has
+    been given other shapes: there is a context for every number of objects. They share their
+    scratch memory, which is why an engine runs on one stream at a time.
+
+    Args:
+        api: The library.
+        context: Made without device memory.
+        device: The GPU.
+        buffers: What is bound, for this number of objects.
+        profile: Index of the optimisation profile; None for an engine of fixed sizes.
+        scratch: Address and size in bytes of the memory it works in.
+        stream: For choosing the profile; it is waited for.
+
+    Raises:
+        EngineError: If the library refuses a shape or an address, or gives another output shape.
+    """
+
+    def __init__(
+        self,
+        api: TrtApi,
+        context: Any,
+        device: Device,
+        *,
+        buffers: EngineBuffers,
+        profile: int | None,
+        scratch: tuple[int, int],
+        stream: int,
+    ) -> None:
+        self._api, self._context, self._device = api, context, device
+        self.buffers = buffers
+        self._graph: DeviceGraph | None = None
+        self.why_no_graph: str | None = "none was captured yet"
+        context.set_device_memory(*scratch)
+        if profile is not None:  # also the first: the default of later contexts was none once
+            api.check(
+                context.set_optimization_profile_async(profile, stream),
+                f"choosing optimisation profile {profile}",
+            )
+            device.synchronize(stream)
+        for name, tensor in buffers.inputs.items():
+            api.check(
+                context.set_input_shape(name, tensor.shape),
+                f"setting the shape of '{name}' to {tensor.shape}",
+            )
+        missing = context.infer_shapes()
+        if missing:
+            raise EngineError(
+                f"{api.title} cannot tell the shapes of the outputs: {', '.join(missing)} missing"
+            )
+        self._bind(buffers.inputs)
+        self._bind(buffers.outputs, is_output=True)
+
+    def start(self, stream: int) -> None:
+        """Start one run.
+
+        Raises:
+            EngineError: If the library refuses.
+        """
+        self._api.check(self._context.execute_async_v3(stream), "starting a run")
+
+    def is_capturable(self, stream: int) -> bool:
+        """Whether a run may be captured on the stream; what the library does not tell is true."""
+        asked = getattr(self._context, "is_stream_capturable", None)
+        return True if asked is None else bool(asked(stream))
+
+    def warm_up(self, stream: int, *, capture: bool) -> None:
+        """Run once, so that nothing is left to be done at first use, and capture a graph.
+
+        Args:
+            stream: A stream of the engine's own: the default stream cannot be captured.
+            capture: Whether to. Where that fails, :attr:`why_no_graph` says why, and runs are
+                started kernel by kernel.
+
+        Raises:
+            EngineError: If the run fails.
+        """
+        # TensorRT asks for one run with a shape before it is captured.
+        self.start(stream)
+        self._device.synchronize(stream)
+        if not capture:
+            self.why_no_graph = "it was not asked for"
+        elif not self.is_capturable(stream):
+            self.why_no_graph = f"{self._api.title} says that this engine cannot be captured"
+        else:
+            try:
+                self._graph = self._device.capture(stream, lambda: self.start(stream))
+            except EngineError as error:
+                self.why_no_graph = str(error)
+            else:
+                self.why_no_graph = None
+
+    def replay(self, stream: int) -> None:
+        """Start one run by its graph, or kernel by kernel where there is none."""
+        if self._graph is None:
+            self.start(stream)
+        else:
+            self._graph.launch(stream)
+
+    def close(self) -> None:
+        """Release graph and context, in this order; closing twice is allowed."""
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
+        self._context = None
+
+    def _bind(self, tensors: Mapping[str, DeviceTensor], *, is_output: bool = False) -> None:
+        for name, tensor in tensors.items():
+            shape = tuple(self._context.get_tensor_shape(name))
+            if is_output and shape != tensor.shape:
+                raise EngineError(
+                    f"output '{name}' of the plan is {shape}, expected {tensor.shape}: build it "
+                    "again"
+                )
+            self._api.check(
+                self._context.set_tensor_address(name, tensor.address),
+                f"giving '{name}' its memory",
+            )
+
+
+class TrtEngine(Closing):
+    """A plan that is loaded: implements :class:`mpn.engines.base.DeviceEngine`.
+
+    Loading reserves everything that running needs but the contexts: buffers for the largest number
+    of objects, and one piece of scratch memory. A context is made when a number of objects is first
+    met, or by :meth:`prepare`.
+
+    Args:
+        api: The library.
+        data: The plan.
+        spec: The interface it must have.
+        device: The GPU.
+        use_graphs: Capture a CUDA graph for every number of objects and replay it.
+        weights: Exchanged before anything runs, as the plan stores them; the plan must be
+            refittable.
+        kernel_cache: File in which TensorRT for RTX keeps the kernels it compiles for this GPU;
+            read if it is there, written when the engine is closed. TensorRT has none.
+        allow_host_code: The plan may carry code for the host: version-compatible ones do.
+
+    Raises:
+        EngineError: If the library refuses the plan, it has another interface, or there is not
+            enough memory.
+    """
+
+    def __init__(
+        self,
+        api: TrtApi,
+        data: bytes,
+        spec: EngineSpec,
+        device: Device,
+        *,
+        use_graphs: bool = True,
+        weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
+        kernel_cache: Path | None = None,
+        allow_host_code: bool = False,
+    ) -> None:
+        self._api, self._spec, self._device = api, spec, device
+        self._use_graphs = use_graphs
+        self._profiles = object_profiles(spec)
+        self._contexts: dict[int, BoundContext] = {}
+        self._buffers: DeviceBuffers | None = None
+        self._scratch = (0, 0)
+        self._stream = 0
+        self._kernel_cache = kernel_cache if api.is_rtx else None
+        device.activate()
+        self._runtime = api.check(api.module.Runtime(api.logger), "making a runtime")
+        # Only version-compatible plans carry code for the host, which is then run.
+        self._runtime.engine_host_code_allowed = allow_host_code
+        self._engine: Any = api.check(
+            self._runtime.deserialize_cuda_engine(data), f"loading the {spec.role} plan"
+        )
+        dtypes = self._checked_dtypes()
+        if weights:
+            refit(api, self._engine, weights)
+        self._config: Any = self._runtime_config()
+        try:
+            self._buffers = DeviceBuffers(spec, device, dtypes)
+            scratch_bytes = int(self._engine.device_memory_size_v2)
+            self._scratch = (device.allocate(scratch_bytes), scratch_bytes)
+            self._stream = device.create_stream()
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        state = "closed" if self._engine is None else self.backend
+        return f"TrtEngine(role={self._spec.role}, {state}, contexts for {sorted(self._contexts)})"
+
+    @property
+    def spec(self) -> EngineSpec:
+        """Names and shapes of its tensors."""
+        return self._spec
+
+    @property
+    def backend(self) -> str:
+        """``"tensorrt"`` or ``"tensorrt-rtx"``."""
+        return self._api.backend
+
+    @property
+    def device(self) -> Device:
+        """The GPU it is on."""
+        return self._device
+
+    @property
+    def can_be_captured(self) -> bool:
+        """See :class:`mpn.engines.base.DeviceEngine`; known for sure after :meth:`prepare`."""
+        return all(context.is_capturable(self._stream) for context in self._contexts.values())
+
+    @property
+    def why_no_graphs(self) -> Mapping[int, str]:
+        """Numbers of objects that run without a CUDA graph, and why."""
+        return {
+            objects: context.why_no_graph
+            for objects, context in self._contexts.items()
+            if context.why_no_graph is not None
+        }
+
+    def buffers(self, objects: int = 1) -> EngineBuffers:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        return self._open_buffers().of(objects)
+
+    def prepare(self, stream: int, objects: int = 1) -> None:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        own = self._open_buffers()
+        if objects in self._contexts:
+            return
+        buffers = own.of(objects)
+        if self._device.is_capturing(stream):
+            raise EngineError(
+                f"the {self._spec.role} engine has not run with {objects} objects yet, and a "
+                "stream is being captured: call prepare() before"
+            )
+        self._device.activate()
+        self._device.order(stream, self._stream)  # the scratch memory may still be at work there
+        context = self._api.check(
+            self._engine.create_execution_context(self._config), "making an execution context"
+        )
+        bound = BoundContext(
+            self._api,
+            context,
+            self._device,
+            buffers=buffers,
+            profile=profile_for(self._profiles, objects) if self._profiles else None,
+            scratch=self._scratch,
+            stream=self._stream,
+        )
+        bound.warm_up(self._stream, capture=self._use_graphs)
+        self._contexts[objects] = bound
+
+    def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        context = self._context(stream, objects)
+        context.start(stream)
+        return context.buffers
+
+    def infer_on_device(
+        self, inputs: Mapping[str, DeviceTensor], stream: int
+    ) -> Mapping[str, DeviceTensor]:
+        """See :class:`mpn.engines.base.DeviceEngine`."""
+        own = self._open_buffers()
+        objects = own.objects_in(inputs)
+        context = self._context(stream, objects)
+        own.copy_in(inputs, objects, stream)
+        if self._device.is_capturing(stream):
+            context.start(stream)  # a graph of somebody else's cannot hold a launch of ours
+        else:
+            context.replay(stream)
+        return context.buffers.outputs
+
+    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """See :class:`mpn.engines.base.Engine`; more objects than a batch holds run in several."""
+        own = self._open_buffers()
+        return own.run_batches(inputs, self._stream, self._run_batch)
+
+    def close(self) -> None:
+        """Release graphs, contexts, engine and memory; closing twice is allowed."""
+        if self._engine is not None and self._contexts:
+            self._save_kernels()
+        for context in self._contexts.values():
+            context.close()
+        self._contexts = {}
+        self._config = self._engine = self._runtime = None
+        if self._buffers is not None:
+            self._buffers.close()
+            self._buffers = None
+        if self._scratch[0]:
+            self._device.free(self._scratch[0])
+            self._scratch = (0, 0)
+        if self._stream:
+            self._device.destroy_stream(self._stream)
+            self._stream = 0
+
+    def _run_batch(self, stream: int, objects: int) -> None:
+        self._context(stream, objects).replay(stream)
+
+    def _context(self, stream: int, objects: int) -> BoundContext:
+        if objects not in self._contexts:
+            self.prepare(stream, objects)
+        self._device.activate()
+        return self._contexts[objects]
+
+    def _open_buffers(self) -> DeviceBuffers:
+        if self._buffers is None:
+            raise EngineError(f"the {self._spec.role} engine is closed: open it again to run it")
+        return self._buffers
+
+    def _checked_dtypes(self) -> dict[str, str]:
+        """Names of the tensors and their types, once they are those of the spec."""
+        engine, modes = self._engine, self._api.module.TensorIOMode
+        found = {
+            name: engine.get_tensor_mode(name)
+            for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
+        }
+        for tensors, mode in ((self._spec.inputs, modes.INPUT), (self._spec.outputs, modes.OUTPUT)):
+            for tensor in tensors:
+                wanted = tuple(-1 if isinstance(size, str) else size for size in tensor.shape)
+                if found.pop(tensor.name, None) != mode:
+                    raise EngineError(
+                        f"the {self._spec.role} plan has no tensor '{tensor.name}': build it again"
+                    )
+                shape = tuple(engine.get_tensor_shape(tensor.name))
+                if shape != wanted:
+                    raise EngineError(
+                        f"'{tensor.name}' of the {self._spec.role} plan is {shape}, expected "
+                        f"{tensor.describe()}: build it again"
+                    )
+        if found:
+            raise EngineError(
+                f"the {self._spec.role} plan has surplus tensors {sorted(found)}: build it again"
+            )
+        return {
+            tensor.name: self._api.numpy_dtype(engine.get_tensor_dtype(tensor.name))
+            for tensor in (*self._spec.inputs, *self._spec.outputs)
+        }
+
+    def _runtime_config(self) -> Any:
+        module = self._api.module
+        config = self._api.check(self._engine.create_runtime_config(), "making a runtime config")
+        config.set_execution_context_allocation_strategy(
+            module.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if self._api.is_rtx:
+            # Kernels for a shape are compiled at once: lazily compiled ones would not get into a
+            # graph that was captured before they were ready.
+            strategies = module.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED  # ours are captured here
+            cache = self._api.check(config.create_runtime_cache(), "making a runtime cache")
+            if self._kernel_cache is not None and self._kernel_cache.is_file():
+                # Refused: of another GPU or driver. Kernels are then compiled anew.
+                cache.deserialize(self._kernel_cache.read_bytes())
+                self._api.messages.clear()
+            self._api.check(config.set_runtime_cache(cache), "setting the runtime cache")
+        return config
+
+    def _save_kernels(self) -> None:
+        if self._kernel_cache is None:
+            return
+        memory = self._config.get_runtime_cache().serialize()
+        if memory is None:
+            return
+        data = bytes(memory)
+        try:
+            old = self._kernel_cache.read_bytes() if self._kernel_cache.is_file() else b""
+            if data != old:
+                write_bytes_atomically(self._kernel_cache, data)
+        except (OutputError, OSError):
+            return  # a cache: the next start compiles again

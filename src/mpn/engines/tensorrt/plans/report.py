@@ -1,0 +1,286 @@
+"""How much of a plan computes in half: counted in the network, and in the built engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mpn.errors import EngineError
+
+_ARITHMETIC = ("conv", "gemm", "matmul", "matrix", "einsum", "fullyconnected")
+"""In the names of layers that multiply by weights, whatever version names them."""
+_NOT_LAYERS = ("reformat", "noop", "constant", "signal", "wait", "shapehosttodevice", "memcpy")
+"""Layers that only move or order data."""
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """How many layers there are, and how many of them compute in half precision.
+
+    Attributes:
+        layers: All that compute on floating-point values and whose type is known.
+        half_layers: Those of them with half-precision values.
+        arithmetic: Convolutions and matrix products among them.
+        half_arithmetic: Those of them with half-precision values.
+        unknown: Layers whose type the library does not tell, such as a fused part of the graph.
+    """
+
+    layers: int
+    half_layers: int
+    arithmetic: int
+    half_arithmetic: int
+    unknown: int = 0
+
+    @property
+    def half_share(self) -> float:
+        """Of the layers, 0 to 1; 0 where none is known."""
+        return self.half_layers / self.layers if self.layers else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """A dict of JSON types."""
+        return {
+            "layers": self.layers,
+            "half_layers": self.half_layers,
+            "arithmetic": self.arithmetic,
+            "half_arithmetic": self.half_arithmetic,
+            "unknown": self.unknown,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LayerCount:
+        """The inverse of :meth:`as_json`."""
+        return cls(
+            **{
+                name: int(value[name])
+                for name in ("layers", "half_layers", "arithmetic", "half_arithmetic", "unknown")
+            }
+        )
+
+
+@dataclass(frozen=True)
+class PlanPrecision:
+    """What a plan computes in.
+
+    Attributes:
+        network: Counted in the network that was given to the builder, whose types are binding.
+        engine: Counted in the engine that came out of it; None where that could not be looked at.
+        engine_note: Why not; empty if it could.
+    """
+
+    network: LayerCount
+    engine: LayerCount | None
+    engine_note: str = ""
+
+    def check(self, precision: str, title: str) -> None:
+        """Refuse an engine that was asked for in half precision and is not.
+
+        Args:
+            precision: ``"fp32"`` or ``"fp16"``, what the graph was exported in.
+            title: What was built, for the message.
+
+        Raises:
+            EngineError: If it is ``"fp16"`` and not a single convolution or matrix product of the
+                network, or of those that the engine tells the type of, is half.
+        """
+        if precision != "fp16":
+            return
+        for where, count in (("network", self.network), ("engine", self.engine)):
+            if count is not None and count.arithmetic and not count.half_arithmetic:
+                raise EngineError(
+                    f"{title} was asked for in fp16, but all {count.arithmetic} convolutions and "
+                    f"matrix products of the {where} are float32: export it again with "
+                    "--precision fp16"
+                )
+
+    def describe(self) -> str:
+        """For people, for example ``134 of 142 convolutions and products in half precision``."""
+        count = self.network if self.engine is None else self.engine
+        if not count.arithmetic:
+            count = self.network
+        return (
+            f"{count.half_arithmetic} of {count.arithmetic} convolutions and products in half "
+            "precision"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """A dict of JSON types."""
+        return {
+            "network": self.network.as_json(),
+            "engine": None if self.engine is None else self.engine.as_json(),
+            "engine_note": self.engine_note,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PlanPrecision:
+        """The inverse of :meth:`as_json`."""
+        engine = value["engine"]
+        return cls(
+            network=LayerCount.from_json(value["network"]),
+            engine=None if engine is None else LayerCount.from_json(engine),
+            engine_note=str(value["engine_note"]),
+        )
+
+
+def layer_count_from_inspector(text: str) -> LayerCount:
+    """Count the layers in an EngineInspector's JSON.
+
+    Read are ``Layers``, each with ``LayerType`` and ``Inputs``/``Outputs``, whose type stands in
+    ``Format/Datatype`` (TensorRT 10) or in ``DataType`` and ``Format`` (from 11 on). A layer with a
+    half-precision value among them counts as half: where a convolution's result is cast at once,
+    the two are one layer.
+
+    Raises:
+        EngineError: If it is no such JSON.
+    """
+    try:
+        layers = json.loads(text)["Layers"]
+        if not isinstance(layers, list):
+            raise TypeError("Layers is no list")
+        known = [_tell(layer) for layer in layers]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(
+            f"the layer report of the engine cannot be read ({type(error).__name__}: {error})"
+        ) from error
+    return count_layers(entry for entry in known if entry is not None)
+
+
+def count_layers(layers: Any) -> LayerCount:
+    """Count layers given as (is arithmetic, is half; None where it is not known)."""
+    told = list(layers)
+    return LayerCount(
+        layers=sum(half is not None for _, half in told),
+        half_layers=sum(half is True for _, half in told),
+        arithmetic=sum(arithmetic and half is not None for arithmetic, half in told),
+        half_arithmetic=sum(arithmetic and half is True for arithmetic, half in told),
+        unknown=sum(half is None for _, half in told),
+    )
+
+
+def _tell(layer: Any) -> tuple[bool, bool | None] | None:
+    """(is arithmetic, is half or None) of one layer of the JSON; None: no layer that computes."""
+    if isinstance(layer, str):  # names alone, where the plan was built without details
+        return (_is_arithmetic(layer), None)
+    kind = f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}".lower()
+    if any(word in kind.replace(" ", "") for word in _NOT_LAYERS):
+        return None
+    types = {
+        type_name
+        for side in ("Inputs", "Outputs")
+        for tensor in layer.get(side) or ()
+        if (type_name := _type_of(tensor)) is not None
+    }
+    arithmetic = _is_arithmetic(kind)
+    if "half" in types:
+        return (arithmetic, True)
+    return (arithmetic, False if "float" in types else None)
+
+
+def _is_arithmetic(kind: str) -> bool:
+    text = kind.lower().replace("_", "").replace(" ", "")
+    return any(word in text for word in _ARITHMETIC)
+
+
+def _type_of(tensor: Any) -> str | None:
+    if not isinstance(tensor, Mapping):
+        return None
+    words: Sequence[str] = [
+        str(tensor[key]).lower()
+        for key in ("DataType", "Format/Datatype", "Format")
+        if key in tensor
+    ]
+    text = " ".join(words)
+    if "half" in text or "fp16" in text:
+        return "half"
+    return "float" if "float" in text or "fp32" in text else None
+
+
+_FLOAT, _FLOAT16 = 1, 10
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_GRAPH, _GRAPH_INPUT = 7, 11
+_NAME, _TYPE, _TENSOR_TYPE, _ELEM_TYPE = 1, 2, 1, 1
+
+Span = tuple[int, int]
+
+
+def with_half_inputs(model: bytes, names: Sequence[str]) -> bytes:
+    """The same graph with some float32 inputs declared as float16.
+
+    Args:
+        model: Content of an ``.onnx`` file.
+        names: The inputs.
+
+    Raises:
+        EngineError: If it is no ONNX file, or a name is not one of its float32 inputs.
+    """
+    changed = bytearray(model)
+    wanted = set(names)
+    try:
+        for graph in _messages(model, (0, len(model)), _GRAPH):
+            for value in _messages(model, graph, _GRAPH_INPUT):
+                (name,) = _messages(model, value, _NAME)
+                text = model[name[0] : name[1]].decode()
+                if text in wanted:
+                    place = _elem_type_at(model, value)
+                    if model[place] != _FLOAT:
+                        raise EngineError(f"input '{text}' of the graph is not float32")
+                    changed[place] = _FLOAT16
+                    wanted.remove(text)
+    except (IndexError, ValueError) as error:
+        raise EngineError("the graph is no ONNX file: export it again") from error
+    if wanted:
+        raise EngineError(f"the graph has no input {sorted(wanted)}: export it again")
+    return bytes(changed)
+
+
+def _elem_type_at(data: bytes, value: Span) -> int:
+    """Where the one byte of an input's element type is."""
+    for kind in _messages(data, value, _TYPE):
+        for tensor in _messages(data, kind, _TENSOR_TYPE):
+            for field, wire, start, _ in _fields(data, tensor):
+                if field == _ELEM_TYPE and wire == _VARINT:
+                    return start
+    raise ValueError("an input without an element type")
+
+
+def _messages(data: bytes, span: Span, field: int) -> list[Span]:
+    return [
+        (start, stop)
+        for number, wire, start, stop in _fields(data, span)
+        if number == field and wire == _BYTES
+    ]
+
+
+def _fields(data: bytes, span: Span) -> Iterator[tuple[int, int, int, int]]:
+    """(number, wire type, start, stop) of each field's value in a message."""
+    position, end = span
+    while position < end:
+        key, position = _varint(data, position)
+        number, wire = key >> 3, key & 7
+        start = position
+        if wire == _VARINT:
+            _, position = _varint(data, position)
+        elif wire == _BYTES:
+            length, start = _varint(data, position)
+            position = start + length
+        elif wire in (_FIXED32, _FIXED64):
+            position += 4 if wire == _FIXED32 else 8
+        else:
+            raise ValueError(f"wire type {wire}")
+        if position > end:
+            raise ValueError("a field ends behind its message")
+        yield number, wire, start, position
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")

@@ -1,0 +1,147 @@
+"""Derivatives of elementwise operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+
+from mpn.errors import ExportError
+from mpn.export.autodiff.builder import Tape, attributes_of
+
+_STEEP = 1e38
+"""One over this is the smallest number that float32 holds in full precision."""
+
+
+def add(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Addition: z = a + b."""
+    for name in node.input:
+        if tape.wants(name):
+            yield name, _unbroadcast(tape, grad, name, node.output[0])
+
+
+def subtract(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Subtraction: z = a - b."""
+    left, right = node.input
+    if tape.wants(left):
+        yield left, _unbroadcast(tape, grad, left, node.output[0])
+    if tape.wants(right):
+        negative = tape.builder.op("Neg", grad)
+        yield right, _unbroadcast(tape, negative, right, node.output[0])
+
+
+def negate(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Negation: z = -a."""
+    yield node.input[0], tape.builder.op("Neg", grad)
+
+
+def multiply(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Product: z = a * b."""
+    left, right = node.input
+    for name, other in ((left, right), (right, left)):
+        if tape.wants(name):
+            product = tape.builder.op("Mul", grad, other)
+            yield name, _unbroadcast(tape, product, name, node.output[0])
+
+
+def relu(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Rectifier: z = max(a, 0); nothing flows where a is 0, as in PyTorch."""
+    builder = tape.builder
+    # min(1, slope z) is 1 wherever z > 0: a third of the time of Sign in onnxruntime.
+    positive = builder.op("HardSigmoid", node.output[0], alpha=_STEEP, beta=0.0)
+    yield node.input[0], builder.op("Mul", grad, positive)
+
+
+def _unbroadcast(tape: Tape, grad: str, name: str, result: str) -> str:
+    """Sum ``grad``, of the shape of ``result``, over the axes along which ``name`` was repeated.
+
+    A size that is known at run time only is taken for the same on both sides: a network repeats
+    numbers, channels and maps of one pixel, all known.
+    """
+    builder = tape.builder
+    shape, full = builder.shape(name), builder.shape(result)
+    aligned = (1,) * (len(full) - len(shape)) + shape
+    axes = [
+        axis
+        for axis, (size, whole) in enumerate(zip(aligned, full, strict=True))
+        if size == 1 and whole != 1
+    ]
+    if not axes:
+        return grad
+    reduced = builder.op("ReduceSum", grad, builder.ints(*axes), keepdims=1)
+    if len(shape) == len(full):
+        return reduced
+    if None in shape:
+        raise ExportError(f"'{name}' {shape} loses axes that are not known before the run")
+    return builder.op("Reshape", reduced, builder.ints(*(size or 0 for size in shape)))
+
+
+def concat(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Parts side by side along the channels."""
+    axis = attributes_of(node)["axis"]
+    if axis != 1:
+        raise ExportError(f"Concat along axis {axis} has no derivative here, along 1 only")
+    sizes = [tape.builder.channels(name) for name in node.input]
+    parts = tape.builder.split(grad, sizes, axis)
+    for name, part in zip(node.input, parts, strict=True):
+        if tape.wants(name):
+            yield name, part
+
+
+def slice_(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """A part of a tensor: the rest gets no gradient.
+
+    Bounds may be computed at run time; starts are taken as not negative, steps must be 1.
+    """
+    builder = tape.builder
+    name, starts = node.input[0], node.input[1]
+    rank = len(builder.shape(name))
+    axes = (
+        tape.integers(node.input[3])
+        if len(node.input) > 3 and node.input[3]
+        else tuple(range(rank))
+    )
+    if len(node.input) > 4 and any(step != 1 for step in tape.integers(node.input[4])):
+        raise ExportError(f"Slice '{node.name}' has steps other than 1 and no derivative here")
+    if starts in tape.constants and min(tape.integers(starts)) < 0:
+        raise ExportError(f"Slice '{node.name}' counts from the end and has no derivative here")
+    begins = [builder.ints(0)] * rank
+    for index, axis in enumerate(axes):
+        begins[axis % rank] = (
+            builder.ints(tape.integers(starts)[index])
+            if starts in tape.constants
+            else builder.op("Slice", starts, builder.ints(index), builder.ints(index + 1))
+        )
+    before = builder.op("Concat", *begins, axis=0)
+    missing = builder.op("Sub", builder.once("Shape", name), builder.op("Shape", grad))
+    after = builder.op("Sub", missing, before)
+    yield name, builder.op("Pad", grad, builder.op("Concat", before, after, axis=0))
+
+
+def expand(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Values repeated along axes of size 1."""
+    builder = tape.builder
+    name = node.input[0]
+    shape, full = builder.shape(name), builder.shape(node.output[0])
+    if len(shape) != len(full):
+        raise ExportError(f"Expand '{node.name}' adds axes and has no derivative here")
+    axes = [
+        axis
+        for axis, (size, whole) in enumerate(zip(shape, full, strict=True))
+        if size == 1 and whole != 1
+    ]
+    yield name, builder.op("ReduceSum", grad, builder.ints(*axes), keepdims=1)
+
+
+def reduce_mean(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Mean over axes that are kept with size 1."""
+    builder = tape.builder
+    name = node.input[0]
+    if not attributes_of(node).get("keepdims", 1):
+        raise ExportError(f"ReduceMean '{node.name}' drops axes and has no derivative here")
+    shape = builder.once("Shape", name)
+    rank = len(builder.shape(name))
+    axes = sorted(axis % rank for axis in tape.integers(node.input[1]))
+    sizes = builder.op("Gather", shape, builder.ints(*axes))
+    count = builder.op("Cast", builder.op("ReduceProd", sizes, keepdims=0), to=1)
+    yield name, builder.op("Expand", builder.op("Div", grad, count), shape)

@@ -1,0 +1,1 @@
+"""Export of the fine-tuning step as an ONNX graph."""

@@ -1,0 +1,361 @@
+"""The update of an adaptation step, as ONNX nodes: SGD with momentum, and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from mpn.engines.directory.entries import ADAPT_OPTIMIZERS, AdaptOptimizer
+from mpn.engines.spec import Role
+from mpn.errors import InputError
+from mpn.export.autodiff import GraphBuilder
+
+SGD_STATE = ("momentum",)
+ADAMW_STATE = ("exp_avg", "exp_avg_sq")
+STEP = "step"
+"""AdamW's number of steps done, float32, for its bias correction."""
+
+NEXT = "next"
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """How one tensor is updated.
+
+    Attributes:
+        learning_rate_factor: Times the learning rate given at run time.
+        weight_decay: L2 for SGD; decoupled, times the learning rate, for AdamW.
+    """
+
+    learning_rate_factor: float = 1.0
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """An optimiser with all its numbers, which the export bakes into the graph.
+
+    Attributes:
+        name: ``"sgd"`` or ``"adamw"``.
+        momentum: Of SGD.
+        betas: Decay of AdamW's two averages.
+        epsilon: Of AdamW's denominator.
+        group: Tensor's name -> how it is updated.
+    """
+
+    name: AdaptOptimizer
+    group: Callable[[str], TensorGroup]
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Names of the state tensors that each weight has, all of its shape, all 0 at first."""
+        return SGD_STATE if self.name == "sgd" else ADAMW_STATE
+
+    def as_json(self) -> dict[str, Any]:
+        """Its numbers, for the manifest."""
+        if self.name == "sgd":
+            return {"momentum": self.momentum}
+        return {"betas": list(self.betas), "epsilon": self.epsilon}
+
+
+DEFAULT_OPTIMIZERS: Mapping[Role, AdaptOptimizer] = {"propagation": "adamw", "osvos": "sgd"}
+"""OSVOS as its authors fine-tune it; AdamW for the propagation network, whose layers differ more in
+the scale of their gradients."""
+
+
+def optimizer_settings(role: Role, name: str | None = None) -> OptimizerSettings:
+    """The optimiser of a role with its groups.
+
+    OSVOS (models.md 3.3; S. Caelles et al., CVPR 2017, and their public code): weight decay 2e-4 on
+    weights and none on biases, biases at twice the learning rate, the fusion at a hundredth. The
+    propagation network: the same decay, one learning rate for all.
+
+    Args:
+        role: ``"propagation"`` or ``"osvos"``.
+        name: One of the optimisers; None for the role's default.
+
+    Raises:
+        InputError: If there is no such optimiser.
+    """
+    wanted = DEFAULT_OPTIMIZERS.get(role) if name is None else name
+    for known in ADAPT_OPTIMIZERS:
+        if wanted == known:
+            return OptimizerSettings(known, _GROUPS.get(role, _plain_group))
+    raise InputError(
+        f"unknown optimiser '{name}': the optimisers are {', '.join(ADAPT_OPTIMIZERS)}"
+    )
+
+
+def append_update(
+    builder: GraphBuilder, settings: OptimizerSettings, gradients: Mapping[str, str]
+) -> list[str]:
+    """Append the update of every trained tensor.
+
+    The graph then needs, besides the tensors, their states ``<name>::<state>``, ``learning_rate``
+    and, for AdamW, ``step``. Biases are updated together, as one long vector: there are many, and
+    each is so short that a node takes longer to start than to run.
+
+    Args:
+        builder: Takes the nodes.
+        settings: The optimiser.
+        gradients: Tensor -> name of its gradient.
+
+    Returns:
+        The names of the outputs made: ``<name>::next`` and ``<name>::<state>::next`` in the order
+        of the tensors, and ``step::next`` last.
+    """
+    rule = _Sgd(builder, settings) if settings.name == "sgd" else _AdamW(builder, settings)
+    vectors: dict[TensorGroup, list[str]] = {}
+    outputs = []
+    for name, gradient in gradients.items():
+        group, shape = settings.group(name), builder.shape(name)
+        states = [state_name(name, state) for state in settings.state]
+        outputs += [next_name(each) for each in (name, *states)]
+        if len(shape) == 1:
+            vectors.setdefault(group, []).append(name)
+        else:
+            finals = [next_name(each) for each in (name, *states)]
+            rule.update(name, gradient, states, group, len(shape), finals)
+    for group, names in vectors.items():
+        _update_together(rule, names, gradients, group)
+    return [*outputs, *rule.finish()]
+
+
+def next_name(name: str) -> str:
+    """The output that holds a tensor after the step."""
+    return f"{name}::{NEXT}"
+
+
+def state_name(name: str, state: str) -> str:
+    """The input that holds a state of a tensor."""
+    return f"{name}::{state}"
+
+
+class _Numbers:
+    """Single numbers with as many axes, of size 1, as what they are multiplied with.
+
+    onnxruntime's CPU kernels take 60 times as long for (512, 384, 1, 1) times () as times
+    (1, 1, 1, 1).
+    """
+
+    def __init__(self, builder: GraphBuilder) -> None:
+        self._builder = builder
+
+    def constant(self, value: float, rank: int) -> str:
+        """A number known now."""
+        return self._builder.scalar(value, rank)
+
+    def shaped(self, name: str, rank: int) -> str:
+        """A number computed at run time, a tensor without axes."""
+        return self._builder.once("Reshape", name, self._builder.ints(*[1] * rank))
+
+
+class _Rule:
+    """An optimiser's arithmetic on one tensor."""
+
+    def __init__(self, builder: GraphBuilder, settings: OptimizerSettings) -> None:
+        self.builder = builder
+        self.settings = settings
+        self.numbers = _Numbers(builder)
+
+    def update(
+        self,
+        weight: str,
+        gradient: str,
+        states: Sequence[str],
+        group: TensorGroup,
+        rank: int,
+        finals: Sequence[str | None],
+    ) -> list[str]:
+        """Names of the tensor and its states after the step, ``finals`` where those are given."""
+        raise NotImplementedError
+
+    def finish(self) -> list[str]:
+        """Names of further outputs."""
+        return []
+
+    def rate(self, group: TensorGroup) -> str:
+        """The learning rate of a group, a tensor without axes."""
+        if group.learning_rate_factor == 1.0:
+            return "learning_rate"
+        factor = self.builder.scalar(group.learning_rate_factor)
+        return self.builder.once("Mul", "learning_rate", factor)
+
+
+class _Sgd(_Rule):
+    """As torch.optim.SGD: d = g + decay w, m' = momentum m + d, w' = w - rate m'."""
+
+    def update(
+        self,
+        weight: str,
+        gradient: str,
+        states: Sequence[str],
+        group: TensorGroup,
+        rank: int,
+        finals: Sequence[str | None],
+    ) -> list[str]:
+        op, numbers = self.builder.op, self.numbers
+        change = gradient
+        if group.weight_decay:
+            decayed = op("Mul", weight, numbers.constant(group.weight_decay, rank))
+            change = op("Add", gradient, decayed)
+        kept = op("Mul", states[0], numbers.constant(self.settings.momentum, rank))
+        averaged = op("Add", kept, change, output=finals[1])
+        step = op("Mul", averaged, numbers.shaped(self.rate(group), rank))
+        return [op("Sub", weight, step, output=finals[0]), averaged]
+
+
+class _AdamW(_Rule):
+    """I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2.
+
+    w' = w (1 - rate decay) - rate / (1 - b1^t) m' / (sqrt(v' / (1 - b2^t)) + epsilon), as
+    torch.optim.AdamW does it.
+    """
+
+    def __init__(self, builder: GraphBuilder, settings: OptimizerSettings) -> None:
+        super().__init__(builder, settings)
+        op, self._one = builder.op, builder.scalar(1.0)
+        self._step = op("Add", STEP, self._one, output=next_name(STEP))
+        first, second = (
+            op("Sub", self._one, op("Pow", builder.scalar(beta), self._step))
+            for beta in settings.betas
+        )
+        self._correction = first
+        self._sharper = op("Div", self._one, op("Sqrt", second))
+
+    def update(
+        self,
+        weight: str,
+        gradient: str,
+        states: Sequence[str],
+        group: TensorGroup,
+        rank: int,
+        finals: Sequence[str | None],
+    ) -> list[str]:
+        builder, numbers = self.builder, self.numbers
+        op, once = builder.op, builder.once
+        averages = []
+        for state, beta, value, final in zip(
+            states,
+            self.settings.betas,
+            (gradient, op("Mul", gradient, gradient)),
+            finals[1:],
+            strict=True,
+        ):
+            kept = op("Mul", state, numbers.constant(beta, rank))
+            new = op("Mul", value, numbers.constant(1.0 - beta, rank))
+            averages.append(op("Add", kept, new, output=final))
+        root = op("Mul", op("Sqrt", averages[1]), numbers.shaped(self._sharper, rank))
+        safe = op("Add", root, numbers.constant(self.settings.epsilon, rank))
+        rate = self.rate(group)
+        corrected = numbers.shaped(once("Div", rate, self._correction), rank)
+        change = op("Mul", op("Div", averages[0], safe), corrected)
+        start = weight
+        if group.weight_decay:
+            decay = once("Mul", rate, builder.scalar(group.weight_decay))
+            start = op("Mul", weight, numbers.shaped(once("Sub", self._one, decay), rank))
+        return [op("Sub", start, change, output=finals[0]), *averages]
+
+    def finish(self) -> list[str]:
+        return [self._step]
+
+
+def _update_together(
+    rule: _Rule, names: Sequence[str], gradients: Mapping[str, str], group: TensorGroup
+) -> None:
+    """Update vectors of one group as one, and part them again."""
+    builder, states = rule.builder, rule.settings.state
+    sizes = [builder.shape(name)[0] or 0 for name in names]
+    parts = [names, [gradients[name] for name in names]]
+    parts += [[state_name(name, state) for name in names] for state in states]
+    weight, gradient, *before = (builder.op("Concat", *part, axis=0) for part in parts)
+    finals: list[str | None] = [None] * (1 + len(states))
+    after = rule.update(weight, gradient, before, group, 1, finals)
+    for long, part in zip(after, (parts[0], *parts[2:]), strict=True):
+        builder.split(long, sizes, 0, outputs=[next_name(name) for name in part])
+
+
+def _osvos_group(name: str) -> TensorGroup:
+    rate = 0.01 if name.startswith("fuse.") else 1.0
+    if name.endswith(".bias"):
+        return TensorGroup(2.0 * rate)
+    return TensorGroup(rate, _WEIGHT_DECAY)
+
+
+def _plain_group(name: str) -> TensorGroup:
+    return TensorGroup(weight_decay=_WEIGHT_DECAY if name.endswith(".weight") else 0.0)
+
+
+_WEIGHT_DECAY = 2e-4
+_GROUPS: Mapping[Role, Callable[[str], TensorGroup]] = {"osvos": _osvos_group}
+
+
+_FLOAT = onnx.TensorProto.FLOAT
+
+
+@dataclass(frozen=True)
+class LossNodes:
+    """What :func:`cross_entropy` made.
+
+    Attributes:
+        loss: Name of the scalar.
+        gradient: Name of its gradient by the margin, of the margin's shape.
+    """
+
+    loss: str
+    gradient: str
+
+
+BALANCED_ROLES: frozenset[Role] = frozenset({"osvos"})
+"""Roles that learn from the balanced loss. OSVOS does in its paper, for its object is a small part
+of a whole frame. A propagation crop is cut to its object, and that network was trained on the plain
+loss: the balanced one makes its masks swell (mean J of five training sequences 0.71 instead of
+0.75 after 80 steps)."""
+
+
+def cross_entropy(
+    builder: GraphBuilder, margin: str, target: str, *, is_balanced: bool, loss: str
+) -> LossNodes:
+    """Cross-entropy, the mean over all pixels, or with object and background weighing the same.
+
+    Balanced: per image, with N+ of its N pixels in the object and N- outside: N-/N times the
+    cross-entropy summed over the object plus N+/N times that summed over the background, divided by
+    N; then the mean over the images. That is the published loss (S. Caelles et al., "One-Shot Video
+    Object Segmentation", CVPR 2017) over the number of pixels, so that a learning rate holds for
+    every size. An image without object, or with nothing else, then has loss 0 and no gradient.
+
+    Args:
+        builder: Takes the nodes.
+        margin: (N, 1, H, W) logits of the foreground against the background.
+        target: (N, 1, H, W); a pixel belongs to the object from 0.5 on.
+        is_balanced: Whatever their areas, object and background weigh the same.
+        loss: The name that the scalar is to have.
+    """
+    op = builder.op
+    inside = op("Cast", op("GreaterOrEqual", target, builder.scalar(0.5)), to=_FLOAT)
+    weights = _balance(builder, inside) if is_balanced else None
+    # -log of the probability of the truth, in a form that cannot overflow.
+    magnitude = op("Abs", margin)
+    tail = op("Log", op("Add", op("Exp", op("Neg", magnitude)), builder.scalar(1.0)))
+    entropy = op("Add", op("Sub", op("Relu", margin), op("Mul", margin, inside)), tail)
+    weighed = entropy if weights is None else op("Mul", weights, entropy)
+    op("ReduceMean", weighed, keepdims=0, output=loss)
+    count = op("Cast", op("Size", margin), to=_FLOAT)
+    error = op("Sub", op("Sigmoid", margin), inside)
+    if weights is not None:
+        error = op("Mul", error, weights)
+    return LossNodes(loss, op("Div", error, count))
+
+
+def _balance(builder: GraphBuilder, inside: str) -> str:
+    """1 - share of the object inside it, its share outside."""
+    op = builder.op
+    share = op("ReduceMean", inside, builder.ints(1, 2, 3), keepdims=1)
+    lean = op("Sub", builder.scalar(1.0), op("Add", share, share))
+    return op("Add", op("Mul", inside, lean), share)

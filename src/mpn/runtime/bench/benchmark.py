@@ -1,0 +1,288 @@
+"""How fast an engine directory is on this machine: what ``mpn bench`` measures.
+
+Three figures side by side, for each number of objects and variant of the pipeline:
+
+* *engine-only*: the networks alone, on inputs that do not change;
+* *pipeline*: all stages, frames in memory;
+* *wall*: an H.264 file decoded, segmented, masks and overlay written, as ``mpn-run`` does it.
+
+All three see the same rendered clip. A variant adds stages to the plain pipeline, see
+:mod:`mpn.runtime.bench.variants`; all of them take turns, frame by frame. What is left out of a
+figure is told apart (first frame, loading, warm-up), and what was not measured is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from mpn._common.concurrency import OpenCvThreads
+from mpn.engines.directory.files import check_engine_dir
+from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.open import Backend, EngineSet, default_engine_dir, open_engines
+from mpn.engines.spec import Role
+from mpn.errors import InputError
+from mpn.masks import DEFAULT_MAX_OBJECTS, save_labels
+from mpn.runtime.bench.figures import NetworkFigure, PipelineFigure, run_wall_apart
+from mpn.runtime.bench.result import (
+    benchmark_document,
+    engine_facts,
+    load_average,
+    summary_ms,
+)
+from mpn.runtime.bench.variants import (
+    BenchmarkClip,
+    Variant,
+    check_variant_names,
+    labels_of_objects,
+    make_clip,
+    not_measured,
+    variants_of,
+)
+from mpn.runtime.finetune.options import AdaptOptions, adapt_as_json
+from mpn.runtime.host.preprocess import working_size_hw
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.session.request import RunRequest
+from mpn.synthetic.clip import MIN_SIDE_PX
+from mpn.types import UInt8Array
+
+_LOADS = 3
+"""Times that the engines are opened: the first also loads onnxruntime."""
+
+OnProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """What to measure.
+
+    Attributes:
+        objects: Numbers of objects, each measured on its own.
+        frame_size_hw: (height, width) of the clip, both even since H.264 halves the colours.
+        frames: Frames that count, a figure.
+        warmup: Frames before them, after the first one, that do not.
+        variants: Names, see :mod:`mpn.runtime.bench.variants`; None for all that the engine
+            directory can run without fine-tuning.
+        adapt: How networks are fine-tuned, in variants that do it.
+        backend: See :func:`mpn.engines.open.open_engines`.
+        threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    objects: tuple[int, ...] = (1, 2, 3, 5)
+    frame_size_hw: tuple[int, int] = (480, 854)
+    frames: int = 50
+    warmup: int = 5
+    variants: tuple[str, ...] | None = None
+    adapt: AdaptOptions = field(default_factory=AdaptOptions)
+    backend: Backend = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        height, width = self.frame_size_hw
+        if min(height, width) < MIN_SIDE_PX or height % 2 or width % 2:
+            raise InputError(
+                f"the frame size must be at least {MIN_SIDE_PX}x{MIN_SIDE_PX} and even (H.264 "
+                f"halves the colours), got {width}x{height}"
+            )
+        if not self.objects or len(set(self.objects)) < len(self.objects):
+            raise InputError(
+                f"the numbers of objects must be given, each once, got {list(self.objects)}"
+            )
+        if not all(1 <= number <= DEFAULT_MAX_OBJECTS for number in self.objects):
+            raise InputError(
+                f"a number of objects must be 1..{DEFAULT_MAX_OBJECTS}, got {list(self.objects)}"
+            )
+        for name in ("frames", "warmup"):
+            if getattr(self, name) < 1:
+                raise InputError(f"option {name} must be at least 1, got {getattr(self, name)}")
+        if self.variants is not None:
+            check_variant_names(self.variants)
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"the number of threads must be at least 1, got {self.threads}")
+
+
+def run_benchmark(
+    engine_dir: Path | None = None,
+    options: BenchmarkOptions | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Measure an engine directory.
+
+    Takes minutes at full size, and a temporary folder; the machine should have nothing else to do.
+
+    Args:
+        engine_dir: What mpn-export wrote; None for the one that ships with the package.
+        options: What to measure.
+        on_progress: Called with a few words whenever something new begins.
+
+    Returns:
+        The result in the format of :mod:`mpn.runtime.bench.result`; ``runs`` has an entry for
+        each number of objects and variant, with ``engine_only``, ``pipeline`` and ``wall``.
+
+    Raises:
+        EngineError: If the engines cannot be opened or fail.
+        InputError: If the frames are too small for so many objects, or a variant needs an engine
+            that is not there.
+        OutputError: If the temporary folder cannot be written.
+    """
+    options = options or BenchmarkOptions()
+    directory = default_engine_dir() if engine_dir is None else engine_dir
+    check_engine_dir(directory)
+    variants = variants_of(load_manifest(directory), options.variants, options.adapt)
+    before = load_average()
+    with (
+        TemporaryDirectory(prefix="mpn-bench-") as folder,
+        nullcontext() if options.threads is None else OpenCvThreads(options.threads),
+    ):
+        measurement = _Measurement(
+            directory, options, variants, Path(folder), on_progress or (lambda _: None)
+        )
+        body = measurement.run(is_shipped=engine_dir is None)
+    return benchmark_document("fps", {**body, "load_average_before": before})
+
+
+class _Measurement:
+    """The state of one call of :func:`run_benchmark`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        options: BenchmarkOptions,
+        variants: Sequence[Variant],
+        folder: Path,
+        tell: OnProgress,
+    ) -> None:
+        self._directory, self._options, self._variants = directory, options, variants
+        self._folder, self._tell = folder, tell
+
+    def run(self, *, is_shipped: bool) -> dict[str, Any]:
+        options = self._options
+        self._tell("opening the engines")
+        engines, load_s = self._opened()
+        with engines:
+            self._tell("rendering the clip")
+            clip = make_clip(
+                self._folder,
+                frames=1 + options.warmup + options.frames,
+                size_hw=options.frame_size_hw,
+            )
+            runs = [run for number in options.objects for run in self._runs(engines, clip, number)]
+            pipeline_options = PipelineOptions().with_defaults(engines.manifest.runtime_defaults)
+        return {
+            "engine": {**engine_facts(engines), "is_shipped": is_shipped},
+            "backend": {
+                "asked": options.backend,
+                "used": engines.backend,
+                "note": engines.backend_note,
+                "threads": options.threads,
+            },
+            "options": asdict(pipeline_options),
+            "frame_size_hw": list(options.frame_size_hw),
+            "working_size_hw": list(working_size_hw(options.frame_size_hw, pipeline_options.size)),
+            "objects": list(options.objects),
+            "frames": options.frames,
+            "warmup": options.warmup,
+            "load": {"first_ms": round(load_s[0] * 1e3, 3), **summary_ms(load_s)},
+            "runs": runs,
+            "not_measured": not_measured(engines, self._variants),
+        }
+
+    def _opened(self) -> tuple[EngineSet, list[float]]:
+        """The engines, and the seconds of opening them several times."""
+        load_s: list[float] = []
+        while True:
+            begun = perf_counter()
+            engines = open_engines(
+                self._directory, backend=self._options.backend, threads=self._options.threads
+            )
+            load_s.append(perf_counter() - begun)
+            if len(load_s) == _LOADS:
+                return engines, load_s
+            engines.close()
+
+    def _runs(self, engines: EngineSet, clip: BenchmarkClip, objects: int) -> list[dict[str, Any]]:
+        """All figures for one number of objects: an entry for each variant."""
+        labels = labels_of_objects(clip.labels, objects)
+        mask = self._folder / f"first-{objects}.png"
+        save_labels(mask, labels)
+        self._tell(f"K = {objects}: the networks alone, and the pipeline")
+        in_memory = self._in_memory(engines, clip, labels)
+        runs = []
+        for variant in self._variants:
+            self._tell(f"K = {objects}, {variant.name}: from file to files")
+            wall = self._wall(clip, mask, variant, f"out-{objects}-{variant.name}")
+            runs.append(
+                {
+                    "objects": objects,
+                    "variant": variant.name,
+                    "osvos": variant.options.osvos,
+                    "crf": variant.options.crf,
+                    "adapt": None if variant.adapt is None else adapt_as_json(variant.adapt),
+                    **in_memory[variant.name],
+                    "wall": wall,
+                }
+            )
+        return runs
+
+    def _in_memory(
+        self, engines: EngineSet, clip: BenchmarkClip, labels: UInt8Array
+    ) -> dict[str, dict[str, Any]]:
+        """The networks and every pipeline, frame by frame in turn, whose turn it is first too."""
+        warmup, threads = self._options.warmup, self._options.threads
+        networks = {
+            roles: NetworkFigure(
+                engines, self._variants[0].options, clip.frames, labels, one_by_one=roles
+            )
+            for roles in dict.fromkeys(_adapted_roles(v) for v in self._variants)
+        }
+        with ExitStack() as stack:
+            pipelines: dict[str, PipelineFigure] = {}
+            for variant in self._variants:
+                pipeline = variant.open_pipeline(self._directory, engines, threads)
+                pipelines[variant.name] = PipelineFigure(stack.enter_context(pipeline))
+                pipelines[variant.name].start(clip.frames[0], labels)
+            sides: list[Callable[[UInt8Array], None]] = [n.step for n in networks.values()]
+            sides += [figure.step for figure in pipelines.values()]
+            for rgb in clip.frames[1:]:
+                for step in sides:
+                    step(rgb)
+                sides.append(sides.pop(0))
+        return {
+            variant.name: {
+                "engine_only": networks[_adapted_roles(variant)].as_json(
+                    warmup=warmup,
+                    every_frame=pipelines[variant.name].roles_of_every_frame(warmup=warmup),
+                ),
+                "pipeline": pipelines[variant.name].as_json(warmup=warmup),
+            }
+            for variant in self._variants
+        }
+
+    def _wall(self, clip: BenchmarkClip, mask: Path, variant: Variant, out: str) -> dict[str, Any]:
+        run = run_wall_apart(
+            RunRequest(
+                video=str(clip.video),
+                masks={None: mask},
+                out=self._folder / out,
+                engine_dir=self._directory,
+                backend=self._options.backend,
+                threads=self._options.threads,
+                options=variant.options,
+                adapt=variant.adapt,
+                must_adapt=variant.adapt is not None,
+            )
+        )
+        return run.as_json(warmup=self._options.warmup)
+
+
+def _adapted_roles(variant: Variant) -> tuple[Role, ...]:
+    return () if variant.adapt is None else variant.adapt.roles

@@ -1,0 +1,301 @@
+"""The two figures of a benchmark that need no file: the networks alone, and the pipeline.
+
+Both are taken frame by frame in turn, so that whatever else the machine does meets them alike.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from mpn._common.concurrency import process_pool
+from mpn.engines.open import EngineSet
+from mpn.engines.spec import ROLES, Role
+from mpn.errors import EngineError
+from mpn.runtime.bench.result import fps_from_seconds, summary_ms
+from mpn.runtime.candidates import Candidates
+from mpn.runtime.host import ops as cpu
+from mpn.runtime.host.backend import Stages
+from mpn.runtime.host.flow import EngineFlow
+from mpn.runtime.host.preprocess import (
+    one_hot,
+    osvos_input,
+    resize_prob,
+    resize_rgb,
+    working_size_hw,
+)
+from mpn.runtime.host.roi import roi_from_prob
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.pipeline import Pipeline
+from mpn.runtime.session.request import RunRequest
+from mpn.runtime.session.session import run_video
+from mpn.runtime.state import object_ids_from_labels
+from mpn.types import Float32Array, TrackBranch, UInt8Array
+
+Inputs = Mapping[str, Float32Array]
+
+
+class NetworkFigure:
+    """The networks alone: each engine on inputs that do not change.
+
+    Args:
+        engines: Open engines.
+        options: In force; they decide the size and the crops of the inputs.
+        frames: (H, W, 3) uint8 RGB, at least two: the inputs are made of the first two.
+        labels: (H, W) uint8 of the first.
+        one_by_one: Networks that run once for each object, since each object has its own.
+    """
+
+    def __init__(
+        self,
+        engines: EngineSet,
+        options: PipelineOptions,
+        frames: Sequence[UInt8Array],
+        labels: UInt8Array,
+        one_by_one: Sequence[Role] = (),
+    ) -> None:
+        self._engines = engines
+        self._inputs = _fixed_inputs(engines, options, frames, labels, one_by_one)
+        self._seconds: dict[Role, list[float]] = {role: [] for role in self._inputs}
+
+    def step(self, rgb: UInt8Array | None = None) -> None:
+        """Run every engine as often as a frame needs it, whatever the frame."""
+        for role, batches in self._inputs.items():
+            run = self._engines.engines[role].run
+            begun = perf_counter()
+            for inputs in batches:
+                run(inputs)
+            self._seconds[role].append(perf_counter() - begun)
+
+    def as_json(self, *, warmup: int, every_frame: Sequence[Role]) -> dict[str, Any]:
+        """The engine-only figure.
+
+        Args:
+            warmup: Steps that do not count.
+            every_frame: The roles that run in every frame and make up ``fps`` and ``frame``.
+        """
+        seconds = {role: values[warmup:] for role, values in self._seconds.items()}
+        counted = [role for role in seconds if role in every_frame]
+        frame_s = [sum(values) for values in zip(*(seconds[r] for r in counted), strict=True)]
+        return {
+            "fps": fps_from_seconds(frame_s),
+            "frame": summary_ms(frame_s),
+            "every_frame": counted,
+            "roles": {role: summary_ms(values) for role, values in seconds.items()},
+            "batches": {role: len(batches) for role, batches in self._inputs.items()},
+        }
+
+
+class PipelineFigure:
+    """The pipeline with its frames in memory.
+
+    Args:
+        pipeline: Open; it stays open.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._start_s = 0.0
+        self._start_stage_s: Mapping[str, float] = {}
+        self._frame_s: list[float] = []
+        self._stage_s: list[Mapping[str, float]] = []
+        self._states: list[list[str]] = []
+
+    def start(self, rgb: UInt8Array, labels: UInt8Array) -> None:
+        """The first frame, see :meth:`mpn.runtime.pipeline.Pipeline.start`."""
+        begun = perf_counter()
+        self._start_stage_s = self._pipeline.start(rgb, labels).timings
+        self._start_s = perf_counter() - begun
+
+    def step(self, rgb: UInt8Array) -> None:
+        """A further frame, see :meth:`mpn.runtime.pipeline.Pipeline.step`."""
+        begun = perf_counter()
+        result = self._pipeline.step(rgb)
+        self._frame_s.append(perf_counter() - begun)
+        self._stage_s.append(result.timings)
+        self._states.append([track.state for track in result.tracks])
+
+    def roles_of_every_frame(self, *, warmup: int) -> tuple[Role, ...]:
+        """The networks without which no frame went, ``warmup`` steps aside."""
+        counted = self._stage_s[warmup:]
+        return tuple(role for role in ROLES if all(role in stages for stages in counted))
+
+    def as_json(self, *, warmup: int) -> dict[str, Any]:
+        """The pipeline figure; ``warmup`` steps do not count."""
+        frame_s, stage_s = self._frame_s[warmup:], self._stage_s[warmup:]
+        states = [state for frame in self._states[warmup:] for state in frame]
+        # In the order in which a frame meets them; a stage may be missing in some frames.
+        names = dict.fromkeys(name for stages in stage_s for name in stages)
+        return {
+            "fps": fps_from_seconds(frame_s),
+            "frame": summary_ms(frame_s),
+            "stages": {n: summary_ms([s[n] for s in stage_s if n in s]) for n in names},
+            "start_ms": round(self._start_s * 1e3, 3),
+            "start_stages_ms": {n: round(s * 1e3, 3) for n, s in self._start_stage_s.items()},
+            "tracked_share": round(states.count("tracked") / len(states), 4),
+        }
+
+
+def _fixed_inputs(
+    engines: EngineSet,
+    options: PipelineOptions,
+    frames: Sequence[UInt8Array],
+    labels: UInt8Array,
+    one_by_one: Sequence[Role],
+) -> dict[Role, list[Inputs]]:
+    """For each open engine the inputs of its runs in one frame, made as the pipeline makes them."""
+    manifest = engines.manifest
+    working_hw = working_size_hw((labels.shape[0], labels.shape[1]), options.size)
+    previous, current = (resize_rgb(rgb, working_hw) for rgb in frames[:2])
+    inputs: dict[Role, list[Inputs]] = {}
+    if engines.flow is not None:
+        flow = EngineFlow(engines.flow)
+        inputs["flow"] = [
+            {"frame0": flow.prepare(current).data, "frame1": flow.prepare(previous).data}
+        ]
+    prob = resize_prob(one_hot(labels, object_ids_from_labels(labels)), working_hw)
+    rois = tuple(
+        roi_from_prob(
+            plane,
+            threshold=options.threshold,
+            margin_frac=options.roi_margin_frac,
+            margin_px_min=options.roi_margin_px_min,
+        )
+        for plane in prob
+    )
+    branch: TrackBranch = "given"
+    packed = Stages(engines, options, cpu).crop(
+        current, Candidates(prob, rois, rois, (branch,) * len(rois))
+    )
+    crops = np.concatenate((packed, packed[..., ::-1])) if options.mirror else packed
+    groups = [crops]
+    if "propagation" in one_by_one:  # each object's own, mirrored or not
+        groups = [crops[k :: len(packed)] for k in range(len(packed))]
+    most = manifest.max_objects
+    inputs["propagation"] = [
+        {"rgb_prob": np.ascontiguousarray(group[first : first + most])}
+        for group in groups
+        for first in range(0, len(group), most)
+    ]
+    if engines.osvos is not None:
+        preprocessing = manifest.preprocessing.osvos
+        image = osvos_input(
+            current,
+            manifest.frame_size_hw,
+            channel_order=preprocessing.channel_order,
+            mean=preprocessing.mean,
+        )
+        inputs["osvos"] = [{"image": image}] * (len(packed) if "osvos" in one_by_one else 1)
+    return inputs
+
+
+@dataclass(frozen=True)
+class WallRun:
+    """One run, timed from outside.
+
+    Attributes:
+        report: Its run.json.
+        done_s: When each frame was through the pipeline, in seconds from the call on.
+        total_s: When everything was written and closed.
+        peak_memory_mib: Of the process, see :func:`peak_memory_mib`.
+    """
+
+    report: Mapping[str, Any]
+    done_s: tuple[float, ...]
+    total_s: float
+    peak_memory_mib: float | None
+
+    def as_json(self, *, warmup: int) -> dict[str, Any]:
+        """The wall figure.
+
+        ``until_first_mask_ms`` (from the call on, video and engines opened; ``adapt_ms`` of it for
+        fine-tuning) and ``first_step_ms`` are what a run pays before it is warm.
+
+        Args:
+            warmup: Frames after the first that do not count in ``fps`` and ``frame``; ``stages``
+                counts all, and ``whole_run`` the opening of video and engines too.
+        """
+        done_s = self.done_s[warmup:]
+        frame_s = [later - earlier for earlier, later in pairwise(done_s)]
+        # Writers run behind the pipeline: what they still had to do belongs to these frames.
+        behind_s = self.total_s - done_s[-1]
+        report = self.report
+        return {
+            "fps": round(len(frame_s) / (sum(frame_s) + behind_s), 3),
+            "frame": summary_ms(frame_s),
+            "stages": {name: _stage_ms(stage) for name, stage in report["stages"].items()},
+            "whole_run": {
+                "frames": report["frames"],
+                "seconds": round(self.total_s, 3),
+                "fps": round(len(self.done_s) / self.total_s, 3),
+            },
+            "until_first_mask_ms": round(self.done_s[0] * 1e3, 3),
+            "adapt_ms": round(report["adapt"].get("seconds", 0.0) * 1e3, 3),
+            "first_step_ms": round((self.done_s[1] - self.done_s[0]) * 1e3, 3),
+            "peak_memory_mib": self.peak_memory_mib,
+            "backend": report["backend"]["used"],
+        }
+
+
+def run_wall(request: RunRequest) -> WallRun:
+    """Run a video in this process and time it.
+
+    Args:
+        request: What to run; at least two frames.
+
+    Raises:
+        MpnError: As :func:`mpn.runtime.session.session.run_video` does.
+    """
+    done_s: list[float] = []
+    begun = perf_counter()
+    report = run_video(request, on_progress=lambda _: done_s.append(perf_counter() - begun))
+    return WallRun(report, tuple(done_s), perf_counter() - begun, peak_memory_mib())
+
+
+def run_wall_apart(request: RunRequest) -> WallRun:
+    """:func:`run_wall` in a new process, which ends with it.
+
+    Raises:
+        EngineError: If the process dies.
+        MpnError: As :func:`run_wall` does.
+    """
+    try:
+        with process_pool(1) as pool:
+            return pool.submit(run_wall, request).result()
+    except BrokenProcessPool as error:
+        raise EngineError(
+            "the process that ran the video ended before its time (out of memory?): use smaller "
+            "frames or fewer objects"
+        ) from error
+
+
+def peak_memory_mib() -> float | None:
+    """Most memory that this process ever had resident, in MiB; None where it cannot be told."""
+    try:
+        # Not getrusage: its peak survives exec, so that a child begins with its parent's.
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        peak_kib = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return round(int(peak_kib.split()[1]) / 1024, 1)
+    except (OSError, StopIteration):
+        pass
+    if platform.system() != "Darwin":
+        return None
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
+
+
+def _stage_ms(stage: Mapping[str, float]) -> dict[str, float]:
+    """A stage of run.json as :func:`mpn.runtime.bench.result.summary_ms` would tell it."""
+    return {
+        "n": stage["frames"],
+        **{f"{name}_ms": round(stage[f"{name}_s"] * 1e3, 3) for name in ("min", "median", "p95")},
+    }

@@ -1,0 +1,3 @@
+"""DenseCRF on the host."""
+
+from mpn.runtime.crf.dense import dense_crf as dense_crf

@@ -1,0 +1,428 @@
+"""Frames and planes at the sizes of networks, on device arrays: see mpn.runtime.host.preprocess.
+
+Each function starts its work on the device's stream and does not wait for it. Frames and labels
+come out as on the CPU bit for bit, planes of float32 within rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from mpn.cuda.array import Arguments, DeviceArray, KernelDevice
+from mpn.errors import InputError
+from mpn.types import Float32Array, Roi
+
+Dtype = Literal["float32", "float16"]
+
+
+class CudaOps:
+    """Warp, check, crop and paste on a device. Nothing given is changed.
+
+    Args:
+        device: Where the arrays are and the kernels run.
+        dtype: Of what :meth:`crop_resize_pack` makes, the propagation network's input.
+    """
+
+    def __init__(self, device: KernelDevice, *, dtype: Dtype = "float32") -> None:
+        self._device = device
+        self._dtype: Dtype = dtype
+
+    def warp_bilinear(
+        self,
+        prob: DeviceArray,
+        flow_to_prev_px: DeviceArray,
+        *,
+        boxes: Sequence[Roi | None] | None = None,
+    ) -> DeviceArray:
+        """See :meth:`mpn.runtime.host.ops.Ops.warp_bilinear`.
+
+        Raises:
+            InputError: If the shapes do not fit.
+        """
+        if len(prob.shape) != 3 or flow_to_prev_px.shape != (2, *prob.shape[1:]):
+            raise InputError(
+                f"prob must be (K, H, W) and flow_to_prev_px (2, H, W) of the same size, "
+                f"got {prob.shape} and {flow_to_prev_px.shape}"
+            )
+        if boxes is not None:
+            _check_count("boxes", boxes, prob.shape[0])
+        warped = self._device.empty(prob.shape, np.float32)
+        self._device.launch(
+            "warp_bilinear",
+            prob=prob,
+            flow_to_prev_px=flow_to_prev_px,
+            boxes=None if boxes is None else self._device.upload(box_rows(boxes)),
+            objects=prob.shape[0],
+            height=prob.shape[1],
+            width=prob.shape[2],
+            warped=warped,
+        )
+        return warped
+
+    def flow_confidence(
+        self,
+        flow_to_prev_px: DeviceArray,
+        flow_from_prev_px: DeviceArray,
+        *,
+        box: Roi,
+        sigma_px: float,
+        sigma_frac: float,
+    ) -> DeviceArray:
+        """See :meth:`mpn.runtime.host.ops.Ops.flow_confidence`.
+
+        Raises:
+            InputError: If the flows differ in shape.
+        """
+        if flow_to_prev_px.shape != flow_from_prev_px.shape or flow_to_prev_px.shape[0] != 2:
+            raise InputError(
+                f"both flows must be (2, H, W) of one size, got {flow_to_prev_px.shape} and "
+                f"{flow_from_prev_px.shape}"
+            )
+        confidence = self._device.empty(box.size_hw, np.float32)
+        self._device.launch(
+            "flow_confidence",
+            flow_to_prev_px=flow_to_prev_px,
+            flow_from_prev_px=flow_from_prev_px,
+            x0=box.x0,
+            y0=box.y0,
+            box_height=box.size_hw[0],
+            box_width=box.size_hw[1],
+            height=flow_to_prev_px.shape[1],
+            width=flow_to_prev_px.shape[2],
+            sigma_px=sigma_px,
+            sigma_frac=sigma_frac,
+            confidence=confidence,
+        )
+        return confidence
+
+    def crop_resize_pack(
+        self,
+        rgb: DeviceArray,
+        prob: DeviceArray,
+        rois: Sequence[Roi | None],
+        *,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> DeviceArray:
+        """See :meth:`mpn.runtime.host.ops.Ops.crop_resize_pack`.
+
+        Raises:
+            InputError: If the shapes do not fit.
+        """
+        check_rgb_array(rgb)
+        if len(prob.shape) != 3 or prob.shape[1:] != rgb.shape[:2]:
+            raise InputError(
+                f"prob must be (K, H, W) of the frame {rgb.shape[:2]}, got {prob.shape}"
+            )
+        _check_count("rois", rois, prob.shape[0])
+        present = [k for k, roi in enumerate(rois) if roi is not None]
+        packed = self._device.empty((len(present), 4, size, size), self._dtype)
+        self._device.launch(
+            "crop_pack_f16" if self._dtype == "float16" else "crop_pack_f32",
+            rgb=rgb,
+            prob=prob,
+            rois=self._device.upload(box_rows(rois)),
+            objects=self._device.upload(np.array(present, np.int32)),
+            slots=len(present),
+            height=prob.shape[1],
+            width=prob.shape[2],
+            size=size,
+            packed=packed,
+            **normalisation(mean, std),
+        )
+        return packed
+
+    def paste(
+        self, crops: DeviceArray, rois: Sequence[Roi | None], size_hw: tuple[int, int]
+    ) -> DeviceArray:
+        """See :meth:`mpn.runtime.host.ops.Ops.paste`.
+
+        Raises:
+            InputError: If the shapes do not fit.
+        """
+        present = [roi for roi in rois if roi is not None]
+        if len(crops.shape) != 4 or crops.shape[1] != 1 or crops.shape[2] != crops.shape[3]:
+            raise InputError(f"crops must be (N, 1, S, S), got {crops.shape}")
+        _check_count("rois that are not None", present, crops.shape[0])
+        slots = np.full(len(rois), -1, np.int32)
+        slots[[roi is not None for roi in rois]] = np.arange(len(present))
+        prob = self._device.empty((len(rois), *size_hw), np.float32)
+        self._device.launch(
+            "paste",
+            crops=crops,
+            rois=self._device.upload(box_rows(rois)),
+            slots=self._device.upload(slots),
+            objects=len(rois),
+            height=size_hw[0],
+            width=size_hw[1],
+            size=crops.shape[2],
+            prob=prob,
+        )
+        return prob
+
+
+def box_rows(boxes: Sequence[Roi | None]) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    """Boxes as kernels read them: (K, 4) int32 of x0, y0, x1, y1; None is all 0."""
+    return np.array(
+        [(0, 0, 0, 0) if box is None else box.box_xyxy for box in boxes], np.int32
+    ).reshape(-1, 4)
+
+
+def boxes_from_rows(
+    rows: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
+) -> tuple[Roi | None, ...]:
+    """The inverse of :func:`box_rows`; every empty row is None."""
+    return tuple(
+        Roi(x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None for x0, y0, x1, y1 in rows.tolist()
+    )
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> dict[str, float]:
+    """(v / 255 - mean) / std as kernel arguments: a gain and an offset for each channel."""
+    arguments: dict[str, float] = {}
+    for channel, (m, deviation) in enumerate(zip(mean, std, strict=True)):
+        arguments[f"gain{channel}"] = 1 / (255 * deviation)
+        arguments[f"offset{channel}"] = -m / deviation
+    return arguments
+
+
+def check_rgb_array(rgb: DeviceArray) -> None:
+    """Raise InputError unless ``rgb`` is (H, W, 3) uint8."""
+    if len(rgb.shape) != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise InputError(f"a frame must be (H, W, 3) uint8 RGB, got {rgb.shape} {rgb.dtype}")
+
+
+def _check_count(what: str, given: Sequence[object], expected: int) -> None:
+    if len(given) != expected:
+        raise InputError(f"expected {expected} {what}, got {len(given)}")
+
+
+_UNCHANGED = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+
+
+def resize_rgb(
+    device: KernelDevice,
+    rgb: DeviceArray,
+    size_hw: tuple[int, int],
+    *,
+    out: DeviceArray | None = None,
+) -> DeviceArray:
+    """:func:`mpn.runtime.host.preprocess.resize_rgb`: (H, W, 3) uint8 at another size.
+
+    Like the functions below it gives the array itself, and leaves ``out`` alone, where the size
+    is the same.
+    """
+    check_rgb_array(rgb)
+    if rgb.shape[:2] == size_hw:
+        return rgb
+    resized = _out(device, out, (*size_hw, 3), np.uint8)
+    device.launch("resize_rgb", rgb=rgb, **_sizes(rgb.shape[:2], size_hw), resized=resized)
+    return resized
+
+
+def resize_prob(
+    device: KernelDevice,
+    prob: DeviceArray,
+    size_hw: tuple[int, int],
+    *,
+    out: DeviceArray | None = None,
+) -> DeviceArray:
+    """:func:`mpn.runtime.host.preprocess.resize_prob`: (K, H, W) float32 at another size."""
+    if prob.shape[1:] == size_hw:
+        return prob
+    resized = _out(device, out, (prob.shape[0], *size_hw), np.float32)
+    device.launch(
+        "resize_planes",
+        planes=prob,
+        count=prob.shape[0],
+        **_sizes(prob.shape[1:], size_hw),
+        resized=resized,
+    )
+    return resized
+
+
+def resize_flow(
+    device: KernelDevice,
+    flow_px: DeviceArray,
+    size_hw: tuple[int, int],
+    *,
+    out: DeviceArray | None = None,
+) -> DeviceArray:
+    """A flow network's answer, (2, h, w) float32 pixels, on the grid and in pixels of the frame."""
+    height, width = flow_px.shape[1:]
+    if (height, width) == size_hw:
+        return flow_px
+    resized = _out(device, out, (2, *size_hw), np.float32)
+    device.launch(
+        "resize_flow",
+        flow_px=flow_px,
+        **_sizes((height, width), size_hw),
+        gain_x=size_hw[1] / width,
+        gain_y=size_hw[0] / height,
+        resized_px=resized,
+    )
+    return resized
+
+
+def flow_input(
+    device: KernelDevice,
+    rgb: DeviceArray,
+    size_hw: tuple[int, int],
+    *,
+    dtype: Dtype = "float32",
+    out: DeviceArray | None = None,
+) -> DeviceArray:
+    """:func:`mpn.runtime.host.preprocess.flow_input`: (1, 3, height, width), RGB, 0..255."""
+    return _packed(device, rgb, size_hw, *_UNCHANGED, is_bgr=False, dtype=dtype, out=out)
+
+
+def osvos_input(
+    device: KernelDevice,
+    rgb: DeviceArray,
+    size_hw: tuple[int, int],
+    *,
+    channel_order: str,
+    mean: Sequence[float],
+    dtype: Dtype = "float32",
+    out: DeviceArray | None = None,
+) -> DeviceArray:
+    """:func:`mpn.runtime.host.preprocess.osvos_input`: (1, 3, height, width) less the means."""
+    offsets = [-value for value in mean]
+    is_bgr = channel_order.lower() == "bgr"
+    return _packed(
+        device, rgb, size_hw, _UNCHANGED[0], offsets, is_bgr=is_bgr, dtype=dtype, out=out
+    )
+
+
+def draw_overlay(
+    device: KernelDevice,
+    rgb: DeviceArray,
+    labels: DeviceArray,
+    palette: DeviceArray,
+    *,
+    opacity: float,
+) -> DeviceArray:
+    """:func:`mpn.runtime.media.overlay.draw_overlay` in the colours given.
+
+    Args:
+        device: Where to work.
+        rgb: (H, W, 3) uint8.
+        labels: (H, W) uint8 ids.
+        palette: (256, 3) uint8 RGB.
+        opacity: Of the tint, 0..1.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        InputError: If the shapes do not fit.
+    """
+    check_rgb_array(rgb)
+    if labels.shape != rgb.shape[:2] or palette.shape != (256, 3):
+        raise InputError(
+            f"labels must be {rgb.shape[:2]} like the frame and the palette (256, 3), got "
+            f"{labels.shape} and {palette.shape}"
+        )
+    drawn = device.empty(rgb.shape, np.uint8)
+    device.launch(
+        "draw_overlay",
+        rgb=rgb,
+        labels=labels,
+        palette=palette,
+        height=rgb.shape[0],
+        width=rgb.shape[1],
+        opacity=opacity,
+        rest=1 - opacity,
+        drawn=drawn,
+    )
+    return drawn
+
+
+def _packed(
+    device: KernelDevice,
+    rgb: DeviceArray,
+    size_hw: tuple[int, int],
+    gains: Sequence[float],
+    offsets: Sequence[float],
+    *,
+    is_bgr: bool,
+    dtype: Dtype,
+    out: DeviceArray | None,
+) -> DeviceArray:
+    check_rgb_array(rgb)
+    shape = (1, 3, *size_hw)
+    planes = _out(device, out, shape, dtype)
+    suffix = "f16" if dtype == "float16" else "f32"
+    how: Arguments = {"rgb": rgb, "is_bgr": int(is_bgr), "planes": planes}
+    how |= {f"gain{c}": gain for c, gain in enumerate(gains)}
+    how |= {f"offset{c}": offset for c, offset in enumerate(offsets)}
+    if rgb.shape[:2] == size_hw:
+        device.launch(f"pack_rgb_same_{suffix}", pixels=size_hw[0] * size_hw[1], **how)
+    else:
+        device.launch(f"pack_rgb_{suffix}", **_sizes(rgb.shape[:2], size_hw), **how)
+    return planes
+
+
+def _out(
+    device: KernelDevice, out: DeviceArray | None, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> DeviceArray:
+    """``out``, which must fit, or a new array."""
+    if out is None:
+        return device.empty(shape, dtype)
+    if out.shape != shape or out.dtype != np.dtype(dtype):
+        raise InputError(f"out must be {shape} {np.dtype(dtype)}, got {out.shape} {out.dtype}")
+    return out
+
+
+def _sizes(from_hw: tuple[int, ...], to_hw: tuple[int, int]) -> dict[str, int]:
+    return {
+        "height": from_hw[0],
+        "width": from_hw[1],
+        "to_height": to_hw[0],
+        "to_width": to_hw[1],
+    }
+
+
+GAMMA_LEVELS: Final = 256
+CUBE_ROOTS: Final = 3072
+"""One and a half times 255 << 3: XYZ over the white point stays below that."""
+
+_GAMMA_SCALE = 255 * 8
+_ROOT_SCALE = 1 << 15
+_BLUR_SIGMA_PX = 2.0
+"""As in mpn.runtime.host.reliability."""
+_BLUR_TAPS = 17
+"""What cv2.GaussianBlur takes for this sigma on float32: round(8 sigma + 1), made odd."""
+
+
+def gamma_table() -> npt.NDArray[np.uint16]:
+    """Linear light of sRGB levels: (256,) uint16, in 1/8 of a level (IEC 61966-2-1)."""
+    level = np.arange(GAMMA_LEVELS) / 255
+    linear = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
+    table: npt.NDArray[np.uint16] = np.rint(_GAMMA_SCALE * linear).astype(np.uint16)
+    return table
+
+
+def cube_root_table() -> npt.NDArray[np.uint16]:
+    """f(t) of CIE Lab: (3072,) uint16, in 2^-15, of t in 1/2040.
+
+    The cube root is rounded to float32 first, as OpenCV does it: in exact arithmetic three entries
+    would differ by one.
+    """
+    t = np.arange(CUBE_ROOTS) / _GAMMA_SCALE
+    root = np.cbrt(t).astype(np.float32)
+    value = np.where(t < 0.008856, t * 7.787 + 16 / 116, root)
+    table: npt.NDArray[np.uint16] = np.rint(_ROOT_SCALE * value).astype(np.uint16)
+    return table
+
+
+def blur_taps() -> Float32Array:
+    """The Gaussian that :func:`mpn.runtime.host.reliability.weigh_by_colour` blurs with: (17,) float32."""
+    taps: Float32Array = cv2.getGaussianKernel(_BLUR_TAPS, _BLUR_SIGMA_PX, cv2.CV_32F).ravel()
+    return taps

@@ -1,0 +1,387 @@
+"""The array work of one frame on the device, from flow to labels, without waiting for the host.
+
+What an object's ROI is, whether it is lost, and where it may be next, is decided by kernels and
+stays in device memory. Every buffer is allocated once and every launch has a fixed size, so a frame
+can be captured as a CUDA graph. The number of objects is fixed: a lost one keeps its slot, with
+zeros in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mpn.cuda.array import Arguments, DeviceArray, KernelDevice
+from mpn.errors import InputError
+from mpn.runtime.device.images import blur_taps, cube_root_table, gamma_table, normalisation
+from mpn.runtime.device.readback import Figures
+from mpn.runtime.host.reliability import FLOW_CHECK_FRAC
+from mpn.runtime.options import PipelineOptions
+from mpn.types import Float32Array
+
+_EXTENTS = 128
+"""Blocks that the extremes of the flow are gathered by."""
+
+
+class CudaFrame:
+    """The state of all objects, and the stages that carry it to the next frame.
+
+    Args:
+        device: Where to work.
+        object_ids: The K ids, ascending.
+        size_hw: (height, width) that frames are worked on at.
+        roi_size: Side S of the propagation network's input.
+        mean: Three means of RGB in 0..1.
+        std: Three standard deviations of RGB in 0..1.
+        options: The pipeline's; default: the defaults.
+        flags: Number of networks that :meth:`flag_not_finite` tells apart.
+
+    Raises:
+        InputError: If there is no object.
+    """
+
+    def __init__(
+        self,
+        device: KernelDevice,
+        *,
+        object_ids: Sequence[int],
+        size_hw: tuple[int, int],
+        roi_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        options: PipelineOptions | None = None,
+        flags: int = 1,
+    ) -> None:
+        if not object_ids:
+            raise InputError("a frame on the device needs at least one object")
+        self._device = device
+        self._options = options or PipelineOptions()
+        self._normalisation = normalisation(mean, std)
+        self._roi_size = roi_size
+        height, width = size_hw
+        objects = len(object_ids)
+        self._sizes: dict[str, int] = {"objects": objects, "height": height, "width": width}
+        self.object_ids = device.upload(np.array(object_ids, np.uint8))
+        """(K,) uint8."""
+        self._gamma = device.upload(gamma_table())
+        self._cube_root = device.upload(cube_root_table())
+        self._blur = device.upload(blur_taps())
+        self._bins = device.empty(size_hw, np.uint16)
+        self._extents = device.empty((_EXTENTS, 4), np.float32)
+        self._areas = device.empty((objects,), np.int32)
+        self._boxes = device.empty((objects, 4), np.int32)
+        self._first_areas_px = device.empty((objects,), np.float64)
+        self._colour_tables: DeviceArray | None = None
+        self.figures = Figures(
+            device,
+            {
+                "track_sums": ((objects,), np.uint64),
+                "agreement": ((objects, 3), np.uint64),
+                "track_areas": ((objects,), np.int32),
+                "track_boxes": ((objects, 4), np.int32),
+                "rois": ((objects, 4), np.int32),
+                "reach": ((objects, 4), np.int32),
+                "merged_supports": ((objects, 4), np.int32),
+                "refined_supports": ((objects, 4), np.int32),
+                "flags": ((flags,), np.int32),
+            },
+        )
+        """What the host is told at the end of a frame, in one copy."""
+        self.prob = device.zeros((objects, height, width), np.float32)
+        """(K, H, W) float32, merged: what is propagated further."""
+        self.supports = device.zeros((objects, 4), np.int32)
+        """(K, 4) int32: boxes outside which ``prob`` is exactly 0."""
+        self.candidates = device.empty((objects, height, width), np.float32)
+        """(K, H, W) float32: ``prob`` carried into the current frame."""
+        self.reach = self.figures["reach"]
+        """(K, 4) int32: boxes outside which ``candidates`` is exactly 0."""
+        self.rois = self.figures["rois"]
+        """(K, 4) int32: what the propagation network looks at; empty if the object is lost."""
+        self.merged = device.zeros((objects, height, width), np.float32)
+        """(K, H, W) float32: ``prob`` of the current frame, until :meth:`commit`."""
+        self.merged_supports = self.figures["merged_supports"]
+        """(K, 4) int32: boxes outside which ``merged`` is exactly 0."""
+        self.labels = device.zeros(size_hw, np.uint8)
+        """(H, W) uint8: the objects' ids."""
+
+    def start(
+        self,
+        prob: Float32Array,
+        supports: npt.NDArray[np.int32],
+        first_areas_px: Sequence[float],
+        colour_tables: Float32Array | None = None,
+    ) -> None:
+        """Begin with what the host knows: the user's labels, or what it took over.
+
+        Args:
+            prob: (K, H, W) float32, merged.
+            supports: (K, 4) int32 boxes outside which it is 0.
+            first_areas_px: Area of each object when it was given.
+            colour_tables: (K, 8192) float32; needed with a colour weight.
+
+        Raises:
+            InputError: If the colours are asked for and not there.
+        """
+        if self._options.colour_weight and colour_tables is None:
+            raise InputError("option colour_weight needs the objects' colour tables")
+        self._device.upload(prob, self.prob)
+        self._device.upload(supports, self.supports)
+        self._device.upload(np.array(first_areas_px, np.float64), self._first_areas_px)
+        if colour_tables is not None:
+            self._colour_tables = self._device.upload(colour_tables, self._colour_tables)
+
+    def warp(
+        self,
+        rgb: DeviceArray,
+        flow_to_prev_px: DeviceArray,
+        flow_from_prev_px: DeviceArray | None = None,
+    ) -> None:
+        """Carry the objects into the current frame and find their ROIs.
+
+        Writes :attr:`candidates` and :attr:`rois`; the state stays as it is until :meth:`commit`.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB, the current frame.
+            flow_to_prev_px: (2, H, W) float32 on its grid.
+            flow_from_prev_px: (2, H, W) float32 on the previous frame's grid, for the flow check.
+        """
+        options, launch = self._options, self._device.launch
+        launch(
+            "flow_extent",
+            flow_to_prev_px=flow_to_prev_px,
+            pixels=self._pixels,
+            partials=_EXTENTS,
+            extents=self._extents,
+        )
+        found: Arguments = {"boxes": self._boxes, "areas": self._areas}
+        launch(
+            "reach_boxes",
+            supports=self.supports,
+            extents=self._extents,
+            partials=_EXTENTS,
+            reach=self.reach,
+            **found,
+            **self._sizes,
+        )
+        warp: Arguments = {
+            "prob": self.prob,
+            "flow_to_prev_px": flow_to_prev_px,
+            "flow_from_prev_px": flow_from_prev_px if options.flow_check_px else None,
+            "reach": self.reach,
+            "sigma_px": options.flow_check_px,
+            "sigma_frac": FLOW_CHECK_FRAC,
+            "threshold": options.threshold,
+            "warped": self.candidates,
+            **found,
+            **self._sizes,
+        }
+        if options.colour_weight:
+            self._bin_colours(rgb)
+            launch(
+                "warp_colour_box",
+                bins=self._bins,
+                tables=self._colour_tables,
+                blur=self._blur,
+                weight=options.colour_weight,
+                **warp,
+            )
+        else:
+            launch("warp_box", **warp)
+        launch(
+            "rois_from_boxes",
+            first_areas_px=self._first_areas_px,
+            reach=self.reach,
+            margin_frac=options.roi_margin_frac,
+            margin_px_min=options.roi_margin_px_min,
+            lost_area_frac=options.lost_area_frac,
+            rois=self.rois,
+            supports=self.reach,
+            **found,
+            **self._sizes,
+        )
+        launch(
+            "clear_lost",
+            rois=self.rois,
+            objects=self._sizes["objects"],
+            pixels=self._pixels,
+            prob=self.candidates,
+        )
+
+    def crop(
+        self, rgb: DeviceArray, packed: DeviceArray, objects: DeviceArray | None = None
+    ) -> None:
+        """Write the propagation network's input from the candidates.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB, the current frame.
+            packed: (N, 4, S, S) float32 or float16: the input.
+            objects: (N,) int32, the index of each crop's object; None: all, in their order.
+        """
+        self._device.launch(
+            f"crop_pack_{_suffix(packed)}",
+            rgb=rgb,
+            prob=self.candidates,
+            rois=self.rois,
+            objects=objects,
+            slots=packed.shape[0],
+            height=self._sizes["height"],
+            width=self._sizes["width"],
+            size=self._roi_size,
+            packed=packed,
+            **self._normalisation,
+        )
+
+    def mirror(self, packed: DeviceArray, mirrored: DeviceArray) -> None:
+        """Write the crops mirrored.
+
+        Args:
+            packed: (N, 4, S, S) float32 or float16.
+            mirrored: The same shape and dtype, written.
+        """
+        width = packed.shape[-1]
+        self._device.launch(
+            f"mirror_rows_{_suffix(packed)}",
+            values=packed,
+            rows=packed.size // width,
+            width=width,
+            mirrored=mirrored,
+        )
+
+    def average_mirrored(self, answer: DeviceArray, mirrored: DeviceArray) -> None:
+        """Turn a network's answer into the mean of it and of that for the mirrored crops.
+
+        Args:
+            answer: (N, 1, S, S) float32 or float16, written.
+            mirrored: The same shape and dtype, as answered: mirrored.
+        """
+        width = answer.shape[-1]
+        self._device.launch(
+            f"average_mirrored_{_suffix(answer)}",
+            mirrored=mirrored,
+            rows=answer.size // width,
+            width=width,
+            values=answer,
+        )
+
+    def merge(
+        self,
+        crops: DeviceArray | None,
+        foregrounds: DeviceArray | None = None,
+        foreground_of: DeviceArray | None = None,
+    ) -> None:
+        """Write :attr:`merged`, its supports and :attr:`labels`.
+
+        Args:
+            crops: (K, 1, S, S), what the propagation network answered; None to take the
+                candidates.
+            foregrounds: (P, H, W) float32 of OSVOS, blended with it inside the ROIs; None without.
+            foreground_of: (K,) int32, each object's plane of them, or -1.
+        """
+        options = self._options
+        self._device.launch(
+            f"paste_merge_{'f32' if crops is None else _suffix(crops)}",
+            crops=crops,
+            rois=self.rois,
+            candidates=self.candidates,
+            foregrounds=foregrounds,
+            foreground_of=foreground_of,
+            object_ids=self.object_ids,
+            size=self._roi_size,
+            warped_weight=1 - options.propagation_weight,
+            foreground_weight=options.ensemble_weight,
+            prob=self.merged,
+            labels=self.labels,
+            **self._sizes,
+        )
+        is_in_rois = crops is not None or foregrounds is not None
+        self._device.copy(self.rois if is_in_rois else self.reach, self.merged_supports)
+
+    def commit(self, prob: DeviceArray | None = None, supports: DeviceArray | None = None) -> None:
+        """Go on from the current frame.
+
+        Args:
+            prob: (K, H, W) float32, to go on from this instead of :attr:`merged`.
+            supports: (K, 4) int32, its supports.
+        """
+        self._device.copy(self.merged if prob is None else prob, self.prob)
+        self._device.copy(self.merged_supports if supports is None else supports, self.supports)
+
+    def agreement(self, rgb: DeviceArray, planes: DeviceArray, plane_of: DeviceArray) -> None:
+        """Count what OSVOS and colours say about the pixels where the objects are expected.
+
+        Writes the figure ``agreement``: for each object its pixels, OSVOS and colours + 2, the
+        latter two in 2^-24.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB, the current frame.
+            planes: (P, H, W) float32 of OSVOS.
+            plane_of: (K,) int32, each object's plane, or -1.
+
+        Raises:
+            InputError: If :meth:`start` was given no colours.
+        """
+        if self._colour_tables is None:
+            raise InputError("option retrieve_agreement needs the objects' colour tables")
+        if not self._options.colour_weight:
+            self._bin_colours(rgb)
+        self._device.launch(
+            "osvos_agreement",
+            candidates=self.candidates,
+            planes=planes,
+            plane_of=plane_of,
+            bins=self._bins,
+            tables=self._colour_tables,
+            objects=self._sizes["objects"],
+            pixels=self._pixels,
+            threshold=self._options.threshold,
+            sums=self.figures["agreement"],
+        )
+
+    def flag_not_finite(self, values: DeviceArray, flag: int) -> None:
+        """Set an entry of the figure ``flags`` if a value is not finite."""
+        self._device.launch(
+            f"flag_not_finite_{_suffix(values)}",
+            values=values,
+            count=values.size,
+            flag=self.figures["flags"].part(flag, flag + 1),
+        )
+
+    def tracks(self, labels: DeviceArray, prob: DeviceArray) -> None:
+        """Write what became of each object: the figures ``track_areas``, ``_boxes`` and ``_sums``.
+
+        Args:
+            labels: (H, W) uint8 ids, of any size.
+            prob: (K, H, W) float32, whose sum over an object's pixels is taken, in 2^-24.
+        """
+        counted: Arguments = {
+            "boxes": self.figures["track_boxes"],
+            "areas": self.figures["track_areas"],
+            "prob_sums": self.figures["track_sums"],
+            "objects": self._sizes["objects"],
+            "height": labels.shape[0],
+            "width": labels.shape[1],
+        }
+        self._device.launch("reset_boxes", **counted)
+        self._device.launch(
+            "track_stats", labels=labels, prob=prob, object_ids=self.object_ids, **counted
+        )
+
+    def _bin_colours(self, rgb: DeviceArray) -> None:
+        self._device.launch(
+            "colour_bins",
+            rgb=rgb,
+            pixels=self._pixels,
+            gamma=self._gamma,
+            cube_root=self._cube_root,
+            bins=self._bins,
+        )
+
+    @property
+    def _pixels(self) -> int:
+        return self._sizes["height"] * self._sizes["width"]
+
+
+def _suffix(array: DeviceArray) -> str:
+    return "f16" if array.dtype == np.float16 else "f32"

@@ -1,0 +1,1 @@
+"""First-frame fine-tuning without torch."""

@@ -1,0 +1,242 @@
+"""Fine-tuning of the networks on one object of the given frame, without torch.
+
+The optimisation step is a graph of the engine directory (``propagation_adapt.onnx``,
+``osvos_adapt.onnx``) that onnxruntime runs, on CUDA where the networks run on a GPU and it can; the
+backend of the networks takes what was learned over (:mod:`mpn.engines.open`). What it learns
+from is dreamt from the frame (:mod:`mpn.runtime.finetune.augment.propagation`, :mod:`mpn.runtime.finetune.augment.osvos`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mpn._common.closeable import Closing
+from mpn.engines.base import Engine
+from mpn.engines.onnxruntime.finetune import adapt_entry, open_adapt_engine
+from mpn.engines.open import EngineSet, open_object_engine, step_backend
+from mpn.engines.spec import Role
+from mpn.errors import EngineError, MaskError
+from mpn.runtime.finetune.augment.osvos import OsvosDreams
+from mpn.runtime.finetune.augment.propagation import PropagationDreams
+from mpn.runtime.finetune.cache import CacheAnswer, WeightCache, cache_key
+from mpn.runtime.finetune.loop import AdaptProgress as AdaptProgress
+from mpn.runtime.finetune.loop import AdaptReport as AdaptReport
+from mpn.runtime.finetune.loop import Dreams, LoopOutcome, run_loop
+from mpn.runtime.finetune.options import ADAPTABLE_ROLES, AdaptOptions, AdaptRecipe
+from mpn.runtime.host import ops as cpu
+from mpn.runtime.host.flow import flow_estimator_from
+from mpn.runtime.host.ops import Ops
+from mpn.runtime.options import PipelineOptions
+from mpn.types import Float32Array, UInt8Array, check_labels, check_rgb
+
+
+class ObjectAdapter(Closing):
+    """Fine-tunes a set of weights an object and network, and hands out engines with them.
+
+    Args:
+        engine_dir: The engine directory.
+        engines: Its open engines; they stay open and are the caller's.
+        options: What is fine-tuned and how; all its roles must be adaptable in this directory.
+        pipeline_options: Of the pipeline that the engines are for, in force: dreams are looked at
+            as the pipeline looks at frames.
+        threads: Threads within an operator; None leaves it to onnxruntime.
+        on_progress: Called after every step.
+        ops: Array operations.
+
+    Raises:
+        EngineError: If a network cannot be fine-tuned with this directory.
+    """
+
+    def __init__(
+        self,
+        engine_dir: str | os.PathLike[str],
+        engines: EngineSet,
+        options: AdaptOptions,
+        pipeline_options: PipelineOptions,
+        *,
+        threads: int | None = None,
+        on_progress: Callable[[AdaptProgress], None] | None = None,
+        ops: Ops = cpu,
+    ) -> None:
+        for role in options.roles:
+            entry = engines.manifest.roles.get(role)
+            if entry is None or entry.adapt is None or role not in engines.engines:
+                raise EngineError(
+                    f"the {role} network of the engines '{engines.manifest.name}' cannot be "
+                    "fine-tuned: export it again with this version of mpn-export, or leave the "
+                    "role out"
+                )
+        self._directory = Path(engine_dir)
+        self._engines, self._options = engines, options
+        self._pipeline_options = pipeline_options
+        self._threads, self._on_progress, self._ops = threads, on_progress, ops
+        self._cache = None if options.cache_dir is None else WeightCache(options.cache_dir)
+        self._backend = step_backend(engines)
+        self._reports: list[AdaptReport] = []
+
+    @property
+    def reports(self) -> tuple[AdaptReport, ...]:
+        """What was done, in order: an entry an object and network."""
+        return tuple(self._reports)
+
+    def report_as_json(self) -> list[dict[str, Any]]:
+        """:attr:`reports` as JSON types."""
+        return [report.as_json() for report in self._reports]
+
+    def adapt(self, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Mapping[Role, Engine]:
+        """Engines that know one object.
+
+        Args:
+            rgb: (h, w, 3) uint8 RGB, the given frame at working size.
+            labels: (h, w) uint8, ids of all objects: what is not this one is background to it.
+            object_id: The object to learn.
+
+        Returns:
+            An engine a network that was fine-tuned; the caller closes them. A network that learned
+            nothing, which the reports then say, is not in it.
+
+        Raises:
+            EngineError: If an engine fails.
+            InputError: If the arrays do not fit each other.
+            OutputError: If weights cannot be written.
+        """
+        check_rgb(rgb)
+        check_labels(labels, (rgb.shape[0], rgb.shape[1]))
+        adapted: dict[Role, Engine] = {}
+        with ExitStack() as opened:
+            for role in self._options.roles:
+                engine = self._adapted(role, rgb, labels, object_id)
+                if engine is not None:
+                    opened.callback(engine.close)
+                    adapted[role] = engine
+            opened.pop_all()
+        return adapted
+
+    def close(self) -> None:
+        """Nothing is held between two objects; closing twice is allowed."""
+
+    def _adapted(
+        self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int
+    ) -> Engine | None:
+        scope = self._recipe(role).scope
+        key = cache_key(self._facts(role, object_id), rgb=rgb, labels=labels)
+        answer = CacheAnswer(None) if self._cache is None else self._cache.load(key)
+        if answer.weights is not None:
+            try:
+                engine = self._open(role, answer.weights)
+            except EngineError as error:
+                answer = CacheAnswer(
+                    None, f"the kept weights do not fit and are made anew ({error})"
+                )
+            else:
+                self._reports.append(
+                    AdaptReport(object_id, role, scope, True, is_cached=True, note=answer.note)
+                )
+                return engine
+        try:
+            outcome = self._run(role, rgb, labels, object_id)
+        except MaskError as error:  # too small, or lost in every dream: the common engine is used
+            self._reports.append(AdaptReport(object_id, role, scope, False, note=str(error)))
+            return None
+        report = AdaptReport(
+            object_id,
+            role,
+            scope,
+            outcome.weights is not None,
+            steps=outcome.steps,
+            seconds=outcome.seconds,
+            first_loss=outcome.first_loss,
+            last_loss=outcome.last_loss,
+            note="; ".join(filter(None, (answer.note, outcome.note))),
+        )
+        self._reports.append(report)
+        if outcome.weights is None:
+            return None
+        if self._cache is not None and not outcome.is_stopped:
+            self._cache.save(key, outcome.weights)
+        return self._open(role, outcome.weights)
+
+    def _run(self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> LoopOutcome:
+        recipe = self._recipe(role)
+        dreams = self._dreams(role, rgb, labels, object_id)
+
+        def on_step(step: int, loss: float, elapsed_s: float, eta_s: float) -> None:
+            if self._on_progress is not None:
+                self._on_progress(
+                    AdaptProgress(object_id, role, step, recipe.steps, loss, elapsed_s, eta_s)
+                )
+
+        # Opened for one object only: its state is several times the size of the weights.
+        with open_adapt_engine(
+            self._directory,
+            self._engines.manifest,
+            role,
+            scope=recipe.scope,
+            backend=self._backend,
+            threads=self._threads,
+        ) as engine:
+            engine.begin()
+            return run_loop(engine, dreams, recipe, seconds=self._options.seconds, on_step=on_step)
+
+    def _recipe(self, role: Role) -> AdaptRecipe:
+        entry = adapt_entry(self._engines.manifest, role)
+        return self._options.recipe(role, entry.optimizer)
+
+    def _dreams(self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Dreams:
+        recipe = self._recipe(role)
+        seed = (self._options.seed, object_id, ADAPTABLE_ROLES.index(role))
+        if role == "osvos":
+            preprocessing = self._engines.manifest.preprocessing.osvos
+            return OsvosDreams(
+                rgb,
+                labels,
+                object_id,
+                channel_order=preprocessing.channel_order,
+                mean=preprocessing.mean,
+                size_px=recipe.size_px,
+                batch=recipe.batch,
+                seed=seed,
+            )
+        return PropagationDreams(
+            rgb,
+            labels,
+            object_id,
+            engines=self._engines,
+            flow=flow_estimator_from(self._engines),
+            options=self._pipeline_options,
+            ops=self._ops,
+            size_px=recipe.size_px,
+            batch=recipe.batch,
+            seed=seed,
+        )
+
+    def _open(self, role: Role, weights: Mapping[str, Float32Array]) -> Engine:
+        return open_object_engine(
+            self._directory, self._engines, role, weights, threads=self._threads
+        )
+
+    def _facts(self, role: Role, object_id: int) -> dict[str, Any]:
+        """Everything but the frame and its labels that decides about the weights."""
+        manifest = self._engines.manifest
+        options = self._options
+        facts: dict[str, Any] = {
+            "role": role,
+            "object_id": object_id,
+            "backend": self._engines.backend,
+            "network": asdict(manifest.roles[role]),
+            "preprocessing": asdict(manifest.preprocessing),
+            "recipe": asdict(self._recipe(role)),
+            "seconds": options.seconds,
+            "seed": options.seed,
+        }
+        if role == "propagation":
+            facts["pipeline"] = asdict(self._pipeline_options)
+            facts["flow"] = asdict(manifest.flow)
+            if "flow" in manifest.roles:
+                facts["flow_network"] = manifest.roles["flow"].sha256
+        return facts

@@ -1,0 +1,1 @@
+"""Synthetic training pairs made of one frame and its mask."""

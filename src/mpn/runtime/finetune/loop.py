@@ -1,0 +1,203 @@
+"""The loop of fine-tuning: batches in, losses and progress out, within a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Protocol
+
+import numpy as np
+
+from mpn.engines.onnxruntime.finetune import AdaptEngine
+from mpn.engines.spec import Role
+from mpn.runtime.finetune.options import AdaptRecipe, AdaptScope
+from mpn.types import Float32Array
+
+_WARM_UP_STEPS = 5
+"""Steps over which the rate rises: the optimiser's averages are of few gradients at first."""
+_SMOOTHED_STEPS = 8
+"""Losses averaged for the first and the last loss of a report; one batch says little."""
+
+
+class Dreams(Protocol):
+    """Batches that a network is fine-tuned on."""
+
+    def batch(self) -> tuple[Float32Array, Float32Array]:
+        """The next inputs, (N, C, S, S), and targets, (N, 1, S, S), float32."""
+
+
+@dataclass(frozen=True)
+class LoopOutcome:
+    """What a loop left.
+
+    Attributes:
+        weights: The trained tensors by name; None if not one step was good.
+        steps: Steps that are in the weights.
+        seconds: Wall time.
+        first_loss: Mean loss of the first eight steps; NaN without any.
+        last_loss: Mean loss of the last eight.
+        note: Why it ended before its last step; empty if it did not.
+        is_stopped: Whether that was a loss that is not finite.
+    """
+
+    weights: Mapping[str, Float32Array] | None
+    steps: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+    note: str
+    is_stopped: bool
+
+
+def rate_at(done: float, step: int, highest: float) -> float:
+    """Learning rate: a linear rise, then half a cosine down to zero.
+
+    Args:
+        done: Share of the budget that is used up before this step, 0..1.
+        step: Number of the step, from 0.
+        highest: Rate after the rise.
+    """
+    rise = min((step + 1) / _WARM_UP_STEPS, 1.0)
+    return highest * rise * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def run_loop(
+    engine: AdaptEngine,
+    dreams: Dreams,
+    recipe: AdaptRecipe,
+    *,
+    seconds: float | None,
+    on_step: Callable[[int, float, float, float], None],
+    clock: Callable[[], float] = monotonic,
+) -> LoopOutcome:
+    """Fine-tune an engine that has begun.
+
+    When a loss is not finite the loop ends, and the weights are the last ones whose loss was.
+
+    Args:
+        engine: Begun, so that its optimiser state is fresh.
+        dreams: What it learns from.
+        recipe: Steps and rate.
+        seconds: Budget of wall time; the loop ends with it or with the steps.
+        on_step: Called after every step with its number from 1, its loss, and the seconds that
+            have passed and that are left.
+        clock: Seconds.
+
+    Returns:
+        The weights and what happened.
+
+    Raises:
+        EngineError: If the engine fails.
+    """
+    start = clock()
+    losses: list[float] = []
+    note = ""
+    while len(losses) < recipe.steps:
+        elapsed_s = clock() - start
+        if seconds is not None and elapsed_s >= seconds:
+            note = f"ended after {len(losses)} of {recipe.steps} steps with the {seconds:g} seconds"
+            break
+        done = max(len(losses) / recipe.steps, 0.0 if seconds is None else elapsed_s / seconds)
+        inputs, target = dreams.batch()
+        loss = engine.step(inputs, target, rate_at(done, len(losses), recipe.learning_rate))
+        if not math.isfinite(loss):
+            good = max(len(losses) - 1, 0)  # the last loss was that of the weights before its step
+            note = (
+                f"stopped: loss not finite at step {len(losses) + 1}, weights of step {good} kept"
+            )
+            return _outcome(engine, losses[:good], clock() - start, note, is_stopped=True)
+        losses.append(loss)
+        elapsed_s = clock() - start
+        on_step(len(losses), loss, elapsed_s, _left_s(losses, recipe, elapsed_s, seconds))
+    return _outcome(engine, losses, clock() - start, note)
+
+
+def _outcome(
+    engine: AdaptEngine, losses: list[float], seconds: float, note: str, *, is_stopped: bool = False
+) -> LoopOutcome:
+    first, last = (
+        float(np.mean(part)) if part else math.nan
+        for part in (losses[:_SMOOTHED_STEPS], losses[-_SMOOTHED_STEPS:])
+    )
+    weights = engine.weights() if losses else None
+    return LoopOutcome(weights, len(losses), seconds, first, last, note, is_stopped)
+
+
+def _left_s(
+    losses: list[float], recipe: AdaptRecipe, elapsed_s: float, seconds: float | None
+) -> float:
+    by_steps = elapsed_s / len(losses) * (recipe.steps - len(losses))
+    return by_steps if seconds is None else max(min(by_steps, seconds - elapsed_s), 0.0)
+
+
+@dataclass(frozen=True)
+class AdaptProgress:
+    """One step of fine-tuning was done.
+
+    Attributes:
+        object_id: The object that is learned.
+        role: The network that learns it.
+        step: Steps done, from 1.
+        steps: Steps there will be at most.
+        loss: Of this step, before its update.
+        elapsed_s: Seconds since the first step began.
+        eta_s: Seconds that are left, by the mean step so far and the budget.
+    """
+
+    object_id: int
+    role: Role
+    step: int
+    steps: int
+    loss: float
+    elapsed_s: float
+    eta_s: float
+
+
+@dataclass(frozen=True)
+class AdaptReport:
+    """What became of one object and network.
+
+    Attributes:
+        object_id: The object.
+        role: The network.
+        scope: See :data:`mpn.runtime.finetune.options.AdaptScope`.
+        is_adapted: False: the network is used as it was exported.
+        is_cached: The weights come from an earlier run; ``seconds`` is then 0.
+        steps: Steps that are in the weights.
+        seconds: Wall time of the steps.
+        first_loss: Mean loss of the first eight steps; NaN if none ran.
+        last_loss: Mean loss of the last eight.
+        note: What the user should know; often empty.
+    """
+
+    object_id: int
+    role: Role
+    scope: AdaptScope
+    is_adapted: bool
+    is_cached: bool = False
+    steps: int = 0
+    seconds: float = 0.0
+    first_loss: float = math.nan
+    last_loss: float = math.nan
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """A dict of JSON types; a loss that there is not is null."""
+        return {
+            "object_id": self.object_id,
+            "role": self.role,
+            "scope": self.scope,
+            "adapted": self.is_adapted,
+            "cached": self.is_cached,
+            "steps": self.steps,
+            "seconds": round(self.seconds, 3),
+            "first_loss": _finite(self.first_loss),
+            "last_loss": _finite(self.last_loss),
+            "note": self.note,
+        }
+
+
+def _finite(loss: float) -> float | None:
+    return round(loss, 6) if math.isfinite(loss) else None

@@ -1,0 +1,1 @@
+"""The frame backend in NumPy and OpenCV: the reference."""

@@ -1,0 +1,216 @@
+"""The stages of a frame around the propagation network: warp, crop, propagate, paste.
+
+Their order is the pipeline's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpn.engines.base import Engine
+from mpn.engines.open import EngineSet
+from mpn.errors import EngineError
+from mpn.runtime.candidates import Candidates
+from mpn.runtime.host.merge import blend, check_finite
+from mpn.runtime.host.ops import Ops
+from mpn.runtime.host.reliability import weigh_in_box
+from mpn.runtime.host.roi import reachable_boxes, roi_from_prob
+from mpn.runtime.object_engines import ObjectEngines
+from mpn.runtime.options import PipelineOptions
+from mpn.types import Float32Array, Roi, TrackBranch, UInt8Array
+
+
+class Stages:
+    """The stages with what they need bound to them; every method is pure.
+
+    Args:
+        engines: Open engines.
+        options: Options in force.
+        ops: Array operations.
+        objects: The objects' own engines; None: all use the common ones.
+    """
+
+    def __init__(
+        self,
+        engines: EngineSet,
+        options: PipelineOptions,
+        ops: Ops,
+        objects: ObjectEngines | None = None,
+    ) -> None:
+        self._engines = engines
+        self._options = options
+        self._ops = ops
+        self._objects = ObjectEngines() if objects is None else objects
+
+    def warp(
+        self,
+        rgb: UInt8Array,
+        prob: Float32Array,
+        supports: Sequence[Roi | None],
+        first_areas_px: Sequence[float],
+        flow_to_prev_px: Float32Array,
+        flow_from_prev_px: Float32Array | None = None,
+        colour_tables: Sequence[Float32Array] | None = None,
+    ) -> Candidates:
+        """Carry the objects into the current frame and find their ROIs.
+
+        Args:
+            rgb: (h, w, 3) uint8 RGB, the current frame.
+            prob: (K, h, w) float32 of the previous frame.
+            supports: Boxes outside which it is 0.
+            first_areas_px: Area of each object when it was given.
+            flow_to_prev_px: (2, h, w) float32.
+            flow_from_prev_px: (2, h, w) float32 on the previous frame's grid, to check it with;
+                None to believe it.
+            colour_tables: Colours of each object; None to leave them out.
+
+        Raises:
+            EngineError: If the flow has another size than the frame.
+        """
+        if flow_to_prev_px.shape != (2, *prob.shape[1:]):
+            raise EngineError(
+                f"the flow must be (2, {prob.shape[1]}, {prob.shape[2]}) like the frame, "
+                f"got {flow_to_prev_px.shape}"
+            )
+        reach = reachable_boxes(supports, flow_to_prev_px)
+        warped = self._ops.warp_bilinear(prob, flow_to_prev_px, boxes=reach)
+        tables = (None,) * len(warped) if colour_tables is None else colour_tables
+        for plane, table, box in zip(warped, tables, reach, strict=True):
+            if box is not None:
+                weigh_in_box(
+                    plane,
+                    box,
+                    flow_to_prev_px=flow_to_prev_px,
+                    flow_from_prev_px=flow_from_prev_px,
+                    flow_check_px=self._options.flow_check_px,
+                    rgb=rgb,
+                    colour_table=table,
+                    colour_weight=self._options.colour_weight,
+                    ops=self._ops,
+                )
+        rois = [
+            self._roi(plane, box, area)
+            for plane, box, area in zip(warped, reach, first_areas_px, strict=True)
+        ]
+        for plane, roi, box in zip(warped, rois, reach, strict=True):
+            if roi is None and box is not None:  # what is left of a lost object is no candidate
+                plane[box.y0 : box.y1, box.x0 : box.x1] = 0
+        branch: TrackBranch = "propagation"
+        return Candidates(
+            prob=warped,
+            supports=tuple(
+                None if roi is None else box for roi, box in zip(rois, reach, strict=True)
+            ),
+            rois=tuple(rois),
+            branches=(branch,) * len(rois),
+        )
+
+    def crop(self, rgb: UInt8Array, candidates: Candidates) -> Float32Array:
+        """The propagation network's input for every object that is not lost.
+
+        Args:
+            rgb: (h, w, 3) uint8, the current frame.
+            candidates: Where the objects are expected.
+
+        Returns:
+            (N, 4, S, S) float32.
+        """
+        preprocessing = self._engines.manifest.preprocessing.propagation
+        return self._ops.crop_resize_pack(
+            rgb,
+            candidates.prob,
+            candidates.rois,
+            size=self._engines.manifest.roi_size,
+            mean=preprocessing.mean_rgb,
+            std=preprocessing.std_rgb,
+        )
+
+    def propagate(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
+        """Run the propagation network: each object on its own engine, the others all at once.
+
+        With option ``mirror`` every crop goes through it mirrored, too, and the answers are
+        averaged. More crops than an engine takes go through it in several batches.
+
+        Args:
+            packed: (N, 4, S, S) float32.
+            object_ids: Whose crops they are, N ids.
+
+        Returns:
+            (N, 1, S, S) float32 foreground probability.
+
+        Raises:
+            EngineError: If an engine fails or its answer is not finite.
+        """
+        if not self._options.mirror:
+            return self._answers(packed, object_ids)
+        both = np.concatenate((packed, packed[..., ::-1]))
+        answers = self._answers(both, [*object_ids, *object_ids])
+        prob, mirrored = answers[: len(packed)], answers[len(packed) :]
+        mean: Float32Array = (prob + mirrored[..., ::-1]) * np.float32(0.5)
+        return mean
+
+    def _answers(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
+        """What each crop's engine answers, in batches of one engine."""
+        own: dict[int, tuple[Engine, list[int]]] = {}
+        common: list[int] = []
+        for n, object_id in enumerate(object_ids):
+            engine = self._objects.get("propagation", object_id)
+            if engine is None:
+                common.append(n)
+            else:
+                own.setdefault(object_id, (engine, []))[1].append(n)
+        if not own:
+            return self._run(self._engines.propagation, packed)
+        prob = np.empty((len(packed), 1, *packed.shape[2:]), np.float32)
+        if common:
+            prob[common] = self._run(self._engines.propagation, packed[common])
+        for object_id, (engine, rows) in own.items():
+            prob[rows] = self._run(engine, packed[rows], object_id)
+        return prob
+
+    def paste(self, crops: Float32Array, candidates: Candidates) -> Float32Array:
+        """Put the network's answer into the frame: (N, 1, S, S) -> (K, h, w), 0 outside the ROIs.
+
+        With a ``propagation_weight`` under 1 the rest comes from what the network was given.
+        """
+        size_hw = (candidates.prob.shape[1], candidates.prob.shape[2])
+        prob = self._ops.paste(crops, candidates.rois, size_hw)
+        weight = self._options.propagation_weight
+        if weight == 1:
+            return prob
+        return blend(prob, candidates.prob, candidates.rois, other_weight=1 - weight)
+
+    def _run(
+        self, engine: Engine, packed: Float32Array, object_id: int | None = None
+    ) -> Float32Array:
+        if len(packed) == 0:
+            return np.zeros((0, 1, *packed.shape[2:]), np.float32)
+        most = self._engines.manifest.max_objects
+        if len(packed) <= most:
+            prob = engine.run({"rgb_prob": packed})["prob"]
+        else:
+            prob = np.empty((len(packed), 1, *packed.shape[2:]), np.float32)
+            for first in range(0, len(packed), most):
+                batch = slice(first, first + most)
+                prob[batch] = engine.run({"rgb_prob": packed[batch]})["prob"]
+        check_finite(prob, "propagation", object_id)
+        return prob
+
+    def _roi(self, warped: Float32Array, reach: Roi | None, first_area_px: float) -> Roi | None:
+        if reach is None:
+            return None
+        options = self._options
+        if options.lost_area_frac > 0:
+            inside = warped[reach.y0 : reach.y1, reach.x0 : reach.x1]
+            area_px = np.count_nonzero(inside > options.threshold)
+            if area_px < options.lost_area_frac * first_area_px:
+                return None
+        return roi_from_prob(
+            warped,
+            threshold=options.threshold,
+            margin_frac=options.roi_margin_frac,
+            margin_px_min=options.roi_margin_px_min,
+            within=reach,
+        )

@@ -1,0 +1,134 @@
+"""Several probabilities to one: two branches of an object, and all objects of a frame.
+
+Every function takes boxes outside which the probabilities are exactly 0 and works only there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mpn.errors import EngineError
+from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
+
+Boxes = Sequence[Roi | None]
+"""For each object k a box outside which its probability is exactly 0; None: it is 0 everywhere."""
+
+
+def blend(
+    prob: Float32Array, other: Float32Array, boxes: Boxes, *, other_weight: float
+) -> Float32Array:
+    """Weighted mean of two probabilities inside each object's box, 0 outside.
+
+    Args:
+        prob: (K, H, W) float32, 0..1.
+        other: (K, H, W) or (1, H, W) float32, the same for all objects.
+        boxes: Where each object may be.
+        other_weight: 0..1.
+
+    Returns:
+        (K, H, W) float32: (1 - other_weight) * prob + other_weight * other.
+    """
+    weight = np.float32(other_weight)
+    blended = np.zeros_like(prob)
+    for k, window in _windows(boxes):
+        theirs = other[min(k, len(other) - 1)][window]
+        blended[k][window] = (1 - weight) * prob[k][window] + weight * theirs
+    return blended
+
+
+def merge(prob: Float32Array, boxes: Boxes | None = None) -> Float32Array:
+    """Independent probabilities of K objects to probabilities that exclude each other.
+
+    The background is prod(1 - p_k); background and objects are divided by their sum (VS-ReID). The
+    sum is never below 1, so nothing is amplified and nothing divided by 0.
+
+    Args:
+        prob: (K, H, W) float32, 0..1, each object on its own.
+        boxes: Where each object is; default everywhere.
+
+    Returns:
+        (K, H, W) float32; 1 - sum over K is the background. With one object nothing changes, and
+        ``prob`` itself is returned.
+    """
+    if len(prob) <= 1:
+        return prob
+    where = _boxes_or_all(prob, boxes)
+    background = np.ones(prob.shape[1:], np.float32)
+    total = np.zeros(prob.shape[1:], np.float32)
+    for k, window in _windows(where):
+        background[window] *= 1 - prob[k][window]
+        total[window] += prob[k][window]
+    merged = np.zeros_like(prob)
+    for k, window in _windows(where):
+        merged[k][window] = prob[k][window] / (background[window] + total[window])
+    return merged
+
+
+def labels_from_merged(
+    merged: Float32Array, object_ids: Sequence[int], boxes: Boxes | None = None
+) -> UInt8Array:
+    """The most probable of background and objects at each pixel.
+
+    Args:
+        merged: (K, H, W) float32 from :func:`merge`.
+        object_ids: The K ids.
+        boxes: Where each object is; default everywhere.
+
+    Returns:
+        (H, W) uint8 ids. A tie goes to the background, then to the first object.
+    """
+    where = _boxes_or_all(merged, boxes)
+    labels = np.zeros(merged.shape[1:], np.uint8)
+    if len(merged) == 1:
+        for k, window in _windows(where):
+            np.multiply(merged[k][window] > 0.5, np.uint8(object_ids[k]), out=labels[window])
+        return labels
+    best = np.ones(merged.shape[1:], np.float32)
+    for k, window in _windows(where):
+        best[window] -= merged[k][window]
+    for k, window in _windows(where):
+        wins: BoolArray = merged[k][window] > best[window]
+        labels[window][wins] = object_ids[k]
+        np.maximum(best[window], merged[k][window], out=best[window])
+    return labels
+
+
+def _boxes_or_all(prob: Float32Array, boxes: Boxes | None) -> Boxes:
+    if boxes is not None:
+        return boxes
+    return [Roi(0, 0, prob.shape[2], prob.shape[1])] * len(prob)
+
+
+def _windows(boxes: Boxes) -> Iterator[tuple[int, tuple[slice, slice]]]:
+    """The index k and the (rows, columns) of every object that is somewhere."""
+    for k, box in enumerate(boxes):
+        if box is not None:
+            yield k, (slice(box.y0, box.y1), slice(box.x0, box.x1))
+
+
+def check_finite(prob: Float32Array, role: str, object_id: int | None = None) -> None:
+    """Raise EngineError if a value is not finite.
+
+    Args:
+        prob: What an engine answered; any shape, float32.
+        role: Whose it is, for the message.
+        object_id: The object whose own engine it is; None for a common one.
+    """
+    # The sum is finite only if every term is: one pass without a temporary.
+    if not np.isfinite(prob.sum(dtype=np.float64)):
+        raise not_finite_error(role, object_id)
+
+
+def not_finite_error(role: str, object_id: int | None = None) -> EngineError:
+    """What to raise of a network that answered with a value that is not finite."""
+    if object_id is None:
+        return EngineError(
+            f"the {role} engine answered with values that are not finite: its weights or its "
+            "precision are broken, export it again in fp32"
+        )
+    return EngineError(
+        f"the {role} engine that was fine-tuned on object {object_id} answered with values that "
+        "are not finite: fine-tune with a lower rate or another seed, or not at all"
+    )

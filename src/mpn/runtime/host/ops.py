@@ -1,0 +1,343 @@
+"""The operations of :class:`mpn.runtime.host.ops.Ops` in numpy and OpenCV: the reference.
+
+OpenCV 5 or newer: OpenCV 4 rounds the coordinates of ``remap`` to 1/32 px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from mpn.errors import InputError
+from mpn.types import Float32Array, Roi, UInt8Array, check_rgb
+
+
+def warp_bilinear(
+    prob: Float32Array,
+    flow_to_prev_px: Float32Array,
+    *,
+    boxes: Sequence[Roi | None] | None = None,
+) -> Float32Array:
+    """Carry probabilities of the previous frame onto the current one.
+
+    See :meth:`mpn.runtime.host.ops.Ops.warp_bilinear`. Agrees with the definition in float64 to
+    2e-6; under zero flow it is the identity, bit for bit.
+
+    Args:
+        prob: (K, H, W) float32 of the previous frame.
+        flow_to_prev_px: (2, H, W) float32, (x, y) in pixels, on the current frame's grid.
+        boxes: Where to compute each plane; 0 elsewhere. Default: everywhere.
+
+    Returns:
+        (K, H, W) float32, ``prob`` sampled at (x + flow_x, y + flow_y).
+
+    Raises:
+        InputError: If the shapes do not fit.
+    """
+    if prob.ndim != 3 or flow_to_prev_px.shape != (2, *prob.shape[1:]):
+        raise InputError(
+            f"prob must be (K, H, W) and flow_to_prev_px (2, H, W) of the same size, "
+            f"got {prob.shape} and {flow_to_prev_px.shape}"
+        )
+    source = np.ascontiguousarray(prob, dtype=np.float32)
+    warped = np.zeros_like(source)
+    if warped.size == 0:
+        return warped
+    everywhere = Roi(0, 0, prob.shape[2], prob.shape[1])
+    wanted = [everywhere] * len(source) if boxes is None else boxes
+    _check_count("boxes", wanted, len(source))
+    maps: dict[Roi, tuple[Float32Array, Float32Array]] = {}
+    for plane, out, box in zip(source, warped, wanted, strict=True):
+        if box is None:
+            continue
+        if box not in maps:
+            maps[box] = _sample_positions(flow_to_prev_px, box)
+        cv2.remap(
+            plane,
+            *maps[box],
+            interpolation=cv2.INTER_LINEAR,
+            dst=out[box.y0 : box.y1, box.x0 : box.x1],
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=0,
+        )
+    return warped
+
+
+def flow_confidence(
+    flow_to_prev_px: Float32Array,
+    flow_from_prev_px: Float32Array,
+    *,
+    box: Roi,
+    sigma_px: float,
+    sigma_frac: float,
+) -> Float32Array:
+    """How far the flow of a pixel comes back to where it started.
+
+    See :meth:`mpn.runtime.host.ops.Ops.flow_confidence`.
+
+    Args:
+        flow_to_prev_px: (2, H, W) float32 on the current frame's grid.
+        flow_from_prev_px: (2, H, W) float32 on the previous frame's grid.
+        box: The part to compute.
+        sigma_px: Round trip that is forgiven, in pixels.
+        sigma_frac: The same as a share of the flow's length.
+
+    Returns:
+        (h, w) float32 of the box, 0..1.
+
+    Raises:
+        InputError: If the flows differ in shape.
+    """
+    if flow_to_prev_px.shape != flow_from_prev_px.shape or flow_to_prev_px.shape[0] != 2:
+        raise InputError(
+            f"both flows must be (2, H, W) of one size, got {flow_to_prev_px.shape} and "
+            f"{flow_from_prev_px.shape}"
+        )
+    x, y = _sample_positions(flow_to_prev_px, box)
+    there = flow_to_prev_px[:, box.y0 : box.y1, box.x0 : box.x1]
+    trip_x, trip_y = (
+        cv2.remap(plane, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for plane in flow_from_prev_px
+    )
+    trip_x += there[0]
+    trip_y += there[1]
+    with np.errstate(invalid="ignore", over="ignore"):  # a flow that is no number is doubted below
+        sigma = _length(there[0], there[1])
+        sigma *= np.float32(sigma_frac)
+        sigma += np.float32(sigma_px)
+        confidence = _length(trip_x, trip_y)
+        confidence /= sigma
+        confidence *= confidence
+        confidence *= np.float32(-0.5)
+        np.exp(confidence, out=confidence)
+    confidence[~np.isfinite(confidence)] = 0
+    return confidence
+
+
+def _length(x: Float32Array, y: Float32Array) -> Float32Array:
+    """Square root of x^2 + y^2.
+
+    np.hypot takes eight times as long, and the last bit of cv2.magnitude depends on where in
+    memory its arrays lie: the same input must give the same masks.
+    """
+    length: Float32Array = x * x
+    length += y * y
+    return np.sqrt(length, out=length)
+
+
+def crop_resize_pack(
+    rgb: UInt8Array,
+    prob: Float32Array,
+    rois: Sequence[Roi | None],
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Float32Array:
+    """Make the propagation network's input.
+
+    See :meth:`mpn.runtime.host.ops.Ops.crop_resize_pack`.
+
+    Args:
+        rgb: (H, W, 3) uint8 RGB, the current frame.
+        prob: (K, H, W) float32, the probabilities warped onto it.
+        rois: For each k its ROI, or None to leave the object out.
+        size: Side S of the network's input.
+        mean: Three means of RGB in 0..1.
+        std: Three standard deviations of RGB in 0..1.
+
+    Returns:
+        (N, 4, S, S) float32, N the number of ROIs given.
+
+    Raises:
+        InputError: If the shapes do not fit.
+    """
+    check_rgb(rgb)
+    if prob.ndim != 3 or prob.shape[1:] != rgb.shape[:2]:
+        raise InputError(f"prob must be (K, H, W) of the frame {rgb.shape[:2]}, got {prob.shape}")
+    _check_count("rois", rois, len(prob))
+    present = [(k, roi) for k, roi in enumerate(rois) if roi is not None]
+    packed = np.empty((len(present), 4, size, size), np.float32)
+    # (v / 255 - mean) / std as one multiplication and one addition.
+    gains = [np.float32(1 / (255 * deviation)) for deviation in std]
+    offsets = [np.float32(-m / deviation) for m, deviation in zip(mean, std, strict=True)]
+    for crop, (k, roi) in zip(packed, present, strict=True):
+        rows, columns = slice(roi.y0, roi.y1), slice(roi.x0, roi.x1)
+        # float32 before the resize: uint8 would round every interpolated value.
+        colours = cv2.resize(
+            rgb[rows, columns].astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR
+        )
+        planes = list(crop[:3])
+        cv2.split(colours, planes)
+        for plane, gain, offset in zip(planes, gains, offsets, strict=True):
+            plane *= gain
+            plane += offset
+        cv2.resize(
+            prob[k, rows, columns], (size, size), dst=crop[3], interpolation=cv2.INTER_LINEAR
+        )
+    return packed
+
+
+def paste(
+    crops: Float32Array, rois: Sequence[Roi | None], size_hw: tuple[int, int]
+) -> Float32Array:
+    """Put the network's output back into the frame.
+
+    See :meth:`mpn.runtime.host.ops.Ops.paste`.
+
+    Args:
+        crops: (N, 1, S, S) float32, one for each ROI that is not None, in their order.
+        rois: For each k the ROI that its crop was taken from, or None.
+        size_hw: (H, W) of the frame.
+
+    Returns:
+        (K, H, W) float32, 0 outside the ROI.
+
+    Raises:
+        InputError: If the shapes do not fit.
+    """
+    present = [(k, roi) for k, roi in enumerate(rois) if roi is not None]
+    if crops.ndim != 4 or crops.shape[1] != 1:
+        raise InputError(f"crops must be (N, 1, S, S), got {crops.shape}")
+    _check_count("rois that are not None", present, len(crops))
+    prob = np.zeros((len(rois), *size_hw), np.float32)
+    for crop, (k, roi) in zip(crops, present, strict=True):
+        height, width = roi.size_hw
+        cv2.resize(
+            crop[0],
+            (width, height),
+            dst=prob[k, roi.y0 : roi.y1, roi.x0 : roi.x1],
+            interpolation=cv2.INTER_LINEAR,
+        )
+    return prob
+
+
+def _sample_positions(flow_to_prev_px: Float32Array, box: Roi) -> tuple[Float32Array, Float32Array]:
+    """Absolute (x, y) to sample for each pixel of ``box``, made safe for ``cv2.remap``."""
+    height, width = flow_to_prev_px.shape[1:]
+    flow = flow_to_prev_px[:, box.y0 : box.y1, box.x0 : box.x1]
+    x = flow[0] + np.arange(box.x0, box.x1, dtype=np.float32)
+    y = flow[1] + np.arange(box.y0, box.y1, dtype=np.float32)[:, None]
+    bad = ~(np.isfinite(x) & np.isfinite(y))
+    if bad.any():
+        x[bad] = -1
+        y[bad] = -1
+    # One pixel outside samples 0 already; further out, remap's conversion to int would overflow.
+    np.clip(x, -1, width, out=x)
+    np.clip(y, -1, height, out=y)
+    return x, y
+
+
+def _check_count(what: str, given: Sequence[object], expected: int) -> None:
+    if len(given) != expected:
+        raise InputError(f"expected {expected} {what}, got {len(given)}")
+
+
+class Ops(Protocol):
+    """Warp, check, crop and paste. Every function is pure: nothing given is changed."""
+
+    def warp_bilinear(
+        self,
+        prob: Float32Array,
+        flow_to_prev_px: Float32Array,
+        *,
+        boxes: Sequence[Roi | None] | None = None,
+    ) -> Float32Array:
+        """Carry probabilities of the previous frame onto the current one.
+
+        Args:
+            prob: (K, H, W) float32 of the previous frame.
+            flow_to_prev_px: (2, H, W) float32 on the current frame's grid: axis 0 is (x, y), in
+                pixels, from a pixel of the current frame to its place in the previous one.
+            boxes: For each k, the part of the output to compute; the rest is 0. None for a box:
+                the whole plane is 0. None for all: whole planes.
+
+        Returns:
+            (K, H, W) float32, ``prob`` sampled bilinearly at (x + flow_x, y + flow_y). Pixel
+            centres are at integers; taps outside the image count as 0; a pixel with a non-finite
+            coordinate is 0.
+
+        Raises:
+            InputError: If the shapes do not fit.
+        """
+
+    def flow_confidence(
+        self,
+        flow_to_prev_px: Float32Array,
+        flow_from_prev_px: Float32Array,
+        *,
+        box: Roi,
+        sigma_px: float,
+        sigma_frac: float,
+    ) -> Float32Array:
+        """How far the flow of a pixel comes back to where it started.
+
+        A pixel that the previous frame did not show has no true flow; what it is given leads to
+        another pixel, whose own flow leads elsewhere. Source: the forward-backward check, e.g.
+        N. Sundaram et al., "Dense Point Trajectories by GPU-accelerated Large Displacement Optical
+        Flow", ECCV 2010; VS-ReID uses it on warped masks.
+
+        Args:
+            flow_to_prev_px: (2, H, W) float32 on the current frame's grid, f.
+            flow_from_prev_px: (2, H, W) float32 on the previous frame's grid, b.
+            box: The part to compute.
+            sigma_px: Round trip that is forgiven, in pixels.
+            sigma_frac: The same as a share of the flow's length.
+
+        Returns:
+            (h, w) float32 of the box: exp(-|f(x) + b(x + f(x))|^2 / (2 (sigma_px + sigma_frac
+            |f(x)|)^2)), 0..1; 0 where a flow is not finite.
+        """
+
+    def crop_resize_pack(
+        self,
+        rgb: UInt8Array,
+        prob: Float32Array,
+        rois: Sequence[Roi | None],
+        *,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> Float32Array:
+        """Make the propagation network's input.
+
+        Each crop is resized to a square, bilinearly and without regard to its aspect ratio, with
+        half-pixel centres and no smoothing when it shrinks (``cv2.INTER_LINEAR`` on float32).
+        Training crops in the same way: a change here needs new weights.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB, the current frame.
+            prob: (K, H, W) float32, the probabilities warped onto it.
+            rois: For each k its ROI, or None to leave the object out.
+            size: Side S of the network's input.
+            mean: Three means of RGB in 0..1.
+            std: Three standard deviations of RGB in 0..1.
+
+        Returns:
+            (N, 4, S, S) float32, N the number of ROIs given: (rgb / 255 - mean) / std, then the
+            probability as it is.
+
+        Raises:
+            InputError: If the shapes do not fit.
+        """
+
+    def paste(
+        self, crops: Float32Array, rois: Sequence[Roi | None], size_hw: tuple[int, int]
+    ) -> Float32Array:
+        """Put the network's output back into the frame.
+
+        Args:
+            crops: (N, 1, S, S) float32, one for each ROI that is not None, in their order.
+            rois: For each k the ROI that its crop was taken from, or None.
+            size_hw: (H, W) of the frame.
+
+        Returns:
+            (K, H, W) float32: each crop resized to its ROI (bilinear, half-pixel centres), 0
+            outside it.
+
+        Raises:
+            InputError: If the shapes do not fit.
+        """

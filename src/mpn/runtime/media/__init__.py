@@ -1,0 +1,1 @@
+"""Video in, pictures and masks out."""

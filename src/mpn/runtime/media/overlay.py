@@ -1,0 +1,217 @@
+"""The masks over the video, as an H.264 file that every browser plays."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import cv2
+import numpy as np
+
+from mpn._common.files import output_error, output_errors, partial_path
+from mpn.errors import OutputError
+from mpn.masks import DAVIS_PALETTE
+from mpn.types import Frame, StepResult, UInt8Array
+
+DEFAULT_OPACITY = 0.5
+
+_ENCODERS: dict[str, dict[str, str]] = {
+    "libx264": {"preset": "veryfast", "crf": "20"},
+    "libopenh264": {"b": "6000000"},
+    "h264_videotoolbox": {"q": "60"},
+    "h264_mf": {"quality": "70"},
+}
+"""H.264 encoders in order of preference; which ones exist depends on how FFmpeg was built. Those
+that need a GPU are left out: they exist in a build and then fail where there is none."""
+
+_ENCODER_THREADS = 2
+"""Enough for 1080p at the pace of the networks, and it leaves them the other cores."""
+
+_KEY_FRAME_EVERY_S = 2
+"""So that dragging the time line in a browser is quick."""
+
+_BT709: Final = 1
+_LIMITED_RANGE: Final = 1
+"""Codes of ISO/IEC 23091-2, as FFmpeg numbers them (AVCOL_SPC_BT709, AVCOL_RANGE_MPEG)."""
+
+
+def _overlay_palette() -> UInt8Array:
+    """The DAVIS palette at full brightness: its first colours are too dark to see through."""
+    brightest = np.maximum(DAVIS_PALETTE.max(axis=1, keepdims=True), 1)
+    palette: UInt8Array = (DAVIS_PALETTE * (255.0 / brightest)).round().astype(np.uint8)
+    return palette
+
+
+_OVERLAY_PALETTE = _overlay_palette()
+
+
+def draw_overlay(
+    rgb: UInt8Array, labels: UInt8Array, *, opacity: float = DEFAULT_OPACITY
+) -> UInt8Array:
+    """Tint each object in its colour and outline it.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        labels: (H, W) uint8 ids.
+        opacity: Of the tint, 0..1; the outline, one pixel inside the object, is opaque.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    drawn = rgb.copy()
+    x, y, width, height = cv2.boundingRect(labels)
+    if width == 0:
+        return drawn
+    # One pixel more, where the frame has one, so that the outline sees the background.
+    window = (slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1))
+    inside = np.ascontiguousarray(labels[window])
+    colours = _OVERLAY_PALETTE[inside]
+    tinted = cv2.addWeighted(drawn[window], 1 - opacity, colours, opacity, 0)
+    target = np.ascontiguousarray(drawn[window])
+    cv2.copyTo(tinted, (inside > 0).view(np.uint8), target)
+    # An outline pixel has another label within its 3x3 surroundings: grey erosion and dilation
+    # by a flat square are the smallest and largest label there.
+    square = np.ones((3, 3), np.uint8)
+    padded = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    edge = cv2.erode(padded, square) != cv2.dilate(padded, square)
+    cv2.copyTo(colours, (edge[1:-1, 1:-1] & (inside > 0)).view(np.uint8), target)
+    drawn[window] = target
+    return drawn
+
+
+def h264_encoder() -> str:
+    """Name of the H.264 encoder to use.
+
+    Raises:
+        OutputError: If FFmpeg was built without any.
+    """
+    for name in _ENCODERS:
+        try:
+            av.codec.Codec(name, "w")
+        except (av.error.FFmpegError, ValueError):
+            continue
+        return name
+    raise OutputError(
+        "this PyAV was built without an H.264 encoder, so overlay.mp4 cannot be written: install "
+        "the wheel from PyPI (pip install av), or leave the overlay out (--save masks)"
+    )
+
+
+class OverlayWriter:
+    """``overlay.mp4``: H.264, yuv420p, with the times of the source.
+
+    Sides that are odd are padded by repeating the last row or column, since 4:2:0 has none.
+
+    Args:
+        path: The file; it has this name only after :meth:`close`.
+        size_hw: (height, width) of the frames.
+        fps: Average frame rate, for the encoder's rate control.
+        time_base: Seconds of which every frame time is a multiple.
+
+    Raises:
+        OutputError: If the file cannot be created, or there is no encoder.
+    """
+
+    def __init__(
+        self, path: Path, *, size_hw: tuple[int, int], fps: Fraction, time_base: Fraction
+    ) -> None:
+        self._path = path
+        self._time_base = time_base
+        self._first_pts_s: Fraction | None = None
+        self._last_pts = -1
+        encoder = h264_encoder()
+        with output_errors(path):  # PyAV would find out at the first packet only
+            partial_path(path).touch()
+        try:
+            self._container = av.open(
+                str(partial_path(path)),
+                "w",
+                format="mp4",
+                # The index in front: a browser can start before it has the whole file.
+                options={"movflags": "+faststart"},
+            )
+        except OSError as error:
+            raise output_error(path, error) from error
+        try:
+            self._stream = self._container.add_stream(
+                encoder, rate=fps, options=dict(_ENCODERS[encoder])
+            )
+            self._configure(size_hw, fps)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _configure(self, size_hw: tuple[int, int], fps: Fraction) -> None:
+        stream: Any = self._stream
+        stream.height, stream.width = (side + side % 2 for side in size_hw)
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.time_base = self._time_base
+        context.thread_count = _ENCODER_THREADS
+        context.gop_size = max(1, round(fps * _KEY_FRAME_EVERY_S))
+        # Said outright, because players guess from the size when it is not.
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+
+    def write(self, frame: Frame, result: StepResult) -> None:
+        """Draw and encode one frame.
+
+        Raises:
+            OutputError: If it cannot be encoded or written.
+        """
+        drawn = draw_overlay(frame.rgb, result.labels)
+        height, width = drawn.shape[:2]
+        if height % 2 or width % 2:
+            drawn = cv2.copyMakeBorder(drawn, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        picture = av.VideoFrame.from_ndarray(drawn, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE
+        )
+        picture.pts = self._next_pts(frame.pts_s)
+        picture.time_base = self._time_base
+        self._encode(picture)
+
+    def _next_pts(self, pts_s: Fraction) -> int:
+        """Time since the first frame in ticks; damaged sources repeat times, a file must not."""
+        if self._first_pts_s is None:
+            self._first_pts_s = pts_s
+        pts = round((pts_s - self._first_pts_s) / self._time_base)
+        self._last_pts = max(pts, self._last_pts + 1)
+        return self._last_pts
+
+    def _encode(self, picture: Any) -> None:
+        try:
+            self._container.mux(self._stream.encode(picture))
+        except (av.error.FFmpegError, OSError) as error:
+            raise _overlay_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Finish the file and give it its name.
+
+        Raises:
+            OutputError: If it cannot be finished; call :meth:`discard` then.
+        """
+        self._encode(None)
+        try:
+            self._container.close()
+        except (av.error.FFmpegError, OSError) as error:
+            raise _overlay_error(self._path, error) from error
+        with output_errors(self._path):
+            os.replace(partial_path(self._path), self._path)
+
+    def discard(self) -> None:
+        """Remove the unfinished file."""
+        try:
+            self._container.close()
+        except (av.error.FFmpegError, OSError):
+            pass  # it goes away with what could not be written
+        finally:
+            partial_path(self._path).unlink(missing_ok=True)
+
+
+def _overlay_error(path: Path, error: Exception) -> OutputError:
+    if isinstance(error, OSError):
+        return output_error(path, error)
+    return OutputError(f"cannot encode {path}: {getattr(error, 'strerror', None) or error}")

@@ -1,0 +1,221 @@
+"""Where frames come from: one interface over files, folders of images, cameras and streams.
+
+Frames leave here upright, RGB, uint8 and all of one size, with their exact time; nothing that a
+container claims about its length is trusted.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from mpn._common.closeable import Closing
+from mpn.errors import InputError, VideoError
+from mpn.types import Frame
+
+DEFAULT_SEQUENCE_FPS = Fraction(24)
+"""Frame rate of a folder of images, which does not state one; DAVIS was published at 24."""
+
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+_CAMERA = re.compile(r"^\d{1,3}$")
+
+
+class VideoSource(Closing):
+    """Frames in presentation order, read once, with what is known about them beforehand.
+
+    Open one with :func:`open_video`. The first frame is already decoded when the source is open, so
+    ``size_hw`` is a fact and an unreadable video fails early. Iterating twice is an error: open the
+    source again.
+
+    Attributes:
+        name: Stem of the file or folder, or a name made for the camera or stream.
+        address: What was opened, for messages and reports: without a password.
+        size_hw: (height, width) in pixels of every frame, upright.
+        fps: Average frame rate; single frames keep their own time in ``Frame.pts_s``.
+        time_base: Seconds of which every ``Frame.pts_s`` is a multiple.
+        frame_count_hint: Frames to expect between start and end; for a progress bar only. None
+            where nothing is known.
+        is_live: Whether frames come as they happen (camera, stream), without a known end.
+        has_own_names: Whether ``Frame.name`` is the name of a file of the user's.
+    """
+
+    has_own_names = False
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        address: str,
+        first_frame: Frame,
+        fps: Fraction,
+        time_base: Fraction,
+        frame_count_hint: int | None,
+        is_live: bool = False,
+    ) -> None:
+        self.name = name
+        self.address = address
+        self.size_hw: tuple[int, int] = first_frame.rgb.shape[:2]
+        self.fps = fps
+        self.time_base = time_base
+        self.frame_count_hint = frame_count_hint
+        self.is_live = is_live
+        self._first: Frame | None = first_frame
+
+    @property
+    def first_frame(self) -> Frame:
+        """The frame that iteration will deliver first; looking at it does not consume it.
+
+        Raises:
+            VideoError: If the iteration has begun.
+        """
+        if self._first is None:
+            raise VideoError(f"{self.address} was already read: open it again")
+        return self._first
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Iterate over the frames.
+
+        Raises:
+            VideoError: If a frame cannot be decoded or has another size; the frames before it have
+                been delivered.
+        """
+        first = self.first_frame
+        self._first = None
+        yield first
+        del first  # a generator would keep it alive to the end of the video
+        for frame in self._frames_after_first():
+            yield self._check_size(frame)
+
+    @abstractmethod
+    def _frames_after_first(self) -> Iterator[Frame]:
+        """Deliver the other frames, up to the end that was asked for."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Give back what the source holds open; called once or more."""
+
+    def close(self) -> None:
+        """Release the source. Closing twice is allowed."""
+        self._first = None
+        self._release()
+
+    def _check_size(self, frame: Frame) -> Frame:
+        got_hw = frame.rgb.shape[:2]
+        if got_hw != self.size_hw:
+            raise VideoError(
+                f"{self.address}: frame {frame.index} ({frame.name}) is {got_hw[1]}x{got_hw[0]} "
+                f"but the first is {self.size_hw[1]}x{self.size_hw[0]} (width x height): "
+                "all frames must have one size"
+            )
+        return frame
+
+
+def open_video(
+    source: str | Path,
+    *,
+    start: int | None = None,
+    end: int | None = None,
+    fps: Fraction | None = None,
+) -> VideoSource:
+    """Open a video.
+
+    Args:
+        source: A file; a folder of images, in natural order (``2.jpg`` before ``10.jpg``); a
+            pattern (``shots/%05d.jpg``); a camera index (``"0"``); an ``rtsp://`` or ``http://``
+            address.
+        start: Index of the first frame to deliver, counted from 0. A file is decoded up to it,
+            since seeking is not exact to the frame in every container.
+        end: Index of the frame to stop before (half-open).
+        fps: Frame rate of a folder or pattern of images; :data:`DEFAULT_SEQUENCE_FPS` if None.
+            Videos, cameras and streams state their own and refuse this.
+
+    Returns:
+        A source to close, or to use in a ``with`` block.
+
+    Raises:
+        InputError: If ``start``, ``end`` or ``fps`` make no sense.
+        VideoError: If there is no such source, or it holds no frame that can be decoded.
+    """
+    text = str(source)
+    first, last = _check_range(start, end)
+    path = Path(text)
+    # An existing file named "0" or "a%d.mp4" is that file; only then is the text looked into.
+    if path.is_dir() or (not path.exists() and "%" in path.name and not _URL.match(text)):
+        from mpn.runtime.media.video_images import (
+            ImageSequence,
+            images_from_folder,
+            images_from_pattern,
+        )
+
+        rate = DEFAULT_SEQUENCE_FPS if fps is None else Fraction(fps)
+        if rate <= 0:
+            raise InputError(f"the frame rate must be above 0, got {float(rate):g}")
+        listing = images_from_folder if path.is_dir() else images_from_pattern
+        return ImageSequence(path, listing(path), start=first, end=last, fps=rate)
+
+    if fps is not None:
+        raise InputError(
+            f"a frame rate can only be given for images: {redacted(text)} states its own"
+        )
+    from mpn.runtime.media.video_file import VideoStream, camera_address
+
+    if path.is_file():
+        return VideoStream(text, address=text, name=path.stem, start=first, end=last)
+    if _CAMERA.match(text):
+        device, container_format = camera_address(int(text))
+        return VideoStream(
+            device,
+            address=f"camera {text}",
+            name=f"camera{text}",
+            container_format=container_format,
+            is_live=True,
+            start=first,
+            end=last,
+        )
+    if _URL.match(text):
+        parts = urlsplit(text)
+        return VideoStream(
+            text,
+            address=redacted(text),
+            name=Path(parts.path).stem or parts.hostname or "stream",
+            is_live=parts.scheme.lower() not in {"http", "https", "file"},
+            start=first,
+            end=last,
+        )
+    raise VideoError(
+        f"no such video: '{text}' is neither a file, a folder of images, a pattern like "
+        "'frames/%05d.jpg', a camera index nor an address like rtsp://host/stream"
+    )
+
+
+def redacted(address: str) -> str:
+    """The address without user and password, for messages and reports."""
+    if not _URL.match(address):
+        return address
+    parts = urlsplit(address)
+    if "@" not in parts.netloc:
+        return address
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+
+
+def start_beyond_end(address: str, start: int, count: int) -> VideoError:
+    """The error for a ``start`` that the video does not reach."""
+    return VideoError(
+        f"{address} has {count} frame{'' if count == 1 else 's'}, numbered from 0: "
+        f"cannot start at frame {start}"
+    )
+
+
+def _check_range(start: int | None, end: int | None) -> tuple[int, int | None]:
+    first = 0 if start is None else start
+    if first < 0:
+        raise InputError(f"the start must be a frame index from 0, got {first}")
+    if end is not None and end <= first:
+        raise InputError(
+            f"the end must be above the start (frames start..end-1 are used), got {first}..{end}"
+        )
+    return first, end

@@ -1,0 +1,361 @@
+"""Frames from anything FFmpeg can open: a file, a camera, a network stream."""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+
+from mpn.errors import VideoError
+from mpn.runtime.media.video import VideoSource, start_beyond_end
+from mpn.types import Frame, UInt8Array
+
+_EBML_HEADER = b"\x1a\x45\xdf\xa3"
+_MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
+
+
+def is_cut_short(path: Path) -> bool:
+    """Whether the file is shorter than its top-level structure announces.
+
+    Reads MP4/MOV boxes (ISO/IEC 14496-12, 4.2), the Matroska/WebM segment size (RFC 8794) and the
+    RIFF size of AVI; any other format, and a size left open as in a live recording, is False.
+
+    Args:
+        path: The file; anything that is not one is False.
+    """
+    try:
+        length = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(12)
+            file.seek(0)
+            if head[4:8] == b"ftyp":
+                end = _mp4_end(file, length)
+            elif head[:4] == _EBML_HEADER:
+                end = _matroska_end(file)
+            elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+                end = 8 + struct.unpack("<I", head[4:8])[0]
+            else:
+                return False
+    except (OSError, struct.error):
+        return False
+    return end is not None and end > length
+
+
+def _mp4_end(file: BinaryIO, length: int) -> int | None:
+    """Where the last top-level box ends; None if it is open-ended."""
+    position = 0
+    while position + 8 <= length:
+        file.seek(position)
+        header = file.read(16)
+        size = struct.unpack(">I", header[:4])[0]
+        if size == 1:
+            size = struct.unpack(">Q", header[8:16])[0]
+        if size < 8:  # 0: to the end of the file; less than its own header: not a box
+            return None
+        position += size
+    return position
+
+
+def _matroska_end(file: BinaryIO) -> int | None:
+    """Where the segment ends; None if its size is unknown or it does not follow the header."""
+    file.read(4)
+    header_size = _ebml_size(file)
+    if header_size is None:
+        return None
+    file.seek(header_size, 1)
+    if file.read(4) != _MATROSKA_SEGMENT:
+        return None
+    size = _ebml_size(file)
+    return None if size is None else file.tell() + size
+
+
+def _ebml_size(file: BinaryIO) -> int | None:
+    """A variable-length size: leading zero bits count its bytes; all ones mean unknown."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    width = 9 - first[0].bit_length()
+    rest = file.read(width - 1)
+    if len(rest) != width - 1:
+        return None
+    value = int.from_bytes(bytes([first[0] & ((1 << (8 - width)) - 1)]) + rest, "big")
+    return None if value == (1 << (7 * width)) - 1 else value
+
+
+_OPEN_TIMEOUT_S = 10.0
+_READ_TIMEOUT_S = 10.0
+"""Of a camera or network stream: a read that waits longer ends the video instead of hanging."""
+
+_FALLBACK_FPS = Fraction(25)
+"""For raw streams that state no rate; FFmpeg assumes the same."""
+
+_MAX_BAD_PACKETS = 250
+"""Packets in a row that a live stream may lose (ten seconds at 25 fps) before it has ended."""
+
+_DISPLAY_MATRIX_ONE = 1 << 16
+"""The display matrix holds 16.16 fixed-point numbers (ISO/IEC 14496-12, 6.2.2)."""
+
+
+def camera_address(index: int) -> tuple[str, str]:
+    """FFmpeg's device name and input format of camera ``index`` on this operating system."""
+    if sys.platform == "darwin":
+        return (f"{index}:none", "avfoundation")
+    if sys.platform == "win32":
+        return (str(index), "vfwcap")
+    return (f"/dev/video{index}", "v4l2")
+
+
+class VideoStream(VideoSource):
+    """Frames from an FFmpeg input. Use :func:`mpn.runtime.media.video.open_video`.
+
+    A video that is damaged or cut short delivers every whole frame and then raises VideoError.
+    Frames are never skipped in a file, since their numbers name the masks; a live stream goes on
+    after a bad packet.
+
+    Args:
+        url: What FFmpeg opens.
+        address: The same for messages and reports, without a password.
+        name: Name for outputs.
+        container_format: FFmpeg's input format for devices; None to detect it.
+        is_live: Camera or stream.
+        start: Index of the first frame.
+        end: Index to stop before; None for all.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        address: str,
+        name: str,
+        container_format: str | None = None,
+        is_live: bool = False,
+        start: int = 0,
+        end: int | None = None,
+    ) -> None:
+        self._url, self._shown = url, address
+        self._start, self._end, self._live = start, end, is_live
+        self._decoded = 0
+        self._next_pts_s = Fraction(0)
+        self._orientation = _Orientation()
+        self._container = _open_container(url, address, container_format, is_live)
+        try:
+            self._stream = _video_stream(self._container, address)
+            self._rate = _frame_rate(self._stream)
+            self._pending = self._decode()
+            super().__init__(
+                name=name,
+                address=address,
+                first_frame=self._read_first(),
+                fps=self._rate,
+                time_base=Fraction(self._stream.time_base),
+                frame_count_hint=self._count_hint(),
+                is_live=is_live,
+            )
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _release(self) -> None:
+        self._pending.close()
+        self._container.close()
+
+    def _count_hint(self) -> int | None:
+        count = None
+        if self._stream.frames and not self._live:
+            count = int(self._stream.frames)
+        elif self._container.duration and not self._live:
+            count = round(Fraction(self._container.duration, av.time_base) * self._rate)
+        if self._end is not None:
+            count = self._end if count is None else min(count, self._end)
+        return None if count is None else max(count - self._start, 1)
+
+    def _read_first(self) -> Frame:
+        for frame in self._pending:
+            if frame.index >= self._start:
+                return frame
+        if self._decoded:
+            raise start_beyond_end(self._shown, self._start, self._decoded)
+        raise VideoError(f"{self._shown} holds no frame that can be decoded")
+
+    def _frames_after_first(self) -> Iterator[Frame]:
+        count = None if self._end is None else self._end - self._start - 1
+        # What lies behind the end was not asked for, so damage there is no error.
+        return islice(self._pending, count)
+
+    def _decode(self) -> Generator[Frame, None, None]:
+        """Every frame from 0; VideoError where decoding stops before the video does."""
+        held: Any = None  # a damaged frame counts only if the video goes on behind it
+        damage: BaseException | None = None
+        try:
+            for decoded in self._decode_packets():
+                if held is not None:
+                    yield self._frame_from_av(held)
+                held = None
+                if decoded.is_corrupt and not self._live:
+                    held = decoded
+                else:
+                    yield self._frame_from_av(decoded)
+        except (av.error.FFmpegError, OSError) as error:
+            damage = error
+        if held is None and damage is None and (self._live or not is_cut_short(Path(self._url))):
+            return
+        reason = "the file ends early" if damage is None else _reason(damage)
+        if self._decoded == 0:
+            raise VideoError(
+                f"{self._shown} holds no frame that can be decoded ({reason})"
+            ) from damage
+        if self._live:
+            raise VideoError(
+                f"{self._shown} gave no frame after frame {self._decoded - 1} ({reason})"
+            ) from damage
+        raise VideoError(
+            f"{self._shown} cannot be decoded beyond frame {self._decoded - 1} ({reason}): "
+            "the video is damaged or was cut short"
+        ) from damage
+
+    def _decode_packets(self) -> Iterator[Any]:
+        bad_in_a_row = 0
+        for packet in self._container.demux(self._stream):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                bad_in_a_row += 1
+                # Recordings often begin between two key frames: nothing can be decoded yet.
+                if (self._live or self._decoded == 0) and bad_in_a_row <= _MAX_BAD_PACKETS:
+                    continue
+                # The decoder's threads still hold whole frames from before the bad packet.
+                yield from self._flush()
+                raise
+            bad_in_a_row = 0
+            yield from frames
+
+    def _flush(self) -> Iterator[Any]:
+        try:
+            yield from self._stream.decode(None)
+        except av.error.FFmpegError:
+            return
+
+    def _frame_from_av(self, decoded: Any) -> Frame:
+        if decoded.pts is None:
+            pts_s = self._next_pts_s
+        else:
+            pts_s = decoded.pts * Fraction(decoded.time_base or self._stream.time_base)
+        self._next_pts_s = pts_s + 1 / self._rate
+        index = self._decoded
+        self._decoded += 1
+        # Frames before the start are decoded but need no pixels.
+        if index == 0:
+            # Once: PyAV's side data and its frame refer to each other, so asking every frame keeps
+            # them all until the garbage collector comes by (12 MB each at 4K).
+            self._orientation = _orientation(decoded, self._shown)
+        rgb = (
+            _upright(decoded.to_ndarray(format="rgb24"), self._orientation)
+            if index >= self._start
+            else np.empty((1, 1, 3), np.uint8)
+        )
+        return Frame(index=index, rgb=rgb, pts_s=pts_s, name=f"{index:05d}")
+
+
+def _open_container(url: str, address: str, container_format: str | None, is_live: bool) -> Any:
+    is_remote = is_live or "://" in url
+    options = {"rtsp_transport": "tcp"} if url.lower().startswith("rtsp") else {}
+    try:
+        return av.open(
+            url,
+            format=container_format,
+            options=options,
+            timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S) if is_remote else None,
+        )
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        if is_remote:
+            raise VideoError(f"cannot open {address}: {_reason(error)}") from error
+        raise VideoError(
+            f"{address} is not a video that can be decoded ({_open_reason(Path(url), error)})"
+        ) from error
+
+
+def _open_reason(path: Path, error: Exception) -> str:
+    """Why a file did not open; names the cut MP4, whose index is at its end, by its first bytes."""
+    if isinstance(error, av.error.InvalidDataError):
+        try:
+            with path.open("rb") as file:
+                head = file.read(12)
+        except OSError:
+            return _reason(error)
+        if not head:
+            return "the file is empty"
+        if head[4:8] == b"ftyp":
+            return "its index is missing: the file was cut, or is still being written"
+        return "its content is of no video format that is known"
+    return _reason(error)
+
+
+def _video_stream(container: Any, address: str) -> Any:
+    if not container.streams.video:
+        kinds = sorted({stream.type for stream in container.streams})
+        raise VideoError(f"{address} holds no video stream, only {', '.join(kinds) or 'nothing'}")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise VideoError(f"{address}: its video codec is not known to this FFmpeg")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _frame_rate(stream: Any) -> Fraction:
+    """The exact average rate, else what FFmpeg guesses from the time stamps."""
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate:
+            return Fraction(rate)
+    return _FALLBACK_FPS
+
+
+@dataclass(frozen=True)
+class _Orientation:
+    """How to show stored pixels: first transposed, then flipped."""
+
+    is_transposed: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+
+def _orientation(decoded: Any, address: str) -> _Orientation:
+    """What the display matrix asks for: the quarter turns and mirrorings that phones record."""
+    # By key: iterating gives entries in PyAV up to 18 and their types from 19 on.
+    entry = decoded.side_data.get(SideDataType.DISPLAYMATRIX)
+    if entry is None:
+        return _Orientation()
+    matrix = bytes(entry)
+    # x' = a x + c y, y' = b x + d y, rows (a, b, u), (c, d, v), (x, y, w).
+    a, b, _, c, d = struct.unpack("<5i" if sys.byteorder == "little" else ">5i", matrix[:20])
+    if b == c == 0 and abs(a) == abs(d) == _DISPLAY_MATRIX_ONE:
+        return _Orientation(flip_x=a < 0, flip_y=d < 0)
+    if a == d == 0 and abs(b) == abs(c) == _DISPLAY_MATRIX_ONE:
+        return _Orientation(is_transposed=True, flip_x=c < 0, flip_y=b < 0)
+    raise VideoError(
+        f"{address} asks for a rotation that is no quarter turn (display matrix {a} {b} {c} {d}"
+        " / 65536): re-encode it upright"
+    )
+
+
+def _upright(rgb: UInt8Array, orientation: _Orientation) -> UInt8Array:
+    if orientation.is_transposed:
+        rgb = rgb.swapaxes(0, 1)
+    step_y, step_x = -1 if orientation.flip_y else 1, -1 if orientation.flip_x else 1
+    return np.ascontiguousarray(rgb[::step_y, ::step_x])
+
+
+def _reason(error: BaseException) -> str:
+    """FFmpeg's message without the number and the address (which may hold a password)."""
+    text = getattr(error, "strerror", None) or str(error)
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(text)).split(": '")[0]

@@ -1,0 +1,1 @@
+"""One run of ``mpn run``: request, outputs, resume and report."""

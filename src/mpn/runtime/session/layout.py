@@ -1,0 +1,171 @@
+"""The folder of a run: what lies where, and what may be replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpn._common.files import PARTIAL_SUFFIX, output_errors, partial_path
+from mpn.errors import OutputError
+from mpn.runtime.media.video import VideoSource
+from mpn.runtime.media.video_images import ImageSequence
+
+RUN_JSON_SCHEMA = 1
+
+_DAVIS_IMAGES = "JPEGImages"
+_DAVIS_EXTRAS = "_runs"
+
+
+@dataclass(frozen=True)
+class ResultPaths:
+    """Where a run writes.
+
+    ``OUT/masks/*.png`` and everything else in OUT; or, when the video is a sequence of a data set
+    in DAVIS layout, ``OUT/<sequence>/*.png``, which the official evaluator reads as it is, and
+    everything else in ``OUT/_runs/<sequence>/``, where it looks at nothing.
+
+    Attributes:
+        out: The folder the user named.
+        masks: Folder of the masks.
+        folder: Folder of everything else.
+    """
+
+    out: Path
+    masks: Path
+    folder: Path
+
+    @property
+    def probs(self) -> Path:
+        """Folder of the probabilities."""
+        return self.folder / "probs"
+
+    @property
+    def overlay(self) -> Path:
+        """The masks over the video."""
+        return self.folder / "overlay.mp4"
+
+    @property
+    def tracks(self) -> Path:
+        """What became of each object."""
+        return self.folder / "tracks.jsonl"
+
+    @property
+    def rle(self) -> Path:
+        """The masks as COCO RLE."""
+        return self.folder / "rle.jsonl"
+
+    @property
+    def run_json(self) -> Path:
+        """What was run, with what, and how long it took."""
+        return self.folder / "run.json"
+
+    @property
+    def run_partial_json(self) -> Path:
+        """The same while the run goes on; it stays behind when a run is killed."""
+        return self.folder / "run.partial.json"
+
+    @property
+    def growing(self) -> tuple[Path, ...]:
+        """The files that are written over the whole run."""
+        return (self.overlay, self.tracks, self.rle)
+
+
+def result_paths(out: Path, video: VideoSource) -> ResultPaths:
+    """Where a run on ``video`` writes when the user names ``out``."""
+    if isinstance(video, ImageSequence):
+        parents = [parent.name for parent in video.folder.resolve().parents[:2]]
+        if _DAVIS_IMAGES in parents:  # JPEGImages/480p/<sequence>, or YouTube-VOS without 480p
+            return ResultPaths(out, out / video.name, out / _DAVIS_EXTRAS / video.name)
+    return ResultPaths(out, out / "masks", out)
+
+
+def check_out(out: Path) -> None:
+    """Raise OutputError unless the folder ``out`` exists and is writable, or can be made.
+
+    Nothing is created. A file system may still refuse later (read-only, full).
+    """
+    existing = next((path for path in (out, *out.absolute().parents) if path.exists()), None)
+    if existing is None or not existing.is_dir():
+        raise OutputError(f"cannot write to {out}: {existing or out} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"cannot write to {out}: no permission to write in {existing}; choose another with -o"
+        )
+
+
+def check_not_input(paths: ResultPaths, video: VideoSource) -> None:
+    """Raise OutputError if the results would be written over the video itself."""
+    source = video.folder if isinstance(video, ImageSequence) else Path(video.address)
+    written = {path.resolve() for path in (paths.masks, paths.probs, *paths.growing)}
+    if source.resolve() in written:
+        raise OutputError(
+            f"the results would be written over the video {video.address}: choose another folder "
+            "with -o"
+        )
+
+
+def load_earlier_run(paths: ResultPaths) -> dict[str, Any] | None:
+    """The report of the run that wrote here before, finished or not; None if there is none.
+
+    Raises:
+        OutputError: If there is one that cannot be read.
+    """
+    for path in (paths.run_partial_json, paths.run_json):
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except NotADirectoryError:
+            return None
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"cannot read {path} of an earlier run: remove it ({error})"
+            ) from error
+        if isinstance(report, dict) and report.get("schema_version") == RUN_JSON_SCHEMA:
+            return report
+        raise OutputError(f"{path} was written by another version: choose another folder with -o")
+    return None
+
+
+def make_room(
+    paths: ResultPaths, earlier: Mapping[str, Any] | None, *, keep: Iterable[Path] = ()
+) -> None:
+    """Remove what an earlier run of this program left.
+
+    Masks that no run.json claims are somebody else's (drawn by hand, perhaps): they stop the run.
+
+    Args:
+        paths: Where the run will write.
+        earlier: The report of the earlier run; None if there was none.
+        keep: Files to leave alone: masks corrected in place and given to this run.
+
+    Raises:
+        OutputError: If there are such masks, or they cannot be removed.
+    """
+    with output_errors(paths.out):
+        masks = sorted(paths.masks.glob("*.png")) if paths.masks.is_dir() else []
+        if earlier is None and masks:
+            raise OutputError(
+                f"{paths.masks} holds {len(masks)} PNG files that no earlier run wrote: "
+                "choose another folder with -o"
+            )
+        if earlier is not None:
+            kept = {path.resolve() for path in keep}
+            masks = [path for path in masks if path.resolve() not in kept]
+            stale = [*masks, *paths.probs.glob("*.npz"), *paths.growing]
+            for path in [*stale, paths.run_json, paths.run_partial_json]:
+                path.unlink(missing_ok=True)
+
+
+def remove_partials(paths: ResultPaths) -> None:
+    """Remove what a killed run left unfinished."""
+    for folder in {paths.masks, paths.probs}:
+        if folder.is_dir():
+            for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
+                path.unlink(missing_ok=True)
+    for path in paths.growing:
+        partial_path(path).unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""All writers of a run behind one queue, so that encoding overlaps computing."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+
+from mpn._common.concurrency import BackgroundWorker
+from mpn._common.files import output_errors, save_json
+from mpn.errors import OutputError
+from mpn.runtime.media.overlay import OverlayWriter
+from mpn.runtime.media.video import VideoSource
+from mpn.runtime.media.writers import MaskWriter, ProbsWriter, RleWriter, TracksWriter, Writer
+from mpn.runtime.session.layout import ResultPaths, remove_partials
+from mpn.runtime.session.resume import ResumePoint
+from mpn.types import Frame, StepResult
+
+SaveKind = Literal["masks", "overlay", "probs", "rle"]
+SAVE_KINDS: tuple[SaveKind, ...] = get_args(SaveKind)
+DEFAULT_SAVE: frozenset[SaveKind] = frozenset({"masks", "overlay"})
+
+_QUEUE_DEPTH = 4
+"""Frames that wait for the writers: enough to level out key frames, 25 MB each at 4K."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    frame: Frame
+    result: StepResult
+    is_earlier: bool
+
+
+class Outputs:
+    """Where a run puts its results. Make one with :meth:`open`.
+
+    Frames are handed to a thread; what goes wrong there is raised by the next :meth:`submit` or by
+    :meth:`finish`. End with :meth:`finish`, or with :meth:`salvage` after an error.
+    """
+
+    def __init__(
+        self, paths: ResultPaths, writers: list[tuple[Writer, bool]], *, needs_probs: bool
+    ) -> None:
+        self._paths = paths
+        self._writers = writers
+        self._open = [writer for writer, _ in writers]
+        self._needs_probs = needs_probs
+        self._written = 0
+        self._worker = BackgroundWorker(self._write, depth=_QUEUE_DEPTH)
+
+    @classmethod
+    def open(
+        cls,
+        paths: ResultPaths,
+        save: frozenset[SaveKind],
+        video: VideoSource,
+        point: ResumePoint | None,
+    ) -> Self:
+        """Create the folders and open the files of a run.
+
+        Args:
+            paths: Where to.
+            save: What to write beside tracks.jsonl.
+            video: Sizes and times of the frames to come.
+            point: Where an earlier run is gone on with; None for a run from the start.
+
+        Raises:
+            OutputError: If something cannot be created; nothing unfinished is left then.
+        """
+        with ExitStack() as opened:
+            writers: list[tuple[Writer, bool]] = []
+
+            def add(writer: Writer, *, renders_earlier: bool = False) -> None:
+                opened.callback(writer.discard)
+                writers.append((writer, renders_earlier))
+
+            with output_errors(paths.out):
+                paths.folder.mkdir(parents=True, exist_ok=True)
+                for kind, folder in (("masks", paths.masks), ("probs", paths.probs)):
+                    if kind in save:
+                        folder.mkdir(parents=True, exist_ok=True)
+                remove_partials(paths)
+            add(TracksWriter(paths.tracks, () if point is None else point.track_lines))
+            if "rle" in save:
+                add(RleWriter(paths.rle), renders_earlier=True)
+            if "overlay" in save:
+                overlay = OverlayWriter(
+                    paths.overlay, size_hw=video.size_hw, fps=video.fps, time_base=video.time_base
+                )
+                add(overlay, renders_earlier=True)
+            if "probs" in save:
+                add(ProbsWriter(paths.probs))
+            if "masks" in save:  # last: a mask on disk means that the frame's other files are there
+                add(MaskWriter(paths.masks))
+            opened.pop_all()
+        return cls(paths, writers, needs_probs="probs" in save)
+
+    def submit(self, frame: Frame, result: StepResult, *, is_earlier: bool = False) -> None:
+        """Queue one frame; waits while the queue is full.
+
+        Args:
+            frame: In order.
+            result: Of that frame.
+            is_earlier: Whether an earlier run wrote this frame: then only the files that are made
+                anew from the masks get it.
+
+        Raises:
+            OutputError: If an earlier frame could not be written.
+        """
+        if not self._needs_probs:  # the largest arrays of a result, not to be kept waiting
+            result = replace(result, probs=np.empty((0, *result.labels.shape), np.float32))
+        else:  # a device keeps them until the next frame only
+            result.probs
+        self._worker.submit(_Item(frame, result, is_earlier))
+
+    def finish(self) -> None:
+        """Write what is queued and give the files their names.
+
+        Raises:
+            OutputError: If something cannot be written.
+        """
+        self._worker.close()
+        while self._open:
+            self._open[0].close()
+            del self._open[0]
+
+    def salvage(self) -> int:
+        """Finish what can be finished after an error, and remove the rest.
+
+        Returns:
+            How many frames are complete.
+        """
+        with suppress(Exception):  # the error that is being handled, or one that it brought along
+            self._worker.close()
+        for writer in self._open:
+            try:
+                writer.close()
+            except OutputError:
+                with suppress(OutputError):
+                    writer.discard()
+        self._open.clear()
+        return self._written
+
+    def save_partial_report(self, report: dict[str, Any]) -> None:
+        """Write run.partial.json, by which a killed run is recognised and resumed."""
+        save_json(self._paths.run_partial_json, report)
+
+    def save_report(self, report: dict[str, Any]) -> None:
+        """Write run.json; the run has ended."""
+        save_json(self._paths.run_json, report)
+        with output_errors(self._paths.run_partial_json):
+            self._paths.run_partial_json.unlink(missing_ok=True)
+
+    def _write(self, item: _Item) -> None:
+        for writer, renders_earlier in self._writers:
+            if renders_earlier or not item.is_earlier:
+                writer.write(item.frame, item.result)
+        self._written += 1

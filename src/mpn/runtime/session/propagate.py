@@ -1,0 +1,269 @@
+"""A whole video through the pipeline, one frame in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from mpn._common.concurrency import Prefetch
+from mpn.errors import InputError
+from mpn.masks import load_labels
+from mpn.runtime.media.video import VideoSource, open_video
+from mpn.runtime.state import object_ids_from_labels
+from mpn.types import Frame, StepResult, UInt8Array, check_labels
+
+if TYPE_CHECKING:
+    from mpn.engines.open import Backend
+    from mpn.runtime.finetune.options import AdaptOptions
+    from mpn.runtime.options import PipelineOptions
+
+Labels = UInt8Array | str | Path
+"""Object ids as an array, (H, W) uint8, or as the mask file that holds them."""
+
+
+class PipelineLike(Protocol):
+    """What :func:`propagate` needs of :class:`mpn.runtime.pipeline.Pipeline`."""
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Ids of the objects that are being followed."""
+
+    def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+        """Begin with the first frame and its labels."""
+
+    def step(self, rgb: UInt8Array) -> StepResult:
+        """Segment the next frame."""
+
+    def correct(self, labels: UInt8Array) -> StepResult:
+        """Replace objects of the current frame."""
+
+    def add_objects(self, labels: UInt8Array) -> StepResult:
+        """Add objects to the current frame."""
+
+    def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+        """Go on at another frame, from labels that were segmented earlier."""
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A pipeline that makes use of knowing the next frame."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it does."""
+
+    def expect(self, rgb: UInt8Array) -> None:
+        """Say which frame will come after the next one."""
+
+
+def propagate(
+    video: str | Path | VideoSource | Iterable[UInt8Array],
+    mask: Labels,
+    *,
+    corrections: Mapping[int, Labels] | None = None,
+    engine_dir: str | Path | None = None,
+    backend: Backend = "auto",
+    threads: int | None = None,
+    options: PipelineOptions | None = None,
+    adapt: AdaptOptions | None = None,
+    pipeline: PipelineLike | None = None,
+    start: int | None = None,
+    end: int | None = None,
+) -> Iterator[StepResult]:
+    """Segment a video, frame by frame.
+
+    A generator: nothing is opened before the first result is asked for, memory stays flat however
+    long the video is, and closing it early (or leaving the loop) closes everything. Frames are
+    read ahead in a thread.
+
+    Args:
+        video: What :func:`mpn.runtime.media.video.open_video` opens, an open source (which stays the
+            caller's to close), or frames as (H, W, 3) uint8 RGB arrays.
+        mask: Labels of the first frame, array or file.
+        corrections: Frame index in the video -> labels of that frame. Objects with a known id are
+            corrected, others are added; an object that a mask does not mention goes on as it was.
+        engine_dir: What mpn-export wrote; None for the engine directory of the package.
+        backend: See :func:`mpn.engines.open.open_engines`.
+        threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
+        options: See :class:`mpn.runtime.options.PipelineOptions`.
+        adapt: How the networks are fine-tuned on each object that is given; None: not at all.
+        pipeline: Use this one, which stays the caller's to close, instead of opening engines.
+        start: Index of the first frame, see ``open_video``; ``mask`` belongs to it.
+        end: Index of the frame to stop before.
+
+    Yields:
+        The result of every frame, the first (``mask`` as given) included.
+
+    Raises:
+        InputError: If the video or a mask cannot be used, or a correction lies outside the video.
+        EngineError: If the engines cannot be opened or fail.
+    """
+    with ExitStack() as stack:
+        frames: Iterable[Frame]
+        if isinstance(video, str | Path):
+            frames = stack.enter_context(open_video(video, start=start, end=end))
+        elif isinstance(video, VideoSource):
+            frames = frames_between(video, start, end)
+        else:
+            frames = frames_between(frames_from_arrays(video), start, end)
+        reader = stack.enter_context(Prefetch(frames))
+        first = next(reader, None)
+        if first is None:
+            raise InputError("the video has no frame between start and end")
+        size_hw = (first.rgb.shape[0], first.rgb.shape[1])
+        labels = _labels(mask, size_hw)
+        later = {index: _labels(given, size_hw) for index, given in (corrections or {}).items()}
+        check_corrections(later, first.index)
+        if pipeline is None:
+            from mpn.runtime.pipeline import Pipeline
+
+            pipeline = stack.enter_context(
+                Pipeline.from_engines(
+                    engine_dir, backend=backend, threads=threads, options=options, adapt=adapt
+                )
+            )
+        frames = chain([first], reader)
+        del first  # it would stay in memory to the end
+        for _, result in propagate_frames(frames, pipeline, labels, later):
+            yield result
+
+
+def propagate_frames(
+    frames: Iterable[Frame],
+    pipeline: PipelineLike,
+    labels: UInt8Array,
+    corrections: Mapping[int, UInt8Array] | None = None,
+    *,
+    is_live: bool = False,
+) -> Iterator[tuple[Frame, StepResult]]:
+    """The loop over the frames: start, then step, and the user's masks where they belong.
+
+    A pipeline that looks ahead is told of each frame while it is given the one before, unless the
+    source is live: then the newest frame is not kept waiting for the next.
+
+    Args:
+        frames: In order; the first one starts the pipeline.
+        pipeline: Open; closed by the caller.
+        labels: (H, W) uint8 ids of the first frame.
+        corrections: Frame index -> (H, W) uint8 ids, see :func:`propagate`.
+        is_live: Whether the frames come as they happen.
+
+    Yields:
+        Each frame with its result.
+
+    Raises:
+        InputError: If the video ends before a frame that was given labels.
+    """
+    return follow_frames(
+        frames,
+        pipeline,
+        lambda frame: pipeline.start(frame.rgb, labels),
+        corrections or {},
+        is_live=is_live,
+    )
+
+
+def follow_frames(
+    frames: Iterable[Frame],
+    pipeline: PipelineLike,
+    begin: Callable[[Frame], StepResult],
+    corrections: Mapping[int, UInt8Array],
+    *,
+    is_live: bool = False,
+) -> Iterator[tuple[Frame, StepResult]]:
+    """As :func:`propagate_frames`, with ``begin`` for the first frame."""
+    pending = dict(corrections)
+    last_index = -1
+    ahead = pipeline if isinstance(pipeline, LooksAhead) and pipeline.looks_ahead else None
+    pairs: Iterable[tuple[Frame, Frame | None]] = (
+        ((frame, None) for frame in frames) if ahead is None or is_live else with_next(frames)
+    )
+    for position, (frame, following) in enumerate(pairs):
+        if ahead is not None and following is not None:
+            ahead.expect(following.rgb)
+        last_index = frame.index
+        result = pipeline.step(frame.rgb) if position else begin(frame)
+        given = pending.pop(frame.index, None)
+        if given is not None:
+            result = give(pipeline, given, result)
+        yield frame, result
+    if pending:
+        raise InputError(
+            f"a mask was given for frame {min(pending)}, but the last frame was {last_index}: "
+            "frames are numbered from 0"
+        )
+
+
+def with_next(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:
+    """Each frame, and the one behind it, which is read before the frame is given.
+
+    What goes wrong with the reading is raised where that frame itself would come.
+    """
+    reader = iter(frames)
+    frame = next(reader, None)
+    while frame is not None:
+        following, failure = None, None
+        try:
+            following = next(reader, None)
+        except Exception as error:
+            failure = error
+        yield frame, following
+        if failure is not None:
+            raise failure
+        frame = following
+
+
+def check_corrections(corrections: Mapping[int, Any], first_index: int) -> None:
+    """Raise InputError if a correction does not lie behind the first frame."""
+    early = min(corrections, default=first_index + 1)
+    if early <= first_index:
+        raise InputError(
+            f"a second mask was given for frame {early}, but the video begins at frame "
+            f"{first_index} with the first mask: corrections belong to later frames"
+        )
+
+
+def frames_from_arrays(arrays: Iterable[UInt8Array]) -> Iterator[Frame]:
+    """Number (H, W, 3) uint8 RGB arrays as frames, one a second."""
+    for index, rgb in enumerate(arrays):
+        yield Frame(index=index, rgb=rgb, pts_s=Fraction(index), name=f"{index:05d}")
+
+
+def frames_between(frames: Iterable[Frame], start: int | None, end: int | None) -> Iterator[Frame]:
+    """The frames with an index from ``start`` up to before ``end``; reads none behind it."""
+    for frame in frames:
+        if frame.index >= (start or 0):
+            yield frame
+        if end is not None and frame.index + 1 >= end:
+            return
+
+
+def give(pipeline: PipelineLike, labels: UInt8Array, stepped: StepResult) -> StepResult:
+    """Correct the known objects of the current frame, add the new ones."""
+    known = set(pipeline.object_ids)
+    given = object_ids_from_labels(labels)
+    result = stepped
+    timings = dict(stepped.timings)
+    for ids, apply in (
+        ([k for k in given if k in known], pipeline.correct),
+        ([k for k in given if k not in known], pipeline.add_objects),
+    ):
+        if ids:
+            result = apply(np.where(np.isin(labels, ids), labels, 0).astype(np.uint8))
+            for stage, seconds in result.timings.items():
+                timings[stage] = timings.get(stage, 0.0) + seconds
+    return replace(result, timings=timings)
+
+
+def _labels(given: Labels, size_hw: tuple[int, int]) -> UInt8Array:
+    if isinstance(given, str | Path):
+        return load_labels(given, size_hw=size_hw)
+    check_labels(given, size_hw)
+    return given

@@ -1,0 +1,118 @@
+"""What to run: the request of a caller, and its masks once they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpn.errors import InputError
+from mpn.masks import load_labels
+from mpn.runtime.finetune.options import AdaptOptions
+from mpn.runtime.media.video import VideoSource
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.session.outputs import DEFAULT_SAVE, SaveKind
+from mpn.runtime.session.propagate import check_corrections
+from mpn.types import UInt8Array
+
+if TYPE_CHECKING:
+    from mpn.engines.open import Backend
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """What to run.
+
+    Attributes:
+        video: See :func:`mpn.runtime.media.video.open_video`.
+        masks: Frame index -> mask file; None stands for the first frame. Masks of later frames
+            correct objects, or add new ones.
+        out: Folder for the results; None for ``<name of the video>-mpn`` in the current folder.
+        engine_dir: What mpn-export wrote; None for the engine directory of the package.
+        backend: See :func:`mpn.engines.open.open_engines`.
+        threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
+        options: How the stages work.
+        adapt: How the networks are fine-tuned on the masks, where the engine directory can; None:
+            not at all.
+        must_adapt: Whether an engine directory that cannot be fine-tuned is an error. Otherwise it
+            is run as it is and run.json says so, and a live source is not kept waiting either.
+        start: Index of the first frame.
+        end: Index of the frame to stop before.
+        fps: Frame rate of a folder of images.
+        save: What to write beside tracks.jsonl and run.json.
+        resume: Go on with an earlier run in ``out``, if there is one.
+        build: Build a plan that is missing or does not fit, for backends that run plans; False:
+            that is an error, or a reason for ``"auto"`` to take another backend.
+    """
+
+    video: str
+    masks: Mapping[int | None, Path]
+    out: Path | None = None
+    engine_dir: Path | None = None
+    backend: Backend = "auto"
+    threads: int | None = None
+    options: PipelineOptions = field(default_factory=PipelineOptions)
+    adapt: AdaptOptions | None = None
+    must_adapt: bool = False
+    start: int | None = None
+    end: int | None = None
+    fps: Fraction | None = None
+    save: frozenset[SaveKind] = DEFAULT_SAVE
+    resume: bool = False
+    build: bool = True
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        done: Frames that are through the pipeline, resumed ones included.
+        computed: Frames that this run computed.
+        expected: Frames to expect in all, if that is known; a guess of the container.
+    """
+
+    done: int
+    computed: int
+    expected: int | None
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of a run, read and checked.
+
+    Attributes:
+        first: (H, W) uint8 ids of the first frame.
+        later: Frame index -> (H, W) uint8 ids.
+    """
+
+    first: UInt8Array
+    later: Mapping[int, UInt8Array]
+
+    @classmethod
+    def load(cls, files: Mapping[int | None, Path], video: VideoSource) -> Masks:
+        """Read the files of :attr:`RunRequest.masks`.
+
+        Raises:
+            InputError: If the first frame has no mask or two, or a mask belongs before it.
+            MaskError: If a file cannot be used as a mask of this video.
+        """
+        first_index = video.first_frame.index
+        loaded = {index: load_labels(path, size_hw=video.size_hw) for index, path in files.items()}
+        if None in loaded:
+            first = loaded.pop(None)  # a second one, by its number, fails in check_corrections
+        elif first_index in loaded:
+            first = loaded.pop(first_index)
+        elif loaded:
+            given = min(index for index in loaded if index is not None)
+            raise InputError(
+                f"the first frame to segment, frame {first_index}, has no mask, the earliest given "
+                f"is for frame {given}: add --mask FIRST.png, or begin there with --start {given}"
+            )
+        else:
+            raise InputError("no mask was given: add --mask FIRST.png, the mask of the first frame")
+        later = {index: labels for index, labels in loaded.items() if index is not None}
+        check_corrections(later, first_index)
+        return cls(first, later)

@@ -1,0 +1,238 @@
+"""Going on with a run that was interrupted: is it the same run, where does it go on, and from what.
+
+The state of a resumed run is its last mask, not the soft probability that the interrupted run had
+in memory; an object that was lost there stays lost, unless OSVOS finds it. What the pipeline learns
+of an object it learns again from the user's own masks. run.json says at which frame this happened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from mpn import __version__
+from mpn._common.files import partial_path
+from mpn.errors import InputError, MaskError, OutputError
+from mpn.masks import load_labels
+from mpn.runtime.finetune.options import AdaptOptions, adapt_as_json
+from mpn.runtime.media.video import VideoSource
+from mpn.runtime.pipeline import Pipeline
+from mpn.runtime.session.layout import ResultPaths
+from mpn.runtime.session.propagate import PipelineLike, follow_frames, give
+from mpn.runtime.session.report import sha256_of_array
+from mpn.runtime.session.request import Masks
+from mpn.types import MAX_OBJECT_ID, Frame, StepResult, UInt8Array
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """The last frame of an earlier run that a new one can go on from.
+
+    Attributes:
+        frame_index: That frame; its mask is the state to start from.
+        track_lines: The lines of tracks.jsonl up to and including it.
+    """
+
+    frame_index: int
+    track_lines: tuple[str, ...]
+
+    @property
+    def object_ids(self) -> list[tuple[int, ...]]:
+        """The ids followed in each frame of ``track_lines``."""
+        return [
+            tuple(track["object_id"] for track in json.loads(line)["objects"])
+            for line in self.track_lines
+        ]
+
+
+def check_same_run(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Compare two fingerprints (nested dicts of JSON values).
+
+    Raises:
+        InputError: If they differ; it names the first difference, so that it can be undone.
+    """
+    before, now = _leaves(earlier), _leaves(json.loads(json.dumps(current)))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"cannot resume: {name} was {before.get(name)} and is now {now.get(name)}; resume "
+                "with the same video, masks, engines and options, or run again without --resume"
+            )
+
+
+def resumed_frames(
+    frames: Iterable[Frame],
+    pipeline: PipelineLike,
+    paths: ResultPaths,
+    point: ResumePoint,
+    labels: UInt8Array,
+    corrections: Mapping[int, UInt8Array],
+) -> Iterator[tuple[Frame, StepResult]]:
+    """The loop of a resumed run: earlier masks up to the resume point, then the pipeline.
+
+    Args:
+        frames: Of the whole video, from its first.
+        pipeline: Open.
+        paths: Where the earlier masks are.
+        point: Where to go on.
+        labels: (H, W) uint8, the user's mask of the first frame.
+        corrections: As for :func:`mpn.runtime.session.propagate.propagate_frames`.
+
+    Yields:
+        Each frame with its result; up to the resume point that is the earlier mask, without
+        probabilities and tracks.
+
+    Raises:
+        MaskError: If an earlier mask has become unreadable.
+        OutputError: If the video ends before the resume point.
+    """
+    iterator = iter(frames)
+    followed = point.object_ids
+    first_index = point.frame_index - len(followed) + 1
+    for position, frame in enumerate(iterator):
+        if position == 0:
+            pipeline.start(frame.rgb, labels)
+        earlier = _mask_of(paths, frame)
+        is_last = frame.index == point.frame_index
+        given = corrections.get(frame.index)
+        if given is not None or is_last:
+            known = np.where(np.isin(earlier, pipeline.object_ids), earlier, 0).astype(np.uint8)
+            result = pipeline.resume_at(frame.rgb, known)
+            if given is not None:
+                result = give(pipeline, given, result)
+        if not is_last:
+            yield frame, _earlier_result(frame, earlier, followed[frame.index - first_index])
+            continue
+        later = {index: mask for index, mask in corrections.items() if index > frame.index}
+        yield from follow_frames(chain([frame], iterator), pipeline, partial(_found, result), later)
+        return
+    raise OutputError(
+        f"cannot resume at frame {point.frame_index}: the video ends before it; run again without "
+        "--resume"
+    )
+
+
+def _found(result: StepResult, frame: Frame) -> StepResult:
+    return result
+
+
+def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | None:
+    """The last frame with a readable mask that shows an object, every frame before it being there.
+
+    Args:
+        paths: Where the earlier run wrote.
+        first_frame: The first frame of the video; the run must have begun there.
+
+    Returns:
+        None if not even the first frame is there.
+    """
+    lines: list[str] = []
+    names: list[str] = []
+    for line in _earlier_track_lines(paths):
+        try:
+            entry = json.loads(line)
+            index, name = entry["frame"], entry["name"]
+        except (ValueError, KeyError, TypeError):
+            break
+        mask = paths.masks / f"{name}.png"
+        if index != first_frame.index + len(lines) or not mask.is_file():
+            break
+        lines.append(line)
+        names.append(name)
+    if not names or names[0] != first_frame.name:
+        return None
+    size_hw = (first_frame.rgb.shape[0], first_frame.rgb.shape[1])
+    while names:
+        try:  # an empty mask has nothing to go on from; a damaged one is written anew
+            load_labels(
+                paths.masks / f"{names[-1]}.png", size_hw=size_hw, max_objects=MAX_OBJECT_ID
+            )
+        except MaskError:
+            names.pop()
+            continue
+        return ResumePoint(first_frame.index + len(names) - 1, tuple(lines[: len(names)]))
+    return None
+
+
+def _earlier_track_lines(paths: ResultPaths) -> list[str]:
+    for path in (partial_path(paths.tracks), paths.tracks):
+        try:
+            return path.read_text(encoding="utf-8").splitlines()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot read {path} of the run to resume: {error}") from error
+    return []
+
+
+def _mask_of(paths: ResultPaths, frame: Frame) -> UInt8Array:
+    """The earlier mask of a frame; it may be empty."""
+    path = paths.masks / f"{frame.name}.png"
+    size_hw = (frame.rgb.shape[0], frame.rgb.shape[1])
+    return load_labels(path, size_hw=size_hw, max_objects=MAX_OBJECT_ID, allow_empty=True)
+
+
+def _earlier_result(frame: Frame, labels: UInt8Array, object_ids: tuple[int, ...]) -> StepResult:
+    return StepResult(
+        index=frame.index,
+        labels=labels,
+        probs=np.zeros((0, *labels.shape), np.float32),
+        object_ids=object_ids,
+        tracks=(),
+    )
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested JSON as one dict: ``{"video.size_hw.0": 480, ...}``."""
+    if isinstance(value, Mapping):
+        items = [(str(key), nested) for key, nested in value.items()]
+    elif isinstance(value, list):
+        items = [(str(position), nested) for position, nested in enumerate(value)]
+    else:
+        return {name: value}
+    leaves: dict[str, Any] = {}
+    for key, nested in items:
+        leaves |= _leaves(nested, f"{name}.{key}" if name else key)
+    return leaves
+
+
+def fingerprint(
+    video: VideoSource, masks: Masks, pipeline: Pipeline, adapt: AdaptOptions | None
+) -> dict[str, Any]:
+    """The fingerprint of a run, as JSON types.
+
+    Args:
+        video: Opened; its first frame is looked at.
+        masks: The user's.
+        pipeline: Open.
+        adapt: How its networks are fine-tuned; None: not at all.
+    """
+    first = video.first_frame
+    return {
+        "version": __version__,
+        "video": {
+            "name": video.name,
+            "size_hw": list(video.size_hw),
+            "first_index": first.index,
+            "first_frame_sha256": sha256_of_array(first.rgb),
+        },
+        "masks": {
+            str(index): sha256_of_array(labels)
+            for index, labels in ((first.index, masks.first), *sorted(masks.later.items()))
+        },
+        "engine": dict(pipeline.engines.digests),
+        "options": asdict(pipeline.options),
+        "adapt": None if adapt is None else adapt_as_json(adapt),
+    }
+
+
+def until(fingerprint: Mapping[str, Any], frame_index: int) -> dict[str, Any]:
+    """The fingerprint without masks that come into play later: those may change."""
+    masks = {k: digest for k, digest in fingerprint["masks"].items() if int(k) <= frame_index}
+    return {**fingerprint, "masks": masks}

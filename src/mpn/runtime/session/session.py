@@ -1,0 +1,287 @@
+"""One run over one video: reader -> pipeline -> writers, each in its own thread, and run.json.
+
+Everything that can be wrong with the input is found before the output folder is touched. Whatever
+ends a run (the last frame, an error, Ctrl-C), the files of the frames done are finished properly,
+and a resumed run goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from mpn._common.concurrency import Prefetch
+from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.open import PlanPolicy, default_engine_dir
+from mpn.engines.tensorrt.plans.progress import OnPlanProgress
+from mpn.errors import InputError, MpnError, OutputError, VideoError
+from mpn.runtime.finetune.options import Decision, adapt_as_json, decide
+from mpn.runtime.media.video import VideoSource, open_video
+from mpn.runtime.pipeline import OnAdapt, Pipeline
+from mpn.runtime.session.layout import (
+    RUN_JSON_SCHEMA,
+    ResultPaths,
+    check_not_input,
+    check_out,
+    load_earlier_run,
+    make_room,
+    result_paths,
+)
+from mpn.runtime.session.outputs import Outputs
+from mpn.runtime.session.propagate import propagate_frames
+from mpn.runtime.session.report import StageStatistics, machine_facts, versions
+from mpn.runtime.session.request import Masks, Progress, RunRequest
+from mpn.runtime.session.resume import (
+    ResumePoint,
+    check_same_run,
+    find_resume_point,
+    fingerprint,
+    resumed_frames,
+    until,
+)
+from mpn.types import Frame, StepResult
+
+MIN_SIDE_PX = 16
+"""Smallest side of a video: below it neither flow nor a crop has anything to see."""
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def run_video(
+    request: RunRequest,
+    *,
+    on_progress: OnProgress | None = None,
+    on_adapt: OnAdapt | None = None,
+    on_build: OnPlanProgress | None = None,
+) -> dict[str, Any]:
+    """Segment a video and write the results.
+
+    Args:
+        request: What to run.
+        on_progress: Called after every frame.
+        on_adapt: Called after every step of fine-tuning.
+        on_build: Called while a plan is built.
+
+    Returns:
+        What run.json holds.
+
+    Raises:
+        InputError: If the video, a mask or an option cannot be used. A video that is cut short is
+            segmented up to there first.
+        EngineError: If the engines cannot be opened or fail.
+        OutputError: If the results cannot be written.
+        KeyboardInterrupt: On Ctrl-C, after the files of the frames done are finished.
+    """
+    with ExitStack() as stack:
+        manifest = load_manifest(request.engine_dir or default_engine_dir())
+        video = stack.enter_context(
+            open_video(request.video, start=request.start, end=request.end, fps=request.fps)
+        )
+        if min(video.size_hw) < MIN_SIDE_PX:
+            raise VideoError(
+                f"{video.address} is {video.size_hw[1]}x{video.size_hw[0]} (width x height): "
+                f"a video must be at least {MIN_SIDE_PX}x{MIN_SIDE_PX} to be segmented"
+            )
+        out = request.out or Path(f"{video.name}-mpn")
+        paths = result_paths(out, video)
+        check_out(out)
+        check_not_input(paths, video)
+        masks = Masks.load(request.masks, video)
+        decided = decide(
+            request.adapt,
+            manifest,
+            request.options,
+            must_adapt=request.must_adapt,
+            is_live=video.is_live,
+        )
+        pipeline = stack.enter_context(
+            Pipeline.from_engines(
+                request.engine_dir,
+                backend=request.backend,
+                threads=request.threads,
+                options=request.options,
+                adapt=decided.options,
+                on_adapt=on_adapt,
+                plans=PlanPolicy(build=request.build, on_progress=on_build),
+            )
+        )
+        run = _Run(request, video, masks, pipeline, paths, decided)
+        return run.run(on_progress or (lambda _: None))
+
+
+class _Run:
+    """The state of one call of :func:`run_video`."""
+
+    def __init__(
+        self,
+        request: RunRequest,
+        video: VideoSource,
+        masks: Masks,
+        pipeline: Pipeline,
+        paths: ResultPaths,
+        decided: Decision,
+    ) -> None:
+        self._request, self._video, self._masks = request, video, masks
+        self._pipeline, self._paths, self._decided = pipeline, paths, decided
+        self._statistics = StageStatistics()
+        self._first_frame = video.first_frame
+        self._started_s = time.perf_counter()
+        self._done = self._computed = 0
+        self._fingerprint = fingerprint(video, masks, pipeline, decided.options)
+
+    def run(self, on_progress: OnProgress) -> dict[str, Any]:
+        earlier = load_earlier_run(self._paths)
+        point = None
+        if self._request.resume and earlier is not None:
+            point = find_resume_point(self._paths, self._first_frame)
+            last = self._first_frame.index if point is None else point.frame_index
+            check_same_run(until(earlier["fingerprint"], last), until(self._fingerprint, last))
+            if self._is_already_done(earlier):
+                return earlier
+            if point is not None and "probs" in self._request.save - set(earlier["saved"]):
+                raise InputError(
+                    "cannot resume with probs saved: the earlier run did not save them, and they "
+                    "cannot be made from its masks; run again without --resume"
+                )
+        with Prefetch(self._video) as reader:
+            results = self._results(self._timed(reader), point)
+            # The pipeline starts on the first frame here: what it refuses leaves nothing behind.
+            first = next(results)
+            if point is None:
+                make_room(self._paths, earlier, keep=self._request.masks.values())
+            outputs = Outputs.open(self._paths, self._request.save, self._video, point)
+            outputs.save_partial_report(self._report("running", point))
+            try:
+                for frame, result in chain([first], results):
+                    self._write(outputs, frame, result, point)
+                    on_progress(Progress(self._done, self._computed, self._video.frame_count_hint))
+                outputs.finish()
+            except BaseException as error:
+                told = self._salvaged(outputs, error, point)
+                if told is error:
+                    raise
+                raise told from error
+        report = self._report("complete", point)
+        outputs.save_report(report)
+        return report
+
+    def _results(
+        self, frames: Iterable[Frame], point: ResumePoint | None
+    ) -> Iterator[tuple[Frame, StepResult]]:
+        if point is None:
+            return propagate_frames(
+                frames,
+                self._pipeline,
+                self._masks.first,
+                self._masks.later,
+                is_live=self._video.is_live,
+            )
+        masks = self._masks
+        return resumed_frames(frames, self._pipeline, self._paths, point, masks.first, masks.later)
+
+    def _timed(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """Count the time spent waiting for the reader as a stage."""
+        while True:
+            before_s = time.perf_counter()
+            frame = next(frames, None)
+            if frame is None:
+                return
+            self._statistics.add({"wait for frame": time.perf_counter() - before_s})
+            yield frame
+            del frame
+
+    def _write(
+        self, outputs: Outputs, frame: Frame, result: StepResult, point: ResumePoint | None
+    ) -> None:
+        before_s = time.perf_counter()
+        is_earlier = point is not None and frame.index <= point.frame_index
+        outputs.submit(frame, result, is_earlier=is_earlier)
+        self._done += 1
+        if not is_earlier:
+            self._computed += 1
+            waited = {"wait for writers": time.perf_counter() - before_s}
+            self._statistics.add({**result.timings, **waited})
+
+    def _salvaged(
+        self, outputs: Outputs, error: BaseException, point: ResumePoint | None
+    ) -> BaseException:
+        """Finish what can be finished; returns the error to raise, which says what is left."""
+        frames = outputs.salvage()
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        message = f"{error}" or type(error).__name__
+        with suppress(OutputError):  # then run.partial.json stays, which --resume reads as well
+            outputs.save_report(self._report(state, point, error=message))
+        if isinstance(error, MpnError) and frames:
+            return type(error)(f"{message}; the {frames} frames done are in {self._paths.out}")
+        return error
+
+    def _is_already_done(self, earlier: Mapping[str, Any]) -> bool:
+        return (
+            earlier["state"] == "complete"
+            and earlier["video"]["end"] == self._request.end
+            and earlier["fingerprint"]["masks"] == self._fingerprint["masks"]
+            and set(self._request.save) <= set(earlier["saved"])
+        )
+
+    def _report(
+        self, state: str, point: ResumePoint | None, *, error: str | None = None
+    ) -> dict[str, Any]:
+        video, engines, request = self._video, self._pipeline.engines, self._request
+        wall_s = time.perf_counter() - self._started_s
+        adapt_s = self._pipeline.timings.get("adapt", 0.0)
+        return {
+            "schema_version": RUN_JSON_SCHEMA,
+            "state": state,
+            "error": error,
+            "frames": self._done,
+            "frames_computed": self._computed,
+            "wall_s": round(wall_s, 3),
+            "fps": round(self._computed / wall_s, 3),
+            "fps_after_adapt": round(self._computed / (wall_s - adapt_s), 3),
+            "stages": self._statistics.as_json(),
+            "backend": {
+                "asked": request.backend,
+                "used": engines.backend,
+                "note": engines.backend_note,
+                "threads": request.threads,
+            },
+            "engine": {
+                "name": engines.manifest.name,
+                "is_shipped": request.engine_dir is None,
+                "licence": engines.manifest.provenance.licence,
+                "digests": dict(engines.digests),
+            },
+            "options": asdict(self._pipeline.options),
+            "adapt": self._adapt_report(adapt_s),
+            "video": {
+                "source": video.address,
+                "size_hw": list(video.size_hw),
+                "fps": str(video.fps),
+                "start": self._first_frame.index,
+                "end": request.end,
+            },
+            "object_ids": list(self._pipeline.object_ids),
+            "saved": sorted(request.save),
+            "out": {"masks": str(self._paths.masks), "folder": str(self._paths.folder)},
+            "resumed_at": None if point is None else point.frame_index,
+            "versions": versions(),
+            "machine": machine_facts(),
+            "fingerprint": self._fingerprint,
+        }
+
+    def _adapt_report(self, adapt_s: float) -> dict[str, Any]:
+        options = self._decided.options
+        if options is None:
+            return {"ran": False, "why": self._decided.why_not}
+        return {
+            "ran": True,
+            "seconds": round(adapt_s, 3),
+            "options": adapt_as_json(options),
+            "objects": self._pipeline.adapt_report(),
+        }

@@ -1,0 +1,249 @@
+"""Readers of the training material: DAVIS sequences and image/mask pairs.
+
+Frames stay compressed in memory (a sequence is 5-10 MB of JPEG) and are decoded when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import cv2
+import numpy as np
+
+from mpn.errors import EvaluationError, TrainingError
+from mpn.masks import load_labels
+from mpn.types import BoolArray, UInt8Array
+
+_DECODED_FRAMES = 512
+"""Frames and masks kept decoded (1.2 MB each at 480p): neighbouring rollouts ask for the same."""
+
+
+@dataclass(frozen=True)
+class DavisSequence:
+    """One sequence in DAVIS layout.
+
+    Attributes:
+        name: Folder name.
+        image_paths: JPEG of every frame, in order.
+        mask_paths: Palette PNG of every frame, in order.
+    """
+
+    name: str
+    image_paths: tuple[Path, ...]
+    mask_paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.image_paths)
+
+    def rgb(self, index: int) -> UInt8Array:
+        """Frame ``index``: (H, W, 3) uint8 RGB."""
+        return load_rgb(self.image_paths[index])
+
+    def labels(self, index: int) -> UInt8Array:
+        """Annotation of frame ``index``: (H, W) uint8 ids; void (255) becomes background."""
+        return load_label_png(self.mask_paths[index])
+
+
+@dataclass(frozen=True)
+class StillPair:
+    """An image with the mask of its salient object, mask stored as 0/255."""
+
+    image_path: Path
+    mask_path: Path
+
+    def rgb(self) -> UInt8Array:
+        """(H, W, 3) uint8 RGB."""
+        return load_rgb(self.image_path)
+
+    def mask(self) -> BoolArray:
+        """(H, W) bool, the salient object."""
+        return load_label_png(self.mask_path, void=None) >= 128
+
+
+@lru_cache(maxsize=_DECODED_FRAMES)
+def load_rgb(path: Path) -> UInt8Array:
+    """Decode an image to (H, W, 3) uint8 RGB; the result is shared, treat it as read-only.
+
+    Raises:
+        TrainingError: If the file is no image.
+    """
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise TrainingError(f"{path} cannot be read as an image")
+    rgb: UInt8Array = np.ascontiguousarray(bgr[:, :, ::-1])
+    rgb.flags.writeable = False
+    return rgb
+
+
+@lru_cache(maxsize=_DECODED_FRAMES)
+def load_label_png(path: Path, void: int | None = 255) -> UInt8Array:
+    """Decode a palette or grey PNG to its stored values, ``void`` set to 0; read-only.
+
+    Raises:
+        TrainingError: If the file does not hold object ids.
+    """
+    try:
+        labels = load_labels(path)
+    except EvaluationError as error:
+        raise TrainingError(str(error)) from error
+    if void is not None:
+        labels[labels == void] = 0
+    labels.flags.writeable = False
+    return labels
+
+
+def load_davis_split(
+    root: Path, split: str = "train", resolution: str = "480p", year: str = "2017"
+) -> list[DavisSequence]:
+    """The sequences of a split, in the order of its list.
+
+    Args:
+        root: Folder with JPEGImages, Annotations and ImageSets.
+        split: Name of the list, for example ``"train"``.
+        resolution: Folder under JPEGImages and Annotations.
+        year: Folder under ImageSets.
+
+    Raises:
+        TrainingError: If a folder or file is missing, or frames and masks do not pair.
+    """
+    listing = root / "ImageSets" / year / f"{split}.txt"
+    if not listing.is_file():
+        raise TrainingError(
+            f"{root} is not a DAVIS folder: {listing.relative_to(root)} is missing "
+            "(expected JPEGImages/, Annotations/ and ImageSets/)"
+        )
+    sequences = []
+    for name in listing.read_text().split():
+        images = tuple(sorted((root / "JPEGImages" / resolution / name).glob("*.jpg")))
+        masks = tuple(sorted((root / "Annotations" / resolution / name).glob("*.png")))
+        if not images or [p.stem for p in images] != [p.stem for p in masks]:
+            raise TrainingError(
+                f"sequence '{name}' of {root}: {len(images)} frames and {len(masks)} masks do not "
+                "pair by name"
+            )
+        sequences.append(DavisSequence(name, images, masks))
+    return sequences
+
+
+_LAYOUTS = (
+    ("MSRA10K", "Imgs", "Imgs"),
+    ("MSRA10K", "MSRA10K_Imgs_GT/Imgs", "MSRA10K_Imgs_GT/Imgs"),
+    ("ECSSD", "images", "ground_truth_mask"),
+    ("images and masks", "images", "masks"),
+)
+"""Name, folder of the .jpg files, folder of the .png files."""
+
+
+def load_stills(root: Path) -> list[StillPair]:
+    """Image/mask pairs of a folder in one of the public layouts, in the order of their names.
+
+    Args:
+        root: The folder as it is unpacked, or the folder ``Imgs`` of MSRA10K itself.
+
+    Raises:
+        TrainingError: If it is of none of the layouts, or images and masks do not pair.
+    """
+    name, images, masks = _layout(root)
+    pictures = {path.stem: path for path in images.glob("*.jpg")}
+    truths = {path.stem: path for path in masks.glob("*.png")}
+    if not pictures or not truths:
+        raise TrainingError(f"{root} holds no pair {_pattern(root, images, masks)}")
+    alone = sorted(pictures.keys() ^ truths.keys())
+    if alone:
+        raise TrainingError(
+            f"{root}, taken for {name}: {len(pictures)} images and {len(truths)} masks do not pair "
+            f"by name, '{alone[0]}' is alone: unpack it again"
+        )
+    return [StillPair(pictures[stem], truths[stem]) for stem in sorted(pictures)]
+
+
+def _layout(root: Path) -> tuple[str, Path, Path]:
+    for name, images, masks in _LAYOUTS:
+        if (root / images).is_dir() and (root / masks).is_dir():
+            return name, root / images, root / masks
+    if root.name == "Imgs" and root.is_dir():
+        return "MSRA10K", root, root
+    raise TrainingError(
+        f"{root} is no folder of images with masks: expected Imgs/NAME.jpg beside NAME.png "
+        "(MSRA10K), images/ and ground_truth_mask/ (ECSSD), or images/ and masks/"
+    )
+
+
+def _pattern(root: Path, images: Path, masks: Path) -> str:
+    def shown(folder: Path) -> str:
+        return f"{folder.relative_to(root)}/".removeprefix("./")
+
+    return f"{shown(images)}NAME.jpg + {shown(masks)}NAME.png"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Folders of the training material, each in its public layout.
+
+    Attributes:
+        davis_root: DAVIS 2017: JPEGImages, Annotations, ImageSets.
+        split: List of sequences; those held out for validation are taken from it.
+        year: Folder of that list, under ImageSets.
+        resolution: Folder under JPEGImages and Annotations.
+        stills: Folders of images with masks: MSRA10K, ECSSD, or ``images/`` beside ``masks/``.
+    """
+
+    davis_root: Path | None = None
+    split: str = "train"
+    year: str = "2017"
+    resolution: str = "480p"
+    stills: tuple[Path, ...] = ()
+
+    def sequences(self) -> list[DavisSequence]:
+        """The sequences of the split; none without a folder.
+
+        Raises:
+            TrainingError: If the folder is no DAVIS.
+        """
+        if self.davis_root is None:
+            return []
+        return load_davis_split(self.davis_root, self.split, self.resolution, self.year)
+
+    def still_pairs(self) -> list[StillPair]:
+        """The pairs of all folders, in the order of the folders.
+
+        Raises:
+            TrainingError: If a folder is of no known layout, or given twice.
+        """
+        if len(set(self.stills)) < len(self.stills):
+            raise TrainingError(
+                f"a folder of stills is given twice: {', '.join(map(str, self.stills))}"
+            )
+        return [pair for folder in self.stills for pair in load_stills(folder)]
+
+
+_Sample = TypeVar("_Sample")
+_STEPS_AHEAD = 3
+
+
+class Prefetched(Generic[_Sample]):
+    """Batches whose samples are functions of (step, index), made by a pool in any order.
+
+    Args:
+        make: Sample ``index`` of the batch of ``step``; called in threads.
+        indices: What of each batch to make.
+        steps: Steps altogether: nothing is made beyond them.
+    """
+
+    def __init__(
+        self, make: Callable[[int, int], _Sample], indices: Sequence[int], steps: int
+    ) -> None:
+        self._make, self._indices, self._steps = make, list(indices), steps
+        self._pending: dict[int, list[Future[_Sample]]] = {}
+
+    def take(self, step: int, pool: ThreadPoolExecutor) -> list[_Sample]:
+        """The samples of a step, in the order of their indices."""
+        for ahead in range(step, min(step + _STEPS_AHEAD, self._steps)):
+            if ahead not in self._pending:
+                self._pending[ahead] = [pool.submit(self._make, ahead, k) for k in self._indices]
+        return [task.result() for task in self._pending.pop(step)]

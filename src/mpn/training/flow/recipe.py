@@ -1,0 +1,342 @@
+"""Train a network of the FlowNet family on true flow.
+
+Resumable (``last.pth`` holds weights and optimiser; samples are functions of step and number),
+seeded, logged to ``log.csv``. FlowNet 2.0 and its stacks are trained a member after the other, as
+E. Ilg et al., "FlowNet 2.0", CVPR 2017, section 4, do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mpn.errors import TrainingError
+from mpn.networks.checkpoint import load_checkpoint
+from mpn.networks.flownet2 import FLOW_SCALE, SIZE_MULTIPLE, FlowNet2, FlowNet2Config
+from mpn.training.data import DataOptions, DavisSequence, StillPair
+from mpn.training.flow.pairs import FlowCropOptions, FlowPairs, FlowSamples, load_flow_pairs
+from mpn.training.flow.synthetic import FlowSample, SyntheticFlowOptions, SyntheticPairs
+from mpn.training.flow.trainer import (
+    FlowTrainer,
+    mean_epe_px,
+    validation_estimator,
+    warp_mean_j,
+    weights_in_public_units,
+)
+from mpn.training.loop import LoopOptions, run_loop, saved_state
+from mpn.training.losses import PUBLISHED_WEIGHTS
+from mpn.training.processes import joined_processes
+from mpn.training.run_folder import hand_out, load_start, open_run
+
+MEMBERS = ("flownetc", "flownets_1", "flownets_2", "flownets_d", "flownetfusion")
+"""In the order they are trained; C, S and SD alone have one stage, named after nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTrainingOptions(LoopOptions):
+    """One training run, a member of the network after the other.
+
+    See :class:`LoopOptions` for what all networks have.
+
+    Attributes:
+        network: Shape of the network.
+        size_hw: Height and width of the crops, multiples of 64.
+        synthetic: How pairs are made of still images.
+        crop: How crops are cut from pairs with true flow.
+        true_share: Share of samples from pairs with true flow, where there are any.
+        steps_by_member: Optimisation steps of each member, in the order of
+            :attr:`mpn.networks.flownet2.FlowNet2.members`; 0 leaves one as it is.
+        batch: Samples in one step, of all processes.
+        learning_rate: Peak of every stage, AdamW: warm-up, then a cosine to zero.
+        warmup_steps: Linear rise at the start of each stage.
+        weight_decay: AdamW's, on tensors of two or more axes.
+        clip_norm: Bound of the gradient's norm.
+        level_weights: Of the losses from 1/64 to 1/4, as published.
+        fusion_weights: Of the fusion's losses at 1/4, 1/2 and full size. Not published; the last of
+            the other members' continued.
+        holdout_pairs: Pairs with true flow that only validate.
+        synthetic_validation: Synthetic pairs to validate with where no true ones are held out.
+        validation_hw: Size at which the held-out sequences' flow is estimated.
+        validation_frames: Frames of each; 0 leaves J out.
+    """
+
+    network: FlowNet2Config = field(default_factory=lambda: FlowNet2Config("FlowNet2S", 0.25))
+    size_hw: tuple[int, int] = (256, 320)
+    synthetic: SyntheticFlowOptions = field(default_factory=SyntheticFlowOptions)
+    crop: FlowCropOptions = field(default_factory=FlowCropOptions)
+    true_share: float = 0.25
+    steps_by_member: tuple[int, ...] = (20000,)
+    batch: int = 8
+    learning_rate: float = 5e-4
+    warmup_steps: int = 500
+    weight_decay: float = 4e-4
+    clip_norm: float = 1.0
+    level_weights: tuple[float, ...] = PUBLISHED_WEIGHTS
+    fusion_weights: tuple[float, ...] = (0.02, 0.01, 0.005)
+    holdout_pairs: int = 1
+    synthetic_validation: int = 32
+    validation_hw: tuple[int, int] = (256, 448)
+    validation_frames: int = 12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("size_hw", "validation_hw"):
+            size = getattr(self, name)
+            if min(size) <= 0 or any(side % SIZE_MULTIPLE for side in size):
+                raise TrainingError(
+                    f"{name} must be two multiples of {SIZE_MULTIPLE}, got {size[0]}, {size[1]}"
+                )
+        if len(self.steps_by_member) != self.member_count or self.steps < 1:
+            raise TrainingError(
+                f"steps_by_member needs {self.member_count} numbers for "
+                f"{self.network.variant}, not all 0, got {list(self.steps_by_member)}"
+            )
+        if not 0 <= self.true_share <= 1:
+            raise TrainingError(f"true_share must be in 0..1, got {self.true_share}")
+
+    @property
+    def member_count(self) -> int:
+        """Members of the network, one for C, S and SD alone."""
+        return {"FlowNet2": 5, "FlowNet2CSS": 3, "FlowNet2CS": 2}.get(self.network.variant, 1)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """See :attr:`mpn.networks.flownet2.FlowNet2.members`."""
+        return ("",) if self.member_count == 1 else MEMBERS[: self.member_count]
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps altogether."""
+        return sum(self.steps_by_member)
+
+    def stage_at(self, step: int) -> tuple[str, int, int]:
+        """The member that ``step`` trains, its number in that stage, and the stage's steps."""
+        done = step
+        for member, steps in zip(self.members, self.steps_by_member, strict=True):
+            if done < steps:
+                return member, done, steps
+            done -= steps
+        return self.members[-1], self.steps_by_member[-1], self.steps_by_member[-1]
+
+    def weights_of(self, member: str) -> tuple[float, ...]:
+        """Loss weights of a member's levels."""
+        return self.fusion_weights if member == "flownetfusion" else self.level_weights
+
+
+@dataclass(frozen=True)
+class FlowTrainingReport:
+    """What a progress display shows.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps altogether.
+        stage: The member of the last step, or ``"alone"``.
+        loss: Mean loss since the last report.
+        epe_px: Mean endpoint error of the finest level since the last report.
+        learning_rate: Of the last step.
+        validation_epe_px: Endpoint error on held-out pairs, where just measured.
+        validation_j: Mean J of the held-out sequences, their first masks warped from frame to frame
+            by this flow and nothing else, where just measured.
+    """
+
+    step: int
+    steps: int
+    stage: str
+    loss: float
+    epe_px: float
+    learning_rate: float
+    validation_epe_px: float | None = None
+    validation_j: float | None = None
+
+
+_VALIDATION_KEY = 2**31
+"""Numbers of synthetic validation pairs begin here: no step gets so far."""
+
+
+def train_flow(
+    sequences: Sequence[DavisSequence],
+    stills: Sequence[StillPair],
+    pairs: FlowPairs,
+    out: Path,
+    options: FlowTrainingOptions,
+    *,
+    start_from: Mapping[str, Tensor] | None = None,
+    resume: bool = False,
+    report: Callable[[FlowTrainingReport], None] = lambda _: None,
+) -> dict[str, Tensor]:
+    """Train, and leave ``last.pth`` and ``log.csv`` in ``out``.
+
+    Args:
+        sequences: Those named in ``options.holdout`` validate; nothing is learned from any.
+        stills: Pictures for synthetic pairs.
+        pairs: Pairs with true flow.
+        out: Folder of the run.
+        options: See :class:`FlowTrainingOptions`.
+        start_from: Weights to start from instead of random ones, in public units; what a resumed
+            run had wins.
+        resume: Go on from ``last.pth``.
+        report: Called every few steps.
+
+    Returns:
+        The averaged state dict in public units, on the CPU.
+
+    Raises:
+        TrainingError: If there is nothing to learn from, the weights to start from do not fit, the
+            loss is not finite (the last good state stays on disk), or the folder holds another run.
+    """
+    samples = FlowSamples(stills, pairs.train, options)
+    state = saved_state(out, resume=resume)
+    held_out = [s for s in sequences if s.name in options.holdout]
+    synthetic = _synthetic_validation(stills, options) if not pairs.held_out else []
+    with joined_processes(options.device) as processes:
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed + processes.rank)
+        network = FlowNet2(options.network, small_flow_scale=FLOW_SCALE)
+        init_flow_weights(network)
+        if start_from is not None:
+            load_start(
+                network,
+                weights_in_public_units(start_from, options, back=True),
+                advice="the variant and width that they were trained with",
+            )
+        network.to(processes.device)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trainer = FlowTrainer(network, samples, options, processes)
+        if state is not None:
+            trainer.restore(state)
+
+        def validate() -> dict[str, float]:
+            averaged = trainer.averaged_network()
+            scores = {"validation_epe_px": mean_epe_px(averaged, pairs.held_out, synthetic)}
+            if held_out and options.validation_frames:
+                estimator = validation_estimator(averaged, options.validation_hw)
+                scores["validation_j"] = warp_mean_j(estimator, held_out, options.validation_frames)
+            return scores
+
+        run_loop(
+            trainer,
+            options,
+            options.steps,
+            out,
+            processes=processes,
+            validate=validate,
+            report=report,
+        )
+        return trainer.deployed_weights()
+
+
+def init_flow_weights(network: nn.Module) -> None:
+    """Random weights that keep the size of the features from layer to layer, zero biases.
+
+    K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for leaky ReLUs of slope 0.1; flows are
+    upsampled bilinearly at first and begin near zero. Draws from torch's global generator.
+    """
+    for name, layer in network.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        last = name.rsplit(".", 1)[-1]
+        with torch.no_grad():
+            if last.startswith("upsampled_flow"):
+                layer.weight.copy_(_bilinear_upsampling())
+            elif last.startswith("predict_flow"):
+                layer.weight.normal_(0, 1e-3)
+            else:
+                transposed = isinstance(layer, nn.ConvTranspose2d)
+                # A transposed convolution of stride 2 sees a quarter of its kernel at a place.
+                taps = layer.kernel_size[0] * layer.kernel_size[1]
+                fan = layer.in_channels * (taps / 4 if transposed else taps)
+                layer.weight.normal_(0, (2 / (1 + 0.1**2) / fan) ** 0.5)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+def _bilinear_upsampling() -> Tensor:
+    """(2, 2, 4, 4): each flow component doubled in size by itself."""
+    line = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    weight = torch.zeros(2, 2, 4, 4)
+    for axis in range(2):
+        weight[axis, axis] = line[:, None] * line
+    return weight
+
+
+def _synthetic_validation(
+    stills: Sequence[StillPair], options: FlowTrainingOptions
+) -> list[FlowSample]:
+    made = SyntheticPairs(stills, options.size_hw, options.synthetic, options.seed)
+    return [made.pair(_VALIDATION_KEY, k) for k in range(options.synthetic_validation)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowRecipe:
+    """Everything that decides a run.
+
+    Attributes:
+        data: Stills to set in motion, and a DAVIS folder that only validates.
+        flow_pairs: Folders of frames with true flow: FlyingChairs, Sintel.
+        training: The run.
+        start_from: Checkpoint whose flow weights to start from, own or public, or None.
+    """
+
+    data: DataOptions = field(default_factory=DataOptions)
+    flow_pairs: tuple[Path, ...] = ()
+    training: FlowTrainingOptions = field(default_factory=FlowTrainingOptions)
+    start_from: Path | None = None
+
+
+def run_flow_recipe(
+    recipe: FlowRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
+    report: Callable[[FlowTrainingReport], None] = lambda _: None,
+) -> Path:
+    """Read the data, train, and write the averaged weights as ``out/flow.pth``.
+
+    Args:
+        recipe: Data and options.
+        out: Folder of the run; ``recipe.toml`` in it says what was really used.
+        resume: Go on where the run in ``out`` stopped.
+        notice: Called with every option that a resumed run changes.
+        report: Called every few steps.
+
+    Returns:
+        Path of the checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint to start from cannot be used.
+        TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
+    """
+    options = recipe.training
+    start = None
+    if recipe.start_from is not None:
+        checkpoint = load_checkpoint(
+            recipe.start_from, expected_role="flow", expected_variant=options.network.variant
+        )
+        start = checkpoint.roles["flow"].state_dict
+    sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
+    pairs = _pairs(recipe)
+    open_run(recipe, "flow", out, resume=resume, notice=notice)
+    weights = train_flow(
+        sequences, stills, pairs, out, options, start_from=start, resume=resume, report=report
+    )
+    network = FlowNet2(options.network)
+    network.load_state_dict(weights)
+    data = {
+        "still_pairs": len(stills),
+        "flow_pairs": len(pairs.train),
+        "held_out_flow_pairs": len(pairs.held_out),
+    }
+    return hand_out(network, recipe, "flow", out, data)
+
+
+def _pairs(recipe: FlowRecipe) -> FlowPairs:
+    folders = [load_flow_pairs(root, recipe.training.holdout_pairs) for root in recipe.flow_pairs]
+    return FlowPairs(
+        tuple(pair for folder in folders for pair in folder.train),
+        tuple(pair for folder in folders for pair in folder.held_out),
+    )

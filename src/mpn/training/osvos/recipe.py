@@ -1,0 +1,325 @@
+"""Train OSVOS offline: salient-object images first, then sequences with their objects merged.
+
+Resumable (``last.pth`` holds weights and optimiser; batches are functions of their number), seeded,
+logged to ``log.csv``. While it is trained the network takes inputs of size 1; the weights handed
+out take colours of 0..255 minus their mean, as :class:`mpn.networks.osvos.OsvosVgg` documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mpn.errors import TrainingError
+from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.training.data import DataOptions, DavisSequence, StillPair
+from mpn.training.loop import LoopOptions, run_loop, saved_state
+from mpn.training.osvos.samples import (
+    INPUT_SCALE,
+    CropOptions,
+    CropSource,
+    MaskedImages,
+    MergedFrames,
+    StillImages,
+    init_weights,
+    normalised_network,
+    weights_for_larger_input,
+)
+from mpn.training.osvos.trainer import OsvosTrainer, mean_j
+from mpn.training.processes import joined_processes
+from mpn.training.run_folder import hand_out, load_start, open_run, osvos_start
+
+OsvosStage = Literal["salient", "davis"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OsvosTrainingOptions(LoopOptions):
+    """One training run: stage 1 on salient-object images, stage 2 on sequences.
+
+    See :class:`LoopOptions` for what all networks have.
+
+    Attributes:
+        network: Shape of the network.
+        crop: How crops are cut.
+        salient_steps: Optimisation steps of stage 1; 0 leaves it out.
+        davis_steps: Of stage 2; 0 leaves it out.
+        salient_share: Share of still images in stage 2's crops. A few sequences show few objects,
+            and a small network knows them by heart.
+        batch: Crops in one step.
+        salient_rate: Peak learning rate of stage 1, AdamW.
+        davis_rate: Of stage 2.
+        warmup_steps: Linear rise at the start of each stage; after it the rate falls along a
+            cosine, to a tenth at the end of stage 1 and to zero at the end of stage 2.
+        weight_decay: AdamW's, on tensors of two or more axes.
+        side_weights: Weights of the six losses, side branches from fine to coarse, then the fused
+            one. Those of the sides fall linearly to zero over each stage.
+        clip_norm: Bound of the gradient's norm.
+    """
+
+    network: OsvosConfig = field(default_factory=lambda: OsvosConfig(width=0.25))
+    crop: CropOptions = field(default_factory=CropOptions)
+    salient_steps: int = 5500
+    davis_steps: int = 6500
+    salient_share: float = 0.3
+    batch: int = 8
+    salient_rate: float = 2e-3
+    davis_rate: float = 1.2e-3
+    warmup_steps: int = 300
+    weight_decay: float = 0.02
+    side_weights: tuple[float, ...] = (1.0,) * 6
+    clip_norm: float = 1.0
+    validate_every: int = 500
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps altogether."""
+        return self.salient_steps + self.davis_steps
+
+    def stage_at(self, step: int) -> tuple[OsvosStage, int, int]:
+        """The stage that ``step`` belongs to, its number there, and the steps of that stage."""
+        if step < self.salient_steps:
+            return "salient", step, self.salient_steps
+        return "davis", step - self.salient_steps, self.davis_steps
+
+
+@dataclass(frozen=True)
+class OsvosTrainingReport:
+    """What a progress display shows.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps altogether.
+        stage: The stage of the last step.
+        loss: Mean loss of the fused output since the last report.
+        crop_iou: Mean IoU of the fused answers since the last report.
+        learning_rate: Of the last step.
+        validation_j: Mean J of the held-out sequences without fine-tuning, where just measured.
+    """
+
+    step: int
+    steps: int
+    stage: OsvosStage
+    loss: float
+    crop_iou: float
+    learning_rate: float
+    validation_j: float | None = None
+
+
+_VALIDATE_ONE_FRAME_IN = 8
+
+
+def train_osvos(
+    sequences: Sequence[DavisSequence],
+    stills: Sequence[StillPair],
+    out: Path,
+    options: OsvosTrainingOptions,
+    *,
+    start_from: Mapping[str, Tensor] | None = None,
+    resume: bool = False,
+    report: Callable[[OsvosTrainingReport], None] = lambda _: None,
+) -> dict[str, Tensor]:
+    """Train, and leave ``last.pth`` and ``log.csv`` in ``out``.
+
+    Args:
+        sequences: All sequences; those named in ``options.holdout`` only validate.
+        stills: Salient-object images, for stage 1 and a share of stage 2.
+        out: Folder of the run.
+        options: See :class:`OsvosTrainingOptions`.
+        start_from: Weights to start from instead of random ones, for inputs of 0..255 minus the
+            mean; what a resumed run had wins.
+        resume: Go on from ``last.pth``.
+        report: Called every few steps.
+
+    Returns:
+        The averaged state dict, for inputs of 0..255 minus the mean.
+
+    Raises:
+        TrainingError: If a stage has no data, the weights to start from do not fit, the loss is
+            not finite (the last good state stays on disk), or the folder holds another run.
+    """
+    sources = _sources(sequences, stills, options)
+    state = saved_state(out, resume=resume)
+    held_out = MergedFrames(
+        [s for s in sequences if s.name in options.holdout], every=_VALIDATE_ONE_FRAME_IN
+    )
+    with joined_processes(options.device) as processes:
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed + processes.rank)
+        network = _network(options, start_from, state).to(processes.device)
+        trainer = OsvosTrainer(network, sources, options, processes)
+        if state is not None:
+            trainer.restore(state)
+
+        def validate() -> dict[str, float]:
+            j = mean_j(
+                trainer.plain_network(),
+                held_out,
+                short_side_px=options.crop.size_px,
+                scale=INPUT_SCALE,
+            )
+            return {"validation_j": j}
+
+        run_loop(
+            trainer,
+            options,
+            options.steps,
+            out,
+            processes=processes,
+            validate=validate,
+            report=report,
+        )
+        return weights_for_larger_input(trainer.plain_weights(), INPUT_SCALE)
+
+
+def _sources(
+    sequences: Sequence[DavisSequence],
+    stills: Sequence[StillPair],
+    options: OsvosTrainingOptions,
+) -> dict[OsvosStage, CropSource]:
+    trained = [s for s in sequences if s.name not in options.holdout]
+    if options.steps < 1:
+        raise TrainingError("both stages have 0 steps: give at least one of them some")
+    if options.salient_steps and not stills:
+        raise TrainingError("stage 1 needs salient-object images: name their folder with --stills")
+    if options.davis_steps and not trained:
+        raise TrainingError("no sequence is left to train on: all are held out for validation")
+    still_images, frames = StillImages(stills), MergedFrames(trained)
+
+    def crops(*shares: float) -> CropSource:
+        images: tuple[MaskedImages, ...] = (still_images, frames)
+        return CropSource(
+            list(zip(images, shares, strict=True)),
+            options.crop,
+            batch=options.batch,
+            seed=options.seed,
+            scale=INPUT_SCALE,
+        )
+
+    sources: dict[OsvosStage, CropSource] = {}
+    if options.salient_steps:
+        sources["salient"] = crops(1.0, 0.0)
+    if options.davis_steps:
+        sources["davis"] = crops(options.salient_share, 1 - options.salient_share)
+    return sources
+
+
+def _network(
+    options: OsvosTrainingOptions,
+    start_from: Mapping[str, Tensor] | None,
+    resumed: Mapping[str, Any] | None,
+) -> OsvosVgg:
+    """Random with batch normalisation, or the given weights without, or as the resumed run has."""
+    normalised = bool(resumed["normalised"]) if resumed is not None else start_from is None
+    network = normalised_network(options.network) if normalised else OsvosVgg(options.network)
+    if start_from is None:
+        init_weights(network)
+    elif not normalised:
+        load_start(
+            network,
+            weights_for_larger_input(start_from, 1 / INPUT_SCALE),
+            advice="the width that they were trained with",
+        )
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+Stages = Literal["both", "salient", "davis"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OsvosRecipe:
+    """Everything that decides a run.
+
+    Attributes:
+        stages: Offline stages to train: ``"salient"`` on still images, ``"davis"`` on sequences.
+        data: Where the material lies.
+        training: The run; the steps of a stage that is not trained do not count.
+        start_from: Checkpoint to start from, or None: an own or a public OSVOS, or torchvision's
+            VGG16.
+    """
+
+    stages: Stages = "both"
+    data: DataOptions = field(default_factory=DataOptions)
+    training: OsvosTrainingOptions = field(default_factory=OsvosTrainingOptions)
+    start_from: Path | None = None
+
+    def __post_init__(self) -> None:
+        size = self.training.crop.size_px
+        if size % 16 or size < 64:
+            raise TrainingError(
+                f"the crop size must be a multiple of 16 and at least 64 (192, 224, 256), "
+                f"got {size}"
+            )
+        if self.stages != "davis" and not self.data.stills:
+            raise TrainingError(
+                "stage 1 learns from salient-object images: name their folder with --stills, or "
+                "train --stage davis alone"
+            )
+        if self.stages != "salient" and self.data.davis_root is None:
+            raise TrainingError(
+                "stage 2 learns from a DAVIS folder: name it with --davis-root, or train "
+                "--stage salient alone"
+            )
+
+    def options(self) -> OsvosTrainingOptions:
+        """The options of the training loop."""
+        return replace(
+            self.training,
+            salient_steps=0 if self.stages == "davis" else self.training.salient_steps,
+            davis_steps=0 if self.stages == "salient" else self.training.davis_steps,
+        )
+
+
+def run_osvos_recipe(
+    recipe: OsvosRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
+    report: Callable[[OsvosTrainingReport], None] = lambda _: None,
+) -> Path:
+    """Read the data, train, and write the averaged weights as ``out/osvos.pth``.
+
+    Args:
+        recipe: Data and options.
+        out: Folder of the run; ``recipe.toml`` in it says what was really used.
+        resume: Go on where the run in ``out`` stopped.
+        notice: Called with every option that a resumed run changes.
+        report: Called every few steps.
+
+    Returns:
+        Path of the checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint to start from cannot be used.
+        TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
+    """
+    options = recipe.options()
+    start = None
+    if recipe.start_from is not None:
+        start = osvos_start(recipe.start_from, options.network, seed=options.seed)
+    sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
+    open_run(recipe, "osvos", out, resume=resume, notice=notice)
+    weights = train_osvos(
+        sequences, stills, out, options, start_from=start, resume=resume, report=report
+    )
+    network = OsvosVgg(options.network)
+    network.load_state_dict(weights)
+    data = osvos_data(options, sequences, stills)
+    return hand_out(network, recipe, "osvos", out, data)
+
+
+def osvos_data(
+    options: OsvosTrainingOptions, sequences: list[DavisSequence], stills: list[StillPair]
+) -> dict[str, Any]:
+    """What the weights were trained on, as JSON types."""
+    trained = [s.name for s in sequences if s.name not in options.holdout]
+    return {
+        "davis_sequences": trained if options.davis_steps else [],
+        "held_out": list(options.holdout),
+        "still_pairs": len(stills),
+    }

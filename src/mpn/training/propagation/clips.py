@@ -1,0 +1,365 @@
+"""Clips to train on: real sequences, and still images set in motion.
+
+A clip is a pure function of its seed: ``frame(t)`` gives the same picture and mask whenever it is
+asked, so that an interrupted training run resumes on the very same data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from mpn.errors import TrainingError
+from mpn.training.data import DavisSequence, StillPair
+from mpn.types import BoolArray, Float32Array, UInt8Array
+
+_STILL_SHORT_SIDE_PX = 400
+_STILL_FRAMES = 40
+
+
+class Clip(Protocol):
+    """A short video with the true mask of one object."""
+
+    def __len__(self) -> int: ...
+
+    def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
+        """Frame ``t``: (H, W, 3) uint8 RGB and (H, W) bool mask of the object."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything clips are made from."""
+
+    sequences: tuple[DavisSequence, ...]
+    stills: tuple[StillPair, ...] = ()
+
+
+class DavisClip:
+    """Consecutive frames of a sequence, played either way and with a stride.
+
+    Args:
+        sequence: Where the frames come from.
+        object_id: Object whose mask is the target.
+        start: First frame.
+        stride: Frames from one to the next; negative plays backwards.
+    """
+
+    def __init__(self, sequence: DavisSequence, object_id: int, start: int, stride: int) -> None:
+        self.sequence, self.object_id = sequence, object_id
+        stop = len(sequence) if stride > 0 else -1
+        self.indices = range(start, stop, stride)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
+        """See :meth:`Clip.frame`."""
+        index = self.indices[t]
+        return self.sequence.rgb(index), self.sequence.labels(index) == self.object_id
+
+
+class Sway:
+    """A smooth random signal of t: a sum of two slow sine waves, within +-amplitude.
+
+    Args:
+        rng: Source of randomness.
+        amplitude: Bound of the signal.
+        fastest: Largest rate in radians a frame; amplitude * fastest bounds the speed.
+    """
+
+    def __init__(self, rng: np.random.Generator, amplitude: float, fastest: float = 0.2) -> None:
+        self.amplitudes = amplitude * rng.uniform(0.2, 0.5, 2)
+        self.rates = rng.uniform(0.1, 1.0, 2) * fastest
+        self.phases = rng.uniform(0, 2 * np.pi, 2)
+
+    def __call__(self, t: int) -> float:
+        """The signal at frame ``t``."""
+        return float(np.sum(self.amplitudes * np.sin(self.rates * t + self.phases)))
+
+
+class _Motion:
+    """A moving affine map with a slow elastic deformation, as sampling coordinates."""
+
+    def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int]) -> None:
+        height, width = size_hw
+        reach = 0.18 * min(size_hw)
+        self.shift_x, self.shift_y = Sway(rng, reach), Sway(rng, reach)
+        self.angle = Sway(rng, 0.3)
+        self.log_scale = Sway(rng, 0.25)
+        self.shear = Sway(rng, 0.12)
+        self.bends = (Sway(rng, 0.05 * min(size_hw)), Sway(rng, 0.05 * min(size_hw)))
+        self.fields = [
+            np.stack(
+                [
+                    cv2.resize(
+                        rng.uniform(-1, 1, (5, 6)).astype(np.float32),
+                        (width, height),
+                        interpolation=cv2.INTER_CUBIC,
+                    )
+                    for _ in range(2)
+                ]
+            )
+            for _ in range(2)
+        ]
+        ys, xs = np.mgrid[:height, :width].astype(np.float32)
+        self.xs, self.ys = xs - width / 2, ys - height / 2
+        self.centre_xy = (width / 2, height / 2)
+
+    def coordinates(self, t: int) -> tuple[Float32Array, Float32Array]:
+        """Where frame ``t`` samples the still picture: two (H, W) float32 maps, x and y."""
+        scale = np.exp(-self.log_scale(t))
+        cos, sin = scale * np.cos(self.angle(t)), scale * np.sin(self.angle(t))
+        shear = self.shear(t)
+        bend = sum(sway(t) * field for sway, field in zip(self.bends, self.fields, strict=True))
+        map_x = cos * self.xs + (shear - sin) * self.ys + bend[0]  # type: ignore[index]
+        map_y = sin * self.xs + cos * self.ys + bend[1]  # type: ignore[index]
+        map_x += self.centre_xy[0] + self.shift_x(t)
+        map_y += self.centre_xy[1] + self.shift_y(t)
+        return map_x.astype(np.float32), map_y.astype(np.float32)
+
+
+class StillClip:
+    """A still image that moves, turns, breathes and bends; borders are mirrored.
+
+    Args:
+        pair: Image and mask.
+        seed: Decides the motion.
+    """
+
+    def __init__(self, pair: StillPair, seed: int) -> None:
+        rgb, mask = pair.rgb(), pair.mask()
+        scale = _STILL_SHORT_SIDE_PX / min(mask.shape)
+        size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
+        self.rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)
+        self.mask = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR)
+        self.motion = _Motion(np.random.default_rng(seed), self.mask.shape)
+
+    def __len__(self) -> int:
+        return _STILL_FRAMES
+
+    def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
+        """See :meth:`Clip.frame`."""
+        map_x, map_y = self.motion.coordinates(t)
+        rgb = cv2.remap(self.rgb, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        mask = cv2.remap(self.mask, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        return rgb, mask > 127
+
+
+class PatchClip(StillClip):
+    """A random shape cut from a still image: an object that no network can know by its looks.
+
+    Args:
+        pair: Where the picture comes from; its mask is not used.
+        seed: Decides shape and motion.
+    """
+
+    def __init__(self, pair: StillPair, seed: int) -> None:
+        super().__init__(pair, seed)
+        height, width = self.mask.shape
+        self.mask = random_outline((height, width), seed).astype(np.uint8) * 255
+
+
+def random_outline(size_hw: tuple[int, int], seed: int) -> BoolArray:
+    """A random shape in one piece, mostly inside the picture.
+
+    Args:
+        size_hw: Height and width.
+        seed: Decides the shape.
+
+    Returns:
+        (H, W) bool.
+    """
+    rng = np.random.default_rng([seed, 1])
+    height, width = size_hw
+    coarse = rng.uniform(-1, 1, (int(rng.integers(4, 9)),) * 2).astype(np.float32)
+    noise = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    # A dome keeps the shape inside the picture and in one piece, mostly.
+    ys, xs = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    dome = 1.0 - 2.2 * np.hypot(xs, ys)
+    shape = (noise * rng.uniform(0.3, 0.9) + dome > 0).astype(np.uint8)
+    count, components = cv2.connectedComponents(shape)
+    if count > 1:
+        largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
+        shape = components == largest
+    outline: BoolArray = shape > 0
+    return outline
+
+
+_FEATHER_SIGMA_PX = 1.0
+"""Blur of a pasted object's edge: a hard edge would tell the network where to cut."""
+_SEEN_FRAMES = (2, 9)
+_ABSENT_FRAMES = 3
+
+
+class CompositeClip:
+    """The object of one clip pasted over another, on a path of its own.
+
+    Args:
+        base: Clip below; its object is occluded where the pasted one passes.
+        over: Clip whose object is cut out and pasted.
+        target_over: Whether the pasted object is the target, else the base's.
+        seed: Decides size and path.
+    """
+
+    def __init__(self, base: Clip, over: Clip, *, target_over: bool, seed: int) -> None:
+        self.base, self.over, self.target_over = base, over, target_over
+        rng = np.random.default_rng(seed)
+        size_hw = base.frame(0)[1].shape
+        mask = over.frame(0)[1]
+        area = max(int(mask.sum()), 1)
+        wanted = rng.uniform(0.02, 0.12) * size_hw[0] * size_hw[1]
+        self.scale = float(np.clip(np.sqrt(wanted / area), 0.3, 2.0))
+        ys, xs = np.nonzero(mask)
+        self.anchor_xy = (xs.mean(), ys.mean()) if len(xs) else (0.0, 0.0)
+        self.centre_xy = rng.uniform(0.2, 0.8, 2) * (size_hw[1], size_hw[0])
+        # At 854x480 seldom over 15 px a frame, which is what the flow can follow.
+        self.path_x = Sway(rng, 0.4 * size_hw[1], fastest=0.06)
+        self.path_y = Sway(rng, 0.3 * size_hw[0], fastest=0.06)
+        self.flip = bool(rng.integers(2))
+
+    def __len__(self) -> int:
+        return min(len(self.base), len(self.over))
+
+    def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
+        """See :meth:`Clip.frame`."""
+        base_rgb, base_mask = self.base.frame(t)
+        over_rgb, over_mask = self.over.frame(t)
+        height, width = base_mask.shape
+        scale_x = -self.scale if self.flip else self.scale
+        matrix = np.array(
+            [
+                [scale_x, 0, self.centre_xy[0] + self.path_x(t) - scale_x * self.anchor_xy[0]],
+                [
+                    0,
+                    self.scale,
+                    self.centre_xy[1] + self.path_y(t) - self.scale * self.anchor_xy[1],
+                ],
+            ]
+        )
+        rgb = cv2.warpAffine(over_rgb, matrix, (width, height), flags=cv2.INTER_LINEAR)
+        mask = cv2.warpAffine(over_mask.astype(np.uint8) * 255, matrix, (width, height))
+        alpha = (
+            cv2.GaussianBlur(mask, (0, 0), _FEATHER_SIGMA_PX).astype(np.float32)[..., None] / 255
+        )
+        mixed = np.rint(base_rgb + alpha * (rgb.astype(np.float32) - base_rgb)).astype(np.uint8)
+        pasted = mask > 127
+        return mixed, (pasted if self.target_over else base_mask & ~pasted)
+
+
+class VanishingClip(CompositeClip):
+    """A composite whose pasted object, the target, is gone from some frame on.
+
+    What is left is what it covered, with objects of its own: the right answer is an empty mask,
+    whatever the warped probability says.
+
+    Args:
+        base: Clip below.
+        over: Clip whose object is cut out, pasted, and taken away.
+        seed: Decides size, path and the moment.
+    """
+
+    def __init__(self, base: Clip, over: Clip, *, seed: int) -> None:
+        super().__init__(base, over, target_over=True, seed=seed)
+        self.seen_frames = int(np.random.default_rng([seed, 1]).integers(*_SEEN_FRAMES))
+
+    def __len__(self) -> int:
+        return min(super().__len__(), self.seen_frames + _ABSENT_FRAMES)
+
+    def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
+        """See :meth:`mpn.training.propagation.clips.Clip.frame`."""
+        if t < self.seen_frames:
+            return super().frame(t)
+        rgb, mask = self.base.frame(t)
+        return rgb, np.zeros_like(mask)
+
+
+@dataclass(frozen=True)
+class ClipMix:
+    """How often each kind of clip is drawn; the shares need not sum to 1.
+
+    In sequences and stills the object can be told by its looks, and a network that does so fails on
+    objects it has not seen. Composites have two, and only the mask says which is meant.
+
+    Attributes:
+        davis: Sequences.
+        still: Still images in motion.
+        composite: One object pasted over a clip that has its own; either is the target.
+        vanishing: Composites whose pasted object, the target, is gone after some frames.
+        third_object: Share of the composites over which one more object passes, and occludes.
+    """
+
+    davis: float = 0.35
+    still: float = 0.15
+    composite: float = 0.50
+    vanishing: float = 0.0
+    third_object: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = (self.davis, self.still, self.composite, self.vanishing)
+        if min(shares) < 0 or not sum(shares):
+            raise TrainingError(
+                f"the shares of clips must be at least 0 and not all 0, got davis {self.davis}, "
+                f"still {self.still}, composite {self.composite}, vanishing {self.vanishing}"
+            )
+        if not 0 <= self.third_object <= 1:
+            raise TrainingError(f"third_object must be in 0..1, got {self.third_object}")
+
+
+def draw_clip(material: Material, mix: ClipMix, seed: int) -> Clip:
+    """A random clip: the same for the same seed and material.
+
+    Raises:
+        TrainingError: If there is no sequence to draw from (through the readers).
+    """
+    rng = np.random.default_rng(seed)
+    still = mix.still if material.stills else 0.0
+    shares = np.array([mix.davis, still, mix.composite, mix.vanishing])
+    kind = rng.choice(len(shares), p=shares / shares.sum())
+    if kind == 0:
+        return _draw_davis(material, rng)
+    if kind == 1:
+        return _draw_still(material, rng)
+    base = _draw_davis(material, rng) if rng.random() < 0.5 else _draw_still(material, rng)
+    over = _draw_pasted(material, rng)
+    if kind == 3:
+        return VanishingClip(base, over, seed=int(rng.integers(2**31)))
+    clip = CompositeClip(
+        base, over, target_over=bool(rng.integers(2)), seed=int(rng.integers(2**31))
+    )
+    if mix.third_object and rng.random() < mix.third_object:
+        third = _draw_pasted(material, rng)
+        clip = CompositeClip(clip, third, target_over=False, seed=int(rng.integers(2**31)))
+    return clip
+
+
+def _draw_pasted(material: Material, rng: np.random.Generator) -> Clip:
+    source = rng.random()
+    if source < 0.35:
+        return _draw_davis(material, rng)
+    return _draw_still(material, rng, StillClip if source < 0.65 else PatchClip)
+
+
+def _draw_davis(material: Material, rng: np.random.Generator) -> Clip:
+    sequence = material.sequences[rng.integers(len(material.sequences))]
+    stride = int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1])) * int(rng.choice([-1, 1]))
+    length = len(sequence)
+    # At least four frames lie ahead of the start in the direction of play.
+    ahead = min(4 * abs(stride), length - 1)
+    start = int(rng.integers(0, length - ahead)) if stride > 0 else int(rng.integers(ahead, length))
+    ids: npt.NDArray[Any] = np.unique(sequence.labels(start))
+    ids = ids[ids > 0]
+    object_id = int(ids[rng.integers(len(ids))]) if len(ids) else 1
+    return DavisClip(sequence, object_id, start, stride)
+
+
+def _draw_still(
+    material: Material, rng: np.random.Generator, kind: type[StillClip] = StillClip
+) -> Clip:
+    if not material.stills:
+        return _draw_davis(material, rng)
+    pair = material.stills[rng.integers(len(material.stills))]
+    return kind(pair, int(rng.integers(2**31)))

@@ -1,0 +1,285 @@
+"""One step of training after the other: rollouts, network, optimiser, averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpn.engines.directory.manifest import PropagationPreprocessing
+from mpn.errors import TrainingError
+from mpn.networks.deeplab import DeepLabXception
+from mpn.training.loop import check_same_network
+from mpn.training.losses import segmentation_loss
+from mpn.training.optimisation import (
+    AveragedWeights,
+    MixedPrecision,
+    cosine,
+    random_state,
+    restore_random_state,
+    warmed_up,
+)
+from mpn.training.processes import Processes
+from mpn.training.propagation.clips import Material
+from mpn.training.propagation.recipe import PropagationTrainingOptions, TrainingReport
+from mpn.training.propagation.rollout import Rollout, Sample
+from mpn.types import Float32Array
+
+PROPAGATION = PropagationPreprocessing()
+"""Mean and std of the input, as an engine directory's manifest has them by default."""
+
+_STATE_SCHEMA = 1
+_CLIP_NORM = 5.0
+
+
+class Trainer:
+    """Model, optimiser and rollouts: everything that changes from step to step.
+
+    Args:
+        model: On the device of ``processes``.
+        material: What clips are drawn from.
+        options: See :class:`PropagationTrainingOptions`.
+        processes: Rollouts are numbered over all of them; each plays its share.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        material: Material,
+        options: PropagationTrainingOptions,
+        processes: Processes | None = None,
+    ) -> None:
+        self.processes = processes = Processes() if processes is None else processes
+        self.options, self.step = options, 0
+        self.model = processes.synchronised_norm(model)
+        self._parallel = processes.parallel(self.model)
+        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": options.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=options.learning_rate,
+        )
+        self._precision = MixedPrecision(options.precision, processes.device)
+        self.average = AveragedWeights(self.model, options.ema_decay)
+        # Two groups take turns: while the network trains on one, the other one's next frames are
+        # prepared, although each group needs the network's answer to its last step first.
+        self.groups = [
+            [
+                Rollout(material, options.mix, options.rollout, seed=options.seed * 1000 + k)
+                for k in processes.share(range(group, 2 * options.batch, 2))
+            ]
+            for group in range(2)
+        ]
+        self._prepared: list[_Pending | None] = [None, None]
+        self._sums = np.zeros(4)
+
+    @property
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights, on the CPU."""
+        return self.average.on_cpu()
+
+    def train_step(self, pool: ThreadPoolExecutor) -> None:
+        """One batch: forward, backward, update, and the answers handed back to its rollouts.
+
+        Raises:
+            TrainingError: If the loss is not finite.
+        """
+        options = self.options
+        for group in range(2):
+            if self._prepared[group] is None:
+                self._prepared[group] = _Pending(pool, self.groups[group], None, None)
+        turn = self.step % 2
+        inputs, target = batch_from_samples(self._wait(turn).samples)
+        device = self.processes.device
+        inputs, target = inputs.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        self._set_mode()
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = self.learning_rate()
+        with self._precision.autocast():
+            logits = self._parallel(inputs)
+        loss = segmentation_loss(logits, target, dice_weight=options.dice_weight)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {float(loss.detach())} at step {self.step}: the state before it is "
+                "kept in last.pth; resume with a lower learning rate"
+            )
+        prob = logits.detach().float().softmax(dim=1)[:, 1]
+        horizon = 1 + int(
+            (options.rollout.max_steps - 1) * min(1.0, self.step / max(1, options.curriculum_steps))
+        )
+        self._prepared[turn] = _Pending(pool, self.groups[turn], prob.cpu().numpy(), horizon)
+        self._precision.step(loss, self.optimiser, self.model.parameters(), _CLIP_NORM)
+        self.step += 1
+        self.average.update(self.model, self.step)
+        self._sums += (
+            1,
+            float(loss.detach()),
+            float(_thresholded_iou(prob, target).mean()),
+            float(_thresholded_iou(inputs[:, 3], target).mean()),
+        )
+
+    def _set_mode(self) -> None:
+        self._parallel.train()
+        if self.options.freeze_norm:
+            for layer in self.model.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+
+    def _wait(self, group: int) -> _Prepared:
+        pending = self._prepared[group]
+        if pending is None:
+            raise RuntimeError("nothing is being prepared")
+        return pending.result()
+
+    def learning_rate(self) -> float:
+        """Warm-up, plateau, cosine decay to zero."""
+        options = self.options
+        into_decay = self.step - (options.steps - options.decay_steps)
+        fall = cosine(into_decay, options.decay_steps) if into_decay > 0 else 1.0
+        return options.learning_rate * warmed_up(self.step, options.warmup_steps) * fall
+
+    def averaged_model(self) -> DeepLabXception:
+        """A copy of the network with the averaged weights, in eval mode, on the same device."""
+        model = DeepLabXception(self.options.network)
+        model.load_state_dict(self.averaged)
+        model.to(self.processes.device)
+        return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+    def take_report(self, scores: Mapping[str, float]) -> TrainingReport:
+        """The means since the last report; see :class:`mpn.training.loop.Trainee`."""
+        count, loss, crop_iou, input_iou = self.processes.mean(self._sums.tolist())
+        self._sums = np.zeros(4)
+        count = max(count, 1.0)
+        return TrainingReport(
+            self.step,
+            self.options.steps,
+            loss / count,
+            crop_iou / count,
+            input_iou / count,
+            self.learning_rate(),
+            scores.get("validation_j"),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Primitives and tensors only, so that it loads with ``weights_only=True``."""
+        mine = [
+            [_mapped(s, np.ndarray, torch.from_numpy) for s in self._wait(group).before]
+            for group in range(2)
+        ]
+        everybody = self.processes.gathered((mine, random_state(self.processes.device)))
+        return {
+            "schema": _STATE_SCHEMA,
+            "network": asdict(self.options.network),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "averaged": self.average.state,
+            "optimiser": self.optimiser.state_dict(),
+            "scale": self._precision.state(),
+            "random": [random for _, random in everybody],
+            # As one process numbers them: process r of n plays every n-th from the r-th on.
+            "groups": [
+                [
+                    state
+                    for row in zip(*(rows[group] for rows, _ in everybody), strict=True)
+                    for state in row
+                ]
+                for group in range(2)
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`; states without ``"random"`` are of earlier versions.
+
+        Raises:
+            TrainingError: If the state belongs to another network or batch.
+        """
+        check_same_network(state, _STATE_SCHEMA, self.options.network)
+        if any(len(group) != self.options.batch for group in state["groups"]):
+            raise TrainingError(
+                f"the run to resume has batches of {len(state['groups'][0])}, asked for "
+                f"{self.options.batch}: its rollouts are half played"
+            )
+        self.step = int(state["step"])
+        self.model.load_state_dict(state["model"])
+        self.average.restore(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._precision.restore(state.get("scale", {}))
+        saved = state.get("random", [{"cpu": state.get("torch_rng")}])
+        restore_random_state(saved, self.processes)
+        for rollouts, group in zip(self.groups, state["groups"], strict=True):
+            for rollout, entry in zip(rollouts, self.processes.share(group), strict=True):
+                rollout.restore(_mapped(entry, Tensor, Tensor.numpy))
+
+
+def _mapped(
+    entries: Mapping[str, Any], kind: type, convert: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """The entries with every value of a kind converted."""
+    return {k: convert(v) if isinstance(v, kind) else v for k, v in entries.items()}
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The next batch of a group, and the state of its rollouts before it was observed."""
+
+    before: list[dict[str, Any]]
+    samples: list[Sample]
+
+
+class _Pending:
+    """The next batch of a group while it is made, a task for every rollout.
+
+    A rollout has its own source of randomness, so it does not matter which thread plays it.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        rollouts: Sequence[Rollout],
+        answers: Float32Array | None,
+        horizon: int | None,
+    ) -> None:
+        each = answers if answers is not None else [None] * len(rollouts)
+        self._tasks: list[Future[tuple[dict[str, Any], Sample]]] = [
+            pool.submit(_prepare, rollout, answer, horizon)
+            for rollout, answer in zip(rollouts, each, strict=True)
+        ]
+
+    def result(self) -> _Prepared:
+        done = [task.result() for task in self._tasks]
+        return _Prepared([before for before, _ in done], [sample for _, sample in done])
+
+
+def _prepare(
+    rollout: Rollout, answer: Float32Array | None, horizon: int | None
+) -> tuple[dict[str, Any], Sample]:
+    if answer is not None:
+        rollout.absorb(answer)
+    if horizon is not None:
+        rollout.set_max_steps(horizon)
+    return rollout.state(), rollout.observe()
+
+
+def batch_from_samples(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """Normalised (B, 4, S, S) inputs in channels_last and (B, S, S) targets, both float32."""
+    mean, std = PROPAGATION.mean_rgb, PROPAGATION.std_rgb
+    rgb = torch.from_numpy(np.stack([s.rgb for s in samples])).div_(255)
+    rgb = (rgb - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    prob = torch.from_numpy(np.stack([s.prob for s in samples]))
+    inputs = torch.cat([rgb, prob[:, None]], dim=1).contiguous(memory_format=torch.channels_last)
+    return inputs, torch.from_numpy(np.stack([s.target for s in samples]))
+
+
+def _thresholded_iou(prob: Tensor, target: Tensor) -> Tensor:
+    """IoU of the thresholded maps, (B, S, S) each -> (B,)."""
+    a, b = prob > 0.5, target > 0.5
+    union = (a | b).sum(dim=(1, 2))
+    return torch.where(union > 0, (a & b).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)

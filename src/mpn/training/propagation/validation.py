@@ -1,0 +1,108 @@
+"""J of a network in training, through the runtime's own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpn import __version__
+from mpn.engines.directory.manifest import Manifest, Preprocessing, Provenance, RoleEntry
+from mpn.engines.open import EngineSet
+from mpn.engines.spec import OPSET, propagation_spec
+from mpn.evaluation.sequence import SequenceEvaluator
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.pipeline import Pipeline
+from mpn.training.data import DavisSequence
+from mpn.training.propagation.rollout import RolloutOptions
+from mpn.training.torch_engine import TorchEngine
+
+_MAX_OBJECTS = 8
+
+
+class TorchPropagationEngine(TorchEngine):
+    """A propagation network in training: (K, 4, S, S) -> (K, 2, S, S) logits."""
+
+    def answer(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """See :class:`mpn.training.torch_engine.TorchEngine`."""
+        (crops,) = inputs
+        logits: Tensor = network(crops.contiguous(memory_format=torch.channels_last))
+        return logits.float().softmax(dim=1)[:, 1:]
+
+
+def torch_engines(network: nn.Module, options: RolloutOptions) -> EngineSet:
+    """An engine set of one PyTorch network, flow by what the rollouts use."""
+    spec = propagation_spec(options.roi_size, _MAX_OBJECTS)
+    entry = RoleEntry(
+        onnx="propagation.onnx",
+        sha256="0" * 64,
+        external_data=(),
+        opset=OPSET,
+        precision="fp32",
+        half_weights=0,
+        total_weights=1,
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        size_multiple=1,
+        variant=type(network).__name__,
+        parameters=sum(p.numel() for p in network.parameters()),
+    )
+    manifest = Manifest(
+        name="training",
+        frame_size_hw=(480, 854),
+        roi_size=options.roi_size,
+        max_objects=_MAX_OBJECTS,
+        preprocessing=Preprocessing(),
+        flow=options.flow,
+        roles={"propagation": entry},
+        runtime_defaults={},
+        provenance=Provenance((), __version__, "mpn train", "none", "1970-01-01T00:00:00+00:00"),
+    )
+    return EngineSet(
+        manifest=manifest,
+        propagation=TorchPropagationEngine(network, spec),
+        flow=None,
+        osvos=None,
+        backend="torch",
+        backend_note="torch, because the network is in training",
+        digests={},
+    )
+
+
+def mean_j(
+    network: nn.Module,
+    sequences: Sequence[DavisSequence],
+    options: RolloutOptions,
+    *,
+    max_frames: int,
+) -> float:
+    """Mean J over all objects of some sequences, propagated from their first masks.
+
+    Args:
+        network: The propagation network.
+        sequences: What to segment.
+        options: ROI and flow, the same as in training.
+        max_frames: Frames of each sequence; the first and the last do not count.
+
+    Returns:
+        0..1; NaN without sequences.
+    """
+    pipeline_options = PipelineOptions(
+        threshold=options.threshold,
+        flow_check_px=options.flow_check_px,
+        colour_weight=options.colour_weight,
+        roi_margin_frac=options.roi_margin_frac,
+        roi_margin_px_min=options.roi_margin_px_min,
+    )
+    scores: list[float] = []
+    for sequence in sequences:
+        evaluator = SequenceEvaluator(sequence.name)
+        with Pipeline(torch_engines(network, options), options=pipeline_options) as pipeline:
+            for index in range(min(len(sequence), max_frames)):
+                rgb, truth = sequence.rgb(index), sequence.labels(index)
+                result = pipeline.step(rgb) if index else pipeline.start(rgb, truth)
+                evaluator.feed(truth, result.labels)
+        scores.extend(score.region.mean for score in evaluator.conclude().objects)
+    return float(np.mean(scores)) if scores else float("nan")

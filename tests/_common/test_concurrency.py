@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mpn._common.concurrency import BackgroundWorker, Prefetch
+
+HANG_S = 10.0
+"""Far above anything these tests wait for: reaching it means a thread hangs."""
+
+
+def within(seconds: float, action: Callable[[], object]) -> None:
+    """Run ``action`` in a thread and fail if it does not end; re-raise what it raised."""
+    raised: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            action()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "hangs"
+    if raised:
+        raise raised[0]
+
+
+def count_threads(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+class BoomError(Exception):
+    pass
+
+
+def test_prefetch_delivers_everything_in_order() -> None:
+    with Prefetch(range(100), depth=3) as items:
+        assert list(items) == list(range(100))
+
+
+def test_prefetch_stays_bounded() -> None:
+    produced = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(1000):
+            produced.append(number)
+            yield number
+
+    with Prefetch(numbers(), depth=2) as items:
+        assert next(items) == 0
+        time.sleep(0.2)
+        # One taken, two queued, one in the hand of the reader.
+        assert len(produced) <= 4
+
+
+def test_reader_error_arrives_after_the_items_before_it() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise BoomError("reader")
+
+    def consume() -> None:
+        seen = []
+        with Prefetch(numbers(), depth=8) as items:
+            time.sleep(0.05)  # the error is already there while items wait
+            for item in items:
+                seen.append(item)
+                assert seen in ([1], [1, 2])
+
+    with pytest.raises(BoomError, match="reader"):
+        within(HANG_S, consume)
+
+
+def test_consumer_error_wins_and_ends_a_reader_blocked_on_a_full_queue() -> None:
+    def consume() -> None:
+        with Prefetch(range(10**9), depth=1, name="mpn-test-full") as items:
+            next(items)
+            time.sleep(0.1)  # the reader now waits for room
+            raise BoomError("consumer")
+
+    with pytest.raises(BoomError, match="consumer"):
+        within(HANG_S, consume)
+    assert count_threads("mpn-test-full") == 0
+
+
+def test_leaving_early_closes_the_generator_in_the_reader_thread() -> None:
+    closed_in: list[str] = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from range(10**9)
+        finally:
+            closed_in.append(threading.current_thread().name)
+
+    with Prefetch(numbers(), depth=1, name="mpn-test-early") as items:
+        next(items)
+    assert closed_in == ["mpn-test-early"]
+
+
+def test_a_generator_over_prefetch_closed_early_leaves_no_thread() -> None:
+    def doubled() -> Iterator[int]:
+        with Prefetch(range(10**9), depth=1, name="mpn-test-gen") as items:
+            for item in items:
+                yield 2 * item
+
+    generator = doubled()
+    assert [next(generator), next(generator)] == [0, 2]
+    within(HANG_S, generator.close)
+    assert count_threads("mpn-test-gen") == 0
+
+
+@pytest.mark.parametrize("kind", [Prefetch, BackgroundWorker])
+def test_depth_must_be_positive(kind: type) -> None:
+    with pytest.raises(ValueError, match="depth"):
+        kind([], depth=0)
+
+
+def test_worker_finishes_everything_in_order_before_close_returns() -> None:
+    done: list[int] = []
+
+    def slow(item: int) -> None:
+        time.sleep(0.001)
+        done.append(item)
+
+    with BackgroundWorker(slow, depth=2) as worker:
+        for item in range(50):
+            worker.submit(item)
+    assert done == list(range(50))
+
+
+def test_worker_error_surfaces_in_submit_even_while_the_queue_is_full() -> None:
+    release = threading.Event()
+
+    def fail(item: int) -> None:
+        release.wait(HANG_S)
+        raise BoomError(f"item {item}")
+
+    worker = BackgroundWorker(fail, depth=1)
+    worker.submit(0)
+    threading.Timer(0.1, release.set).start()
+
+    def submit_many() -> None:
+        for item in range(1, 10):
+            worker.submit(item)
+
+    with pytest.raises(BoomError, match="item 0"):
+        within(HANG_S, submit_many)
+    with pytest.raises(BoomError, match="item 0"):
+        within(HANG_S, worker.close)
+
+
+def test_worker_error_on_the_last_item_surfaces_in_close() -> None:
+    def fail(item: int) -> None:
+        raise BoomError
+
+    worker = BackgroundWorker(fail)
+    worker.submit(1)
+    with pytest.raises(BoomError):
+        within(HANG_S, worker.close)
+
+
+def test_consumer_error_wins_over_the_workers_and_nothing_hangs() -> None:
+    entered = threading.Event()
+
+    def fail(item: int) -> None:
+        entered.set()
+        raise BoomError("worker")
+
+    def run() -> None:
+        with BackgroundWorker(fail, depth=1, name="mpn-test-worker") as worker:
+            worker.submit(1)
+            entered.wait(HANG_S)
+            raise KeyError("consumer")
+
+    with pytest.raises(KeyError, match="consumer"):
+        within(HANG_S, run)
+    assert count_threads("mpn-test-worker") == 0
+
+
+def test_abort_drops_what_is_queued() -> None:
+    entered, release, done = threading.Event(), threading.Event(), []
+
+    def slow(item: int) -> None:
+        entered.set()
+        release.wait(HANG_S)
+        done.append(item)
+
+    worker = BackgroundWorker(slow, depth=4)
+    for item in range(4):
+        worker.submit(item)
+    entered.wait(HANG_S)
+    threading.Timer(0.05, release.set).start()
+    within(HANG_S, worker.abort)
+    assert done == [0]
+    with pytest.raises(RuntimeError, match="closed"):
+        worker.submit(5)

@@ -1,0 +1,91 @@
+"""A fake of what fine-tunes an engine: one weight that learns to scale its input to the target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mpn._common.closeable import Closing
+from mpn.engines.directory.entries import AdaptScope
+from mpn.engines.onnxruntime.finetune import Features
+from mpn.engines.spec import Role
+from mpn.errors import EngineError
+from mpn.types import Float32Array
+
+
+class FakeAdaptEngine(Closing):
+    """``prob = scale * last input channel``, trained by gradient descent on the squared error.
+
+    Args:
+        role: Whose it is.
+        bad_at: Number of the step, from 1, whose loss is ``bad``; 0: none.
+        bad: That loss.
+
+    Attributes:
+        losses: Of every step.
+        rates: Learning rates, in order.
+        history: The weight after 0, 1, 2, ... steps.
+        batches: Shapes of the inputs that it was given.
+        is_closed: Whether it was closed.
+    """
+
+    optimizer = "sgd"
+
+    def __init__(
+        self,
+        role: Role = "propagation",
+        *,
+        scope: AdaptScope = "all",
+        bad_at: int = 0,
+        bad: float = math.nan,
+    ) -> None:
+        self.role, self.scope = role, scope
+        self._bad_at, self._bad = bad_at, bad
+        self.is_closed = False
+        self.begin()
+
+    def begin(self, weights: Mapping[str, Float32Array] | None = None) -> None:
+        scale = np.ones(1, np.float32) if weights is None else weights["scale"].copy()
+        self.losses: list[float] = []
+        self.rates: list[float] = []
+        self.history: list[Float32Array] = [scale]
+        self.batches: list[tuple[int, ...]] = []
+        self._kept = -1
+
+    def step(
+        self, inputs: Float32Array | Features, target: Float32Array, learning_rate: float
+    ) -> float:
+        if self.is_closed:
+            raise EngineError("closed")
+        assert not isinstance(inputs, Features)
+        self.batches.append(inputs.shape)
+        self.rates.append(learning_rate)
+        if len(self.rates) == self._bad_at:
+            self._kept = max(len(self.history) - 2, 0)
+            return self._bad
+        shown = inputs[:, -1:]
+        error = self.history[-1] * shown - target
+        self.losses.append(float(np.mean(error**2)))
+        gradient = np.float32(2 * np.mean(error * shown))
+        self.history.append(self.history[-1] - np.float32(learning_rate) * gradient)
+        return self.losses[-1]
+
+    def features(self, inputs: Float32Array) -> Features:
+        raise EngineError("no frozen trunk")
+
+    def weights(self) -> dict[str, Float32Array]:
+        return {"scale": self.history[self._kept].copy()}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeDreams:
+    """Inputs of ones and targets of a quarter: the fake engine's weight should become 1/4."""
+
+    def batch(self) -> tuple[Float32Array, Float32Array]:
+        inputs: Any = np.ones((2, 4, 65, 65), np.float32)
+        return inputs, np.full((2, 1, 65, 65), 0.25, np.float32)

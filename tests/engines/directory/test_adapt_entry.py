@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpn.engines.directory.files import sha256_of_file
+from mpn.engines.directory.manifest import load_manifest, save_manifest, verify_digests
+from mpn.engines.open import open_engines
+from mpn.errors import ManifestError
+from tests.engine_dirs import make_engine_dir
+from tests.engines.directory.test_manifest import Json, rewrite
+from tests.finetune_dirs import ROLES, make_adapt_dir
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return make_adapt_dir(tmp_path / "engines")
+
+
+def test_a_saved_manifest_loads_as_the_same_value(directory: Path) -> None:
+    manifest = load_manifest(directory)
+    save_manifest(directory, manifest)
+    assert load_manifest(directory) == manifest
+    entry = manifest.roles["osvos"].adapt
+    assert entry is not None
+    assert (entry.optimizer, entry.state) == ("sgd", ("momentum",))
+    assert [tensor.name for tensor in entry.trained("head")] == [
+        "side_prep.0.weight",
+        "side_prep.0.bias",
+        "fuse.weight",
+        "fuse.bias",
+    ]
+    assert len(entry.trained("all")) == 6
+    assert [file.path for file in entry.scope_files("head")] == [
+        "osvos_adapt_head.onnx",
+        "osvos_features.onnx",
+    ]
+    assert [file.path for file in entry.scope_files("all")] == ["osvos_adapt.onnx"]
+
+
+def test_a_directory_without_it_is_as_before(tmp_path: Path) -> None:
+    directory = make_engine_dir(tmp_path / "engines")
+    manifest = load_manifest(directory)
+    assert manifest.schema_version == 1
+    assert manifest.roles["propagation"].adapt is None
+    assert "adapt" not in manifest.roles["propagation"].as_json()
+    assert manifest.roles["propagation"].all_files == manifest.roles["propagation"].files
+
+
+def test_running_needs_no_graph_of_adaptation(directory: Path) -> None:
+    for role in ROLES:
+        (directory / f"{role}_adapt.onnx").unlink()
+    manifest = load_manifest(directory)
+    verify_digests(directory, manifest)
+    with open_engines(directory, backend="cpu", threads=1) as engines:
+        assert set(engines.engines) == set(ROLES)
+    with pytest.raises(ManifestError, match=r"propagation_adapt\.onnx is missing"):
+        verify_digests(directory, manifest, with_adapt=True)
+
+
+def test_a_changed_graph_of_adaptation_is_found(directory: Path) -> None:
+    path = directory / "osvos_features.onnx"
+    path.write_bytes(path.read_bytes() + b"\0")
+    manifest = load_manifest(directory)
+    verify_digests(directory, manifest, with_adapt=False)
+    with pytest.raises(ManifestError, match=r"osvos_features\.onnx .* has changed"):
+        verify_digests(directory, manifest, with_adapt=True)
+
+
+def _adapt(value: Json) -> Json:
+    found: Json = value["roles"]["osvos"]["adapt"]
+    return found
+
+
+def _tensor(value: Json) -> Json:
+    found: Json = _adapt(value)["tensors"][0]
+    return found
+
+
+def _set(where: Callable[[Json], Json], **fields: Any) -> Callable[[Json], object]:
+    return lambda value: where(value).update(fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_set(_adapt, optimizer="lion"), "adapt.optimizer' must be one of 'sgd', 'adamw'"),
+        (_set(_adapt, graphs={}), r"adapt\.graphs\.all' is missing"),
+        (lambda value: _adapt(value)["graphs"].update(tail={}), "unknown scope 'tail'"),
+        (lambda value: _adapt(value)["graphs"].pop("head"), "names a scope that has no graph"),
+        (_set(_adapt, state=[1]), "adapt.state' must be a list of strings"),
+        (lambda value: _adapt(value)["tensors"].append(_tensor(value)), "names a weight twice"),
+        (_set(_tensor, shape=[4, 3, 3, "k"]), "must be fixed"),
+        (_set(_tensor, shape=[4, 3, 3]), "432 bytes, but float32"),
+        (_set(_tensor, shape=[4, 3, 3, -3]), "impossible shape"),
+        (_set(_tensor, nbytes=431), "431 bytes, but float32"),
+        (_set(_tensor, offset=-4), "impossible shape .* or offset"),
+        (_set(_tensor, dtype="float64"), "dtype' must be one of 'float32', 'float16'"),
+        (_set(_tensor, scale=0), "scale must be over 0"),
+        (_set(_tensor, scopes=["all", "tail"]), "scopes' must be a list of some of"),
+        (_set(_tensor, scopes=["all", "all"]), "each once"),
+        (_set(_tensor, file="other.data"), "lies in other.data, which is none of its external"),
+        (
+            lambda value: _adapt(value)["graphs"]["all"].update(path="../osvos_adapt.onnx"),
+            r"contains '\.\.'",
+        ),
+        (
+            lambda value: _adapt(value)["features"]["head"].update(path="/etc/passwd"),
+            "is absolute",
+        ),
+        (lambda value: _adapt(value)["graphs"]["all"].update(sha256="x"), "64 lower-case"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    directory: Path, change: Callable[[Json], object], says: str
+) -> None:
+    rewrite(directory, change)
+    with pytest.raises(ManifestError, match=says) as info:
+        load_manifest(directory)
+    assert "\n" not in str(info.value)
+
+
+def test_offsets_are_those_of_the_graph(directory: Path) -> None:
+    """The index repeats what the graph says, for a runtime that cannot read graphs."""
+    import onnx
+
+    for role in ROLES:
+        manifest = load_manifest(directory)
+        entry = manifest.roles[role].adapt
+        assert entry is not None
+        graph = onnx.load(directory / f"{role}.onnx", load_external_data=False).graph
+        found = {}
+        for tensor in graph.initializer:
+            where = {item.key: item.value for item in tensor.external_data}
+            found[tensor.name] = (where["location"], int(where["offset"]), int(where["length"]))
+        assert {t.name: (t.file, t.offset, t.nbytes) for t in entry.tensors} == found
+        assert sha256_of_file(directory / f"{role}.onnx.data") == (
+            manifest.roles[role].external_data[0].sha256
+        )
+        assert json.dumps(entry.as_json())

@@ -1,0 +1,158 @@
+"""Exports with their fine-tuning step, which the other tests of exports leave out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.directory.parity import load_parity
+from mpn.engines.onnxruntime.finetune import open_adapt_engine
+from mpn.engines.onnxruntime.reweight import open_adapted_engine
+from mpn.engines.open import open_engines
+from mpn.engines.spec import EngineSpec, Precision, Role
+from mpn.errors import ExportError
+from mpn.export import bundle as bundle_module
+from mpn.export.bundle import export_bundle
+from mpn.export.description import Progress, Step
+from mpn.export.finetune import parity as adapt_parity
+from mpn.export.finetune import write as adapt_write
+from mpn.export.finetune.parity import step_example
+from mpn.export.finetune.write import ForwardGraph
+from mpn.export.graph import ExportedGraph
+from mpn.export.options import ExportOptions
+from mpn.export.parity import Limit
+from mpn.export.precision import ledger_from_graph
+from mpn.networks.checkpoint import save_checkpoint
+from tests.export.conftest import FRAME_SIZE_HW, MAX_OBJECTS, ROI_SIZE
+from tests.finetune_dirs import write_inference_graph
+from tests.networks.seeded import OSVOS_GAIN, seeded
+
+SIZES = {"frame_size_hw": FRAME_SIZE_HW, "roi_size": ROI_SIZE, "max_objects": MAX_OBJECTS}
+STEP_FILES = ("osvos_adapt.onnx", "osvos_adapt_head.onnx", "osvos_features.onnx")
+
+
+class _Interrupt(Progress):
+    def __init__(self, at: tuple[Role, Step] | None) -> None:
+        self.at = at
+        self.steps: list[tuple[Role, Step]] = []
+
+    def started(self, role: Role, step: Step) -> None:
+        if (role, step) == self.at:
+            raise KeyboardInterrupt
+        self.steps.append((role, step))
+
+
+@pytest.fixture
+def checkpoints(
+    networks: Mapping[Role, nn.Module],
+    forwards: Callable[[Role], ForwardGraph],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> list[Path]:
+    """OSVOS and a propagation network, with what is traced elsewhere in place of tracing."""
+    from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
+    from tests.networks.seeded import DEEPLAB_GAIN
+
+    def written(
+        network: nn.Module,
+        spec: EngineSpec,
+        path: Path,
+        *,
+        precision: Precision = "fp32",
+        weights_beside: bool = False,
+        progress: Progress | None = None,
+    ) -> ExportedGraph:
+        assert weights_beside
+        data = write_inference_graph(forwards(spec.role), spec, precision, path)
+        size = path.stat().st_size + path.with_name(data).stat().st_size
+        return ExportedGraph(path, (data,), 50, size, ledger_from_graph(path), 0, 0.0)
+
+    monkeypatch.setattr(bundle_module, "export_graph", written)
+    monkeypatch.setattr(adapt_write, "trace_forward", lambda role, _network: forwards(role))
+    config = DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1, prior_skip=True)
+    found: dict[Role, nn.Module] = {
+        "propagation": seeded(DeepLabXception(config), DEEPLAB_GAIN),
+        "osvos": seeded(networks["osvos"], OSVOS_GAIN),
+    }
+    return [save_checkpoint(tmp_path / "both.pth", found, {"licence": "CC0-1.0"})]
+
+
+def test_an_export_can_be_fine_tuned_and_run(checkpoints: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    bundle = export_bundle(checkpoints, out, ExportOptions(**SIZES))  # type: ignore[arg-type]
+    manifest = load_manifest(out)
+    assert manifest == bundle.manifest
+    expected = {"manifest.json", "parity.json", *STEP_FILES}
+    expected |= {name.replace("osvos", "propagation") for name in STEP_FILES}
+    for role in ("propagation", "osvos"):
+        expected |= {f"{role}.onnx", f"{role}.onnx.data"}
+    assert {path.name for path in out.iterdir()} == expected
+    image = np.random.default_rng(0).normal(0, 60, (1, 3, *FRAME_SIZE_HW)).astype(np.float32)
+    with open_engines(out, backend="cpu", threads=1) as engines:
+        assert engines.osvos is not None
+        before = engines.osvos.run({"image": image})["prob"]
+        with open_adapt_engine(out, manifest, "osvos", threads=1) as engine:
+            example = step_example("osvos", (1, 64, 64))
+            losses = [engine.step(example.inputs, example.target, 3e-3) for _ in range(3)]
+            weights = engine.weights()
+        assert losses[-1] < losses[0]
+        with open_adapted_engine(
+            out, manifest, "osvos", weights, threads=1, base=engines.osvos
+        ) as adapted:
+            assert not np.array_equal(adapted.run({"image": image})["prob"], before)
+
+
+def test_parity_tells_of_both_scopes(checkpoints: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    export_bundle(checkpoints, out, ExportOptions(**SIZES))  # type: ignore[arg-type]
+    cases = json.loads((out / "parity.json").read_text())["roles"]["osvos"]["cases"]
+    assert [case["case"] for case in cases[-2:]] == [
+        "one step of fine-tuning, scope all",
+        "one step of fine-tuning, scope head",
+    ]
+    report = load_parity(out)
+    assert report is not None
+    names = {measure.name for measure in report.measures if measure.role == "osvos"}
+    assert {"loss_abs", "gradient_relative", "update_relative", "logit_relative"} <= names
+
+
+def test_a_step_that_differs_leaves_nothing(
+    checkpoints: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = Limit("gradient_relative", 1e-12, "no two computations agree so well")
+    monkeypatch.setattr(adapt_parity, "GRADIENT_LIMIT", strict)
+    with pytest.raises(ExportError, match=r"gradient_relative is .*, must be <= 1e-12"):
+        export_bundle(checkpoints, tmp_path / "engines", ExportOptions(**SIZES))  # type: ignore[arg-type]
+    assert {path.name for path in tmp_path.iterdir()} == {"both.pth"}
+
+
+def test_an_interrupted_export_goes_on_where_it_stopped(
+    checkpoints: list[Path], tmp_path: Path
+) -> None:
+    options = ExportOptions(verify=False, **SIZES)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(checkpoints, tmp_path / "engines", options, _Interrupt(("osvos", "adapt")))
+    left = tmp_path / ".engines.mpn-export"
+    assert (left / "propagation_adapt.onnx").exists()
+    assert not list(left.glob("osvos*"))
+    log = _Interrupt(None)
+    bundle = export_bundle(checkpoints, tmp_path / "engines", options, log)
+    assert {role for role, _ in log.steps} == {"osvos"}
+    entry = bundle.manifest.roles["propagation"].adapt
+    assert entry is not None
+    assert bundle.manifest == load_manifest(tmp_path / "engines")
+
+
+def test_another_optimizer_is_another_export(checkpoints: list[Path], tmp_path: Path) -> None:
+    options = ExportOptions(verify=False, adapt_optimizer="sgd", **SIZES)  # type: ignore[arg-type]
+    manifest = export_bundle(checkpoints, tmp_path / "engines", options).manifest
+    for role in ("propagation", "osvos"):
+        entry = manifest.roles[role].adapt  # type: ignore[index]
+        assert entry is not None
+        assert entry.optimizer == "sgd"

@@ -1,0 +1,88 @@
+"""The same engines in two pipelines: on the host, and on a device of the shim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mpn.engines.open import EngineSet
+from mpn.runtime.options import DeviceOptions
+from mpn.runtime.pipeline import Pipeline, PipelineOptions
+from mpn.types import StepResult
+from tests.emulation.engines import Function
+from tests.emulation.streams import Order, Scheduler, ShimEngine, ShimLane
+from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.runtime.pipelines import pan_engine
+
+
+def device_set(engines: EngineSet, lane: ShimLane, **options: Any) -> EngineSet:
+    """The engines on a device."""
+
+    def wrapped(engine: Any) -> Any:
+        return None if engine is None else ShimEngine(engine, lane, **options)
+
+    return replace(
+        engines,
+        propagation=wrapped(engines.propagation),
+        flow=wrapped(engines.flow),
+        osvos=wrapped(engines.osvos),
+        backend="shim",
+    )
+
+
+def device_pipeline(
+    shim: Shim,
+    engines: EngineSet,
+    options: PipelineOptions | None = None,
+    *,
+    order: Order = "at once",
+    seed: int = 0,
+    flow: Any = None,
+    device_options: DeviceOptions | None = None,
+    engine_options: dict[str, Any] | None = None,
+    adapter: Any = None,
+) -> tuple[Pipeline, ShimLane]:
+    """A pipeline on the shim, and its lane of the objects."""
+    lane = ShimLane(shim, Scheduler(order, seed))
+    pipeline = Pipeline(
+        device_set(engines, lane, **(engine_options or {})),
+        options=options,
+        flow=flow,
+        lane=lane,
+        device_options=device_options,
+        adapter=adapter,
+    )
+    return pipeline, lane
+
+
+def run(
+    pipeline: Pipeline, frames: list[np.ndarray], labels: np.ndarray, *, expects: bool = False
+) -> list[StepResult]:
+    """All results; ``probs`` are read, since a device keeps them for one frame only."""
+    results = [pipeline.start(frames[0], labels)]
+    for n, frame in enumerate(frames[1:], start=1):
+        if expects and n + 1 < len(frames):
+            pipeline.expect(frames[n + 1])
+        results.append(pipeline.step(frame))
+        assert results[-1].probs is not None
+    return results
+
+
+def pan_both_ways() -> Function:
+    """As pan_engine, for a pipeline that asks for the flow there and back in turns."""
+    asked = {"times": 0}
+
+    def flow(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sign = -1 if asked["times"] % 2 else 1
+        asked["times"] += 1
+        return {"flow_px": sign * pan_engine(inputs)["flow_px"]}
+
+    return flow
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    union = np.count_nonzero(one | other)
+    return float(np.count_nonzero(one & other) / union) if union else 1.0

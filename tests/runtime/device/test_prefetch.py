@@ -1,0 +1,94 @@
+"""Telling a pipeline the next frame while it is given the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpn.errors import VideoError
+from mpn.runtime.pipeline import Pipeline
+from mpn.runtime.session.propagate import (
+    LooksAhead,
+    frames_from_arrays,
+    propagate_frames,
+    with_next,
+)
+from mpn.types import Frame
+from tests.emulation.engines import fake_engine_set
+
+FRAMES = [np.full((4, 5, 3), n, np.uint8) for n in range(4)]
+LABELS = np.ones((4, 5), np.uint8)
+
+
+class Watched:
+    """Notes what a pipeline is told."""
+
+    looks_ahead = True
+    object_ids = (1,)
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda rgb, *_: self.told.append((name, int(rgb[0, 0, 0])))
+
+    def expect(self, rgb: np.ndarray) -> None:
+        self.told.append(("expect", int(rgb[0, 0, 0])))
+
+
+def test_each_frame_is_expected_before_the_one_in_front_of_it_is_worked_on() -> None:
+    pipeline: Any = Watched()
+    assert isinstance(pipeline, LooksAhead)
+    list(propagate_frames(frames_from_arrays(FRAMES), pipeline, LABELS))
+    assert pipeline.told == [
+        ("expect", 1),
+        ("start", 0),
+        ("expect", 2),
+        ("step", 1),
+        ("expect", 3),
+        ("step", 2),
+        ("step", 3),
+    ]
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_live_source_is_not_waited_for(is_live: bool) -> None:
+    pipeline: Any = Watched()
+    read: list[int] = []
+
+    def source() -> Iterator[Frame]:
+        for frame in frames_from_arrays(FRAMES):
+            read.append(frame.index)
+            yield frame
+
+    results = propagate_frames(source(), pipeline, LABELS, is_live=is_live)
+    next(results)
+    assert read == ([0] if is_live else [0, 1])
+    assert (("expect", 1) in pipeline.told) is not is_live
+
+
+def test_a_video_that_is_cut_short_is_worked_on_up_to_there() -> None:
+    def source() -> Iterator[Frame]:
+        yield from frames_from_arrays(FRAMES[:2])
+        raise VideoError("cut short")
+
+    pairs = with_next(source())
+    seen = [next(pairs), next(pairs)]
+    with pytest.raises(VideoError, match="cut short"):
+        next(pairs)
+    assert [(frame.index, following and following.index) for frame, following in seen] == [
+        (0, 1),
+        (1, None),
+    ]
+    assert list(with_next(iter(()))) == []
+
+
+def test_a_pipeline_of_the_host_is_told_and_does_not_care() -> None:
+    with Pipeline(fake_engine_set()) as pipeline:
+        assert not pipeline.looks_ahead
+        pipeline.expect(FRAMES[0])

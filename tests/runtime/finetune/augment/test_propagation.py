@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpn.engines.directory.manifest import Preprocessing, PropagationPreprocessing
+from mpn.errors import MaskError
+from mpn.runtime.finetune.augment.clip import DreamRange
+from mpn.runtime.finetune.augment.motion import MotionRange
+from mpn.runtime.finetune.augment.propagation import DreamOptions, PropagationDreams
+from mpn.runtime.host import ops as cpu
+from mpn.runtime.host.flow import flow_estimator_from
+from mpn.runtime.options import PipelineOptions
+from mpn.types import Float32Array
+from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel
+from tests.synthetic import Square, iou, squares_clip
+
+PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))
+CLIP = squares_clip(
+    [Square(1, (40, 40), 40, (0, 0)), Square(2, (84, 50), 30, (0, 0), channel=2)],
+    size_hw=(120, 140),
+    frames=1,
+)
+OPTIONS = PipelineOptions(flow_check_px=10, colour_weight=0.75, roi_margin_frac=0.05)
+STILL = MotionRange(0, 0, 0, 0, 0, 0, 0, 0, 0)
+AS_GIVEN = DreamOptions(
+    clips=DreamRange(STILL, STILL, elsewhere_share=0, passer_share=0, light=0, blur_share=0),
+    damage_share=0,
+    roi_jitter_frac=(0, 0),
+)
+
+
+def dreams(
+    *,
+    answer: Any = fourth_channel,
+    dream_options: DreamOptions | None = None,
+    options: PipelineOptions = OPTIONS,
+    size_px: int = 65,
+    batch: int = 3,
+    seed: int = 0,
+    object_id: int = 1,
+) -> tuple[PropagationDreams, FakeEngine]:
+    engines = fake_engine_set(propagation=answer, roi_size=81, preprocessing=PLAIN)
+    engine = engines.propagation
+    assert isinstance(engine, FakeEngine)
+    source = PropagationDreams(
+        CLIP.frames[0],
+        CLIP.labels[0],
+        object_id,
+        engines=engines,
+        flow=flow_estimator_from(engines),
+        options=options,
+        ops=cpu,
+        size_px=size_px,
+        batch=batch,
+        seed=[seed],
+        dream_options=dream_options,
+    )
+    return source, engine
+
+
+def overlap(inputs: Float32Array, target: Float32Array) -> float:
+    """Mean overlap of the probability that the network is shown with the truth."""
+    found = [iou(a[3] > 0.5, b[0] > 0.5) for a, b in zip(inputs, target, strict=True)]
+    return float(np.mean(found))
+
+
+def test_a_batch_is_what_the_network_takes() -> None:
+    source, _ = dreams()
+    for _ in range(3):
+        inputs, target = source.batch()
+        assert (inputs.shape, target.shape) == ((3, 4, 65, 65), (3, 1, 65, 65))
+        assert inputs.dtype == target.dtype == np.float32
+        for array in (inputs, target):
+            assert array.min() >= 0
+            assert array.max() <= 1
+            assert array.flags.c_contiguous
+
+
+def test_the_same_seed_dreams_the_same_batches_and_rows_differ() -> None:
+    first, again, other = dreams(seed=1)[0], dreams(seed=1)[0], dreams(seed=2)[0]
+    for _ in range(4):
+        inputs, target = first.batch()
+        same_inputs, same_target = again.batch()
+        np.testing.assert_array_equal(inputs, same_inputs)
+        np.testing.assert_array_equal(target, same_target)
+        assert np.any(inputs[0] != inputs[1])
+    assert np.any(other.batch()[0] != first.batch()[0])
+
+
+def test_without_changes_the_network_sees_the_given_frame_through_the_pipelines_crop() -> None:
+    source, _ = dreams(dream_options=AS_GIVEN, batch=8, options=replace(OPTIONS, colour_weight=0))
+    inputs, target = source.batch()
+    # The object and the smallest margin, 16 px a side: 40 of 72 px, or 36 of 65 in the crop.
+    expected = np.zeros((65, 65), bool)
+    expected[14:51, 14:51] = True
+    for crop, share in zip(inputs, target, strict=True):
+        assert iou(share[0] > 0.5, expected) > 0.9
+        assert iou(crop[3] > 0.5, expected) > 0.9
+        red = crop[0] - crop[1] > 0.2
+        assert iou(red, expected) > 0.9
+
+
+def test_another_object_is_background() -> None:
+    source, _ = dreams(dream_options=replace(AS_GIVEN, clips=DreamRange(passer_share=0)), batch=16)
+    blue_px = red_px = 0
+    for _ in range(4):
+        inputs, target = source.batch()
+        blue = (inputs[:, 2] - inputs[:, 0] > 0.25) & (inputs[:, 2] - inputs[:, 1] > 0.25)
+        red = (inputs[:, 0] - inputs[:, 2] > 0.25) & (inputs[:, 0] - inputs[:, 1] > 0.25)
+        blue_px += blue.sum()
+        red_px += red.sum()
+        assert (blue & (target[:, 0] > 0.5)).sum() <= 0.02 * max(blue.sum(), 1)
+        assert (red & (target[:, 0] > 0.5)).sum() > 0.9 * red.sum()
+    assert blue_px > 0.01 * red_px  # it does come into view
+
+
+def test_most_clips_begin_with_a_damaged_mask() -> None:
+    careful = replace(DreamOptions(), damage_share=0.0, longest=1)
+    damaged = replace(DreamOptions(), damage_share=1.0, longest=1)
+    found = [
+        np.mean([overlap(*dreams(dream_options=o, seed=s, batch=8)[0].batch()) for s in range(4)])
+        for o in (careful, damaged)
+    ]
+    assert found[0] > found[1] + 0.1
+
+
+def test_clips_go_on_from_the_networks_answer() -> None:
+    """A network that forgets the left half is shown its own mistake; without answers it is not."""
+
+    def forgetful(inputs: Mapping[str, Float32Array]) -> dict[str, Any]:
+        answer = inputs["rgb_prob"][:, 3:4].copy()
+        answer[..., : answer.shape[3] // 2] = 0
+        return {"prob": answer}
+
+    on = replace(AS_GIVEN, longest=2, answer_share=1.0, stop_iou=0.2)
+    shown = {}
+    for share in (0.0, 1.0):
+        source, engine = dreams(
+            answer=forgetful, dream_options=replace(on, answer_share=share), batch=8
+        )
+        source.batch()
+        shown[share] = overlap(*source.batch())
+        assert bool(engine.calls) == bool(share)
+    assert shown[0.0] > 0.85
+    assert shown[1.0] < shown[0.0] - 0.08  # half of the clips are new
+
+
+def test_the_network_is_asked_at_its_own_size_about_the_same_crop() -> None:
+    source, engine = dreams(dream_options=replace(AS_GIVEN, longest=4), batch=4)
+    inputs, _ = source.batch()
+    source.batch()
+    question = engine.calls[0]["rgb_prob"]
+    assert question.shape[1:] == (4, 81, 81)
+    means = inputs[:, :3].mean(axis=(2, 3))
+    for crop in question:
+        distance = np.abs(means - crop[:3].mean(axis=(1, 2))).max(axis=1)
+        assert distance.min() < 0.02
+
+
+def test_a_clip_that_is_lost_is_not_gone_on_with() -> None:
+    nothing, _ = dreams(
+        answer=lambda inputs: {"prob": np.zeros_like(inputs["rgb_prob"][:, 3:4])},
+        dream_options=replace(AS_GIVEN, longest=4),
+    )
+    for _ in range(4):
+        assert overlap(*nothing.batch()) > 0.85  # a new clip each time
+
+
+def test_a_large_object_is_dreamt_at_the_size_of_the_crop() -> None:
+    """What is meant in pixels of the frame shrinks with the dream."""
+    source, _ = dreams(options=replace(OPTIONS, roi_margin_px_min=16), size_px=65, batch=1)
+    assert source._view.scene.scale == 1
+    tiny, _ = dreams(size_px=33, batch=1)
+    scale = tiny._view.scene.scale
+    assert scale == pytest.approx(0.93 * 33 / 40)
+    assert tiny._view.options.flow_check_px == pytest.approx(10 * scale)
+    assert tiny._view.options.roi_margin_px_min == round(16 * scale)
+
+
+def test_an_object_too_small_to_learn_from_is_refused() -> None:
+    with pytest.raises(MaskError, match="object 3 has 0 pixels"):
+        dreams(object_id=3)
+
+
+def test_a_frame_that_no_clip_can_be_made_of_is_refused() -> None:
+    """The object always starts far outside the window."""
+    away = replace(STILL, shift_frac=1e4)
+    gone = replace(AS_GIVEN, clips=DreamRange(away, STILL, calm_share=0, passer_share=0))
+    source, _ = dreams(dream_options=gone, batch=1)
+    with pytest.raises(MaskError, match="lost in every clip"):
+        source.batch()

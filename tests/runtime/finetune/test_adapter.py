@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpn.engines.base import Engine
+from mpn.engines.directory.entries import AdaptEntry
+from mpn.engines.directory.files import FileDigest
+from mpn.engines.open import EngineSet
+from mpn.engines.spec import Role
+from mpn.errors import EngineError, InputError
+from mpn.runtime.finetune import adapter as module
+from mpn.runtime.finetune.adapter import AdaptProgress, ObjectAdapter
+from mpn.runtime.finetune.options import AdaptOptions
+from mpn.runtime.options import PipelineOptions
+from mpn.types import Float32Array
+from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel, nothing_found
+from tests.emulation.finetune import FakeAdaptEngine
+from tests.synthetic import Square, squares_clip
+
+CLIP = squares_clip(
+    [Square(1, (40, 40), 40, (0, 0)), Square(2, (84, 50), 30, (0, 0), channel=2)],
+    size_hw=(120, 140),
+    frames=1,
+)
+RGB, LABELS = CLIP.frames[0], CLIP.labels[0]
+QUICK = AdaptOptions(steps=3, size=65, batch=2)
+ENTRY = AdaptEntry(
+    optimizer="sgd",
+    settings={},
+    state=("momentum",),
+    graphs={"all": FileDigest("x_adapt.onnx", "0" * 64)},
+    features={},
+    tensors=(),
+)
+
+
+class World:
+    """Fake engines, and what was opened.
+
+    Attributes:
+        trained: The fake adaptation engines, in order.
+        opened: Role, weights and engine of every adapted engine handed out.
+        make: Makes the next adaptation engine.
+    """
+
+    def __init__(self) -> None:
+        self.engines = adaptable(fake_engine_set(osvos=nothing_found))
+        self.trained: list[FakeAdaptEngine] = []
+        self.opened: list[tuple[Role, Mapping[str, Float32Array], FakeEngine]] = []
+        self.make: Callable[[Role], FakeAdaptEngine] = FakeAdaptEngine
+        self.fail_to_open = 0
+
+    def open_adapt_engine(
+        self, directory: Path, manifest: Any, role: Role, **_: Any
+    ) -> FakeAdaptEngine:
+        self.trained.append(self.make(role))
+        return self.trained[-1]
+
+    def open_object_engine(
+        self, directory: Path, engines: EngineSet, role: Role, weights: Any, **given: Any
+    ) -> Engine:
+        assert engines.engines[role] is self.engines.engines[role]
+        if self.fail_to_open:
+            self.fail_to_open -= 1
+            raise EngineError("weights do not fit")
+        engine = FakeEngine(self.engines.engines[role].spec, fourth_channel)
+        self.opened.append((role, weights, engine))
+        return engine
+
+    def adapter(self, options: AdaptOptions = QUICK, **given: Any) -> ObjectAdapter:
+        pipeline = given.pop("pipeline", PipelineOptions())
+        engines = given.pop("engines", self.engines)
+        return ObjectAdapter("engines", engines, options, pipeline, **given)
+
+
+def adaptable(engines: EngineSet, *roles: Role) -> EngineSet:
+    """The same engines, with a manifest that says that these roles (or all) can be adapted."""
+    entries = {
+        role: replace(entry, adapt=ENTRY) if role in (roles or engines.manifest.roles) else entry
+        for role, entry in engines.manifest.roles.items()
+    }
+    return replace(engines, manifest=replace(engines.manifest, roles=entries))
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World()
+    monkeypatch.setattr(module, "open_adapt_engine", made.open_adapt_engine)
+    monkeypatch.setattr(module, "open_object_engine", made.open_object_engine)
+    yield made
+    assert all(engine.is_closed for engine in made.trained)
+
+
+def test_every_network_is_fine_tuned_and_opened_with_what_it_learned(world: World) -> None:
+    with world.adapter() as adapter:
+        engines = adapter.adapt(RGB, LABELS, 1)
+    assert list(engines) == ["propagation", "osvos"]
+    assert [engine.role for engine in world.trained] == ["propagation", "osvos"]
+    assert world.trained[0].batches == [(2, 4, 65, 65)] * 3
+    assert world.trained[1].batches == [(2, 3, 64, 64)] * 3
+    for trained, (role, weights, engine) in zip(world.trained, world.opened, strict=True):
+        assert trained.role == role
+        np.testing.assert_array_equal(weights["scale"], trained.history[3])
+        assert weights["scale"] != 1
+        assert engines[role] is engine
+        assert not engine.is_closed  # the caller's, even when the adapter is closed
+
+
+def test_what_was_done_is_reported(world: World) -> None:
+    adapter = world.adapter()
+    adapter.adapt(RGB, LABELS, 2)
+    first, second = adapter.reports
+    assert (first.object_id, first.role, first.scope) == (2, "propagation", "all")
+    assert (first.is_adapted, first.is_cached, first.steps, first.note) == (True, False, 3, "")
+    assert first.first_loss == pytest.approx(np.mean(world.trained[0].losses))
+    assert second.role == "osvos"
+    as_json = adapter.report_as_json()
+    assert as_json[0]["role"] == "propagation"
+    assert as_json[0]["steps"] == 3
+    assert as_json[0]["first_loss"] == pytest.approx(first.first_loss, abs=1e-6)
+
+
+def test_progress_is_told_step_by_step(world: World) -> None:
+    told: list[AdaptProgress] = []
+    world.adapter(replace(QUICK, roles=("osvos",)), on_progress=told.append).adapt(RGB, LABELS, 2)
+    assert [(p.object_id, p.role, p.step, p.steps) for p in told] == [
+        (2, "osvos", n, 3) for n in (1, 2, 3)
+    ]
+    assert told[-1].eta_s == 0
+    assert told[0].eta_s > 0
+
+
+def test_the_same_seed_learns_the_same_and_another_does_not(world: World) -> None:
+    for seed in (1, 1, 2):
+        world.adapter(replace(QUICK, seed=seed, roles=("osvos",))).adapt(RGB, LABELS, 1)
+    first, again, other = (trained.losses for trained in world.trained)
+    assert first == again
+    assert first != other
+
+
+def test_objects_do_not_share_their_dreams(world: World) -> None:
+    adapter = world.adapter(replace(QUICK, roles=("osvos",)))
+    adapter.adapt(RGB, LABELS, 1)
+    adapter.adapt(RGB, LABELS, 2)
+    assert world.trained[0].losses != world.trained[1].losses
+
+
+def test_a_second_run_on_the_same_frame_costs_nothing(world: World, tmp_path: Path) -> None:
+    kept = replace(QUICK, cache_dir=tmp_path / "cache")
+    world.adapter(kept).adapt(RGB, LABELS, 1)
+    again = world.adapter(kept)
+    assert set(again.adapt(RGB, LABELS, 1)) == {"propagation", "osvos"}
+    assert len(world.trained) == 2  # those of the first run
+    assert [(r.is_cached, r.is_adapted, r.seconds) for r in again.reports] == [(True, True, 0)] * 2
+    for before, after in zip(world.opened[:2], world.opened[2:], strict=True):
+        np.testing.assert_array_equal(before[1]["scale"], after[1]["scale"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ({}, 0),
+        ({"threads": 1}, 0),
+        ({"options": {"seed": 1}}, 2),
+        ({"options": {"steps": 4}}, 2),
+        ({"options": {"seconds": 1e5}}, 2),
+        ({"options": {"learning_rate": 0.5}}, 2),
+        ({"pipeline": PipelineOptions(colour_weight=0.5)}, 1),  # OSVOS does not see it
+        ({"rgb": RGB ^ np.uint8(1)}, 2),
+        ({"labels": np.where(LABELS == 2, 0, LABELS).astype(np.uint8)}, 2),
+    ],
+)
+def test_what_was_learned_from_anything_else_is_not_used(
+    world: World, tmp_path: Path, changed: dict[str, Any], again: int
+) -> None:
+    kept = replace(QUICK, cache_dir=tmp_path)
+    world.adapter(kept).adapt(RGB, LABELS, 1)
+    options = replace(kept, **changed.pop("options", {}))
+    rgb, labels = changed.pop("rgb", RGB), changed.pop("labels", LABELS)
+    world.adapter(options, **changed).adapt(rgb, labels, 1)
+    assert len(world.trained) == 2 + again
+
+
+def test_other_weights_of_the_network_are_another_entry(world: World, tmp_path: Path) -> None:
+    kept = replace(QUICK, cache_dir=tmp_path, roles=("propagation",))
+    world.adapter(kept).adapt(RGB, LABELS, 1)
+    manifest = world.engines.manifest
+    entry = replace(manifest.roles["propagation"], sha256="1" * 64)
+    world.engines = replace(
+        world.engines,
+        manifest=replace(manifest, roles={**manifest.roles, "propagation": entry}),
+    )
+    world.adapter(kept).adapt(RGB, LABELS, 1)
+    assert len(world.trained) == 2
+
+
+def test_a_damaged_entry_is_made_anew_and_told(world: World, tmp_path: Path) -> None:
+    kept = replace(QUICK, cache_dir=tmp_path, roles=("osvos",))
+    world.adapter(kept).adapt(RGB, LABELS, 1)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-3])
+    adapter = world.adapter(kept)
+    adapter.adapt(RGB, LABELS, 1)
+    (report,) = adapter.reports
+    assert (report.is_cached, report.steps) == (False, 3)
+    assert "damaged and are made anew" in report.note
+    third = world.adapter(kept)
+    third.adapt(RGB, LABELS, 1)
+    assert third.reports[0].is_cached
+
+
+def test_kept_weights_that_do_not_fit_are_made_anew_and_told(world: World, tmp_path: Path) -> None:
+    kept = replace(QUICK, cache_dir=tmp_path, roles=("osvos",))
+    world.adapter(kept).adapt(RGB, LABELS, 1)
+    world.fail_to_open = 1
+    adapter = world.adapter(kept)
+    assert adapter.adapt(RGB, LABELS, 1)
+    assert "do not fit" in adapter.reports[0].note
+    assert len(world.trained) == 2
+
+
+def test_a_loss_that_is_not_finite_is_told_and_not_kept(world: World, tmp_path: Path) -> None:
+    world.make = lambda role: FakeAdaptEngine(role, bad_at=3)
+    kept = replace(QUICK, cache_dir=tmp_path, roles=("osvos",))
+    adapter = world.adapter(kept)
+    assert "osvos" in adapter.adapt(RGB, LABELS, 1)
+    (report,) = adapter.reports
+    assert report.note == "stopped: loss not finite at step 3, weights of step 1 kept"
+    assert (report.steps, report.is_adapted) == (1, True)
+    np.testing.assert_array_equal(world.opened[0][1]["scale"], world.trained[0].history[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_learned_nothing_stays_the_common_one(world: World) -> None:
+    world.make = lambda role: FakeAdaptEngine(role, bad_at=1, bad=math.inf)
+    adapter = world.adapter()
+    assert adapter.adapt(RGB, LABELS, 1) == {}
+    assert [report.is_adapted for report in adapter.reports] == [False, False]
+    assert adapter.report_as_json()[0]["first_loss"] is None
+
+
+def test_an_object_too_small_to_learn_from_stays_with_the_common_networks(world: World) -> None:
+    labels = np.zeros_like(LABELS)
+    labels[40:44, 40:44] = 5
+    adapter = world.adapter()
+    assert adapter.adapt(RGB, labels, 5) == {}
+    assert not world.trained
+    assert all("object 5 has 16 pixels" in report.note for report in adapter.reports)
+
+
+def test_if_one_network_fails_the_other_is_closed(world: World) -> None:
+    class Failing(FakeAdaptEngine):
+        def step(self, *_: Any) -> float:
+            raise EngineError("out of memory")
+
+    world.make = lambda role: (Failing if role == "osvos" else FakeAdaptEngine)(role)
+    with pytest.raises(EngineError, match="out of memory"):
+        world.adapter().adapt(RGB, LABELS, 1)
+    assert [engine.is_closed for _, _, engine in world.opened] == [True]
+
+
+def test_ctrl_c_leaves_nothing_open_and_nothing_half_written(world: World, tmp_path: Path) -> None:
+    def interrupt(progress: AdaptProgress) -> None:
+        if progress.role == "osvos":
+            raise KeyboardInterrupt
+
+    adapter = world.adapter(replace(QUICK, cache_dir=tmp_path), on_progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        adapter.adapt(RGB, LABELS, 1)
+    assert all(engine.is_closed for _, _, engine in world.opened)
+    assert len(list(tmp_path.iterdir())) == 1  # the network that was done
+    assert world.adapter(replace(QUICK, cache_dir=tmp_path)).adapt(RGB, LABELS, 1)
+
+
+def test_a_network_that_cannot_be_adapted_is_refused_at_once(world: World) -> None:
+    engines = adaptable(fake_engine_set(osvos=nothing_found), "osvos")
+    with pytest.raises(EngineError, match="the propagation network of the engines 'fake' cannot"):
+        world.adapter(engines=engines)
+    with pytest.raises(EngineError, match="the osvos network"):
+        world.adapter(engines=adaptable(fake_engine_set()))
+
+
+def test_arrays_that_do_not_fit_are_refused(world: World) -> None:
+    with pytest.raises(InputError, match="the mask is"):
+        world.adapter().adapt(RGB, LABELS[1:], 1)
+    with pytest.raises(InputError, match="must be"):
+        world.adapter().adapt(RGB[..., :2], LABELS, 1)

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpn.errors import InputError, MaskError, VideoError
+from mpn.masks import save_labels
+from mpn.runtime.finetune.options import AdaptOptions
+from mpn.runtime.media.video import open_video
+from mpn.runtime.pipeline import Pipeline
+from mpn.runtime.session.propagate import propagate
+from mpn.types import StepResult
+from tests.emulation.engines import fake_engine_set
+from tests.learning_dirs import make_adaptable_engine_dir
+from tests.runtime.media.clips import index_from_frame, level_frame, write_folder, write_video
+
+SIZE_HW = (48, 64)
+
+
+def mask(*ids: int) -> np.ndarray:
+    """A square for each id, side by side."""
+    labels = np.zeros(SIZE_HW, np.uint8)
+    for object_id in ids:
+        labels[5:15, 10 * object_id - 8 : 10 * object_id] = object_id
+    return labels
+
+
+class FakePipeline:
+    """Records what it is told; objects stay where they are."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.labels = np.zeros(SIZE_HW, np.uint8)
+        self.index = -1
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        return tuple(int(k) for k in np.unique(self.labels) if k)
+
+    def start(self, rgb: np.ndarray, labels: np.ndarray) -> StepResult:
+        self.calls.append(("start", index_from_frame(rgb)))
+        self.labels, self.index = labels.copy(), 0
+        return self.result()
+
+    def step(self, rgb: np.ndarray) -> StepResult:
+        self.calls.append(("step", index_from_frame(rgb)))
+        self.index += 1
+        return self.result()
+
+    def correct(self, labels: np.ndarray) -> StepResult:
+        return self.given("correct", labels)
+
+    def add_objects(self, labels: np.ndarray) -> StepResult:
+        return self.given("add", labels)
+
+    def given(self, name: str, labels: np.ndarray) -> StepResult:
+        ids = tuple(int(k) for k in np.unique(labels) if k)
+        self.calls.append((name, *ids))
+        self.labels = np.where(labels > 0, labels, self.labels)
+        return self.result()
+
+    def result(self) -> StepResult:
+        ids = self.object_ids
+        return StepResult(
+            index=self.index,
+            labels=self.labels.copy(),
+            probs=np.zeros((len(ids), *SIZE_HW), np.float32),
+            object_ids=ids,
+            tracks=(),
+            timings={"stage": 1.0},
+        )
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_video(tmp_path / "clip.mp4", [level_frame(i) for i in range(8)])
+
+
+def test_every_frame_is_yielded_the_first_with_the_labels_given(clip: Path) -> None:
+    pipeline = FakePipeline()
+    results = list(propagate(clip, mask(1), pipeline=pipeline))
+    assert [result.index for result in results] == list(range(8))
+    np.testing.assert_array_equal(results[0].labels, mask(1))
+    assert pipeline.calls == [("start", 0), *(("step", i) for i in range(1, 8))]
+
+
+def test_nothing_is_opened_before_the_first_result_is_asked_for() -> None:
+    results = propagate("nowhere.mp4", mask(1), pipeline=FakePipeline())
+    with pytest.raises(VideoError, match="no such video"):
+        next(results)
+
+
+def test_masks_may_be_files(clip: Path, tmp_path: Path) -> None:
+    save_labels(tmp_path / "first.png", mask(3))
+    results = propagate(clip, tmp_path / "first.png", pipeline=FakePipeline())
+    assert next(results).object_ids == (3,)
+    results.close()
+
+
+def test_start_and_end_choose_the_frames(clip: Path) -> None:
+    pipeline = FakePipeline()
+    list(propagate(clip, mask(1), pipeline=pipeline, start=2, end=5))
+    assert pipeline.calls == [("start", 2), ("step", 3), ("step", 4)]
+
+
+def test_an_open_source_and_arrays_are_taken_too(clip: Path) -> None:
+    from_source, from_arrays = FakePipeline(), FakePipeline()
+    with open_video(clip) as video:
+        list(propagate(video, mask(1), pipeline=from_source, start=1, end=4))
+    frames = (level_frame(i) for i in range(8))
+    list(propagate(frames, mask(1), pipeline=from_arrays, start=1, end=4))
+    assert from_source.calls == from_arrays.calls == [("start", 1), ("step", 2), ("step", 3)]
+
+
+def test_corrections_correct_known_objects_and_add_new_ones(clip: Path) -> None:
+    pipeline = FakePipeline()
+    corrections = {3: mask(2, 4), 5: mask(5), 6: mask(1)}
+    results = list(propagate(clip, mask(1, 2), corrections=corrections, pipeline=pipeline))
+    assert pipeline.calls[3:7] == [("step", 3), ("correct", 2), ("add", 4), ("step", 4)]
+    assert pipeline.calls[8:] == [("add", 5), ("step", 6), ("correct", 1), ("step", 7)]
+    assert [result.object_ids for result in results][2:6] == [
+        (1, 2), (1, 2, 4), (1, 2, 4), (1, 2, 4, 5),
+    ]  # fmt: skip
+    assert results[3].timings == {"stage": 3.0}  # step, correct and add together
+
+
+@pytest.mark.parametrize(
+    ("corrections", "start", "message"),
+    [
+        ({0: mask(1)}, None, "second mask was given for frame 0"),
+        ({1: mask(1)}, 3, "second mask was given for frame 1, but the video begins at frame 3"),
+        ({99: mask(1)}, None, "mask was given for frame 99, but the last frame was 7"),
+        ({2: np.zeros((4, 4), np.uint8)}, None, "the mask is 4x4 but the frame is 64x48"),
+    ],
+)
+def test_corrections_outside_the_video_or_of_another_size_are_errors(
+    clip: Path, corrections: dict[int, np.ndarray], start: int | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        list(
+            propagate(clip, mask(1), corrections=corrections, start=start, pipeline=FakePipeline())
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (np.zeros((4, 6), np.uint8), InputError, "the mask is 6x4 but the frame is 64x48"),
+        ("absent.png", MaskError, "no such mask"),
+    ],
+)
+def test_unusable_first_mask(clip: Path, given: object, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        next(propagate(clip, given, pipeline=FakePipeline()))  # type: ignore[arg-type]
+
+
+def test_no_frame_at_all_is_an_error() -> None:
+    with pytest.raises(InputError, match="no frame"):
+        list(propagate([], mask(1), pipeline=FakePipeline()))
+
+
+def test_closing_early_ends_the_reader(clip: Path) -> None:
+    results = propagate(clip, mask(1), pipeline=FakePipeline())
+    next(results)
+    results.close()
+    assert "mpn-reader" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_failing_pipeline_ends_the_reader(clip: Path) -> None:
+    class FailingPipeline(FakePipeline):
+        def step(self, rgb: np.ndarray) -> StepResult:
+            raise RuntimeError("kernel")
+
+    with pytest.raises(RuntimeError, match="kernel"):
+        list(propagate(clip, mask(1), pipeline=FailingPipeline()))
+    assert "mpn-reader" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_frames_are_not_kept(tmp_path: Path) -> None:
+    alive: weakref.WeakSet[Buffer] = weakref.WeakSet()
+    most = 0
+
+    def frames() -> Iterator[np.ndarray]:
+        for index in range(60):
+            buffer = level_frame(index).view(Buffer)
+            alive.add(buffer)
+            yield buffer
+            del buffer
+
+    for _ in propagate(frames(), mask(1), pipeline=FakePipeline()):
+        most = max(most, len(alive))
+    # Four read ahead, one in the reader's hand, one or two being worked on.
+    assert most <= 8
+
+
+class Buffer(np.ndarray):
+    """An array that can be watched: numpy's own cannot be referenced weakly."""
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:  # type: ignore[override]
+        return self is other
+
+
+def test_real_pipeline_holds_still_objects_still(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    folder = write_folder(tmp_path / "still", [noise] * 5)
+    labels = np.zeros((64, 96), np.uint8)
+    labels[20:40, 30:60] = 7
+    pipeline = Pipeline(fake_engine_set(frame_size_hw=(64, 96)))
+    for result in propagate(folder, labels, pipeline=pipeline):
+        np.testing.assert_array_equal(result.labels, labels)
+        assert result.object_ids == (7,)
+
+
+def test_networks_are_fine_tuned_before_the_first_result(tmp_path: Path) -> None:
+    directory = make_adaptable_engine_dir(tmp_path / "engines", frame_size_hw=SIZE_HW)
+    frames = [level_frame(index, SIZE_HW) for index in range(3)]
+    adapt = AdaptOptions(steps=2, size=65, batch=1)
+    results = list(propagate(frames, mask(1, 2), engine_dir=directory, backend="cpu", adapt=adapt))
+    assert ["adapt" in result.timings for result in results] == [True, False, False]
+    plain = list(propagate(frames, mask(1, 2), engine_dir=directory, backend="cpu"))
+    assert "adapt" not in plain[0].timings
+    assert not np.array_equal(plain[2].probs, results[2].probs)

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from mpn.errors import InputError
+from mpn.masks import load_labels, save_labels
+from mpn.runtime import state
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.session.request import Progress, RunRequest
+from mpn.runtime.session.session import run_video, session
+from tests.engine_dirs import make_engine_dir
+from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
+from tests.tolerances import TRACKED_IOU_MIN
+
+FRAMES = 12
+DONE = 5
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_engine_dir(tmp_path_factory.mktemp("engines") / "tiny", frame_size_hw=SCENE_HW)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", scene(FRAMES))
+
+
+@pytest.fixture
+def interrupted(clip: Path, engine_dir: Path, tmp_path: Path) -> RunRequest:
+    """A run that was interrupted after five frames; the request to resume it."""
+    save_labels(tmp_path / "first.png", scene_labels(0))
+    request = RunRequest(
+        video=str(clip),
+        masks={None: tmp_path / "first.png"},
+        out=tmp_path / "out",
+        engine_dir=engine_dir,
+        backend="cpu",
+        threads=1,
+        save=frozenset({"masks", "overlay", "rle"}),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_video(request, on_progress=stop_after(DONE))
+    return replace(request, resume=True)
+
+
+def stop_after(frames: int) -> Callable[[Progress], None]:
+    def on_progress(progress: Progress) -> None:
+        if progress.done == frames:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+def out_of(request: RunRequest) -> Path:
+    assert request.out is not None
+    return request.out
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def check_complete(request: RunRequest) -> None:
+    out = out_of(request)
+    for name in ("tracks.jsonl", "rle.jsonl"):
+        assert [line["frame"] for line in lines_of(out / name)] == list(range(FRAMES))
+    assert len(list((out / "masks").glob("*.png"))) == FRAMES
+    with av.open(str(out / "overlay.mp4")) as container:
+        assert len(list(container.decode(video=0))) == FRAMES
+    assert json.loads((out / "run.json").read_text())["state"] == "complete"
+    assert not list(out.rglob("*partial*"))
+
+
+def test_resumed_run_computes_the_rest_only_and_completes_every_file(
+    interrupted: RunRequest,
+) -> None:
+    out = out_of(interrupted)
+    before = {path: path.stat().st_mtime_ns for path in (out / "masks").iterdir()}
+    progress: list[Progress] = []
+    report = run_video(interrupted, on_progress=progress.append)
+    check_complete(interrupted)
+    assert report["resumed_at"] == DONE - 1
+    assert (report["frames"], report["frames_computed"]) == (FRAMES, FRAMES - DONE)
+    assert [p.computed for p in progress] == [0] * DONE + list(range(1, FRAMES - DONE + 1))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    last = load_labels(out / f"masks/{FRAMES - 1:05d}.png")
+    truth = scene_labels(FRAMES - 1)
+    for object_id in (1, 2):
+        a, b = last == object_id, truth == object_id
+        assert (a & b).sum() / (a | b).sum() >= TRACKED_IOU_MIN
+
+
+def test_killed_run_is_resumed_from_its_partial_files(interrupted: RunRequest) -> None:
+    out = out_of(interrupted)
+    # What SIGKILL leaves: no final names, a line cut short, a mask of a frame without its line.
+    (out / "run.json").rename(out / "run.partial.json")
+    tracks = (out / "tracks.jsonl").read_text()
+    (out / "tracks.jsonl").unlink()
+    (out / "tracks.jsonl.partial").write_text(tracks[:-20])
+    (out / "rle.jsonl").unlink()
+    (out / "overlay.mp4").unlink()
+    (out / "overlay.mp4.partial").write_bytes(b"half")
+    (out / "masks" / "00007.png.partial").write_bytes(b"half")
+    report = run_video(interrupted)
+    check_complete(interrupted)
+    assert report["resumed_at"] == DONE - 2
+
+
+def test_damaged_last_mask_is_computed_again(interrupted: RunRequest) -> None:
+    (out_of(interrupted) / "masks" / "00004.png").write_bytes(b"\x89PNG half")
+    assert run_video(interrupted)["resumed_at"] == DONE - 2
+    check_complete(interrupted)
+
+
+def test_nothing_to_go_on_from_begins_anew(interrupted: RunRequest) -> None:
+    (out_of(interrupted) / "masks" / "00000.png").unlink()
+    report = run_video(interrupted)
+    check_complete(interrupted)
+    assert report["resumed_at"] is None
+    assert report["frames_computed"] == FRAMES
+
+
+def test_resume_without_an_earlier_run_begins_anew(interrupted: RunRequest, tmp_path: Path) -> None:
+    request = replace(interrupted, out=tmp_path / "other")
+    assert run_video(request)["resumed_at"] is None
+    check_complete(request)
+
+
+def test_complete_run_is_not_run_again(
+    interrupted: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = run_video(interrupted)
+    monkeypatch.setattr(session, "propagate_frames", None)
+    monkeypatch.setattr(session, "resumed_frames", None)
+    assert run_video(interrupted) == report
+
+
+def test_complete_run_can_be_made_longer(interrupted: RunRequest) -> None:
+    run_video(replace(interrupted, end=8))
+    report = run_video(interrupted)
+    assert report["resumed_at"] == 7
+    check_complete(interrupted)
+
+
+def test_other_mask_options_or_engines_are_refused_by_name(
+    interrupted: RunRequest, engine_dir: Path, tmp_path: Path
+) -> None:
+    save_labels(tmp_path / "other.png", np.roll(scene_labels(0), 1, axis=1))
+    other_engine = make_engine_dir(tmp_path / "other", frame_size_hw=SCENE_HW, roi_size=81)
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"masks": {None: tmp_path / "other.png"}}, r"masks\.0 was "),
+        ({"options": PipelineOptions(size=32)}, "options.size was 480 and is now 32"),
+        ({"engine_dir": other_engine}, r"engine\.propagation\.onnx was "),
+        ({"start": 0, "video": str(tmp_path / "other.mp4")}, r"video\.\w+ was "),
+        ({"save": frozenset({"masks", "probs"})}, "cannot resume with probs saved"),
+    ]
+    write_video(tmp_path / "other.mp4", scene(FRAMES)[1:])
+    before = {p: p.stat().st_mtime_ns for p in out_of(interrupted).rglob("*") if p.is_file()}
+    for change, message in changes:
+        with pytest.raises(InputError, match=message):
+            run_video(replace(interrupted, **change))
+    after = {p: p.stat().st_mtime_ns for p in out_of(interrupted).rglob("*") if p.is_file()}
+    assert after == before
+
+
+def test_mask_of_a_frame_still_to_come_may_be_added(
+    interrupted: RunRequest, tmp_path: Path
+) -> None:
+    save_labels(tmp_path / "later.png", np.where(scene_labels(8) == 1, 7, 0).astype(np.uint8))
+    masks = {**interrupted.masks, 8: tmp_path / "later.png"}
+    report = run_video(replace(interrupted, masks=masks))
+    assert report["object_ids"] == [1, 2, 7]
+    check_complete(interrupted)
+    with pytest.raises(InputError, match=r"masks\.8 was"):  # now it lies behind the resume point
+        run_video(interrupted)
+
+
+def test_object_that_was_lost_stays_in_the_tracks(interrupted: RunRequest) -> None:
+    out = out_of(interrupted)
+    only_one = np.where(scene_labels(4) == 1, 1, 0).astype(np.uint8)
+    save_labels(out / "masks" / "00004.png", only_one)
+    run_video(interrupted)
+    last = lines_of(out / "tracks.jsonl")[-1]["objects"]
+    assert [(track["object_id"], track["state"]) for track in last] == [(1, "tracked"), (2, "lost")]
+    check_complete(interrupted)
+
+
+def test_empty_last_masks_are_no_state_to_go_on_from(interrupted: RunRequest) -> None:
+    out = out_of(interrupted)
+    for index in (3, 4):
+        save_labels(out / "masks" / f"{index:05d}.png", np.zeros(SCENE_HW, np.uint8))
+    assert run_video(interrupted)["resumed_at"] == 2
+    check_complete(interrupted)
+
+
+def test_colours_are_learned_from_the_user_s_mask_again(
+    interrupted: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+    real = state.colour_table
+
+    def watched(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        seen.append(mask)
+        return real(rgb, mask)
+
+    monkeypatch.setattr(state, "colour_table", watched)
+    run_video(interrupted)
+    given = scene_labels(0)
+    assert len(seen) == 2
+    for object_id, mask in zip((1, 2), seen, strict=True):
+        np.testing.assert_array_equal(mask, given == object_id)
+
+
+def test_an_object_added_before_the_interruption_is_followed_on(
+    clip: Path, interrupted: RunRequest, tmp_path: Path
+) -> None:
+    save_labels(tmp_path / "added.png", np.where(scene_labels(2) == 1, 7, 0).astype(np.uint8))
+    request = replace(
+        interrupted,
+        masks={**interrupted.masks, 2: tmp_path / "added.png"},
+        out=tmp_path / "second",
+        resume=False,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_video(request, on_progress=stop_after(DONE))
+    report = run_video(replace(request, resume=True))
+    assert report["resumed_at"] == DONE - 1
+    assert report["object_ids"] == [1, 2, 7]
+    last = lines_of(tmp_path / "second" / "tracks.jsonl")[-1]["objects"]
+    assert [track["object_id"] for track in last] == [1, 2, 7]
+    check_complete(request)

@@ -1,0 +1,188 @@
+"""Whole runs whose networks are fine-tuned first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpn.errors import EngineError, InputError
+from mpn.masks import load_labels, save_labels
+from mpn.runtime.finetune.loop import AdaptProgress
+from mpn.runtime.finetune.options import AdaptOptions
+from mpn.runtime.session.request import Progress, RunRequest
+from mpn.runtime.session.session import run_video
+from tests.engine_dirs import make_engine_dir
+from tests.learning_dirs import make_adaptable_engine_dir
+from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
+
+FRAMES = 8
+QUICK = AdaptOptions(steps=4, size=65, batch=2)
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engines")
+    return make_adaptable_engine_dir(folder / "tiny", frame_size_hw=SCENE_HW)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", scene(FRAMES))
+
+
+@pytest.fixture
+def request_(clip: Path, engine_dir: Path, tmp_path: Path) -> RunRequest:
+    save_labels(tmp_path / "first.png", scene_labels(0))
+    return RunRequest(
+        video=str(clip),
+        masks={None: tmp_path / "first.png"},
+        out=tmp_path / "out",
+        engine_dir=engine_dir,
+        backend="cpu",
+        threads=1,
+        adapt=QUICK,
+        save=frozenset({"masks", "probs"}),
+    )
+
+
+def probs_of(request: RunRequest) -> np.ndarray:
+    paths = sorted(((request.out or Path()) / "probs").glob("*.npz"))
+    assert len(paths) == FRAMES
+    return np.stack([np.load(path)["probs"] for path in paths])
+
+
+def masks_of(request: RunRequest) -> np.ndarray:
+    folder = (request.out or Path()) / "masks"
+    return np.stack([load_labels(path, allow_empty=True) for path in sorted(folder.glob("*.png"))])
+
+
+def test_every_object_is_learnt_and_the_report_says_how(request_: RunRequest) -> None:
+    seen: list[AdaptProgress] = []
+    report = run_video(request_, on_adapt=seen.append)
+    assert [(p.object_id, p.role, p.step, p.steps) for p in seen] == [
+        (k, "propagation", step, 4) for k in (1, 2) for step in (1, 2, 3, 4)
+    ]
+    told = report["adapt"]
+    assert told["ran"] is True
+    assert told["seconds"] > 0
+    assert (told["options"]["steps"], told["options"]["roles"]) == (4, ["propagation"])
+    assert [(o["object_id"], o["role"], o["adapted"], o["steps"]) for o in told["objects"]] == [
+        (1, "propagation", True, 4),
+        (2, "propagation", True, 4),
+    ]
+    assert report["stages"]["adapt"]["frames"] == 1
+    assert report["fps_after_adapt"] > report["fps"] > 0
+    assert report["state"] == "complete"
+
+
+def test_the_same_input_and_seed_give_the_same_masks_twice(
+    request_: RunRequest, tmp_path: Path
+) -> None:
+    run_video(request_)
+    first, probs = masks_of(request_), probs_of(request_)
+    again = replace(request_, out=tmp_path / "again")
+    run_video(again)
+    assert np.array_equal(masks_of(again), first)
+    assert np.array_equal(probs_of(again), probs)
+    # Controls: another seed, and no fine-tuning, are something else.
+    for name, adapt in (("seed", replace(QUICK, seed=1)), ("off", None)):
+        other = replace(request_, out=tmp_path / name, adapt=adapt)
+        run_video(other)
+        assert not np.array_equal(probs_of(other), probs)
+
+
+def test_a_second_run_takes_the_weights_that_the_first_one_kept(
+    request_: RunRequest, tmp_path: Path
+) -> None:
+    kept = replace(request_, adapt=replace(QUICK, cache_dir=tmp_path / "cache"))
+    assert [o["cached"] for o in run_video(kept)["adapt"]["objects"]] == [False, False]
+    probs = probs_of(kept)
+    assert [o["cached"] for o in run_video(kept)["adapt"]["objects"]] == [True, True]
+    assert np.array_equal(probs_of(kept), probs)
+    # What comes after the network is no reason to learn anew.
+    changed = replace(kept, options=replace(kept.options, crf=True))
+    assert [o["cached"] for o in run_video(changed)["adapt"]["objects"]] == [True, True]
+
+
+def interrupted(request: RunRequest, frames: int) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.done == frames:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_video(request, on_progress=stop)
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_resumed_run_learns_the_same_again(
+    request_: RunRequest, tmp_path: Path, is_kept: bool
+) -> None:
+    cache = tmp_path / "cache" if is_kept else None
+    request = replace(request_, adapt=replace(QUICK, cache_dir=cache), save=frozenset({"masks"}))
+    interrupted(request, 4)
+    assert json.loads(((request.out or Path()) / "run.json").read_text())["adapt"]["ran"] is True
+    report = run_video(replace(request, resume=True))
+    assert report["frames_computed"] == FRAMES - 4
+    assert [o["cached"] for o in report["adapt"]["objects"]] == [is_kept] * 2
+    unbroken = replace(request, out=tmp_path / "unbroken")
+    run_video(unbroken)
+    resumed, whole = masks_of(request), masks_of(unbroken)
+    assert np.array_equal(resumed[:4], whole[:4])
+    # It goes on from the mask, not from the soft probability.
+    assert (resumed != whole).mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("adapt", "message"),
+    [
+        (replace(QUICK, seed=7), r"cannot resume: adapt\.seed was 0 and is now 7"),
+        (replace(QUICK, steps=5), r"cannot resume: adapt\."),
+        (None, r"cannot resume: adapt"),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_fine_tuning(
+    request_: RunRequest, adapt: AdaptOptions | None, message: str
+) -> None:
+    request = replace(request_, save=frozenset({"masks"}))
+    interrupted(request, 3)
+    with pytest.raises(InputError, match=message):
+        run_video(replace(request, resume=True, adapt=adapt))
+
+
+def test_objects_of_later_masks_are_learnt_where_they_are_given(
+    request_: RunRequest, tmp_path: Path
+) -> None:
+    later = np.where(scene_labels(3) == 1, 1, 0).astype(np.uint8)
+    later[2:20, 2:24] = 9
+    save_labels(tmp_path / "later.png", later)
+    request = replace(request_, masks={**request_.masks, 3: tmp_path / "later.png"})
+    report = run_video(request)
+    assert [o["object_id"] for o in report["adapt"]["objects"]] == [1, 2, 9]
+    assert report["stages"]["adapt"]["frames"] == 2
+
+
+def test_engines_that_cannot_learn_are_an_error_only_if_they_must(
+    request_: RunRequest, tmp_path: Path
+) -> None:
+    plain = make_engine_dir(tmp_path / "plain", frame_size_hw=SCENE_HW)
+    request = replace(request_, engine_dir=plain)
+    with pytest.raises(EngineError, match="have no graphs to fine-tune with"):
+        run_video(replace(request, must_adapt=True))
+    assert not (request.out or Path()).exists()
+    report = run_video(request)
+    assert report["adapt"]["ran"] is False
+    assert "no graphs" in report["adapt"]["why"]
+
+
+def test_an_interruption_while_learning_leaves_nothing_behind(request_: RunRequest) -> None:
+    def stop(progress: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_video(request_, on_adapt=stop)
+    assert not (request_.out or Path()).exists()

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from mpn.errors import MaskError, OutputError
+from mpn.masks import DAVIS_PALETTE, load_labels, save_labels
+from mpn.runtime.state import object_ids_from_labels
+
+SMALL = np.array([[0, 1, 2], [2, 7, 0]], np.uint8)
+
+
+def save_gray(path: Path, values: np.ndarray) -> Path:
+    Image.fromarray(values).save(path)
+    return path
+
+
+def test_palette_deals_the_bits_of_the_id_to_red_green_and_blue() -> None:
+    expected = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128),
+                8: (64, 0, 0), 22: (0, 192, 128), 255: (224, 224, 192)}  # fmt: skip
+    assert {k: tuple(DAVIS_PALETTE[k].tolist()) for k in expected} == expected
+    assert len({tuple(colour) for colour in DAVIS_PALETTE.tolist()}) == 256
+
+
+def test_palette_is_the_official_evaluators(golden: Path) -> None:
+    with Image.open(golden / "palette" / "indexed_evaluator.png") as image:
+        official = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    np.testing.assert_array_equal(DAVIS_PALETTE, official)
+
+
+@pytest.mark.parametrize("name", ["indexed_davis", "indexed_evaluator", "gray8"])
+def test_ids_are_read_untouched_whatever_the_palette(golden: Path, name: str) -> None:
+    expected = np.load(golden / "palette" / "labels.npy")
+    labels = load_labels(golden / "palette" / f"{name}.png")
+    np.testing.assert_array_equal(labels, np.where(expected == 255, 0, expected))
+    assert set(np.unique(labels)) == {0, 1, 2, 3, 4, 5, 6, 20}
+
+
+def test_short_palette_of_four_bits_is_read(golden: Path) -> None:
+    labels = load_labels(golden / "palette" / "indexed_7_entries.png")
+    assert set(np.unique(labels)) == set(range(7))
+
+
+def test_one_bit_mask_is_one_object(golden: Path) -> None:
+    assert object_ids_from_labels(load_labels(golden / "palette" / "one_bit.png")) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rgb_of_palette", r"an RGB image.*not object ids: save it as a palette .* 0/255 gray"),
+        ("requantized_BROKEN", "an image tool re-ordered"),
+    ],
+)
+def test_masks_without_ids_are_refused(golden: Path, name: str, message: str) -> None:
+    with pytest.raises(MaskError, match=message) as caught:
+        load_labels(golden / "palette" / f"{name}.png")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 255], [0, 1]),
+        ([0, 1], [0, 1]),
+        ([0, 5, 9], [0, 5, 9]),
+        ([0, 3, 255], [0, 3, 0]),
+        ([0, 254], [0, 254]),
+    ],
+)
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_values_become_ids(
+    tmp_path: Path, mode: str, values: list[int], expected: list[int]
+) -> None:
+    image = Image.fromarray(np.array([values], np.uint8))
+    if mode == "P":
+        image.putpalette(DAVIS_PALETTE.tobytes())
+    assert image.mode == mode
+    image.save(tmp_path / "mask.png")
+    assert load_labels(tmp_path / "mask.png").tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)),
+        Image.fromarray(np.zeros((4, 4, 4), np.uint8), "RGBA"),
+        Image.fromarray(np.zeros((4, 4, 2), np.uint8), "LA"),
+        Image.fromarray(np.ones((4, 4), np.uint16)),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_colours_alpha_and_16_bits_are_refused(tmp_path: Path, image: Image.Image) -> None:
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(MaskError, match="not object ids"):
+        load_labels(tmp_path / "mask.png")
+
+
+def test_empty_mask_is_refused(tmp_path: Path) -> None:
+    path = save_gray(tmp_path / "empty.png", np.zeros((4, 6), np.uint8))
+    with pytest.raises(MaskError, match=r"empty\.png is empty"):
+        load_labels(path)
+
+
+@pytest.mark.parametrize("palette", [True, False])
+def test_200_ids_look_like_a_picture(tmp_path: Path, palette: bool) -> None:
+    path = tmp_path / "many.png"
+    values = np.arange(201, dtype=np.uint8).reshape(3, 67)
+    if palette:
+        save_labels(path, values)
+    else:
+        save_gray(path, values)
+    with pytest.raises(MaskError, match=r"200 different ids, more than the 32 .* gray-scale"):
+        load_labels(path)
+    assert len(object_ids_from_labels(load_labels(path, max_objects=200))) == 200
+
+
+def test_other_size_names_both_sizes(tmp_path: Path) -> None:
+    path = save_gray(tmp_path / "mask.png", SMALL)
+    with pytest.raises(MaskError, match="is 3x2 but the video is 64x48"):
+        load_labels(path, size_hw=(48, 64))
+    assert load_labels(path, size_hw=(2, 3)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such mask"), (b"text", "cannot be read"), (b"", "cannot be read")],
+)
+def test_unreadable_mask(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "mask.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MaskError, match=message):
+        load_labels(path)
+
+
+def test_cut_png_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 9, (64, 64), dtype=np.uint8)
+    path = save_gray(tmp_path / "mask.png", noise)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(MaskError, match="cannot be read"):
+        load_labels(path)
+
+
+def test_a_folder_is_no_mask(tmp_path: Path) -> None:
+    with pytest.raises(MaskError, match="cannot be read"):
+        load_labels(tmp_path)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    hnp.arrays(
+        np.uint8,
+        st.tuples(st.integers(1, 9), st.integers(1, 9)),
+        elements=st.integers(0, 254),
+    )
+)
+def test_saved_ids_are_read_back_exactly(
+    tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray
+) -> None:
+    path = tmp_path_factory.mktemp("labels") / "00000.png"
+    save_labels(path, labels)
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), labels)
+        assert image.getpalette("RGB") == DAVIS_PALETTE.ravel().tolist()
+    if labels.any():
+        np.testing.assert_array_equal(load_labels(path, max_objects=254), labels)
+    assert [p.name for p in path.parent.iterdir()] == ["00000.png"]
+
+
+def test_full_disk_leaves_neither_file_nor_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Image.Image, target: BinaryIO, **options: object) -> None:
+        target.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OutputError, match=r"00000\.png: No space left on device"):
+        save_labels(tmp_path / "00000.png", SMALL)
+    assert list(tmp_path.iterdir()) == []

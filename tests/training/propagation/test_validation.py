@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mpn.training.propagation.clips import Material
+from mpn.training.propagation.rollout import RolloutOptions
+from mpn.training.propagation.validation import mean_j
+
+OPTIONS = RolloutOptions(roi_size=65)
+
+
+class _Believer(nn.Module):
+    """Answers the probability it is given."""
+
+    def forward(self, rgb_prob: Tensor) -> Tensor:
+        margin = 20 * (rgb_prob[:, 3:4] - 0.5)
+        return torch.cat([-margin / 2, margin / 2], dim=1)
+
+
+class _Silent(nn.Module):
+    """Finds nothing."""
+
+    def forward(self, rgb_prob: Tensor) -> Tensor:
+        empty = torch.zeros_like(rgb_prob[:, :1])
+        return torch.cat([empty + 5, empty - 5], dim=1)
+
+
+def test_a_network_that_believes_the_warp_scores_and_a_silent_one_does_not(
+    material: Material,
+) -> None:
+    assert mean_j(_Believer(), material.sequences, OPTIONS, max_frames=6) > 0.6
+    assert mean_j(_Silent(), material.sequences, OPTIONS, max_frames=6) == 0.0
+
+
+def test_without_sequences_there_is_no_score() -> None:
+    assert math.isnan(mean_j(_Believer(), [], OPTIONS, max_frames=6))

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mpn.errors import CheckpointError, TrainingError
+from mpn.networks.checkpoint import save_checkpoint
+from mpn.networks.deeplab import DeepLabConfig
+from mpn.networks.layers import vgg16_stages
+from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.training.run_folder import osvos_start, propagation_start
+from tests.networks.test_imagenet import vgg16_like, xception_like
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
+    torch.save(vgg16_like(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def xception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("xception") / "xception.pth"
+    torch.save(xception_like(), path)
+    return path
+
+
+def test_osvos_starts_from_vgg16_with_branches_drawn_by_the_seed(vgg16: Path) -> None:
+    config = OsvosConfig()
+    first, again, other = (osvos_start(vgg16, config, seed=seed) for seed in (0, 0, 1))
+    OsvosVgg(config).load_state_dict(first)
+    stages = vgg16_stages(torch.load(vgg16, weights_only=True))
+    for key, value in first.items():
+        assert torch.equal(value, again[key]), key
+        if key in stages:
+            assert torch.equal(value, stages[key]), key
+    assert not torch.equal(first["fuse.weight"], other["fuse.weight"])
+
+
+def test_a_trunk_of_another_width_or_network_is_one_line(vgg16: Path, xception: Path) -> None:
+    with pytest.raises(TrainingError, match=r"is of width 1, the network to train is not"):
+        osvos_start(vgg16, OsvosConfig(width=0.25), seed=0)
+    narrow = DeepLabConfig(width=0.25)
+    with pytest.raises(TrainingError, match=r"is of width 1, the network to train is not"):
+        propagation_start(xception, narrow, fourth="zero", seed=0)
+    with pytest.raises(CheckpointError, match="is ImageNet's vgg16 where xception is needed"):
+        propagation_start(vgg16, narrow, fourth="zero", seed=0)
+    with pytest.raises(TrainingError, match="--set init_fourth_channel=zero"):
+        propagation_start(xception, narrow, fourth=None, seed=0)
+
+
+def test_osvos_of_four_branches_starts_one_of_five(tmp_path: Path) -> None:
+    four = OsvosVgg(OsvosConfig(branches=4, width=0.0625))
+    path = save_checkpoint(tmp_path / "four.pth", {"osvos": four}, provenance={})
+    state = osvos_start(path, OsvosConfig(width=0.0625), seed=0)
+    OsvosVgg(OsvosConfig(width=0.0625)).load_state_dict(state)
+    same = osvos_start(path, OsvosConfig(branches=4, width=0.0625), seed=0)
+    assert same.keys() == four.state_dict().keys()
+
+
+def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        osvos_start(path, OsvosConfig(), seed=0)
