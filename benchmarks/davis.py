@@ -33,6 +33,7 @@ from davis_ablations import DEFAULT, Ablation, ablations_of, with_variants
 from davis_adaptation import LearningCosts, kept_in, reports_of
 from facts import head, summary_ms, write_result
 from mpn import Pipeline
+from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.load import EngineSet, default_engine_dir, open_engines
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import DavisDataset, DavisSequence, SequenceEvaluator, load_davis
@@ -43,7 +44,6 @@ from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions
 from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
 from mpn.runtime.benchmark_variants import pipeline_on_shared_engines
 from mpn.runtime.labels import load_labels, save_labels
-from mpn.runtime.opencv_threads import OpenCvThreads
 
 MAX_IDS = 254
 

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mpn._common.files import write_atomically
 from mpn.errors import MpnError
 from mpn.evaluation import load_labels
-from mpn.runtime.atomic import write_atomically
 from mpn.runtime.overlay import draw_overlay
 from mpn.runtime.request import RunRequest
 from mpn.runtime.session import run_video

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
+from mpn._common.files import sha256_of_file
 from mpn.engines.adapt import AdaptEngine, Features, open_adapt_engine
-from mpn.engines.files import FileDigest, sha256_of_file
+from mpn.engines.files import FileDigest
 from mpn.engines.manifest import Manifest, load_manifest
 from mpn.engines.spec import Role
 from mpn.errors import BackendError, EngineError, InputError, ManifestError

@@ -13,8 +13,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from mpn._common.closeable import Closeable
 from mpn.cli.plans import plan_text
-from mpn.closing import Closing
 from mpn.engines.entries import ENGINE_SOURCE
 from mpn.engines.plans.progress import PlanProgress
 from mpn.engines.spec import Role
@@ -42,7 +42,7 @@ _DONE: dict[Step, str] = {
 _MIB = 1 << 20
 
 
-class ExportView(Progress, Closing):
+class ExportView(Progress, Closeable):
     """Shows each step on stderr: a spinner in a terminal, and one line a finished step.
 
     Args:

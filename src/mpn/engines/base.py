@@ -42,7 +42,7 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Release the engine; running it afterwards is an error. Closing twice is allowed."""
+        """Release the engine; running it afterwards is an error. A second call does nothing."""
 
     def __enter__(self) -> Self: ...
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
+from mpn._common.text import one_line
 from mpn.engines.spec import EngineSpec, TensorSpec
 from mpn.errors import BackendError, EngineError, InputError, import_or_explain
 from mpn.types import Float32Array
@@ -38,7 +39,7 @@ _GRAPH_FAULTS = frozenset(
 """onnxruntime's exceptions that speak of the graph and never of the device."""
 
 
-class OrtEngine(Closing):
+class OrtEngine(Closeable):
     """An engine that onnxruntime runs. Constructing it loads the graph; see :class:`Engine`.
 
     The ``objects`` axis is dynamic: any K from 1 on works, ``spec.max_objects`` notwithstanding,
@@ -270,9 +271,3 @@ def _tensor_from_node(node: Any) -> TensorSpec:
     element = str(node.type).removeprefix("tensor(").removesuffix(")")
     shape = tuple("?" if size is None else size for size in node.shape)
     return TensorSpec(node.name, shape, {"float": "float32"}.get(element, element))
-
-
-def one_line(error: object, limit: int = 300) -> str:
-    """An error's text on one line, cut to ``limit`` characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -22,7 +22,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from mpn.engines.ort import one_line
+from mpn._common.text import one_line
 from mpn.errors import BackendError, EngineError, import_or_explain
 
 TrtBackend = Literal["tensorrt", "tensorrt-rtx"]

@@ -7,13 +7,13 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from mpn._common.concurrency import process_pool
 from mpn.errors import EvaluationError
 from mpn.evaluation.boundary import radius_px_from_tolerance
 from mpn.evaluation.davis import DavisDataset, DavisSequence, check_results
 from mpn.evaluation.label_png import load_labels
 from mpn.evaluation.scores import DatasetScore, SequenceScore
 from mpn.evaluation.sequence import DEFAULT_OPTIONS, EvaluationOptions, SequenceEvaluator
-from mpn.runtime.processes import process_pool
 
 
 def evaluate_sequence(

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.files import check_engine_dir
 from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
 from mpn.engines.manifest import load_manifest
@@ -44,7 +45,6 @@ from mpn.runtime.benchmark_variants import (
 )
 from mpn.runtime.benchmark_wall import run_wall_apart
 from mpn.runtime.labels import DEFAULT_MAX_OBJECTS, save_labels
-from mpn.runtime.opencv_threads import OpenCvThreads
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.preprocess import working_size_hw
 from mpn.runtime.request import RunRequest

@@ -8,9 +8,9 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from mpn._common.files import write_atomically
 from mpn.errors import MaskError
 from mpn.palette import DAVIS_PALETTE, why_reordered
-from mpn.runtime.atomic import write_atomically
 from mpn.types import UInt8Array
 
 VOID: Final = 255

@@ -8,10 +8,10 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
+from mpn._common.concurrency import BackgroundWorker
+from mpn._common.files import output_errors, save_json
 from mpn.errors import OutputError
-from mpn.runtime.atomic import output_errors, save_json
 from mpn.runtime.overlay import OverlayWriter
-from mpn.runtime.queues import BackgroundWorker
 from mpn.runtime.results import ResultPaths, remove_partials
 from mpn.runtime.resume import ResumePoint
 from mpn.runtime.video import VideoSource
@@ -149,7 +149,7 @@ class Outputs:
 
     def save_report(self, report: dict[str, Any]) -> None:
         """Write run.json; the run has ended."""
-        save_json(self._paths.run_json, report)
+        save_json(self._paths.run_json, report, durable=True)
         with output_errors(self._paths.run_partial_json):
             self._paths.run_partial_json.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mpn._common.concurrency import Prefetch
 from mpn.engines.load import PlanPolicy, default_engine_dir
 from mpn.engines.manifest import load_manifest
 from mpn.engines.plans.progress import OnPlanProgress
@@ -24,7 +25,6 @@ from mpn.runtime.fingerprint import fingerprint, until
 from mpn.runtime.outputs import Outputs
 from mpn.runtime.pipeline import OnAdapt, Pipeline
 from mpn.runtime.propagate import propagate_frames
-from mpn.runtime.queues import Prefetch
 from mpn.runtime.report import StageStatistics, machine_facts, versions
 from mpn.runtime.request import Masks, Progress, RunRequest
 from mpn.runtime.results import (

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.errors import InputError, VideoError
 from mpn.types import Frame
 
@@ -24,7 +24,7 @@ _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _CAMERA = re.compile(r"^\d{1,3}$")
 
 
-class VideoSource(Closing):
+class VideoSource(Closeable):
     """Frames in presentation order, read once, with what is known about them beforehand.
 
     Open one with :func:`open_video`. The first frame is already decoded when the source is open, so
@@ -99,7 +99,7 @@ class VideoSource(Closing):
         """Give back what the source holds open; called once or more."""
 
     def close(self) -> None:
-        """Release the source. Closing twice is allowed."""
+        """Release the source. A second call does nothing."""
         self._first = None
         self._release()
 

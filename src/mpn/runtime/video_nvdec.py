@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.errors import VideoError, import_or_explain
 
 _PURPOSE = "decoding on the GPU"
 
 
-class NvdecFrames(Closing):
+class NvdecFrames(Closeable):
     """The frames of a video file in device memory, one after the other.
 
     Each is (H, W, 3) uint8 RGB with ``__dlpack__``. It is valid until the one after the next is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,9 @@ from typing import Any, Protocol, TypeVar
 import cv2
 import torch
 
+from mpn._common.files import output_errors, remove_temporaries
 from mpn.errors import TrainingError
+from mpn.networks.torch_file import write_torch_file
 from mpn.training.log import RunLog
 from mpn.training.loop_options import LoopOptions
 from mpn.training.processes import Processes
@@ -112,6 +113,8 @@ def run_loop(
     cv2.setNumThreads(1)  # the data have threads of their own; OpenCV's would fight with torch's
     if processes.is_first:
         out.mkdir(parents=True, exist_ok=True)
+        with output_errors(out):
+            remove_temporaries(out / STATE_FILE)
     with (
         RunLog(
             out,
@@ -139,15 +142,5 @@ def run_loop(
             if done or processes.agree(overdue):
                 state = trainer.state()
                 if processes.is_first:
-                    save_state(state, out / STATE_FILE)
+                    write_torch_file(out / STATE_FILE, dict(state))
                 saved_at = time.monotonic()
-
-
-def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a state; a process killed meanwhile leaves the one before it."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        torch.save(dict(state), stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)

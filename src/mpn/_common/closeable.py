@@ -1,4 +1,4 @@
-"""What everything that has to be closed has in common."""
+"""Define the base class of objects that hold a resource."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from types import TracebackType
 from typing import Self
 
 
-class Closing(ABC):
-    """Something to close, by hand or by leaving a ``with`` statement."""
+class Closeable(ABC):
+    """Release a resource by :meth:`close` or at the end of a ``with`` block."""
 
     __slots__ = ()
 
     @abstractmethod
     def close(self) -> None:
-        """Release what is held; closing twice is allowed."""
+        """Release the resource. A second call does nothing."""
 
     def __enter__(self) -> Self:
         return self
