@@ -17,8 +17,8 @@ from PIL import Image
 from mpn.cli import main as cli
 from mpn.cli.run import BackendName, ScopeName
 from mpn.engines.load import BACKENDS
+from mpn.masks import save_labels
 from mpn.runtime.adapt_options import DEFAULT_RECIPES, AdaptRecipe, AdaptScope
-from mpn.runtime.labels import save_labels
 from mpn.runtime.outputs import SAVE_KINDS, SaveKind
 from tests.engine_dirs import make_engine_dir
 from tests.learning_dirs import make_adaptable_engine_dir

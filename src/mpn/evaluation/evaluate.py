@@ -11,9 +11,9 @@ from mpn._common.concurrency import process_pool
 from mpn.errors import EvaluationError
 from mpn.evaluation.boundary import radius_px_from_tolerance
 from mpn.evaluation.davis import DavisDataset, DavisSequence, check_results
-from mpn.evaluation.label_png import load_labels
 from mpn.evaluation.scores import DatasetScore, SequenceScore
 from mpn.evaluation.sequence import DEFAULT_OPTIONS, EvaluationOptions, SequenceEvaluator
+from mpn.masks import load_annotation
 
 
 def evaluate_sequence(
@@ -38,8 +38,8 @@ def evaluate_sequence(
     for path in sequence.annotation_paths:
         prediction = predictions / path.name if path in scored else None
         evaluator.feed(
-            load_labels(path),
-            None if prediction is None else load_labels(prediction),
+            load_annotation(path),
+            None if prediction is None else load_annotation(prediction),
             source=prediction or path,
             gt_source=path,
         )

@@ -27,6 +27,7 @@ from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engine
 from mpn.engines.manifest import load_manifest
 from mpn.engines.spec import Role
 from mpn.errors import InputError
+from mpn.masks import DEFAULT_MAX_OBJECTS, save_labels
 from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.adaptation import adapt_as_json
 from mpn.runtime.benchmark_clip import BenchmarkClip, labels_of_objects, make_clip
@@ -44,7 +45,6 @@ from mpn.runtime.benchmark_variants import (
     variants_of,
 )
 from mpn.runtime.benchmark_wall import run_wall_apart
-from mpn.runtime.labels import DEFAULT_MAX_OBJECTS, save_labels
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.preprocess import working_size_hw
 from mpn.runtime.request import RunRequest

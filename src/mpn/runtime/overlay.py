@@ -12,7 +12,7 @@ import numpy as np
 
 from mpn._common.files import create_temporary, output_error, output_errors, publish
 from mpn.errors import OutputError
-from mpn.palette import DAVIS_PALETTE
+from mpn.masks import DAVIS_PALETTE
 from mpn.types import Frame, StepResult, UInt8Array
 
 DEFAULT_OPACITY = 0.5

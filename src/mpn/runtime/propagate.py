@@ -14,7 +14,7 @@ import numpy as np
 
 from mpn._common.concurrency import Prefetch
 from mpn.errors import InputError
-from mpn.runtime.labels import load_labels
+from mpn.masks import load_labels
 from mpn.runtime.state import object_ids_from_labels
 from mpn.runtime.video import VideoSource, open_video
 from mpn.types import Frame, StepResult, UInt8Array, check_labels

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpn.errors import InputError
+from mpn.masks import load_labels
 from mpn.runtime.adapt_options import AdaptOptions
-from mpn.runtime.labels import load_labels
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.outputs import DEFAULT_SAVE, SaveKind
 from mpn.runtime.propagate import check_corrections

@@ -18,7 +18,7 @@ import numpy as np
 
 from mpn._common.files import journal_path
 from mpn.errors import InputError, MaskError, OutputError
-from mpn.runtime.labels import load_labels
+from mpn.masks import load_labels
 from mpn.runtime.propagate import PipelineLike, follow_frames, give
 from mpn.runtime.results import ResultPaths
 from mpn.types import MAX_OBJECT_ID, Frame, StepResult, UInt8Array

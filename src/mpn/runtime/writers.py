@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mpn._common.files import journal_path, output_errors, publish, write_atomically
-from mpn.runtime.labels import save_labels
+from mpn.masks import save_labels
 from mpn.runtime.rle import counts_from_mask, string_from_counts
 from mpn.types import Frame, StepResult
 

@@ -122,7 +122,7 @@ def write_clip(
         OutputError: If a file cannot be written.
     """
     from mpn._common.files import output_errors, replacing, write_text_atomically
-    from mpn.runtime.labels import save_labels
+    from mpn.masks import save_labels
 
     if objects < 1 or size_hw[0] % 2 or size_hw[1] % 2:
         raise InputError(
