@@ -19,7 +19,6 @@ from mpn.cli.run import BackendName, ScopeName
 from mpn.engines.load import BACKENDS
 from mpn.masks import save_labels
 from mpn.runtime.adapt_options import DEFAULT_RECIPES, AdaptRecipe, AdaptScope
-from mpn.runtime.outputs import SAVE_KINDS, SaveKind
 from tests.engine_dirs import make_engine_dir
 from tests.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media import (
@@ -378,7 +377,6 @@ def test_wrong_usage(run, capsys, arguments: list[str], message: str) -> None:
 
 def test_names_in_the_command_line_are_those_of_the_runtime() -> None:
     assert tuple(name.value for name in BackendName) == BACKENDS
-    assert set(SAVE_KINDS) == set(get_args(SaveKind))
     assert tuple(name.value for name in ScopeName) == get_args(AdaptScope)
 
 

@@ -134,11 +134,6 @@ def load_trt(backend: TrtBackend) -> TrtApi:
     return TrtApi(backend, module, version, _logger(module, messages), messages)
 
 
-def major_minor(version: str) -> str:
-    """``"11.4"`` of ``"11.4.0.106"``."""
-    return ".".join(map(str, _numbers(version)[:2]))
-
-
 def _numbers(version: str) -> tuple[int, ...]:
     numbers = []
     for part in version.split("."):

@@ -12,14 +12,6 @@ from typing import Literal
 from mpn.engines.spec import Role
 
 Step = Literal["load", "prepare", "trace", "write", "verify", "adapt"]
-STEPS: tuple[Step, ...] = (
-    "load",
-    "prepare",
-    "trace",
-    "write",
-    "verify",
-    "adapt",
-)
 """Building the network, folding and halving it, tracing it, writing its graph, comparing; then its
 fine-tuning step, written and compared."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from mpn.runtime.writers import MaskWriter, ProbsWriter, RleWriter, TracksWriter
 from mpn.types import Frame, StepResult
 
 SaveKind = Literal["masks", "overlay", "probs", "rle"]
-SAVE_KINDS: tuple[SaveKind, ...] = get_args(SaveKind)
 DEFAULT_SAVE: frozenset[SaveKind] = frozenset({"masks", "overlay"})
 
 _QUEUE_DEPTH = 4

@@ -40,10 +40,7 @@ class VideoSource(Closeable):
         frame_count_hint: Frames to expect between start and end; for a progress bar only. None
             where nothing is known.
         is_live: Whether frames come as they happen (camera, stream), without a known end.
-        has_own_names: Whether ``Frame.name`` is the name of a file of the user's.
     """
-
-    has_own_names = False
 
     def __init__(
         self,

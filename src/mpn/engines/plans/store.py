@@ -114,21 +114,6 @@ class PlanStore:
             )
         return self._build(key, reason, on_progress)
 
-    def build_unsaved(
-        self,
-        role: Role,
-        options: BuildOptions,
-        onnx_path: Path,
-        *,
-        on_progress: OnPlanProgress | None = None,
-    ) -> BuiltPlan:
-        """Build a role's plan from another file of the same graph, and keep nothing.
-
-        For weights of one object, and for comparing an engine with exchanged weights to one that
-        was built with them.
-        """
-        return self._built(role, options, onnx_path, on_progress)
-
     def _find(self, key: PlanKey) -> Plan | str:
         """The plan of a key, or why there is none."""
         for wanted in (key, *self._wider_keys(key)):
