@@ -1,14 +1,24 @@
-"""Define the base class of objects that hold a resource."""
+"""Define the base class and the protocol of objects that hold a resource."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
+
+
+class SupportsClose(Protocol):
+    """Be closed by :meth:`close` or at the end of a ``with`` block."""
+
+    def close(self) -> None:
+        """Release the resource. A second call does nothing."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
 
 
 class Closeable(ABC):
-    """Release a resource by :meth:`close` or at the end of a ``with`` block."""
+    """Implement the ``with`` statement by :meth:`close`."""
 
     __slots__ = ()
 
@@ -19,10 +29,5 @@ class Closeable(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpn.cli import train_options as options
-from mpn.cli.train_common import build_recipe, launch, say_changed, say_next
+from mpn.cli.train_common import build_recipe, launch, run_with_progress, say_next
 from mpn.cli.train_flow import flow
 
 train_app = typer.Typer(
@@ -66,7 +66,6 @@ def propagation(
     --steps it is prolonged.
     """
     launch()
-    from mpn.training.progress import TrainingProgress
     from mpn.training.recipe import PropagationRecipe, run_propagation_recipe
 
     changes = {
@@ -92,10 +91,7 @@ def propagation(
         "training.tensorboard": tensorboard,
     }
     built = build_recipe(PropagationRecipe, "propagation", recipe, config, settings, changes)
-    with TrainingProgress() as progress:
-        checkpoint = run_propagation_recipe(
-            built, out, resume=resume, notice=say_changed, report=progress.report
-        )
+    checkpoint = run_with_progress(run_propagation_recipe, built, out, resume=resume)
     rollout = built.training.rollout
     say_next(
         checkpoint,
@@ -150,7 +146,6 @@ def osvos(
     """
     launch()
     from mpn.training.osvos_recipe import OsvosRecipe, run_osvos_recipe
-    from mpn.training.progress import TrainingProgress
 
     changes = {
         "stages": stage,
@@ -173,10 +168,7 @@ def osvos(
         "training.tensorboard": tensorboard,
     }
     built = build_recipe(OsvosRecipe, "osvos", recipe, config, settings, changes)
-    with TrainingProgress() as progress:
-        checkpoint = run_osvos_recipe(
-            built, out, resume=resume, notice=say_changed, report=progress.report
-        )
+    checkpoint = run_with_progress(run_osvos_recipe, built, out, resume=resume)
     short_side = round(1.25 * built.training.crop.size_px / 16) * 16
     say_next(
         checkpoint,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpn.cli import train_options as options
-from mpn.cli.train_common import build_recipe, launch, say_changed, say_next
+from mpn.cli.train_common import build_recipe, launch, run_with_progress, say_next
 
 
 class FlowVariantChoice(StrEnum):
@@ -58,7 +58,6 @@ def flow(
     """
     launch()
     from mpn.training.flow_recipe import FlowRecipe, run_flow_recipe
-    from mpn.training.progress import TrainingProgress
 
     changes = {
         "start_from": start_from,
@@ -78,8 +77,5 @@ def flow(
         "training.tensorboard": tensorboard,
     }
     built = build_recipe(FlowRecipe, "flow", recipe, config, settings, changes)
-    with TrainingProgress() as progress:
-        checkpoint = run_flow_recipe(
-            built, out, resume=resume, notice=say_changed, report=progress.report
-        )
+    checkpoint = run_with_progress(run_flow_recipe, built, out, resume=resume)
     say_next(checkpoint, f"mpn export PROPAGATION.pth {checkpoint} -o engines")

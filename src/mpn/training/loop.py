@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import cv2
 import torch
+from torch import Tensor, nn
 
 from mpn._common.files import output_errors, remove_temporaries
 from mpn.errors import TrainingError
 from mpn.networks.torch_file import write_torch_file
+from mpn.training.averaging import AveragedWeights
 from mpn.training.log import RunLog
 from mpn.training.loop_options import LoopOptions
-from mpn.training.processes import Processes
+from mpn.training.mixed_precision import MixedPrecision
+from mpn.training.processes import Processes, joined_processes
 
 STATE_FILE = "last.pth"
 
@@ -71,22 +75,72 @@ def saved_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
     return state
 
 
-def check_same_network(state: Mapping[str, Any], schema: int, network: Any) -> None:
-    """Refuse a state that another network, or another kind of run, has left.
+class ResumableTrainer:
+    """Save and restore the parts that every trainer has; see :class:`Trainee`.
 
-    Args:
-        state: What was saved.
-        schema: Of the states that this trainer writes.
-        network: The network's options, a dataclass.
-
-    Raises:
-        TrainingError: If they differ.
+    Attributes:
+        schema: Of the states that it writes.
+        step: Steps done.
+        network: The network in training.
+        optimiser: Its optimiser.
+        average: Its averaged weights.
+        precision: Autocast and loss scale.
+        options: The options of the run, with ``network``.
     """
-    wanted = asdict(network)
-    if state.get("schema") != schema or state["network"] != wanted:
-        raise TrainingError(
-            f"the run to resume has network {state.get('network')}, asked for {wanted}"
-        )
+
+    schema: ClassVar[int]
+    step: int
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: AveragedWeights
+    precision: MixedPrecision
+    options: Any
+
+    def state(self) -> dict[str, Any]:
+        """Return primitives and tensors only, so that it loads with ``weights_only=True``."""
+        return {
+            "schema": self.schema,
+            "network": asdict(self.options.network),
+            "step": self.step,
+            "model": self.network.state_dict(),
+            "averaged": self.average.state,
+            "optimiser": self.optimiser.state_dict(),
+            "scale": self.precision.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            TrainingError: If the state belongs to another network, or to another kind of run.
+        """
+        wanted = asdict(self.options.network)
+        if state.get("schema") != self.schema or state["network"] != wanted:
+            raise TrainingError(
+                f"the run to resume has network {state.get('network')}, asked for {wanted}"
+            )
+        self.step = int(state["step"])
+        self.network.load_state_dict(state["model"])
+        self.average.restore(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.precision.restore(state.get("scale", {}))
+
+    def check_finite(self, loss: Tensor) -> None:
+        """Raise TrainingError unless the loss of this step is finite."""
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {float(loss.detach())} at step {self.step}: the last state saved is "
+                f"kept in {STATE_FILE}; resume with a lower learning rate"
+            )
+
+
+@contextmanager
+def seeded_processes(options: LoopOptions) -> Iterator[Processes]:
+    """Join the processes of a run and set the threads and the seed of torch in each."""
+    with joined_processes(options.device) as processes:
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed + processes.rank)
+        yield processes
 
 
 def run_loop(
