@@ -290,7 +290,7 @@ def test_what_a_directory_cannot_adapt_is_refused(directory: Path, manifest: Man
     )
     with pytest.raises(EngineError, match="in scope 'head', only in all"):
         opened(directory, narrow, "osvos", scope="head")
-    with pytest.raises(InputError, match="threads must be at least 1"):
+    with pytest.raises(InputError, match="threads must be a whole number of at least 1"):
         open_adapt_engine(directory, manifest, "osvos", threads=0)
 
 

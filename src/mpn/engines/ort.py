@@ -17,8 +17,9 @@ import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn._common.text import one_line
+from mpn._common.validation import check_int
 from mpn.engines.spec import EngineSpec, TensorSpec
-from mpn.errors import BackendError, EngineError, InputError, import_or_explain
+from mpn.errors import BackendError, EngineError, import_or_explain
 from mpn.types import Float32Array
 
 OrtBackend = Literal["cpu", "cuda"]
@@ -182,8 +183,8 @@ def open_session(
         InputError: If ``threads`` is under 1.
         MissingExtraError: If onnxruntime is not installed.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"the number of threads must be at least 1, got {threads}")
+    if threads is not None:
+        check_int("option threads", threads, least=1)
     ort = import_onnxruntime(backend)
     wanted = CUDA_PROVIDER if backend == "cuda" else CPU_PROVIDER
     providers: list[Any] = [wanted]

@@ -8,6 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from mpn._common.concurrency import process_pool
+from mpn._common.validation import check_int
 from mpn.errors import EvaluationError
 from mpn.evaluation.boundary import radius_px_from_tolerance
 from mpn.evaluation.davis import DavisDataset, DavisSequence, check_results
@@ -69,8 +70,7 @@ def evaluate_dataset(
     check_results(dataset, results)
     radius_px_from_tolerance(options.boundary_tolerance, (1, 1))
     workers = min(options.workers, len(dataset.sequences))
-    if workers < 1:
-        raise EvaluationError(f"workers must be at least 1, got {options.workers}")
+    check_int("workers", options.workers, least=1, error=EvaluationError)
     if workers == 1:
         scores = [
             evaluate_sequence(sequence, results / sequence.name, options, on_frames)
