@@ -22,7 +22,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from davis import load_rgb
 from facts import cpu_backend, head, summary_ms, write_result
 from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.directory.entries import DIS_SOURCE, FlowSource
@@ -30,6 +29,7 @@ from mpn.engines.open import open_engines
 from mpn.errors import InputError, MpnError
 from mpn.runtime.bench.result import check_result_path, engine_facts, load_average
 from mpn.runtime.host.flow import DisFlow, flow_estimator_from, flow_px
+from mpn.runtime.media.video_images import load_rgb
 
 PRESETS = ("ultrafast", "fast", "medium")
 LAYOUTS = (("-gt.flo", "-img0.png", "-img1.png"), ("_flow.flo", "_img1.ppm", "_img2.ppm"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, peak_memory, times
 from gpu_networks import DEVICE_BACKENDS, TorchEngine, role_spec, torch_modules
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
 from mpn.cuda.api import Lane
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine, Engine, EngineBuffers
@@ -37,7 +37,7 @@ SMALL_AREA_PX = 400
 """Objects under it are left out of the comparison of masks: a pixel is much of them."""
 
 
-class BridgedEngine(Closing):
+class BridgedEngine(Closeable):
     """A DeviceEngine whose network runs on the host: it copies, and waits.
 
     For the comparison of masks alone: the same network, and everything around it on the device.

@@ -272,7 +272,7 @@ def test_missing_image_is_one_line_and_no_result(
     assert code == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ")
-    assert last.endswith("00003.jpg: no such image, or not readable")
+    assert last.endswith("00003.jpg cannot be read as an image: No such file or directory")
     assert not out.exists()
 
 

@@ -183,10 +183,10 @@ def test_merged_annotations_of_davis_2016_are_scored(davis_root: Path, tmp_path:
     ("damage", "message"),
     [
         ("void", "value 255"),
-        ("rgb", "must hold object ids"),
+        ("rgb", "not object ids"),
         ("size", "prediction is 80x60"),
         ("surplus", "has id 7, 9"),
-        ("cut", "not a readable PNG"),
+        ("cut", "cannot be read"),
     ],
 )
 def test_a_damaged_prediction_is_named(
@@ -208,7 +208,7 @@ def test_a_damaged_prediction_is_named(
         path.write_bytes(path.read_bytes()[:-40])
     else:
         save_labels(path, labels[:60, :80] if damage == "size" else labels)
-    with pytest.raises(EvaluationError, match=rf"dust-tiny/00006\.png: .*{message}"):
+    with pytest.raises(EvaluationError, match=rf"dust-tiny/00006\.png:? .*{message}"):
         evaluate_dataset(dataset, tmp_path / "results")
 
 

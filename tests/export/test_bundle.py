@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from mpn import __version__
-from mpn.engines.directory.files import sha256_of_file
+from mpn._common.files import sha256_of_file
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.directory.parity import load_parity
 from mpn.engines.open import open_engines

@@ -84,7 +84,7 @@ TRAINERS = {
 def trained(role: str, material: Material, processes: Processes, batch: int = BATCH) -> Any:
     """Gradients of the first step, then weights, loss and state after the last."""
     trainer = TRAINERS[role](material, processes, batch)
-    network = trainer.model if isinstance(trainer, Trainer) else trainer.network
+    network = trainer.network
     with ThreadPoolExecutor(2) as pool:
         trainer.train_step(pool)
         gradients = {k: p.grad.clone() for k, p in network.named_parameters() if p.grad is not None}

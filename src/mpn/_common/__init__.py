@@ -1,1 +1,1 @@
-"""Helpers that every package shares."""
+"""Provide helpers that every package of mpn uses; only errors and types lie below."""

@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
 from mpn.cli.export import plan_text
 from mpn.engines.directory.entries import ENGINE_SOURCE
 from mpn.engines.spec import Role
@@ -41,7 +41,7 @@ _DONE: dict[Step, str] = {
 _MIB = 1 << 20
 
 
-class ExportView(Progress, Closing):
+class ExportView(Progress, Closeable):
     """Shows each step on stderr: a spinner in a terminal, and one line a finished step.
 
     Args:

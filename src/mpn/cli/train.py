@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +46,18 @@ def build_recipe(
     table = overridden(load_table(role, name=name, path=path), parsed_settings(settings or []))
     plain = {k: str(v) if isinstance(v, StrEnum) else v for k, v in changes.items()}
     return recipe_from_table(kind, overridden(table, plain))
+
+
+def run_with_progress(run: Callable[..., Path], recipe: Any, out: Path, *, resume: bool) -> Path:
+    """Train by a function such as ``run_flow_recipe`` with a progress display.
+
+    Returns:
+        The checkpoint.
+    """
+    from mpn.training.progress import TrainingProgress
+
+    with TrainingProgress() as progress:
+        return run(recipe, out, resume=resume, notice=say_changed, report=progress.report)
 
 
 def say_next(checkpoint: Path, command: str) -> None:
@@ -109,7 +121,6 @@ def flow(
     """
     launch()
     from mpn.training.flow.recipe import FlowRecipe, run_flow_recipe
-    from mpn.training.progress import TrainingProgress
 
     changes = {
         "start_from": start_from,
@@ -129,10 +140,7 @@ def flow(
         "training.tensorboard": tensorboard,
     }
     built = build_recipe(FlowRecipe, "flow", recipe, config, settings, changes)
-    with TrainingProgress() as progress:
-        checkpoint = run_flow_recipe(
-            built, out, resume=resume, notice=say_changed, report=progress.report
-        )
+    checkpoint = run_with_progress(run_flow_recipe, built, out, resume=resume)
     say_next(checkpoint, f"mpn export PROPAGATION.pth {checkpoint} -o engines")
 
 
@@ -190,7 +198,6 @@ def propagation(
     --steps it is prolonged.
     """
     launch()
-    from mpn.training.progress import TrainingProgress
     from mpn.training.recipe import PropagationRecipe, run_propagation_recipe
 
     changes = {
@@ -216,10 +223,7 @@ def propagation(
         "training.tensorboard": tensorboard,
     }
     built = build_recipe(PropagationRecipe, "propagation", recipe, config, settings, changes)
-    with TrainingProgress() as progress:
-        checkpoint = run_propagation_recipe(
-            built, out, resume=resume, notice=say_changed, report=progress.report
-        )
+    checkpoint = run_with_progress(run_propagation_recipe, built, out, resume=resume)
     rollout = built.training.rollout
     say_next(
         checkpoint,
@@ -274,7 +278,6 @@ def osvos(
     """
     launch()
     from mpn.training.osvos.recipe import OsvosRecipe, run_osvos_recipe
-    from mpn.training.progress import TrainingProgress
 
     changes = {
         "stages": stage,
@@ -297,10 +300,7 @@ def osvos(
         "training.tensorboard": tensorboard,
     }
     built = build_recipe(OsvosRecipe, "osvos", recipe, config, settings, changes)
-    with TrainingProgress() as progress:
-        checkpoint = run_osvos_recipe(
-            built, out, resume=resume, notice=say_changed, report=progress.report
-        )
+    checkpoint = run_with_progress(run_osvos_recipe, built, out, resume=resume)
     short_side = round(1.25 * built.training.crop.size_px / 16) * 16
     say_next(
         checkpoint,

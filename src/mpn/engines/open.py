@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
 from mpn.cuda.device import Device, open_device
 from mpn.engines.base import Engine
 from mpn.engines.directory.files import check_engine_dir, check_present, resolve_inside
@@ -237,7 +237,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class EngineSet(Closing):
+class EngineSet(Closeable):
     """The open engines of a directory; a context manager that closes them.
 
     Attributes:

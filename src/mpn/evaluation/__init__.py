@@ -16,7 +16,7 @@ from mpn.evaluation.sequence import (
     SequenceEvaluator,
     measures_from_labels,
 )
-from mpn.masks import load_labels
+from mpn.masks import load_annotation
 
 __all__ = [
     "DatasetScore",
@@ -32,8 +32,8 @@ __all__ = [
     "boundary_measures",
     "evaluate_dataset",
     "evaluate_sequence",
+    "load_annotation",
     "load_davis",
-    "load_labels",
     "measures_from_labels",
     "region_similarity",
     "statistics_from_values",

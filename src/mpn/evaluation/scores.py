@@ -5,13 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from mpn._common.files import write_atomically
+from mpn._common.files import write_text_atomically
 from mpn.errors import EvaluationError
 
 RECALL_THRESHOLD = 0.5
@@ -262,12 +261,8 @@ def save_csvs(score: DatasetScore, directory: Path) -> tuple[Path, Path]:
         (directory / per_sequence_csv_name(score.set_name), per_sequence_csv_from_score(score)),
     )
     for path, text in texts:
-        write_atomically(path, partial(_write_text, text))
+        write_text_atomically(path, text, durable=True)
     return texts[0][0], texts[1][0]
-
-
-def _write_text(text: str, file: BinaryIO) -> None:
-    file.write(text.encode())
 
 
 def _global_values(score: DatasetScore) -> tuple[float, ...]:

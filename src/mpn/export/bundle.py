@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from mpn import __version__
+from mpn._common.files import output_error, sha256_of_file, write_text_atomically
 from mpn.engines.directory.entries import AdaptEntry, Preprocessing
-from mpn.engines.directory.files import FileDigest, sha256_of_file, write_text_atomically
+from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest, RoleEntry, save_manifest, verify_digests
 from mpn.engines.directory.parity import PARITY_NAME
 from mpn.engines.spec import ROLES, Role
-from mpn.errors import CheckpointError, OutputError
+from mpn.errors import CheckpointError
 from mpn.export.description import (
     Progress,
     RoleSummary,
@@ -257,7 +258,7 @@ def _exported(
     except BaseException as error:  # Ctrl-C included
         staging.discard_role(role)
         if isinstance(error, OSError):
-            raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise output_error(path, error) from error
         raise
     return finished
 

@@ -208,14 +208,6 @@ def parity_facts(graph: ExportedGraph, parity: RoleParity) -> dict[str, Any]:
 
 
 Step = Literal["load", "prepare", "trace", "write", "verify", "adapt"]
-STEPS: tuple[Step, ...] = (
-    "load",
-    "prepare",
-    "trace",
-    "write",
-    "verify",
-    "adapt",
-)
 """Building the network, folding and halving it, tracing it, writing its graph, comparing; then its
 fine-tuning step, written and compared."""
 

@@ -13,8 +13,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from mpn._common.files import output_errors
+from mpn._common.text import one_line
 from mpn.engines.spec import OPSET, EngineSpec, Precision, Role, TensorSpec
-from mpn.errors import ExportError, OutputError
+from mpn.errors import ExportError
 from mpn.export.description import Progress, timed
 from mpn.export.precision import (
     PrecisionLedger,
@@ -22,7 +24,7 @@ from mpn.export.precision import (
     ledger_from_graph,
     prepare_network,
 )
-from mpn.export.tracing import deployed, one_line, traced_program
+from mpn.export.tracing import deployed, traced_program
 
 _WRAPPER_PREFIX = "network."
 _WEIGHT_SUFFIX = ".weight"
@@ -337,7 +339,7 @@ def _example(tensor: TensorSpec) -> Tensor:
 def _write(program: Any, path: Path, network: nn.Module, weights_beside: bool) -> tuple[str, ...]:
     """Write the graph without metadata of the exporting machine; names of its external files."""
     external = not weights_beside and _weight_bytes(network) >= EXTERNAL_DATA_BYTES
-    try:
+    with output_errors(path):
         program.save(path, external_data=external)
         model = onnx.load(path, load_external_data=False)
         strip_metadata(model)
@@ -345,8 +347,6 @@ def _write(program: Any, path: Path, network: nn.Module, weights_beside: bool) -
         if weights_beside:
             move_weights_out(model, path, dict(network.named_parameters()))
         onnx.save_model(model, path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     locations = {
         entry.value
         for tensor in model.graph.initializer

@@ -9,13 +9,11 @@ One ``.pth`` file of ``torch.save``, readable with ``weights_only=True``::
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import pickle
 import re
-import secrets
 import tarfile
 import warnings
 import zipfile
@@ -23,12 +21,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import nn
 
-from mpn.engines.directory.files import sha256_of_file
+from mpn._common.files import sha256_of_file, write_atomically
+from mpn._common.text import one_line
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, OutputError
 from mpn.networks.build import (
@@ -157,6 +156,36 @@ def _blocked_explanation(path: Path, name: str) -> str:
     )
 
 
+def write_torch_file(path: Path, content: object) -> None:
+    """Replace ``path`` by ``content`` as written by ``torch.save``, flushed to the disk.
+
+    Args:
+        path: The file. Its folder must exist.
+        content: Tensors, numbers and texts in dicts and lists.
+
+    Raises:
+        OutputError: If it cannot be written. The old content is then unchanged.
+    """
+
+    def write(stream: BinaryIO) -> None:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            raise _system_error(error) from error
+
+    write_atomically(path, write, durable=True)
+
+
+def _system_error(error: RuntimeError) -> OSError:
+    """Return the OSError that torch's writer hides behind a RuntimeError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return OSError(f"the disk may be full ({one_line(error)})")
+
+
 __all__ = [
     "Checkpoint",
     "CheckpointSource",
@@ -281,7 +310,11 @@ def save_checkpoint(
         "roles": entries,
         "provenance": plain_provenance,
     }
-    _write_atomically(path, content)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder, give a file name")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: the folder {path.parent} is missing")
+    write_torch_file(path, content)
     return path
 
 
@@ -369,34 +402,3 @@ def _public_checkpoint(content: object, path: Path) -> Checkpoint:
     source = _source(path, found.kind)
     weights = RoleWeights(found.role, found.variant, found.config, state_dict, source)
     return Checkpoint({found.role: weights}, (source,))
-
-
-def _write_atomically(path: Path, content: object) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        if path.is_dir():
-            raise OutputError(f"{path} cannot be written: it is a folder, give a file name")
-        if not path.parent.is_dir():
-            raise OutputError(f"{path} cannot be written: the folder {path.parent} is missing")
-        with temporary.open("xb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {_reason(error)}") from error
-    except BaseException:  # Ctrl-C included
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _reason(error: BaseException) -> str:
-    """Torch's writer hides the operating system's error behind a RuntimeError of its own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return cause.strerror or str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return f"the disk may be full ({str(error).splitlines()[0]})"

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mpn.errors import CheckpointError, InputError
+from mpn._common.validation import check_number
+from mpn.errors import CheckpointError
 from mpn.networks.deeplab import FIRST_LAYER, FourthChannel, with_fourth_channel
 from mpn.networks.osvos import STAGE_CHANNELS
 
@@ -27,8 +28,7 @@ def scaled_channels(channels: int, width: float) -> int:
 
 def check_width(width: float) -> None:
     """Raise InputError unless ``width`` is a multiplier in (0, 4]."""
-    if not 0 < width <= MAX_WIDTH:
-        raise InputError(f"width must be above 0 and at most {MAX_WIDTH:g}, got {width}")
+    check_number("width", width, above=0, most=MAX_WIDTH)
 
 
 def run_layer(layer: nn.Module, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
 from mpn._common.concurrency import OpenCvThreads
 from mpn.cuda.api import Lane, is_on_device
 from mpn.engines.open import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
@@ -60,7 +60,7 @@ from mpn.runtime.tracks import tracks_from_labels, tracks_from_measured, trust_f
 from mpn.types import Roi, StepResult, Track, UInt8Array, check_labels, check_rgb
 
 
-class LabelledVideo(Closing):
+class LabelledVideo(Closeable):
     """The state of a video between two frames, and how the user's labels change it.
 
     Args:

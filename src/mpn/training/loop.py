@@ -5,18 +5,24 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import cv2
 import torch
+from torch import Tensor, nn
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
+from mpn._common.files import output_errors, remove_temporaries
+from mpn._common.validation import check_int, check_number
 from mpn.errors import TrainingError, import_or_explain
-from mpn.training.processes import Processes
+from mpn.networks.checkpoint import write_torch_file
+from mpn.training.optimisation import AveragedWeights, MixedPrecision
+from mpn.training.processes import Processes, joined_processes
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 HELD_OUT = ("horsejump-low", "flamingo", "scooter-gray")
@@ -56,17 +62,15 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         for name in ("validate_every", "log_every", "threads", "workers"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            raise TrainingError(f"ema_decay must be in 0..1, below 1, got {self.ema_decay}")
+            check_int(name, getattr(self, name), least=1, error=TrainingError)
+        check_number("ema_decay", self.ema_decay, least=0, below=1, error=TrainingError)
 
 
 LOG_FILE = "log.csv"
 _DIGITS = {"loss": ".5f", "learning_rate": ".3g"}
 
 
-class RunLog(Closing):
+class RunLog(Closeable):
     """Appends reports to a CSV file, one column a field, after the step and the seconds.
 
     Args:
@@ -192,22 +196,72 @@ def saved_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
     return state
 
 
-def check_same_network(state: Mapping[str, Any], schema: int, network: Any) -> None:
-    """Refuse a state that another network, or another kind of run, has left.
+class ResumableTrainer:
+    """Save and restore the parts that every trainer has; see :class:`Trainee`.
 
-    Args:
-        state: What was saved.
-        schema: Of the states that this trainer writes.
-        network: The network's options, a dataclass.
-
-    Raises:
-        TrainingError: If they differ.
+    Attributes:
+        schema: Of the states that it writes.
+        step: Steps done.
+        network: The network in training.
+        optimiser: Its optimiser.
+        average: Its averaged weights.
+        precision: Autocast and loss scale.
+        options: The options of the run, with ``network``.
     """
-    wanted = asdict(network)
-    if state.get("schema") != schema or state["network"] != wanted:
-        raise TrainingError(
-            f"the run to resume has network {state.get('network')}, asked for {wanted}"
-        )
+
+    schema: ClassVar[int]
+    step: int
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: AveragedWeights
+    precision: MixedPrecision
+    options: Any
+
+    def state(self) -> dict[str, Any]:
+        """Return primitives and tensors only, so that it loads with ``weights_only=True``."""
+        return {
+            "schema": self.schema,
+            "network": asdict(self.options.network),
+            "step": self.step,
+            "model": self.network.state_dict(),
+            "averaged": self.average.state,
+            "optimiser": self.optimiser.state_dict(),
+            "scale": self.precision.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            TrainingError: If the state belongs to another network, or to another kind of run.
+        """
+        wanted = asdict(self.options.network)
+        if state.get("schema") != self.schema or state["network"] != wanted:
+            raise TrainingError(
+                f"the run to resume has network {state.get('network')}, asked for {wanted}"
+            )
+        self.step = int(state["step"])
+        self.network.load_state_dict(state["model"])
+        self.average.restore(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.precision.restore(state.get("scale", {}))
+
+    def check_finite(self, loss: Tensor) -> None:
+        """Raise TrainingError unless the loss of this step is finite."""
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {float(loss.detach())} at step {self.step}: the last state saved is "
+                f"kept in {STATE_FILE}; resume with a lower learning rate"
+            )
+
+
+@contextmanager
+def seeded_processes(options: LoopOptions) -> Iterator[Processes]:
+    """Join the processes of a run and set the threads and the seed of torch in each."""
+    with joined_processes(options.device) as processes:
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed + processes.rank)
+        yield processes
 
 
 def run_loop(
@@ -234,6 +288,8 @@ def run_loop(
     cv2.setNumThreads(1)  # the data have threads of their own; OpenCV's would fight with torch's
     if processes.is_first:
         out.mkdir(parents=True, exist_ok=True)
+        with output_errors(out):
+            remove_temporaries(out / STATE_FILE)
     with (
         RunLog(
             out,
@@ -261,15 +317,5 @@ def run_loop(
             if done or processes.agree(overdue):
                 state = trainer.state()
                 if processes.is_first:
-                    save_state(state, out / STATE_FILE)
+                    write_torch_file(out / STATE_FILE, dict(state))
                 saved_at = time.monotonic()
-
-
-def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a state; a process killed meanwhile leaves the one before it."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        torch.save(dict(state), stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)

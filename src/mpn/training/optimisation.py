@@ -127,6 +127,20 @@ def cosine(done: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, done) / max(1, steps))))
 
 
+def adamw(parameters: Iterable[nn.Parameter], *, weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on tensors of two or more axes only.
+
+    The learning rate is to be set before each step.
+    """
+    given = list(parameters)
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in given if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in given if p.ndim < 2], "weight_decay": 0.0},
+        ]
+    )
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
     """State of the generators that a network on ``device`` draws from."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
 from mpn.training.flow.recipe import FlowTrainingReport
 from mpn.training.osvos.recipe import OsvosTrainingReport
 from mpn.training.processes import is_first_process
@@ -23,7 +23,7 @@ from mpn.training.propagation.recipe import TrainingReport
 AnyReport = TrainingReport | OsvosTrainingReport | FlowTrainingReport
 
 
-class TrainingProgress(Closing):
+class TrainingProgress(Closeable):
     """A bar with loss and IoU on a terminal, plain lines elsewhere, nothing in other processes."""
 
     def __init__(self) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.spec import EngineSpec
 from mpn.errors import EngineError
 from mpn.types import Float32Array
 
 
-class TorchEngine(Closing):
+class TorchEngine(Closeable):
     """A PyTorch network with the tensors of an engine of its role.
 
     Args:

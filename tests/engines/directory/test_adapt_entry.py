@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpn.engines.directory.files import sha256_of_file
+from mpn._common.files import sha256_of_file
 from mpn.engines.directory.manifest import load_manifest, save_manifest, verify_digests
 from mpn.engines.open import open_engines
 from mpn.errors import ManifestError

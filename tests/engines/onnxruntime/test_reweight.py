@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mpn.engines.directory.files import FileDigest, sha256_of_file
+from mpn._common.files import sha256_of_file
+from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.onnxruntime import reweight as swap
 from mpn.engines.onnxruntime.engine import OrtEngine

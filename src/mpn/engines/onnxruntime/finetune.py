@@ -6,16 +6,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable, SupportsClose
+from mpn._common.text import one_line
 from mpn.engines.directory.entries import AdaptEntry, AdaptScope
 from mpn.engines.directory.files import check_digest, resolve_inside
 from mpn.engines.directory.manifest import Manifest
-from mpn.engines.onnxruntime.engine import OrtBackend, import_onnxruntime, one_line, open_session
+from mpn.engines.onnxruntime.engine import OrtBackend, import_onnxruntime, open_session
 from mpn.engines.spec import Role
 from mpn.engines.weights import check_weights, read_weights
 from mpn.errors import EngineError
@@ -34,7 +34,7 @@ those before this step are the ones that caused it, and those before the last ar
 _STATE_SETS = 2
 
 
-class OrtAdaptEngine(Closing):
+class OrtAdaptEngine(Closeable):
     """See :class:`mpn.engines.onnxruntime.finetune.AdaptEngine`; made by ``open_adapt_engine``.
 
     Args:
@@ -320,7 +320,7 @@ class Features:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-class AdaptEngine(Protocol):
+class AdaptEngine(SupportsClose, Protocol):
     """One step of fine-tuning after another; weights and optimiser state stay inside."""
 
     @property
@@ -377,15 +377,6 @@ class AdaptEngine(Protocol):
 
     def close(self) -> None:
         """Release the engine; closing twice is allowed."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
 
 
 def open_adapt_engine(

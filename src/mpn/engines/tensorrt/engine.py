@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
+from mpn._common.files import write_bytes_atomically
 from mpn.cuda.device import Device, DeviceGraph
 from mpn.engines.base import DeviceTensor, EngineBuffers
 from mpn.engines.buffers import DeviceBuffers
-from mpn.engines.directory.files import write_bytes_atomically
 from mpn.engines.spec import EngineSpec
 from mpn.engines.tensorrt.api import TrtApi
 from mpn.engines.tensorrt.plans.options import object_profiles, profile_for
@@ -143,7 +143,7 @@ class BoundContext:
             )
 
 
-class TrtEngine(Closing):
+class TrtEngine(Closeable):
     """A plan that is loaded: implements :class:`mpn.engines.base.DeviceEngine`.
 
     Loading reserves everything that running needs but the contexts: buffers for the largest number
@@ -388,6 +388,6 @@ class TrtEngine(Closing):
         try:
             old = self._kernel_cache.read_bytes() if self._kernel_cache.is_file() else b""
             if data != old:
-                write_bytes_atomically(self._kernel_cache, data)
+                write_bytes_atomically(self._kernel_cache, data, durable=True)
         except (OutputError, OSError):
             return  # a cache: the next start compiles again

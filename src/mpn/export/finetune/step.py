@@ -9,9 +9,11 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mpn._common.files import output_errors
+from mpn._common.text import one_line
 from mpn.engines.directory.entries import AdaptScope
 from mpn.engines.spec import OPSET, Role
-from mpn.errors import ExportError, OutputError
+from mpn.errors import ExportError
 from mpn.export.autodiff import GraphBuilder, differentiate
 from mpn.export.autodiff.backward import dependents
 from mpn.export.finetune.optimizer import (
@@ -23,7 +25,6 @@ from mpn.export.finetune.optimizer import (
     state_name,
 )
 from mpn.export.finetune.write import MARGIN, ForwardGraph
-from mpn.export.tracing import one_line
 
 TARGET = "target"
 """It has the height and width of the network's input, which the head does not see."""
@@ -205,10 +206,8 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{path.name} is no valid graph: {one_line(error)}") from error
-    try:
+    with output_errors(path):
         path.write_bytes(model.SerializeToString(deterministic=True))
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _features_graph(forward: ForwardGraph, cut: TrunkCut) -> onnx.ModelProto:

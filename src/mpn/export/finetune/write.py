@@ -14,8 +14,9 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from mpn._common.files import sha256_of_file
 from mpn.engines.directory.entries import ADAPT_SCOPES, AdaptEntry, AdaptScope, WeightTensor
-from mpn.engines.directory.files import FileDigest, sha256_of_file
+from mpn.engines.directory.files import FileDigest
 from mpn.engines.spec import Precision, Role
 from mpn.errors import ExportError
 from mpn.export.autodiff.builder import Shape

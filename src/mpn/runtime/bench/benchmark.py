@@ -22,6 +22,7 @@ from time import perf_counter
 from typing import Any
 
 from mpn._common.concurrency import OpenCvThreads
+from mpn._common.validation import check_int
 from mpn.engines.directory.files import check_engine_dir
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import Backend, EngineSet, default_engine_dir, open_engines
@@ -101,12 +102,11 @@ class BenchmarkOptions:
                 f"a number of objects must be 1..{DEFAULT_MAX_OBJECTS}, got {list(self.objects)}"
             )
         for name in ("frames", "warmup"):
-            if getattr(self, name) < 1:
-                raise InputError(f"option {name} must be at least 1, got {getattr(self, name)}")
+            check_int(f"option {name}", getattr(self, name), least=1)
         if self.variants is not None:
             check_variant_names(self.variants)
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"the number of threads must be at least 1, got {self.threads}")
+        if self.threads is not None:
+            check_int("option threads", self.threads, least=1)
 
 
 def run_benchmark(

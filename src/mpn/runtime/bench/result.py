@@ -117,4 +117,4 @@ def save_result(path: Path, document: Mapping[str, Any]) -> None:
     """
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    save_json(path, dict(document))
+    save_json(path, dict(document), durable=True)

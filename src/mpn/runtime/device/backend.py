@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
 from mpn.cuda.api import Lane
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine
@@ -60,7 +60,7 @@ class _Batch:
         return len(self.members) * (1 if self.mirrored is None else 2)
 
 
-class DeviceStages(Closing):
+class DeviceStages(Closeable):
     """The objects of one video on a device, and what carries them from frame to frame.
 
     Args:

@@ -7,14 +7,13 @@ name until :meth:`Writer.close`; files of one frame are written whole or not at 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from mpn._common.files import output_errors, partial_path, write_atomically
+from mpn._common.files import journal_path, output_errors, publish, write_atomically
 from mpn.masks import save_labels
 from mpn.types import BoolArray, Frame, StepResult
 
@@ -40,20 +39,6 @@ def counts_from_mask(mask: BoolArray) -> list[int]:
     return [0, *counts] if pixels.size and pixels[0] else counts
 
 
-def mask_from_counts(counts: Sequence[int], size_hw: tuple[int, int]) -> BoolArray:
-    """The inverse of :func:`counts_from_mask`.
-
-    Raises:
-        ValueError: If the counts do not sum to the size.
-    """
-    height, width = size_hw
-    if sum(counts) != height * width or any(count < 0 for count in counts):
-        raise ValueError(f"counts of a {height}x{width} mask must sum to {height * width}")
-    values = np.arange(len(counts)) % 2 == 1
-    pixels: BoolArray = np.repeat(values, counts).reshape(width, height).T
-    return pixels
-
-
 def string_from_counts(counts: Sequence[int]) -> str:
     """COCO's compressed form of counts, ASCII."""
     characters = []
@@ -67,29 +52,6 @@ def string_from_counts(counts: Sequence[int]) -> str:
             if ends:
                 break
     return "".join(characters)
-
-
-def counts_from_string(text: str) -> list[int]:
-    """The inverse of :func:`string_from_counts`.
-
-    Raises:
-        ValueError: If the text ends within a number.
-    """
-    counts: list[int] = []
-    value = bits = 0
-    for character in text:
-        group = ord(character) - _FIRST_CHARACTER
-        value |= (group & _FIVE_BITS) << bits
-        bits += 5
-        if group & _MORE:
-            continue
-        if group & _SIGN:
-            value -= 1 << bits
-        counts.append(value + counts[-2] if len(counts) >= _DIFFERENCE_FROM else value)
-        value = bits = 0
-    if bits:
-        raise ValueError("compressed counts end within a number")
-    return counts
 
 
 class Writer(Protocol):
@@ -175,7 +137,7 @@ class _JsonLinesWriter:
         earlier = "".join(line.rstrip("\n") + "\n" for line in earlier_lines)
         with output_errors(path):
             # Unbuffered: a killed run is resumed from these lines.
-            self._file = partial_path(path).open("wb", buffering=0)
+            self._file = journal_path(path).open("wb", buffering=0)
         self._append(earlier)
 
     def _write_line(self, value: dict[str, Any]) -> None:
@@ -196,13 +158,13 @@ class _JsonLinesWriter:
         """See :meth:`Writer.close`; after a failed write, the lines before it are kept."""
         with output_errors(self._path):
             self._file.close()
-            os.replace(partial_path(self._path), self._path)
+            publish(journal_path(self._path), self._path, durable=True)
 
     def discard(self) -> None:
         """See :meth:`Writer.discard`."""
         with output_errors(self._path):
             self._file.close()
-            partial_path(self._path).unlink(missing_ok=True)
+            journal_path(self._path).unlink(missing_ok=True)
 
 
 class TracksWriter(_JsonLinesWriter):

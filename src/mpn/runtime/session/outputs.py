@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from mpn.runtime.session.resume import ResumePoint
 from mpn.types import Frame, StepResult
 
 SaveKind = Literal["masks", "overlay", "probs", "rle"]
-SAVE_KINDS: tuple[SaveKind, ...] = get_args(SaveKind)
 DEFAULT_SAVE: frozenset[SaveKind] = frozenset({"masks", "overlay"})
 
 _QUEUE_DEPTH = 4
@@ -149,7 +148,7 @@ class Outputs:
 
     def save_report(self, report: dict[str, Any]) -> None:
         """Write run.json; the run has ended."""
-        save_json(self._paths.run_json, report)
+        save_json(self._paths.run_json, report, durable=True)
         with output_errors(self._paths.run_partial_json):
             self._paths.run_partial_json.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mpn.errors import InputError
 from mpn.masks import load_labels
 from mpn.runtime.finetune.options import AdaptOptions
-from mpn.runtime.media.video import VideoSource
+from mpn.runtime.media.video import Decode, VideoSource
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.session.outputs import DEFAULT_SAVE, SaveKind
 from mpn.runtime.session.propagate import check_corrections
@@ -41,6 +41,7 @@ class RunRequest:
         start: Index of the first frame.
         end: Index of the frame to stop before.
         fps: Frame rate of a folder of images.
+        decode: Where a video file is decoded; see :func:`mpn.runtime.media.video_nvdec.choose_decoder`.
         save: What to write beside tracks.jsonl and run.json.
         resume: Go on with an earlier run in ``out``, if there is one.
         build: Build a plan that is missing or does not fit, for backends that run plans; False:
@@ -59,6 +60,7 @@ class RunRequest:
     start: int | None = None
     end: int | None = None
     fps: Fraction | None = None
+    decode: Decode = "auto"
     save: frozenset[SaveKind] = DEFAULT_SAVE
     resume: bool = False
     build: bool = True

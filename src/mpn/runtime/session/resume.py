@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mpn import __version__
-from mpn._common.files import partial_path
+from mpn._common.files import journal_path
 from mpn.errors import InputError, MaskError, OutputError
 from mpn.masks import load_labels
 from mpn.runtime.finetune.options import AdaptOptions, adapt_as_json
@@ -161,7 +161,7 @@ def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | N
 
 
 def _earlier_track_lines(paths: ResultPaths) -> list[str]:
-    for path in (partial_path(paths.tracks), paths.tracks):
+    for path in (journal_path(paths.tracks), paths.tracks):
         try:
             return path.read_text(encoding="utf-8").splitlines()
         except (FileNotFoundError, NotADirectoryError):

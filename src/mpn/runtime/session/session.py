@@ -22,6 +22,7 @@ from mpn.engines.tensorrt.plans.progress import OnPlanProgress
 from mpn.errors import InputError, MpnError, OutputError, VideoError
 from mpn.runtime.finetune.options import Decision, adapt_as_json, decide
 from mpn.runtime.media.video import VideoSource, open_video
+from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 from mpn.runtime.pipeline import OnAdapt, Pipeline
 from mpn.runtime.session.layout import (
     RUN_JSON_SCHEMA,
@@ -109,6 +110,11 @@ def run_video(
                 adapt=decided.options,
                 on_adapt=on_adapt,
                 plans=PlanPolicy(build=request.build, on_progress=on_build),
+            )
+        )
+        video = stack.enter_context(
+            choose_decoder(
+                video, request.decode, device_of(pipeline), copy_to_host="overlay" in request.save
             )
         )
         run = _Run(request, video, masks, pipeline, paths, decided)
@@ -201,7 +207,7 @@ class _Run:
     ) -> None:
         before_s = time.perf_counter()
         is_earlier = point is not None and frame.index <= point.frame_index
-        outputs.submit(frame, result, is_earlier=is_earlier)
+        outputs.submit(self._video.host_frame(frame), result, is_earlier=is_earlier)
         self._done += 1
         if not is_earlier:
             self._computed += 1
@@ -266,6 +272,7 @@ class _Run:
                 "start": self._first_frame.index,
                 "end": request.end,
             },
+            "decode": {"asked": request.decode, "used": video.decoder, "note": video.decoder_note},
             "object_ids": list(self._pipeline.object_ids),
             "saved": sorted(request.save),
             "out": {"masks": str(self._paths.masks), "folder": str(self._paths.folder)},

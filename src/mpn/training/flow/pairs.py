@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mpn.errors import TrainingError
-from mpn.training.data import StillPair, load_rgb
+from mpn.training.data import StillPair, cached_rgb
 from mpn.training.flow.recipe import FlowTrainingOptions
 from mpn.training.flow.synthetic import FlowSample, SyntheticPairs
 from mpn.training.propagation.augment import ColourShift
@@ -42,7 +42,7 @@ class FlowPair:
 
     def frames(self) -> tuple[UInt8Array, UInt8Array]:
         """Both frames, (H, W, 3) uint8 RGB."""
-        return load_rgb(self.image0_path), load_rgb(self.image1_path)
+        return cached_rgb(self.image0_path), cached_rgb(self.image1_path)
 
     def flow_px(self) -> Float32Array:
         """(2, H, W) float32, (x, y) in pixels; NaN where unknown."""

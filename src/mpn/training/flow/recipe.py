@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mpn._common.validation import check_number
 from mpn.errors import TrainingError
 from mpn.networks.checkpoint import load_checkpoint
 from mpn.networks.flownet2 import FLOW_SCALE, SIZE_MULTIPLE, FlowNet2, FlowNet2Config
@@ -27,9 +28,8 @@ from mpn.training.flow.trainer import (
     warp_mean_j,
     weights_in_public_units,
 )
-from mpn.training.loop import LoopOptions, run_loop, saved_state
+from mpn.training.loop import LoopOptions, run_loop, saved_state, seeded_processes
 from mpn.training.losses import PUBLISHED_WEIGHTS
-from mpn.training.processes import joined_processes
 from mpn.training.run_folder import hand_out, load_start, open_run
 
 MEMBERS = ("flownetc", "flownets_1", "flownets_2", "flownets_d", "flownetfusion")
@@ -95,8 +95,7 @@ class FlowTrainingOptions(LoopOptions):
                 f"steps_by_member needs {self.member_count} numbers for "
                 f"{self.network.variant}, not all 0, got {list(self.steps_by_member)}"
             )
-        if not 0 <= self.true_share <= 1:
-            raise TrainingError(f"true_share must be in 0..1, got {self.true_share}")
+        check_number("true_share", self.true_share, least=0, most=1, error=TrainingError)
 
     @property
     def member_count(self) -> int:
@@ -174,12 +173,12 @@ def train_flow(
         sequences: Those named in ``options.holdout`` validate; nothing is learned from any.
         stills: Pictures for synthetic pairs.
         pairs: Pairs with true flow.
-        out: Folder of the run.
+        out: See :func:`mpn.training.propagation.recipe.train_propagation`.
         options: See :class:`FlowTrainingOptions`.
-        start_from: Weights to start from instead of random ones, in public units; what a resumed
-            run had wins.
-        resume: Go on from ``last.pth``.
-        report: Called every few steps.
+        start_from: Weights to start from instead of random ones, in public units; those of a
+            resumed run win.
+        resume: As for ``out``.
+        report: As for ``out``.
 
     Returns:
         The averaged state dict in public units, on the CPU.
@@ -192,9 +191,7 @@ def train_flow(
     state = saved_state(out, resume=resume)
     held_out = [s for s in sequences if s.name in options.holdout]
     synthetic = _synthetic_validation(stills, options) if not pairs.held_out else []
-    with joined_processes(options.device) as processes:
-        torch.set_num_threads(options.threads)
-        torch.manual_seed(options.seed + processes.rank)
+    with seeded_processes(options) as processes:
         network = FlowNet2(options.network, small_flow_scale=FLOW_SCALE)
         init_flow_weights(network)
         if start_from is not None:
@@ -297,19 +294,7 @@ def run_flow_recipe(
 ) -> Path:
     """Read the data, train, and write the averaged weights as ``out/flow.pth``.
 
-    Args:
-        recipe: Data and options.
-        out: Folder of the run; ``recipe.toml`` in it says what was really used.
-        resume: Go on where the run in ``out`` stopped.
-        notice: Called with every option that a resumed run changes.
-        report: Called every few steps.
-
-    Returns:
-        Path of the checkpoint.
-
-    Raises:
-        CheckpointError: If the checkpoint to start from cannot be used.
-        TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
+    See :func:`mpn.training.recipe.run_propagation_recipe` for arguments, result and errors.
     """
     options = recipe.training
     start = None

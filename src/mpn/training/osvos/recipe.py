@@ -18,7 +18,7 @@ from torch import Tensor
 from mpn.errors import TrainingError
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
 from mpn.training.data import DataOptions, DavisSequence, StillPair
-from mpn.training.loop import LoopOptions, run_loop, saved_state
+from mpn.training.loop import LoopOptions, run_loop, saved_state, seeded_processes
 from mpn.training.osvos.samples import (
     INPUT_SCALE,
     CropOptions,
@@ -31,7 +31,6 @@ from mpn.training.osvos.samples import (
     weights_for_larger_input,
 )
 from mpn.training.osvos.trainer import OsvosTrainer, mean_j
-from mpn.training.processes import joined_processes
 from mpn.training.run_folder import hand_out, load_start, open_run, osvos_start
 
 OsvosStage = Literal["salient", "davis"]
@@ -128,12 +127,12 @@ def train_osvos(
     Args:
         sequences: All sequences; those named in ``options.holdout`` only validate.
         stills: Salient-object images, for stage 1 and a share of stage 2.
-        out: Folder of the run.
+        out: See :func:`mpn.training.propagation.recipe.train_propagation`.
         options: See :class:`OsvosTrainingOptions`.
         start_from: Weights to start from instead of random ones, for inputs of 0..255 minus the
-            mean; what a resumed run had wins.
-        resume: Go on from ``last.pth``.
-        report: Called every few steps.
+            mean; those of a resumed run win.
+        resume: As for ``out``.
+        report: As for ``out``.
 
     Returns:
         The averaged state dict, for inputs of 0..255 minus the mean.
@@ -147,9 +146,7 @@ def train_osvos(
     held_out = MergedFrames(
         [s for s in sequences if s.name in options.holdout], every=_VALIDATE_ONE_FRAME_IN
     )
-    with joined_processes(options.device) as processes:
-        torch.set_num_threads(options.threads)
-        torch.manual_seed(options.seed + processes.rank)
+    with seeded_processes(options) as processes:
         network = _network(options, start_from, state).to(processes.device)
         trainer = OsvosTrainer(network, sources, options, processes)
         if state is not None:
@@ -284,19 +281,7 @@ def run_osvos_recipe(
 ) -> Path:
     """Read the data, train, and write the averaged weights as ``out/osvos.pth``.
 
-    Args:
-        recipe: Data and options.
-        out: Folder of the run; ``recipe.toml`` in it says what was really used.
-        resume: Go on where the run in ``out`` stopped.
-        notice: Called with every option that a resumed run changes.
-        report: Called every few steps.
-
-    Returns:
-        Path of the checkpoint.
-
-    Raises:
-        CheckpointError: If the checkpoint to start from cannot be used.
-        TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
+    See :func:`mpn.training.recipe.run_propagation_recipe` for arguments, result and errors.
     """
     options = recipe.options()
     start = None

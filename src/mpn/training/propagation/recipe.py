@@ -16,8 +16,7 @@ from torch import Tensor
 from mpn.errors import TrainingError
 from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.training.data import DavisSequence
-from mpn.training.loop import LoopOptions, run_loop, saved_state
-from mpn.training.processes import joined_processes
+from mpn.training.loop import LoopOptions, run_loop, saved_state, seeded_processes
 from mpn.training.propagation.clips import ClipMix, Material
 from mpn.training.propagation.rollout import RolloutOptions
 from mpn.training.propagation.trainer import Trainer
@@ -130,9 +129,7 @@ def train_propagation(
     if not material.sequences:
         raise TrainingError("no sequence is left to train on: all are held out for validation")
     state = saved_state(out, resume=resume)
-    with joined_processes(options.device) as processes:
-        torch.set_num_threads(options.threads)
-        torch.manual_seed(options.seed + processes.rank)
+    with seeded_processes(options) as processes:
         model = DeepLabXception(options.network)
         if start_from is not None:
             load_start(

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mpn._common.files import sha256_of_file
+from mpn._common.text import one_line
 from mpn.cuda.device import Device
 from mpn.engines.directory.entries import RoleEntry
-from mpn.engines.directory.files import resolve_inside, sha256_of_file
+from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import Manifest
-from mpn.engines.onnxruntime.engine import one_line
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.engines.tensorrt.api import TrtApi, TrtBackend
 from mpn.engines.tensorrt.plans.options import BuildOptions, ObjectProfile, object_profiles
