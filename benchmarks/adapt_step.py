@@ -36,9 +36,9 @@ from torch import nn
 
 from eager_networks import deeplab_from_graph
 from facts import cpu_backend, head, write_result
-from mpn.engines.adapt_entry import ADAPT_OPTIMIZERS, AdaptOptimizer
+from mpn.engines.directory.entries import ADAPT_OPTIMIZERS, AdaptOptimizer
+from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.load import default_engine_dir, open_engines
-from mpn.engines.manifest import Manifest, load_manifest
 from mpn.engines.ort import OrtEngine
 from mpn.engines.ort_adapt import OrtAdaptEngine
 from mpn.engines.spec import Role

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from eager_networks import PAPER, TINY, centre_answers, deeplab_from_graph, seeded_networks
+from mpn.engines.directory.manifest import MANIFEST_NAME
 from mpn.engines.load import default_engine_dir
-from mpn.engines.manifest import MANIFEST_NAME
 from mpn.engines.spec import Role
 from mpn.errors import InputError
 from mpn.export.bundle import export_bundle

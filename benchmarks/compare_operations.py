@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from compare_figures import ratio
 from eager_pipeline import warp_by_grid_sample
-from mpn.engines.entries import DIS_SOURCE, FlowSource
+from mpn.engines.directory.entries import DIS_SOURCE, FlowSource
 from mpn.runtime.benchmark_result import summary_ms
 from mpn.runtime.flow import DisFlow, flow_px
 from mpn.runtime.ops.cpu import warp_bilinear

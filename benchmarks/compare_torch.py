@@ -37,7 +37,7 @@ from eager_pipeline import EagerPipeline
 from facts import cpu_backend, head, write_result
 from mpn import Pipeline, PipelineOptions
 from mpn._common.concurrency import OpenCvThreads
-from mpn.engines.entries import DIS_SOURCE, FlowSource
+from mpn.engines.directory.entries import DIS_SOURCE, FlowSource
 from mpn.engines.load import EngineSet, open_engines
 from mpn.engines.spec import Role
 from mpn.errors import MpnError

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mpn.engines.manifest import Manifest
+from mpn.engines.directory.manifest import Manifest
 from mpn.errors import InputError
 from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions
 from mpn.runtime.adaptation import adaptable_roles, options_for

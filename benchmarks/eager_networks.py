@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from export_table import NETWORKS, fixed_weights
-from mpn.engines.entries import Preprocessing
+from mpn.engines.directory.entries import Preprocessing
 from mpn.engines.spec import EngineSpec, Role
 from mpn.errors import CheckpointError
 from mpn.export.deploy import deployed

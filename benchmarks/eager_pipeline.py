@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpn.engines.entries import Preprocessing
+from mpn.engines.directory.entries import Preprocessing
 from mpn.engines.spec import FLOW_SIZE_MULTIPLE, Role, padded_size_hw
 from mpn.errors import InputError
 from mpn.export.deploy import deployed

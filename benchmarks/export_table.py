@@ -26,7 +26,7 @@ from torch import nn
 
 from facts import cpu_backend, head, write_result
 from mpn._common.files import sha256_of_file
-from mpn.engines.manifest import Preprocessing
+from mpn.engines.directory.manifest import Preprocessing
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import ExportError
 from mpn.export.description import spec_of, variant_name

@@ -24,7 +24,7 @@ import numpy as np
 
 from facts import cpu_backend, head, summary_ms, write_result
 from mpn._common.concurrency import OpenCvThreads
-from mpn.engines.entries import DIS_SOURCE, FlowSource
+from mpn.engines.directory.entries import DIS_SOURCE, FlowSource
 from mpn.engines.load import open_engines
 from mpn.errors import InputError, MpnError
 from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average

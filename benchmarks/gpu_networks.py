@@ -14,10 +14,10 @@ from mpn._common.closeable import Closeable
 from mpn.engines.adapt import adapt_entry
 from mpn.engines.adapted import open_object_engine
 from mpn.engines.base import DeviceEngine, EngineBuffers
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.load import open_engines
-from mpn.engines.manifest import load_manifest
 from mpn.engines.spec import EngineSpec, Role, engine_spec
-from mpn.engines.weights_data import read_weights
+from mpn.engines.weights import read_weights
 from mpn.runtime.ops.cuda_array import DeviceArray
 from mpn.runtime.ops.cuda_lane import Lane
 

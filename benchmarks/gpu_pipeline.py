@@ -14,8 +14,14 @@ from gpu_bench import Bench, Budget, CannotRunError, guarded, peak_memory, times
 from gpu_networks import DEVICE_BACKENDS, TorchEngine, role_spec, torch_modules
 from mpn._common.closeable import Closeable
 from mpn.engines.base import DeviceEngine, Engine, EngineBuffers
+from mpn.engines.directory.manifest import (
+    FlowSource,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    RoleEntry,
+)
 from mpn.engines.load import EngineSet, open_engines
-from mpn.engines.manifest import FlowSource, Manifest, Preprocessing, Provenance, RoleEntry
 from mpn.engines.spec import OPSET, EngineSpec, Role
 from mpn.runtime.benchmark_result import fps_from_seconds
 from mpn.runtime.device.options import DeviceOptions

@@ -22,7 +22,7 @@ from pathlib import Path
 import onnx
 from onnx import shape_inference
 
-from mpn.engines.manifest import load_manifest
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.spec import OBJECTS_AXIS
 
 BYTES = 2

@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mpn._common.files import sha256_of_file
-from mpn.engines.files import FileDigest
-from mpn.engines.manifest import (
+from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.manifest import (
     FlowSource,
     Manifest,
     Preprocessing,

@@ -10,7 +10,7 @@ import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn.engines.adapt import Features
-from mpn.engines.adapt_entry import AdaptScope
+from mpn.engines.directory.entries import AdaptScope
 from mpn.engines.spec import Role
 from mpn.errors import EngineError
 from mpn.types import Float32Array

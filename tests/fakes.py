@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 
 from mpn._common.closeable import Closeable
+from mpn.engines.directory.manifest import (
+    FlowSource,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    RoleEntry,
+)
 from mpn.engines.load import EngineSet
-from mpn.engines.manifest import FlowSource, Manifest, Preprocessing, Provenance, RoleEntry
 from mpn.engines.spec import OPSET, EngineSpec, Role, engine_spec
 from mpn.errors import EngineError
 from mpn.types import Float32Array, UInt8Array

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mpn import Pipeline, PipelineOptions
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.load import open_engines
-from mpn.engines.manifest import load_manifest
 from mpn.errors import InputError
 from mpn.evaluation import evaluate_dataset, load_davis
 from mpn.masks import save_labels

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import flow_overlap
-from mpn.engines.manifest import FlowSource
+from mpn.engines.directory.manifest import FlowSource
 from mpn.errors import MpnError
 from mpn.runtime.flow import DisFlow, FlowFrame
 from result_format import check_result

@@ -10,7 +10,7 @@ import pytest
 from mpn.cli import export_view
 from mpn.cli import main as cli
 from mpn.cli.export_view import ExportView, command_text, print_bundle
-from mpn.engines.manifest import load_manifest
+from mpn.engines.directory.manifest import load_manifest
 from mpn.export.bundle import ExportedBundle
 from mpn.export.options import ExportOptions
 from mpn.export.summary import RoleSummary

@@ -62,7 +62,7 @@ def test_engines_open_and_run_without_torch_and_onnx(tmp_path: Path) -> None:
     "code",
     [
         "import mpn; print(mpn.__version__)",
-        "import mpn.engines.load, mpn.engines.ort, mpn.engines.describe",
+        "import mpn.engines.load, mpn.engines.ort, mpn.engines.directory.inspect",
         "sys.argv = ['mpn', '--help']\nfrom mpn.cli.main import main\nmain()",
         "sys.argv = ['mpn', 'inspect', '--help']\nfrom mpn.cli.main import main\nmain()",
     ],

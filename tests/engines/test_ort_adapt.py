@@ -12,8 +12,8 @@ import pytest
 
 from mpn._common.files import sha256_of_file
 from mpn.engines.adapt import AdaptEngine, Features, open_adapt_engine
-from mpn.engines.files import FileDigest
-from mpn.engines.manifest import Manifest, load_manifest
+from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.spec import Role
 from mpn.errors import BackendError, EngineError, InputError, ManifestError
 from mpn.types import Float32Array
@@ -357,7 +357,7 @@ def test_fine_tuning_needs_neither_torch_nor_onnx(directory: Path) -> None:
     code = (
         "import numpy as np\n"
         "from mpn.engines.adapt import open_adapt_engine\n"
-        "from mpn.engines.manifest import load_manifest\n"
+        "from mpn.engines.directory.manifest import load_manifest\n"
         "from mpn.engines.swap import open_adapted_engine\n"
         f"directory = {str(directory)!r}\n"
         "manifest = load_manifest(directory)\n"

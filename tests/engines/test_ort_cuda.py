@@ -13,12 +13,12 @@ import pytest
 from mpn.engines.base import DeviceEngine
 from mpn.engines.cuda_driver import open_device
 from mpn.engines.device import Tensor
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.load import open_engines
-from mpn.engines.manifest import load_manifest
 from mpn.engines.ort import OrtEngine
 from mpn.engines.ort_cuda import OrtCudaEngine
 from mpn.engines.swap import AdaptedDeviceEngine, open_adapted_engine
-from mpn.engines.weights_data import read_weights
+from mpn.engines.weights import read_weights
 from mpn.errors import BackendError, EngineError
 from mpn.types import Float32Array
 from tests.adapt_dirs import make_adapt_dir

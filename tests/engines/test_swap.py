@@ -12,12 +12,12 @@ from onnx import numpy_helper
 
 from mpn._common.files import sha256_of_file
 from mpn.engines import swap
-from mpn.engines.files import FileDigest
-from mpn.engines.manifest import Manifest, load_manifest
+from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.ort import OrtEngine
 from mpn.engines.spec import Precision, Role
 from mpn.engines.swap import open_adapted_engine
-from mpn.engines.weights_data import read_weights
+from mpn.engines.weights import read_weights
 from mpn.errors import EngineError, ManifestError, OutputError
 from mpn.types import Float32Array
 from tests.adapt_dirs import ROLES, make_adapt_dir

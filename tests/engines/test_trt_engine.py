@@ -10,8 +10,8 @@ import pytest
 from mpn.engines.base import DeviceEngine
 from mpn.engines.cuda_driver import open_device
 from mpn.engines.device import Tensor
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.load import PlanPolicy, open_engines
-from mpn.engines.manifest import load_manifest
 from mpn.engines.ort import OrtEngine
 from mpn.engines.plans.options import BuildOptions
 from mpn.engines.plans.store import PlanStore

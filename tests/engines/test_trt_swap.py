@@ -11,8 +11,8 @@ from mpn.engines import adapted as adapted_module
 from mpn.engines import swap as swap_module
 from mpn.engines.adapted import step_backend
 from mpn.engines.base import DeviceEngine
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.load import EngineSet, PlanPolicy, open_engines
-from mpn.engines.manifest import load_manifest
 from mpn.engines.plans.builder import build_plan
 from mpn.engines.plans.store import PlanStore
 from mpn.engines.spec import Role
@@ -25,7 +25,7 @@ from mpn.engines.trt_swap import (
     probe_for,
     share_of_change,
 )
-from mpn.engines.weights_data import read_weights
+from mpn.engines.weights import read_weights
 from mpn.errors import BackendError, EngineError
 from mpn.types import Float32Array
 from tests.adapt_dirs import ROLES, make_adapt_dir

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from mpn.engines.adapt_entry import ADAPT_OPTIMIZERS
+from mpn.engines.directory.entries import ADAPT_OPTIMIZERS
 from mpn.engines.spec import Role
 from mpn.errors import InputError
 from mpn.export.adapt_optimizer import (

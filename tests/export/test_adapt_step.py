@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from torch import nn
 
-from mpn.engines.adapt_entry import ADAPT_SCOPES, AdaptOptimizer, AdaptScope
+from mpn.engines.directory.entries import ADAPT_SCOPES, AdaptOptimizer, AdaptScope
 from mpn.engines.spec import Role
 from mpn.errors import ExportError, OutputError
 from mpn.export.adapt_optimizer import OptimizerSettings, TensorGroup, optimizer_settings

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from torch import nn
 
-from mpn.engines.adapt_entry import ADAPT_SCOPES
-from mpn.engines.files import check_digest
+from mpn.engines.directory.entries import ADAPT_SCOPES
+from mpn.engines.directory.files import check_digest
 from mpn.engines.spec import Precision, Role
-from mpn.engines.weights_data import read_weights
+from mpn.engines.weights import read_weights
 from mpn.errors import ExportError, InputError
 from mpn.export import adapt_parity, adapt_write
 from mpn.export.adapt_optimizer import optimizer_settings

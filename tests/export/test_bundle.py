@@ -15,9 +15,9 @@ from torch import nn
 
 from mpn import __version__
 from mpn._common.files import sha256_of_file
+from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.directory.parity import load_parity
 from mpn.engines.load import open_engines
-from mpn.engines.manifest import load_manifest
-from mpn.engines.parity import load_parity
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import CheckpointError, ExportError, InputError, OutputError
 from mpn.export import bundle as bundle_module

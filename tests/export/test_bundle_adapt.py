@@ -11,9 +11,9 @@ import pytest
 from torch import nn
 
 from mpn.engines.adapt import open_adapt_engine
+from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.directory.parity import load_parity
 from mpn.engines.load import open_engines
-from mpn.engines.manifest import load_manifest
-from mpn.engines.parity import load_parity
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.engines.swap import open_adapted_engine
 from mpn.errors import ExportError

@@ -13,8 +13,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from mpn.engines.manifest import Preprocessing
-from mpn.engines.parity import load_parity
+from mpn.engines.directory.manifest import Preprocessing
+from mpn.engines.directory.parity import load_parity
 from mpn.engines.spec import ROLES, Precision, Role
 from mpn.errors import ExportError
 from mpn.export.parity import RoleParity, parity_document, parity_text, verify_graph

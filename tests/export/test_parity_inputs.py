@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mpn.engines.entries import OsvosPreprocessing
-from mpn.engines.manifest import Preprocessing
+from mpn.engines.directory.entries import OsvosPreprocessing
+from mpn.engines.directory.manifest import Preprocessing
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import InputError
 from mpn.export.parity_inputs import MAX_IMAGES, ParityPictures

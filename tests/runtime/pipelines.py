@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpn.engines.manifest import Preprocessing, PropagationPreprocessing
+from mpn.engines.directory.manifest import Preprocessing, PropagationPreprocessing
 from mpn.engines.spec import Role
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult

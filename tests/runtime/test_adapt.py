@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.engines.adapt_entry import AdaptEntry
 from mpn.engines.base import Engine
-from mpn.engines.files import FileDigest
+from mpn.engines.directory.entries import AdaptEntry
+from mpn.engines.directory.files import FileDigest
 from mpn.engines.load import EngineSet
 from mpn.engines.spec import Role
 from mpn.errors import EngineError, InputError

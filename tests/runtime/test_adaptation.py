@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mpn.engines.adapt_entry import AdaptEntry
-from mpn.engines.files import FileDigest
-from mpn.engines.manifest import Manifest
+from mpn.engines.directory.entries import AdaptEntry
+from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.manifest import Manifest
 from mpn.engines.spec import Role
 from mpn.errors import EngineError
 from mpn.runtime.adapt_options import AdaptOptions

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.load import open_engines
-from mpn.engines.manifest import load_manifest
 from mpn.engines.spec import Role
 from mpn.errors import InputError, ManifestError, OutputError
 from mpn.runtime.adapt_options import AdaptOptions

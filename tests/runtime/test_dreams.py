@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.engines.manifest import Preprocessing, PropagationPreprocessing
+from mpn.engines.directory.manifest import Preprocessing, PropagationPreprocessing
 from mpn.errors import MaskError
 from mpn.runtime.dreams import DreamOptions, PropagationDreams
 from mpn.runtime.dreams_clip import DreamRange

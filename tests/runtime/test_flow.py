@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
+from mpn.engines.directory.manifest import FlowSource
 from mpn.engines.load import EngineSet
-from mpn.engines.manifest import FlowSource
 from mpn.errors import EngineError
 from mpn.runtime.flow import DisFlow, EngineFlow, flow_estimator_from, flow_px
 from tests.fakes import fake_engine_set

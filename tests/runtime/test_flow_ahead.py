@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mpn.engines.manifest import FlowSource
+from mpn.engines.directory.manifest import FlowSource
 from mpn.errors import EngineError, InputError
 from mpn.runtime.flow import DisFlow, FlowFrame
 from mpn.runtime.flow_ahead import FlowAhead

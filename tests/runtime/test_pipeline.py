@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from mpn.engines.directory.manifest import FlowSource
 from mpn.engines.load import EngineSet, open_engines
-from mpn.engines.manifest import FlowSource
 from mpn.errors import EngineError, InputError, ManifestError, MaskError
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from tests.engine_dirs import make_engine_dir

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpn.engines.manifest import DIS_SOURCE, FlowSource
+from mpn.engines.directory.manifest import DIS_SOURCE, FlowSource
 from mpn.errors import TrainingError
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
 from mpn.runtime.flow import DisFlow

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mpn.engines.manifest import OsvosPreprocessing
+from mpn.engines.directory.manifest import OsvosPreprocessing
 from mpn.runtime.preprocess import osvos_input
 from mpn.training.clips import Material
 from mpn.training.osvos_samples import (

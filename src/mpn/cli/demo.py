@@ -35,7 +35,7 @@ def demo(
     OUT gets the clip (clip/clip.mp4, clip/first_mask.png, true masks in DAVIS layout) and what
     mpn-run writes: masks, overlay.mp4, tracks.jsonl, run.json.
     """
-    from mpn.engines.files import check_engine_dir
+    from mpn.engines.directory.files import check_engine_dir
     from mpn.engines.load import default_engine_dir
     from mpn.runtime.request import RunRequest
     from mpn.runtime.results import check_out

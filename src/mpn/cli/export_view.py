@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mpn._common.closeable import Closeable
 from mpn.cli.plans import plan_text
-from mpn.engines.entries import ENGINE_SOURCE
+from mpn.engines.directory.entries import ENGINE_SOURCE
 from mpn.engines.plans.progress import PlanProgress
 from mpn.engines.spec import Role
 from mpn.export.bundle import ExportedBundle

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from mpn.engines.describe import EngineDirReport
-    from mpn.engines.parity import ParityReport
+    from mpn.engines.directory.inspect import EngineDirReport
+    from mpn.engines.directory.parity import ParityReport
 
 
 def inspect(
@@ -26,7 +26,7 @@ def inspect(
 
     Exit code 1 if it cannot: files have changed since export, or no backend can open it.
     """
-    from mpn.engines.describe import describe_engine_dir
+    from mpn.engines.directory.inspect import describe_engine_dir
     from mpn.engines.load import default_engine_dir
     from mpn.errors import EngineError
 
@@ -43,6 +43,8 @@ def inspect(
 
 def _print(report: EngineDirReport) -> None:
     from rich.console import Console
+
+    from mpn._common.records import json_from_record
 
     console = Console(highlight=False)
     manifest = report.manifest
@@ -61,7 +63,7 @@ def _print(report: EngineDirReport) -> None:
                 ("crop", f"{manifest.roi_size}x{manifest.roi_size}"),
                 ("objects in a batch", f"up to {manifest.max_objects}"),
                 *_flat_rows("flow", manifest.flow.as_json()),
-                *_flat_rows("preprocessing", manifest.preprocessing.as_json()),
+                *_flat_rows("preprocessing", json_from_record(manifest.preprocessing)),
                 *_flat_rows("default", manifest.runtime_defaults),
             ],
         )

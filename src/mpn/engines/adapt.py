@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from mpn._common.closeable import SupportsClose
-from mpn.engines.adapt_entry import AdaptEntry, AdaptScope
-from mpn.engines.files import check_digest
-from mpn.engines.manifest import Manifest
+from mpn.engines.directory.entries import AdaptEntry, AdaptScope
+from mpn.engines.directory.files import check_digest
+from mpn.engines.directory.manifest import Manifest
 from mpn.engines.ort import OrtBackend
 from mpn.engines.spec import Role
 from mpn.errors import EngineError

@@ -13,8 +13,8 @@ import numpy as np
 from mpn.engines.base import Engine
 from mpn.engines.cuda_driver import open_device
 from mpn.engines.device import Device
-from mpn.engines.files import check_present, resolve_inside
-from mpn.engines.manifest import Manifest
+from mpn.engines.directory.files import check_present, resolve_inside
+from mpn.engines.directory.manifest import Manifest
 from mpn.engines.ort import OrtEngine, why_no_cuda
 from mpn.engines.ort_cuda import OrtCudaEngine
 from mpn.engines.plans.store import PlanStore

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mpn.engines.cuda_driver import open_device
 from mpn.engines.device import Device
-from mpn.engines.manifest import load_manifest, verify_digests
+from mpn.engines.directory.manifest import load_manifest, verify_digests
 from mpn.engines.plans.options import BuildOptions
 from mpn.engines.plans.progress import OnPlanProgress
 from mpn.engines.plans.store import Plan, PlanStore

@@ -13,8 +13,8 @@ from mpn._common.closeable import Closeable
 from mpn.engines.backends import BACKENDS, Backend, Opening, open_with
 from mpn.engines.base import Engine
 from mpn.engines.device import Device
-from mpn.engines.files import check_engine_dir
-from mpn.engines.manifest import (
+from mpn.engines.directory.files import check_engine_dir
+from mpn.engines.directory.manifest import (
     ENGINE_SOURCE,
     MANIFEST_NAME,
     Manifest,

@@ -11,11 +11,11 @@ import numpy as np
 from mpn._common.closeable import Closeable
 from mpn._common.text import one_line
 from mpn.engines.adapt import Features
-from mpn.engines.adapt_entry import AdaptEntry, AdaptScope
-from mpn.engines.files import resolve_inside
+from mpn.engines.directory.entries import AdaptEntry, AdaptScope
+from mpn.engines.directory.files import resolve_inside
 from mpn.engines.ort import OrtBackend, import_onnxruntime, open_session
 from mpn.engines.spec import Role
-from mpn.engines.weights_data import check_weights, read_weights
+from mpn.engines.weights import check_weights, read_weights
 from mpn.errors import EngineError
 from mpn.types import Float32Array
 

@@ -18,16 +18,16 @@ import numpy as np
 from mpn._common.closeable import Closeable
 from mpn._common.files import output_errors
 from mpn.engines.adapt import adapt_entry
-from mpn.engines.adapt_entry import AdaptEntry
 from mpn.engines.base import DeviceEngine, DeviceTensor, Engine, EngineBuffers
 from mpn.engines.cuda_driver import open_device
 from mpn.engines.device import Device
-from mpn.engines.files import resolve_inside
-from mpn.engines.manifest import Manifest
+from mpn.engines.directory.entries import AdaptEntry
+from mpn.engines.directory.files import resolve_inside
+from mpn.engines.directory.manifest import Manifest
 from mpn.engines.ort import OrtBackend, OrtEngine
 from mpn.engines.ort_cuda import OrtCudaEngine
 from mpn.engines.spec import EngineSpec, Role
-from mpn.engines.weights_data import check_weights, read_weights, write_weights
+from mpn.engines.weights import check_weights, read_weights, write_weights
 from mpn.errors import EngineError, OutputError
 from mpn.types import Float32Array
 

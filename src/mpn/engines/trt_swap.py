@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from mpn.engines.adapt import adapt_entry
-from mpn.engines.adapt_entry import WeightTensor
 from mpn.engines.base import Engine
 from mpn.engines.build import refittable
-from mpn.engines.files import resolve_inside
+from mpn.engines.directory.entries import WeightTensor
+from mpn.engines.directory.files import resolve_inside
 from mpn.engines.ort import OrtEngine
 from mpn.engines.plans.store import PlanStore
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.engines.swap import exchanged_graph
 from mpn.engines.trt_engine import TrtEngine
 from mpn.engines.trt_open import PlanPolicy, open_trt_engine
-from mpn.engines.weights_data import check_weights, read_weights, stored_bytes
+from mpn.engines.weights import check_weights, read_weights, stored_bytes
 from mpn.errors import EngineError
 from mpn.types import Float32Array
 

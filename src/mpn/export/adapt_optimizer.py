@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mpn.engines.adapt_entry import ADAPT_OPTIMIZERS, AdaptOptimizer
+from mpn.engines.directory.entries import ADAPT_OPTIMIZERS, AdaptOptimizer
 from mpn.engines.spec import Role
 from mpn.errors import InputError
 from mpn.export.autodiff import GraphBuilder

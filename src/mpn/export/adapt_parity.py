@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpn.engines.adapt_entry import AdaptScope
+from mpn.engines.directory.entries import AdaptScope
 from mpn.engines.ort_adapt import OrtAdaptEngine
 from mpn.engines.spec import Role
-from mpn.engines.weights_data import read_weights
+from mpn.engines.weights import read_weights
 from mpn.errors import EngineError, ExportError
 from mpn.export.adapt_loss import BALANCED_ROLES
 from mpn.export.adapt_optimizer import OptimizerSettings

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mpn._common.files import output_errors
 from mpn._common.text import one_line
-from mpn.engines.adapt_entry import AdaptScope
+from mpn.engines.directory.entries import AdaptScope
 from mpn.engines.spec import OPSET, Role
 from mpn.errors import ExportError
 from mpn.export.adapt_loss import BALANCED_ROLES, cross_entropy

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from mpn._common.files import sha256_of_file
-from mpn.engines.adapt_entry import ADAPT_SCOPES, AdaptEntry, AdaptScope, WeightTensor
-from mpn.engines.files import FileDigest
+from mpn.engines.directory.entries import ADAPT_SCOPES, AdaptEntry, AdaptScope, WeightTensor
+from mpn.engines.directory.files import FileDigest
 from mpn.engines.spec import Precision, Role
 from mpn.errors import ExportError
 from mpn.export.adapt_loss import BALANCED_ROLES

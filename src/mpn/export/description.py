@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mpn import __version__
-from mpn.engines.adapt_entry import AdaptEntry
-from mpn.engines.entries import DIS_SOURCE, ENGINE_SOURCE, FlowSource, Preprocessing, Provenance
-from mpn.engines.fields import Fields
-from mpn.engines.files import FileDigest
-from mpn.engines.manifest import Manifest, RoleEntry, utc_now_iso
+from mpn._common.records import record_from_json
+from mpn.engines.directory.entries import (
+    DIS_SOURCE,
+    ENGINE_SOURCE,
+    AdaptEntry,
+    FlowSource,
+    Preprocessing,
+    Provenance,
+)
+from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.manifest import Manifest, RoleEntry, utc_now_iso
 from mpn.engines.spec import (
     FLOW_SIZE_MULTIPLE,
     OSVOS_SIZE_MULTIPLE,
@@ -18,6 +24,7 @@ from mpn.engines.spec import (
     Role,
     engine_spec,
 )
+from mpn.errors import ManifestError
 from mpn.export.options import ExportOptions
 from mpn.export.staging import FinishedRole
 from mpn.networks.checkpoint import Checkpoint, RoleWeights
@@ -64,7 +71,11 @@ def role_entry(weights: RoleWeights, options: ExportOptions, finished: FinishedR
     role = weights.role
     spec = spec_of(role, options)
     facts = finished.facts
-    adapt = None if facts["adapt"] is None else AdaptEntry.from_fields(Fields(facts["adapt"]))
+    adapt = (
+        None
+        if facts["adapt"] is None
+        else record_from_json(facts["adapt"], AdaptEntry, ManifestError)
+    )
     of_adapt = set() if adapt is None else {file.path for file in adapt.files}
     graph, *external_data = (file for file in finished.files if file.path not in of_adapt)
     summary = facts["summary"]

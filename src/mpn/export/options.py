@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from mpn.engines.adapt_entry import ADAPT_OPTIMIZERS
-from mpn.engines.entries import DIS_PRESETS, PRECISIONS, DisPreset
-from mpn.engines.fields import Scalar
+from mpn._common.records import Scalar
+from mpn.engines.directory.entries import ADAPT_OPTIMIZERS, DIS_PRESETS, PRECISIONS, DisPreset
 from mpn.engines.spec import OPSET, ROLES, Precision, Role, propagation_spec
 from mpn.errors import EngineError, InputError
 

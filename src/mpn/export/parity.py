@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mpn.engines.manifest import Preprocessing
+from mpn.engines.directory.manifest import Preprocessing
+from mpn.engines.directory.parity import PARITY_SCHEMA
 from mpn.engines.ort import OrtEngine, import_onnxruntime
-from mpn.engines.parity import PARITY_SCHEMA
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import EngineError, ExportError
 from mpn.export.deploy import deployed

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mpn.engines.manifest import Preprocessing
+from mpn.engines.directory.manifest import Preprocessing
 from mpn.engines.spec import EngineSpec
 from mpn.errors import InputError
 from mpn.export.scenes import (

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpn._common.files import publish
-from mpn.engines.entries import RoleEntry
-from mpn.engines.files import resolve_inside
-from mpn.engines.manifest import Manifest, load_manifest, verify_digests
+from mpn.engines.directory.entries import RoleEntry
+from mpn.engines.directory.files import resolve_inside
+from mpn.engines.directory.manifest import Manifest, load_manifest, verify_digests
 from mpn.engines.spec import OBJECTS_AXIS, Role, TensorSpec
 from mpn.errors import OutputError
 

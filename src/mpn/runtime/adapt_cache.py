@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mpn._common.files import output_error
-from mpn.engines.weights_file import load_weights, save_weights
+from mpn.engines.weights import load_weights, save_weights
 from mpn.errors import MpnError, OutputError
 from mpn.types import Float32Array, UInt8Array
 

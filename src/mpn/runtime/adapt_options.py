@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mpn._common.validation import check_choice, check_int, check_number, is_int
-from mpn.engines.adapt_entry import AdaptOptimizer as AdaptOptimizer
-from mpn.engines.adapt_entry import AdaptScope as AdaptScope
+from mpn.engines.directory.entries import AdaptOptimizer as AdaptOptimizer
+from mpn.engines.directory.entries import AdaptScope as AdaptScope
 from mpn.engines.spec import ROI_SIZE_STEP, Role
 from mpn.errors import InputError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mpn.engines.manifest import Manifest
+from mpn.engines.directory.manifest import Manifest
 from mpn.engines.spec import Role
 from mpn.errors import EngineError
 from mpn.runtime.adapt_options import AdaptOptions

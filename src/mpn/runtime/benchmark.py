@@ -23,9 +23,9 @@ from typing import Any
 
 from mpn._common.concurrency import OpenCvThreads
 from mpn._common.validation import check_int
-from mpn.engines.files import check_engine_dir
+from mpn.engines.directory.files import check_engine_dir
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
-from mpn.engines.manifest import load_manifest
 from mpn.engines.spec import Role
 from mpn.errors import InputError
 from mpn.masks import DEFAULT_MAX_OBJECTS, save_labels

@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mpn.engines.directory.manifest import ENGINE_SOURCE, Manifest
 from mpn.engines.load import EngineSet
-from mpn.engines.manifest import ENGINE_SOURCE, Manifest
 from mpn.errors import InputError
 from mpn.runtime.adapt import ObjectAdapter
 from mpn.runtime.adapt_options import AdaptOptions

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpn.engines.base import Engine
+from mpn.engines.directory.manifest import DIS_SOURCE, FlowSource
 from mpn.engines.load import EngineSet
-from mpn.engines.manifest import DIS_SOURCE, FlowSource
 from mpn.errors import EngineError
 from mpn.runtime.aside import Aside
 from mpn.runtime.preprocess import flow_input

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mpn._common.concurrency import Prefetch
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.load import PlanPolicy, default_engine_dir
-from mpn.engines.manifest import load_manifest
 from mpn.engines.plans.progress import OnPlanProgress
 from mpn.errors import InputError, MpnError, OutputError, VideoError
 from mpn.runtime.adaptation import Decision, adapt_as_json, decide

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpn.engines.manifest import OsvosPreprocessing
+from mpn.engines.directory.manifest import OsvosPreprocessing
 from mpn.training.augment import ColourShift
 from mpn.training.datasets import DavisSequence, StillPair
 from mpn.types import BoolArray, Float32Array, UInt8Array

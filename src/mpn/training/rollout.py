@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mpn.engines.manifest import DIS_SOURCE, FlowSource
+from mpn.engines.directory.manifest import DIS_SOURCE, FlowSource
 from mpn.runtime.colour import colour_table
 from mpn.runtime.evidence import weigh_in_box
 from mpn.runtime.flow import DisFlow, FlowFrame

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpn.engines.manifest import PropagationPreprocessing
+from mpn.engines.directory.manifest import PropagationPreprocessing
 from mpn.errors import TrainingError
 from mpn.networks.deeplab_xception import DeepLabXception
 from mpn.training.averaging import AveragedWeights

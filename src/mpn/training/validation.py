@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mpn import __version__
+from mpn.engines.directory.manifest import Manifest, Preprocessing, Provenance, RoleEntry
 from mpn.engines.load import EngineSet
-from mpn.engines.manifest import Manifest, Preprocessing, Provenance, RoleEntry
 from mpn.engines.spec import OPSET, propagation_spec
 from mpn.evaluation.sequence import SequenceEvaluator
 from mpn.runtime.options import PipelineOptions

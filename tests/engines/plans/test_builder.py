@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mpn.engines.cuda_driver import open_device
-from mpn.engines.manifest import Manifest, load_manifest
+from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.plans.builder import BuiltPlan, build_plan
 from mpn.engines.plans.options import BuildOptions
 from mpn.engines.plans.progress import PlanProgress

@@ -14,8 +14,8 @@ import pytest
 
 from mpn.engines.build import build_plans
 from mpn.engines.cuda_driver import why_no_device
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.load import default_engine_dir
-from mpn.engines.manifest import load_manifest
 from mpn.engines.plans.builder import BuiltPlan, build_plan
 from mpn.engines.plans.network import ParsedNetwork
 from mpn.engines.plans.options import BuildOptions

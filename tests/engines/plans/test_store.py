@@ -8,8 +8,8 @@ import pytest
 import mpn
 from mpn._common.files import sha256_of_file
 from mpn.engines.cuda_driver import open_device
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.load import default_engine_dir
-from mpn.engines.manifest import load_manifest
 from mpn.engines.plans.listing import plan_reports
 from mpn.engines.plans.options import BuildOptions
 from mpn.engines.plans.record import load_record, record_path
@@ -99,8 +99,9 @@ def change_graph(directory: Path, store: PlanStore) -> None:
         ("options", "it was built with other options"),
         ("content", "it has changed since it was built"),
         ("record", r"\.plan\.json is missing"),
-        ("record content", r"\.plan\.json cannot be read"),
+        ("record content", r"\.plan\.json: invalid JSON"),
         ("record schema", "schema_version 9"),
+        ("record field", r"field 'precision\.network\.layers' must be an integer, got '3'"),
         ("record key", "its digest is not that of its key"),
     ],
 )
@@ -148,6 +149,8 @@ def damage_record(plan: Plan, what: str) -> None:
         return
     if what == "record schema":
         value["schema_version"] = 9
+    elif what == "record field":
+        value["precision"]["network"]["layers"] = "3"
     else:
         value["key"]["arch"] = "sm_100"
     path.write_text(json.dumps(value))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.engines.manifest import Preprocessing
+from mpn.engines.directory.manifest import Preprocessing
 from mpn.errors import EngineError, InputError
 from mpn.runtime.device.options import HOST_ONLY, DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mpn._common.files import sha256_of_file
 from mpn._common.text import one_line
-from mpn.engines.files import resolve_inside
-from mpn.engines.manifest import Manifest
+from mpn.engines.directory.files import resolve_inside
+from mpn.engines.directory.manifest import Manifest
 from mpn.engines.plans.record import PLANS_DIR, PlanRecord, load_record
 from mpn.engines.plans.store import user_plans_dir
 from mpn.errors import EngineError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mpn.engines.parity import load_parity
+from mpn.engines.directory.parity import load_parity
 from mpn.errors import ManifestError
 from tests.engine_dirs import parity_document
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpn.engines.describe import describe_engine_dir
+from mpn.engines.directory.inspect import describe_engine_dir
 from mpn.engines.ort import why_no_cuda
 from mpn.errors import ManifestError
 from tests.engine_dirs import make_engine_dir

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mpn.engines.files import FileDigest, check_digest, check_engine_dir, resolve_inside
+from mpn.engines.directory.files import FileDigest, check_digest, check_engine_dir, resolve_inside
 from mpn.errors import ManifestError
 from tests.engine_dirs import make_engine_dir
 
