@@ -36,7 +36,13 @@ from mpn.runtime.results import (
     make_room,
     result_paths,
 )
-from mpn.runtime.resume import ResumePoint, check_same_run, find_resume_point, resumed_frames
+from mpn.runtime.resume import (
+    ResumePoint,
+    check_resumable,
+    check_same_run,
+    find_resume_point,
+    resumed_frames,
+)
 from mpn.runtime.video import VideoSource, open_video
 from mpn.runtime.video_nvdec import choose_decoder, device_of
 from mpn.types import Frame, StepResult
@@ -139,6 +145,7 @@ class _Run:
         earlier = load_earlier_run(self._paths)
         point = None
         if self._request.resume and earlier is not None:
+            check_resumable(earlier)
             point = find_resume_point(self._paths, self._first_frame)
             last = self._first_frame.index if point is None else point.frame_index
             check_same_run(until(earlier["fingerprint"], last), until(self._fingerprint, last))
