@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mpn import Pipeline, PipelineOptions
-from mpn.engines.directory.manifest import load_manifest, verify_digests
+from mpn.engines.directory.manifest import load_manifest, save_manifest, verify_digests
 from mpn.engines.open import default_engine_dir, open_engines
 from mpn.evaluation import SequenceEvaluator
 from mpn.synthetic import SyntheticFrame, render_clip
@@ -45,6 +47,17 @@ def test_the_directory_is_whole_and_opens() -> None:
     with open_engines(directory, backend="cpu", threads=1) as engines:
         assert engines.flow is None
         assert manifest.flow.source == "opencv-dis"
+
+
+def test_shipped_manifest_is_rewritten_byte_by_byte(tmp_path: Path) -> None:
+    """Version 0.1.0 wrote it; a change of order, indentation or numbers would show here."""
+    directory = default_engine_dir()
+    manifest = load_manifest(directory)
+    assert manifest.provenance.tool_version == "0.1.0"
+    written = save_manifest(tmp_path, manifest).read_bytes()
+    assert written == (directory / "manifest.json").read_bytes()
+    other = replace(manifest, name="other")  # control
+    assert save_manifest(tmp_path, other).read_bytes() != written
 
 
 def test_all_files_together_are_small_enough_to_ship() -> None:

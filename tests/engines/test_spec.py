@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mpn._common.records import json_from_record, record_from_json
 from mpn.engines.spec import (
     ROLES,
     TensorSpec,
@@ -60,5 +61,5 @@ def test_tensor_is_checked_by_dtype_and_shape() -> None:
 
 def test_tensor_survives_json_and_reads_well() -> None:
     tensor = TensorSpec("prob", ("objects", 1, 3, 3))
-    assert TensorSpec.from_json(tensor.as_json()) == tensor
+    assert record_from_json(json_from_record(tensor), TensorSpec, EngineError) == tensor
     assert tensor.describe() == "prob float32[objects,1,3,3]"

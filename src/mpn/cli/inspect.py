@@ -44,6 +44,8 @@ def inspect(
 def _print(report: EngineDirReport) -> None:
     from rich.console import Console
 
+    from mpn._common.records import json_from_record
+
     console = Console(highlight=False)
     manifest = report.manifest
     height, width = manifest.frame_size_hw
@@ -61,7 +63,7 @@ def _print(report: EngineDirReport) -> None:
                 ("crop", f"{manifest.roi_size}x{manifest.roi_size}"),
                 ("objects in a batch", f"up to {manifest.max_objects}"),
                 *_flat_rows("flow", manifest.flow.as_json()),
-                *_flat_rows("preprocessing", manifest.preprocessing.as_json()),
+                *_flat_rows("preprocessing", json_from_record(manifest.preprocessing)),
                 *_flat_rows("default", manifest.runtime_defaults),
             ],
         )

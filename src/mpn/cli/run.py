@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,12 +127,10 @@ class AdaptArguments:
 
 
 def default_adapt_cache() -> Path | None:
-    """Where fine-tuned weights are kept by default; None where the user has no home."""
-    try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return caches / "mpn-runtime" / "adapt"
+    """Return the default folder of fine-tuned weights; None if the user has no home."""
+    from mpn._common.cache_dirs import user_cache_dir
+
+    return user_cache_dir("adapt")
 
 
 INTERRUPTED = 130

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
+from mpn._common.cache_dirs import user_cache_dir
 from mpn._common.files import write_bytes_atomically
 from mpn.cuda.registry import KERNEL_FILES, kernel_source
 from mpn.errors import BackendError, MissingExtraError, OutputError, import_or_explain
@@ -146,8 +147,7 @@ def default_cache_dir() -> Path | None:
     given = os.environ.get(CACHE_DIR_VARIABLE)
     if given is not None:
         return Path(given) if given else None
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mpn-runtime" / "cuda"
+    return user_cache_dir("cuda")
 
 
 def _cached(path: Path) -> bytes | None:

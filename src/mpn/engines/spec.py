@@ -7,7 +7,7 @@ inside, names and axes fixed per role.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -38,13 +38,13 @@ class TensorSpec:
 
     Attributes:
         name: Name in the graph.
-        shape: Fixed sizes as ints, dynamic axes as names (``"objects"``).
         dtype: Always ``"float32"`` at an engine's edge.
+        shape: Fixed sizes as ints, dynamic axes as names (``"objects"``).
     """
 
     name: str
+    dtype: str = field(default="float32", kw_only=True)
     shape: tuple[int | str, ...]
-    dtype: str = "float32"
 
     @property
     def dynamic_axes(self) -> dict[int, str]:
@@ -66,15 +66,6 @@ class TensorSpec:
     def describe(self) -> str:
         """For people, for example ``prob float32[objects,1,513,513]``."""
         return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
-
-    def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types, as the manifest stores it."""
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
-        """The inverse of :meth:`as_json`."""
-        return cls(name=value["name"], shape=tuple(value["shape"]), dtype=value["dtype"])
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,40 @@
-"""Weights as they lie in an engine directory: reading them, and writing others in their place."""
+"""Read and write network weights: in an engine directory, and as files of their own.
+
+Fine-tuned weights are kept in safetensors files, which hold no pickle and other tools read.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 
-from mpn._common.files import write_atomically
+from mpn._common.files import write_bytes_atomically
 from mpn.engines.directory.entries import WeightTensor
 from mpn.engines.directory.files import resolve_inside
-from mpn.engines.directory.schema import Fields, json_from_text
 from mpn.errors import EngineError, InputError, ManifestError
 from mpn.types import Float32Array
 
+FORMAT = "mpn-weights-2"
+_FORMAT_OF_0_1 = "mpn-weights-1"
+"""Its digest is over the data in the order of the file, that of FORMAT in the order of the names:
+safetensors chooses the order of the file."""
+
 
 def read_weights(directory: Path, tensors: Sequence[WeightTensor]) -> dict[str, Float32Array]:
-    """The values that are trained, by name: float32, without the scale they are stored with.
+    """Read weights of an engine directory, without the scale that they are stored with.
 
     Args:
         directory: The engine directory.
-        tensors: Which, by the manifest.
+        tensors: Entries of the weights in the manifest.
+
+    Returns:
+        float32 arrays by name, the values that are trained.
 
     Raises:
         ManifestError: If a file is missing or too short.
@@ -41,7 +50,7 @@ def read_weights(directory: Path, tensors: Sequence[WeightTensor]) -> dict[str, 
             raise ManifestError(f"{path} cannot be read: {error.strerror or error}") from error
         if len(data) != tensor.nbytes:
             raise ManifestError(
-                f"{tensor.file} ends before weight '{tensor.name}': copy the folder anew"
+                f"{tensor.file} ends before weight '{tensor.name}': copy the folder again"
             )
         stored = np.frombuffer(data, _stored_dtype(tensor)).astype(np.float32)
         # Scales are powers of two: nothing is rounded.
@@ -83,10 +92,10 @@ def write_weights(
 
 
 def stored_bytes(tensor: WeightTensor, values: Float32Array) -> bytes:
-    """A weight as the inference graph's data holds it.
+    """Convert a weight to the bytes in the inference graph's data.
 
     Raises:
-        EngineError: If a value is beyond half precision where that is what is stored.
+        EngineError: If half precision is stored and a value is beyond it.
     """
     with np.errstate(over="ignore"):
         stored = (values * np.float32(tensor.scale)).astype(_stored_dtype(tensor))
@@ -104,9 +113,9 @@ def check_weights(
     """Check that weights fit the tensors of the manifest.
 
     Args:
-        tensors: What there is.
-        weights: What was given.
-        complete: Whether every tensor must be there.
+        tensors: Entries of the weights in the manifest.
+        weights: The weights to check, by name.
+        complete: Whether every tensor must be among them.
 
     Raises:
         EngineError: If one is unknown, missing, of another shape or dtype, or not finite.
@@ -123,6 +132,78 @@ def check_weights(
             raise EngineError(f"weight '{name}' is not finite: take weights of an earlier step")
 
 
+def save_weights(
+    path: Path, weights: Mapping[str, Float32Array], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write weights to a safetensors file, atomically, with a digest of their content.
+
+    Args:
+        path: The file.
+        weights: float32 arrays by name.
+        metadata: Texts to store with them.
+
+    Raises:
+        InputError: If an array is of another dtype.
+        OutputError: If the file cannot be written; its old content stays.
+    """
+    arrays = {}
+    for name, values in weights.items():
+        if values.dtype != np.float32:
+            raise InputError(f"weight '{name}' must be float32, got {values.dtype}")
+        # safetensors writes the buffer of an array, whatever its strides.
+        arrays[name] = np.asarray(values, order="C")
+    digest = _digest(arrays[name] for name in sorted(arrays))
+    header = {**(metadata or {}), "format": FORMAT, "sha256": digest}
+    write_bytes_atomically(path, safetensors.numpy.save(arrays, header), durable=True)
+
+
+def load_weights(path: Path) -> dict[str, Float32Array]:
+    """Read a file of :func:`save_weights` and check its digest.
+
+    Raises:
+        EngineError: If the file is missing, damaged, cut short, or not one of these.
+    """
+    return read_weights_file(path)[0]
+
+
+def read_weights_file(path: Path) -> tuple[dict[str, Float32Array], dict[str, str]]:
+    """Read the weights and the metadata of a file, see :func:`load_weights`."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            weights: dict[str, Float32Array] = {
+                name: file.get_tensor(name) for name in file.offset_keys()
+            }
+            metadata: dict[str, str] = file.metadata() or {}
+        _check_content(weights, metadata)
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, ManifestError) as error:
+        raise EngineError(
+            f"{path} holds no weights of this package, or is damaged: {error}"
+        ) from error
+    return weights, metadata
+
+
+def _check_content(weights: Mapping[str, Float32Array], metadata: dict[str, str]) -> None:
+    """Check the format and the digest, and take them out of the metadata."""
+    form = metadata.pop("format", None)
+    if form not in (FORMAT, _FORMAT_OF_0_1):
+        raise ManifestError(f"its format is not {FORMAT}")
+    names = sorted(weights) if form == FORMAT else weights
+    if _digest(weights[name] for name in names) != metadata.pop("sha256", None):
+        raise ManifestError("its content differs from its digest")
+    for name, values in weights.items():
+        if values.dtype != np.float32:
+            raise ManifestError(f"weight '{name}' is {values.dtype}, not float32")
+
+
+def _digest(arrays: Iterable[Float32Array]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
 def _check_names(known: Collection[str], given: Collection[str], *, complete: bool) -> None:
     surplus = [name for name in given if name not in known]
     missing = [name for name in known if name not in given]
@@ -134,99 +215,3 @@ def _check_names(known: Collection[str], given: Collection[str], *, complete: bo
 
 def _stored_dtype(tensor: WeightTensor) -> np.dtype[np.floating]:
     return np.dtype("<f4" if tensor.dtype == "float32" else "<f2")
-
-
-FORMAT = "mpn-weights-1"
-_METADATA = "__metadata__"
-_LENGTH = struct.Struct("<Q")
-_LARGEST_HEADER = 16 << 20
-
-
-def save_weights(
-    path: Path, weights: Mapping[str, Float32Array], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write weights so that ``path`` holds either its old content or all of the new one.
-
-    Args:
-        path: The file.
-        weights: float32 arrays by name.
-        metadata: Whatever should be kept with them.
-
-    Raises:
-        InputError: If a name or array cannot be stored.
-        OutputError: If it cannot be written; nothing is left.
-    """
-    index: dict[str, Any] = {}
-    digest, offset, arrays = hashlib.sha256(), 0, []
-    for name, values in weights.items():
-        if name == _METADATA or values.dtype != np.float32:
-            raise InputError(f"weight '{name}' must be float32, got {values.dtype}")
-        array = np.ascontiguousarray(values, "<f4")
-        arrays.append(array)
-        digest.update(array.data)
-        span = [offset, offset + array.nbytes]
-        index[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": span}
-        offset += array.nbytes
-    known = {**(metadata or {}), "format": FORMAT, "sha256": digest.hexdigest()}
-    header = json.dumps({_METADATA: known, **index}).encode("ascii")
-    header += b" " * (-len(header) % 8)
-
-    def write(stream: BinaryIO) -> None:
-        stream.write(_LENGTH.pack(len(header)) + header)
-        for array in arrays:
-            stream.write(array.data)
-
-    write_atomically(path, write, durable=True)
-
-
-def load_weights(path: Path) -> dict[str, Float32Array]:
-    """Read weights, and check that they are the ones that were written.
-
-    Raises:
-        EngineError: If the file is missing, damaged, cut short, or not one of these.
-    """
-    return read_weights_file(path)[0]
-
-
-def read_weights_file(path: Path) -> tuple[dict[str, Float32Array], dict[str, str]]:
-    """As :func:`load_weights`, with the metadata that was saved.
-
-    Raises:
-        EngineError: If the file is missing, damaged, cut short, or not one of these.
-    """
-    try:
-        content = path.read_bytes()
-        return _parsed(content)
-    except OSError as error:
-        raise EngineError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ManifestError, ValueError, struct.error) as error:
-        raise EngineError(
-            f"{path} holds no weights of this package, or is damaged: {error}"
-        ) from error
-
-
-def _parsed(content: bytes) -> tuple[dict[str, Float32Array], dict[str, str]]:
-    (length,) = _LENGTH.unpack_from(content)
-    if length > min(_LARGEST_HEADER, len(content)):
-        raise ManifestError("its index is longer than the file")
-    fields = Fields(json_from_text(content[_LENGTH.size : _LENGTH.size + length].decode("ascii")))
-    metadata = {key: str(value) for key, value in fields.scalars(_METADATA).items()}
-    if metadata.pop("format", None) != FORMAT:
-        raise ManifestError(f"its format is not {FORMAT}")
-    data = memoryview(content)[_LENGTH.size + length :]
-    if hashlib.sha256(data).hexdigest() != metadata.pop("sha256", None):
-        raise ManifestError("its content differs from its digest")
-    weights = {}
-    for name in fields.names:
-        if name != _METADATA:
-            weights[name] = _array(fields.object(name), data)
-    return weights, metadata
-
-
-def _array(fields: Fields, data: memoryview) -> Float32Array:
-    fields.choice("dtype", ("F32",))
-    shape = tuple(size for size in fields.shape("shape") if isinstance(size, int))
-    begin, end = fields.size_hw("data_offsets")
-    if not 0 <= begin <= end <= len(data):
-        raise ManifestError(f"bytes {begin} to {end} lie outside of it")
-    return np.frombuffer(data[begin:end], "<f4").reshape(shape).astype(np.float32)

@@ -13,6 +13,7 @@ from torch import nn
 
 from mpn import __version__
 from mpn._common.files import output_error, sha256_of_file, write_text_atomically
+from mpn._common.records import json_from_record
 from mpn.engines.directory.entries import AdaptEntry, Preprocessing
 from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest, RoleEntry, save_manifest, verify_digests
@@ -251,7 +252,7 @@ def _exported(
             {
                 "summary": asdict(role_summary(weights, network, graph, parity)),
                 "parity": None if parity is None else parity_facts(graph, parity),
-                "adapt": None if adapt is None else adapt.as_json(),
+                "adapt": None if adapt is None else json_from_record(adapt),
             },
         )
         staging.finish_role(role, finished)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mpn import __version__
+from mpn._common.records import record_from_json
 from mpn.engines.directory.entries import (
     DIS_SOURCE,
     ENGINE_SOURCE,
@@ -22,7 +23,6 @@ from mpn.engines.directory.entries import (
 )
 from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest, RoleEntry, utc_now_iso
-from mpn.engines.directory.schema import Fields
 from mpn.engines.spec import (
     FLOW_SIZE_MULTIPLE,
     OSVOS_SIZE_MULTIPLE,
@@ -31,6 +31,7 @@ from mpn.engines.spec import (
     Role,
     engine_spec,
 )
+from mpn.errors import ManifestError
 from mpn.export.graph import ExportedGraph
 from mpn.export.options import ExportOptions
 from mpn.export.parity import RoleParity
@@ -79,7 +80,11 @@ def role_entry(weights: RoleWeights, options: ExportOptions, finished: FinishedR
     role = weights.role
     spec = spec_of(role, options)
     facts = finished.facts
-    adapt = None if facts["adapt"] is None else AdaptEntry.from_fields(Fields(facts["adapt"]))
+    adapt = (
+        None
+        if facts["adapt"] is None
+        else record_from_json(facts["adapt"], AdaptEntry, ManifestError)
+    )
     of_adapt = set() if adapt is None else {file.path for file in adapt.files}
     graph, *external_data = (file for file in finished.files if file.path not in of_adapt)
     summary = facts["summary"]

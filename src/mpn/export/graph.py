@@ -377,7 +377,7 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
         for size in kind.shape.dim
     )
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    return TensorSpec(value.name, shape, dtype)
+    return TensorSpec(value.name, shape, dtype=dtype)
 
 
 def _shown(tensor: TensorSpec) -> str:

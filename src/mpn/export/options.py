@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from mpn._common.records import Scalar
 from mpn.engines.directory.entries import ADAPT_OPTIMIZERS, DIS_PRESETS, PRECISIONS, DisPreset
-from mpn.engines.directory.schema import Scalar
 from mpn.engines.spec import OPSET, ROLES, Precision, Role, propagation_spec
 from mpn.errors import EngineError, InputError
 

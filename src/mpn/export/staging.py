@@ -24,10 +24,11 @@ from mpn._common.files import (
     sha256_of_file,
     write_text_atomically,
 )
+from mpn._common.records import json_from_record, read_json, record_from_json
 from mpn.engines.directory.files import MANIFEST_NAME, FileDigest
 from mpn.engines.directory.parity import PARITY_NAME
 from mpn.engines.spec import Role
-from mpn.errors import OutputError
+from mpn.errors import MpnError, OutputError
 
 STATE_NAME = "export-state.json"
 STATE_SCHEMA = 1
@@ -47,6 +48,21 @@ class FinishedRole:
 
     files: tuple[FileDigest, ...]
     facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _State:
+    """Content of the note about an unfinished export.
+
+    Attributes:
+        schema_version: Always :data:`STATE_SCHEMA` if this version wrote it.
+        key: The request, as JSON types.
+        roles: The finished roles.
+    """
+
+    schema_version: int
+    key: Mapping[str, Any]
+    roles: Mapping[str, FinishedRole]
 
 
 class Staging:
@@ -145,17 +161,7 @@ class Staging:
             shutil.rmtree(old, ignore_errors=True)
 
     def _save_state(self) -> None:
-        state = {
-            "schema_version": STATE_SCHEMA,
-            "key": self._key,
-            "roles": {
-                role: {
-                    "files": [file.as_json() for file in finished.files],
-                    "facts": dict(finished.facts),
-                }
-                for role, finished in self._finished.items()
-            },
-        }
+        state = json_from_record(_State(STATE_SCHEMA, self._key, self._finished))
         write_text_atomically(self.path / STATE_NAME, json.dumps(state, allow_nan=False) + "\n")
 
 
@@ -237,20 +243,14 @@ def _is_engine_dir(path: Path) -> bool:
 
 
 def _load_state(path: Path, key: Mapping[str, Any]) -> dict[str, FinishedRole]:
-    """The finished roles of an earlier run with the same key; none if it was another."""
+    """Return the finished roles of an earlier run with the same key; none if it was another."""
     try:
-        state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
-        if state["schema_version"] != STATE_SCHEMA or state["key"] != key:
-            return {}
-        return {
-            role: FinishedRole(
-                tuple(FileDigest(file["path"], file["sha256"]) for file in entry["files"]),
-                entry["facts"],
-            )
-            for role, entry in state["roles"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        state = record_from_json(read_json(path / STATE_NAME, OutputError), _State, OutputError)
+    except MpnError:
         return {}  # a damaged note means that the work is done again, never that it is trusted
+    if state.schema_version != STATE_SCHEMA or state.key != key:
+        return {}
+    return dict(state.roles)
 
 
 def _remove_own(path: Path) -> None:

@@ -40,7 +40,7 @@ def rewrite(directory: Path, change: Callable[[Json], object]) -> None:
     file.write_text(json.dumps(value))
 
 
-def test_saved_manifest_loads_as_the_same_value(tmp_path: Path) -> None:
+def test_saved_manifest_loads_equal(tmp_path: Path) -> None:
     manifest = fake_engine_set(
         osvos=fourth_channel,
         preprocessing=Preprocessing(
@@ -63,7 +63,7 @@ def test_saved_manifest_loads_as_the_same_value(tmp_path: Path) -> None:
     assert load_manifest(tmp_path) == manifest
 
 
-def test_saving_twice_leaves_one_file_and_the_second_content(directory: Path) -> None:
+def test_saving_twice_leaves_the_second_content(directory: Path) -> None:
     manifest = load_manifest(directory)
     before = {path.name for path in directory.iterdir()}
     save_manifest(directory, replace(manifest, name="second"))
@@ -71,7 +71,7 @@ def test_saving_twice_leaves_one_file_and_the_second_content(directory: Path) ->
     assert {path.name for path in directory.iterdir()} == before
 
 
-def test_command_line_that_is_no_unicode_survives(directory: Path) -> None:
+def test_command_line_that_is_no_unicode_loads_equal(directory: Path) -> None:
     manifest = load_manifest(directory)
     command = "mpn-export \udcff.pth"  # how Python hands over a file name that is no UTF-8
     save_manifest(
@@ -80,13 +80,13 @@ def test_command_line_that_is_no_unicode_survives(directory: Path) -> None:
     assert load_manifest(directory).provenance.command == command
 
 
-def test_saving_into_a_missing_folder_is_an_output_error(tmp_path: Path) -> None:
+def test_save_into_missing_folder_is_an_output_error(tmp_path: Path) -> None:
     manifest = fake_engine_set().manifest
     with pytest.raises(OutputError, match=r"cannot write .*manifest\.json"):
         save_manifest(tmp_path / "absent", manifest)
 
 
-def test_saving_a_path_that_leaves_the_directory_writes_nothing(tmp_path: Path) -> None:
+def test_save_path_outside_the_directory_writes_nothing(tmp_path: Path) -> None:
     manifest = fake_engine_set().manifest
     entry = replace(manifest.roles["propagation"], onnx="../propagation.onnx")
     with pytest.raises(ManifestError, match=r"'\.\.'"):
@@ -130,14 +130,17 @@ def delete_field(path: str) -> Callable[[Json], None]:
         (set_field("roi_size", 64), "the ROI size must be 16 n \\+ 1"),
         (set_field("max_objects", 0), "max_objects must be at least 1"),
         (set_field("name", 3), "'name' must be a string, got 3"),
-        (set_field("frame_size_hw", [64]), "'frame_size_hw' must be \\[height, width\\]"),
-        (set_field("frame_size_hw", [64, True]), "'frame_size_hw' must be"),
+        (set_field("frame_size_hw", [64]), r"'frame_size_hw' must be a list of 2, got \[64\]"),
+        (
+            set_field("frame_size_hw", [64, True]),
+            r"'frame_size_hw\[1\]' must be an integer, got True",
+        ),
         (set_field("frame_size_hw", [0, 96]), "'frame_size_hw' must be positive"),
         (set_field("frame_size_hw", [480, 854]), "'roles.flow.inputs' is .*512,896.*export"),
         (set_field("preprocessing", []), "'preprocessing' must be a JSON object"),
         (set_field("preprocessing.propagation.mean_rgb", [0, 1]), "mean_rgb' must be a list of 3"),
         (set_field("preprocessing.propagation.std_rgb", [1, 0, 1]), "std_rgb' must be over 0"),
-        (set_field("preprocessing.osvos.channel_order", "gbr"), "must be one of 'rgb', 'bgr'"),
+        (set_field("preprocessing.osvos.channel_order", "gbr"), "must be one of 'bgr', 'rgb'"),
         (set_field("flow", {"source": "raft"}), "'flow.source' must be one of 'engine'"),
         (set_field("flow", {"source": "opencv-dis", "preset": "fast"}), "'flow.scale' is missing"),
         (
@@ -150,7 +153,7 @@ def delete_field(path: str) -> Callable[[Json], None]:
         ),
         (delete_field("roles.flow"), "'roles.flow' is missing although"),
         (delete_field("roles.propagation"), "'roles.propagation' is missing"),
-        (set_field("roles.depth", {}), "'roles.depth' is an unknown role"),
+        (set_field("roles.depth", {}), "'roles.depth' is unknown: use one of 'flow', 'osvos'"),
         (set_field("roles.flow", None), "'roles.flow' must be a JSON object, got None"),
         (set_field("roles.flow.sha256", "00"), "sha256 of flow.onnx must be 64"),
         (set_field("roles.flow.onnx", ""), "path is empty"),
@@ -167,6 +170,10 @@ def delete_field(path: str) -> Callable[[Json], None]:
         (set_field("roles.osvos.half_weights", 2), "2 half weights of 1 is impossible"),
         (set_field("roles.osvos.opset", 0), "opset must be at least 1"),
         (set_field("roles.osvos.inputs", []), "'roles.osvos.inputs' is nothing, but"),
+        (
+            lambda value: value["roles"]["propagation"]["inputs"][0]["shape"].__setitem__(1, 4.5),
+            r"'roles\.propagation\.inputs\[0\]\.shape\[1\]' must be an integer or a string, got 4",
+        ),
         (set_field("roles.osvos.outputs", [{"name": "prob"}]), r"outputs\[0\].* is missing"),
         (set_field("runtime_defaults", {"margin": [1]}), "'runtime_defaults.margin' must be"),
         (set_field("provenance.created", "yesterday"), "'provenance.created' must be a UTC time"),
@@ -193,6 +200,8 @@ def test_wrong_field_is_one_line_that_names_it(
         (b"{", "invalid JSON .* line 1 column 2"),
         (b"[1]", "the file must be a JSON object"),
         (b'{"schema_version": NaN}', "NaN is not a JSON number"),
+        (b'{"schema_version": 1e999}', "1e999 is beyond the largest number"),
+        (b'{"schema_version": 1, "name": "a", "name": "b"}', "'name' stands twice"),
         (b"\xff\xfe\x00", "no UTF-8 text"),
         (b"[" * 200_000, "invalid JSON"),
         (b'{"schema_version": ' + b"1" * 5000 + b"}", "invalid JSON|unknown"),
@@ -211,6 +220,36 @@ def test_unknown_fields_are_ignored(directory: Path) -> None:
     assert load_manifest(directory) == before
 
 
+def field_paths(value: Any, path: str = "") -> list[str]:
+    """The dotted path of each field that is written; entries of mappings are no fields."""
+    if not isinstance(value, dict):
+        return []
+    paths = []
+    for name, nested in value.items():
+        if path not in ("roles", "runtime_defaults"):
+            paths.append(f"{path}.{name}".removeprefix("."))
+        paths += field_paths(nested, f"{path}.{name}".removeprefix("."))
+    return paths
+
+
+def test_each_missing_field_is_named(directory: Path) -> None:
+    """A default must not stand in for a field, for example for the preprocessing."""
+    manifest = load_manifest(directory)
+    paths = field_paths(manifest.as_json())
+    assert {"preprocessing.osvos", "preprocessing.osvos.mean", "roles.flow.opset"} <= set(paths)
+    for path in paths:
+        save_manifest(directory, manifest)
+        rewrite(directory, delete_field(path))
+        with pytest.raises(ManifestError, match=rf"field '{path}' is missing"):
+            load_manifest(directory)
+
+
+def test_missing_dtype_of_a_tensor_is_named(directory: Path) -> None:
+    rewrite(directory, lambda value: value["roles"]["flow"]["inputs"][1].pop("dtype"))
+    with pytest.raises(ManifestError, match=r"'roles\.flow\.inputs\[1\]\.dtype' is missing"):
+        load_manifest(directory)
+
+
 def test_manifest_that_is_a_folder_is_an_error(directory: Path) -> None:
     (directory / "manifest.json").unlink()
     (directory / "manifest.json").mkdir()
@@ -224,7 +263,7 @@ def test_manifest_cannot_be_built_with_contradictions() -> None:
         replace(manifest, flow=FlowSource("engine"))
 
 
-def test_spec_follows_the_sizes_of_the_manifest() -> None:
+def test_spec_has_the_sizes_of_the_manifest() -> None:
     manifest = fake_engine_set(frame_size_hw=(480, 854), roi_size=513, max_objects=8).manifest
     assert manifest.spec("flow").inputs[0].shape == (1, 3, 512, 896)
     assert manifest.spec("propagation").max_objects == 8

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from mpn.errors import InputError
+from mpn.errors import InputError, OutputError
 from mpn.masks import load_labels, save_labels
 from mpn.runtime import state
 from mpn.runtime.options import PipelineOptions
@@ -191,6 +191,25 @@ def test_object_that_was_lost_stays_in_the_tracks(interrupted: RunRequest) -> No
     run_video(interrupted)
     last = lines_of(out / "tracks.jsonl")[-1]["objects"]
     assert [(track["object_id"], track["state"]) for track in last] == [(1, "tracked"), (2, "lost")]
+    check_complete(interrupted)
+
+
+def test_damaged_run_json_is_one_line(interrupted: RunRequest) -> None:
+    path = out_of(interrupted) / "run.json"
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps(report | {"saved": "masks"}))
+    with pytest.raises(OutputError, match="field 'saved' must be a list, got 'masks'"):
+        run_video(interrupted)
+    path.write_text(json.dumps(report))  # control
+    assert run_video(interrupted)["resumed_at"] == DONE - 1
+
+
+def test_damaged_track_line_is_computed_again(interrupted: RunRequest) -> None:
+    path = out_of(interrupted) / "tracks.jsonl"
+    lines = path.read_text().splitlines()
+    lines[3] = json.dumps({**json.loads(lines[3]), "objects": 2})
+    path.write_text("".join(f"{line}\n" for line in lines))
+    assert run_video(interrupted)["resumed_at"] == 2
     check_complete(interrupted)
 
 

@@ -1,1 +1,1 @@
-"""The engine directory on disk: its manifest, files and parity record."""
+"""The engine directory on disk: its manifest, files, parity report and inspection."""

@@ -1,4 +1,8 @@
-"""The parts of a manifest, each a value that checks itself and knows its JSON form."""
+"""Define the parts of a manifest, each a record that checks its own values.
+
+msgspec reads them by their annotations (:mod:`mpn._common.records`); the order of the fields is
+that of the file.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
+from mpn._common.records import json_from_record
 from mpn.engines.directory.files import FileDigest
-from mpn.engines.directory.schema import Fields
 from mpn.engines.spec import Precision, TensorSpec
 from mpn.errors import ManifestError
 
+DisPreset = Literal["ultrafast", "fast", "medium"]
+DIS_PRESETS: tuple[DisPreset, ...] = get_args(DisPreset)
+ENGINE_SOURCE: Literal["engine"] = "engine"
+DIS_SOURCE: Literal["opencv-dis"] = "opencv-dis"
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+ChannelOrder = Literal["rgb", "bgr"]
+CHANNEL_ORDERS: tuple[ChannelOrder, ...] = get_args(ChannelOrder)
+
 AdaptScope = Literal["all", "head"]
-"""``all``: every weight is trained; ``head``: those behind a frozen trunk, on its features."""
+"""``all``: every weight is trained; ``head``: those after a frozen trunk, on its features."""
 ADAPT_SCOPES: tuple[AdaptScope, ...] = get_args(AdaptScope)
 
 AdaptOptimizer = Literal["sgd", "adamw"]
@@ -26,171 +39,8 @@ _BYTES: Mapping[StoredDtype, int] = {"float32": 4, "float16": 2}
 
 
 @dataclass(frozen=True)
-class WeightTensor:
-    """One weight of an inference graph, as bytes of its external data.
-
-    Attributes:
-        name: Of the initialiser in ``<role>.onnx`` and of the input in the adaptation graphs.
-        shape: Sizes, row-major.
-        file: The external data, relative to the directory.
-        offset: First byte.
-        nbytes: Number of bytes, little endian.
-        dtype: As it is stored.
-        scale: Stored value over the value that is trained: the trunk of a half-precision OSVOS is
-            rescaled, so that its activations fit.
-        scopes: Where it is trained; empty for one that never is.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    file: str
-    offset: int
-    nbytes: int
-    dtype: StoredDtype
-    scale: float
-    scopes: tuple[AdaptScope, ...]
-
-    def __post_init__(self) -> None:
-        where = f"weight '{self.name}'"
-        if self.dtype not in STORED_DTYPES:
-            raise ManifestError(f"{where}: unknown dtype {self.dtype!r}")
-        if min(self.shape, default=1) < 1 or self.offset < 0:
-            raise ManifestError(f"{where}: impossible shape {self.shape} or offset {self.offset}")
-        expected = math.prod(self.shape) * _BYTES[self.dtype]
-        if self.nbytes != expected:
-            raise ManifestError(
-                f"{where}: {self.nbytes} bytes, but {self.dtype} {self.shape} has {expected}"
-            )
-        if not self.scale > 0:
-            raise ManifestError(f"{where}: scale must be over 0, got {self.scale}")
-
-    def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "file": self.file,
-            "offset": self.offset,
-            "nbytes": self.nbytes,
-            "dtype": self.dtype,
-            "scale": self.scale,
-            "scopes": list(self.scopes),
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> WeightTensor:
-        """The inverse of :meth:`as_json`."""
-        name, shape = fields.string("name"), fields.shape("shape")
-        sizes = tuple(size for size in shape if isinstance(size, int))
-        if len(sizes) != len(shape):
-            raise ManifestError(f"weight '{name}': its shape {shape} must be fixed")
-        return cls(
-            name=name,
-            shape=sizes,
-            file=fields.string("file"),
-            offset=fields.integer("offset"),
-            nbytes=fields.integer("nbytes"),
-            dtype=fields.choice("dtype", STORED_DTYPES),
-            scale=fields.number("scale"),
-            scopes=fields.choices("scopes", ADAPT_SCOPES),
-        )
-
-
-@dataclass(frozen=True)
-class AdaptEntry:
-    """How one engine can be fine-tuned.
-
-    Attributes:
-        optimizer: Baked into the graphs.
-        settings: Its numbers, for people.
-        state: Names of the states that each trained tensor has.
-        graphs: Scope -> graph of one step.
-        features: Scope -> graph from the network's input to what the step's graph takes in its
-            place; scopes without a frozen trunk have none.
-        tensors: Every weight of the network.
-    """
-
-    optimizer: AdaptOptimizer
-    settings: Mapping[str, Any]
-    state: tuple[str, ...]
-    graphs: Mapping[AdaptScope, FileDigest]
-    features: Mapping[AdaptScope, FileDigest]
-    tensors: tuple[WeightTensor, ...]
-
-    def __post_init__(self) -> None:
-        if "all" not in self.graphs:
-            raise ManifestError("field 'adapt.graphs.all' is missing: every weight can be trained")
-        if not set(self.features) <= set(self.graphs):
-            raise ManifestError("field 'adapt.features' names a scope that has no graph")
-        names = [tensor.name for tensor in self.tensors]
-        if len(set(names)) != len(names):
-            raise ManifestError("field 'adapt.tensors' names a weight twice")
-
-    @property
-    def files(self) -> tuple[FileDigest, ...]:
-        """All its graphs."""
-        return (*self.graphs.values(), *self.features.values())
-
-    def scope_files(self, scope: AdaptScope) -> tuple[FileDigest, ...]:
-        """The graphs of one scope."""
-        features = self.features.get(scope)
-        return (self.graphs[scope],) if features is None else (self.graphs[scope], features)
-
-    def trained(self, scope: AdaptScope) -> tuple[WeightTensor, ...]:
-        """The weights that a scope trains."""
-        return tuple(tensor for tensor in self.tensors if scope in tensor.scopes)
-
-    def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
-        return {
-            "optimizer": self.optimizer,
-            "settings": dict(self.settings),
-            "state": list(self.state),
-            "graphs": {scope: file.as_json() for scope, file in self.graphs.items()},
-            "features": {scope: file.as_json() for scope, file in self.features.items()},
-            "tensors": [tensor.as_json() for tensor in self.tensors],
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> AdaptEntry:
-        """The inverse of :meth:`as_json`."""
-        return cls(
-            optimizer=fields.choice("optimizer", ADAPT_OPTIMIZERS),
-            settings=fields.object("settings").raw(),
-            state=fields.strings("state"),
-            graphs=_files_by_scope(fields.object("graphs")),
-            features=_files_by_scope(fields.object("features")),
-            tensors=tuple(WeightTensor.from_fields(item) for item in fields.objects("tensors")),
-        )
-
-
-def _files_by_scope(fields: Fields) -> dict[AdaptScope, FileDigest]:
-    found = {
-        scope: FileDigest.from_fields(fields.object(scope))
-        for scope in ADAPT_SCOPES
-        if scope in fields
-    }
-    unknown = [name for name in fields.names if name not in ADAPT_SCOPES]
-    if unknown:
-        raise ManifestError(
-            f"unknown scope '{unknown[0]}' of adaptation: the scopes are {', '.join(ADAPT_SCOPES)}"
-        )
-    return found
-
-
-DisPreset = Literal["ultrafast", "fast", "medium"]
-DIS_PRESETS: tuple[DisPreset, ...] = ("ultrafast", "fast", "medium")
-ENGINE_SOURCE: Literal["engine"] = "engine"
-DIS_SOURCE: Literal["opencv-dis"] = "opencv-dis"
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
-
-ChannelOrder = Literal["rgb", "bgr"]
-CHANNEL_ORDERS: tuple[ChannelOrder, ...] = ("rgb", "bgr")
-
-
-@dataclass(frozen=True)
 class FlowSource:
-    """Where the flow comes from.
+    """The source of the optical flow.
 
     Attributes:
         source: ``"engine"``: the directory's flow engine; ``"opencv-dis"``: OpenCV's DIS.
@@ -214,22 +64,8 @@ class FlowSource:
             )
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types, without the fields that have no meaning for the source."""
-        if self.source == ENGINE_SOURCE:
-            return {"source": self.source}
-        return {"source": self.source, "preset": self.preset, "scale": self.scale}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> FlowSource:
-        """The inverse of :meth:`as_json`."""
-        source = fields.choice("source", (ENGINE_SOURCE, DIS_SOURCE))
-        if source == ENGINE_SOURCE:
-            return cls(source=ENGINE_SOURCE)
-        return cls(
-            source=DIS_SOURCE,
-            preset=fields.choice("preset", DIS_PRESETS),
-            scale=fields.number("scale"),
-        )
+        """Return a dict of JSON types, without the fields that have no meaning for the source."""
+        return {"source": ENGINE_SOURCE} if self.source == ENGINE_SOURCE else json_from_record(self)
 
 
 @dataclass(frozen=True)
@@ -266,38 +102,97 @@ class OsvosPreprocessing:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How frames become network inputs; the flow engine takes RGB 0..255 as it is."""
+    """Normalisation of the network inputs; the flow engine takes RGB 0..255 unchanged."""
 
     propagation: PropagationPreprocessing = field(default_factory=PropagationPreprocessing)
     osvos: OsvosPreprocessing = field(default_factory=OsvosPreprocessing)
 
-    def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
-        return {
-            "propagation": {
-                "mean_rgb": list(self.propagation.mean_rgb),
-                "std_rgb": list(self.propagation.std_rgb),
-            },
-            "osvos": {
-                "channel_order": self.osvos.channel_order,
-                "mean": list(self.osvos.mean),
-            },
-        }
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Preprocessing:
-        """The inverse of :meth:`as_json`."""
-        propagation = fields.object("propagation")
-        osvos = fields.object("osvos")
-        return cls(
-            propagation=PropagationPreprocessing(
-                mean_rgb=propagation.triple("mean_rgb"), std_rgb=propagation.triple("std_rgb")
-            ),
-            osvos=OsvosPreprocessing(
-                channel_order=osvos.choice("channel_order", CHANNEL_ORDERS),
-                mean=osvos.triple("mean"),
-            ),
-        )
+@dataclass(frozen=True)
+class WeightTensor:
+    """One weight of an inference graph, as bytes of its external data.
+
+    Attributes:
+        name: Of the initialiser in ``<role>.onnx`` and of the input in the fine-tuning graphs.
+        shape: Sizes, row-major.
+        file: The external data, relative to the directory.
+        offset: First byte.
+        nbytes: Number of bytes, little endian.
+        dtype: Type of the stored values.
+        scale: Stored value divided by the value that is trained: the trunk of a half-precision
+            OSVOS is rescaled, so that its activations fit.
+        scopes: Scopes that train it, each once; empty for a weight that none trains.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+    dtype: StoredDtype
+    scale: float
+    scopes: tuple[AdaptScope, ...]
+
+    def __post_init__(self) -> None:
+        where = f"weight '{self.name}'"
+        if self.dtype not in STORED_DTYPES:
+            raise ManifestError(f"{where}: unknown dtype {self.dtype!r}")
+        if min(self.shape, default=1) < 1 or self.offset < 0:
+            raise ManifestError(f"{where}: impossible shape {self.shape} or offset {self.offset}")
+        expected = math.prod(self.shape) * _BYTES[self.dtype]
+        if self.nbytes != expected:
+            raise ManifestError(
+                f"{where}: {self.nbytes} bytes, but {self.dtype} {self.shape} has {expected}"
+            )
+        if not self.scale > 0:
+            raise ManifestError(f"{where}: scale must be over 0, got {self.scale}")
+        if len(set(self.scopes)) != len(self.scopes):
+            raise ManifestError(f"{where}: scopes must be named once, got {self.scopes}")
+
+
+@dataclass(frozen=True)
+class AdaptEntry:
+    """How one engine can be fine-tuned.
+
+    Attributes:
+        optimizer: Baked into the graphs.
+        settings: Its numbers, for people.
+        state: Names of the states that each trained tensor has.
+        graphs: Scope -> graph of one step.
+        features: Scope -> graph from the network's input to the features that the step's graph
+            takes instead; scopes without a frozen trunk have none.
+        tensors: Every weight of the network.
+    """
+
+    optimizer: AdaptOptimizer
+    settings: Mapping[str, Any]
+    state: tuple[str, ...]
+    graphs: Mapping[AdaptScope, FileDigest]
+    features: Mapping[AdaptScope, FileDigest]
+    tensors: tuple[WeightTensor, ...]
+
+    def __post_init__(self) -> None:
+        if "all" not in self.graphs:
+            raise ManifestError("field 'adapt.graphs.all' is missing: every weight can be trained")
+        if not set(self.features) <= set(self.graphs):
+            raise ManifestError("field 'adapt.features' names a scope that has no graph")
+        names = [tensor.name for tensor in self.tensors]
+        if len(set(names)) != len(names):
+            raise ManifestError("field 'adapt.tensors' names a weight twice")
+
+    @property
+    def files(self) -> tuple[FileDigest, ...]:
+        """All its graphs."""
+        return (*self.graphs.values(), *self.features.values())
+
+    def scope_files(self, scope: AdaptScope) -> tuple[FileDigest, ...]:
+        """Return the graphs of one scope."""
+        features = self.features.get(scope)
+        return (self.graphs[scope],) if features is None else (self.graphs[scope], features)
+
+    def trained(self, scope: AdaptScope) -> tuple[WeightTensor, ...]:
+        """Return the weights that a scope trains."""
+        return tuple(tensor for tensor in self.tensors if scope in tensor.scopes)
 
 
 @dataclass(frozen=True)
@@ -309,13 +204,13 @@ class RoleEntry:
         sha256: Its digest.
         external_data: Weight files beside the graph, with digests.
         opset: ONNX opset of the graph.
-        precision: ``"fp16"`` where weights inside are half; the edges are float32 either way.
+        precision: ``"fp16"`` if weights inside are half; the edges are float32 either way.
         half_weights: How many convolution and matmul weight tensors are half ...
         total_weights: ... out of how many.
         inputs: In the order of the graph.
         outputs: In the order of the graph.
         size_multiple: Frame sides are resized to multiples of this (64 for flow, 16 n + 1 for a
-            propagation crop is written as 16, 1 where any size works).
+            propagation crop is written as 16, 1 if any size works).
         variant: Network variant, for example ``"flownet2"`` or ``"deeplab-xception-os16"``.
         parameters: Number of trained values of the network.
         adapt: How it can be fine-tuned; None if it cannot.
@@ -363,58 +258,25 @@ class RoleEntry:
 
     @property
     def files(self) -> tuple[FileDigest, ...]:
-        """The graph and its external data: what running it needs."""
+        """The files that inference needs: the graph and its external data."""
         return (FileDigest(self.onnx, self.sha256), *self.external_data)
 
     @property
     def all_files(self) -> tuple[FileDigest, ...]:
-        """What running it needs, and what fine-tuning it needs."""
+        """The files that inference and fine-tuning need."""
         return self.files if self.adapt is None else (*self.files, *self.adapt.files)
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types; without ``adapt`` where it cannot be fine-tuned."""
-        adapt = {} if self.adapt is None else {"adapt": self.adapt.as_json()}
-        return {
-            "onnx": self.onnx,
-            "sha256": self.sha256,
-            "external_data": [file.as_json() for file in self.external_data],
-            "opset": self.opset,
-            "precision": self.precision,
-            "half_weights": self.half_weights,
-            "total_weights": self.total_weights,
-            "inputs": [tensor.as_json() for tensor in self.inputs],
-            "outputs": [tensor.as_json() for tensor in self.outputs],
-            "size_multiple": self.size_multiple,
-            "variant": self.variant,
-            "parameters": self.parameters,
-            **adapt,
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> RoleEntry:
-        """The inverse of :meth:`as_json`."""
-        return cls(
-            onnx=fields.string("onnx"),
-            sha256=fields.string("sha256"),
-            external_data=tuple(
-                FileDigest.from_fields(file) for file in fields.objects("external_data")
-            ),
-            opset=fields.integer("opset"),
-            precision=fields.choice("precision", PRECISIONS),
-            half_weights=fields.integer("half_weights"),
-            total_weights=fields.integer("total_weights"),
-            inputs=tuple(_tensor_from_fields(tensor) for tensor in fields.objects("inputs")),
-            outputs=tuple(_tensor_from_fields(tensor) for tensor in fields.objects("outputs")),
-            size_multiple=fields.integer("size_multiple"),
-            variant=fields.string("variant"),
-            parameters=fields.integer("parameters"),
-            adapt=AdaptEntry.from_fields(fields.object("adapt")) if "adapt" in fields else None,
-        )
+        """Return a dict of JSON types, without ``adapt`` if the engine cannot be fine-tuned."""
+        value = json_from_record(self)
+        if self.adapt is None:
+            del value["adapt"]
+        return value
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the engines come from.
+    """The origin of the engines.
 
     Attributes:
         checkpoints: File names and digests of the checkpoints.
@@ -440,36 +302,7 @@ class Provenance:
                 f"field 'provenance.created' must be a UTC time as ISO 8601, got {self.created!r}"
             )
 
-    def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
-        return {
-            "checkpoints": [file.as_json() for file in self.checkpoints],
-            "tool_version": self.tool_version,
-            "command": self.command,
-            "licence": self.licence,
-            "created": self.created,
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Provenance:
-        """The inverse of :meth:`as_json`."""
-        return cls(
-            checkpoints=tuple(
-                FileDigest.from_fields(file) for file in fields.objects("checkpoints")
-            ),
-            tool_version=fields.string("tool_version"),
-            command=fields.string("command"),
-            licence=fields.string("licence"),
-            created=fields.string("created"),
-        )
-
 
 def utc_now_iso() -> str:
-    """The time now, for :class:`Provenance`, for example ``2026-03-01T12:00:00+00:00``."""
+    """Return the time now for :class:`Provenance`, such as ``2026-03-01T12:00:00+00:00``."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _tensor_from_fields(fields: Fields) -> TensorSpec:
-    return TensorSpec(
-        name=fields.string("name"), shape=fields.shape("shape"), dtype=fields.string("dtype")
-    )

@@ -1,4 +1,4 @@
-"""The files of an engine directory: where they may lie, and whether they are the exported ones."""
+"""Resolve and check the files of an engine directory: their place and their digests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mpn._common.files import sha256_of_file
-from mpn.engines.directory.schema import Fields
 from mpn.errors import ManifestError
 
 MANIFEST_NAME = "manifest.json"
@@ -36,7 +35,7 @@ _CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".tar", ".ckpt", ".safetensors"
 
 @dataclass(frozen=True)
 class FileDigest:
-    """A file and what it must contain.
+    """A file and the digest of its content.
 
     Attributes:
         path: Relative to the engine directory, with ``/``; for checkpoints in the provenance, the
@@ -56,22 +55,13 @@ class FileDigest:
                 f"got {self.sha256[:80]!r}"
             )
 
-    def as_json(self) -> dict[str, str]:
-        """A dict of JSON types."""
-        return {"path": self.path, "sha256": self.sha256}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> FileDigest:
-        """The inverse of :meth:`as_json`."""
-        return cls(path=fields.string("path"), sha256=fields.string("sha256"))
-
 
 def check_engine_dir(directory: str | os.PathLike[str]) -> Path:
-    """Check that ``directory`` can be an engine directory at all, and return it as a Path.
+    """Check that ``directory`` can be an engine directory, and return it as a Path.
 
     Raises:
-        ManifestError: If it does not exist, is a file (a video, a checkpoint and a graph are told
-            apart, since the folder was probably forgotten), or holds no manifest.
+        ManifestError: If it does not exist, is a file (the message names a video, a checkpoint or
+            a graph, since the folder was probably forgotten), or holds no manifest.
     """
     path = Path(directory)
     if "\0" in str(path):
@@ -116,7 +106,7 @@ def _hint_for_file(path: Path) -> str:
 
 
 def resolve_inside(directory: Path, relative: str) -> Path:
-    """The path of a file that must lie inside ``directory``.
+    """Return the path of a file that must lie inside ``directory``.
 
     The file need not exist. A symbolic link is followed, and may lead to another place of the same
     directory only.
@@ -150,17 +140,17 @@ def resolve_inside(directory: Path, relative: str) -> Path:
         raise ManifestError(f"{shown} names the engine directory itself, not a file in it")
     if not target.is_relative_to(root):
         raise ManifestError(f"{shown} leaves the engine directory through a symbolic link")
-    # Unresolved: onnxruntime looks for external data beside the name it was given.
+    # Unresolved: onnxruntime opens external data in the folder of the name that it was given.
     return root / relative
 
 
 def check_present(directory: Path, relative: str) -> None:
-    """Check that a file of an engine directory is there.
+    """Check that a file of an engine directory exists.
 
     Raises:
         ManifestError: If it is missing, no plain file, or outside the directory.
     """
-    # os.path, not pathlib: for a name that is too long, pathlib raises instead of saying no.
+    # os.path, not pathlib: for a name that is too long, pathlib raises instead of returning False.
     path = resolve_inside(directory, relative)
     if not os.path.exists(path):
         raise ManifestError(
@@ -187,5 +177,5 @@ def check_digest(directory: Path, file: FileDigest) -> None:
     if found != file.sha256:
         raise ManifestError(
             f"{file.path} in {directory} has changed since export (sha256 {found[:12]}..., the "
-            f"manifest says {file.sha256[:12]}...): copy the folder anew, or re-export it"
+            f"manifest has {file.sha256[:12]}...): copy the folder again, or re-export it"
         )

@@ -1,4 +1,4 @@
-"""What is in an engine directory, and whether this machine can run it: for ``mpn inspect``."""
+"""Describe an engine directory and the backends of this machine, for ``mpn inspect``."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ class BackendReport:
 
 @dataclass(frozen=True)
 class EngineDirReport:
-    """Everything ``mpn inspect`` says.
+    """The report that ``mpn inspect`` prints.
 
     Attributes:
         directory: The directory.
         manifest: Its manifest.
         files: The files of each role, the graph first, those of fine-tuning last.
-        backends: What this machine can run it with.
-        parity: How far the graphs were from PyTorch; None without ``parity.json``.
-        plans: The plans in it, whatever machine they are for.
+        backends: Whether each backend of this machine can run it.
+        parity: Differences of the graphs from PyTorch; None without ``parity.json``.
+        plans: The plans in it, for any machine.
     """
 
     directory: Path
@@ -82,7 +82,7 @@ class EngineDirReport:
         return f"no backend of this machine can run {self.directory}: {reasons}"
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
+        """Return a dict of JSON types."""
         return {
             "directory": str(self.directory),
             "manifest": self.manifest.as_json(),
@@ -117,7 +117,7 @@ def describe_engine_dir(directory: str | os.PathLike[str]) -> EngineDirReport:
 
     Raises:
         ManifestError: If the directory, its manifest or its parity file cannot be read at all.
-            Everything else that is wrong is in the report.
+            Every other problem is in the report.
     """
     manifest = load_manifest(directory)
     path = Path(directory)
@@ -153,7 +153,7 @@ def _backend_report(directory: Path, backend: Backend, *, intact: bool) -> Backe
     if not intact:
         return BackendReport(backend, False, "not tried, since files have changed or are missing")
     try:
-        # Nothing is built for a look.
+        # An inspection builds no plan: it would take minutes.
         policy = PlanPolicy(build=False)
         with open_engines(directory, backend=backend, verify=False, plans=policy) as engines:
             opened = ", ".join(engines.engines)

@@ -1,7 +1,7 @@
-"""The manifest of an engine directory: what is in it, and how its engines are to be fed.
+"""Read, check and write the manifest of an engine directory.
 
-``manifest.json`` is written by the exporter and read by the runtime. A :class:`Manifest` cannot be
-built with values that contradict each other, so both sides check the same things.
+The exporter writes ``manifest.json``, the runtime reads it. A :class:`Manifest` cannot be built
+with values that contradict each other, so both sides check the same things.
 """
 
 from __future__ import annotations
@@ -9,11 +9,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mpn._common.files import write_text_atomically
+from mpn._common.records import (
+    Scalar,
+    check_complete,
+    json_from_record,
+    read_json,
+    record_from_json,
+    schema_version_of,
+)
 from mpn.engines.directory.entries import (
     DIS_SOURCE,
     ENGINE_SOURCE,
@@ -32,7 +40,6 @@ from mpn.engines.directory.files import (
     check_engine_dir,
     resolve_inside,
 )
-from mpn.engines.directory.schema import Fields, Scalar, json_from_text
 from mpn.engines.spec import ROLES, EngineSpec, Role, TensorSpec, engine_spec
 from mpn.errors import EngineError, ManifestError
 
@@ -62,25 +69,26 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runtime knows about an engine directory before it opens an engine.
+    """Description of an engine directory that the runtime reads before it opens an engine.
 
     Attributes:
+        schema_version: Always :data:`SCHEMA_VERSION`.
         name: For people, for example ``"lite"``.
         frame_size_hw: (height, width) of the working frame that flow and OSVOS are exported for.
         roi_size: Side of the propagation crop; 16 n + 1.
         max_objects: Largest object batch that plans are built for.
-        preprocessing: How frames become inputs.
-        flow: Where the flow comes from.
+        preprocessing: Normalisation of the network inputs.
+        flow: Source of the flow.
         roles: The engines; propagation always, flow if ``flow.source`` is ``"engine"``.
         runtime_defaults: Pipeline option names to values that suit these weights; the pipeline
             checks them.
-        provenance: Where the engines come from.
-        schema_version: Always :data:`SCHEMA_VERSION`.
+        provenance: Origin of the engines.
 
     Raises:
         ManifestError: If the values contradict each other or the specs of the roles.
     """
 
+    schema_version: int = field(default=SCHEMA_VERSION, kw_only=True)
     name: str
     frame_size_hw: tuple[int, int]
     roi_size: int
@@ -90,7 +98,6 @@ class Manifest:
     roles: Mapping[Role, RoleEntry]
     runtime_defaults: Mapping[str, Scalar]
     provenance: Provenance
-    schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -108,7 +115,7 @@ class Manifest:
             )
 
     def spec(self, role: Role) -> EngineSpec:
-        """The interface that the engine of ``role`` must have at this directory's sizes."""
+        """Return the interface that the engine of ``role`` must have at this directory's sizes."""
         return engine_spec(
             role,
             frame_size_hw=self.frame_size_hw,
@@ -117,46 +124,24 @@ class Manifest:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types: the content of ``manifest.json``."""
-        return {
-            "schema_version": self.schema_version,
-            "name": self.name,
-            "frame_size_hw": list(self.frame_size_hw),
-            "roi_size": self.roi_size,
-            "max_objects": self.max_objects,
-            "preprocessing": self.preprocessing.as_json(),
-            "flow": self.flow.as_json(),
-            "roles": {role: entry.as_json() for role, entry in self.roles.items()},
-            "runtime_defaults": dict(self.runtime_defaults),
-            "provenance": self.provenance.as_json(),
-        }
+        """Return a dict of JSON types: the content of ``manifest.json``."""
+        return json_from_record(self)
 
     @classmethod
     def from_json(cls, value: Any) -> Manifest:
-        """The inverse of :meth:`as_json`.
+        """Convert the content of ``manifest.json``, the inverse of :meth:`as_json`.
 
         Raises:
             ManifestError: If the schema is unknown, or a field is missing or of another type.
         """
-        fields = Fields(value)
-        # First: the fields of another schema may be others, and no error of theirs would help.
-        schema_version = fields.integer("schema_version")
+        schema_version = schema_version_of(value, ManifestError)
         if schema_version != SCHEMA_VERSION:
             raise ManifestError(_unknown_schema(schema_version))
-        roles = fields.object("roles")
-        return cls(
-            name=fields.string("name"),
-            frame_size_hw=fields.size_hw("frame_size_hw"),
-            roi_size=fields.integer("roi_size"),
-            max_objects=fields.integer("max_objects"),
-            preprocessing=Preprocessing.from_fields(fields.object("preprocessing")),
-            flow=FlowSource.from_fields(fields.object("flow")),
-            roles={
-                _role_named(name): RoleEntry.from_fields(roles.object(name)) for name in roles.names
-            },
-            runtime_defaults=fields.scalars("runtime_defaults"),
-            provenance=Provenance.from_fields(fields.object("provenance")),
-        )
+        manifest = record_from_json(value, cls, ManifestError)
+        # The defaults of the records are for the exporter: preprocessing that is left out here
+        # would change masks without notice.
+        check_complete(value, manifest.as_json(), ManifestError)
+        return manifest
 
     def _check_role(self, role: Role, entry: RoleEntry) -> None:
         try:
@@ -184,13 +169,8 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
     path = check_engine_dir(directory)
     file = path / MANIFEST_NAME
     try:
-        text = resolve_inside(path, MANIFEST_NAME).read_text(encoding="utf-8")
-        manifest = Manifest.from_json(json_from_text(text))
+        manifest = Manifest.from_json(read_json(resolve_inside(path, MANIFEST_NAME), ManifestError))
         _check_paths(path, manifest)
-    except OSError as error:
-        raise ManifestError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{file}: invalid JSON (no UTF-8 text)") from error
     except ManifestError as error:
         raise ManifestError(f"{file}: {error}") from error
     return manifest
@@ -225,13 +205,11 @@ def verify_digests(
 ) -> None:
     """Check that the files of the roles are the ones that were exported, by streamed SHA-256.
 
-    Roles that the manifest has not are passed over.
-
     Args:
         directory: The engine directory.
         manifest: Its manifest.
-        roles: Which to check.
-        with_adapt: Check the graphs for fine-tuning too, which running does not need.
+        roles: Roles to check; those that the manifest does not have are skipped.
+        with_adapt: Check the graphs for fine-tuning too, which inference does not need.
 
     Raises:
         ManifestError: If a file is missing, leaves the directory or has another content.
@@ -247,15 +225,6 @@ def _check_paths(directory: Path, manifest: Manifest) -> None:
     for entry in manifest.roles.values():
         for file in entry.all_files:
             resolve_inside(directory, file.path)
-
-
-def _role_named(name: str) -> Role:
-    for role in ROLES:
-        if name == role:
-            return role
-    raise ManifestError(
-        f"field 'roles.{name}' is an unknown role: the roles are {', '.join(ROLES)}"
-    )
 
 
 def _unknown_schema(found: int) -> str:

@@ -1,4 +1,4 @@
-"""Reading ``parity.json``: how far each graph was from its PyTorch module when it was exported."""
+"""Read ``parity.json``: the differences of each graph from its PyTorch module at export."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpn._common.records import read_json, record_from_json, schema_version_of
 from mpn.engines.directory.files import resolve_inside
-from mpn.engines.directory.schema import Fields, json_from_text
 from mpn.errors import ManifestError
 
 PARITY_NAME = "parity.json"
@@ -18,13 +18,13 @@ PARITY_SCHEMA = 1
 
 @dataclass(frozen=True)
 class ParityMeasure:
-    """One measure of one graph, at the set of inputs where it came nearest to its limit.
+    """One measure of one graph, at the set of inputs that came nearest to its limit.
 
     Attributes:
-        role: Which graph.
-        name: What was measured, for example ``"max_relative"``.
-        value: What was found.
-        limit: What was allowed.
+        role: The graph's role.
+        name: Name of the measure, for example ``"max_relative"``.
+        value: The value that was measured.
+        limit: The value that was allowed.
         cases: How many sets of inputs were compared.
     """
 
@@ -37,7 +37,7 @@ class ParityMeasure:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What ``parity.json`` says.
+    """Content of ``parity.json``.
 
     Attributes:
         reference: What the graphs were compared with; None if they were not compared.
@@ -52,6 +52,40 @@ class ParityReport:
     document: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class _Verdict:
+    verified: bool
+
+
+@dataclass(frozen=True)
+class _Skipped:
+    skipped: str
+
+
+@dataclass(frozen=True)
+class _Measure:
+    measure: str
+    value: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class _Case:
+    measures: tuple[_Measure, ...]
+
+
+@dataclass(frozen=True)
+class _Role:
+    cases: tuple[_Case, ...]
+
+
+@dataclass(frozen=True)
+class _Verified:
+    reference: str
+    inputs: str
+    roles: Mapping[str, _Role]
+
+
 def load_parity(directory: Path) -> ParityReport | None:
     """Read the parity of an engine directory; None if it has no ``parity.json``.
 
@@ -62,45 +96,36 @@ def load_parity(directory: Path) -> ParityReport | None:
     if not path.exists():
         return None
     try:
-        text = resolve_inside(directory, PARITY_NAME).read_text(encoding="utf-8")
-        return _report_from_json(json_from_text(text))
-    except OSError as error:
-        raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: invalid JSON (no UTF-8 text)") from error
+        value = read_json(resolve_inside(directory, PARITY_NAME), ManifestError)
+        return _report_from_json(value)
     except ManifestError as error:
         raise ManifestError(f"{path}: {error}; export the directory again") from error
 
 
 def _report_from_json(value: Any) -> ParityReport:
-    fields = Fields(value)
-    schema_version = fields.integer("schema_version")
+    schema_version = schema_version_of(value, ManifestError)
     if schema_version != PARITY_SCHEMA:
         raise ManifestError(
             f"schema_version {schema_version} is unknown: this version of mpn-runtime reads "
             f"{PARITY_SCHEMA}"
         )
-    if not fields.boolean("verified"):
-        return ParityReport(None, fields.string("skipped"), (), value)
-    roles = fields.object("roles")
+    if not record_from_json(value, _Verdict, ManifestError).verified:
+        skipped = record_from_json(value, _Skipped, ManifestError).skipped
+        return ParityReport(None, skipped, (), value)
+    parity = record_from_json(value, _Verified, ManifestError)
     measures = [
-        measure for role in roles.names for measure in _worst_measures(role, roles.object(role))
+        measure
+        for role, entry in parity.roles.items()
+        for measure in _worst_measures(role, entry.cases)
     ]
-    return ParityReport(fields.string("reference"), fields.string("inputs"), tuple(measures), value)
+    return ParityReport(parity.reference, parity.inputs, tuple(measures), value)
 
 
-def _worst_measures(role: str, fields: Fields) -> list[ParityMeasure]:
-    cases = fields.objects("cases")
+def _worst_measures(role: str, cases: tuple[_Case, ...]) -> list[ParityMeasure]:
     worst: dict[str, ParityMeasure] = {}
     for case in cases:
-        for measure in case.objects("measures"):
-            found = ParityMeasure(
-                role=role,
-                name=measure.string("measure"),
-                value=measure.number("value"),
-                limit=measure.number("limit"),
-                cases=len(cases),
-            )
+        for measure in case.measures:
+            found = ParityMeasure(role, measure.measure, measure.value, measure.limit, len(cases))
             known = worst.get(found.name)
             # All are within their limits, or nothing would have been exported: nearest is worst,
             # whether the limit is a largest difference or a smallest overlap.

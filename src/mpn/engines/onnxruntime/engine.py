@@ -271,4 +271,4 @@ def _tensor_from_node(node: Any) -> TensorSpec:
     """The TensorSpec of onnxruntime's NodeArg; an axis without a name is ``"?"``."""
     element = str(node.type).removeprefix("tensor(").removesuffix(")")
     shape = tuple("?" if size is None else size for size in node.shape)
-    return TensorSpec(node.name, shape, {"float": "float32"}.get(element, element))
+    return TensorSpec(node.name, shape, dtype={"float": "float32"}.get(element, element))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpn._common.files import PARTIAL_SUFFIX, output_errors, remove_temporaries
+from mpn._common.records import read_json
 from mpn.errors import OutputError
 from mpn.runtime.media.video import VideoSource
 from mpn.runtime.media.video_images import ImageSequence
@@ -115,13 +115,11 @@ def load_earlier_run(paths: ResultPaths) -> dict[str, Any] | None:
         OutputError: If there is one that cannot be read.
     """
     for path in (paths.run_partial_json, paths.run_json):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             continue
-        except NotADirectoryError:
-            return None
-        except (OSError, ValueError) as error:
+        try:
+            report = read_json(path, OutputError)
+        except OutputError as error:
             raise OutputError(
                 f"cannot read {path} of an earlier run: remove it ({error})"
             ) from error

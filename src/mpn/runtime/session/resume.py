@@ -18,6 +18,7 @@ import numpy as np
 
 from mpn import __version__
 from mpn._common.files import journal_path
+from mpn._common.records import json_from_text, record_from_json
 from mpn.errors import InputError, MaskError, OutputError
 from mpn.masks import load_labels
 from mpn.runtime.finetune.options import AdaptOptions, adapt_as_json
@@ -46,9 +47,58 @@ class ResumePoint:
     def object_ids(self) -> list[tuple[int, ...]]:
         """The ids followed in each frame of ``track_lines``."""
         return [
-            tuple(track["object_id"] for track in json.loads(line)["objects"])
+            tuple(track.object_id for track in _track_line(line).objects)
             for line in self.track_lines
         ]
+
+
+@dataclass(frozen=True)
+class _ObjectTrack:
+    object_id: int
+
+
+@dataclass(frozen=True)
+class _TrackLine:
+    frame: int
+    name: str
+    objects: tuple[_ObjectTrack, ...]
+
+
+@dataclass(frozen=True)
+class _EarlierVideo:
+    end: int | None
+
+
+@dataclass(frozen=True)
+class _EarlierFingerprint:
+    masks: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _EarlierRun:
+    state: str
+    saved: tuple[str, ...]
+    video: _EarlierVideo
+    fingerprint: _EarlierFingerprint
+
+
+def check_resumable(report: Mapping[str, Any]) -> None:
+    """Check that the run.json of an earlier run has the fields that a resumed run reads.
+
+    Raises:
+        OutputError: If a field is missing or of another type; it names the field by its path.
+    """
+    try:
+        record_from_json(report, _EarlierRun, OutputError)
+    except OutputError as error:
+        raise OutputError(
+            f"cannot resume: the run.json of the earlier run is damaged ({error}); run again "
+            "without --resume"
+        ) from error
+
+
+def _track_line(line: str) -> _TrackLine:
+    return record_from_json(json_from_text(line, OutputError), _TrackLine, OutputError)
 
 
 def check_same_run(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -136,15 +186,14 @@ def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | N
     names: list[str] = []
     for line in _earlier_track_lines(paths):
         try:
-            entry = json.loads(line)
-            index, name = entry["frame"], entry["name"]
-        except (ValueError, KeyError, TypeError):
+            entry = _track_line(line)
+        except OutputError:  # cut short when the run was killed
             break
-        mask = paths.masks / f"{name}.png"
-        if index != first_frame.index + len(lines) or not mask.is_file():
+        mask = paths.masks / f"{entry.name}.png"
+        if entry.frame != first_frame.index + len(lines) or not mask.is_file():
             break
         lines.append(line)
-        names.append(name)
+        names.append(entry.name)
     if not names or names[0] != first_frame.name:
         return None
     size_hw = (first_frame.rgb.shape[0], first_frame.rgb.shape[1])

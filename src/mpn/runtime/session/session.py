@@ -39,6 +39,7 @@ from mpn.runtime.session.report import StageStatistics, machine_facts, versions
 from mpn.runtime.session.request import Masks, Progress, RunRequest
 from mpn.runtime.session.resume import (
     ResumePoint,
+    check_resumable,
     check_same_run,
     find_resume_point,
     fingerprint,
@@ -145,6 +146,7 @@ class _Run:
         earlier = load_earlier_run(self._paths)
         point = None
         if self._request.resume and earlier is not None:
+            check_resumable(earlier)
             point = find_resume_point(self._paths, self._first_frame)
             last = self._first_frame.index if point is None else point.frame_index
             check_same_run(until(earlier["fingerprint"], last), until(self._fingerprint, last))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from mpn._common.records import json_from_record, record_from_json
 from mpn.engines.spec import EngineSpec, TensorSpec, engine_spec
 from mpn.engines.tensorrt.plans.options import BuildOptions, object_profiles, profile_for
 from mpn.errors import EngineError, InputError
@@ -57,4 +58,4 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_options_survive_json() -> None:
     options = BuildOptions(refittable=True, optimization_level=5, workspace_mib=64)
-    assert BuildOptions(**options.as_json()) == options
+    assert record_from_json(json_from_record(options), BuildOptions, EngineError) == options

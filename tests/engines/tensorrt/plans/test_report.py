@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mpn._common.records import json_from_record, record_from_json
 from mpn.engines.tensorrt.plans.report import LayerCount, PlanPrecision, layer_count_from_inspector
 from mpn.errors import EngineError
 
@@ -83,4 +84,4 @@ def test_half_asked_for_and_got_passes(engine: LayerCount | None) -> None:
     result = PlanPrecision(HALF, engine, "why")
     result.check("fp16", "the flow plan")
     assert result.describe() == "3 of 4 convolutions and products in half precision"
-    assert PlanPrecision.from_json(json.loads(json.dumps(result.as_json()))) == result
+    assert record_from_json(json_from_record(result), PlanPrecision, EngineError) == result

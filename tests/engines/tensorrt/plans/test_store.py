@@ -98,8 +98,9 @@ def change_graph(directory: Path, store: PlanStore) -> None:
         ("options", "it was built with other options"),
         ("content", "it has changed since it was built"),
         ("record", r"\.plan\.json is missing"),
-        ("record content", r"\.plan\.json cannot be read"),
+        ("record content", r"\.plan\.json: invalid JSON"),
         ("record schema", "schema_version 9"),
+        ("record field", r"field 'precision\.network\.layers' must be an integer, got '3'"),
         ("record key", "its digest is not that of its key"),
     ],
 )
@@ -147,6 +148,8 @@ def damage_record(plan: Plan, what: str) -> None:
         return
     if what == "record schema":
         value["schema_version"] = 9
+    elif what == "record field":
+        value["precision"]["network"]["layers"] = "3"
     else:
         value["key"]["arch"] = "sm_100"
     path.write_text(json.dumps(value))

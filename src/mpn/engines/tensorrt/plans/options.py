@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from mpn.engines.spec import OBJECTS_AXIS, EngineSpec
 from mpn.errors import EngineError, InputError
@@ -43,18 +42,6 @@ class BuildOptions:
             raise InputError(f"the builder's optimisation level is 0 to 5, got {level}")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise InputError(f"the workspace must be at least 1 MiB, got {self.workspace_mib}")
-
-    def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
-        return {
-            "refittable": self.refittable,
-            "half_inputs": self.half_inputs,
-            "version_compatible": self.version_compatible,
-            "hardware_compatible": self.hardware_compatible,
-            "tf32": self.tf32,
-            "optimization_level": self.optimization_level,
-            "workspace_mib": self.workspace_mib,
-        }
 
 
 @dataclass(frozen=True)

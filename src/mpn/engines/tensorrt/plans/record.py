@@ -1,8 +1,8 @@
-"""What is known about a plan: its key, its name, and the record that lies beside it.
+"""Define the key of a plan, its file name, and the record beside it.
 
-The record is a file of its own, ``<plan>.json``, and not a part of ``manifest.json``: plans are a
-cache that every machine fills for itself, and what was exported must not change with it (its
-digests, and the right to write there).
+The record is a separate file, ``<plan>.json``, and not a part of ``manifest.json``: plans are a
+cache that every machine fills for itself, and the exported files must not change with it (their
+digests, and the permission to write there).
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mpn._common.files import sha256_of_file
+from mpn._common.records import (
+    json_from_record,
+    read_json,
+    record_from_json,
+    schema_version_of,
+)
 from mpn._common.text import one_line
 from mpn.cuda.device import Device
 from mpn.engines.directory.entries import RoleEntry
@@ -23,10 +28,10 @@ from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import Manifest
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.engines.tensorrt.api import TrtApi, TrtBackend
-from mpn.engines.tensorrt.plans.options import BuildOptions, ObjectProfile, object_profiles
+from mpn.engines.tensorrt.plans.options import BuildOptions, object_profiles
 from mpn.engines.tensorrt.plans.report import PlanPrecision
 from mpn.engines.tensorrt.plans.store import user_plans_dir
-from mpn.errors import EngineError
+from mpn.errors import EngineError, MpnError
 
 PLANS_DIR = "plans"
 RECORD_SCHEMA = 1
@@ -38,7 +43,7 @@ _SHOWN_DIGITS = 8
 
 @dataclass(frozen=True)
 class PlanKey:
-    """Everything a plan depends on; two plans of the same key are interchangeable.
+    """Everything that a plan depends on; two plans of the same key are interchangeable.
 
     Attributes:
         role: Which network.
@@ -60,8 +65,8 @@ class PlanKey:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all of it, 64 hexadecimal digits."""
-        text = json.dumps(self.as_json(), sort_keys=True)
+        """SHA-256 of the whole key, 64 hexadecimal digits."""
+        text = json.dumps(json_from_record(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -70,33 +75,8 @@ class PlanKey:
         parts = (self.role, self.backend, self.arch, self.version, self.digest[:_SHOWN_DIGITS])
         return f"{'-'.join(parts)}.plan"
 
-    def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
-        return {
-            "role": self.role,
-            "backend": self.backend,
-            "arch": self.arch,
-            "version": self.version,
-            "graph": list(self.graph),
-            "profiles": [list(profile) for profile in self.profiles],
-            "options": self.options.as_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PlanKey:
-        """The inverse of :meth:`as_json`."""
-        return cls(
-            role=value["role"],
-            backend=value["backend"],
-            arch=str(value["arch"]),
-            version=str(value["version"]),
-            graph=tuple(value["graph"]),
-            profiles=tuple(ObjectProfile(*profile).counts for profile in value["profiles"]),
-            options=BuildOptions(**value["options"]),
-        )
-
     def why_not(self, other: PlanKey) -> str:
-        """Why a plan of key ``other`` is not the one wanted; to stand after "because"."""
+        """Return why a plan of key ``other`` does not fit, to stand after "because"."""
         if other.graph != self.graph:
             return "it was built from another graph"
         if other.arch != self.arch:
@@ -115,7 +95,7 @@ def plan_key(
     options: BuildOptions,
     device: Device | None,
 ) -> PlanKey:
-    """The key of the plan that this machine needs.
+    """Return the key of the plan that this machine needs.
 
     Args:
         api: The library.
@@ -147,7 +127,7 @@ def plan_key(
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """What ``<plan>.json`` says.
+    """Content of ``<plan>.json``.
 
     Attributes:
         key: What the plan was built for.
@@ -174,53 +154,48 @@ class PlanRecord:
     half_inputs: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
+        """Return a dict of JSON types: the content of ``<plan>.json``."""
+        fields = json_from_record(self)
+        key = fields.pop("key")
         return {
             "schema_version": RECORD_SCHEMA,
-            "key": self.key.as_json(),
+            "key": key,
             "digest": self.key.digest,
-            "built_by": self.built_by,
-            "device": self.device,
-            "sha256": self.sha256,
-            "nbytes": self.nbytes,
-            "build_s": self.build_s,
-            "built": self.built,
-            "graph_precision": self.graph_precision,
-            "precision": self.precision.as_json(),
-            "half_inputs": list(self.half_inputs),
+            **fields,
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PlanRecord:
-        """The inverse of :meth:`as_json`.
+    def from_json(cls, value: Any) -> PlanRecord:
+        """Convert the content of ``<plan>.json``, the inverse of :meth:`as_json`.
 
         Raises:
             EngineError: If it is of another schema, or damaged.
         """
         try:
-            if value["schema_version"] != RECORD_SCHEMA:
-                raise ValueError(f"schema_version {value['schema_version']}")
-            record = cls(
-                key=PlanKey.from_json(value["key"]),
-                built_by=str(value["built_by"]),
-                device=str(value["device"]),
-                sha256=str(value["sha256"]),
-                nbytes=int(value["nbytes"]),
-                build_s=float(value["build_s"]),
-                built=str(value["built"]),
-                graph_precision=value["graph_precision"],
-                precision=PlanPrecision.from_json(value["precision"]),
-                half_inputs=tuple(value["half_inputs"]),
-            )
-            if value["digest"] != record.key.digest:
-                raise ValueError("its digest is not that of its key")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            schema_version = schema_version_of(value, EngineError)
+            if schema_version != RECORD_SCHEMA:
+                raise EngineError(f"schema_version {schema_version} is not {RECORD_SCHEMA}")
+            record = record_from_json(value, cls, EngineError)
+            if record_from_json(value, _Sealed, EngineError).digest != record.key.digest:
+                raise EngineError("its digest is not that of its key")
+        except MpnError as error:
             raise EngineError(f"the record cannot be used ({error})") from error
         return record
 
 
+@dataclass(frozen=True)
+class _Sealed:
+    """The field of a record that follows from the others.
+
+    Attributes:
+        digest: Of the key.
+    """
+
+    digest: str
+
+
 def record_path(plan: Path) -> Path:
-    """Where the record of a plan is: ``<plan>.json`` beside it."""
+    """Return the path of the record of a plan: ``<plan>.json`` beside it."""
     return plan.with_name(f"{plan.name}.json")
 
 
@@ -231,14 +206,12 @@ def load_record(plan: Path) -> PlanRecord:
         EngineError: If there is none, or it is damaged.
     """
     path = record_path(plan)
+    if not path.exists():
+        raise EngineError(f"{path.name} is missing")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EngineError(f"{path.name} is missing") from error
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path.name} cannot be read") from error
-    if not isinstance(value, dict):
-        raise EngineError(f"{path.name} is no JSON object")
+        value = read_json(path, EngineError)
+    except EngineError as error:
+        raise EngineError(f"{path.name}: {error}") from error
     return PlanRecord.from_json(value)
 
 

@@ -38,26 +38,6 @@ class LayerCount:
         """Of the layers, 0 to 1; 0 where none is known."""
         return self.half_layers / self.layers if self.layers else 0.0
 
-    def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
-        return {
-            "layers": self.layers,
-            "half_layers": self.half_layers,
-            "arithmetic": self.arithmetic,
-            "half_arithmetic": self.half_arithmetic,
-            "unknown": self.unknown,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> LayerCount:
-        """The inverse of :meth:`as_json`."""
-        return cls(
-            **{
-                name: int(value[name])
-                for name in ("layers", "half_layers", "arithmetic", "half_arithmetic", "unknown")
-            }
-        )
-
 
 @dataclass(frozen=True)
 class PlanPrecision:
@@ -102,24 +82,6 @@ class PlanPrecision:
         return (
             f"{count.half_arithmetic} of {count.arithmetic} convolutions and products in half "
             "precision"
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
-        return {
-            "network": self.network.as_json(),
-            "engine": None if self.engine is None else self.engine.as_json(),
-            "engine_note": self.engine_note,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PlanPrecision:
-        """The inverse of :meth:`as_json`."""
-        engine = value["engine"]
-        return cls(
-            network=LayerCount.from_json(value["network"]),
-            engine=None if engine is None else LayerCount.from_json(engine),
-            engine_note=str(value["engine_note"]),
         )
 
 

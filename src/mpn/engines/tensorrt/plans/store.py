@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mpn._common.cache_dirs import user_cache_dir
 from mpn._common.files import write_bytes_atomically, write_text_atomically
 from mpn.cuda.device import Device
 from mpn.engines.directory.entries import utc_now_iso
@@ -269,12 +269,8 @@ class PlanStore:
 
 
 def user_plans_dir() -> Path | None:
-    """Where plans of directories that cannot be written are kept; None if the user has no home."""
-    try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return caches / "mpn-runtime" / PLANS_DIR
+    """Return the folder for plans of read-only directories; None if the user has no home."""
+    return user_cache_dir(PLANS_DIR)
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, PlanRecord]]:

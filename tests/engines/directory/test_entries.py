@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mpn._common.files import sha256_of_file
+from mpn._common.records import json_from_record
 from mpn.engines.directory.manifest import load_manifest, save_manifest, verify_digests
 from mpn.engines.open import open_engines
 from mpn.errors import ManifestError
@@ -21,7 +22,7 @@ def directory(tmp_path: Path) -> Path:
     return make_adapt_dir(tmp_path / "engines")
 
 
-def test_a_saved_manifest_loads_as_the_same_value(directory: Path) -> None:
+def test_saved_manifest_with_adapt_loads_equal(directory: Path) -> None:
     manifest = load_manifest(directory)
     save_manifest(directory, manifest)
     assert load_manifest(directory) == manifest
@@ -42,7 +43,7 @@ def test_a_saved_manifest_loads_as_the_same_value(directory: Path) -> None:
     assert [file.path for file in entry.scope_files("all")] == ["osvos_adapt.onnx"]
 
 
-def test_a_directory_without_it_is_as_before(tmp_path: Path) -> None:
+def test_manifest_without_adapt_has_no_such_field(tmp_path: Path) -> None:
     directory = make_engine_dir(tmp_path / "engines")
     manifest = load_manifest(directory)
     assert manifest.schema_version == 1
@@ -51,7 +52,7 @@ def test_a_directory_without_it_is_as_before(tmp_path: Path) -> None:
     assert manifest.roles["propagation"].all_files == manifest.roles["propagation"].files
 
 
-def test_running_needs_no_graph_of_adaptation(directory: Path) -> None:
+def test_inference_needs_no_graph_of_fine_tuning(directory: Path) -> None:
     for role in ROLES:
         (directory / f"{role}_adapt.onnx").unlink()
     manifest = load_manifest(directory)
@@ -62,7 +63,7 @@ def test_running_needs_no_graph_of_adaptation(directory: Path) -> None:
         verify_digests(directory, manifest, with_adapt=True)
 
 
-def test_a_changed_graph_of_adaptation_is_found(directory: Path) -> None:
+def test_changed_graph_of_fine_tuning_is_refused(directory: Path) -> None:
     path = directory / "osvos_features.onnx"
     path.write_bytes(path.read_bytes() + b"\0")
     manifest = load_manifest(directory)
@@ -88,21 +89,33 @@ def _set(where: Callable[[Json], Json], **fields: Any) -> Callable[[Json], objec
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_set(_adapt, optimizer="lion"), "adapt.optimizer' must be one of 'sgd', 'adamw'"),
+        (
+            _set(_adapt, optimizer="lion"),
+            "osvos.adapt.optimizer' must be one of 'adamw', 'sgd', got 'lion'",
+        ),
         (_set(_adapt, graphs={}), r"adapt\.graphs\.all' is missing"),
-        (lambda value: _adapt(value)["graphs"].update(tail={}), "unknown scope 'tail'"),
+        (
+            lambda value: _adapt(value)["graphs"].update(tail={}),
+            "adapt.graphs.tail' is unknown: use one of 'all', 'head'",
+        ),
         (lambda value: _adapt(value)["graphs"].pop("head"), "names a scope that has no graph"),
-        (_set(_adapt, state=[1]), "adapt.state' must be a list of strings"),
+        (_set(_adapt, state=[1]), r"adapt\.state\[0\]' must be a string, got 1"),
         (lambda value: _adapt(value)["tensors"].append(_tensor(value)), "names a weight twice"),
-        (_set(_tensor, shape=[4, 3, 3, "k"]), "must be fixed"),
+        (
+            _set(_tensor, shape=[4, 3, 3, "k"]),
+            r"adapt\.tensors\[0\]\.shape\[3\]' must be an integer, got 'k'",
+        ),
         (_set(_tensor, shape=[4, 3, 3]), "432 bytes, but float32"),
         (_set(_tensor, shape=[4, 3, 3, -3]), "impossible shape"),
         (_set(_tensor, nbytes=431), "431 bytes, but float32"),
         (_set(_tensor, offset=-4), "impossible shape .* or offset"),
-        (_set(_tensor, dtype="float64"), "dtype' must be one of 'float32', 'float16'"),
+        (_set(_tensor, dtype="float64"), "dtype' must be one of 'float16', 'float32'"),
         (_set(_tensor, scale=0), "scale must be over 0"),
-        (_set(_tensor, scopes=["all", "tail"]), "scopes' must be a list of some of"),
-        (_set(_tensor, scopes=["all", "all"]), "each once"),
+        (
+            _set(_tensor, scopes=["all", "tail"]),
+            r"scopes\[1\]' must be one of 'all', 'head', got 'tail'",
+        ),
+        (_set(_tensor, scopes=["all", "all"]), "scopes must be named once"),
         (_set(_tensor, file="other.data"), "lies in other.data, which is none of its external"),
         (
             lambda value: _adapt(value)["graphs"]["all"].update(path="../osvos_adapt.onnx"),
@@ -115,7 +128,7 @@ def _set(where: Callable[[Json], Json], **fields: Any) -> Callable[[Json], objec
         (lambda value: _adapt(value)["graphs"]["all"].update(sha256="x"), "64 lower-case"),
     ],
 )
-def test_a_manifest_that_contradicts_itself_is_refused(
+def test_wrong_adapt_field_is_one_line(
     directory: Path, change: Callable[[Json], object], says: str
 ) -> None:
     rewrite(directory, change)
@@ -124,7 +137,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     assert "\n" not in str(info.value)
 
 
-def test_offsets_are_those_of_the_graph(directory: Path) -> None:
+def test_offsets_equal_those_of_the_graph(directory: Path) -> None:
     """The index repeats what the graph says, for a runtime that cannot read graphs."""
     import onnx
 
@@ -141,4 +154,4 @@ def test_offsets_are_those_of_the_graph(directory: Path) -> None:
         assert sha256_of_file(directory / f"{role}.onnx.data") == (
             manifest.roles[role].external_data[0].sha256
         )
-        assert json.dumps(entry.as_json())
+        assert json.dumps(json_from_record(entry))
