@@ -1,4 +1,4 @@
-"""Check docstrings, comments and test names against the writing guide (CONTRIBUTING.md).
+"""Check docstrings, comments and test names against CONTRIBUTING.md.
 
 Usage: ``python tools/check_language.py [PATH ...]``; the default is src, tests, benchmarks, tools.
 """
@@ -24,7 +24,7 @@ MAX_TEST_NAME = 60
 ALLOWED = re.compile(r"question marks?|(?:look|looks|looked) like|it is known|twin ax[ei]s", re.I)
 BANNED = re.compile(
     r"\b(?:"
-    # Machinery does not talk, look, think or dream: it returns, raises, computes, copies, waits.
+    # Machinery is not a person: it returns, raises, computes, copies, waits.
     r"tells?|told|telling|sees|seen|saw|dreams?|dreamt|believes?|believed|asks?|asked|"
     r"doubts?|doubted|doubtful|denies|denied|say|says|said|looks|looked|answers?|answered|"
     r"lives|knows|wants|questions?|"
@@ -35,7 +35,7 @@ BANNED = re.compile(
     r")\b",
     re.I,
 )
-RIDDLE = re.compile(r"(?:^|[.:;] )What\b")  # "candidates: What the warp found."
+RIDDLE = re.compile(r"(?:^|[.:;] )What\b")
 
 WH_WORD = re.compile(r"what|where|when|why|how|who|whose|which|whether", re.I)
 # First words that are no verb, and endings that no verb of ours has.
@@ -43,8 +43,8 @@ NOT_A_VERB = re.compile(
     rf"{WH_WORD.pattern}|an?|the|this|that|these|those|its?|one|two|three|both|all|every|each|any|"
     r"some|most|no|none|nothing|everything|nobody|and|or|as|at|by|for|from|in|into|of|on|per|to|up|"
     r"with|without|along|if|only|same|more|i|we|you|true|false|nan|entry|frame|flow|version|area|"
-    r"largest|smallest|number|weighted|size|seconds|empty|averaged|normalised|means|random|static|"
-    r"bilinear|pixel|probability|texture|linear|square|absolute|index|memory|file|device|end|part|"
+    r"largest|smallest|number|weighted|size|seconds|averaged|normalised|means|random|static|"
+    r"bilinear|pixel|probability|texture|linear|square|absolute|index|memory|file|device|part|"
     r"corners|small|side|detail|independent|euclidean|grey|rgb|"
     r"(?!focus$|bias$).*(?<!s)s|(?!bring$|ring$|string$).*ing|"
     r"(?!function|position|mention|transition).*(?:t|s)ion|.*ness|.*ity",
