@@ -1,4 +1,4 @@
-"""Small training material: textured squares that move over texture, in DAVIS layout."""
+"""Small training material in DAVIS layout: textured squares that move."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpn.runtime.labels import save_labels
-from mpn.training.clips import Material
+from mpn.training.clips import ClipSources
 from mpn.training.datasets import load_davis_split
 from mpn.training.still_layouts import load_stills
 
@@ -61,5 +61,5 @@ def stills_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def material(davis_like: Path, stills_like: Path) -> Material:
-    return Material(tuple(load_davis_split(davis_like)), tuple(load_stills(stills_like)))
+def material(davis_like: Path, stills_like: Path) -> ClipSources:
+    return ClipSources(tuple(load_davis_split(davis_like)), tuple(load_stills(stills_like)))

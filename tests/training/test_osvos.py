@@ -10,7 +10,7 @@ import torch
 from mpn.errors import TrainingError
 from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
 from mpn.training import osvos_trainer
-from mpn.training.clips import Material
+from mpn.training.clips import ClipSources
 from mpn.training.osvos import train_osvos
 from mpn.training.osvos_options import OsvosTrainingOptions, OsvosTrainingReport
 from mpn.training.osvos_samples import CropOptions
@@ -29,7 +29,7 @@ TINY = OsvosTrainingOptions(
 )
 
 
-def _run(material: Material, out: Path, options: OsvosTrainingOptions, **kw: object):
+def _run(material: ClipSources, out: Path, options: OsvosTrainingOptions, **kw: object):
     reports: list[OsvosTrainingReport] = []
     weights = train_osvos(
         material.sequences, material.stills, out, options, report=reports.append, **kw
@@ -38,7 +38,7 @@ def _run(material: Material, out: Path, options: OsvosTrainingOptions, **kw: obj
 
 
 @pytest.fixture(scope="module")
-def unbroken(material: Material, tmp_path_factory: pytest.TempPathFactory):
+def unbroken(material: ClipSources, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("run")
     return out, *_run(material, out, TINY)
 
@@ -57,7 +57,11 @@ def test_a_run_leaves_state_log_score_and_plain_weights(unbroken) -> None:
 
 @pytest.mark.parametrize("died_at_loss", [2 * 6, 4 * 6 + 1], ids=["stage 1", "stage 2"])
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
-    died_at_loss: int, unbroken, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    died_at_loss: int,
+    unbroken,
+    material: ClipSources,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Save after every step, then die in the middle of one (each step takes six losses).
     often = replace(TINY, save_every_s=0.0)
@@ -81,7 +85,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     assert any(not torch.equal(value, other[key]) for key, value in unbroken[1].items())
 
 
-def test_each_stage_can_be_trained_by_itself(material: Material, tmp_path: Path) -> None:
+def test_each_stage_can_be_trained_by_itself(material: ClipSources, tmp_path: Path) -> None:
     salient = replace(TINY, davis_steps=0)
     first = train_osvos((), material.stills, tmp_path / "a", salient)
     davis = replace(TINY, salient_steps=0)
@@ -90,7 +94,7 @@ def test_each_stage_can_be_trained_by_itself(material: Material, tmp_path: Path)
 
 
 def test_training_goes_on_from_given_weights_and_refuses_those_of_another_shape(
-    unbroken, material: Material, tmp_path: Path
+    unbroken, material: ClipSources, tmp_path: Path
 ) -> None:
     weights = unbroken[1]
     frozen = replace(TINY, salient_steps=0, davis_steps=1, davis_rate=0.0, ema_decay=0.0)
@@ -119,7 +123,7 @@ def test_a_stage_without_data_is_refused(
     stills: bool,
     sequences: bool,
     message: str,
-    material: Material,
+    material: ClipSources,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(TrainingError, match=message):
@@ -133,7 +137,7 @@ def test_a_stage_without_data_is_refused(
 
 
 def test_a_second_run_in_the_same_folder_and_another_network_are_refused(
-    unbroken, material: Material
+    unbroken, material: ClipSources
 ) -> None:
     with pytest.raises(TrainingError, match=r"already holds a training run: add --resume"):
         _run(material, unbroken[0], TINY)
@@ -143,7 +147,7 @@ def test_a_second_run_in_the_same_folder_and_another_network_are_refused(
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
-    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    material: ClipSources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = osvos_trainer.class_balanced_loss
     calls = iter(range(1000))

@@ -1,8 +1,8 @@
-"""Damage done to masks and colours while training.
+"""Corruption of masks, probabilities and colours while training.
 
 The mask deformation follows MaskTrack (F. Perazzi et al., "Learning Video Object Segmentation from
-Static Images", CVPR 2017): some contour points jittered by up to 10 % of the box, bent by a thin
-plate spline, and the box scaled by up to 5 % and shifted by up to 10 %.
+Static Images", CVPR 2017). Contour points are jittered by up to 10 % of the box and interpolated by
+a thin plate spline; the box is scaled by up to 5 % and shifted by up to 10 %.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def deform_mask(mask: BoolArray, rng: np.random.Generator) -> BoolArray:
-    """A mask bent, scaled and shifted as the previous frame's mask would be wrong.
+    """Bend, scale and shift a mask like an inaccurate previous mask.
 
     Args:
-        mask: (H, W) bool; an empty mask comes back unchanged.
+        mask: (H, W) bool; an empty mask is returned unchanged.
         rng: Source of randomness.
 
     Returns:
@@ -39,7 +39,7 @@ def deform_mask(mask: BoolArray, rng: np.random.Generator) -> BoolArray:
     x0, x1, y0, y1 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
     box_wh = np.array([x1 - x0, y1 - y0], np.float64)
     centre = np.array([x0 + x1, y0 + y1]) / 2
-    # Work on a padded crop: the spline is evaluated on a coarse grid over it.
+    # Crop with padding first: the spline is evaluated on a coarse grid over the crop.
     pad = np.ceil(0.35 * box_wh).astype(int) + 2
     left, right = max(x0 - pad[0], 0), min(x1 + pad[0], width)
     top, bottom = max(y0 - pad[1], 0), min(y1 + pad[1], height)
@@ -84,12 +84,12 @@ def deform_mask(mask: BoolArray, rng: np.random.Generator) -> BoolArray:
 def degrade_prob(
     prob: Float32Array, rng: np.random.Generator, *, share: float = 0.3
 ) -> Float32Array:
-    """The warped probability of a crop as bad luck would leave it: parts lost, leaks, blur, shift.
+    """Corrupt a warped probability: missing parts, leaks, blur, shift.
 
     Args:
         prob: (S, S) float32 in 0..1.
         rng: Source of randomness.
-        share: Of the calls that may change anything; a sixth of those draws no damage.
+        share: Share of calls that may change anything; a sixth of them draws no corruption.
 
     Returns:
         (S, S) float32 in 0..1.
@@ -139,7 +139,7 @@ def _ellipse(side: int, rng: np.random.Generator, smallest: float, largest: floa
 
 
 class ColourShift:
-    """One photometric change, the same for every frame of a rollout.
+    """Photometric change that is constant over a rollout.
 
     Args:
         rng: Source of randomness.
@@ -153,7 +153,7 @@ class ColourShift:
         self.blur_px = float(rng.uniform(0.4, 1.2)) if rng.random() < 0.15 else 0.0
 
     def __call__(self, rgb: Float32Array) -> Float32Array:
-        """Recolour a picture: (3, H, W) float32 RGB in 0..255 -> the same."""
+        """Recolour an image: (3, H, W) float32 RGB in 0..255 -> the same."""
         grey = np.tensordot(_LUMA, rgb, axes=1)
         value = grey + np.float32(self.saturation) * (rgb - grey)
         value *= self.gain.astype(np.float32)[:, None, None]

@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights."""
+"""Exponential moving average of a network's weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class AveragedWeights:
-    """Averages every floating-point tensor of a state dict; counters are copied.
+    """Average of every floating-point tensor of a state dict; counters are copied.
 
     Args:
-        network: Whose weights.
-        decay: Of the average, below 1. The first steps have less: a young average would be
-            dominated by the random start.
+        network: Network with the weights.
+        decay: Decay of the average, below 1. The first steps use less: otherwise the random initial
+            weights would dominate a young average.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -22,7 +22,7 @@ class AveragedWeights:
         self.state = {k: v.detach().clone() for k, v in network.state_dict().items()}
 
     def update(self, network: nn.Module, step: int) -> None:
-        """Take in the weights after ``step`` steps."""
+        """Add the weights after ``step`` steps to the average."""
         decay = min(self._decay, (1 + step) / (10 + step))
         current = network.state_dict()
         pairs = [(average, current[key]) for key, average in self.state.items()]
@@ -34,10 +34,10 @@ class AveragedWeights:
                     average.copy_(value)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a saved average."""
+        """Restore a saved average."""
         for key, average in self.state.items():
             average.copy_(state[key])
 
     def on_cpu(self) -> dict[str, Tensor]:
-        """The average, on the CPU, contiguous."""
+        """Copy the average to the CPU, contiguous."""
         return {k: v.cpu() for k, v in self.state.items()}

@@ -1,4 +1,4 @@
-"""The class-balanced cross-entropy of OSVOS."""
+"""Class-balanced cross-entropy of OSVOS."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
 def class_balanced_loss(logits: Tensor, mask: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """Cross-entropy in which object and background weigh the same, whatever their areas.
+    """Compute a cross-entropy that weighs object and background the same.
 
-    Per image, with N+ pixels in the object, N- outside and N altogether: N-/N times the
-    cross-entropy summed over the object plus N+/N times that summed over the background
-    (S. Xie and Z. Tu, "Holistically-Nested Edge Detection", ICCV 2015, equation 2; S. Caelles et
-    al., "One-Shot Video Object Segmentation", CVPR 2017). An image without object, or with nothing
-    else, has loss 0.
+    Per image, with N+ pixels in the object, N- outside and N in all: N-/N times the cross-entropy
+    summed over the object plus N+/N times that summed over the background (S. Xie and Z. Tu,
+    "Holistically-Nested Edge Detection", ICCV 2015, equation 2; S. Caelles et al., "One-Shot Video
+    Object Segmentation", CVPR 2017). An image without object, or without background, has loss 0.
 
     Args:
         logits: (B, 1, H, W), any floating dtype; computed in float32.
-        mask: (B, 1, H, W) float32; a pixel belongs to the object from 0.5 on.
-        reduction: ``"sum"``: over pixels, as published: learning rates are of the order 1e-8.
-            ``"mean"``: that divided by N, so that a rate holds for every size of image; the same
-            up to the rate.
+        mask: (B, 1, H, W) float32; a pixel of at least 0.5 belongs to the object.
+        reduction: ``"sum"`` is over pixels, as published, with learning rates of the order 1e-8.
+            ``"mean"`` divides it by N, so that one learning rate suits every size of image.
 
     Returns:
         Scalar float32, the mean over the images.
@@ -41,7 +39,7 @@ def class_balanced_loss(logits: Tensor, mask: Tensor, *, reduction: Reduction = 
             f"and {tuple(mask.shape)}"
         )
     if reduction not in REDUCTIONS:
-        raise InputError(f"unknown reduction '{reduction}': the ways are {', '.join(REDUCTIONS)}")
+        raise InputError(f"unknown reduction '{reduction}': there are {', '.join(REDUCTIONS)}")
     inside = (mask >= 0.5).float()
     object_share = inside.mean(dim=(1, 2, 3), keepdim=True)
     weights = inside * (1 - object_share) + (1 - inside) * object_share

@@ -1,7 +1,7 @@
-"""Clips to train on: real sequences, and still images set in motion.
+"""Clips to train on: real sequences, and still images with synthetic motion.
 
-A clip is a pure function of its seed: ``frame(t)`` gives the same picture and mask whenever it is
-asked, so that an interrupted training run resumes on the very same data.
+A clip is a pure function of its seed: ``frame(t)`` always returns the same image and mask, so an
+interrupted training run resumes on exactly the same data.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ _STILL_FRAMES = 40
 
 
 class Clip(Protocol):
-    """A short video with the true mask of one object."""
+    """Short video with the ground-truth mask of one object."""
 
     def __len__(self) -> int: ...
 
     def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
-        """Frame ``t``: (H, W, 3) uint8 RGB and (H, W) bool mask of the object."""
+        """Return frame ``t``: (H, W, 3) uint8 RGB and (H, W) bool object mask."""
 
 
 @dataclass(frozen=True)
-class Material:
-    """Everything clips are made from."""
+class ClipSources:
+    """Sequences and still images that clips are made from."""
 
     sequences: tuple[DavisSequence, ...]
     stills: tuple[StillPair, ...] = ()
 
 
 class DavisClip:
-    """Consecutive frames of a sequence, played either way and with a stride.
+    """Frames of a sequence, played in either direction with a stride.
 
     Args:
-        sequence: Where the frames come from.
+        sequence: Source of the frames.
         object_id: Object whose mask is the target.
         start: First frame.
-        stride: Frames from one to the next; negative plays backwards.
+        stride: Step between two frames; negative plays backwards.
     """
 
     def __init__(self, sequence: DavisSequence, object_id: int, start: int, stride: int) -> None:
@@ -60,13 +60,15 @@ class DavisClip:
         return self.sequence.rgb(index), self.sequence.labels(index) == self.object_id
 
 
-class Sway:
-    """A smooth random signal of t: a sum of two slow sine waves, within +-amplitude.
+class SmoothSignal:
+    """Smooth random signal of t: the sum of two slow sine waves, bounded.
+
+    The value stays within +-``amplitude``.
 
     Args:
         rng: Source of randomness.
         amplitude: Bound of the signal.
-        fastest: Largest rate in radians a frame; amplitude * fastest bounds the speed.
+        fastest: Largest rate in radians per frame; amplitude * fastest bounds the speed.
     """
 
     def __init__(self, rng: np.random.Generator, amplitude: float, fastest: float = 0.2) -> None:
@@ -75,21 +77,27 @@ class Sway:
         self.phases = rng.uniform(0, 2 * np.pi, 2)
 
     def __call__(self, t: int) -> float:
-        """The signal at frame ``t``."""
+        """Return the signal at frame ``t``."""
         return float(np.sum(self.amplitudes * np.sin(self.rates * t + self.phases)))
 
 
-class _Motion:
-    """A moving affine map with a slow elastic deformation, as sampling coordinates."""
+class AffineMotion:
+    """Time-dependent affine map with a slow elastic deformation.
+
+    Returned as sampling coordinates.
+    """
 
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int]) -> None:
         height, width = size_hw
         reach = 0.18 * min(size_hw)
-        self.shift_x, self.shift_y = Sway(rng, reach), Sway(rng, reach)
-        self.angle = Sway(rng, 0.3)
-        self.log_scale = Sway(rng, 0.25)
-        self.shear = Sway(rng, 0.12)
-        self.bends = (Sway(rng, 0.05 * min(size_hw)), Sway(rng, 0.05 * min(size_hw)))
+        self.shift_x, self.shift_y = SmoothSignal(rng, reach), SmoothSignal(rng, reach)
+        self.angle = SmoothSignal(rng, 0.3)
+        self.log_scale = SmoothSignal(rng, 0.25)
+        self.shear = SmoothSignal(rng, 0.12)
+        self.bends = (
+            SmoothSignal(rng, 0.05 * min(size_hw)),
+            SmoothSignal(rng, 0.05 * min(size_hw)),
+        )
         self.fields = [
             np.stack(
                 [
@@ -108,11 +116,14 @@ class _Motion:
         self.centre_xy = (width / 2, height / 2)
 
     def coordinates(self, t: int) -> tuple[Float32Array, Float32Array]:
-        """Where frame ``t`` samples the still picture: two (H, W) float32 maps, x and y."""
+        """Return the sampling position of frame ``t`` in the image.
+
+        Two (H, W) float32 maps, x and y.
+        """
         scale = np.exp(-self.log_scale(t))
         cos, sin = scale * np.cos(self.angle(t)), scale * np.sin(self.angle(t))
         shear = self.shear(t)
-        bend = sum(sway(t) * field for sway, field in zip(self.bends, self.fields, strict=True))
+        bend = sum(signal(t) * field for signal, field in zip(self.bends, self.fields, strict=True))
         map_x = cos * self.xs + (shear - sin) * self.ys + bend[0]  # type: ignore[index]
         map_y = sin * self.xs + cos * self.ys + bend[1]  # type: ignore[index]
         map_x += self.centre_xy[0] + self.shift_x(t)
@@ -121,11 +132,11 @@ class _Motion:
 
 
 class StillClip:
-    """A still image that moves, turns, breathes and bends; borders are mirrored.
+    """Still image with random affine and elastic motion; borders are mirrored.
 
     Args:
         pair: Image and mask.
-        seed: Decides the motion.
+        seed: Seed of the motion.
     """
 
     def __init__(self, pair: StillPair, seed: int) -> None:
@@ -134,7 +145,7 @@ class StillClip:
         size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
         self.rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)
         self.mask = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR)
-        self.motion = _Motion(np.random.default_rng(seed), self.mask.shape)
+        self.motion = AffineMotion(np.random.default_rng(seed), self.mask.shape)
 
     def __len__(self) -> int:
         return _STILL_FRAMES
@@ -147,12 +158,14 @@ class StillClip:
         return rgb, mask > 127
 
 
-class PatchClip(StillClip):
-    """A random shape cut from a still image: an object that no network can know by its looks.
+class ShapeClip(StillClip):
+    """Random shape cut from a still image.
+
+    No network can recognise this object by its appearance.
 
     Args:
-        pair: Where the picture comes from; its mask is not used.
-        seed: Decides shape and motion.
+        pair: Source of the image; its mask is not used.
+        seed: Seed of shape and motion.
     """
 
     def __init__(self, pair: StillPair, seed: int) -> None:
@@ -162,11 +175,11 @@ class PatchClip(StillClip):
 
 
 def random_outline(size_hw: tuple[int, int], seed: int) -> BoolArray:
-    """A random shape in one piece, mostly inside the picture.
+    """Draw a connected random shape, mostly inside the image.
 
     Args:
         size_hw: Height and width.
-        seed: Decides the shape.
+        seed: Seed of the shape.
 
     Returns:
         (H, W) bool.
@@ -175,7 +188,7 @@ def random_outline(size_hw: tuple[int, int], seed: int) -> BoolArray:
     height, width = size_hw
     coarse = rng.uniform(-1, 1, (int(rng.integers(4, 9)),) * 2).astype(np.float32)
     noise = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    # A dome keeps the shape inside the picture and in one piece, mostly.
+    # The dome keeps most shapes inside the image and connected.
     ys, xs = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     dome = 1.0 - 2.2 * np.hypot(xs, ys)
     shape = (noise * rng.uniform(0.3, 0.9) + dome > 0).astype(np.uint8)

@@ -1,27 +1,27 @@
-"""Clips made of others: objects pasted over them, that occlude, and that vanish."""
+"""Clips with pasted objects, which occlude others or disappear."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from mpn.training.clips import Clip, Sway
+from mpn.training.clips import Clip, SmoothSignal
 from mpn.types import BoolArray, UInt8Array
 
 _FEATHER_SIGMA_PX = 1.0
-"""Blur of a pasted object's edge: a hard edge would tell the network where to cut."""
-_SEEN_FRAMES = (2, 9)
+"""Blur of a pasted object's edge: a hard edge would reveal its outline to the network."""
+_VISIBLE_FRAMES = (2, 9)
 _ABSENT_FRAMES = 3
 
 
 class CompositeClip:
-    """The object of one clip pasted over another, on a path of its own.
+    """Object of one clip pasted over another clip, moving independently.
 
     Args:
-        base: Clip below; its object is occluded where the pasted one passes.
+        base: Clip below; the pasted object occludes its object.
         over: Clip whose object is cut out and pasted.
-        target_over: Whether the pasted object is the target, else the base's.
-        seed: Decides size and path.
+        target_over: True makes the pasted object the target, False the base's object.
+        seed: Seed of size and path.
     """
 
     def __init__(self, base: Clip, over: Clip, *, target_over: bool, seed: int) -> None:
@@ -30,14 +30,14 @@ class CompositeClip:
         size_hw = base.frame(0)[1].shape
         mask = over.frame(0)[1]
         area = max(int(mask.sum()), 1)
-        wanted = rng.uniform(0.02, 0.12) * size_hw[0] * size_hw[1]
-        self.scale = float(np.clip(np.sqrt(wanted / area), 0.3, 2.0))
+        target_area = rng.uniform(0.02, 0.12) * size_hw[0] * size_hw[1]
+        self.scale = float(np.clip(np.sqrt(target_area / area), 0.3, 2.0))
         ys, xs = np.nonzero(mask)
         self.anchor_xy = (xs.mean(), ys.mean()) if len(xs) else (0.0, 0.0)
         self.centre_xy = rng.uniform(0.2, 0.8, 2) * (size_hw[1], size_hw[0])
-        # At 854x480 seldom over 15 px a frame, which is what the flow can follow.
-        self.path_x = Sway(rng, 0.4 * size_hw[1], fastest=0.06)
-        self.path_y = Sway(rng, 0.3 * size_hw[0], fastest=0.06)
+        # At 854x480 seldom over 15 px per frame, the limit of the flow estimator.
+        self.path_x = SmoothSignal(rng, 0.4 * size_hw[1], fastest=0.06)
+        self.path_y = SmoothSignal(rng, 0.3 * size_hw[0], fastest=0.06)
         self.flip = bool(rng.integers(2))
 
     def __len__(self) -> int:
@@ -70,27 +70,27 @@ class CompositeClip:
 
 
 class VanishingClip(CompositeClip):
-    """A composite whose pasted object, the target, is gone from some frame on.
+    """Composite whose pasted object, the target, disappears after some frames.
 
-    What is left is what it covered, with objects of its own: the right answer is an empty mask,
-    whatever the warped probability says.
+    The frames after it show the base clip and its own object. Their target is an empty mask, for
+    any warped probability.
 
     Args:
         base: Clip below.
-        over: Clip whose object is cut out, pasted, and taken away.
-        seed: Decides size, path and the moment.
+        over: Clip whose object is cut out, pasted and removed.
+        seed: Seed of size, path and time.
     """
 
     def __init__(self, base: Clip, over: Clip, *, seed: int) -> None:
         super().__init__(base, over, target_over=True, seed=seed)
-        self.seen_frames = int(np.random.default_rng([seed, 1]).integers(*_SEEN_FRAMES))
+        self.visible_frames = int(np.random.default_rng([seed, 1]).integers(*_VISIBLE_FRAMES))
 
     def __len__(self) -> int:
-        return min(super().__len__(), self.seen_frames + _ABSENT_FRAMES)
+        return min(super().__len__(), self.visible_frames + _ABSENT_FRAMES)
 
     def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
         """See :meth:`mpn.training.clips.Clip.frame`."""
-        if t < self.seen_frames:
+        if t < self.visible_frames:
             return super().frame(t)
         rgb, mask = self.base.frame(t)
         return rgb, np.zeros_like(mask)

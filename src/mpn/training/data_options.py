@@ -1,4 +1,4 @@
-"""Where training material lies."""
+"""Folders of the training material."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class DataOptions:
 
     Attributes:
         davis_root: DAVIS 2017: JPEGImages, Annotations, ImageSets.
-        split: List of sequences; those held out for validation are taken from it.
+        split: List of sequences; the held-out ones are removed from it.
         year: Folder of that list, under ImageSets.
         resolution: Folder under JPEGImages and Annotations.
-        stills: Folders of images with masks: MSRA10K, ECSSD, or ``images/`` beside ``masks/``.
+        stills: Folders of images with masks: MSRA10K, ECSSD, or ``images/`` and ``masks/``.
     """
 
     davis_root: Path | None = None
@@ -29,20 +29,20 @@ class DataOptions:
     stills: tuple[Path, ...] = ()
 
     def sequences(self) -> list[DavisSequence]:
-        """The sequences of the split; none without a folder.
+        """Load the sequences of the split; empty without a folder.
 
         Raises:
-            TrainingError: If the folder is no DAVIS.
+            TrainingError: If the folder is no DAVIS folder.
         """
         if self.davis_root is None:
             return []
         return load_davis_split(self.davis_root, self.split, self.resolution, self.year)
 
     def still_pairs(self) -> list[StillPair]:
-        """The pairs of all folders, in the order of the folders.
+        """List the pairs of all folders, in the order of the folders.
 
         Raises:
-            TrainingError: If a folder is of no known layout, or given twice.
+            TrainingError: If a folder has no known layout, or is given twice.
         """
         if len(set(self.stills)) < len(self.stills):
             raise TrainingError(

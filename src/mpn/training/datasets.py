@@ -1,6 +1,6 @@
 """Readers of the training material: DAVIS sequences and image/mask pairs.
 
-Frames stay compressed in memory (a sequence is 5-10 MB of JPEG) and are decoded when asked for.
+Frames stay compressed in memory (a sequence is 5-10 MB of JPEG) and are decoded on demand.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from mpn.evaluation.label_png import load_labels
 from mpn.types import BoolArray, UInt8Array
 
 _DECODED_FRAMES = 512
-"""Frames and masks kept decoded (1.2 MB each at 480p): neighbouring rollouts ask for the same."""
+"""Decoded frames and masks in the cache (1.2 MB each at 480p), shared by adjacent rollouts."""
 
 
 @dataclass(frozen=True)
 class DavisSequence:
-    """One sequence in DAVIS layout.
+    """Sequence in DAVIS layout.
 
     Attributes:
         name: Folder name.
@@ -38,33 +38,38 @@ class DavisSequence:
         return len(self.image_paths)
 
     def rgb(self, index: int) -> UInt8Array:
-        """Frame ``index``: (H, W, 3) uint8 RGB."""
+        """Load frame ``index``: (H, W, 3) uint8 RGB."""
         return load_rgb(self.image_paths[index])
 
     def labels(self, index: int) -> UInt8Array:
-        """Annotation of frame ``index``: (H, W) uint8 ids; void (255) becomes background."""
+        """Load the annotation of frame ``index``: (H, W) uint8 ids.
+
+        Void (255) becomes background.
+        """
         return load_label_png(self.mask_paths[index])
 
 
 @dataclass(frozen=True)
 class StillPair:
-    """An image with the mask of its salient object, mask stored as 0/255."""
+    """Image with the mask of its salient object, stored as 0/255."""
 
     image_path: Path
     mask_path: Path
 
     def rgb(self) -> UInt8Array:
-        """(H, W, 3) uint8 RGB."""
+        """Load the image: (H, W, 3) uint8 RGB."""
         return load_rgb(self.image_path)
 
     def mask(self) -> BoolArray:
-        """(H, W) bool, the salient object."""
+        """Load the mask of the salient object: (H, W) bool."""
         return load_label_png(self.mask_path, void=None) >= 128
 
 
 @lru_cache(maxsize=_DECODED_FRAMES)
 def load_rgb(path: Path) -> UInt8Array:
-    """Decode an image to (H, W, 3) uint8 RGB; the result is shared, treat it as read-only.
+    """Decode an image to (H, W, 3) uint8 RGB.
+
+    The result is cached and shared: treat it as read-only.
 
     Raises:
         TrainingError: If the file is no image.
@@ -79,7 +84,9 @@ def load_rgb(path: Path) -> UInt8Array:
 
 @lru_cache(maxsize=_DECODED_FRAMES)
 def load_label_png(path: Path, void: int | None = 255) -> UInt8Array:
-    """Decode a palette or grey PNG to its stored values, ``void`` set to 0; read-only.
+    """Decode a palette or grey PNG to its stored values; read-only.
+
+    Values equal to ``void`` become 0.
 
     Raises:
         TrainingError: If the file does not hold object ids.
@@ -97,7 +104,7 @@ def load_label_png(path: Path, void: int | None = 255) -> UInt8Array:
 def load_davis_split(
     root: Path, split: str = "train", resolution: str = "480p", year: str = "2017"
 ) -> list[DavisSequence]:
-    """The sequences of a split, in the order of its list.
+    """Load the sequences of a split, in the order of its list.
 
     Args:
         root: Folder with JPEGImages, Annotations and ImageSets.

@@ -1,4 +1,4 @@
-"""What goes wrong between two frames at run time: motion blur, and errors of the flow."""
+"""Motion blur and flow errors, as they occur at run time."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mpn.types import BoolArray, Float32Array, UInt8Array
 _OBJECT_ONLY_SHARE = 0.5
 _SHORTEST_PX = 2.0
 _SUBPIXEL = 8
-"""The blur's line is drawn so many times finer than its kernel, for any angle and length."""
+"""Samples of the blur line per kernel pixel, so that any angle and length is exact."""
 
 
 class MotionBlur:
-    """Blur along a line, of the whole frame (the camera moves) or of the object alone.
+    """Blur along a line, of the whole frame (moving camera) or of the object alone.
 
-    Direction and what is blurred stay for a clip, the length changes from frame to frame; all of
-    it is a function of the seed, so that a frame looks the same whenever it is asked for.
+    Direction and blurred region are constant in a clip; the length changes from frame to frame.
+    Everything is a function of the seed, so that a frame is always blurred the same way.
 
     Args:
-        seed: Decides everything random.
+        seed: Seed of all random choices.
         longest_px: Bound of the line's length.
     """
 
@@ -39,10 +39,10 @@ class MotionBlur:
         Args:
             rgb: (H, W, 3) uint8 RGB.
             mask: (H, W) bool, the object.
-            t: Number of the frame in its clip.
+            t: Index of the frame in its clip.
 
         Returns:
-            (H, W, 3) uint8 RGB; the input itself where the blur would be shorter than 2 px.
+            (H, W, 3) uint8 RGB; the input itself if the blur would be shorter than 2 px.
         """
         share = float(np.random.default_rng([self._seed, 3, t]).uniform(0, 1))
         length_px = share * self.longest_px
@@ -55,13 +55,13 @@ class MotionBlur:
         ys, xs = np.nonzero(mask)
         if not len(xs):
             return rgb
-        # What moves is a window around the object, blended in by the blurred mask.
+        # Blur a window around the object and blend it by the blurred mask.
         pad = math.ceil(length_px) + 1
         y0, y1 = max(int(ys.min()) - pad, 0), int(ys.max()) + pad + 1
         x0, x1 = max(int(xs.min()) - pad, 0), int(xs.max()) + pad + 1
         window = rgb[y0:y1, x0:x1].astype(np.float32)
         alpha = mask[y0:y1, x0:x1].astype(np.float32)
-        # Colours of the object alone are smeared: its surroundings stand still.
+        # Only the object's colours are blurred: its surroundings do not move.
         smeared = cv2.filter2D(window * alpha[..., None], -1, kernel)
         weight = cv2.filter2D(alpha, -1, kernel)[..., None]
         out = rgb.copy()
@@ -70,7 +70,7 @@ class MotionBlur:
 
 
 def line_kernel(length_px: float, angle: float) -> Float32Array:
-    """Weights of a blur along a line.
+    """Compute the weights of a blur along a line.
 
     Args:
         length_px: Length of the line.
@@ -97,15 +97,15 @@ def line_kernel(length_px: float, angle: float) -> Float32Array:
 def disturbed_flow(
     flow_to_prev_px: Float32Array, error_px: float, rng: np.random.Generator
 ) -> Float32Array:
-    """A flow with errors as estimators make them: smooth, or too short in some region.
+    """Add the errors of a flow estimator: smooth ones, or too short vectors.
 
     Args:
         flow_to_prev_px: (2, H, W) float32, (x, y).
-        error_px: Bound of the smooth error, each axis.
+        error_px: Bound of the smooth error on each axis.
         rng: Source of randomness.
 
     Returns:
-        (2, H, W) float32, another array.
+        (2, H, W) float32, a new array.
     """
     size_hw = flow_to_prev_px.shape[1:]
     out = flow_to_prev_px.copy()
@@ -123,16 +123,16 @@ def disturbed_flow(
 def misplaced_mask(
     mask: BoolArray, rng: np.random.Generator, *, margin_frac: float, margin_px: int
 ) -> BoolArray:
-    """A mask moved to where its object is not: a tracker that follows the wrong thing.
+    """Move a mask to a place outside its object.
 
     Args:
         mask: (H, W) bool.
         rng: Source of randomness.
-        margin_frac: Free space between old and new place, a share of the object's box.
-        margin_px: At least so much.
+        margin_frac: Free space between old and new place, as a share of the object's box.
+        margin_px: Smallest free space.
 
     Returns:
-        (H, W) bool; the mask itself if a few draws find no place that is free.
+        (H, W) bool; the mask itself if a few draws find no free place.
     """
     ys, xs = np.nonzero(mask)
     if not len(xs):

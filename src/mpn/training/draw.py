@@ -1,4 +1,4 @@
-"""Which clip a seed stands for."""
+"""Random choice of clips."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from mpn.errors import TrainingError
-from mpn.training.clips import Clip, DavisClip, Material, PatchClip, StillClip
+from mpn.training.clips import Clip, ClipSources, DavisClip, ShapeClip, StillClip
 from mpn.training.composites import CompositeClip, VanishingClip
 
 
 @dataclass(frozen=True)
 class ClipMix:
-    """How often each kind of clip is drawn; the shares need not sum to 1.
+    """Share of each kind of clip; the shares need not sum to 1.
 
-    In sequences and stills the object can be told by its looks, and a network that does so fails on
-    objects it has not seen. Composites have two, and only the mask says which is meant.
+    In sequences and stills the network can identify the object by its appearance, and then fails on
+    unseen objects. A composite has two objects, and only the mask identifies the target.
 
     Attributes:
         davis: Sequences.
         still: Still images in motion.
         composite: One object pasted over a clip that has its own; either is the target.
-        vanishing: Composites whose pasted object, the target, is gone after some frames.
-        third_object: Share of the composites over which one more object passes, and occludes.
+        vanishing: Composites whose pasted object, the target, disappears after some frames.
+        third_object: Share of the composites with a third object that passes and occludes.
     """
 
     davis: float = 0.35
@@ -45,45 +45,45 @@ class ClipMix:
             raise TrainingError(f"third_object must be in 0..1, got {self.third_object}")
 
 
-def draw_clip(material: Material, mix: ClipMix, seed: int) -> Clip:
-    """A random clip: the same for the same seed and material.
+def sample_clip(material: ClipSources, mix: ClipMix, seed: int) -> Clip:
+    """Sample a random clip; the same for the same seed and material.
 
     Raises:
-        TrainingError: If there is no sequence to draw from (through the readers).
+        TrainingError: If a sequence cannot be read.
     """
     rng = np.random.default_rng(seed)
     still = mix.still if material.stills else 0.0
     shares = np.array([mix.davis, still, mix.composite, mix.vanishing])
     kind = rng.choice(len(shares), p=shares / shares.sum())
     if kind == 0:
-        return _draw_davis(material, rng)
+        return _sample_davis(material, rng)
     if kind == 1:
-        return _draw_still(material, rng)
-    base = _draw_davis(material, rng) if rng.random() < 0.5 else _draw_still(material, rng)
-    over = _draw_pasted(material, rng)
+        return _sample_still(material, rng)
+    base = _sample_davis(material, rng) if rng.random() < 0.5 else _sample_still(material, rng)
+    over = _sample_pasted(material, rng)
     if kind == 3:
         return VanishingClip(base, over, seed=int(rng.integers(2**31)))
     clip = CompositeClip(
         base, over, target_over=bool(rng.integers(2)), seed=int(rng.integers(2**31))
     )
     if mix.third_object and rng.random() < mix.third_object:
-        third = _draw_pasted(material, rng)
+        third = _sample_pasted(material, rng)
         clip = CompositeClip(clip, third, target_over=False, seed=int(rng.integers(2**31)))
     return clip
 
 
-def _draw_pasted(material: Material, rng: np.random.Generator) -> Clip:
+def _sample_pasted(material: ClipSources, rng: np.random.Generator) -> Clip:
     source = rng.random()
     if source < 0.35:
-        return _draw_davis(material, rng)
-    return _draw_still(material, rng, StillClip if source < 0.65 else PatchClip)
+        return _sample_davis(material, rng)
+    return _sample_still(material, rng, StillClip if source < 0.65 else ShapeClip)
 
 
-def _draw_davis(material: Material, rng: np.random.Generator) -> Clip:
+def _sample_davis(material: ClipSources, rng: np.random.Generator) -> Clip:
     sequence = material.sequences[rng.integers(len(material.sequences))]
     stride = int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1])) * int(rng.choice([-1, 1]))
     length = len(sequence)
-    # At least four frames lie ahead of the start in the direction of play.
+    # At least four frames remain after the start in the direction of play.
     ahead = min(4 * abs(stride), length - 1)
     start = int(rng.integers(0, length - ahead)) if stride > 0 else int(rng.integers(ahead, length))
     ids: npt.NDArray[Any] = np.unique(sequence.labels(start))
@@ -92,10 +92,10 @@ def _draw_davis(material: Material, rng: np.random.Generator) -> Clip:
     return DavisClip(sequence, object_id, start, stride)
 
 
-def _draw_still(
-    material: Material, rng: np.random.Generator, kind: type[StillClip] = StillClip
+def _sample_still(
+    material: ClipSources, rng: np.random.Generator, kind: type[StillClip] = StillClip
 ) -> Clip:
     if not material.stills:
-        return _draw_davis(material, rng)
+        return _sample_davis(material, rng)
     pair = material.stills[rng.integers(len(material.stills))]
     return kind(pair, int(rng.integers(2**31)))

@@ -1,8 +1,8 @@
-"""Train a network of the FlowNet family on true flow.
+"""Training of a FlowNet network on true flow.
 
-Resumable (``last.pth`` holds weights and optimiser; samples are functions of step and number),
-seeded, logged to ``log.csv``. FlowNet 2.0 and its stacks are trained a member after the other, as
-E. Ilg et al., "FlowNet 2.0", CVPR 2017, section 4, do.
+A run can be resumed: ``last.pth`` holds weights and optimiser, and samples are functions of step
+and number. It is seeded and logged to ``log.csv``. The members of FlowNet 2.0 and its stacks are
+trained one after the other, as in E. Ilg et al., "FlowNet 2.0", CVPR 2017, section 4.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mpn.training.processes import joined_processes
 from mpn.training.start_weights import load_start
 
 _VALIDATION_KEY = 2**31
-"""Numbers of synthetic validation pairs begin here: no step gets so far."""
+"""First number of the synthetic validation pairs, larger than any step."""
 
 
 def train_flow(
@@ -40,25 +40,25 @@ def train_flow(
     resume: bool = False,
     report: Callable[[FlowTrainingReport], None] = lambda _: None,
 ) -> dict[str, Tensor]:
-    """Train, and leave ``last.pth`` and ``log.csv`` in ``out``.
+    """Train, and write ``last.pth`` and ``log.csv`` to ``out``.
 
     Args:
-        sequences: Those named in ``options.holdout`` validate; nothing is learned from any.
-        stills: Pictures for synthetic pairs.
+        sequences: Those named in ``options.holdout`` are for validation; none is trained on.
+        stills: Images for synthetic pairs.
         pairs: Pairs with true flow.
         out: Folder of the run.
         options: See :class:`FlowTrainingOptions`.
-        start_from: Weights to start from instead of random ones, in public units; what a resumed
-            run had wins.
-        resume: Go on from ``last.pth``.
+        start_from: Initial weights instead of random ones, in public units; ignored if a run is
+            resumed.
+        resume: Continue from ``last.pth``.
         report: Called every few steps.
 
     Returns:
         The averaged state dict in public units, on the CPU.
 
     Raises:
-        TrainingError: If there is nothing to learn from, the weights to start from do not fit, the
-            loss is not finite (the last good state stays on disk), or the folder holds another run.
+        TrainingError: If there is no training data, the initial weights do not fit, the loss is not
+            finite (the last good state stays on disk), or the folder holds another run.
     """
     samples = FlowSamples(stills, pairs.train, options)
     state = saved_state(out, resume=resume)
@@ -102,10 +102,11 @@ def train_flow(
 
 
 def init_flow_weights(network: nn.Module) -> None:
-    """Random weights that keep the size of the features from layer to layer, zero biases.
+    """Draw random weights that keep the size of features over the layers.
 
-    K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for leaky ReLUs of slope 0.1; flows are
-    upsampled bilinearly at first and begin near zero. Draws from torch's global generator.
+    Biases are zero. K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for leaky ReLUs of
+    slope 0.1. Flows are upsampled bilinearly at first and begin near zero. Uses torch's global
+    generator.
     """
     for name, layer in network.named_modules():
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -118,7 +119,7 @@ def init_flow_weights(network: nn.Module) -> None:
                 layer.weight.normal_(0, 1e-3)
             else:
                 transposed = isinstance(layer, nn.ConvTranspose2d)
-                # A transposed convolution of stride 2 sees a quarter of its kernel at a place.
+                # An output of a transposed convolution of stride 2 uses a quarter of its kernel.
                 taps = layer.kernel_size[0] * layer.kernel_size[1]
                 fan = layer.in_channels * (taps / 4 if transposed else taps)
                 layer.weight.normal_(0, (2 / (1 + 0.1**2) / fan) ** 0.5)
@@ -127,7 +128,7 @@ def init_flow_weights(network: nn.Module) -> None:
 
 
 def _bilinear_upsampling() -> Tensor:
-    """(2, 2, 4, 4): each flow component doubled in size by itself."""
+    """Return (2, 2, 4, 4) weights that double each flow component in size."""
     line = torch.tensor([0.25, 0.75, 0.75, 0.25])
     weight = torch.zeros(2, 2, 4, 4)
     for axis in range(2):

@@ -1,4 +1,4 @@
-"""Random crops of frames with true flow, the flow changed as the frames are."""
+"""Random crops of frames and their flow."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _NOISE_LEVELS = 5.0
 
 @dataclass(frozen=True)
 class FlowCropOptions:
-    """How crops are cut and disturbed.
+    """Options for cropping and changing pairs.
 
     Attributes:
         zoom_min: Smallest scale of the frames.
-        zoom_max: Largest; the crop always fits into the frames.
-        rotation_deg: Largest turn, either way.
-        recolour: Share of pairs with other colours, nearly the same for both frames.
+        zoom_max: Largest scale; the crop always fits into the frames.
+        rotation_deg: Largest rotation in either direction.
+        recolour: Share of pairs with changed colours, nearly the same for both frames.
         noise: Share of pairs with noise.
     """
 
@@ -41,7 +41,7 @@ def crop_pair(
     options: FlowCropOptions,
     rng: np.random.Generator,
 ) -> FlowSample:
-    """One crop, scaled, turned and mirrored at random.
+    """Crop a pair with random scale, rotation and flip.
 
     Args:
         frames: (H, W, 3) uint8 RGB each.
@@ -64,7 +64,7 @@ def crop_pair(
     half = np.array([width, height]) / (2 * zoom)
     extent = np.array([full_w, full_h], np.float64)
     centre = rng.uniform(np.minimum(half, extent / 2), np.maximum(extent - half, extent / 2))
-    # cv2 counts from the centre of the first pixel, the centre of the crop from its edge.
+    # The origin of cv2 is the centre of the first pixel; that of the crop's centre is its corner.
     offset = np.array([width - 1, height - 1]) / 2 - linear @ (centre - 0.5)
     matrix = np.hstack([linear, offset[:, None]])
     size = (width, height)
@@ -81,7 +81,7 @@ def crop_pair(
             for axis in flow_px
         ]
     )
-    # A pixel is known where all it is interpolated from is.
+    # A pixel is known if all pixels of its interpolation are.
     share = cv2.warpAffine(known.astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR)
     turned = np.tensordot(linear, moved, axes=1).astype(np.float32)
     out = np.stack(planes).transpose(0, 3, 1, 2).astype(np.float32)
@@ -91,18 +91,18 @@ def crop_pair(
 def recoloured(
     sample: FlowSample, options: FlowCropOptions, rng: np.random.Generator
 ) -> FlowSample:
-    """A pair with other colours and noise; its flow stays.
+    """Change colours and add noise; the flow does not change.
 
     Args:
         sample: Not changed.
-        options: How often.
+        options: Shares of changed pairs.
         rng: Source of randomness.
     """
     frames = sample.frames
     if rng.random() < options.recolour:
         shift = ColourShift(rng)
         frames = np.stack([shift(np.ascontiguousarray(frame)) for frame in frames])
-        # Exposure and white balance are never quite the same in the next frame.
+        # Exposure and white balance differ slightly between frames.
         frames[1] = np.clip(frames[1] * rng.uniform(0.97, 1.03, (3, 1, 1)), 0, 255)
     if rng.random() < options.noise:
         sigma = rng.uniform(0, _NOISE_LEVELS)

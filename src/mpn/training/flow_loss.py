@@ -1,4 +1,4 @@
-"""The multi-scale endpoint error that FlowNet is trained with."""
+"""Multi-scale endpoint error of FlowNet's training."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from torch import Tensor
 from mpn.errors import InputError
 
 PUBLISHED_WEIGHTS = (0.32, 0.08, 0.02, 0.01, 0.005)
-"""Of the levels from 1/64 to 1/4 (A. Dosovitskiy et al., "FlowNet", ICCV 2015, and its public
-training definitions)."""
+"""Weights of the levels from 1/64 to 1/4 (A. Dosovitskiy et al., "FlowNet", ICCV 2015, and its
+public training definitions)."""
 UNIT_PX = 20.0
-"""Errors are counted in units of 20 px: the networks predict flow / 20."""
+"""Unit of the errors: the networks predict flow / 20."""
 
 
 def multiscale_epe(
     flows_px: Sequence[Tensor], target_px: Tensor, valid: Tensor, weights: Sequence[float]
 ) -> Tensor:
-    """Endpoint errors of every level, summed over its pixels, weighted, over the finest's pixels.
+    """Sum the weighted endpoint errors of all levels per pixel of the finest.
 
-    The published loss sums over the pixels of each level, so the same weights count for more where
-    there are more pixels; dividing by the number of pixels of the finest level keeps a learning
-    rate good for every size. The target of a level is the mean of the valid flows of each cell.
+    The published loss sums over the pixels of each level, so a weight counts for more on larger
+    images. Dividing by the number of pixels of the finest level keeps a learning rate valid for
+    every size. The target of a level is the mean of the valid flows of each cell.
 
     Args:
         flows_px: (B, 2, h, w) each, from coarse to fine, in pixels of the full size.
         target_px: (B, 2, H, W) float32, sides multiples of every level's.
         valid: (B, H, W) bool.
-        weights: One a level.
+        weights: One per level.
 
     Returns:
-        Scalar float32, in units of 20 pixels; 0 where nothing is valid.
+        Scalar float32, in units of 20 pixels; 0 if no pixel is valid.
 
     Raises:
         InputError: If levels and weights do not pair.
     """
     if len(flows_px) != len(weights):
         raise InputError(
-            f"the loss takes one weight a level, got {len(weights)} for {len(flows_px)} levels"
+            f"the loss takes one weight per level, got {len(weights)} for {len(flows_px)} levels"
         )
     known = valid[:, None].float()
     total = target_px.new_zeros(())
@@ -50,13 +50,13 @@ def multiscale_epe(
         share = F.adaptive_avg_pool2d(known, size)
         mean = F.adaptive_avg_pool2d(target_px * known, size) / share.clamp(min=1e-6)
         error = torch.linalg.vector_norm((flow_px.float() - mean) / UNIT_PX, dim=1)
-        seen = (share[:, 0] > 0.5).float()
-        total = total + weight * (error * seen).sum() / (finest * len(flow_px))
+        is_valid = (share[:, 0] > 0.5).float()
+        total = total + weight * (error * is_valid).sum() / (finest * len(flow_px))
     return total
 
 
 def mean_epe_px(flow_px: Tensor, target_px: Tensor, valid: Tensor) -> Tensor:
-    """Mean endpoint error over the valid pixels, in pixels; 0 where nothing is valid.
+    """Compute the mean endpoint error over valid pixels; 0 if there is none.
 
     Args:
         flow_px: (B, 2, H, W).

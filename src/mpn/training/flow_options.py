@@ -12,35 +12,35 @@ from mpn.training.flow_synthetic import SyntheticFlowOptions
 from mpn.training.loop_options import LoopOptions
 
 MEMBERS = ("flownetc", "flownets_1", "flownets_2", "flownets_d", "flownetfusion")
-"""In the order they are trained; C, S and SD alone have one stage, named after nothing."""
+"""In training order; the single networks C, S and SD have one stage with an empty name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowTrainingOptions(LoopOptions):
-    """One training run, a member of the network after the other.
+    """Options of one training run, one member of the network after the other.
 
-    See :class:`LoopOptions` for what all networks have.
+    See :class:`LoopOptions` for the options of all networks.
 
     Attributes:
         network: Shape of the network.
         size_hw: Height and width of the crops, multiples of 64.
-        synthetic: How pairs are made of still images.
-        crop: How crops are cut from pairs with true flow.
-        true_share: Share of samples from pairs with true flow, where there are any.
+        synthetic: Options of pairs made from still images.
+        crop: Options of crops from pairs with true flow.
+        true_share: Share of samples from pairs with true flow, if there are any.
         steps_by_member: Optimisation steps of each member, in the order of
-            :attr:`mpn.networks.flownet2.FlowNet2.members`; 0 leaves one as it is.
-        batch: Samples in one step, of all processes.
+            :attr:`mpn.networks.flownet2.FlowNet2.members`; 0 does not train a member.
+        batch: Samples per step, of all processes.
         learning_rate: Peak of every stage, AdamW: warm-up, then a cosine to zero.
-        warmup_steps: Linear rise at the start of each stage.
-        weight_decay: AdamW's, on tensors of two or more axes.
+        warmup_steps: Length of the linear rise at the start of each stage.
+        weight_decay: Weight decay of AdamW, on tensors of two or more axes.
         clip_norm: Bound of the gradient's norm.
-        level_weights: Of the losses from 1/64 to 1/4, as published.
-        fusion_weights: Of the fusion's losses at 1/4, 1/2 and full size. Not published; the last of
-            the other members' continued.
-        holdout_pairs: Pairs with true flow that only validate.
-        synthetic_validation: Synthetic pairs to validate with where no true ones are held out.
-        validation_hw: Size at which the held-out sequences' flow is estimated.
-        validation_frames: Frames of each; 0 leaves J out.
+        level_weights: Weights of the losses from 1/64 to 1/4, as published.
+        fusion_weights: Weights of the fusion's losses at 1/4, 1/2 and full size. Not published;
+            they continue those of the other members.
+        holdout_pairs: Pairs with true flow for validation only.
+        synthetic_validation: Synthetic pairs for validation if no true ones are held out.
+        validation_hw: Frame size for the flow of the held-out sequences.
+        validation_frames: Frames per sequence; 0 does not compute J.
     """
 
     network: FlowNet2Config = field(default_factory=lambda: FlowNet2Config("FlowNet2S", 0.25))
@@ -79,7 +79,7 @@ class FlowTrainingOptions(LoopOptions):
 
     @property
     def member_count(self) -> int:
-        """Members of the network, one for C, S and SD alone."""
+        """Members of the network; one for the single networks C, S and SD."""
         return {"FlowNet2": 5, "FlowNet2CSS": 3, "FlowNet2CS": 2}.get(self.network.variant, 1)
 
     @property
@@ -89,11 +89,11 @@ class FlowTrainingOptions(LoopOptions):
 
     @property
     def steps(self) -> int:
-        """Optimisation steps altogether."""
+        """Optimisation steps in all."""
         return sum(self.steps_by_member)
 
     def stage_at(self, step: int) -> tuple[str, int, int]:
-        """The member that ``step`` trains, its number in that stage, and the stage's steps."""
+        """Return the member of ``step``, its number there, and the stage's steps."""
         done = step
         for member, steps in zip(self.members, self.steps_by_member, strict=True):
             if done < steps:
@@ -102,24 +102,24 @@ class FlowTrainingOptions(LoopOptions):
         return self.members[-1], self.steps_by_member[-1], self.steps_by_member[-1]
 
     def weights_of(self, member: str) -> tuple[float, ...]:
-        """Loss weights of a member's levels."""
+        """Return the loss weights of a member's levels."""
         return self.fusion_weights if member == "flownetfusion" else self.level_weights
 
 
 @dataclass(frozen=True)
 class FlowTrainingReport:
-    """What a progress display shows.
+    """Figures of a progress display.
 
     Attributes:
         step: Steps done.
-        steps: Steps altogether.
+        steps: Steps in all.
         stage: The member of the last step, or ``"alone"``.
         loss: Mean loss since the last report.
         epe_px: Mean endpoint error of the finest level since the last report.
-        learning_rate: Of the last step.
-        validation_epe_px: Endpoint error on held-out pairs, where just measured.
-        validation_j: Mean J of the held-out sequences, their first masks warped from frame to frame
-            by this flow and nothing else, where just measured.
+        learning_rate: Learning rate of the last step.
+        validation_epe_px: Endpoint error on held-out pairs, if just measured.
+        validation_j: Mean J of the held-out sequences, if just measured: their first masks are only
+            warped from frame to frame by this flow.
     """
 
     step: int

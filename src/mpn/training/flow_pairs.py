@@ -1,9 +1,9 @@
-"""Frames with true flow, in the layouts they are published in.
+"""Published folder layouts of frames with true flow.
 
-FlyingChairs (A. Dosovitskiy et al., "FlowNet", ICCV 2015): ``data/NNNNN_img1.ppm``,
-``_img2.ppm``, ``_flow.flo``. MPI Sintel (D. J. Butler et al., ECCV 2012): ``training/final/SCENE/
-frame_NNNN.png`` with ``training/flow/SCENE/frame_NNNN.flo``. And pairs side by side in one folder:
-``NAME-img0.png``, ``NAME-img1.png``, ``NAME-gt.flo``.
+FlyingChairs (A. Dosovitskiy et al., "FlowNet", ICCV 2015): ``data/NNNNN_img1.ppm``, ``_img2.ppm``,
+``_flow.flo``. MPI Sintel (D. J. Butler et al., ECCV 2012): ``training/final/SCENE/frame_NNNN.png``
+with ``training/flow/SCENE/frame_NNNN.flo``. And pairs in one folder: ``NAME-img0.png``,
+``NAME-img1.png``, ``NAME-gt.flo``.
 """
 
 from __future__ import annotations
@@ -33,27 +33,29 @@ class FlowPair:
     flow_path: Path
 
     def frames(self) -> tuple[UInt8Array, UInt8Array]:
-        """Both frames, (H, W, 3) uint8 RGB."""
+        """Load both frames: (H, W, 3) uint8 RGB."""
         return load_rgb(self.image0_path), load_rgb(self.image1_path)
 
     def flow_px(self) -> Float32Array:
-        """(2, H, W) float32, (x, y) in pixels; NaN where unknown."""
+        """Load the flow: (2, H, W) float32, (x, y) in pixels; NaN if unknown."""
         return read_flo(self.flow_path)
 
 
 @dataclass(frozen=True)
 class FlowPairs:
-    """Pairs to train on, and pairs that only validate."""
+    """Pairs for training, and pairs for validation only."""
 
     train: tuple[FlowPair, ...]
     held_out: tuple[FlowPair, ...]
 
 
 def read_flo(path: Path) -> Float32Array:
-    """A Middlebury .flo file: (2, H, W) float32, (x, y) in pixels; NaN where marked unknown.
+    """Read a Middlebury .flo file: (2, H, W) float32, (x, y) in pixels.
+
+    Pixels marked as unknown are NaN.
 
     Raises:
-        TrainingError: If it is no .flo file or is cut short.
+        TrainingError: If it is no .flo file or is truncated.
     """
     try:
         content = path.read_bytes()
@@ -63,12 +65,12 @@ def read_flo(path: Path) -> Float32Array:
         raise TrainingError(f"{path} is no .flo file: it does not begin with 202021.25")
     width, height = map(int, np.frombuffer(content, "<i4", 2, offset=4))
     if not (0 < width <= _LARGEST_SIDE_PX and 0 < height <= _LARGEST_SIDE_PX):
-        raise TrainingError(f"{path} says it is {width}x{height}: it is damaged")
-    wanted = 12 + 8 * width * height
-    if len(content) != wanted:
+        raise TrainingError(f"{path} has a size of {width}x{height}: it is damaged")
+    expected = 12 + 8 * width * height
+    if len(content) != expected:
         raise TrainingError(
-            f"{path} has {len(content)} bytes where {width}x{height} needs {wanted}: it is cut "
-            "short or damaged"
+            f"{path} has {len(content)} bytes, but {width}x{height} needs {expected}: it is "
+            "truncated or damaged"
         )
     values = np.frombuffer(content, "<f4", 2 * width * height, offset=12)
     flow_px: Float32Array = np.ascontiguousarray(
@@ -79,25 +81,25 @@ def read_flo(path: Path) -> Float32Array:
 
 
 def load_flow_pairs(root: Path, held_out: int) -> FlowPairs:
-    """The pairs of a folder, split.
+    """List the pairs of a folder, split for training and validation.
 
     Args:
-        root: The folder as it is unpacked.
-        held_out: Pairs that only validate: the last ones by name, whole scenes for Sintel, unless
-            FlyingChairs' own list ``FlyingChairs_train_val.txt`` lies in the folder.
+        root: The unpacked folder.
+        held_out: Pairs for validation only: the last ones by name, whole scenes for Sintel.
+            FlyingChairs' own list ``FlyingChairs_train_val.txt`` takes precedence.
 
     Raises:
-        TrainingError: If the folder is of no known layout, files lack their partners, or nothing
-            would be left to train on.
+        TrainingError: If the folder has no known layout, a file has no partner, or no pair would be
+            left to train on.
     """
     chairs = root / "data" if (root / "data").is_dir() else root
     if any(chairs.glob("*_flow.flo")):
-        pairs = _beside(chairs, "_flow.flo", ("_img1.ppm", "_img2.ppm"))
+        pairs = _pairs_in_folder(chairs, "_flow.flo", ("_img1.ppm", "_img2.ppm"))
         listed = root / _CHAIRS_SPLIT
         if listed.is_file():
             return _by_list(pairs, listed)
     elif any(root.glob("*-gt.flo")):
-        pairs = _beside(root, "-gt.flo", ("-img0.png", "-img1.png"))
+        pairs = _pairs_in_folder(root, "-gt.flo", ("-img0.png", "-img1.png"))
     elif (root / "training" / "flow").is_dir():
         return _sintel(root / "training", held_out)
     else:
@@ -115,7 +117,7 @@ def load_flow_pairs(root: Path, held_out: int) -> FlowPairs:
     return FlowPairs(tuple(pairs[:cut]), tuple(pairs[cut:]))
 
 
-def _beside(folder: Path, ending: str, images: tuple[str, str]) -> list[FlowPair]:
+def _pairs_in_folder(folder: Path, ending: str, images: tuple[str, str]) -> list[FlowPair]:
     pairs = []
     for flow in sorted(folder.glob(f"*{ending}")):
         stem = flow.name.removesuffix(ending)
@@ -133,12 +135,12 @@ def _checked(pair: FlowPair) -> FlowPair:
 
 
 def _by_list(pairs: list[FlowPair], listed: Path) -> FlowPairs:
-    """FlyingChairs' list: a line a pair, 1 to train on and 2 to validate with."""
+    """Split by FlyingChairs' list: one line per pair, 1 to train, 2 to validate."""
     marks = listed.read_text().split()
     if len(marks) != len(pairs) or set(marks) - {"1", "2"}:
         raise TrainingError(
-            f"{listed} has {len(marks)} lines of 1 or 2 where there are {len(pairs)} pairs: take "
-            "the list that belongs to the folder"
+            f"{listed} has {len(marks)} lines of 1 or 2, but there are {len(pairs)} pairs: use "
+            "the list of this folder"
         )
     marked = list(zip(pairs, marks, strict=True))
     train, held_out = (tuple(p for p, m in marked if m == mark) for mark in "12")

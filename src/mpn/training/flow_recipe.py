@@ -1,4 +1,4 @@
-"""From data folders to a flow network that can be exported."""
+"""Recipe of a flow network, from data folders to a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mpn.training.data_options import DataOptions
 from mpn.training.flow import train_flow
 from mpn.training.flow_options import FlowTrainingOptions, FlowTrainingReport
 from mpn.training.flow_pairs import FlowPairs, load_flow_pairs
-from mpn.training.run_folder import hand_out, open_run
+from mpn.training.run_folder import open_run, write_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowRecipe:
-    """Everything that decides a run.
+    """Data, options and initial weights of a run.
 
     Attributes:
-        data: Stills to set in motion, and a DAVIS folder that only validates.
+        data: Stills for synthetic motion, and a DAVIS folder for validation only.
         flow_pairs: Folders of frames with true flow: FlyingChairs, Sintel.
-        training: The run.
-        start_from: Checkpoint whose flow weights to start from, own or public, or None.
+        training: Options of the run.
+        start_from: Checkpoint of the initial flow weights, own or public, or None.
     """
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -44,8 +44,8 @@ def run_flow_recipe(
 
     Args:
         recipe: Data and options.
-        out: Folder of the run; ``recipe.toml`` in it says what was really used.
-        resume: Go on where the run in ``out`` stopped.
+        out: Folder of the run; its ``recipe.toml`` holds the options as used.
+        resume: Continue the run in ``out``.
         notice: Called with every option that a resumed run changes.
         report: Called every few steps.
 
@@ -53,7 +53,7 @@ def run_flow_recipe(
         Path of the checkpoint.
 
     Raises:
-        CheckpointError: If the checkpoint to start from cannot be used.
+        CheckpointError: If the initial checkpoint cannot be used.
         TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
     """
     options = recipe.training
@@ -76,7 +76,7 @@ def run_flow_recipe(
         "flow_pairs": len(pairs.train),
         "held_out_flow_pairs": len(pairs.held_out),
     }
-    return hand_out(network, recipe, "flow", out, data)
+    return write_checkpoint(network, recipe, "flow", out, data)
 
 
 def _pairs(recipe: FlowRecipe) -> FlowPairs:

@@ -1,4 +1,4 @@
-"""Samples that the flow network is trained on, by number."""
+"""Numbered training samples of the flow network."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mpn.training.flow_synthetic import FlowSample, SyntheticPairs
 
 
 class FlowSamples:
-    """Synthetic pairs and crops of true ones, each a pure function of (step, index).
+    """Synthetic pairs and true crops, each a pure function of (step, index).
 
     Args:
-        stills: Pictures for synthetic pairs; may be none where there are true pairs.
-        pairs: Pairs with true flow; may be none where there are pictures.
+        stills: Images for synthetic pairs; may be empty if there are true pairs.
+        pairs: Pairs with true flow; may be empty if there are images.
         options: See :class:`FlowTrainingOptions`.
 
     Raises:
@@ -33,8 +33,8 @@ class FlowSamples:
     ) -> None:
         if not stills and not pairs:
             raise TrainingError(
-                "flow is learned from still images set in motion (--stills), from frames with true "
-                "flow (--flow-pairs), or from both: name at least one folder"
+                "flow is trained on still images with synthetic motion (--stills), on frames with "
+                "true flow (--flow-pairs), or on both: give at least one folder"
             )
         self._pairs, self._options = pairs, options
         self._synthetic = (
@@ -44,7 +44,7 @@ class FlowSamples:
         )
 
     def sample(self, step: int, index: int) -> FlowSample:
-        """Sample ``index`` of the batch of ``step``."""
+        """Make sample ``index`` of the batch of ``step``."""
         options = self._options
         rng = np.random.default_rng([options.seed, step, index, 1])
         if self._synthetic is None or (self._pairs and rng.random() < options.true_share):
@@ -56,7 +56,7 @@ class FlowSamples:
 
 
 def joined(samples: Sequence[FlowSample]) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples as a batch.
+    """Stack samples to a batch.
 
     Returns:
         Frames (B, 2, 3, H, W) float32 RGB in 0..255, flow (B, 2, H, W) float32 in pixels, valid

@@ -1,4 +1,4 @@
-"""One step of the flow network's training after the other."""
+"""Trainer of the flow network."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _STATE_SCHEMA = 1
 
 
 class FlowTrainer:
-    """Network, optimiser and averaged weights: everything that changes from step to step.
+    """Network, optimiser and averaged weights of one training run.
 
     Args:
         network: With ``small_flow_scale=FLOW_SCALE``, on the device of ``processes``.
-        samples: What it learns from.
+        samples: Training samples.
         options: See :class:`FlowTrainingOptions`.
-        processes: Each computes its share of a batch.
+        processes: Each process computes its share of a batch.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class FlowTrainer:
         self._sums = np.zeros(3)
 
     def train_step(self, pool: ThreadPoolExecutor) -> None:
-        """One batch: forward, backward, update, average.
+        """Train on one batch: forward, backward, update, average.
 
         Raises:
             TrainingError: If the loss is not finite.
@@ -76,7 +76,7 @@ class FlowTrainer:
             for part in joined(self._batches.take(self.step, pool))
         )
         if not done and self.step:
-            # The members before are finished: those that follow read their averaged weights.
+            # The earlier members are trained: the later ones use their averaged weights.
             self.network.load_state_dict(self.average.state)
         self._parallel.train()
         for group in self.optimiser.param_groups:
@@ -101,23 +101,26 @@ class FlowTrainer:
         self._sums += (1, float(loss.detach()), float(mean_epe_px(finest, target_px, valid)))
 
     def learning_rate(self) -> float:
-        """Warm-up and cosine, once a member."""
+        """Compute the rate of this step: warm-up and cosine, once per member."""
         _, done, steps = self.options.stage_at(self.step)
         rise = warmed_up(done, self.options.warmup_steps)
         return self.options.learning_rate * rise * cosine(done, steps)
 
     def deployed_weights(self) -> dict[str, Tensor]:
-        """The averaged weights in the units of the public layout, on the CPU."""
+        """Return the averaged weights in public units, on the CPU."""
         return weights_in_public_units(self.average.on_cpu(), self.options)
 
     def averaged_network(self) -> FlowNet2:
-        """A network with the averaged weights, in eval mode, on the same device."""
+        """Create a network with averaged weights, in eval mode, on the device."""
         network = FlowNet2(self.options.network)
         network.load_state_dict(self.deployed_weights())
         return network.to(self.processes.device).eval()
 
     def take_report(self, scores: Mapping[str, float]) -> FlowTrainingReport:
-        """The means since the last report; see :class:`mpn.training.loop.Trainee`."""
+        """Return the means since the last report.
+
+        See :meth:`mpn.training.loop.TrainerProtocol.take_report`.
+        """
         count, loss, epe_px = self.processes.mean(self._sums.tolist())
         self._sums = np.zeros(3)
         return FlowTrainingReport(
@@ -132,7 +135,7 @@ class FlowTrainer:
         )
 
     def state(self) -> dict[str, Any]:
-        """Primitives and tensors only, so that it loads with ``weights_only=True``."""
+        """Return primitives and tensors, loadable with ``weights_only=True``."""
         return {
             "schema": _STATE_SCHEMA,
             "network": asdict(self.options.network),
@@ -144,7 +147,7 @@ class FlowTrainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`.
+        """Restore a state of :meth:`state`.
 
         Raises:
             TrainingError: If the state belongs to another network.
@@ -158,7 +161,7 @@ class FlowTrainer:
 
 
 class _Pyramid(nn.Module):
-    """The forward pass of training, as DistributedDataParallel wants it."""
+    """Forward pass of training as a module, for DistributedDataParallel."""
 
     def __init__(self, network: FlowNet2) -> None:
         super().__init__()
@@ -171,12 +174,12 @@ class _Pyramid(nn.Module):
 def weights_in_public_units(
     state: Mapping[str, Tensor], options: FlowTrainingOptions, *, back: bool = False
 ) -> dict[str, Tensor]:
-    """Weights in training as the public layout has them, or back.
+    """Convert weights in training to public units, or back.
 
     Args:
         state: A state dict of the network.
-        options: Say which network it is.
-        back: From public to training.
+        options: Options with the variant of the network.
+        back: Convert from public units to those of training.
     """
     if "flownets_d" not in options.members:
         return dict(state)

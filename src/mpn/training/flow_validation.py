@@ -1,4 +1,4 @@
-"""What a flow network in training is worth: endpoint error, and J of masks warped by it alone."""
+"""Scores of a flow network in training: endpoint error, and J of warping."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from mpn.types import Float32Array
 
 
 class TorchFlowEngine(TorchEngine):
-    """A flow network in training.
+    """Flow network in training.
 
     Args:
-        network: Put into eval mode.
-        frame_size_hw: Size of the frames; the network sees the next multiples of 64.
+        network: Switched to eval mode.
+        frame_size_hw: Size of the frames; the network's is the next multiple of 64.
     """
 
     def __init__(self, network: FlowNet2, frame_size_hw: tuple[int, int]) -> None:
         super().__init__(network, flow_spec(frame_size_hw))
 
-    def answer(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        """See :class:`mpn.training.torch_engine.TorchEngine`."""
+    def forward(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """Run the network; see :class:`mpn.training.torch_engine.TorchEngine`."""
         flow_px: Tensor = network(*inputs)
         return flow_px
 
@@ -40,12 +40,14 @@ class TorchFlowEngine(TorchEngine):
 def mean_epe_px(
     network: FlowNet2, pairs: Sequence[FlowPair], synthetic: Sequence[FlowSample]
 ) -> float:
-    """Mean endpoint error over pairs, each pair weighing the same, in pixels of its own size.
+    """Compute the mean endpoint error over pairs, in pixels of each pair.
+
+    Each pair has the same weight.
 
     Args:
         network: The flow network.
         pairs: Pairs with true flow.
-        synthetic: Synthetic ones.
+        synthetic: Synthetic pairs.
 
     Returns:
         Pixels; NaN without pairs.
@@ -65,12 +67,14 @@ def mean_epe_px(
 def warp_mean_j(
     estimator: FlowEstimator, sequences: Sequence[DavisSequence], max_frames: int
 ) -> float:
-    """Mean J over all objects of some sequences, their first masks warped from frame to frame.
+    """Compute the mean J of first masks warped from frame to frame.
+
+    The mean is over all objects of the sequences.
 
     Args:
-        estimator: Of the flow.
-        sequences: What to segment.
-        max_frames: Frames of each sequence; the first and the last do not count.
+        estimator: Flow estimator.
+        sequences: Sequences to segment.
+        max_frames: Frames per sequence; the first and the last are not scored.
 
     Returns:
         0..1; NaN without sequences or frames to score.
@@ -98,7 +102,10 @@ def warp_mean_j(
 
 
 def validation_estimator(network: FlowNet2, size_hw: tuple[int, int]) -> FlowEstimator:
-    """The runtime's estimator around a network, which sees frames at ``size_hw``."""
+    """Build the runtime's flow estimator around a network.
+
+    The network takes frames of ``size_hw``.
+    """
     return EngineFlow(TorchFlowEngine(network, size_hw))
 
 

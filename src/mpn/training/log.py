@@ -1,4 +1,4 @@
-"""The log of a run: ``log.csv``, and TensorBoard's files where asked for."""
+"""Log of a run: ``log.csv``, and TensorBoard's files if requested."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _DIGITS = {"loss": ".5f", "learning_rate": ".3g"}
 
 
 class RunLog(Closing):
-    """Appends reports to a CSV file, one column a field, after the step and the seconds.
+    """CSV log of reports, one column per field, after the step and the seconds.
 
     Args:
-        out: Folder of the run, which exists where the log is enabled.
-        from_step: Step the run goes on from. Lines of later steps, written after the last state was
-            saved by a process that was then killed, are dropped: they come again.
-        tensorboard: Write event files in ``out/tensorboard`` too.
+        out: Folder of the run; exists if the log is enabled.
+        from_step: Step to resume from. Lines of later steps were written after the last saved state
+            by a process that was then killed. They are dropped, because these steps run again.
+        tensorboard: Also write event files to ``out/tensorboard``.
         enabled: False writes nothing: there is one log for several processes.
 
     Raises:
-        MissingExtraError: If TensorBoard is asked for and not installed.
+        MissingExtraError: If TensorBoard is requested and not installed.
     """
 
     def __init__(self, out: Path, *, from_step: int, tensorboard: bool, enabled: bool) -> None:
@@ -56,7 +56,7 @@ class RunLog(Closing):
         return [header, *kept] if header else []
 
     def write(self, entry: Any) -> None:
-        """One line: a dataclass with a field ``step``; None is an empty cell."""
+        """Append one line: a dataclass with a field ``step``; None is an empty cell."""
         if not self._enabled:
             return
         values = {f.name: getattr(entry, f.name) for f in fields(entry)}
@@ -77,7 +77,7 @@ class RunLog(Closing):
                     self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Let TensorBoard write what it still holds; closing twice is allowed."""
+        """Flush and close TensorBoard's files; closing twice is allowed."""
         board, self._board = self._board, None
         if board is not None:
             board.close()

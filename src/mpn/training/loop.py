@@ -1,4 +1,4 @@
-"""The loop around every trainer: log, validate, save, resume."""
+"""Training loop of every trainer: log, validate, save, resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE_FILE = "last.pth"
 
 
 class Report(Protocol):
-    """What is logged and shown; a dataclass of numbers and texts."""
+    """Report that is logged and shown: a dataclass of numbers and texts."""
 
     @property
     def step(self) -> int:
@@ -33,29 +33,35 @@ _Report = TypeVar("_Report", bound=Report)
 _Report_co = TypeVar("_Report_co", bound=Report, covariant=True)
 
 
-class Trainee(Protocol[_Report_co]):
-    """A trainer as the loop sees it."""
+class TrainerProtocol(Protocol[_Report_co]):
+    """Trainer as the loop uses it."""
 
     step: int
 
     def train_step(self, pool: ThreadPoolExecutor) -> None:
-        """One batch: forward, backward, update, average."""
+        """Train on one batch: forward, backward, update, average."""
 
     def take_report(self, scores: Mapping[str, float]) -> _Report_co:
-        """The means since the last report, with what was just measured; all processes call it."""
+        """Return the means since the last report, with the given scores.
+
+        All processes call it.
+        """
 
     def state(self) -> dict[str, Any]:
-        """Primitives and tensors; all processes call it, process 0's counts."""
+        """Return primitives and tensors.
+
+        All processes call it; the state of process 0 is the complete one.
+        """
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore a state of :meth:`state`."""
 
 
 def saved_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
-    """The state of the run in a folder; None where there is none yet.
+    """Load the state of the run in a folder; None if there is none yet.
 
     Raises:
-        TrainingError: If there is one that is not to be resumed, or it cannot be read.
+        TrainingError: If there is a state but ``resume`` is False, or it cannot be read.
     """
     path = out / STATE_FILE
     if not path.is_file():
@@ -71,25 +77,23 @@ def saved_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
 
 
 def check_same_network(state: Mapping[str, Any], schema: int, network: Any) -> None:
-    """Refuse a state that another network, or another kind of run, has left.
+    """Refuse a state of another network or another kind of run.
 
     Args:
-        state: What was saved.
-        schema: Of the states that this trainer writes.
+        state: The saved state.
+        schema: Schema version of this trainer's states.
         network: The network's options, a dataclass.
 
     Raises:
         TrainingError: If they differ.
     """
-    wanted = asdict(network)
-    if state.get("schema") != schema or state["network"] != wanted:
-        raise TrainingError(
-            f"the run to resume has network {state.get('network')}, asked for {wanted}"
-        )
+    expected = asdict(network)
+    if state.get("schema") != schema or state["network"] != expected:
+        raise TrainingError(f"the run to resume has network {state.get('network')}, not {expected}")
 
 
 def run_loop(
-    trainer: Trainee[_Report],
+    trainer: TrainerProtocol[_Report],
     options: LoopOptions,
     steps: int,
     out: Path,
@@ -98,18 +102,18 @@ def run_loop(
     validate: Callable[[], Mapping[str, float]],
     report: Callable[[_Report], None],
 ) -> None:
-    """Train to ``steps``, leaving ``last.pth`` and ``log.csv`` in ``out``.
+    """Train to ``steps``, writing ``last.pth`` and ``log.csv`` to ``out``.
 
     Args:
-        trainer: Restored already where a run goes on.
+        trainer: Already restored if a run is resumed.
         options: When to log, validate and save.
-        steps: Steps altogether.
+        steps: Number of optimisation steps in all.
         out: Folder of the run.
         processes: Process 0 logs, validates and saves.
-        validate: Scores of the averaged weights by name.
+        validate: Computes scores of the averaged weights by name.
         report: Called with every line of the log.
     """
-    cv2.setNumThreads(1)  # the data have threads of their own; OpenCV's would fight with torch's
+    cv2.setNumThreads(1)  # data have their own threads; OpenCV's would compete with torch's
     if processes.is_first:
         out.mkdir(parents=True, exist_ok=True)
     with (
@@ -144,7 +148,7 @@ def run_loop(
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a state; a process killed meanwhile leaves the one before it."""
+    """Write a state atomically: a killed process leaves the previous one."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as stream:
         torch.save(dict(state), stream)

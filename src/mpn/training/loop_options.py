@@ -1,4 +1,4 @@
-"""Options that the training of every network has."""
+"""Training options that all networks have in common."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from mpn.errors import TrainingError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 HELD_OUT = ("horsejump-low", "flamingo", "scooter-gray")
-"""Sequences of DAVIS's training list that only validate, by default."""
+"""Sequences of DAVIS's training list used only for validation, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """What the training of every network has.
+    """Options that all networks have in common.
 
     Attributes:
-        ema_decay: Of the averaged weights, which are those validated and handed out.
+        ema_decay: Decay of the averaged weights, which are validated and exported.
         holdout: Names of the sequences kept for validation.
         validate_every: Steps between validations.
         log_every: Steps between lines of the log.
         save_every_s: Seconds between saved states; 0 saves after every step.
-        tensorboard: Write the log for TensorBoard too, beside ``log.csv``.
-        seed: Decides everything random.
-        threads: Of torch, a process.
-        workers: Threads that prepare the data, a process. Data do not depend on it.
-        device: ``"auto"`` is the first GPU where there is one, a process's own under torchrun.
-        precision: Of the convolutions (autocast; weights stay float32). ``"auto"`` is bfloat16 on a
-            GPU that has it, float16 with a scaled loss on another, float32 on a CPU.
+        tensorboard: Also write the log for TensorBoard.
+        seed: Seed of all random choices.
+        threads: Threads of torch per process.
+        workers: Threads per process that prepare the data. The data do not depend on it.
+        device: ``"auto"`` is the first GPU if there is one; under torchrun, the GPU of the process.
+        precision: Precision of the convolutions (autocast; weights stay float32). ``"auto"`` is
+            bfloat16 on a GPU that supports it, float16 with a scaled loss on another GPU, float32
+            on a CPU.
     """
 
     ema_decay: float = 0.998

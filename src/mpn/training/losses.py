@@ -9,10 +9,10 @@ _DICE_EPSILON = 1.0
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, *, dice_weight: float) -> Tensor:
-    """Pixel cross-entropy plus a weighted soft Dice loss of the foreground.
+    """Compute pixel cross-entropy plus a weighted soft Dice loss.
 
-    Cross-entropy alone lets small objects vanish; Dice alone is noisy on empty targets. The sum is
-    the usual answer (F. Milletari et al., "V-Net", 3DV 2016, for the Dice term).
+    Cross-entropy alone loses small objects; Dice alone is noisy on empty targets. The sum is the
+    usual choice (F. Milletari et al., "V-Net", 3DV 2016, for the Dice term).
 
     Args:
         logits: (B, 2, S, S) background and foreground, any floating dtype.

@@ -1,4 +1,4 @@
-"""Convolutions in half precision, weights and losses in float32."""
+"""Mixed precision: convolutions in half, weights and losses in float32."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class MixedPrecision:
 
     Args:
         precision: See :class:`mpn.training.loop_options.LoopOptions`.
-        device: Where the network is.
+        device: Device of the network.
 
     Raises:
-        TrainingError: If the device cannot do what is asked.
+        TrainingError: If the device does not support the precision.
     """
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class MixedPrecision:
         )
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Where the network is run forwards."""
+        """Return the autocast context of the forward pass."""
         dtype = _DTYPES.get(self.precision)
         return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -45,7 +45,10 @@ class MixedPrecision:
         parameters: Iterable[nn.Parameter],
         clip_norm: float,
     ) -> None:
-        """Backwards, bound the gradient's norm, update. Gradients that overflowed are skipped."""
+        """Run backward, clip the gradient's norm, update.
+
+        Gradients that overflowed are skipped.
+        """
         optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(optimiser)
@@ -54,20 +57,20 @@ class MixedPrecision:
         self._scaler.update()
 
     def state(self) -> dict[str, Any]:
-        """Of the scale; empty where there is none."""
+        """Return the state of the loss scale; empty if there is none."""
         return dict(self._scaler.state_dict())
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore a state of :meth:`state`."""
         if state and self._scaler.is_enabled():
             self._scaler.load_state_dict(state)
 
 
 def chosen_precision(precision: Precision, device: torch.device) -> Precision:
-    """What ``"auto"`` stands for on a device.
+    """Resolve ``"auto"`` for a device.
 
     Raises:
-        TrainingError: If the device cannot do what is asked.
+        TrainingError: If the device does not support the precision.
     """
     if precision == "auto":
         if device.type != "cuda":

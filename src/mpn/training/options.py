@@ -1,4 +1,4 @@
-"""Options and reports of a training run."""
+"""Options and reports of propagation training."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mpn.training.rollout import RolloutOptions
 
 @dataclass(frozen=True, kw_only=True)
 class PropagationTrainingOptions(LoopOptions):
-    """One training run; see :class:`LoopOptions` for what all networks have.
+    """Options of one training run; see :class:`LoopOptions` for the rest.
 
     Attributes:
         network: Shape of the network.
-        rollout: How rollouts are cut.
+        rollout: Options of the rollouts.
         mix: Kinds of clips.
-        steps: Optimisation steps altogether.
-        decay_steps: Length of the final decay of the learning rate to zero; constant before it, so
-            that a run can be prolonged by resuming it with more steps.
-        warmup_steps: Linear rise of the learning rate.
-        batch: Rollouts in one step; twice as many are played, in turns.
-        learning_rate: Peak, AdamW.
-        weight_decay: AdamW's, on tensors of two or more axes.
+        steps: Number of optimisation steps.
+        decay_steps: Length of the final decay of the learning rate to zero. The rate is constant
+            before it, so that a run can be prolonged by resuming it with more steps.
+        warmup_steps: Length of the linear rise of the learning rate.
+        batch: Rollouts per step; twice as many are played, in turns.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW, on tensors of two or more axes.
         dice_weight: See :func:`mpn.training.losses.segmentation_loss`.
-        curriculum_steps: Rollouts grow from one step to their full length over so many steps.
-        freeze_norm: Batch normalisation keeps its statistics: for small batches that go on from
+        curriculum_steps: Steps over which rollouts grow from one step to their full length.
+        freeze_norm: Keep the statistics of batch normalisation: for small batches that start from
             trained weights.
-        validation_frames: Frames of each held-out sequence.
+        validation_frames: Frames per held-out sequence.
     """
 
     network: DeepLabConfig = field(
@@ -62,16 +62,16 @@ class PropagationTrainingOptions(LoopOptions):
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a progress display shows.
+    """Figures of a progress display.
 
     Attributes:
         step: Steps done.
-        steps: Steps altogether.
+        steps: Steps in all.
         loss: Mean loss since the last report.
-        crop_iou: Mean IoU of the crops' answers since the last report.
-        input_iou: The same of the warped probability that went in.
-        learning_rate: Of the last step.
-        validation_j: Mean J of the held-out sequences, where just measured.
+        crop_iou: Mean IoU of the network's output since the last report.
+        input_iou: Mean IoU of its input, the warped probability.
+        learning_rate: Learning rate of the last step.
+        validation_j: Mean J of the held-out sequences, if just measured.
     """
 
     step: int

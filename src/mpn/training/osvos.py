@@ -1,8 +1,9 @@
-"""Train OSVOS offline: salient-object images first, then sequences with their objects merged.
+"""Offline training of OSVOS: salient-object images first, then merged sequences.
 
-Resumable (``last.pth`` holds weights and optimiser; batches are functions of their number), seeded,
-logged to ``log.csv``. While it is trained the network takes inputs of size 1; the weights handed
-out take colours of 0..255 minus their mean, as :class:`mpn.networks.osvos_vgg.OsvosVgg` documents.
+A run can be resumed: ``last.pth`` holds weights and optimiser, and batches are functions of their
+number. It is seeded and logged to ``log.csv``. In training the network takes inputs of size 1; the
+exported weights take colours of 0..255 minus their mean, as
+:class:`mpn.networks.osvos_vgg.OsvosVgg` documents.
 """
 
 from __future__ import annotations
@@ -46,24 +47,24 @@ def train_osvos(
     resume: bool = False,
     report: Callable[[OsvosTrainingReport], None] = lambda _: None,
 ) -> dict[str, Tensor]:
-    """Train, and leave ``last.pth`` and ``log.csv`` in ``out``.
+    """Train, and write ``last.pth`` and ``log.csv`` to ``out``.
 
     Args:
-        sequences: All sequences; those named in ``options.holdout`` only validate.
+        sequences: All sequences; those named in ``options.holdout`` are for validation only.
         stills: Salient-object images, for stage 1 and a share of stage 2.
         out: Folder of the run.
         options: See :class:`OsvosTrainingOptions`.
-        start_from: Weights to start from instead of random ones, for inputs of 0..255 minus the
-            mean; what a resumed run had wins.
-        resume: Go on from ``last.pth``.
+        start_from: Initial weights instead of random ones, for inputs of 0..255 minus the mean;
+            ignored if a run is resumed.
+        resume: Continue from ``last.pth``.
         report: Called every few steps.
 
     Returns:
         The averaged state dict, for inputs of 0..255 minus the mean.
 
     Raises:
-        TrainingError: If a stage has no data, the weights to start from do not fit, the loss is
-            not finite (the last good state stays on disk), or the folder holds another run.
+        TrainingError: If a stage has no data, the initial weights do not fit, the loss is not
+            finite (the last good state stays on disk), or the folder holds another run.
     """
     sources = _sources(sequences, stills, options)
     state = saved_state(out, resume=resume)
@@ -106,9 +107,9 @@ def _sources(
 ) -> dict[OsvosStage, CropSource]:
     trained = [s for s in sequences if s.name not in options.holdout]
     if options.steps < 1:
-        raise TrainingError("both stages have 0 steps: give at least one of them some")
+        raise TrainingError("both stages have 0 steps: at least one needs some")
     if options.salient_steps and not stills:
-        raise TrainingError("stage 1 needs salient-object images: name their folder with --stills")
+        raise TrainingError("stage 1 needs salient-object images: add --stills")
     if options.davis_steps and not trained:
         raise TrainingError("no sequence is left to train on: all are held out for validation")
     still_images, frames = StillImages(stills), MergedFrames(trained)
@@ -136,7 +137,10 @@ def _network(
     start_from: Mapping[str, Tensor] | None,
     resumed: Mapping[str, Any] | None,
 ) -> OsvosVgg:
-    """Random with batch normalisation, or the given weights without, or as the resumed run has."""
+    """Create the network: random with batch normalisation, or given, or resumed.
+
+    Given weights have no batch normalisation; a resumed run keeps its own choice.
+    """
     normalised = bool(resumed["normalised"]) if resumed is not None else start_from is None
     network = normalised_network(options.network) if normalised else OsvosVgg(options.network)
     if start_from is None:

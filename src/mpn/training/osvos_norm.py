@@ -1,8 +1,8 @@
-"""Batch normalisation that helps a random network to learn, and is folded away afterwards.
+"""Batch normalisation for training OSVOS from random weights, folded afterwards.
 
-OSVOS has none: it starts from ImageNet weights. From random ones, thirteen layers in a row learn
-many times faster with it, and in evaluation it is one factor and one offset a channel, which the
-convolution before it takes over exactly.
+OSVOS has none: it starts from ImageNet weights. From random ones, its thirteen layers train many
+times faster with it. In evaluation it is one factor and one offset per channel, which are folded
+exactly into the convolution before it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
 
 
 def normalised_network(config: OsvosConfig) -> OsvosVgg:
-    """A network with batch normalisation after every convolution of the trunk.
+    """Create OSVOS with batch normalisation after each trunk convolution.
 
     Args:
         config: Shape of the network.
@@ -36,16 +36,18 @@ def normalised_network(config: OsvosConfig) -> OsvosVgg:
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Whether there is any batch normalisation in a network."""
+    """Return whether a network has any batch normalisation."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
 
 
 def folded_weights(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the plain network that answers as the normalised one does in eval mode.
+    """Fold batch normalisation into the weights of the plain network.
+
+    Its output is that of the normalised network in eval mode.
 
     Args:
-        network: Plain, or from :func:`normalised_network`; gives the order of the layers only.
-        state: Weights for it.
+        network: Plain, or from :func:`normalised_network`; only its order of layers is used.
+        state: Weights of this network.
 
     Returns:
         A state dict of :class:`OsvosVgg` with the same configuration.

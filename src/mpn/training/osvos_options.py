@@ -14,25 +14,25 @@ OsvosStage = Literal["salient", "davis"]
 
 @dataclass(frozen=True, kw_only=True)
 class OsvosTrainingOptions(LoopOptions):
-    """One training run: stage 1 on salient-object images, stage 2 on sequences.
+    """Options of a training run: stage 1 on salient images, stage 2 on sequences.
 
-    See :class:`LoopOptions` for what all networks have.
+    See :class:`LoopOptions` for the options of all networks.
 
     Attributes:
         network: Shape of the network.
-        crop: How crops are cut.
-        salient_steps: Optimisation steps of stage 1; 0 leaves it out.
-        davis_steps: Of stage 2; 0 leaves it out.
+        crop: Options of the crops.
+        salient_steps: Optimisation steps of stage 1; 0 skips it.
+        davis_steps: Optimisation steps of stage 2; 0 skips it.
         salient_share: Share of still images in stage 2's crops. A few sequences show few objects,
-            and a small network knows them by heart.
-        batch: Crops in one step.
+            and a small network overfits to them.
+        batch: Crops per step.
         salient_rate: Peak learning rate of stage 1, AdamW.
-        davis_rate: Of stage 2.
-        warmup_steps: Linear rise at the start of each stage; after it the rate falls along a
-            cosine, to a tenth at the end of stage 1 and to zero at the end of stage 2.
-        weight_decay: AdamW's, on tensors of two or more axes.
-        side_weights: Weights of the six losses, side branches from fine to coarse, then the fused
-            one. Those of the sides fall linearly to zero over each stage.
+        davis_rate: Peak learning rate of stage 2.
+        warmup_steps: Length of the linear rise at the start of each stage. After it the rate falls
+            along a cosine, to a tenth at the end of stage 1 and to zero at the end of stage 2.
+        weight_decay: Weight decay of AdamW, on tensors of two or more axes.
+        side_weights: Weights of the six losses: side branches from fine to coarse, then the fused
+            output. Those of the sides fall linearly to zero over each stage.
         clip_norm: Bound of the gradient's norm.
     """
 
@@ -52,11 +52,11 @@ class OsvosTrainingOptions(LoopOptions):
 
     @property
     def steps(self) -> int:
-        """Optimisation steps altogether."""
+        """Optimisation steps in all."""
         return self.salient_steps + self.davis_steps
 
     def stage_at(self, step: int) -> tuple[OsvosStage, int, int]:
-        """The stage that ``step`` belongs to, its number there, and the steps of that stage."""
+        """Return the stage of ``step``, its number there, and the stage's steps."""
         if step < self.salient_steps:
             return "salient", step, self.salient_steps
         return "davis", step - self.salient_steps, self.davis_steps
@@ -64,16 +64,16 @@ class OsvosTrainingOptions(LoopOptions):
 
 @dataclass(frozen=True)
 class OsvosTrainingReport:
-    """What a progress display shows.
+    """Figures of a progress display.
 
     Attributes:
         step: Steps done.
-        steps: Steps altogether.
+        steps: Steps in all.
         stage: The stage of the last step.
         loss: Mean loss of the fused output since the last report.
-        crop_iou: Mean IoU of the fused answers since the last report.
-        learning_rate: Of the last step.
-        validation_j: Mean J of the held-out sequences without fine-tuning, where just measured.
+        crop_iou: Mean IoU of the fused output since the last report.
+        learning_rate: Learning rate of the last step.
+        validation_j: Mean J of the held-out sequences without fine-tuning, if just measured.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""From data folders to OSVOS weights that can be exported."""
+"""Recipe of OSVOS, from data folders to a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpn.training.data_options import DataOptions
 from mpn.training.datasets import DavisSequence, StillPair
 from mpn.training.osvos import train_osvos
 from mpn.training.osvos_options import OsvosTrainingOptions, OsvosTrainingReport
-from mpn.training.run_folder import hand_out, open_run
+from mpn.training.run_folder import open_run, write_checkpoint
 from mpn.training.start_weights import osvos_start
 
 Stages = Literal["both", "salient", "davis"]
@@ -21,14 +21,14 @@ Stages = Literal["both", "salient", "davis"]
 
 @dataclass(frozen=True, kw_only=True)
 class OsvosRecipe:
-    """Everything that decides a run.
+    """Data, options and initial weights of a run.
 
     Attributes:
         stages: Offline stages to train: ``"salient"`` on still images, ``"davis"`` on sequences.
-        data: Where the material lies.
-        training: The run; the steps of a stage that is not trained do not count.
-        start_from: Checkpoint to start from, or None: an own or a public OSVOS, or torchvision's
-            VGG16.
+        data: Folders of the training material.
+        training: Options of the run; the steps of a skipped stage do not count.
+        start_from: Checkpoint of the initial weights, or None: an own or a public OSVOS, or
+            torchvision's VGG16.
     """
 
     stages: Stages = "both"
@@ -45,17 +45,17 @@ class OsvosRecipe:
             )
         if self.stages != "davis" and not self.data.stills:
             raise TrainingError(
-                "stage 1 learns from salient-object images: name their folder with --stills, or "
+                "stage 1 is trained on salient-object images: add --stills, or "
                 "train --stage davis alone"
             )
         if self.stages != "salient" and self.data.davis_root is None:
             raise TrainingError(
-                "stage 2 learns from a DAVIS folder: name it with --davis-root, or train "
+                "stage 2 is trained on a DAVIS folder: add --davis-root, or train "
                 "--stage salient alone"
             )
 
     def options(self) -> OsvosTrainingOptions:
-        """The options of the training loop."""
+        """Return the options of the training loop, without skipped stages."""
         return replace(
             self.training,
             salient_steps=0 if self.stages == "davis" else self.training.salient_steps,
@@ -75,8 +75,8 @@ def run_osvos_recipe(
 
     Args:
         recipe: Data and options.
-        out: Folder of the run; ``recipe.toml`` in it says what was really used.
-        resume: Go on where the run in ``out`` stopped.
+        out: Folder of the run; its ``recipe.toml`` holds the options as used.
+        resume: Continue the run in ``out``.
         notice: Called with every option that a resumed run changes.
         report: Called every few steps.
 
@@ -84,7 +84,7 @@ def run_osvos_recipe(
         Path of the checkpoint.
 
     Raises:
-        CheckpointError: If the checkpoint to start from cannot be used.
+        CheckpointError: If the initial checkpoint cannot be used.
         TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
     """
     options = recipe.options()
@@ -99,13 +99,13 @@ def run_osvos_recipe(
     network = OsvosVgg(options.network)
     network.load_state_dict(weights)
     data = osvos_data(options, sequences, stills)
-    return hand_out(network, recipe, "osvos", out, data)
+    return write_checkpoint(network, recipe, "osvos", out, data)
 
 
 def osvos_data(
     options: OsvosTrainingOptions, sequences: list[DavisSequence], stills: list[StillPair]
 ) -> dict[str, Any]:
-    """What the weights were trained on, as JSON types."""
+    """Describe the training data as JSON types."""
     trained = [s.name for s in sequences if s.name not in options.holdout]
     return {
         "davis_sequences": trained if options.davis_steps else [],

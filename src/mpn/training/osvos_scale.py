@@ -1,9 +1,9 @@
-"""Weights for inputs of another size: the same function, exactly.
+"""Rescaling of OSVOS weights to inputs of another size, with the same outputs.
 
-A network of random weights learns best where inputs are of size 1; the published OSVOS takes
-colours of 0..255 minus their mean. The trunk is positively homogeneous (convolutions, ReLU,
-maximum, bilinear resize), so dividing its input by a factor is the same as multiplying its biases
-by it and dividing what reads the side branches' features.
+A network of random weights trains best with inputs of size 1; the published OSVOS takes colours of
+0..255 minus their mean. The trunk is positively homogeneous (convolutions, ReLU, maximum, bilinear
+resize). So dividing its input by a factor is the same as multiplying its biases by it and dividing
+the weights of the layers after the side branches.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from mpn.networks.osvos_vgg import OsvosVgg
 
 
 def weights_for_larger_input(state: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Weights of an :class:`OsvosVgg` that answer ``x`` as ``state`` answers ``x / factor``.
+    """Rescale weights to an input that is larger by a factor.
+
+    The new weights give for ``x`` the output of ``state`` for ``x / factor``.
 
     Args:
         state: A state dict.
-        factor: Above 0; ``1 / factor`` is the way back.
+        factor: Above 0; ``1 / factor`` is the inverse.
 
     Returns:
-        A new state dict; what does not change is shared with ``state``.
+        A new state dict; unchanged tensors are shared with ``state``.
 
     Raises:
         InputError: If the factor is not above 0.
@@ -43,11 +45,11 @@ def weights_for_larger_input(state: Mapping[str, Tensor], factor: float) -> dict
 
 
 def init_weights(network: OsvosVgg) -> None:
-    """Random weights that keep the size of the features from layer to layer, zero biases.
+    """Draw random weights that keep the size of features over the layers.
 
-    K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for layers followed by a ReLU; half
-    that variance for the linear ones. The fixed upsampling is left alone. Draws from torch's
-    global generator.
+    Biases are zero. K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for layers followed by
+    a ReLU; half that variance for the linear ones. The fixed upsampling does not change. Uses
+    torch's global generator.
     """
     for name, layer in network.named_modules():
         if not isinstance(layer, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""One step of OSVOS's offline training after the other."""
+"""Trainer of OSVOS's offline stages."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from mpn.training.schedule import cosine, warmed_up
 
 _STATE_SCHEMA = 1
 _END_OF_SALIENT = 0.1
-"""Share of the peak rate that stage 1 ends with: stage 2 goes on from it."""
+"""Share of the peak rate at the end of stage 1, where stage 2 continues."""
 
 
 class OsvosTrainer:
-    """Network, optimiser and averaged weights: everything that changes from step to step.
+    """Network, optimiser and averaged weights of one training run.
 
     Args:
         network: Plain, or of :func:`mpn.training.osvos_norm.normalised_network`; on the device of
             ``processes``.
         sources: Crops of each stage that has steps.
         options: See :class:`OsvosTrainingOptions`.
-        processes: Each computes its share of a batch.
+        processes: Each process computes its share of a batch.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class OsvosTrainer:
         self._sums = np.zeros(3)
 
     def train_step(self, pool: ThreadPoolExecutor) -> None:
-        """One batch: forward, backward, update, average.
+        """Train on one batch: forward, backward, update, average.
 
         Raises:
             TrainingError: If the loss is not finite.
@@ -97,9 +97,9 @@ class OsvosTrainer:
         self._precision.step(loss, self.optimiser, self.network.parameters(), options.clip_norm)
         self.step += 1
         self.average.update(self.network, self.step)
-        answer, truth = logits[-1].detach() > 0, masks > 0.5
-        union = (answer | truth).sum(dim=(1, 2, 3))
-        overlap = (answer & truth).sum(dim=(1, 2, 3))
+        found, truth = logits[-1].detach() > 0, masks > 0.5
+        union = (found | truth).sum(dim=(1, 2, 3))
+        overlap = (found & truth).sum(dim=(1, 2, 3))
         iou = torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
         self._sums += (1, float(losses[-1].detach()), float(iou.mean()))
 
@@ -108,7 +108,7 @@ class OsvosTrainer:
         return self._sources[stage].sample(step, index)
 
     def learning_rate(self) -> float:
-        """Warm-up and cosine, once a stage."""
+        """Compute the rate of this step: warm-up and cosine, once per stage."""
         options = self.options
         stage, done, steps = options.stage_at(self.step)
         peak = options.salient_rate if stage == "salient" else options.davis_rate
@@ -117,24 +117,27 @@ class OsvosTrainer:
         return peak * rise * (last + (1 - last) * cosine(done, steps))
 
     def loss_weights(self) -> tuple[float, ...]:
-        """Of the side branches, which fade over each stage, and of the fused output."""
+        """Compute the weights of the side losses, which decay, and of the fused one."""
         _, done, steps = self.options.stage_at(self.step)
         *sides, fused = self.options.side_weights
         return (*(weight * (1 - done / steps) for weight in sides), fused)
 
     def plain_weights(self) -> dict[str, Tensor]:
-        """The averaged weights for :class:`OsvosVgg`, batch normalisation folded away."""
+        """Return averaged weights with folded normalisation, for :class:`OsvosVgg`."""
         return folded_weights(self.network, self.average.on_cpu())
 
     def plain_network(self) -> OsvosVgg:
-        """A network with :meth:`plain_weights`, on the same device."""
+        """Create a network with :meth:`plain_weights` on the same device."""
         network = OsvosVgg(self.options.network)
         network.load_state_dict(self.plain_weights())
         network.to(self.processes.device)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def take_report(self, scores: Mapping[str, float]) -> OsvosTrainingReport:
-        """The means since the last report; see :class:`mpn.training.loop.Trainee`."""
+        """Return the means since the last report.
+
+        See :meth:`mpn.training.loop.TrainerProtocol.take_report`.
+        """
         count, loss, crop_iou = self.processes.mean(self._sums.tolist())
         self._sums = np.zeros(3)
         last_step = max(0, self.step - 1)
@@ -149,7 +152,7 @@ class OsvosTrainer:
         )
 
     def state(self) -> dict[str, Any]:
-        """Primitives and tensors only, so that it loads with ``weights_only=True``."""
+        """Return primitives and tensors, loadable with ``weights_only=True``."""
         return {
             "schema": _STATE_SCHEMA,
             "network": asdict(self.options.network),
@@ -162,7 +165,7 @@ class OsvosTrainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`.
+        """Restore a state of :meth:`state`.
 
         Raises:
             TrainingError: If the state belongs to another network.

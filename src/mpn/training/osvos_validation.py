@@ -1,4 +1,4 @@
-"""J of OSVOS on whole frames, while it is trained."""
+"""J of OSVOS on whole frames, during its training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mpn.types import Float32Array, UInt8Array
 def frame_prob(
     network: OsvosVgg, rgb: UInt8Array, *, short_side_px: int, scale: float = 1.0
 ) -> Float32Array:
-    """The network's answer for a whole frame, at the frame's own size.
+    """Segment a whole frame, at the frame's own size.
 
     Args:
-        network: In eval mode or not, which is the same for it.
+        network: In eval or training mode, which are the same for it.
         rgb: (H, W, 3) uint8.
-        short_side_px: The frame is resized to this for the network, sides multiples of 16.
-        scale: What its weights want the input divided by, see
+        short_side_px: Short side of the network's input; sides are multiples of 16.
+        scale: Divisor of the input for these weights, see
             :func:`mpn.training.osvos_samples.network_input`.
 
     Returns:
@@ -46,13 +46,13 @@ def mean_j(
     scale: float = 1.0,
     threshold: float = 0.5,
 ) -> float:
-    """Mean J over images.
+    """Compute the mean J over images.
 
     Args:
         network: See :func:`frame_prob`.
-        images: What to segment.
+        images: Images to segment.
         short_side_px: See :func:`frame_prob`.
-        scale: The same.
+        scale: See :func:`frame_prob`.
         threshold: A pixel belongs to the object above this probability.
 
     Returns:

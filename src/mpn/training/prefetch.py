@@ -1,4 +1,4 @@
-"""Samples made ahead of the step that needs them."""
+"""Prefetching of training samples."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _STEPS_AHEAD = 3
 
 
 class Prefetched(Generic[_Sample]):
-    """Batches whose samples are functions of (step, index), made by a pool in any order.
+    """Batches of samples that are functions of (step, index), made by a pool.
 
     Args:
-        make: Sample ``index`` of the batch of ``step``; called in threads.
-        indices: What of each batch to make.
-        steps: Steps altogether: nothing is made beyond them.
+        make: Makes sample ``index`` of the batch of ``step``; called in threads.
+        indices: Indices of the samples of each batch.
+        steps: Steps in all: no sample is made beyond them.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Prefetched(Generic[_Sample]):
         self._pending: dict[int, list[Future[_Sample]]] = {}
 
     def take(self, step: int, pool: ThreadPoolExecutor) -> list[_Sample]:
-        """The samples of a step, in the order of their indices."""
+        """Return the samples of a step, in the order of their indices."""
         for ahead in range(step, min(step + _STEPS_AHEAD, self._steps)):
             if ahead not in self._pending:
                 self._pending[ahead] = [pool.submit(self._make, ahead, k) for k in self._indices]

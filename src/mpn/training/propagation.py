@@ -1,7 +1,8 @@
-"""Train the propagation network on rollouts of itself.
+"""Training of the propagation network on rollouts of itself.
 
-Resumable (``last.pth`` holds weights, optimiser and the state of every rollout), seeded, logged to
-``log.csv``; the checkpoint to export is ``propagation.pth``, with the averaged weights.
+A run can be resumed: ``last.pth`` holds weights, optimiser and the state of every rollout. It is
+seeded and logged to ``log.csv``. The checkpoint to export is ``propagation.pth``, with the averaged
+weights.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mpn.errors import TrainingError
 from mpn.networks.deeplab_xception import DeepLabXception
-from mpn.training.clips import Material
+from mpn.training.clips import ClipSources
 from mpn.training.datasets import DavisSequence
 from mpn.training.loop import run_loop, saved_state
 from mpn.training.options import PropagationTrainingOptions as PropagationTrainingOptions
@@ -27,7 +28,7 @@ from mpn.training.validation import mean_j
 
 def train_propagation(
     sequences: Sequence[DavisSequence],
-    material: Material,
+    material: ClipSources,
     out: Path,
     options: PropagationTrainingOptions,
     *,
@@ -35,16 +36,16 @@ def train_propagation(
     resume: bool = False,
     report: Callable[[TrainingReport], None] = lambda _: None,
 ) -> dict[str, Tensor]:
-    """Train, and leave ``last.pth`` and ``log.csv`` in ``out``.
+    """Train, and write ``last.pth`` and ``log.csv`` to ``out``.
 
     Args:
-        sequences: All sequences; those named in ``options.holdout`` only validate.
-        material: What clips are drawn from, without the held-out sequences.
+        sequences: All sequences; those named in ``options.holdout`` are for validation only.
+        material: Sources that clips are sampled from, without the held-out sequences.
         out: Folder of the run.
         options: See :class:`PropagationTrainingOptions`.
-        start_from: Weights to start from instead of random ones; what a resumed run had wins. Only
+        start_from: Initial weights instead of random ones; ignored if a run is resumed. Only
             ``prior_gain`` may be missing.
-        resume: Go on from ``last.pth``.
+        resume: Continue from ``last.pth``.
         report: Called every few steps.
 
     Returns:
@@ -52,7 +53,7 @@ def train_propagation(
 
     Raises:
         TrainingError: If the loss is not finite (the last good state stays on disk), the folder
-            holds another run, or nothing is left to train on.
+            holds another run, or no sequence is left to train on.
     """
     held_out = [s for s in sequences if s.name in options.holdout]
     if not material.sequences:

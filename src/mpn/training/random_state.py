@@ -1,4 +1,4 @@
-"""Torch's sources of randomness, which dropout draws from, saved with a run."""
+"""State of torch's random generators, which dropout uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpn.training.processes import Processes
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """State of the generators that a network on ``device`` draws from."""
+    """Return the generator states of a network on ``device``."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -19,11 +19,13 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(saved: Sequence[Mapping[str, Any]], processes: Processes) -> None:
-    """Put this process's generators back; a process that was not there keeps its seed.
+    """Restore this process's generators.
+
+    A process that was not in the saved run keeps its seed.
 
     Args:
-        saved: :func:`random_state` of every process of the run that is resumed, by rank.
-        processes: This process among those of now.
+        saved: :func:`random_state` of every process of the resumed run, by rank.
+        processes: This process in the present run.
     """
     if processes.rank >= len(saved):
         return

@@ -1,4 +1,4 @@
-"""From data folders to a propagation checkpoint that can be exported."""
+"""Recipe of the propagation network, from data folders to a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Literal
 
 from mpn.errors import TrainingError
 from mpn.networks.deeplab_xception import DeepLabXception
-from mpn.training.clips import Material
+from mpn.training.clips import ClipSources
 from mpn.training.data_options import DataOptions
 from mpn.training.options import PropagationTrainingOptions, TrainingReport
 from mpn.training.propagation import train_propagation
-from mpn.training.run_folder import hand_out, open_run
+from mpn.training.run_folder import open_run, write_checkpoint
 from mpn.training.start_weights import propagation_start
 
 
 @dataclass(frozen=True, kw_only=True)
 class PropagationRecipe:
-    """Everything that decides a run.
+    """Data, options and initial weights of a run.
 
     Attributes:
-        data: Where the material lies.
-        training: The run.
-        start_from: Checkpoint to start from, or None: an own one, a public DeepLab v3+ Xception, or
-            ImageNet's Xception.
-        init_fourth_channel: How to fill the channel of the warped probability where those weights
-            have three: ``"zero"``, ``"mean"`` or ``"normal"``.
+        data: Folders of the training material.
+        training: Options of the run.
+        start_from: Checkpoint of the initial weights, or None: an own one, a public DeepLab v3+
+            Xception, or ImageNet's Xception.
+        init_fourth_channel: How to initialise the channel of the warped probability if those
+            weights have three channels: ``"zero"``, ``"mean"`` or ``"normal"``.
     """
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -43,7 +43,7 @@ class PropagationRecipe:
             )
         if self.data.davis_root is None:
             raise TrainingError(
-                "the propagation network learns from a DAVIS folder: name it with --davis-root"
+                "the propagation network is trained on a DAVIS folder: add --davis-root"
             )
 
 
@@ -55,12 +55,12 @@ def run_propagation_recipe(
     notice: Callable[[str], None] = lambda _: None,
     report: Callable[[TrainingReport], None] = lambda _: None,
 ) -> Path:
-    """Read the data, train, and write the averaged weights as ``out/propagation.pth``.
+    """Read the data, train, and write averaged weights to ``out/propagation.pth``.
 
     Args:
         recipe: Data and options.
-        out: Folder of the run; ``recipe.toml`` in it says what was really used.
-        resume: Go on where the run in ``out`` stopped.
+        out: Folder of the run; its ``recipe.toml`` holds the options as used.
+        resume: Continue the run in ``out``.
         notice: Called with every option that a resumed run changes.
         report: Called every few steps.
 
@@ -68,7 +68,7 @@ def run_propagation_recipe(
         Path of the checkpoint.
 
     Raises:
-        CheckpointError: If the checkpoint to start from cannot be used.
+        CheckpointError: If the initial checkpoint cannot be used.
         TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
     """
     options = recipe.training
@@ -81,7 +81,9 @@ def run_propagation_recipe(
             seed=options.seed,
         )
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
-    material = Material(tuple(s for s in sequences if s.name not in options.holdout), tuple(stills))
+    material = ClipSources(
+        tuple(s for s in sequences if s.name not in options.holdout), tuple(stills)
+    )
     open_run(recipe, "propagation", out, resume=resume, notice=notice)
     averaged = train_propagation(
         sequences, material, out, options, start_from=start, resume=resume, report=report
@@ -93,4 +95,4 @@ def run_propagation_recipe(
         "held_out": list(options.holdout),
         "still_pairs": len(stills),
     }
-    return hand_out(network, recipe, "propagation", out, data)
+    return write_checkpoint(network, recipe, "propagation", out, data)

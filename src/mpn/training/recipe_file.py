@@ -1,7 +1,8 @@
-"""Recipes as TOML files: read strictly, overridden key by key, written as what a run really used.
+"""Recipes as TOML files, with strict keys and types.
 
-The tables of a file are the fields of the recipe's dataclasses, so that every documented option can
-be set, an unknown one is an error, and what is left out keeps its documented default.
+The tables of a file are the fields of the recipe's dataclasses. So every documented option can be
+set, an unknown option raises, and a missing one has its documented default. Single keys can be
+overridden, and a run writes the options that it used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _Recipe = TypeVar("_Recipe")
 
 
 def shipped_recipes(role: str) -> tuple[str, ...]:
-    """Names of the recipes of a role that come with the package, for example ``("lite",)``."""
+    """List the recipes of a role in the package, for example ``("lite",)``."""
     folder = resources.files("mpn.training").joinpath(_RECIPES)
     names = (entry.name for entry in folder.iterdir())
     ours = (n for n in names if n.startswith(f"{role}-") and n.endswith(".toml"))
@@ -30,10 +31,10 @@ def shipped_recipes(role: str) -> tuple[str, ...]:
 
 
 def load_table(role: str, *, name: str | None = None, path: Path | None = None) -> dict[str, Any]:
-    """The table of a shipped recipe or of a file.
+    """Load the table of a shipped recipe or of a file.
 
     Args:
-        role: Network it must be for, the value of its key ``role``.
+        role: Network of the recipe, the value of its key ``role``.
         name: One of :func:`shipped_recipes`.
         path: A TOML file instead.
 
@@ -41,17 +42,17 @@ def load_table(role: str, *, name: str | None = None, path: Path | None = None) 
         Its tables, without ``role``; empty if neither is given.
 
     Raises:
-        TrainingError: If both are given, the file cannot be read, or it is another role's.
+        TrainingError: If both are given, the file cannot be read, or it is for another role.
     """
     if name is not None and path is not None:
         raise TrainingError(
-            f"both the shipped recipe '{name}' and the file {path} were given: name one of them"
+            f"both the shipped recipe '{name}' and the file {path} are given: choose one"
         )
     if name is not None:
         if name not in shipped_recipes(role):
             raise TrainingError(
-                f"there is no {role} recipe '{name}': shipped are "
-                f"{', '.join(shipped_recipes(role))}; a file of your own is given by --config"
+                f"there is no {role} recipe '{name}': there are "
+                f"{', '.join(shipped_recipes(role))}; use --config for your own file"
             )
         file = resources.files("mpn.training").joinpath(_RECIPES, f"{role}-{name}.toml")
         text, where = file.read_text(encoding="utf-8"), f"recipe '{name}'"
@@ -77,14 +78,14 @@ def load_table(role: str, *, name: str | None = None, path: Path | None = None) 
 
 
 def overridden(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with some values replaced.
+    """Replace some values of a table.
 
     Args:
-        table: As :func:`load_table` returns it; not changed.
-        changes: Values by dotted key, such as ``"training.steps"``; None leaves a key as it is.
+        table: A table of :func:`load_table`; not changed.
+        changes: Values by dotted key, such as ``"training.steps"``; None does not change a key.
 
     Raises:
-        TrainingError: If a key goes through something that is no table.
+        TrainingError: If a parent of a key is no table.
     """
     out: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in table.items()}
     for dotted, value in changes.items():
@@ -102,10 +103,10 @@ def overridden(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def parsed_settings(settings: list[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` texts as changes for :func:`overridden`.
+    """Parse ``KEY=VALUE`` texts to changes for :func:`overridden`.
 
     Args:
-        settings: Values in TOML's notation; what is no TOML is taken as a text.
+        settings: Values in TOML's notation; a value that is no TOML is a text.
 
     Raises:
         TrainingError: If one has no ``=``.
@@ -125,12 +126,12 @@ def parsed_settings(settings: list[str]) -> dict[str, Any]:
 
 
 def recipe_from_table(kind: type[_Recipe], table: Mapping[str, Any], where: str = "") -> _Recipe:
-    """Build a dataclass, and those in it, from a table; strict about keys and types.
+    """Build nested dataclasses from a table, with strict keys and types.
 
     Args:
         kind: A dataclass.
         table: Values by field.
-        where: Dotted key of the table, for messages.
+        where: Dotted key of the table, for error messages.
 
     Raises:
         TrainingError: If a key is unknown or missing, a value has another type, or an option
@@ -143,7 +144,7 @@ def recipe_from_table(kind: type[_Recipe], table: Mapping[str, Any], where: str 
         dotted = f"{where}.{key}" if where else key
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
+            meant = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
             raise TrainingError(f"unknown option '{dotted}' in the recipe: {meant}")
         values[key] = _converted(hints[key], value, dotted)
     for name, field in known.items():
@@ -158,8 +159,8 @@ def recipe_from_table(kind: type[_Recipe], table: Mapping[str, Any], where: str 
 def _converted(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        wanted = next(a for a in arguments if a is not type(None))
-        return _converted(wanted, value, where)
+        given = next(a for a in arguments if a is not type(None))
+        return _converted(given, value, where)
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise TrainingError(f"'{where}' must be a table of options, got {value!r}")
@@ -191,7 +192,7 @@ def _name(hint: Any) -> str:
 
 
 def toml_from_recipe(recipe: Any, role: str) -> str:
-    """A recipe as the TOML file that gives it back; options that are None are left out."""
+    """Write a recipe as TOML; options that are None are left out."""
     lines = [f'role = "{role}"']
     _append_table(lines, recipe, "")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What a run's folder says about it: the recipe as it was really used."""
+"""Files of a run's folder: the recipe as used, and the checkpoint."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _OF_THE_MACHINE = frozenset(
     f"training.{name}"
     for name in ("threads", "workers", "device", "save_every_s", "log_every", "tensorboard")
 )
-"""Options that do not change what is learned, or only its last digits."""
+"""Options that do not change the weights, or only their last digits."""
 
 
 def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str, ...]:
-    """Write ``out/recipe.toml``, which ``--config`` takes.
+    """Write ``out/recipe.toml``, which ``--config`` accepts.
 
     Args:
-        recipe: The recipe, every option filled in.
+        recipe: The recipe with all its options.
         role: Network it trains.
-        out: Folder of the run; made if it is not there.
-        resume: Whether it may hold a run already.
+        out: Folder of the run; created if missing.
+        resume: Whether the folder may already hold a run.
 
     Returns:
-        What differs from the recipe that was there, as ``"training.steps: 6 -> 12"``; options of
-        the machine left out.
+        Differences from the previous recipe, as ``"training.steps: 6 -> 12"``, without options of
+        the machine.
 
     Raises:
-        TrainingError: If the folder holds a run, ``resume`` is not given, or it cannot be written.
+        TrainingError: If the folder holds a run and ``resume`` is False, or it cannot be written.
     """
     path = out / RECIPE_FILE
     if (out / "last.pth").exists() and not resume:
@@ -68,23 +68,23 @@ def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str
 def open_run(
     recipe: Any, role: str, out: Path, *, resume: bool, notice: Callable[[str], None]
 ) -> None:
-    """:func:`keep_recipe` in the first process, each change told to ``notice``."""
+    """Call :func:`keep_recipe` in the first process and report each change."""
     if is_first_process():
         for change in keep_recipe(recipe, role, out, resume=resume):
             notice(change)
 
 
-def hand_out(
+def write_checkpoint(
     network: nn.Module, recipe: Any, role: Role, out: Path, data: Mapping[str, Any]
 ) -> Path:
-    """Write ``out/<role>.pth`` in the first process, with where it comes from.
+    """Write ``out/<role>.pth`` with its provenance in the first process.
 
     Args:
-        network: With the weights to hand out.
+        network: Network with the weights to write.
         recipe: The recipe.
-        role: Of the network.
+        role: Role of the network.
         out: Folder of the run.
-        data: What it was trained on.
+        data: Description of the training data.
 
     Returns:
         Path of the checkpoint, in every process.
@@ -96,11 +96,11 @@ def hand_out(
 
 
 def provenance(recipe: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says about its origin, as JSON types; paths are left out.
+    """Describe the origin of a checkpoint as JSON types, without paths.
 
     Args:
         recipe: The recipe.
-        data: What it was trained on.
+        data: Description of the training data.
     """
     return {
         "tool": f"mpn-runtime {__version__}",

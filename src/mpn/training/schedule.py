@@ -1,4 +1,4 @@
-"""Learning rates by step."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 
 def warmed_up(step: int, warmup_steps: int) -> float:
-    """Linear rise to 1 over the warm-up; ``step`` counts from 0."""
+    """Compute the linear rise to 1 over the warm-up; ``step`` counts from 0."""
     return min(1.0, (step + 1) / max(1, warmup_steps))
 
 
 def cosine(done: int, steps: int) -> float:
-    """Half a cosine from 1 at 0 to 0 at ``steps``; 1 before and 0 after."""
+    """Compute half a cosine from 1 at 0 to 0 at ``steps``; 1 before, 0 after."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, done) / max(1, steps))))

@@ -1,4 +1,4 @@
-"""Weights to start from: own and public checkpoints, and trunks trained on ImageNet."""
+"""Initial weights: own and public checkpoints, and ImageNet trunks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from mpn.training.osvos_scale import init_weights, weights_for_larger_input
 def propagation_start(
     path: Path, config: DeepLabConfig, *, fourth: FourthChannel | None, seed: int
 ) -> dict[str, Tensor]:
-    """Weights of the propagation network from a file.
+    """Load initial weights of the propagation network from a file.
 
     Args:
-        path: An own checkpoint, a public DeepLab v3+ Xception, or ImageNet's Xception, whose
-            backbone is taken and the rest drawn at random.
-        config: Shape of the network that is to be trained.
-        fourth: How to fill the channel of the warped probability where the file has none.
-        seed: For what is drawn at random.
+        path: An own checkpoint, a public DeepLab v3+ Xception, or ImageNet's Xception. Of the last,
+            the backbone is used; the rest is random.
+        config: Shape of the network to train.
+        fourth: How to initialise the channel of the warped probability if the file has none.
+        seed: Seed of the random weights.
 
     Raises:
         CheckpointError: If the file cannot be used.
@@ -43,7 +43,7 @@ def propagation_start(
         return dict(checkpoint.roles["propagation"].state_dict)
     if fourth is None:
         raise TrainingError(
-            f"{path} has no channel for the warped probability: say how to fill it with "
+            f"{path} has no channel for the warped probability: initialise it with "
             "--set init_fourth_channel=zero (or mean, normal)"
         )
     backbone = xception_backbone(state, fourth)
@@ -51,13 +51,13 @@ def propagation_start(
 
 
 def osvos_start(path: Path, config: OsvosConfig, *, seed: int) -> dict[str, Tensor]:
-    """Weights of OSVOS from a file, for images of 0..255 minus the mean.
+    """Load initial weights of OSVOS from a file, for images of 0..255 minus mean.
 
     Args:
         path: An own or public OSVOS checkpoint, or torchvision's VGG16, whose layers become the
-            trunk; side branches and fusion are drawn at random.
-        config: Shape of the network that is to be trained.
-        seed: For what is drawn at random.
+            trunk; side branches and fusion are random.
+        config: Shape of the network to train.
+        seed: Seed of the random weights.
 
     Raises:
         CheckpointError: If the file cannot be used.
@@ -79,16 +79,16 @@ def osvos_start(path: Path, config: OsvosConfig, *, seed: int) -> dict[str, Tens
     return _completed(drawn, config, vgg16_stages(state), path, seed)
 
 
-def _imagenet_state(path: Path, wanted: ImageNetTrunk) -> dict[str, Tensor] | None:
-    """The state dict of an ImageNet network; None if the file is another thing."""
+def _imagenet_state(path: Path, expected: ImageNetTrunk) -> dict[str, Tensor] | None:
+    """Load the state dict of an ImageNet network; None for any other file."""
     content = read_torch_file(path)
     try:
         state = unwrapped_state_dict(content, path)
     except CheckpointError:
-        return None  # an own checkpoint, or what load_checkpoint explains better
+        return None  # an own checkpoint, or an error that load_checkpoint explains better
     found = imagenet_trunk(state)
-    if found is not None and found != wanted:
-        raise CheckpointError(f"{path} is ImageNet's {found} where {wanted} is needed")
+    if found is not None and found != expected:
+        raise CheckpointError(f"{path} is ImageNet's {found}, but {expected} is needed")
     return state if found else None
 
 
@@ -99,7 +99,7 @@ def _completed(
     path: Path,
     seed: int,
 ) -> dict[str, Tensor]:
-    """A whole state dict: the trunk's tensors, and random ones where it has none."""
+    """Complete the trunk's tensors with random ones to a whole state dict."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         own = draw(config).state_dict()
@@ -119,13 +119,13 @@ def load_start(
     may_lack: Collection[str] = (),
     advice: str,
 ) -> None:
-    """Load a state dict, strict but for named keys.
+    """Load a state dict strictly, except for named keys.
 
     Args:
         network: Changed in place.
         state: The weights.
-        may_lack: Keys of the network that may be missing, and keep their values.
-        advice: What to ask for instead, as the end of a sentence.
+        may_lack: Keys of the network that may be missing, and then keep their values.
+        advice: Alternative for the user, as the end of a sentence.
 
     Raises:
         TrainingError: If the weights do not fit.
@@ -136,6 +136,6 @@ def load_start(
     if unfit or missing:
         raise TrainingError(
             f"the weights to start from do not fit the network at '{(unfit + missing)[0]}' "
-            f"({len(unfit)} surplus or of another shape, {len(missing)} missing): ask for {advice}"
+            f"({len(unfit)} surplus or of another shape, {len(missing)} missing): set {advice}"
         )
     network.load_state_dict(state, strict=False)

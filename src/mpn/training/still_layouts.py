@@ -1,7 +1,7 @@
-"""Folders of salient-object images with masks, in the layouts they are published in.
+"""Published folder layouts of salient-object images with masks.
 
 MSRA10K (M.-M. Cheng et al., "Global Contrast Based Salient Region Detection", TPAMI 2015) is one
-folder ``Imgs/`` with ``NAME.jpg`` beside ``NAME.png``. ECSSD (J. Shi et al., "Hierarchical Image
+folder ``Imgs/`` with ``NAME.jpg`` and ``NAME.png``. ECSSD (J. Shi et al., "Hierarchical Image
 Saliency Detection on Extended CSSD", TPAMI 2016) is ``images/`` and ``ground_truth_mask/``. The
 project's own layout is ``images/`` and ``masks/``.
 """
@@ -23,13 +23,13 @@ _LAYOUTS = (
 
 
 def load_stills(root: Path) -> list[StillPair]:
-    """Image/mask pairs of a folder in one of the public layouts, in the order of their names.
+    """List the image/mask pairs of a folder in a public layout, by name.
 
     Args:
-        root: The folder as it is unpacked, or the folder ``Imgs`` of MSRA10K itself.
+        root: The unpacked folder, or the folder ``Imgs`` of MSRA10K itself.
 
     Raises:
-        TrainingError: If it is of none of the layouts, or images and masks do not pair.
+        TrainingError: If it has none of the layouts, or images and masks do not pair.
     """
     name, images, masks = _layout(root)
     pictures = {path.stem: path for path in images.glob("*.jpg")}
@@ -40,7 +40,7 @@ def load_stills(root: Path) -> list[StillPair]:
     if alone:
         raise TrainingError(
             f"{root}, taken for {name}: {len(pictures)} images and {len(truths)} masks do not pair "
-            f"by name, '{alone[0]}' is alone: unpack it again"
+            f"by name, '{alone[0]}' has no partner: unpack it again"
         )
     return [StillPair(pictures[stem], truths[stem]) for stem in sorted(pictures)]
 
@@ -52,7 +52,7 @@ def _layout(root: Path) -> tuple[str, Path, Path]:
     if root.name == "Imgs" and root.is_dir():
         return "MSRA10K", root, root
     raise TrainingError(
-        f"{root} is no folder of images with masks: expected Imgs/NAME.jpg beside NAME.png "
+        f"{root} is no folder of images with masks: expected Imgs/NAME.jpg and NAME.png "
         "(MSRA10K), images/ and ground_truth_mask/ (ECSSD), or images/ and masks/"
     )
 
