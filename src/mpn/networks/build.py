@@ -1,4 +1,4 @@
-"""Networks by role and variant: what a checkpoint names, and the module it stands for."""
+"""Networks by role and variant, built from the entries of checkpoints."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ VARIANTS: Mapping[Role, tuple[str, ...]] = {
     "propagation": ("DeepLabXception",),
     "osvos": ("OsvosVgg",),
 }
-"""The networks that can play each role."""
+"""Networks of each role."""
 
 OWN_KIND = "mpn-checkpoint"
-"""The ``format`` of the project's own checkpoints."""
+"""Value of ``format`` in the project's own checkpoints."""
 
 _CLASSES: Mapping[Role, tuple[Any, Any]] = {
     "flow": (FlowNet2Config, FlowNet2),
@@ -32,16 +32,16 @@ _CLASSES: Mapping[Role, tuple[Any, Any]] = {
     "osvos": (OsvosConfig, OsvosVgg),
 }
 _OPTIONAL_SUFFIX = "num_batches_tracked"
-"""A counter that inference does not use; files of torch < 0.4.1 lack it."""
+"""Suffix of a counter that inference does not use; files of torch < 0.4.1 lack it."""
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """The file that weights come from.
+    """Source file of weights.
 
     Attributes:
-        path: As it was given.
+        path: Path as given.
         sha256: 64 hexadecimal digits.
         kind: ``"mpn-checkpoint"``, or the public repository whose layout it has.
     """
@@ -53,14 +53,14 @@ class CheckpointSource:
 
 @dataclass(frozen=True)
 class RoleWeights:
-    """One network's shape and weights.
+    """Shape and weights of one network.
 
     Attributes:
-        role: What it does.
+        role: Role of the network.
         variant: One of ``VARIANTS[role]``.
         config: Fields of its config class, as JSON types.
-        state_dict: Tensors by public key, float32 on the CPU; shared, so not to be changed.
-        source: Where it was read; None for a network in memory.
+        state_dict: Tensors by public key, float32 on the CPU. They are shared: do not change them.
+        source: The source file; None for a network in memory.
     """
 
     role: Role
@@ -74,10 +74,10 @@ class RoleWeights:
 
     @classmethod
     def from_network(cls, role: Role, network: nn.Module) -> RoleWeights:
-        """The weights of a network of this package, copied.
+        """Copy the weights of a network of this package.
 
         Raises:
-            CheckpointError: If the network cannot play ``role``.
+            CheckpointError: If the network has another role.
         """
         if role not in ROLES:
             raise CheckpointError(f"unknown role '{role}': the roles are {', '.join(ROLES)}")
@@ -96,7 +96,7 @@ class RoleWeights:
 
 
 def build_network(weights: RoleWeights) -> nn.Module:
-    """A network with these weights, in evaluation mode.
+    """Build a network with these weights, in evaluation mode.
 
     Raises:
         CheckpointError: If the weights do not fit the network that their config describes.
@@ -111,10 +111,10 @@ def build_network(weights: RoleWeights) -> nn.Module:
 
 
 def empty_network(role: Role, variant: str, config: Mapping[str, Any]) -> nn.Module:
-    """A network without storage (on the meta device), to compare shapes with.
+    """Build a network without storage (on the meta device), to compare shapes.
 
     Raises:
-        CheckpointError: If there is no such variant, or the config is not one of it.
+        CheckpointError: If there is no such variant, or the config is of another variant.
     """
     if variant not in VARIANTS[role]:
         raise CheckpointError(
@@ -136,16 +136,16 @@ def empty_network(role: Role, variant: str, config: Mapping[str, Any]) -> nn.Mod
     except (MpnError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"the config of {variant} cannot be used: {error}") from error
     if _variant(role, config) != variant:
-        raise CheckpointError(f"the config says {_variant(role, config)}, the entry {variant}")
+        raise CheckpointError(f"the config is of {_variant(role, config)}, the entry {variant}")
     return network
 
 
 def fitted_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state_dict`` in float32 and with the batch counters that old files lack.
+    """Convert to float32, and add the batch counters that old files lack.
 
     Args:
-        network: From :func:`empty_network`.
-        state_dict: Any tensors; what does not fit stays, for :func:`misfit` to tell.
+        network: Network of :func:`empty_network`.
+        state_dict: Any tensors; those that do not fit are kept, for :func:`misfit` to report.
     """
     fitted = {
         key: value.float() if value.is_floating_point() else value
@@ -158,11 +158,13 @@ def fitted_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) -> d
 
 
 def misfit(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
-    """The first keys and shapes in which ``state_dict`` differs from the network's; ``""`` if none.
+    """Describe the first differences from the network's keys and shapes.
+
+    Returns ``""`` if there is none.
 
     Args:
-        network: From :func:`empty_network`.
-        state_dict: From :func:`fitted_state_dict`.
+        network: Network of :func:`empty_network`.
+        state_dict: Result of :func:`fitted_state_dict`.
     """
     expected = network.state_dict()
     missing = [key for key in expected if key not in state_dict]
@@ -183,13 +185,13 @@ def misfit(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
 
 
 def shortened(keys: Collection[str]) -> str:
-    """The first three keys in quotes, and how many more there are."""
+    """Format the first three keys in quotes, and the number of the others."""
     shown = ", ".join(f"'{key}'" for key in list(keys)[:_SHOWN])
     return shown + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 
 
 def _variant(role: Role, config: Mapping[str, Any]) -> str:
-    """Flow configs name the variant themselves; the other roles have one each."""
+    """Return the variant of a config; only flow has more than one."""
     return str(config.get("variant", "FlowNet2")) if role == "flow" else VARIANTS[role][0]
 
 

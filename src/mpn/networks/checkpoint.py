@@ -1,4 +1,4 @@
-"""Checkpoints: the project's own format, and public files recognised by their keys.
+"""Checkpoints in the project's own format, and recognised public files.
 
 One ``.pth`` file of ``torch.save``, readable with ``weights_only=True``::
 
@@ -49,8 +49,8 @@ class Checkpoint:
 
     Attributes:
         roles: The weights by role.
-        sources: The files they come from; one but for merged checkpoints.
-        provenance: What the writer of an own checkpoint said about it, as JSON types.
+        sources: Their files; one unless checkpoints were merged.
+        provenance: Provenance in an own checkpoint, as JSON types.
     """
 
     roles: Mapping[Role, RoleWeights]
@@ -59,12 +59,12 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Digest of the file; of several files, their digests joined by ``+``."""
+        """Digest of the file; for several files, their digests joined by ``+``."""
         return "+".join(source.sha256 for source in self.sources)
 
     @property
     def kind(self) -> str:
-        """Kind of the file; of several files, their kinds joined by ``+``."""
+        """Kind of the file; for several files, their kinds joined by ``+``."""
         return "+".join(source.kind for source in self.sources)
 
 
@@ -75,22 +75,23 @@ def load_checkpoint(
     expected_role: str | None = None,
     expected_variant: str | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint and prove that its weights fit their networks.
+    """Read a checkpoint and check that its weights fit their networks.
 
     Args:
         path: An own checkpoint, or a public file: FlowNet2, CSS, CS, C, S or SD of
             NVIDIA/flownet2-pytorch, DeepLab Xception of jfzhang95, parent of OSVOS-PyTorch.
-        init_fourth_channel: ``"zero"``, ``"mean"`` or ``"normal"``: how to fill the channel of the
-            warped probability where DeepLab weights have three; no effect on other weights.
-        expected_role: A role that must be in the file.
-        expected_variant: A network that must be in it, for example ``"FlowNet2"``.
+        init_fourth_channel: ``"zero"``, ``"mean"`` or ``"normal"``: initialisation of the channel
+            of the warped probability if DeepLab weights have three channels; no effect on other
+            weights.
+        expected_role: A role that the file must have.
+        expected_variant: A network that the file must have, for example ``"FlowNet2"``.
 
     Returns:
         Every role of the file.
 
     Raises:
         CheckpointError: If the file is damaged, of no known kind, or does not fit.
-        InputError: If an option names what does not exist.
+        InputError: If an option has an unknown value.
     """
     if init_fourth_channel is not None:
         check_fourth_channel(init_fourth_channel)
@@ -116,20 +117,22 @@ def save_checkpoint(
     roles: Mapping[Role, nn.Module | RoleWeights],
     provenance: Mapping[str, Any],
 ) -> Path:
-    """Write an own checkpoint; ``path`` holds either its old content or all of the new one.
+    """Write an own checkpoint atomically.
+
+    ``path`` has either its old content or all of the new one.
 
     Args:
-        path: File to write, in a folder that exists.
-        roles: Networks of this package, or weights that were loaded, by role.
+        path: File to write, in an existing folder.
+        roles: Networks of this package, or loaded weights, by role.
         provenance: Recipe, data and licence of the weights, as JSON types.
 
     Returns:
         ``path``.
 
     Raises:
-        CheckpointError: If there is no role, a network does not fit its role, or the provenance
-            has other than JSON types.
-        OutputError: If it cannot be written; nothing is left.
+        CheckpointError: If there is no role, a network does not fit its role, or the provenance has
+            other than JSON types.
+        OutputError: If it cannot be written; no partial file remains.
     """
     path = Path(path)
     if not roles:
@@ -142,7 +145,7 @@ def save_checkpoint(
     for role, given in roles.items():
         weights = given if isinstance(given, RoleWeights) else RoleWeights.from_network(role, given)
         if weights.role != role:
-            raise CheckpointError(f"weights of the role {weights.role} were given as {role}")
+            raise CheckpointError(f"weights of the role {weights.role} are given as {role}")
         entries[role] = {
             "variant": weights.variant,
             "config": dict(weights.config),
@@ -159,7 +162,7 @@ def save_checkpoint(
 
 
 def merge_checkpoints(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The roles of several checkpoints as one.
+    """Merge the roles of several checkpoints.
 
     Raises:
         CheckpointError: If a role is in two of them, or there are none.
@@ -172,7 +175,7 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
             if role in roles:
                 raise CheckpointError(
                     f"{_named(roles[role])} and {_named(weights)} both hold {role} weights: "
-                    "give one checkpoint a role"
+                    "give one checkpoint per role"
                 )
             roles[role] = weights
     if len(checkpoints) == 1:
@@ -266,7 +269,7 @@ def _write_atomically(path: Path, content: object) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Torch's writer hides the operating system's error behind a RuntimeError of its own."""
+    """Return the operating system's error behind torch's RuntimeError."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):

@@ -1,4 +1,4 @@
-"""A fourth input channel for DeepLab weights that were trained on colour alone."""
+"""Fourth input channel for DeepLab weights with three."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ FOURTH_CHANNELS: tuple[FourthChannel, ...] = get_args(FourthChannel)
 FIRST_LAYER = "backbone.conv1.weight"
 HEAD_LAYER = "decoder.last_conv.8.weight"
 _NORMAL_STD = 1e-4
-"""omkar13/MaskTrack at 9e5153e appends normal_(0, 0.0001) to its pretrained first layer."""
+"""As in omkar13/MaskTrack at 9e5153e, which appends normal_(0, 0.0001) to its first layer."""
 
 
 def check_fourth_channel(how: str) -> None:
-    """Raise InputError unless ``how`` is a known way to fill the fourth channel."""
+    """Raise InputError unless ``how`` is a known initialisation."""
     if how not in FOURTH_CHANNELS:
         raise InputError(
-            f"unknown way '{how}' to fill the fourth channel: the ways are "
+            f"unknown initialisation '{how}' of the fourth channel: there are "
             f"{', '.join(FOURTH_CHANNELS)}"
         )
 
 
 def with_fourth_channel(state_dict: Mapping[str, Tensor], how: str) -> dict[str, Tensor]:
-    """The weights with a fourth input channel, for the warped probability.
+    """Append a fourth input channel, for the warped probability.
 
     Args:
-        state_dict: Of a DeepLab Xception with three input channels.
-        how: ``"zero"``: the network ignores the new channel until it is trained; ``"mean"``: it
-            sees it as a grey picture added to the colours; ``"normal"``: small seeded noise.
+        state_dict: State dict of a DeepLab Xception with three input channels.
+        how: ``"zero"``: the network ignores the new channel until it is trained. ``"mean"``: the
+            channel acts as a grey image added to the colours. ``"normal"``: small seeded noise.
 
     Raises:
         InputError: If ``how`` is unknown.

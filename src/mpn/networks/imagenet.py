@@ -1,8 +1,8 @@
-"""Trunks trained on ImageNet, as weights to start training from.
+"""Trunks trained on ImageNet, as initial weights.
 
 VGG16 of torchvision (``vgg16-397923af.pth``) for OSVOS, Xception of Cadene's pretrained-models
-(``xception-b5690688.pth``) for DeepLab. Both were trained on colours normalised otherwise than ours
-are; the first layers are changed so that they see the same, exactly but for the padded border.
+(``xception-b5690688.pth``) for DeepLab. Both were trained with another normalisation of colours.
+The first layers are changed to compensate, which is exact except at the padded border.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ ImageNetTrunk = Literal["vgg16", "xception"]
 
 _IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 _IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
-"""Of torchvision's models, and of our propagation network's input."""
+"""Normalisation of torchvision's models and of our propagation network."""
 _OSVOS_MEAN_BGR = (104.00699, 116.66877, 122.67892)
 _VGG_FIRST = "features.0"
 _XCEPTION_BLOCKS = 19
-"""Last of the middle blocks; block12 of Xception's own is block20 of the aligned one."""
+"""Last middle block; block12 of the original Xception is block20 of the aligned one."""
 
 
 def imagenet_trunk(state: Mapping[str, Tensor]) -> ImageNetTrunk | None:
-    """Which ImageNet network a state dict belongs to; None if it is another thing."""
+    """Recognise the ImageNet network of a state dict; None for any other."""
     if f"{_VGG_FIRST}.weight" in state and "features.28.weight" in state:
         return "vgg16"
     if "block12.rep.1.conv1.weight" in state and "conv4.pointwise.weight" in state:
@@ -38,7 +38,7 @@ def imagenet_trunk(state: Mapping[str, Tensor]) -> ImageNetTrunk | None:
 
 
 def vgg16_stages(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OSVOS's trunk, the keys ``stages.``, from torchvision's VGG16.
+    """Convert torchvision's VGG16 to OSVOS's trunk, the keys ``stages.``.
 
     Args:
         state: Its state dict.
@@ -65,7 +65,7 @@ def vgg16_stages(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             index += 2
         index += 1  # the pooling
     weight, bias = out["stages.0.0.weight"], out["stages.0.0.bias"]
-    # w . ((v/255 - mean) / std) + b, written for v - osvos_mean.
+    # w . ((v/255 - mean) / std) + b, as a function of v - osvos_mean.
     scaled = weight / (255 * torch.tensor(_IMAGENET_STD_RGB)[:, None, None])
     mean = 255 * torch.tensor(_IMAGENET_MEAN_RGB)
     offset = torch.tensor(_OSVOS_MEAN_BGR[::-1]) - mean
@@ -75,18 +75,18 @@ def vgg16_stages(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def xception_backbone(state: Mapping[str, Tensor], fourth: FourthChannel) -> dict[str, Tensor]:
-    """DeepLab's backbone, the keys ``backbone.`` that Xception has; width 1, 16 middle blocks.
+    """Convert Xception to DeepLab's backbone of width 1 with 16 middle blocks.
 
-    Its eight middle blocks become the first eight, the last of them all that follow, as
-    jfzhang95/pytorch-deeplab-xception does; what Xception lacks (the third layers of the entry's
-    blocks, conv4, the normalisations inside separable layers) is not in the result.
+    Its eight middle blocks become the first eight, and the last of them all others, as in
+    jfzhang95/pytorch-deeplab-xception. The result lacks the layers that Xception does not have: the
+    third layers of the entry's blocks, conv4, and the normalisations inside separable layers.
 
     Args:
         state: Cadene's state dict.
-        fourth: How to fill the channel of the warped probability.
+        fourth: Initialisation of the channel of the warped probability.
 
     Raises:
-        CheckpointError: If a layer is not shaped as Xception's.
+        CheckpointError: If a layer does not have Xception's shape.
     """
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -94,7 +94,7 @@ def xception_backbone(state: Mapping[str, Tensor], fourth: FourthChannel) -> dic
         if part in ("fc", "last_linear"):
             continue
         if part == "block2":
-            # Xception opens it with a ReLU; the aligned one does not, its input has one already.
+            # Xception starts it with a ReLU. The aligned one does not: its input has one already.
             _, index, inner = rest.split(".", 2) if rest.startswith("rep.") else ("", "", "")
             rest = f"rep.{int(index) - 1}.{inner}" if index else rest
         if rest.endswith("pointwise.weight") and value.ndim == 2:
@@ -105,7 +105,7 @@ def xception_backbone(state: Mapping[str, Tensor], fourth: FourthChannel) -> dic
     if first is None or tuple(first.shape) != (32, 3, 3, 3):
         found = None if first is None else tuple(first.shape)
         raise CheckpointError(f"'conv1.weight' of an Xception must be (32, 3, 3, 3), got {found}")
-    # Xception sees 2 v - 1, our network (v - mean) / std: v = std x + mean.
+    # Xception's input is 2 v - 1, that of our network x = (v - mean) / std: v = std x + mean.
     std, mean = (torch.tensor(c) for c in (_IMAGENET_STD_RGB, _IMAGENET_MEAN_RGB))
     offset = (first.sum(dim=(2, 3)) * (2 * mean - 1)).sum(dim=1)
     out[FIRST_LAYER] = first * (2 * std)[:, None, None]

@@ -1,4 +1,4 @@
-"""What the width-scaled networks share: channel counts, and layers of different dtypes in a row."""
+"""Channel counts and mixed-dtype layers of the width-scaled networks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from mpn.errors import InputError
 
 CHANNEL_STEP = 8
-"""Scaled counts are multiples of 8: half-precision tensor cores work in groups of 8 channels."""
+"""Divisor of scaled counts: half-precision tensor cores use groups of 8 channels."""
 
 MAX_WIDTH = 4.0
 
 
 def scaled_channels(channels: int, width: float) -> int:
-    """Channels times width, rounded to a multiple of 8 and at least 8; exact at width 1."""
+    """Scale a channel count to a multiple of 8, at least 8; exact at width 1."""
     if width == 1.0:
         return channels
     return max(CHANNEL_STEP, round(channels * width / CHANNEL_STEP) * CHANNEL_STEP)
@@ -26,14 +26,14 @@ def check_width(width: float) -> None:
 
 
 def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)`` with ``x`` cast to the dtype of the layer's weights.
+    """Run a layer on ``x`` cast to the dtype of the layer's weights.
 
-    In a module of one dtype that does nothing, in eager mode and in an exported graph alike. Where
-    some layers are half and some stay float32, it puts the casts where the dtype changes.
+    In a module of one dtype the cast does nothing, in eager mode and in an exported graph. If some
+    layers are half and some float32, the casts are where the dtype changes.
 
     Args:
         layer: A layer, or several in sequence of one dtype, with at least one parameter.
-        x: Any floating-point input of it.
+        x: Its input, of any floating-point dtype.
     """
     result: Tensor = layer(x.to(next(layer.parameters()).dtype))
     return result

@@ -1,4 +1,4 @@
-"""Conversions of OSVOS weights: a trunk that fits half precision, five branches from four."""
+"""Conversions of OSVOS weights: rescaled trunk, five branches from four."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpn.errors import CheckpointError, InputError
 from mpn.networks.osvos_vgg import OsvosVgg, Upsample
 
 TRUNK_FACTOR = 1 / 64
-"""Brings activations of 0..255 images, unnormalised through 13 layers, well under 65504."""
+"""Factor that keeps activations of 0..255 images far below 65504 in 13 unnormalised layers."""
 
 _NEW_BRANCH_STD = 0.01
 _PUBLIC_BRANCHES = 4
@@ -34,15 +34,15 @@ def rescale_trunk(
 def rescale_trunk(
     weights: OsvosVgg | Mapping[str, Tensor], factor: float = TRUNK_FACTOR
 ) -> OsvosVgg | dict[str, Tensor]:
-    """The same network with every trunk activation multiplied by ``factor``.
+    """Multiply every trunk activation by ``factor`` without changing the output.
 
     Convolution, ReLU and max pooling are positively homogeneous: the first convolution's weights
-    and all trunk biases times ``factor`` scale every map by it, and the side branches' weights
-    over ``factor`` undo that. A power of two changes no rounding, so the outputs are equal to the
-    last bit in float32.
+    and all trunk biases times ``factor`` scale every map by it, and the side branches' weights over
+    ``factor`` undo that. A power of two does not change any rounding, so the outputs are
+    bit-identical in float32.
 
     Args:
-        weights: A network, or its state dict; left as it is.
+        weights: A network, or its state dict; not changed.
         factor: A power of two.
 
     Returns:
@@ -71,15 +71,15 @@ def rescale_trunk(
 def five_branch_from_four(
     state_dict: Mapping[str, Tensor], *, upsample: Upsample = "resize"
 ) -> dict[str, Tensor]:
-    """Weights of the modified form that start from the public form's.
+    """Convert the public four-branch weights to the five-branch form.
 
-    Branch k becomes branch k + 1. The new branch 0 sees conv1_2 with small seeded random weights
-    and enters the fusion with zero weight: the fused logits are the old ones (but for the way of
-    upsampling), and the branch can learn.
+    Branch k becomes branch k + 1. The new branch 0 reads conv1_2 with small seeded random weights
+    and enters the fusion with zero weight. So the fused logits do not change (except by the kind of
+    upsampling), and the branch can be trained.
 
     Args:
-        state_dict: Of a network with four branches.
-        upsample: Way of upsampling of the new network; ``"resize"`` has no kernels.
+        state_dict: State dict of a network with four branches.
+        upsample: Upsampling of the new network; ``"resize"`` has no kernels.
 
     Returns:
         A state dict for ``OsvosVgg(OsvosConfig(branches=5, upsample=upsample))`` of that width.

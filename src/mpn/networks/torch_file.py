@@ -1,4 +1,4 @@
-"""Reading ``.pth`` files without running what is in them, and saying what is wrong with one."""
+"""Safe reading of ``.pth`` files, with explanations of errors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _SAVE_STATE_DICT = "save model.state_dict() alone, as in torch.save(model.state_
 
 
 def read_torch_file(path: Path) -> Any:
-    """What ``torch.save`` wrote, on the CPU, unpickled with ``weights_only=True``.
+    """Read a file of ``torch.save`` to the CPU with ``weights_only=True``.
 
     Args:
         path: A file of torch >= 1.6 (zip) or older (pickle).
 
     Returns:
-        Containers, numbers, text and tensors; nothing else can come out.
+        Containers, numbers, text and tensors; other types are refused.
 
     Raises:
         CheckpointError: If the file is missing, unreadable, damaged, no checkpoint, or holds
@@ -39,11 +39,11 @@ def read_torch_file(path: Path) -> Any:
     try:
         _check_archive(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice for its own callers
+            warnings.simplefilter("ignore")  # torch's advice is for direct callers
             return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # the unpickler of a damaged file raises nearly anything
+    except Exception as error:  # a damaged file can raise any exception in the unpickler
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek before the start
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
         raise CheckpointError(_explanation(path, error)) from error
@@ -60,7 +60,7 @@ def _check_readable(path: Path) -> None:
             )
         if not path.exists():
             raise CheckpointError(f"there is no checkpoint at {path}: check the path")
-        if not path.is_file():  # a pipe would block for ever
+        if not path.is_file():  # reading a pipe would block forever
             raise CheckpointError(f"{path} is not a plain file: give the .pth file itself")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
@@ -69,7 +69,10 @@ def _check_readable(path: Path) -> None:
 
 
 def _check_archive(path: Path) -> None:
-    """Torch does not check the sums in its own files: one flipped byte would be a wrong weight."""
+    """Check the checksums of a file, which torch does not do.
+
+    A flipped byte would be a wrong weight.
+    """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as stream:
             if stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC:
@@ -120,8 +123,8 @@ def _explanation(path: Path, error: Exception) -> str:
 def _blocked_explanation(path: Path, name: str) -> str:
     if name.startswith("numpy"):
         return (
-            f"{path} holds NumPy values ({name}) beside its weights, which cannot be read without "
-            "running pickled code: where you trust the file, load it once with "
+            f"{path} holds NumPy values ({name}) and weights, which cannot be read without "
+            "running pickled code: if you trust the file, load it once with "
             "torch.load(FILE, weights_only=False) and torch.save only its state dict"
         )
     return (
