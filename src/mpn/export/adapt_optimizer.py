@@ -1,4 +1,4 @@
-"""The update of an adaptation step, as ONNX nodes: SGD with momentum, and AdamW."""
+"""Weight update of a fine-tuning step, as ONNX nodes: SGD and AdamW."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mpn.export.autodiff import GraphBuilder
 SGD_STATE = ("momentum",)
 ADAMW_STATE = ("exp_avg", "exp_avg_sq")
 STEP = "step"
-"""AdamW's number of steps done, float32, for its bias correction."""
+"""Name of AdamW's count of steps, float32, for its bias correction."""
 
 NEXT = "next"
 
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """How one tensor is updated.
+    """Update parameters of one tensor.
 
     Attributes:
-        learning_rate_factor: Times the learning rate given at run time.
+        learning_rate_factor: Factor of the learning rate given at run time.
         weight_decay: L2 for SGD; decoupled, times the learning rate, for AdamW.
     """
 
@@ -34,14 +34,14 @@ class TensorGroup:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """An optimiser with all its numbers, which the export bakes into the graph.
+    """Optimiser with all its numbers, which the export writes into the graph.
 
     Attributes:
         name: ``"sgd"`` or ``"adamw"``.
-        momentum: Of SGD.
+        momentum: Momentum of SGD.
         betas: Decay of AdamW's two averages.
-        epsilon: Of AdamW's denominator.
-        group: Tensor's name -> how it is updated.
+        epsilon: Epsilon of AdamW's denominator.
+        group: Returns the update parameters of a tensor by name.
     """
 
     name: AdaptOptimizer
@@ -52,27 +52,27 @@ class OptimizerSettings:
 
     @property
     def state(self) -> tuple[str, ...]:
-        """Names of the state tensors that each weight has, all of its shape, all 0 at first."""
+        """Names of the state tensors per weight, all of its shape and initially 0."""
         return SGD_STATE if self.name == "sgd" else ADAMW_STATE
 
     def as_json(self) -> dict[str, Any]:
-        """Its numbers, for the manifest."""
+        """Return its numbers for the manifest."""
         if self.name == "sgd":
             return {"momentum": self.momentum}
         return {"betas": list(self.betas), "epsilon": self.epsilon}
 
 
 DEFAULT_OPTIMIZERS: Mapping[Role, AdaptOptimizer] = {"propagation": "adamw", "osvos": "sgd"}
-"""OSVOS as its authors fine-tune it; AdamW for the propagation network, whose layers differ more in
-the scale of their gradients."""
+"""SGD for OSVOS, as its authors fine-tune it; AdamW for the propagation network, whose layers
+differ more in the scale of their gradients."""
 
 
 def optimizer_settings(role: Role, name: str | None = None) -> OptimizerSettings:
-    """The optimiser of a role with its groups.
+    """Return the optimiser of a role with its groups.
 
-    OSVOS (models.md 3.3; S. Caelles et al., CVPR 2017, and their public code): weight decay 2e-4 on
-    weights and none on biases, biases at twice the learning rate, the fusion at a hundredth. The
-    propagation network: the same decay, one learning rate for all.
+    OSVOS (S. Caelles et al., CVPR 2017, and their public code): weight decay 2e-4 on weights and
+    none on biases, biases at twice the learning rate, the fusion at a hundredth. The propagation
+    network: the same decay, one learning rate for all.
 
     Args:
         role: ``"propagation"`` or ``"osvos"``.
@@ -81,9 +81,9 @@ def optimizer_settings(role: Role, name: str | None = None) -> OptimizerSettings
     Raises:
         InputError: If there is no such optimiser.
     """
-    wanted = DEFAULT_OPTIMIZERS.get(role) if name is None else name
+    chosen = DEFAULT_OPTIMIZERS.get(role) if name is None else name
     for known in ADAPT_OPTIMIZERS:
-        if wanted == known:
+        if chosen == known:
             return OptimizerSettings(known, _GROUPS.get(role, _plain_group))
     raise InputError(
         f"unknown optimiser '{name}': the optimisers are {', '.join(ADAPT_OPTIMIZERS)}"
@@ -97,16 +97,16 @@ def append_update(
 
     The graph then needs, besides the tensors, their states ``<name>::<state>``, ``learning_rate``
     and, for AdamW, ``step``. Biases are updated together, as one long vector: there are many, and
-    each is so short that a node takes longer to start than to run.
+    each is so short that starting a node takes longer than running it.
 
     Args:
-        builder: Takes the nodes.
+        builder: Graph to append to.
         settings: The optimiser.
         gradients: Tensor -> name of its gradient.
 
     Returns:
-        The names of the outputs made: ``<name>::next`` and ``<name>::<state>::next`` in the order
-        of the tensors, and ``step::next`` last.
+        The names of the new outputs: ``<name>::next`` and ``<name>::<state>::next`` in the order of
+        the tensors, and ``step::next`` last.
     """
     rule = _Sgd(builder, settings) if settings.name == "sgd" else _AdamW(builder, settings)
     vectors: dict[TensorGroup, list[str]] = {}
@@ -126,36 +126,36 @@ def append_update(
 
 
 def next_name(name: str) -> str:
-    """The output that holds a tensor after the step."""
+    """Return the output name of a tensor after the step."""
     return f"{name}::{NEXT}"
 
 
 def state_name(name: str, state: str) -> str:
-    """The input that holds a state of a tensor."""
+    """Return the input name of a tensor's state."""
     return f"{name}::{state}"
 
 
 class _Numbers:
-    """Single numbers with as many axes, of size 1, as what they are multiplied with.
+    """Single numbers with the rank of the other operand, all axes of size 1.
 
-    onnxruntime's CPU kernels take 60 times as long for (512, 384, 1, 1) times () as times
-    (1, 1, 1, 1).
+    onnxruntime's CPU kernels take 60 times as long for (512, 384, 1, 1) times () as times (1, 1, 1,
+    1).
     """
 
     def __init__(self, builder: GraphBuilder) -> None:
         self._builder = builder
 
     def constant(self, value: float, rank: int) -> str:
-        """A number known now."""
+        """Append a constant."""
         return self._builder.scalar(value, rank)
 
     def shaped(self, name: str, rank: int) -> str:
-        """A number computed at run time, a tensor without axes."""
+        """Append the reshape of a number computed at run time, a tensor without axes."""
         return self._builder.once("Reshape", name, self._builder.ints(*[1] * rank))
 
 
 class _Rule:
-    """An optimiser's arithmetic on one tensor."""
+    """Arithmetic of an optimiser on one tensor."""
 
     def __init__(self, builder: GraphBuilder, settings: OptimizerSettings) -> None:
         self.builder = builder
@@ -171,15 +171,18 @@ class _Rule:
         rank: int,
         finals: Sequence[str | None],
     ) -> list[str]:
-        """Names of the tensor and its states after the step, ``finals`` where those are given."""
+        """Append the update; return the names of the new tensor and its states.
+
+        ``finals`` gives the names of outputs that have a fixed name.
+        """
         raise NotImplementedError
 
     def finish(self) -> list[str]:
-        """Names of further outputs."""
+        """Return the names of further outputs."""
         return []
 
     def rate(self, group: TensorGroup) -> str:
-        """The learning rate of a group, a tensor without axes."""
+        """Return the learning rate of a group, a tensor without axes."""
         if group.learning_rate_factor == 1.0:
             return "learning_rate"
         factor = self.builder.scalar(group.learning_rate_factor)
@@ -187,7 +190,10 @@ class _Rule:
 
 
 class _Sgd(_Rule):
-    """As torch.optim.SGD: d = g + decay w, m' = momentum m + d, w' = w - rate m'."""
+    """Rule of torch.optim.SGD.
+
+    d = g + decay w, m' = momentum m + d, w' = w - rate m'.
+    """
 
     def update(
         self,
@@ -210,10 +216,10 @@ class _Sgd(_Rule):
 
 
 class _AdamW(_Rule):
-    """I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2.
+    """Rule of torch.optim.AdamW.
 
-    w' = w (1 - rate decay) - rate / (1 - b1^t) m' / (sqrt(v' / (1 - b2^t)) + epsilon), as
-    torch.optim.AdamW does it.
+    I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2: w'
+    = w (1 - rate decay) - rate / (1 - b1^t) m' / (sqrt(v' / (1 - b2^t)) + epsilon).
     """
 
     def __init__(self, builder: GraphBuilder, settings: OptimizerSettings) -> None:
@@ -225,7 +231,7 @@ class _AdamW(_Rule):
             for beta in settings.betas
         )
         self._correction = first
-        self._sharper = op("Div", self._one, op("Sqrt", second))
+        self._root_correction = op("Div", self._one, op("Sqrt", second))
 
     def update(
         self,
@@ -249,7 +255,7 @@ class _AdamW(_Rule):
             kept = op("Mul", state, numbers.constant(beta, rank))
             new = op("Mul", value, numbers.constant(1.0 - beta, rank))
             averages.append(op("Add", kept, new, output=final))
-        root = op("Mul", op("Sqrt", averages[1]), numbers.shaped(self._sharper, rank))
+        root = op("Mul", op("Sqrt", averages[1]), numbers.shaped(self._root_correction, rank))
         safe = op("Add", root, numbers.constant(self.settings.epsilon, rank))
         rate = self.rate(group)
         corrected = numbers.shaped(once("Div", rate, self._correction), rank)
@@ -267,7 +273,7 @@ class _AdamW(_Rule):
 def _update_together(
     rule: _Rule, names: Sequence[str], gradients: Mapping[str, str], group: TensorGroup
 ) -> None:
-    """Update vectors of one group as one, and part them again."""
+    """Update all vectors of one group as a single one, and split it."""
     builder, states = rule.builder, rule.settings.state
     sizes = [builder.shape(name)[0] or 0 for name in names]
     parts = [names, [gradients[name] for name in names]]

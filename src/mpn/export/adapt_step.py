@@ -1,4 +1,7 @@
-"""One step of fine-tuning as an ONNX graph: forward, loss, backward and update, without weights."""
+"""Fine-tuning step as an ONNX graph without weights.
+
+The graph has forward pass, loss, backward pass and update.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +32,25 @@ LEARNING_RATE = "learning_rate"
 
 _IR_VERSION = 10
 _FIXED_WEIGHTS = ("upscale.", "upscale_.")
-"""Bilinear kernels of the public OSVOS, which are never trained (learning rate 0 there)."""
+"""Bilinear kernels of OSVOS, which are never trained (the public code has learning rate 0)."""
 
 
 _HEADS: Mapping[Role, tuple[str, ...]] = {
     "propagation": ("aspp.", "decoder.", "prior_gain"),
     "osvos": ("side_prep.", "fuse."),
 }
-"""What scope "head" trains: all behind the backbone; the side branches and their fusion."""
+"""Weights of scope "head": all after the backbone; the side branches and their fusion."""
 
 
 @dataclass(frozen=True)
 class AdaptGraph:
-    """A step as a graph.
+    """Graph of one step.
 
     Attributes:
-        scope: What it trains.
+        scope: Trained part of the network.
         model: The graph; it holds no weights.
-        features: The graph from the network's input to what the step takes in its place; None
-            where the step takes the input itself.
+        features: Graph from the network's input to the features that replace it in the step; None
+            if the step takes the input itself.
         trained: Tensors that the step changes, in the order of the graph.
     """
 
@@ -58,7 +61,7 @@ class AdaptGraph:
 
 
 def trained_names(forward: ForwardGraph, scope: AdaptScope) -> tuple[str, ...]:
-    """The weights that a scope trains, in the order of the network."""
+    """List the weights that a scope trains, in the order of the network."""
     return tuple(
         name
         for name in forward.weights
@@ -70,20 +73,20 @@ def trained_names(forward: ForwardGraph, scope: AdaptScope) -> tuple[str, ...]:
 def adapt_graph(
     forward: ForwardGraph, settings: OptimizerSettings, scope: AdaptScope = "all"
 ) -> AdaptGraph:
-    """The step that trains the weights of a scope.
+    """Build the step that trains the weights of a scope.
 
-    Inputs: the network's input (N, C, H, W), or the features of a frozen trunk in its place;
-    ``target`` (N, 1, H, W); ``learning_rate`` (); every weight it needs by its name; every state
+    Inputs: the network's input (N, C, H, W), or instead the features of a frozen trunk; ``target``
+    (N, 1, H, W); ``learning_rate`` (); every weight it needs by its name; every state
     ``<name>::<state>``, and ``step`` () for AdamW. Outputs: ``loss`` () and every trained tensor
     and state as ``<input>::next``. N, H and W are free.
 
     Args:
         forward: The network.
         settings: The optimiser.
-        scope: What to train.
+        scope: Part of the network to train.
 
     Raises:
-        ExportError: If an operator of the network has no derivative here.
+        ExportError: If an operator of the network has no derivative in this package.
     """
     trained = trained_names(forward, scope)
     cut = cut_trunk(forward, trained) if scope == "head" else None
@@ -142,7 +145,7 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _features_graph(forward: ForwardGraph, cut: TrunkCut) -> onnx.ModelProto:
-    """From the network's input to the features, the frozen weights as inputs."""
+    """Build the graph from input to features, with frozen weights as inputs."""
     inputs = [*_data_values(forward, (forward.input_name,)), *_weight_values(forward, cut.trunk)]
     results = _data_values(forward, cut.features)
     constants = _constants(forward, cut.trunk)
@@ -162,7 +165,7 @@ def _model(
 
 
 def _data_values(forward: ForwardGraph, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Tensors of a batch; sizes that are not fixed get a name of their own."""
+    """Describe tensors of a batch; each free size gets its own name."""
     values = []
     for name in names:
         shape = forward.shapes[name]

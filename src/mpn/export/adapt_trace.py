@@ -1,4 +1,4 @@
-"""The forward pass of an adaptation step: a network up to its logits, for any size and batch."""
+"""Forward pass of a fine-tuning step, to the logits, for any size and batch."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ MARGIN = "margin"
 """(N, 1, H, W) logits of the foreground against the background; its sigmoid is the probability."""
 
 _EXAMPLE_SHAPE = (2, 81, 97)
-"""Batch, height and width to trace with: different, and none of them 1, which would be fixed."""
+"""Batch, height and width for tracing: different, and none is 1, which would become fixed."""
 _LARGEST_BATCH = 1024
 _SIDES = (33, 16384)
 
 
 @dataclass(frozen=True)
 class ForwardGraph:
-    """A traced network.
+    """Traced network.
 
     Attributes:
-        role: Which.
+        role: Role of the network.
         nodes: In topological order, from the network's input to :data:`MARGIN`.
-        shapes: What is known of every tensor.
+        shapes: Known shape of every tensor.
         weights: Name -> values of every parameter, as in the inference graph.
         constants: Name -> values of the other initialisers: bounds, axes, scales.
     """
@@ -52,7 +52,7 @@ class ForwardGraph:
 
     @property
     def input_name(self) -> str:
-        """The network's input."""
+        """Name of the network's input."""
         return INPUT_NAMES[self.role]
 
 
@@ -61,7 +61,9 @@ class _HasLogits(nn.Module):
 
 
 class MarginGraph(nn.Module):
-    """A network's input -> its logits of the foreground against the background, (N, 1, H, W).
+    """Module from a network's input to its foreground margin (N, 1, H, W).
+
+    The margin is the foreground logit minus the background logit.
 
     Args:
         role: ``"propagation"`` or ``"osvos"``.
@@ -74,7 +76,7 @@ class MarginGraph(nn.Module):
         self.network = network
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The margin, float32."""
+        """Compute the margin, float32."""
         if self.role == "osvos":
             return cast(_HasLogits, self.network).logits(inputs)
         logits: Tensor = self.network(inputs)
@@ -88,10 +90,10 @@ def trace_forward(role: Role, network: nn.Module) -> ForwardGraph:
 
     Args:
         role: ``"propagation"`` or ``"osvos"``.
-        network: From :func:`mpn.export.precision.folded_network`: no BatchNorm is left.
+        network: Network of :func:`mpn.export.precision.folded_network`, without BatchNorm.
 
     Raises:
-        ExportError: If it cannot be traced, or the role cannot be adapted.
+        ExportError: If it cannot be traced, or the role has no fine-tuning.
     """
     if role not in INPUT_NAMES:
         raise ExportError(f"the {role} network is not fine-tuned on the given frame")

@@ -1,4 +1,4 @@
-"""Where a frozen trunk ends: what fine-tuning the later layers needs of it."""
+"""Split of a network into a frozen trunk and a trained head."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from mpn.export.adapt_trace import MARGIN, ForwardGraph
 from mpn.export.autodiff.backward import dependents
 
 TARGET = "target"
-"""It has the height and width of the network's input, which the head does not see."""
+"""Tensor with the height and width of the network's input, which the head does not get."""
 
 
 @dataclass(frozen=True)
 class TrunkCut:
-    """A network in two parts.
+    """Network in two parts.
 
     Attributes:
         trunk: Nodes from the network's input to the features.
-        head: Nodes from the features to the logits; the size of the image they take from
-            ``target``.
+        head: Nodes from the features to the logits; they read the image size from ``target``.
         features: Tensors that the head takes from the trunk.
     """
 
@@ -31,11 +30,11 @@ class TrunkCut:
 
 
 def cut_trunk(forward: ForwardGraph, trained: Collection[str]) -> TrunkCut:
-    """Part a network where the first trained weight comes in.
+    """Split a network before its first trained weight.
 
     Args:
         forward: The network.
-        trained: Its trained weights; what does not depend on one of them is the trunk.
+        trained: Its trained weights; nodes that depend on none of them are the trunk.
     """
     active = dependents(forward.nodes, trained)
     sizes: set[str] = set()
@@ -46,7 +45,7 @@ def cut_trunk(forward: ForwardGraph, trained: Collection[str]) -> TrunkCut:
             name in sizes or name in forward.constants for name in node.input if name
         )
         if node.op_type == "Shape" or of_sizes:
-            # Cheap, and both sides may need them; what a side does not need is dropped below.
+            # Cheap, and both parts may need them; unneeded copies are removed below.
             sizes.update(node.output)
             trunk.append(node)
             head.append(_with_size_of_target(node, forward.input_name))
@@ -70,10 +69,10 @@ def _with_size_of_target(node: onnx.NodeProto, image: str) -> onnx.NodeProto:
 
 
 def _needed(nodes: list[onnx.NodeProto], outputs: Collection[str]) -> tuple[onnx.NodeProto, ...]:
-    """The nodes that ``outputs`` are computed from."""
-    wanted, kept = set(outputs), []
+    """Return the nodes that ``outputs`` are computed from."""
+    needed, kept = set(outputs), []
     for node in reversed(nodes):
-        if any(name in wanted for name in node.output):
+        if any(name in needed for name in node.output):
             kept.append(node)
-            wanted.update(node.input)
+            needed.update(node.input)
     return tuple(reversed(kept))

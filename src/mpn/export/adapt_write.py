@@ -1,4 +1,4 @@
-"""The fine-tuning step of one role, written beside its inference graph and compared with torch."""
+"""Writing the fine-tuning step of one role next to its inference graph."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from mpn.export.precision import folded_network
 from mpn.networks.osvos_convert import rescale_trunk
 
 ADAPTABLE_ROLES: tuple[Role, ...] = tuple(INPUT_NAMES)
-"""Roles that are fine-tuned on the given frame."""
+"""Roles with a fine-tuning step."""
 
 
 @dataclass(frozen=True)
 class WrittenAdapt:
-    """What :func:`write_adapt` made.
+    """Result of :func:`write_adapt`.
 
     Attributes:
-        entry: For the manifest.
-        network: The folded float32 network that the graphs were made of.
+        entry: Entry of the manifest.
+        network: The folded float32 network of the graphs.
         settings: The optimiser.
     """
 
@@ -48,16 +48,16 @@ def write_adapt(
     precision: Precision,
     optimizer: str | None = None,
 ) -> WrittenAdapt:
-    """Write ``<role>_adapt.onnx``, ``<role>_adapt_head.onnx`` and ``<role>_features.onnx``.
+    """Write ``<role>_adapt.onnx``, ``_adapt_head.onnx`` and ``_features.onnx``.
 
-    The graphs hold no weights: they take them as inputs, by the names and shapes that they have in
-    ``<role>.onnx``, which must be there already, its weights in a file beside it.
+    The graphs hold no weights. Weights are inputs, with the names and shapes of ``<role>.onnx``,
+    which must exist already and have its weights in a separate file.
 
     Args:
         role: One of :data:`ADAPTABLE_ROLES`.
-        network: As it was loaded.
-        folder: Where the inference graph is.
-        precision: Of the inference graph; fine-tuning is float32.
+        network: The network as loaded.
+        folder: Folder of the inference graph.
+        precision: Precision of the inference graph; fine-tuning is float32.
         optimizer: ``"sgd"`` or ``"adamw"``; None for the role's default.
 
     Raises:
@@ -102,15 +102,15 @@ def _saved(graph: AdaptGraph, role: Role, folder: Path) -> FileDigest:
 def weight_tensors(
     forward: ForwardGraph, stored: tuple[StoredTensor, ...], precision: Precision
 ) -> tuple[WeightTensor, ...]:
-    """What the manifest says about the weights.
+    """Describe the weights for the manifest.
 
     Args:
-        forward: The network that is trained.
+        forward: The network to train.
         stored: The weights of its inference graph.
-        precision: Of that graph.
+        precision: Precision of that graph.
 
     Raises:
-        ExportError: If the two are not the same weights.
+        ExportError: If the two have different weights.
     """
     found = {tensor.name: tensor.shape for tensor in stored}
     expected = {name: tuple(values.shape) for name, values in forward.weights.items()}

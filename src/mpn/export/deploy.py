@@ -1,6 +1,6 @@
-"""The modules that are traced: a network with the edges of its role's engine around it.
+"""Modules to trace: a network with the inputs and outputs of its role's engine.
 
-Whatever the precision of the layers inside, the edges are float32 and so is the last sigmoid.
+For any precision of the layers, inputs, outputs and the last sigmoid are float32.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ class _HasLogits(Protocol):
 
 
 class FlowGraph(nn.Module):
-    """(frame0, frame1), each (1, 3, H, W) RGB 0..255 -> flow_px (1, 2, H, W), in pixels, (x, y).
+    """Flow network: two frames (1, 3, H, W) -> flow_px (1, 2, H, W), (x, y).
+
+    Frames are RGB in 0..255; the flow is in pixels.
 
     Args:
-        network: A flow network; it casts to the dtype of its layers itself, since what it computes
-            in pixels must stay float32.
+        network: A flow network; it casts to the dtype of its layers itself, because its
+            computations in pixels must stay float32.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -34,16 +36,16 @@ class FlowGraph(nn.Module):
         self.network = network
 
     def forward(self, frame0: Tensor, frame1: Tensor) -> Tensor:
-        """Flow frame 0 -> frame 1, float32."""
+        """Compute the flow frame 0 -> frame 1, float32."""
         flow_px: Tensor = self.network(frame0, frame1)
         return flow_px.float()
 
 
 class PropagationGraph(nn.Module):
-    """rgb_prob (K, 4, S, S) -> prob (K, 1, S, S), foreground, 0..1.
+    """Propagation network: rgb_prob (K, 4, S, S) -> prob (K, 1, S, S), 0..1.
 
     Args:
-        network: A network that gives logits (K, 2, S, S) of background and foreground.
+        network: A network with logits (K, 2, S, S) of background and foreground.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -51,16 +53,16 @@ class PropagationGraph(nn.Module):
         self.network = network
 
     def forward(self, rgb_prob: Tensor) -> Tensor:
-        """Probability of the foreground, float32."""
+        """Compute the foreground probability, float32."""
         logits: Tensor = self.network(rgb_prob.to(_first_dtype(self.network))).float()
         foreground, background = logits[:, FOREGROUND : FOREGROUND + 1], logits[:, :FOREGROUND]
         # The softmax of two logits is the sigmoid of their difference. onnxruntime's Softmax over
-        # channels is slow on the CPU: a tenth of the lite network's time.
+        # channels takes a tenth of the lite network's time on the CPU.
         return torch.sigmoid(foreground - background)
 
 
 class OsvosGraph(nn.Module):
-    """image (1, 3, H, W) -> prob (1, 1, H, W), foreground, 0..1.
+    """OSVOS: image (1, 3, H, W) -> prob (1, 1, H, W), foreground, 0..1.
 
     Args:
         network: A network whose ``logits(image)`` are the fused ones, (1, 1, H, W).
@@ -71,7 +73,7 @@ class OsvosGraph(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probability of the foreground, float32."""
+        """Compute the foreground probability, float32."""
         image = image.to(_first_dtype(self.network))
         logits = cast(_HasLogits, self.network).logits(image)
         return torch.sigmoid(logits.float())
@@ -85,7 +87,7 @@ _GRAPHS: dict[Role, type[FlowGraph] | type[PropagationGraph] | type[OsvosGraph]]
 
 
 def deployed(role: Role, network: nn.Module) -> nn.Module:
-    """``network`` behind the edges of its role, in evaluation mode.
+    """Wrap ``network`` for its role, in evaluation mode.
 
     Raises:
         ExportError: If the role is unknown.

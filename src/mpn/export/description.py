@@ -1,4 +1,4 @@
-"""What an export says about itself: specs, network names, manifest."""
+"""Metadata of an export: specs, network names, manifest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZE_MULTIPLES: Mapping[Role, int] = {
 
 
 def spec_of(role: Role, options: ExportOptions) -> EngineSpec:
-    """The interface of a role's engine at the sizes of the options."""
+    """Return the interface of a role's engine at the sizes of the options."""
     return engine_spec(
         role,
         frame_size_hw=options.frame_size_hw,
@@ -40,7 +40,7 @@ def spec_of(role: Role, options: ExportOptions) -> EngineSpec:
 
 
 def variant_name(weights: RoleWeights) -> str:
-    """The network in one word for the manifest, for example ``"deeplab-xception-os16"``."""
+    """Name the network for the manifest, for example ``"deeplab-xception-os16"``."""
     config = weights.config
     if weights.role == "flow":
         member = weights.variant.removeprefix("FlowNet2").lower()
@@ -54,11 +54,11 @@ def variant_name(weights: RoleWeights) -> str:
 
 
 def role_entry(weights: RoleWeights, options: ExportOptions, finished: FinishedRole) -> RoleEntry:
-    """What the manifest says about one engine.
+    """Build the manifest's entry of one engine.
 
     Args:
-        weights: Of the network.
-        options: It was exported with.
+        weights: Weights of the network.
+        options: Options of the export.
         finished: Its files, and the ``"summary"`` and ``"adapt"`` among its facts.
     """
     role = weights.role
@@ -92,14 +92,14 @@ def manifest_of(
     licence: str,
     options: ExportOptions,
 ) -> Manifest:
-    """The manifest of a directory.
+    """Build the manifest of a directory.
 
     Args:
-        name: Of the directory, where the options name none.
+        name: Name of the directory, used if the options have none.
         entries: Its engines.
-        checkpoint: Where the weights come from.
-        licence: Of the weights.
-        options: It was exported with.
+        checkpoint: Source of the weights.
+        licence: Licence of the weights.
+        options: Options of the export.
     """
     flow = (
         FlowSource(ENGINE_SOURCE)

@@ -1,4 +1,4 @@
-"""One network -> one ONNX graph whose names, axes and operators are those its spec promises."""
+"""Export of one network to one ONNX graph that matches its spec."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from mpn.export.deploy import deployed
 from mpn.export.graph_cleanup import restore_biases, strip_metadata
 from mpn.export.graph_data import move_weights_out
 from mpn.export.precision import (
-    PrecisionLedger,
-    check_ledger,
-    ledger_from_graph,
+    PrecisionReport,
+    check_precision,
+    precision_report,
     prepare_network,
 )
 from mpn.export.progress import Progress, timed
 from mpn.export.tracing import one_line, traced_program
 
 EXTERNAL_DATA_BYTES = 16 << 20
-"""From this many bytes of weights on, they lie in a file of their own beside the graph."""
+"""Weights of at least this many bytes are stored in a separate file."""
 
 MAX_FLOW_NODES = 800
-"""FlowNet 2.0 with the correlation as a band of matrix products has 445 nodes; the correlation as
-441 slices alone has 1346 and takes 12 s a frame instead of 0.4 s."""
+"""FlowNet 2.0 with the correlation as banded matrix products has 445 nodes. The correlation as 441
+slices alone has 1346 and takes 12 s per frame instead of 0.4 s."""
 
-_TRACED_OBJECTS = 2  # the exporter would take a size of 1 as fixed
+_TRACED_OBJECTS = 2  # the exporter treats a size of 1 as fixed
 
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A graph that was written and has passed :func:`graph_failures`.
+    """Written graph that has passed :func:`graph_failures`.
 
     Attributes:
         path: The ``.onnx`` file.
-        external_data: Names of the weight files beside it.
+        external_data: Names of its weight files, in the same folder.
         nodes: Number of nodes.
-        size_bytes: Of all its files.
-        ledger: Which weights are half.
-        underflows: Weights that became 0 in half precision and were not.
-        elapsed_s: Preparing, tracing and writing together.
+        size_bytes: Size of all its files.
+        precision_report: Counts of weights in half precision.
+        underflows: Nonzero weights that became 0 in half precision.
+        elapsed_s: Seconds of preparing, tracing and writing.
     """
 
     path: Path
     external_data: tuple[str, ...]
     nodes: int
     size_bytes: int
-    ledger: PrecisionLedger
+    precision_report: PrecisionReport
     underflows: int
     elapsed_s: float
 
@@ -63,27 +63,27 @@ def export_graph(
     path: Path,
     *,
     precision: Precision = "fp32",
-    weights_beside: bool = False,
+    weights_in_file: bool = False,
     progress: Progress | None = None,
 ) -> ExportedGraph:
-    """Write ``network`` as the graph of ``spec.role``, and check what was written.
+    """Write ``network`` as the graph of ``spec.role``, and check the file.
 
-    The graph has static sizes but for the objects axis, opset 18, the names of the network's own
-    weights, and no trace of the machine that exported it. Weights of 16 MiB and more lie beside it
-    in ``<name>.onnx.data``.
+    The graph has static sizes except for the objects axis, opset 18, the names of the network's own
+    weights, and no data of the exporting machine. Weights of 16 MiB and more are stored in
+    ``<name>.onnx.data``.
 
     Args:
         network: FlowNet2, DeepLabXception or OsvosVgg; it is not changed.
-        spec: The interface the graph must have.
+        spec: The interface of the graph.
         path: The ``.onnx`` file to write; its folder exists.
-        precision: ``"fp16"``: half inside, float32 at the edges.
-        weights_beside: Keep every weight in ``<name>.onnx.data``, whatever their size, so that
-            they can be exchanged for fine-tuned ones.
-        progress: Told of each step.
+        precision: ``"fp16"``: layers in half, inputs and outputs in float32.
+        weights_in_file: Store all weights in ``<name>.onnx.data``, for any size, so that they can
+            be replaced by fine-tuned ones.
+        progress: Called for each step.
 
     Raises:
-        ExportError: If the network cannot be exported as asked, or the graph is not what the spec
-            says; all differences are named.
+        ExportError: If the network cannot be exported as requested, or the graph differs from the
+            spec; the message lists all differences.
         OutputError: If the files cannot be written.
     """
     progress = Progress() if progress is None else progress
@@ -93,33 +93,33 @@ def export_graph(
     with timed(progress, role, "trace") as trace:
         program = _trace(deployed(role, prepared.network), spec)
     with timed(progress, role, "write") as write:
-        external_data = _write(program, path, prepared.network, weights_beside)
+        external_data = _write(program, path, prepared.network, weights_in_file)
     failures = graph_failures(path, spec)
     if failures:
-        raise ExportError(f"the {role} graph is not what it must be: {'; '.join(failures)}")
-    ledger = ledger_from_graph(path)
-    check_ledger(role, ledger, precision, prepared.float32_layers)
+        raise ExportError(f"the {role} graph differs from its spec: {'; '.join(failures)}")
+    report = precision_report(path)
+    check_precision(role, report, precision, prepared.float32_layers)
     files = [path, *(path.with_name(name) for name in external_data)]
     return ExportedGraph(
         path=path,
         external_data=external_data,
         nodes=len(onnx.load(path, load_external_data=False).graph.node),
         size_bytes=sum(file.stat().st_size for file in files),
-        ledger=ledger,
+        precision_report=report,
         underflows=prepared.underflows,
         elapsed_s=prepare.elapsed_s + trace.elapsed_s + write.elapsed_s,
     )
 
 
 def graph_failures(path: Path, spec: EngineSpec) -> list[str]:
-    """What in a written graph differs from its spec or would go wrong on a backend.
+    """List differences of a graph from its spec, and problems for a backend.
 
     Args:
         path: The ``.onnx`` file; its external data is not read.
         spec: The interface it must have.
 
     Returns:
-        One phrase a failure; empty if the graph is fine.
+        One phrase per failure; empty if there is none.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -153,7 +153,7 @@ def graph_failures(path: Path, spec: EngineSpec) -> list[str]:
 
 
 def probe_inputs(role: Role) -> tuple[Tensor, ...]:
-    """Small inputs that make every layer of a role's network run, of values a network may see."""
+    """Make small inputs that run every layer of a role's network."""
     generator = torch.Generator().manual_seed(0)
     if role == "flow":
         return tuple(torch.rand((2, 1, 3, 64, 64), generator=generator).mul(255.0).unbind())
@@ -185,15 +185,15 @@ def _example(tensor: TensorSpec) -> Tensor:
     return torch.zeros(shape)
 
 
-def _write(program: Any, path: Path, network: nn.Module, weights_beside: bool) -> tuple[str, ...]:
-    """Write the graph without metadata of the exporting machine; names of its external files."""
-    external = not weights_beside and _weight_bytes(network) >= EXTERNAL_DATA_BYTES
+def _write(program: Any, path: Path, network: nn.Module, weights_in_file: bool) -> tuple[str, ...]:
+    """Write the graph without metadata of the machine; return its data files."""
+    external = not weights_in_file and _weight_bytes(network) >= EXTERNAL_DATA_BYTES
     try:
         program.save(path, external_data=external)
         model = onnx.load(path, load_external_data=False)
         strip_metadata(model)
         restore_biases(model, network)
-        if weights_beside:
+        if weights_in_file:
             move_weights_out(model, path, dict(network.named_parameters()))
         onnx.save_model(model, path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the exporter leaves in a graph and must not stay, and what it takes away and must not."""
+"""Repairs of a traced graph: metadata to remove, and biases to restore."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WITH_BIAS = frozenset({"Conv", "ConvTranspose"})
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:
-    """Remove stack traces, which hold file paths, and the wrapper's prefix of weight names.
+    """Remove stack traces, which hold file paths, and a prefix of weight names.
 
     Args:
         model: Changed in place.
@@ -33,18 +33,18 @@ def strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def restore_biases(model: onnx.ModelProto, network: nn.Module) -> int:
-    """Give every convolution its own bias again, under its name.
+    """Restore the bias of every convolution, under its own name.
 
-    The exporter's optimiser drops biases that are zero and merges equal ones. Either would be wrong
-    as soon as the weights are exchanged for fine-tuned ones: the side branch that is new in the
-    five-branch OSVOS starts with a bias of zero.
+    The exporter's optimiser removes biases that are zero and merges equal ones. Both would be wrong
+    after the weights are replaced by fine-tuned ones: the additional side branch of the five-branch
+    OSVOS starts with a bias of zero.
 
     Args:
-        model: Stripped of prefixes; changed in place.
-        network: The network that was traced.
+        model: Without name prefixes; changed in place.
+        network: The traced network.
 
     Returns:
-        How many were restored.
+        Number of restored biases.
     """
     parameters = dict(network.named_parameters())
     present = {tensor.name for tensor in model.graph.initializer}

@@ -1,4 +1,4 @@
-"""Weights of a graph in a file beside it, where a runtime without ``onnx`` can exchange them."""
+"""External weight file of a graph, which needs no ``onnx`` to be replaced."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from onnx import numpy_helper
 from mpn.errors import ExportError
 
 _ALIGNMENT = 64
-"""A cache line, and more than any vector instruction asks for."""
+"""Bytes of a cache line, and more than any vector instruction requires."""
 _DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a weight lies in the file beside its graph.
+    """Location of a weight in the external file of its graph.
 
     Attributes:
-        name: Of the initialiser.
+        name: Name of the initialiser.
         shape: Sizes, row-major.
         file: Name of the file.
         offset: First byte.
@@ -42,8 +42,8 @@ def move_weights_out(model: onnx.ModelProto, path: Path, names: Collection[str])
     """Move weights into ``<graph>.data``, in the order of the graph.
 
     Args:
-        model: With all its values inside; changed in place, not written.
-        path: Where the graph will be written.
+        model: Model with all its values; changed in place, not written.
+        path: Future path of the graph.
         names: The initialisers to move.
 
     Returns:
@@ -63,7 +63,7 @@ def move_weights_out(model: onnx.ModelProto, path: Path, names: Collection[str])
             stream.write(b"\0" * (offset - stream.tell()) + data)
             tensor.ClearField("raw_data")
             tensor.ClearField("float_data")
-            tensor.ClearField("int32_data")  # where half values without raw_data are
+            tensor.ClearField("int32_data")  # holds half values if there is no raw_data
             tensor.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (("location", location), ("offset", offset), ("length", len(data))):
                 tensor.external_data.add(key=key, value=str(value))
@@ -71,7 +71,7 @@ def move_weights_out(model: onnx.ModelProto, path: Path, names: Collection[str])
 
 
 def stored_tensors(path: Path) -> tuple[StoredTensor, ...]:
-    """Every weight that a written graph keeps outside.
+    """List the external weights of a written graph.
 
     Args:
         path: The ``.onnx`` file; its data is not read.

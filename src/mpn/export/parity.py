@@ -1,4 +1,4 @@
-"""Whether a written graph computes what its PyTorch module computes."""
+"""Parity of a written graph with its PyTorch module."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ COMPARED = ("names", "axes", "shapes", "values")
 
 @dataclass(frozen=True)
 class CaseParity:
-    """The comparison on one set of inputs.
+    """Comparison on one set of inputs.
 
     Attributes:
-        name: Of the inputs.
-        measures: What was measured, with limits.
+        name: Name of the inputs.
+        measures: Measures with their limits.
         reference_range: Smallest and largest value of the module's output: a constant output would
-            agree with anything.
+            match by chance.
     """
 
     name: str
@@ -45,7 +45,7 @@ class CaseParity:
     reference_range: tuple[float, float]
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
+        """Return a dict of JSON types."""
         return {
             "case": self.name,
             "reference_range": list(self.reference_range),
@@ -55,14 +55,14 @@ class CaseParity:
 
 @dataclass(frozen=True)
 class RoleParity:
-    """The comparison of one graph; it holds no failure, since a failing one raises.
+    """Comparison of one graph, without failures: a failing one raises.
 
     Attributes:
-        role: Which graph.
-        precision: Of the graph; the module is float32.
-        cases: One a set of inputs.
+        role: Role of the graph.
+        precision: Precision of the graph; the module is float32.
+        cases: One per set of inputs.
         peak: Largest activation, for fp16 only.
-        elapsed_s: How long it took.
+        elapsed_s: Seconds of the comparison.
     """
 
     role: Role
@@ -73,14 +73,14 @@ class RoleParity:
 
     @property
     def worst(self) -> Measure:
-        """The measure that is nearest to its limit."""
+        """The measure nearest to its limit."""
         return max(
             (measure for case in self.cases for measure in case.measures),
             key=lambda measure: measure.used,
         )
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
+        """Return a dict of JSON types."""
         value: dict[str, Any] = {
             "precision": self.precision,
             "compared": list(COMPARED),
@@ -105,20 +105,22 @@ def verify_graph(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> RoleParity:
-    """Compare names, axes and shapes with the spec, then values with the float32 module.
+    """Compare a graph with its spec, then with the float32 module.
+
+    Names, axes and shapes must equal the spec's; values may differ within limits.
 
     Args:
-        path: The graph.
-        spec: The interface it must have.
-        network: The network as it was loaded: neither folded, nor rescaled, nor halved.
-        precision: Of the graph.
-        pictures: What to compare on.
-        preprocessing: How pictures become inputs.
-        progress: Told of the step.
-        threads: Threads of onnxruntime; None leaves it to onnxruntime.
+        path: Path of the graph.
+        spec: The interface of the graph.
+        network: The network as loaded: neither folded, nor rescaled, nor halved.
+        precision: Precision of the graph.
+        pictures: Images to compare on.
+        preprocessing: Preprocessing of the images.
+        progress: Called for the step.
+        threads: Threads of onnxruntime; None for its default.
 
     Raises:
-        ExportError: If anything differs; every failure is named.
+        ExportError: If anything differs; the message lists every failure.
     """
     progress = Progress() if progress is None else progress
     role = spec.role
@@ -153,11 +155,11 @@ def verify_graph(
 def parity_document(
     roles: Mapping[Role, Mapping[str, Any]], *, inputs: str | None
 ) -> dict[str, Any]:
-    """The content of ``parity.json``.
+    """Build the content of ``parity.json``.
 
     Args:
         roles: Role -> :meth:`RoleParity.as_json`.
-        inputs: What was compared on; None if verification was skipped on demand.
+        inputs: Description of the inputs; None if verification was disabled.
     """
     document: dict[str, Any] = {"schema_version": PARITY_SCHEMA, "verified": inputs is not None}
     if inputs is None:
@@ -173,7 +175,7 @@ def parity_document(
 
 
 def parity_text(document: Mapping[str, Any]) -> str:
-    """``parity.json`` as text."""
+    """Format ``parity.json`` as text."""
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
@@ -191,7 +193,10 @@ def _compared(
 
 
 def _reference(role: Role, network: nn.Module, case: ParityCase) -> Float32Array:
-    """The module's output, one object at a time: a graph that mixed objects would differ."""
+    """Run the module one object at a time.
+
+    So a graph that mixes objects differs from it.
+    """
     module = deployed(role, network)
     inputs = [torch.from_numpy(array) for array in case.inputs.values()]
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What graphs and modules are compared on: pictures as the runtime would feed them."""
+"""Inputs of the parity check: images with the runtime's preprocessing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mpn.export.scenes import (
 from mpn.types import Float32Array, UInt8Array
 
 OBJECT_COUNTS = (1, 3)
-"""Sizes of the objects axis that are compared: alone, and more than the two it was traced with."""
+"""Sizes of the objects axis to compare: one, and more than the two of the traced example."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_IMAGES = 8
@@ -31,11 +31,11 @@ _FIRST_SEED = 20
 
 @dataclass(frozen=True)
 class ParityCase:
-    """One set of inputs.
+    """Set of inputs.
 
     Attributes:
-        name: For the report, for example ``"3 objects"``.
-        inputs: By name, as the spec of the role has them, float32.
+        name: Name in the report, for example ``"3 objects"``.
+        inputs: Float32 arrays by the input names of the spec.
     """
 
     name: str
@@ -43,14 +43,14 @@ class ParityCase:
 
 
 class ParityPictures:
-    """The pictures of a comparison: rendered ones, or those of a folder.
+    """Images of a comparison: rendered ones, or those of a folder.
 
     Args:
-        folder: Photographs or video frames; None renders pictures. Consecutive names are taken as
-            consecutive frames.
+        folder: Photographs or video frames, in which consecutive names are consecutive frames. None
+            renders images.
 
     Raises:
-        InputError: If the folder cannot be read or holds no picture.
+        InputError: If the folder cannot be read or holds no image.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -58,7 +58,7 @@ class ParityPictures:
 
     @property
     def digest(self) -> str:
-        """Changes when the pictures do."""
+        """Digest of the images and their description."""
         digest = hashlib.sha256(self.description.encode())
         for image in self._images:
             digest.update(repr(image.shape).encode())
@@ -67,7 +67,7 @@ class ParityPictures:
 
     @property
     def description(self) -> str:
-        """For parity.json; no paths."""
+        """Description for parity.json, without paths."""
         if self._images:
             return (
                 f"{len(self._images)} pictures of the user, resized; the object's probability is a "
@@ -79,7 +79,7 @@ class ParityPictures:
         )
 
     def cases(self, spec: EngineSpec, preprocessing: Preprocessing) -> tuple[ParityCase, ...]:
-        """Inputs for the engine of ``spec``, preprocessed as the manifest will say."""
+        """Make inputs for the engine of ``spec``, preprocessed as in the manifest."""
         height, width = (int(size) for size in spec.inputs[0].shape[2:])
         size_hw = (height, width)
         if spec.role == "flow":
@@ -107,20 +107,20 @@ class ParityPictures:
             return rendered_picture(size_hw, _FIRST_SEED, step=step).rgb
         if step < len(self._images):
             return _resized(self._images[step], size_hw)
-        # A single picture: the next frame is itself, moved.
+        # Of a single image, the next frame is a shifted copy.
         moved = np.roll(_resized(self._images[0], size_hw), OBJECT_MOTION_PX[::-1], axis=(0, 1))
         return np.ascontiguousarray(moved)
 
     def _crop(
         self, size_hw: tuple[int, int], index: int, preprocessing: Preprocessing
     ) -> Float32Array:
-        """(1, 4, S, S): normalised RGB and the probability of an object."""
+        """Make a crop (1, 4, S, S): normalised RGB and the probability of an object."""
         if self._images:
             rgb = _resized(self._images[index % len(self._images)], size_hw)
             prob = centred_coverage(size_hw)
         else:
             rgb = rendered_picture(size_hw, _FIRST_SEED + index, step=1).rgb
-            # As of the frame before: the network is there to correct what the flow missed.
+            # Coverage of the previous frame: the network has to correct the motion.
             prob = rendered_picture(size_hw, _FIRST_SEED + index).coverage
         values = preprocessing.propagation
         mean, std = (np.asarray(v, np.float32) for v in (values.mean_rgb, values.std_rgb))
@@ -130,15 +130,15 @@ class ParityPictures:
 
 def _load_images(folder: Path) -> list[UInt8Array]:
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: --parity-images takes a folder of pictures")
+        raise InputError(f"{folder} is not a folder: --parity-images takes a folder of images")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise InputError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
+        raise InputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images = []
     for file in files[:MAX_IMAGES]:
         bgr = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
         if bgr is None:
-            raise InputError(f"{file} is not a picture that OpenCV can read: remove or replace it")
+            raise InputError(f"{file} is not an image that OpenCV can read: remove or replace it")
         images.append(np.ascontiguousarray(bgr[..., ::-1], np.uint8))
     return images
 
@@ -149,5 +149,5 @@ def _resized(rgb: UInt8Array, size_hw: tuple[int, int]) -> UInt8Array:
 
 
 def _nchw(image: Float32Array | UInt8Array) -> Float32Array:
-    """(H, W, C) -> (1, C, H, W) float32."""
+    """Convert (H, W, C) to (1, C, H, W) float32."""
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)

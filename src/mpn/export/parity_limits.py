@@ -1,4 +1,4 @@
-"""What is measured between a graph and its module, and how much may differ, with reasons."""
+"""Measures between a graph and its module, and their limits with reasons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpn.types import Float32Array
 
 _SATURATION = 1e-3
 _TINY = 1e-30
-"""Keeps a division by an all-zero reference from being one."""
+"""Lower bound of divisors, for an all-zero reference."""
 
 MeasureName = Literal[
     "max_relative",
@@ -32,12 +32,12 @@ MeasureName = Literal[
 
 @dataclass(frozen=True)
 class Limit:
-    """How much may differ.
+    """Limit of a measure.
 
     Attributes:
-        name: What is measured.
+        name: Name of the measure.
         value: The bound: a largest value, or the smallest IoU.
-        reason: Why this bound.
+        reason: Reason for this bound.
     """
 
     name: MeasureName
@@ -47,11 +47,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Measure:
-    """What was measured, beside its limit.
+    """Measured value with its limit.
 
     Attributes:
-        limit: What may be.
-        value: What is; NaN is never within a limit.
+        limit: The limit.
+        value: The value; NaN is never within a limit.
     """
 
     limit: Limit
@@ -59,14 +59,14 @@ class Measure:
 
     @property
     def is_within(self) -> bool:
-        """Whether the value keeps its limit."""
+        """Whether the value is within its limit."""
         if self.limit.name in _AT_LEAST:
             return self.value >= self.limit.value
         return self.value <= self.limit.value
 
     @property
     def used(self) -> float:
-        """The part of the limit that is used up, 1 at the limit."""
+        """Used part of the limit, 1 at the limit."""
         if self.limit.name in _AT_LEAST:
             return (1.0 - self.value) / (1.0 - self.limit.value)
         return self.value / self.limit.value
@@ -77,11 +77,11 @@ class Measure:
 
     @property
     def text(self) -> str:
-        """For a table, for example ``"max_relative 3.1e-06"``."""
+        """Text for a table, for example ``"max_relative 3.1e-06"``."""
         return f"{self.limit.name} {self.value:.2g}"
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
+        """Return a dict of JSON types."""
         return {
             "measure": self.limit.name,
             "value": self.value,
@@ -91,14 +91,14 @@ class Measure:
 
 
 def limits_for(role: Role, precision: Precision) -> tuple[Limit, ...]:
-    """The limits of one role at one precision."""
+    """Return the limits of one role at one precision."""
     if precision == "fp32":
         return _FP32_FLOW if role == "flow" else _FP32_PROB
     return _FP16_FLOW if role == "flow" else _FP16_PROB
 
 
 def measured(limit: Limit, got: Float32Array, expected: Float32Array) -> Measure:
-    """Measure ``got`` against ``expected``, two arrays (N, C, H, W) of one shape."""
+    """Compare two arrays (N, C, H, W) of one shape."""
     return Measure(limit, float(_MEASURES[limit.name](got, expected)))
 
 
@@ -108,9 +108,9 @@ def _max_relative(got: Float32Array, expected: Float32Array) -> float:
 
 
 def _logit_relative(got: Float32Array, expected: Float32Array) -> float:
-    """Largest difference of the log-odds over their largest magnitude.
+    """Compute the largest difference of log-odds over their largest magnitude.
 
-    Where the expected probability is within 1e-3 of 0 or 1 its rounding would decide; these pixels
+    If the expected probability is within 1e-3 of 0 or 1, its rounding would dominate. These pixels
     count for the largest magnitude only.
     """
     steep = (expected > _SATURATION) & (expected < 1.0 - _SATURATION)
@@ -122,7 +122,10 @@ def _logit_relative(got: Float32Array, expected: Float32Array) -> float:
 
 
 def _logits(prob: Float32Array) -> npt.NDArray[np.float64]:
-    """Log-odds; a probability of 0 or 1 counts as the nearest that float32 tells from it."""
+    """Compute log-odds.
+
+    A probability of 0 or 1 counts as the nearest float32 number that differs from it.
+    """
     inside = np.clip(prob.astype(np.float64), 1e-30, 1.0 - 2.0**-24)
     return np.asarray(np.log(inside) - np.log1p(-inside), np.float64)
 
@@ -136,7 +139,7 @@ def _mean_abs(got: Float32Array, expected: Float32Array) -> float:
 
 
 def _mask_iou(got: Float32Array, expected: Float32Array) -> float:
-    """Smallest IoU of the masks p > 0.5 over the objects; 1 where both are empty."""
+    """Compute the smallest IoU of the masks p > 0.5; 1 if both are empty."""
     ious = []
     for mask_got, mask_expected in zip(got > 0.5, expected > 0.5, strict=True):
         union = np.count_nonzero(mask_got | mask_expected)
@@ -146,7 +149,7 @@ def _mask_iou(got: Float32Array, expected: Float32Array) -> float:
 
 
 def _epe(got: Float32Array, expected: Float32Array) -> Float32Array:
-    """End-point error of each pixel."""
+    """Compute the endpoint error of each pixel."""
     return np.asarray(np.linalg.norm(got - expected, axis=1), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""How an export tells what it is doing. The command line shows it; everybody else ignores it."""
+"""Progress callbacks of an export."""
 
 from __future__ import annotations
 
@@ -20,32 +20,35 @@ STEPS: tuple[Step, ...] = (
     "verify",
     "adapt",
 )
-"""Building the network, folding and halving it, tracing it, writing its graph, comparing; then its
-fine-tuning step, written and compared."""
+"""Steps of a role: build the network, fold and halve it, trace it, write its graph, compare it;
+then write and compare its fine-tuning step."""
 
 
 class Progress:
-    """Told of every step of every role. This one stays silent; override what you want to show."""
+    """Callbacks for every step of every role.
+
+    This class does nothing; override the methods to display.
+    """
 
     def reading(self, path: Path) -> None:
-        """A checkpoint is being read."""
+        """Report that a checkpoint is being read."""
 
     def started(self, role: Role, step: Step) -> None:
-        """A step begins."""
+        """Report the start of a step."""
 
     def finished(self, role: Role, step: Step, elapsed_s: float) -> None:
-        """A step has ended well."""
+        """Report the successful end of a step."""
 
     def reused(self, role: Role) -> None:
-        """A role was finished by an earlier, interrupted run and is taken as it is."""
+        """Report that the result of an earlier, interrupted run is used."""
 
 
 @dataclass
 class Stopwatch:
-    """What :func:`timed` measured.
+    """Result of :func:`timed`.
 
     Attributes:
-        elapsed_s: 0 until the step has ended.
+        elapsed_s: Seconds of the step; 0 until it has ended.
     """
 
     elapsed_s: float = 0.0

@@ -1,7 +1,7 @@
-"""Largest activations of a network: whether half precision can hold what flows through it.
+"""Largest activations of a network, to check that they fit half precision.
 
-onnxruntime's CPU backend computes half graphs in float32 between casts, so that a run there need
-not show an overflow that a GPU would have.
+onnxruntime's CPU backend computes half graphs in float32 between casts. So a run there may not show
+an overflow that a GPU would have.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mpn.export.precision import HALF_MAX
 
 @dataclass(frozen=True)
 class ActivationPeak:
-    """The largest magnitude that any module of a network put out.
+    """Largest magnitude among the outputs of a network's modules.
 
     Attributes:
-        layer: Its name.
-        magnitude: The value; infinite where anything was NaN.
+        layer: Name of the module.
+        magnitude: The value; infinite if any value was NaN.
     """
 
     layer: str
@@ -32,10 +32,10 @@ class ActivationPeak:
 
 
 def activation_peak(graph: nn.Module, inputs: Sequence[Tensor]) -> ActivationPeak:
-    """Run a float32 network and find the largest activation among the modules inside it.
+    """Run a float32 network and find its largest activation.
 
     Args:
-        graph: A module of :mod:`mpn.export.deploy`; its own float32 output does not count.
+        graph: A module of :mod:`mpn.export.deploy`; its own float32 output is not included.
         inputs: Its inputs.
     """
     peak = ActivationPeak("none", 0.0)
@@ -43,25 +43,23 @@ def activation_peak(graph: nn.Module, inputs: Sequence[Tensor]) -> ActivationPea
     float32_layers = set(getattr(network, "float32_layers", ()))
     kept_float32: list[Tensor] = []
 
-    def watch(name: str) -> Any:
-        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def hook(name: str) -> Any:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
             nonlocal peak
             for tensor in output if isinstance(output, tuple | list) else (output,):
                 if name in float32_layers:
                     kept_float32.append(tensor)
                 if any(tensor is kept for kept in kept_float32):
-                    continue  # of such a layer, or of a member network that ends with one
+                    continue  # output of such a layer, or of a member network that ends with one
                 largest = tensor.abs().max().item()
                 largest = float("inf") if largest != largest else largest
                 if largest > peak.magnitude:
                     peak = ActivationPeak(name, largest)
 
-        return look
+        return record
 
     handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in network.named_modules()
-        if name
+        module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name
     ]
     try:
         with torch.inference_mode():

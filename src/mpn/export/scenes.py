@@ -1,9 +1,9 @@
-"""Rendered pictures with the statistics of photographs, for comparisons that need no data set.
+"""Rendered images with the statistics of photographs, for parity checks.
 
-White noise would hide differences: nothing in it is smooth, no two neighbours agree, and a network
-answers with a constant. Natural images have amplitude spectra that fall as 1/f (D. J. Field,
+White noise would hide differences: it is not smooth, its pixels are independent, and the output of
+a network is nearly constant. Natural images have amplitude spectra that fall as 1/f (D. J. Field,
 "Relations between the statistics of natural images and the response properties of cortical cells",
-JOSA A 1987) up to what a lens resolves, edges where objects occlude, and colours that vary less
+JOSA A 1987) up to the resolution of a lens, edges where objects occlude, and colours that vary less
 than brightness.
 """
 
@@ -18,24 +18,24 @@ from mpn.types import Float32Array, UInt8Array
 
 BACKGROUND_MOTION_PX = (2, 1)
 OBJECT_MOTION_PX = (-6, 4)
-"""(x, y) from the first to the second picture of a scene."""
+"""(x, y) from the first to the second image of a scene."""
 
 _CONTRAST = 40.0
 _CHROMA_CONTRAST = 12.0
 _EDGE_PX = 4.0
 _LENS_BLUR_PX = 1.4
-"""No lens resolves single pixels, and no video codec keeps them. Without this blur neighbours
-differ by a third of the range, and a flow network of random weights amplifies float32 rounding to
-ten times what it does on frames of DAVIS."""
+"""Blur of a lens: no lens resolves single pixels, and no video codec keeps them. Without it
+adjacent pixels differ by a third of the range, and a flow network of random weights amplifies
+float32 rounding ten times as much as on frames of DAVIS."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered picture.
+    """Rendered image.
 
     Attributes:
         rgb: (H, W, 3) uint8.
-        coverage: (H, W) float32 0..1, how much of each pixel the object covers; soft at its edge.
+        coverage: (H, W) float32 0..1, covered share of each pixel; soft at the object's edge.
     """
 
     rgb: UInt8Array
@@ -43,13 +43,13 @@ class Picture:
 
 
 def rendered_picture(size_hw: tuple[int, int], seed: int, *, step: int = 0) -> Picture:
-    """A textured object before a textured background, the same for the same arguments.
+    """Render a textured object in front of a textured background.
 
     Args:
         size_hw: (height, width) in pixels.
-        seed: Which scene.
-        step: How often the background has moved by :data:`BACKGROUND_MOTION_PX` and the object by
-            :data:`OBJECT_MOTION_PX`; textures move along.
+        seed: Seed of the scene; the same arguments give the same image.
+        step: Number of moves, of the background by :data:`BACKGROUND_MOTION_PX` and of the object
+            by :data:`OBJECT_MOTION_PX`; textures move along.
     """
     height, width = size_hw
     rng = np.random.default_rng(seed)
@@ -75,7 +75,10 @@ def rendered_picture(size_hw: tuple[int, int], seed: int, *, step: int = 0) -> P
 
 
 def centred_coverage(size_hw: tuple[int, int]) -> Float32Array:
-    """(H, W) float32 0..1: an object in the middle, for pictures whose objects nobody marked."""
+    """Render the coverage (H, W), float32 0..1, of an object in the centre.
+
+    For images without annotated objects.
+    """
     height, width = size_hw
     return _blob(
         size_hw, centre_xy=(width / 2, height / 2), radius_px=min(height, width) / 4, lobes=3
@@ -83,7 +86,10 @@ def centred_coverage(size_hw: tuple[int, int]) -> Float32Array:
 
 
 def _texture(rng: np.random.Generator, size_hw: tuple[int, int]) -> Float32Array:
-    """(H, W, 3) of a random mean colour, 1/f brightness and fainter 1/f colour; it tiles."""
+    """Render (H, W, 3) of a random mean colour with 1/f brightness and colour.
+
+    Colour varies less than brightness. The texture tiles.
+    """
     height, width = size_hw
     frequency_y = np.fft.fftfreq(height)[:, None]
     frequency_x = np.fft.rfftfreq(width)[None, :]
@@ -105,7 +111,7 @@ def _texture(rng: np.random.Generator, size_hw: tuple[int, int]) -> Float32Array
 def _blob(
     size_hw: tuple[int, int], *, centre_xy: tuple[float, float], radius_px: float, lobes: int
 ) -> Float32Array:
-    """A rounded star of soft edge."""
+    """Render a rounded star with a soft edge."""
     y, x = np.mgrid[: size_hw[0], : size_hw[1]].astype(np.float32)
     x -= centre_xy[0]
     y -= centre_xy[1]

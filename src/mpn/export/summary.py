@@ -1,4 +1,4 @@
-"""What an export tells about one role when it is done."""
+"""Summary of one role after an export."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mpn.networks.checkpoint import RoleWeights
 
 @dataclass(frozen=True)
 class RoleSummary:
-    """One line of the table at the end of an export.
+    """Row of the table at the end of an export.
 
     Attributes:
-        role: Which engine.
-        variant: Which network.
+        role: Role of the engine.
+        variant: Name of the network.
         parameters: Number of trained values.
-        nodes: Of the graph.
-        size_bytes: Of its files.
-        half_weights: Weight tensors that are half ...
-        total_weights: ... of how many.
-        export_s: Preparing, tracing and writing.
-        verify_s: Comparing; None if it was skipped.
-        largest_difference: The measure nearest to its limit, as text; None if it was skipped.
+        nodes: Nodes of the graph.
+        size_bytes: Size of its files.
+        half_weights: Number of weight tensors in half precision.
+        total_weights: Number of weight tensors.
+        export_s: Seconds of preparing, tracing and writing.
+        verify_s: Seconds of the comparison; None if it was skipped.
+        largest_difference: The measure nearest to its limit, as text; None if skipped.
         reused: Whether an earlier, interrupted run had finished it.
     """
 
@@ -48,13 +48,13 @@ class RoleSummary:
 def role_summary(
     weights: RoleWeights, network: nn.Module, graph: ExportedGraph, parity: RoleParity | None
 ) -> RoleSummary:
-    """The line of one role.
+    """Build the row of one role.
 
     Args:
-        weights: Of the network.
-        network: Built from them.
-        graph: What was written.
-        parity: How it compared; None if that was skipped.
+        weights: Weights of the network.
+        network: Network built from them.
+        graph: The written graph.
+        parity: Result of the comparison; None if it was skipped.
     """
     return RoleSummary(
         role=weights.role,
@@ -62,8 +62,8 @@ def role_summary(
         parameters=sum(value.numel() for value in network.parameters()),
         nodes=graph.nodes,
         size_bytes=graph.size_bytes,
-        half_weights=graph.ledger.half_weights,
-        total_weights=graph.ledger.total_weights,
+        half_weights=graph.precision_report.half_weights,
+        total_weights=graph.precision_report.total_weights,
         export_s=graph.elapsed_s,
         verify_s=None if parity is None else parity.elapsed_s,
         largest_difference=None if parity is None else parity.worst.text,
@@ -71,9 +71,9 @@ def role_summary(
 
 
 def parity_facts(graph: ExportedGraph, parity: RoleParity) -> dict[str, Any]:
-    """One role's entry in ``parity.json``."""
+    """Build one role's entry in ``parity.json``."""
     return parity.as_json() | {
-        "half_weights": graph.ledger.half_weights,
-        "total_weights": graph.ledger.total_weights,
+        "half_weights": graph.precision_report.half_weights,
+        "total_weights": graph.precision_report.total_weights,
         "weights_lost_to_zero": graph.underflows,
     }

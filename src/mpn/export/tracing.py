@@ -1,4 +1,4 @@
-"""torch.onnx.export without its chatter, and with errors of one line."""
+"""Wrapper of torch.onnx.export without log output, with one-line errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mpn.engines.spec import OPSET
 from mpn.errors import ExportError
 
-_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_SILENCED_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def traced_program(
@@ -30,12 +30,13 @@ def traced_program(
     """Trace a module into an ONNX program of this package's opset.
 
     Args:
-        module: In evaluation mode.
-        inputs: Examples.
-        what: Named in errors, for example ``"the flow network"``.
-        input_names: Of the graph, in the order of the examples.
-        output_names: Of the graph.
-        dynamic_shapes: For each input, axis number -> ``torch.export.Dim``; None if all is fixed.
+        module: Module in evaluation mode.
+        inputs: Example inputs.
+        what: Name for error messages, for example ``"the flow network"``.
+        input_names: Input names of the graph, in the order of the examples.
+        output_names: Output names of the graph.
+        dynamic_shapes: For each input, axis number -> ``torch.export.Dim``; None if all sizes are
+            fixed.
 
     Raises:
         ExportError: If torch cannot trace it.
@@ -52,7 +53,7 @@ def traced_program(
                 dynamic_shapes=None if dynamic_shapes is None else tuple(dynamic_shapes),
                 verbose=False,
             )
-    except Exception as error:  # the exporter's errors share no base but Exception
+    except Exception as error:  # the exporter's errors have no other common base class
         raise ExportError(
             f"{what} cannot be traced by torch {torch.__version__}: {one_line(error)}"
         ) from error
@@ -64,15 +65,15 @@ def traced_program(
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error's text on one line, without colours, cut to ``limit`` characters."""
+    """Format an error as one line, without colours, cut to ``limit`` characters."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter from talking about torchvision, its own deprecations and opset changes."""
-    loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
+    """Silence warnings about torchvision, deprecations and opset changes."""
+    loggers = [logging.getLogger(name) for name in _SILENCED_LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -10,53 +10,54 @@ from mpn.errors import ExportError
 from mpn.export.autodiff.tape import Tape
 
 _STEEP = 1e38
-"""One over this is the smallest number that float32 holds in full precision."""
+"""Inverse of the smallest number with full float32 precision."""
 
 
 def add(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Addition: z = a + b."""
+    """Derive z = a + b."""
     for name in node.input:
-        if tape.wants(name):
+        if tape.needs_gradient(name):
             yield name, _unbroadcast(tape, grad, name, node.output[0])
 
 
 def subtract(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Subtraction: z = a - b."""
+    """Derive z = a - b."""
     left, right = node.input
-    if tape.wants(left):
+    if tape.needs_gradient(left):
         yield left, _unbroadcast(tape, grad, left, node.output[0])
-    if tape.wants(right):
+    if tape.needs_gradient(right):
         negative = tape.builder.op("Neg", grad)
         yield right, _unbroadcast(tape, negative, right, node.output[0])
 
 
 def negate(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Negation: z = -a."""
+    """Derive z = -a."""
     yield node.input[0], tape.builder.op("Neg", grad)
 
 
 def multiply(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Product: z = a * b."""
+    """Derive z = a * b."""
     left, right = node.input
     for name, other in ((left, right), (right, left)):
-        if tape.wants(name):
+        if tape.needs_gradient(name):
             product = tape.builder.op("Mul", grad, other)
             yield name, _unbroadcast(tape, product, name, node.output[0])
 
 
 def relu(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Rectifier: z = max(a, 0); nothing flows where a is 0, as in PyTorch."""
+    """Derive z = max(a, 0); the gradient is 0 if a is 0, as in PyTorch."""
     builder = tape.builder
-    # min(1, slope z) is 1 wherever z > 0: a third of the time of Sign in onnxruntime.
+    # min(1, slope z) is 1 if z > 0, and takes a third of the time of Sign in onnxruntime.
     positive = builder.op("HardSigmoid", node.output[0], alpha=_STEEP, beta=0.0)
     yield node.input[0], builder.op("Mul", grad, positive)
 
 
 def _unbroadcast(tape: Tape, grad: str, name: str, result: str) -> str:
-    """Sum ``grad``, of the shape of ``result``, over the axes along which ``name`` was repeated.
+    """Sum a gradient over the axes along which ``name`` was broadcast.
 
-    A size that is known at run time only is taken for the same on both sides: a network repeats
-    numbers, channels and maps of one pixel, all known.
+    ``grad`` has the shape of ``result``. A size that is only known at run time counts as the same
+    on both sides: networks broadcast numbers, channels and maps of one pixel, whose sizes are all
+    known.
     """
     builder = tape.builder
     shape, full = builder.shape(name), builder.shape(result)

@@ -12,21 +12,21 @@ from mpn.export.autodiff.tape import Tape
 
 
 def concat(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Parts side by side along the channels."""
+    """Derive a concatenation along the channels."""
     axis = attributes_of(node)["axis"]
     if axis != 1:
-        raise ExportError(f"Concat along axis {axis} has no derivative here, along 1 only")
+        raise ExportError(f"Concat along axis {axis} has no derivative rule, only axis 1 has")
     sizes = [tape.builder.channels(name) for name in node.input]
     parts = tape.builder.split(grad, sizes, axis)
     for name, part in zip(node.input, parts, strict=True):
-        if tape.wants(name):
+        if tape.needs_gradient(name):
             yield name, part
 
 
 def slice_(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """A part of a tensor: the rest gets no gradient.
+    """Derive a slice: the other elements get no gradient.
 
-    Bounds may be computed at run time; starts are taken as not negative, steps must be 1.
+    Bounds may be computed at run time; starts must not be negative, steps must be 1.
     """
     builder = tape.builder
     name, starts = node.input[0], node.input[1]
@@ -39,7 +39,7 @@ def slice_(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, s
     if len(node.input) > 4 and any(step != 1 for step in tape.integers(node.input[4])):
         raise ExportError(f"Slice '{node.name}' has steps other than 1 and no derivative here")
     if starts in tape.constants and min(tape.integers(starts)) < 0:
-        raise ExportError(f"Slice '{node.name}' counts from the end and has no derivative here")
+        raise ExportError(f"Slice '{node.name}' counts from the end and has no derivative rule")
     begins = [builder.ints(0)] * rank
     for index, axis in enumerate(axes):
         begins[axis % rank] = (
@@ -54,12 +54,12 @@ def slice_(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, s
 
 
 def expand(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Values repeated along axes of size 1."""
+    """Derive values repeated along axes of size 1."""
     builder = tape.builder
     name = node.input[0]
     shape, full = builder.shape(name), builder.shape(node.output[0])
     if len(shape) != len(full):
-        raise ExportError(f"Expand '{node.name}' adds axes and has no derivative here")
+        raise ExportError(f"Expand '{node.name}' adds axes and has no derivative rule")
     axes = [
         axis
         for axis, (size, whole) in enumerate(zip(shape, full, strict=True))
@@ -69,11 +69,11 @@ def expand(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, s
 
 
 def reduce_mean(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Mean over axes that are kept with size 1."""
+    """Derive a mean over axes that are kept with size 1."""
     builder = tape.builder
     name = node.input[0]
     if not attributes_of(node).get("keepdims", 1):
-        raise ExportError(f"ReduceMean '{node.name}' drops axes and has no derivative here")
+        raise ExportError(f"ReduceMean '{node.name}' drops axes and has no derivative rule")
     shape = builder.once("Shape", name)
     rank = len(builder.shape(name))
     axes = sorted(axis % rank for axis in tape.integers(node.input[1]))

@@ -1,7 +1,7 @@
-"""The derivative of each operator, by operator name.
+"""Derivative rules by operator name.
 
 A rule takes the tape, the forward node and the name of its output's gradient, and yields the
-gradient of each input that is wanted.
+gradient of each input that needs one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a rule sees of the forward pass."""
+"""Context of the derivative rules."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mpn.export.autodiff.builder import GraphBuilder
 
 @dataclass(frozen=True)
 class Tape:
-    """The builder of the backward pass, and what a gradient is wanted for.
+    """Builder of the backward pass, and the tensors that need a gradient.
 
     Attributes:
-        builder: Takes the nodes of the backward pass.
-        active: Tensors that depend on what is trained.
+        builder: Builder of the backward pass.
+        active: Tensors that depend on trained ones.
         constants: Values of small constants of the forward pass.
     """
 
@@ -26,16 +26,16 @@ class Tape:
     active: frozenset[str]
     constants: Mapping[str, npt.NDArray[np.generic]]
 
-    def wants(self, name: str) -> bool:
-        """Whether the gradient of this tensor is needed."""
+    def needs_gradient(self, name: str) -> bool:
+        """Return whether a tensor needs a gradient."""
         return name in self.active
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """A constant vector of integers.
+        """Return a constant vector of integers.
 
         Raises:
             ExportError: If it is computed at run time.
         """
         if name not in self.constants:
-            raise ExportError(f"'{name}' is computed at run time where a constant is needed")
+            raise ExportError(f"'{name}' is computed at run time, but must be a constant")
         return tuple(int(value) for value in np.ravel(self.constants[name]))
