@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpn.cli import train_options as options
-from mpn.cli.train_common import build_recipe, launch, say_changed, say_next
+from mpn.cli.train_common import build_recipe, launch, print_change, print_next
 from mpn.cli.train_flow import flow
 
 train_app = typer.Typer(
@@ -40,15 +40,17 @@ def propagation(
         bool | None,
         typer.Option(
             "--prior-skip/--no-prior-skip",
-            help="Learn corrections of the warped probability, not the whole mask.",
+            help="Predict corrections of the warped probability, not the whole mask.",
         ),
     ] = None,
     roi_size: Annotated[int | None, typer.Option(help="Side of the crop, 16 n + 1.")] = None,
     steps: options.Steps = None,
     decay_steps: Annotated[
-        int | None, typer.Option(min=0, help="Final cosine; all steps make it the whole run.")
+        int | None, typer.Option(min=0, help="Steps of the final cosine decay.")
     ] = None,
-    warmup_steps: Annotated[int | None, typer.Option(min=0, help="Rise of the rate.")] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of the linear rise.")
+    ] = None,
     batch: options.Batch = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate, AdamW.")] = None,
     seed: options.Seed = None,
@@ -60,10 +62,10 @@ def propagation(
     settings: options.Settings = None,
     resume: options.Resume = False,
 ) -> None:
-    """Train the propagation network on rollouts of itself, and write OUT/propagation.pth.
+    """Train the propagation network on its rollouts; write OUT/propagation.pth.
 
-    Options given here win over the recipe. A run can be stopped at any time and resumed; with more
-    --steps it is prolonged.
+    Options of the command line override the recipe. A run can be stopped at any time and resumed;
+    more --steps prolong it.
     """
     launch()
     from mpn.training.progress import TrainingProgress
@@ -94,10 +96,10 @@ def propagation(
     built = build_recipe(PropagationRecipe, "propagation", recipe, config, settings, changes)
     with TrainingProgress() as progress:
         checkpoint = run_propagation_recipe(
-            built, out, resume=resume, notice=say_changed, report=progress.report
+            built, out, resume=resume, notice=print_change, report=progress.report
         )
     rollout = built.training.rollout
-    say_next(
+    print_next(
         checkpoint,
         f"mpn export {checkpoint} -o engines --roi-size {rollout.roi_size} "
         f"--runtime-default flow_check_px={rollout.flow_check_px} "
@@ -106,7 +108,7 @@ def propagation(
 
 
 class OsvosStages(StrEnum):
-    """Offline stages of OSVOS that a run trains."""
+    """Offline stages of OSVOS to train."""
 
     both = "both"
     salient = "salient"
@@ -144,9 +146,10 @@ def osvos(
     settings: options.Settings = None,
     resume: options.Resume = False,
 ) -> None:
-    """Train OSVOS offline, to be fine-tuned on a video's first frame, and write OUT/osvos.pth.
+    """Train OSVOS offline, and write OUT/osvos.pth.
 
-    Options given here win over the recipe. A run can be stopped at any time and resumed.
+    The weights are made to be fine-tuned on a video's first frame. Options of the command line
+    override the recipe. A run can be stopped at any time and resumed.
     """
     launch()
     from mpn.training.osvos_recipe import OsvosRecipe, run_osvos_recipe
@@ -175,10 +178,10 @@ def osvos(
     built = build_recipe(OsvosRecipe, "osvos", recipe, config, settings, changes)
     with TrainingProgress() as progress:
         checkpoint = run_osvos_recipe(
-            built, out, resume=resume, notice=say_changed, report=progress.report
+            built, out, resume=resume, notice=print_change, report=progress.report
         )
     short_side = round(1.25 * built.training.crop.size_px / 16) * 16
-    say_next(
+    print_next(
         checkpoint,
         f"mpn export PROPAGATION.pth {checkpoint} -o engines "
         f"--frame-size {round(short_side * 16 / 9 / 16) * 16}x{short_side}",

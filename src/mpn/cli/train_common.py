@@ -1,4 +1,4 @@
-"""What every ``mpn train`` command does around its own options."""
+"""Common part of the ``mpn train`` commands."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import typer
 
 DEFAULT_RECIPE = "lite"
-"""What a command trains that is told neither ``--recipe`` nor ``--config``."""
+"""Recipe without ``--recipe`` and ``--config``."""
 
 
 def launch() -> None:
-    """Ask for torch where it is missing, and start again with freed memory kept."""
+    """Check that torch is installed, and restart with freed memory kept."""
     from mpn.errors import import_or_explain
 
     import_or_explain("torch", extra="export", purpose="mpn train")
@@ -31,7 +31,10 @@ def build_recipe(
     settings: list[str] | None,
     changes: Mapping[str, Any],
 ) -> Any:
-    """The recipe of a command line: a file's or a shipped one, then ``--set``, then the flags."""
+    """Build the recipe of a command line.
+
+    A file or a shipped recipe is overridden by ``--set``, and then by the other options.
+    """
     from mpn.training.recipe_file import (
         load_table,
         overridden,
@@ -46,8 +49,11 @@ def build_recipe(
     return recipe_from_table(kind, overridden(table, plain))
 
 
-def say_next(checkpoint: Path, command: str) -> None:
-    """Where the weights are, and what makes engines of them; one process of several says it."""
+def print_next(checkpoint: Path, command: str) -> None:
+    """Print the path of the weights and the command for the next step.
+
+    Only the first process prints.
+    """
     from mpn.training.launch import is_first_process
 
     if not is_first_process():
@@ -56,6 +62,6 @@ def say_next(checkpoint: Path, command: str) -> None:
     typer.echo(f"next: {command}")
 
 
-def say_changed(change: str) -> None:
-    """An option that a resumed run does not have as it began."""
+def print_change(change: str) -> None:
+    """Print an option that a resumed run changes."""
     typer.echo(f"changed since the run began: {change}")

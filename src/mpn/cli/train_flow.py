@@ -1,4 +1,4 @@
-"""``mpn train flow``."""
+"""The ``mpn train flow`` command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpn.cli import train_options as options
-from mpn.cli.train_common import build_recipe, launch, say_changed, say_next
+from mpn.cli.train_common import build_recipe, launch, print_change, print_next
 
 
 class FlowVariantChoice(StrEnum):
@@ -30,14 +30,16 @@ def flow(
         typer.Option(help="Folder of frames with true flow (FlyingChairs, Sintel); repeatable."),
     ] = None,
     davis_root: Annotated[
-        Path | None, typer.Option(help="DAVIS folder, whose held-out sequences validate.")
+        Path | None, typer.Option(help="DAVIS folder; its held-out sequences are for validation.")
     ] = None,
     out: options.Out = Path("runs/flow"),
     recipe: options.Recipe = None,
     config: options.Config = None,
     start_from: options.StartFrom = None,
     variant: Annotated[FlowVariantChoice | None, typer.Option(help="Network.")] = None,
-    width: Annotated[float | None, typer.Option(help="Channel factor; 1 is public.")] = None,
+    width: Annotated[
+        float | None, typer.Option(help="Channel factor; 1 is the public size.")
+    ] = None,
     steps: options.Steps = None,
     batch: options.Batch = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate, AdamW.")] = None,
@@ -52,9 +54,9 @@ def flow(
 ) -> None:
     """Train a network of the FlowNet family on true flow, and write OUT/flow.pth.
 
-    Frames with true flow are made of still images set in motion, taken from folders, or both.
-    --steps are those of a network of one member; FlowNet2's five are set by
-    --set training.steps_by_member=[...]. A run can be stopped at any time and resumed.
+    Frames with true flow are made from still images with synthetic motion, or read from folders, or
+    both. --steps is for networks of one member; for FlowNet2's five members use --set
+    training.steps_by_member=[...]. A run can be stopped at any time and resumed.
     """
     launch()
     from mpn.training.flow_recipe import FlowRecipe, run_flow_recipe
@@ -80,6 +82,6 @@ def flow(
     built = build_recipe(FlowRecipe, "flow", recipe, config, settings, changes)
     with TrainingProgress() as progress:
         checkpoint = run_flow_recipe(
-            built, out, resume=resume, notice=say_changed, report=progress.report
+            built, out, resume=resume, notice=print_change, report=progress.report
         )
-    say_next(checkpoint, f"mpn export PROPAGATION.pth {checkpoint} -o engines")
+    print_next(checkpoint, f"mpn export PROPAGATION.pth {checkpoint} -o engines")
