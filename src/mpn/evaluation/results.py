@@ -1,4 +1,4 @@
-"""Writing an evaluation down: the official CSV files, JSON, and a line as papers print it."""
+"""Output of an evaluation: official CSV files, JSON, and one line as in papers."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ PER_SEQUENCE_COLUMNS = ("Sequence", "J-Mean", "F-Mean")
 
 
 def global_csv_name(set_name: str) -> str:
-    """File name of the official tool for the figures of a set."""
+    """Return the official tool's file name for the figures of a set."""
     return f"global_results-{set_name}.csv"
 
 
 def per_sequence_csv_name(set_name: str) -> str:
-    """File name of the official tool for the figures of each object."""
+    """Return the official tool's file name for the figures of each object."""
     return f"per-sequence_results-{set_name}.csv"
 
 
 def global_csv_from_score(score: DatasetScore) -> str:
-    """The official table of a set: one row of fractions with three decimals."""
+    """Format the official table of a set: fractions with three decimals."""
     row = ",".join(f"{value:.3f}" for value in _global_values(score))
     return f"{','.join(GLOBAL_COLUMNS)}\n{row}\n"
 
 
 def per_sequence_csv_from_score(score: DatasetScore) -> str:
-    """The official table of objects, one row each (``<sequence>_<id>``)."""
+    """Format the official table of objects, one row each.
+
+    Rows are named ``<sequence>_<id>``.
+    """
     rows = [
         f"{scored.name},{scored.region.mean:.3f},{scored.boundary.mean:.3f}"
         for scored in score.objects
@@ -48,12 +51,12 @@ def per_sequence_csv_from_score(score: DatasetScore) -> str:
 
 
 def json_from_score(score: DatasetScore, *, per_frame: bool = False) -> dict[str, Any]:
-    """The figures as JSON types, fractions at full precision.
+    """Convert the figures to JSON types, fractions at full precision.
 
     Args:
-        score: What was scored.
-        per_frame: Add ``"frames"``: the frame names of each sequence, and ``"J"`` and ``"F"`` of
-            each object frame by frame.
+        score: The score.
+        per_frame: Add ``"frames"``, the frame names of each sequence, and ``"J"`` and ``"F"`` of
+            each object in every frame.
 
     Returns:
         ``{"global": {"J&F-Mean": ...}, "objects": {"<sequence>_<id>": {"J-Mean": ...}}}``, with
@@ -78,7 +81,7 @@ def json_from_score(score: DatasetScore, *, per_frame: bool = False) -> dict[str
 
 
 def paper_line_from_score(score: DatasetScore) -> str:
-    """One line of percentages in the order of the DAVIS tables."""
+    """Format one line of percentages in the order of the DAVIS tables."""
     region, boundary = score.region, score.boundary
     return (
         f"J&F {100 * score.j_and_f:.1f} | "
@@ -90,11 +93,11 @@ def paper_line_from_score(score: DatasetScore) -> str:
 
 
 def save_csvs(score: DatasetScore, directory: Path) -> tuple[Path, Path]:
-    """Write both official CSV files, replacing older ones; each appears complete or not at all.
+    """Write both official CSV files atomically, replacing older ones.
 
     Args:
-        score: What was scored.
-        directory: An existing folder; the official tool takes the results folder.
+        score: The score.
+        directory: An existing folder; the official tool uses the results folder.
 
     Returns:
         Paths of the global and the per-sequence file.

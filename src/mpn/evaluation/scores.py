@@ -1,4 +1,4 @@
-"""The outcome of an evaluation: per frame, per object, over a set."""
+"""Results of an evaluation: per frame, per object, over a set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ObjectScore:
 
     @property
     def name(self) -> str:
-        """``<sequence>_<id>``, as the official tool writes it."""
+        """Name ``<sequence>_<id>``, as in the official tool."""
         return f"{self.sequence}_{self.object_id}"
 
     @property
@@ -48,7 +48,7 @@ class ObjectScore:
         region_values: Sequence[float],
         boundary_values: Sequence[float],
     ) -> ObjectScore:
-        """Compute the statistics of the values given."""
+        """Compute the statistics of the given values."""
         return cls(
             sequence=sequence,
             object_id=object_id,
@@ -61,7 +61,7 @@ class ObjectScore:
 
 @dataclass(frozen=True)
 class SequenceScore:
-    """The objects of one sequence.
+    """Scores of one sequence.
 
     Attributes:
         name: Name of the sequence.
@@ -76,7 +76,7 @@ class SequenceScore:
 
 @dataclass(frozen=True)
 class DatasetScore:
-    """The sequences of one set; its figures are means over objects, not over sequences.
+    """Scores of one set; its figures are means over objects, not over sequences.
 
     Attributes:
         set_name: For example ``"val"``.

@@ -11,7 +11,7 @@ import numpy as np
 from mpn.errors import EvaluationError
 
 RECALL_THRESHOLD = 0.5
-"""A frame is recalled if its value is strictly above this."""
+"""Value above which a frame is recalled (strictly)."""
 DECAY_BINS = 4
 
 
@@ -22,7 +22,8 @@ class Statistics:
     Attributes:
         mean: Mean value, 0..1.
         recall: Share of the frames above :data:`RECALL_THRESHOLD`, 0..1.
-        decay: Mean of the first quarter minus mean of the last, -1..1; positive when quality falls.
+        decay: Mean of the first quarter minus mean of the last, -1..1; positive if quality
+            decreases.
     """
 
     mean: float
@@ -33,12 +34,12 @@ class Statistics:
 def statistics_from_values(values: Sequence[float]) -> Statistics:
     """Summarise one object's values as davis2017-evaluation does.
 
-    A NaN is left out of mean and decay, and counts as not recalled. Neighbouring quarters share one
-    frame, as in the official code; its indices are kept in a uint8 there, which wraps from 256
-    frames on and makes the decay meaningless: here any length is right.
+    NaN is ignored in mean and decay, and is not recalled. Adjacent quarters share one frame, as in
+    the official code. That code has uint8 indices, which overflow from 256 frames on and make the
+    decay meaningless; here it is correct for any length.
 
     Args:
-        values: One value a scored frame, in order.
+        values: One value per scored frame, in order.
 
     Raises:
         EvaluationError: If there is no value.
@@ -50,7 +51,7 @@ def statistics_from_values(values: Sequence[float]) -> Statistics:
     first = array[edges[0] : edges[1] + 1]
     last = array[edges[-2] : edges[-1] + 1]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a part of NaN only has the mean NaN
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of only NaN is NaN
         return Statistics(
             mean=float(np.nanmean(array)),
             recall=float(np.mean(array > RECALL_THRESHOLD)),
