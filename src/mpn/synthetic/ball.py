@@ -1,4 +1,4 @@
-"""The ball: a sphere that rolls under its skin."""
+"""Ball of the clip: a sphere that rolls under its texture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PANELS_RGB = np.array(
 
 @dataclass(frozen=True)
 class Ball:
-    """A sphere that rolls under its skin."""
+    """Sphere that rolls under its texture."""
 
     skin: Float32Array
     height_px: float = 60
@@ -36,17 +36,17 @@ class Ball:
     is_submerged: bool = False
 
     def pose(self, t: float) -> Pose:
-        """See :class:`PondObject`."""
+        """Return the pose; see :class:`PondObject`."""
         return ball_pose(t)
 
     def rgba(self, x: Float32Array, y: Float32Array, pose: Pose) -> Float32Array:
-        """See :class:`PondObject`."""
+        """Render the ball; see :class:`PondObject`."""
         squash = 0.035 * math.sin(pose.bend)
         px = (x - pose.x_px) / (pose.size_px * (1 + squash))
         py = (y - pose.y_px) / (pose.size_px * (1 - squash))
         radius = np.hypot(px, py)
         pz = np.sqrt(np.clip(1 - radius**2, 0, 1))
-        # Rolled by the way it went: x turns it about the vertical, y about the horizontal axis.
+        # Roll by the distance moved: x rotates about the vertical, y about the horizontal axis.
         qx, qz = _rotated(px, pz, -pose.x_px / pose.size_px)
         qy, qz = _rotated(py, qz, -pose.y_px / pose.size_px)
         qx, qy = _rotated(qx, qy, 0.5 + pose.angle)
@@ -62,7 +62,7 @@ class Ball:
         )
         lit = np.clip(px * LIGHT_XYZ[0] + py * LIGHT_XYZ[1] + pz * LIGHT_XYZ[2], 0, 1)
         colour *= (0.36 + 0.74 * lit)[..., None]
-        # Blinn's highlight for a viewer straight above.
+        # Blinn's highlight for a viewer directly above.
         hx, hy, hz = LIGHT_XYZ[0], LIGHT_XYZ[1], LIGHT_XYZ[2] + 1
         length = math.hypot(hx, hy, hz)
         shine = np.clip((px * hx + py * hy + pz * hz) / length, 0, 1) ** 38
@@ -74,7 +74,7 @@ class Ball:
 
 
 def ball_skin(rng: np.random.Generator, height_px: int) -> Float32Array:
-    """Worn panels of a rubber ball, as an equirectangular map.
+    """Paint worn panels of a rubber ball, as an equirectangular map.
 
     Args:
         rng: Source of randomness.
@@ -88,7 +88,7 @@ def ball_skin(rng: np.random.Generator, height_px: int) -> Float32Array:
     lat = (lat + 0.5) / size_hw[0] * np.pi - np.pi / 2
     lon = (lon + 0.5) / size_hw[1] * 2 * np.pi
     half = fractal_noise(rng, (height_px, height_px), height_px / 9, octaves=5, persistence=0.6)
-    worn = np.concatenate([half, half[:, ::-1]], axis=1)  # mirrored, so that the ends meet
+    worn = np.concatenate([half, half[:, ::-1]], axis=1)  # mirrored, so that it is seamless
     panel = np.mod(lon / (2 * np.pi) * 6 + 0.012 * worn, 6).astype(np.int32)
     skin = _PANELS_RGB[np.minimum(panel, len(_PANELS_RGB) - 1)] / 255
     seam = np.abs(np.mod(lon / (2 * np.pi) * 6 + 0.012 * worn + 0.5, 1.0) - 0.5)

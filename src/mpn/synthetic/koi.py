@@ -1,4 +1,4 @@
-"""The koi, drawn flat and at rest."""
+"""Sprite of the koi."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mpn.types import Float32Array
 
 
 def koi_sprite(rng: np.random.Generator, px_per_unit: float) -> Sprite:
-    """A carp seen from above: cream with orange and black patches, scales, fins with rays."""
+    """Draw a carp from above: cream with patches, scales, and fins with rays."""
     plane = plane_of(px_per_unit)
     u, v = plane.u, plane.v
-    along = np.clip((u + 0.66) / 1.62, 0, 1)  # 0 at the root of the tail, 1 at the nose
+    along = np.clip((u + 0.66) / 1.62, 0, 1)  # 0 at the base of the tail, 1 at the nose
     body_half = 0.29 * np.power(along, 0.62) * np.power(np.clip(1 - along**4.5, 0, 1), 0.55)
     body_half = np.where(u < -0.3, np.maximum(body_half, 0.045), body_half)
     body_half = np.where((u > -0.62) & (u < 0.96), body_half, 0)
     body = plane.coverage(body_half.astype(np.float32))
 
-    # Two lobes that fan out from the root of the tail, longer at the sides than in the middle.
+    # Two lobes from the base of the tail, longer at the sides than in the middle.
     reach, turn = np.hypot(u + 0.52, v), np.arctan2(v, -(u + 0.52))
     longest = 0.36 + 0.2 * np.clip(np.abs(turn) / 0.45, 0, 1) ** 1.5
     edge = np.minimum((0.47 - np.abs(turn)) * reach, longest - reach)
@@ -56,7 +56,7 @@ def koi_sprite(rng: np.random.Generator, px_per_unit: float) -> Sprite:
 def _fin(
     plane: Plane, root_uv: tuple[float, float], half_uv: tuple[float, float], sweep: float
 ) -> Float32Array:
-    """Both fins of a pair: ellipses that point back and outward from the body."""
+    """Draw a pair of fins: ellipses that point back and outward from the body."""
     u, v = plane.u - root_uv[0] + 0.12, np.abs(plane.v) - root_uv[1]
     turned_u = u * np.cos(sweep) - v * np.sin(sweep)
     turned_v = u * np.sin(sweep) + v * np.cos(sweep)
@@ -66,7 +66,7 @@ def _fin(
 
 
 def _scales(plane: Plane, pitch: float) -> Float32Array:
-    """Rows of overlapping arcs, 1 on an arc and 0 between."""
+    """Draw rows of overlapping arcs, 1 on an arc and 0 elsewhere."""
     row = np.floor(plane.u / (pitch * 0.8))
     shifted = plane.v / pitch + 0.5 * np.mod(row, 2)
     centre_v = np.mod(shifted, 1.0) - 0.5

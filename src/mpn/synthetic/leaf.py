@@ -1,4 +1,4 @@
-"""The leaf, drawn flat and at rest."""
+"""Sprite of the leaf."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpn.synthetic.sprite import Sprite, mixed, plane_of, sprite_from
 
 
 def leaf_sprite(rng: np.random.Generator, px_per_unit: float) -> Sprite:
-    """A leaf with a stalk: stripes along its side veins, toothed edge, brown in places."""
+    """Draw a leaf with a stalk: striped, with a toothed edge and brown parts."""
     plane = plane_of(px_per_unit)
     u, v = plane.u, plane.v
     along = np.clip((u + 0.82) / 1.82, 0, 1)
@@ -35,7 +35,7 @@ def leaf_sprite(rng: np.random.Generator, px_per_unit: float) -> Sprite:
     colour = mixed(colour, vein_rgb, 0.45 * (1 - smoothstep(from_vein, 0.0, 0.05)))
     rib = 0.85 * (1 - smoothstep(np.abs(v), 0.008, 0.02))
     colour = mixed(colour, vein_rgb, np.maximum(rib, stalk * (1 - blade)))
-    # Folded along the rib, and curled down at the edge.
+    # Fold along the rib, and curl down at the edge.
     fold = np.tanh(v / 0.05) * (1 - toward_edge.clip(0, 1)) * 0.35
     lean_v = fold - 0.25 * toward_edge * np.sign(v)
     cover = np.maximum(blade, stalk)

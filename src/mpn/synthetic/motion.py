@@ -1,7 +1,7 @@
-"""Where each object of the clip is at a time: smooth, periodic, a few pixels a frame.
+"""Motion of the clip's objects: smooth, periodic, a few pixels per frame.
 
 Lengths are in pixels of a frame of 854x480 around its centre; the scene scales them. Times are in
-frames and need not be whole. Periods differ, so that the objects meet and part again and again.
+frames and may be fractional. Periods differ, so that the objects overlap repeatedly.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Pose:
     """Place and shape of an object at one time.
 
     Attributes:
-        x_px: From the centre of the frame to the right.
-        y_px: From the centre of the frame downward.
+        x_px: Distance from the frame's centre to the right.
+        y_px: Distance from the frame's centre downward.
         angle: Direction of its u axis in radians, from x toward y.
         size_px: Half-length or radius.
         bend: Phase of its deformation in radians.
@@ -34,7 +34,7 @@ class Pose:
 
 
 def koi_pose(t: float) -> Pose:
-    """Swims along an ellipse, nose first; the wave of its body runs through in 23 frames."""
+    """Move along an ellipse, nose first, with a body wave of 23 frames."""
     turn = -_turns(t, 240, 0.053)
     x_px, y_px = 168 * math.cos(turn), 104 * math.sin(turn)
     heading = math.atan2(-104 * math.cos(turn), 168 * math.sin(turn))
@@ -48,7 +48,7 @@ def koi_pose(t: float) -> Pose:
 
 
 def leaf_pose(t: float) -> Pose:
-    """Drifts across the pond, turning slowly, its blade curling."""
+    """Drift across the pond with a slow rotation and a curling blade."""
     return Pose(
         x_px=74 + 214 * math.cos(_turns(t, 176, 0.632)),
         y_px=-9 + 112 * math.sin(_turns(t, 162, 0.758)),
@@ -59,7 +59,7 @@ def leaf_pose(t: float) -> Pose:
 
 
 def ball_pose(t: float) -> Pose:
-    """Bobs on the water and rolls as it goes."""
+    """Float on the water and roll along the path."""
     return Pose(
         x_px=-163 + 158 * math.sin(_turns(t, 124, 0.602)),
         y_px=44 + 56 * math.sin(_turns(t, 134, 0.341)),

@@ -1,4 +1,4 @@
-"""Textures from seeded noise: fractal value noise, cobbles, and colours along a ramp."""
+"""Textures from seeded noise: fractal value noise, cobbles, colour ramps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ def fractal_noise(
     octaves: int = 4,
     persistence: float = 0.5,
 ) -> Float32Array:
-    """Value noise over several octaves, each half the cell size and ``persistence`` the height.
+    """Make value noise over several octaves.
+
+    Each octave has half the cell size and ``persistence`` times the height of the one before.
 
     Args:
         rng: Source of randomness.
         size_hw: (height, width) of the result.
         cell_px: Cell size of the coarsest octave in pixels.
-        octaves: Number of octaves; those finer than a pixel are left out.
+        octaves: Number of octaves; those finer than a pixel are skipped.
         persistence: Height of an octave relative to the coarser one.
 
     Returns:
@@ -48,16 +50,18 @@ def fractal_noise(
 def cobbles(
     rng: np.random.Generator, size_hw: tuple[int, int], stone_px: float
 ) -> tuple[Float32Array, Float32Array, Float32Array]:
-    """Rounded stones packed side by side (Worley noise: nearest and second nearest of points).
+    """Make packed rounded stones.
+
+    Uses Worley noise: the distances to the nearest and the second nearest of points.
 
     Args:
         rng: Source of randomness.
         size_hw: (height, width) of the result.
-        stone_px: Mean distance of neighbouring stones.
+        stone_px: Mean distance of adjacent stones.
 
     Returns:
-        Three (H, W) float32: the height of the surface (0 in a gap, up to 1 on a stone), one
-        random value of 0..1 per stone, and another one.
+        Three (H, W) float32: the height of the surface (0 in a gap, up to 1 on a stone), and two
+        random values of 0..1 per stone.
     """
     height, width = size_hw
     rows, columns = round(height / stone_px) + 4, round(width / stone_px) + 4
@@ -80,7 +84,7 @@ def cobbles(
 
 
 def colour_ramp(value: Float32Array, stops_rgb: list[tuple[int, int, int]]) -> Float32Array:
-    """Colours along a ramp of equally spaced stops.
+    """Map values to colours along a ramp of equally spaced stops.
 
     Args:
         value: (H, W) float32, 0..1; clipped.
@@ -100,7 +104,7 @@ def colour_ramp(value: Float32Array, stops_rgb: list[tuple[int, int, int]]) -> F
 def smoothstep(
     value: Float32Array, low: float | Float32Array, high: float | Float32Array
 ) -> Float32Array:
-    """0 below ``low``, 1 above ``high``, a smooth cubic between."""
+    """Compute 0 below ``low``, 1 above ``high``, and a smooth cubic between."""
     t = np.clip((value - low) / (high - low), 0, 1)
     eased: Float32Array = (t * t * (3 - 2 * t)).astype(np.float32)
     return eased

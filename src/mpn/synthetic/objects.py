@@ -1,4 +1,4 @@
-"""Objects placed in a frame: coverage, colour and shading at every pixel of a window."""
+"""Objects placed in a frame: coverage, colour and shading of a window."""
 
 from __future__ import annotations
 
@@ -25,39 +25,42 @@ from mpn.synthetic.sprite import LIGHT_XYZ, PLANE_U, PLANE_V, Sprite
 from mpn.types import Float32Array, Roi
 
 _OVERSAMPLING = 1.25
-"""Pixels of a sprite per pixel of the frame: enough to stay sharp, too few to alias."""
+"""Pixels of a sprite per pixel of the frame: sharp, but without aliasing."""
 
 _MOTION_MARGIN_PX = 6
-"""More than an object moves while the shutter is open."""
+"""Bound of an object's motion during the exposure."""
 
 Deformation = Callable[[Float32Array, Float32Array, Pose], tuple[Float32Array, Float32Array]]
 
 
 class PondObject(Protocol):
-    """Something that can be drawn."""
+    """Object that can be rendered."""
 
     @property
     def height_px(self) -> float:
-        """Above the pond's floor: the higher covers the lower, and its shadow falls farther."""
+        """Height above the pond's floor.
+
+        A higher object covers others and casts a farther shadow.
+        """
 
     @property
     def reach(self) -> float:
-        """Radius of a circle around its place that holds it, in its half-lengths."""
+        """Radius of its bounding circle, in its half-lengths."""
 
     @property
     def is_submerged(self) -> bool:
-        """Whether it is under water, so that the play of light falls on it."""
+        """Whether it is under water, where caustics are visible."""
 
     def pose(self, t: float) -> Pose:
-        """Its pose at a time, in reference pixels."""
+        """Return its pose at a time, in reference pixels."""
 
     def rgba(self, x: Float32Array, y: Float32Array, pose: Pose) -> Float32Array:
-        """Its colours, times the coverage, and the coverage.
+        """Render its premultiplied colours and coverage.
 
         Args:
             x: (H, W) float32, reference pixels from the centre of the frame.
             y: (H, W) float32, the same downward.
-            pose: From :meth:`pose`.
+            pose: Result of :meth:`pose`.
 
         Returns:
             (H, W, 4) float32, 0..1.
@@ -66,7 +69,7 @@ class PondObject(Protocol):
 
 @dataclass(frozen=True)
 class SpriteObject:
-    """A flat picture that moves, turns and bends."""
+    """Flat image that moves, rotates and bends."""
 
     sprite: Sprite
     motion: Callable[[float], Pose]
@@ -77,11 +80,11 @@ class SpriteObject:
     is_submerged: bool
 
     def pose(self, t: float) -> Pose:
-        """See :class:`PondObject`."""
+        """Return the pose; see :class:`PondObject`."""
         return self.motion(t)
 
     def rgba(self, x: Float32Array, y: Float32Array, pose: Pose) -> Float32Array:
-        """See :class:`PondObject`."""
+        """Render the sprite; see :class:`PondObject`."""
         cos, sin = math.cos(pose.angle), math.sin(pose.angle)
         dx, dy = x - pose.x_px, y - pose.y_px
         along = ((cos * dx + sin * dy) / pose.size_px).astype(np.float32)
@@ -102,10 +105,10 @@ class SpriteObject:
 
 
 def make_objects(rng: np.random.Generator, scale: float) -> tuple[PondObject, ...]:
-    """The koi (id 1), the ball (id 2) and the leaf (id 3).
+    """Make the koi (id 1), the ball (id 2) and the leaf (id 3).
 
     Args:
-        rng: Source of randomness for their textures.
+        rng: Source of randomness of their textures.
         scale: Pixels of the frame per reference pixel.
     """
     seeds = rng.spawn(3)
@@ -134,7 +137,7 @@ def make_objects(rng: np.random.Generator, scale: float) -> tuple[PondObject, ..
 
 
 def window_of(item: PondObject, t: float, scale: float, size_hw: tuple[int, int]) -> Roi | None:
-    """The part of the frame that an object can cover around time ``t``, or None."""
+    """Return the window that an object can cover around time ``t``, or None."""
     height, width = size_hw
     pose = item.pose(t)
     radius = item.reach * pose.size_px * scale + _MOTION_MARGIN_PX * scale + 2
@@ -145,7 +148,7 @@ def window_of(item: PondObject, t: float, scale: float, size_hw: tuple[int, int]
 
 
 def _swimming(u: Float32Array, v: Float32Array, pose: Pose) -> tuple[Float32Array, Float32Array]:
-    # The wave grows from the head to the tail, as fish swim.
+    # The amplitude grows from the head to the tail.
     backward = np.clip((0.85 - u) / 1.9, 0, 1.2)
     return u, v - (0.012 + 0.075 * backward**2) * np.sin(pose.bend + 2.6 * u)
 

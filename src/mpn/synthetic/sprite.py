@@ -1,6 +1,6 @@
-"""Flat pictures of objects, and the plane they are drawn in.
+"""Flat images of objects, and the plane they are drawn in.
 
-An object lies along the u axis of its plane, its nose or tip at u = 1; v points to its side.
+An object is along the u axis of its plane, with its nose or tip at u = 1; v points to its side.
 Lengths are in half-lengths of the object.
 """
 
@@ -15,20 +15,21 @@ import numpy.typing as npt
 from mpn.types import Float32Array
 
 PLANE_U = 1.3
-"""The plane reaches from -PLANE_U to PLANE_U along the object."""
+"""Half-length of the plane, which is from -PLANE_U to PLANE_U along the object."""
 PLANE_V = 0.75
 
 LIGHT_XYZ = (-0.46, -0.58, 0.67)
-"""Unit vector toward the light: from the upper left, above the water."""
+"""Unit vector toward the light, at the upper left above the water."""
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """A flat picture of an object with the direction in which its surface leans.
+    """Flat image of an object with the direction of its surface normal.
 
     Attributes:
-        rgba: (H, W, 4) float32, 0..1, colours already multiplied by the coverage in A.
-        lean_uv: (H, W, 2) float32, the surface normal's share along u and v, times the coverage.
+        rgba: (H, W, 4) float32, 0..1, premultiplied by the coverage in A.
+        lean_uv: (H, W, 2) float32, components of the surface normal along u and v, times the
+            coverage.
         px_per_unit: Pixels of the sprite per half-length.
     """
 
@@ -57,10 +58,12 @@ class Plane:
         return (self.u.shape[0], self.u.shape[1])
 
     def coverage(self, half_width: npt.NDArray[np.floating[Any]]) -> Float32Array:
-        """0..1 inside |v| < half_width(u), the edge one pixel wide along its normal.
+        """Compute the coverage of the strip |v| < half_width(u), with soft edges.
+
+        Coverage is 0..1; the edge is one pixel wide along its normal.
 
         Args:
-            half_width: (H, W), the same in every row; nothing is covered where it is 0.
+            half_width: (H, W), the same in every row; 0 gives no coverage.
         """
         slope = np.gradient(half_width, axis=1) * self.px_per_unit
         distance = (half_width - np.abs(self.v)) / np.sqrt(1 + slope**2)
@@ -69,7 +72,7 @@ class Plane:
 
 
 def plane_of(px_per_unit: float) -> Plane:
-    """The plane at a resolution."""
+    """Make the plane at a resolution."""
     height, width = round(2 * PLANE_V * px_per_unit), round(2 * PLANE_U * px_per_unit)
     v, u = np.mgrid[:height, :width].astype(np.float32)
     return Plane(
@@ -87,7 +90,7 @@ def sprite_from(
     lean_u: npt.NDArray[np.floating[Any]],
     lean_v: npt.NDArray[np.floating[Any]],
 ) -> Sprite:
-    """Multiply (H, W, 3) colours and the surface's lean by the (H, W) coverage."""
+    """Premultiply (H, W, 3) colours and normals by the (H, W) coverage."""
     rgba = np.concatenate([np.clip(colour, 0, 1) * cover[..., None], cover[..., None]], axis=2)
     lean_uv = np.stack([lean_u, lean_v], axis=2) * cover[..., None]
     return Sprite(rgba.astype(np.float32), lean_uv.astype(np.float32), plane.px_per_unit)
@@ -96,7 +99,10 @@ def sprite_from(
 def mixed(
     first: Float32Array, second: Float32Array, share: npt.NDArray[np.floating[Any]] | float
 ) -> Float32Array:
-    """``first`` where ``share`` is 0, ``second`` where it is 1; colours on the last axis."""
+    """Mix two arrays by ``share``: 0 gives the first, 1 the second.
+
+    Colours are on the last axis.
+    """
     weight = np.asarray(share, np.float32)
     if weight.ndim == 2:
         weight = weight[..., None]
