@@ -290,7 +290,7 @@ def test_what_was_not_verified_says_so(checkpoint_dir: Path, tmp_path: Path) -> 
             ["propagation.pth"],
             {"flow_variant": "FlowNet2"},
             CheckpointError,
-            "no checkpoint given holds a flow network",
+            "no checkpoint holds a flow network",
         ),
         (
             ["propagation.pth", "flow.pth"],

@@ -90,7 +90,7 @@ class ExportOptions:
             raise InputError(f"max_objects must be at most {MAX_OBJECTS}, got {self.max_objects}")
         if self.opset != OPSET:
             raise InputError(
-                f"opset {self.opset} is not supported, only {OPSET}: from 20 on "
+                f"opset {self.opset} is not supported, only {OPSET} is: from 20 on "
                 "TensorRT's parser reads the renamed GridSample mode as nearest "
                 "(NVIDIA/TensorRT#4646), and under 18 the exporter converts down"
             )
