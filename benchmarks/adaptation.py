@@ -23,7 +23,6 @@ from pathlib import Path
 from time import process_time
 from typing import Any, get_args
 
-import cv2
 import numpy as np
 
 from davis_ablations import option
@@ -31,9 +30,10 @@ from facts import cpu_backend, head, summary_ms, write_result
 from mpn import Pipeline, PipelineOptions
 from mpn.engines.load import default_engine_dir, open_engines
 from mpn.errors import InputError, MpnError
-from mpn.evaluation import DavisSequence, SequenceEvaluator, load_davis, load_labels
+from mpn.evaluation import DavisSequence, SequenceEvaluator, load_annotation, load_davis
 from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions, AdaptScope
 from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
+from mpn.runtime.video_images import load_rgb
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def run_sequence(
         adapt=adapt if steps else None,
     ) as pipeline:
         for index, annotation in enumerate(frames):
-            truth = load_labels(annotation)
+            truth = load_annotation(annotation)
             rgb = load_rgb(images / sequence.name / f"{annotation.stem}.jpg")
             given_labels = np.where(truth == 255, 0, truth).astype(np.uint8)
             cpu_s = process_time()
@@ -121,14 +121,6 @@ def adapt_options(given: argparse.Namespace, *, steps: int, seed: int) -> AdaptO
         seed=seed,
         cache_dir=None,
     )
-
-
-def load_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a JPEG."""
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise InputError(f"{path} cannot be read as an image")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 def run_as_json(

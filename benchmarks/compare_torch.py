@@ -36,6 +36,7 @@ from eager_networks import as_public_code_runs_them, gflop
 from eager_pipeline import EagerPipeline
 from facts import cpu_backend, head, write_result
 from mpn import Pipeline, PipelineOptions
+from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.entries import DIS_SOURCE, FlowSource
 from mpn.engines.load import EngineSet, open_engines
 from mpn.engines.spec import Role
@@ -43,7 +44,6 @@ from mpn.errors import MpnError
 from mpn.export.options import frame_size_hw_from_text
 from mpn.runtime.benchmark_result import engine_facts, load_average
 from mpn.runtime.flow import DisFlow, flow_estimator_from, flow_px
-from mpn.runtime.opencv_threads import OpenCvThreads
 from mpn.synthetic import render_clip
 from mpn.synthetic.clip import SyntheticFrame
 

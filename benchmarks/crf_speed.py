@@ -32,7 +32,7 @@ import numpy as np
 
 from facts import cpu_backend, head, summary_ms, write_result
 from mpn.errors import InputError
-from mpn.evaluation import load_labels as load_truth
+from mpn.evaluation import load_annotation as load_truth
 from mpn.runtime.benchmark_result import check_result_path, load_average
 from mpn.runtime.crf import dense_crf
 from mpn.runtime.crf_refine import CrfOptions

@@ -26,24 +26,22 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import cv2
-import numpy as np
-
 from davis_ablations import DEFAULT, Ablation, ablations_of, with_variants
 from davis_adaptation import LearningCosts, kept_in, reports_of
 from facts import head, summary_ms, write_result
 from mpn import Pipeline
+from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.load import EngineSet, default_engine_dir, open_engines
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import DavisDataset, DavisSequence, SequenceEvaluator, load_davis
-from mpn.evaluation import load_labels as load_truth
+from mpn.evaluation import load_annotation as load_truth
 from mpn.evaluation.results import json_from_score
 from mpn.evaluation.scores import DatasetScore, SequenceScore
+from mpn.masks import load_labels, save_labels
 from mpn.runtime.adapt_options import ADAPTABLE_ROLES, AdaptOptions
 from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
 from mpn.runtime.benchmark_variants import pipeline_on_shared_engines
-from mpn.runtime.labels import load_labels, save_labels
-from mpn.runtime.opencv_threads import OpenCvThreads
+from mpn.runtime.video_images import load_rgb
 
 MAX_IDS = 254
 
@@ -75,14 +73,6 @@ def run_sequence(
             into.pipeline_s.append(sum(result.timings.values()))
         evaluator.feed(truth, result.labels, source=annotation)
     into.scores.append(evaluator.conclude())
-
-
-def load_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a JPEG."""
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise InputError(f"{path}: no such image, or not readable")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 def warm_up(pipeline: Pipeline, sequence: DavisSequence, images: Path, frames: int) -> None:

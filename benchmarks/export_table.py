@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from facts import cpu_backend, head, write_result
-from mpn.engines.files import sha256_of_file
+from mpn._common.files import sha256_of_file
 from mpn.engines.manifest import Preprocessing
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import ExportError

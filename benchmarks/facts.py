@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mpn.runtime.benchmark_result import benchmark_document, save_result
 from mpn.runtime.benchmark_result import summary_ms as summary_ms
+from mpn.runtime.report import installed_versions
 from result_format import check_result
 
 _PACKAGES = ("torch", "onnx")
@@ -63,16 +63,6 @@ def write_result(path: Path, benchmark: str, body: Mapping[str, Any]) -> None:
         ResultError: If it is not in the common format; it is written then too, since a run may
             have taken hours.
     """
-    document = benchmark_document(benchmark, body, more_versions=_versions())
+    document = benchmark_document(benchmark, body, more_versions=installed_versions(_PACKAGES))
     save_result(path, document)
     check_result(document)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

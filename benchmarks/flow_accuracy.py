@@ -22,14 +22,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from davis import load_rgb
 from facts import cpu_backend, head, summary_ms, write_result
+from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.entries import DIS_SOURCE, FlowSource
 from mpn.engines.load import open_engines
 from mpn.errors import InputError, MpnError
 from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
 from mpn.runtime.flow import DisFlow, flow_estimator_from, flow_px
-from mpn.runtime.opencv_threads import OpenCvThreads
+from mpn.runtime.video_images import load_rgb
 
 PRESETS = ("ultrafast", "fast", "medium")
 LAYOUTS = (("-gt.flo", "-img0.png", "-img1.png"), ("_flow.flo", "_img1.ppm", "_img2.ppm"))

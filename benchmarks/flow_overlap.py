@@ -24,12 +24,12 @@ import numpy as np
 
 from facts import cpu_backend, head, write_result
 from mpn import Pipeline, PipelineOptions
+from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.load import EngineSet, default_engine_dir, open_engines
 from mpn.errors import MpnError
 from mpn.runtime.benchmark_result import engine_facts, load_average, summary_ms
 from mpn.runtime.flow import FlowEstimator, FlowFrame, flow_estimator_from
 from mpn.runtime.flow_ahead import FlowAhead
-from mpn.runtime.opencv_threads import OpenCvThreads
 from mpn.synthetic import render_clip
 from mpn.types import Float32Array, UInt8Array
 

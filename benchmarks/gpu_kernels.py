@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, times
-from mpn.palette import DAVIS_PALETTE
+from mpn.masks import DAVIS_PALETTE
 from mpn.runtime.colour import colour_table
 from mpn.runtime.crf_refine import CrfOptions, refine
 from mpn.runtime.ensemble import merge

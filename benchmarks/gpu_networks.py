@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, times
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.adapt import adapt_entry
 from mpn.engines.adapted import open_object_engine
 from mpn.engines.base import DeviceEngine, EngineBuffers
@@ -109,7 +109,7 @@ def _references(directory: str, wanted: Mapping[Role, Any]) -> dict[str, Any]:
         }
 
 
-class TorchEngine(Closing):
+class TorchEngine(Closeable):
     """A DeviceEngine that PyTorch runs, where neither TensorRT nor CUDA's onnxruntime is.
 
     It measures the pipeline around the networks, and is no backend of the package.

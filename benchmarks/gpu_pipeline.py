@@ -12,7 +12,7 @@ import numpy as np
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, peak_memory, times
 from gpu_networks import DEVICE_BACKENDS, TorchEngine, role_spec, torch_modules
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.base import DeviceEngine, Engine, EngineBuffers
 from mpn.engines.load import EngineSet, open_engines
 from mpn.engines.manifest import FlowSource, Manifest, Preprocessing, Provenance, RoleEntry
@@ -31,7 +31,7 @@ SMALL_AREA_PX = 400
 """Objects under it are left out of the comparison of masks: a pixel is much of them."""
 
 
-class BridgedEngine(Closing):
+class BridgedEngine(Closeable):
     """A DeviceEngine whose network runs on the host: it copies, and waits.
 
     For the comparison of masks alone: the same network, and everything around it on the device.

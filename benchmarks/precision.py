@@ -21,18 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from davis import facts_of_data, load_rgb, only
+from davis import facts_of_data, only
 from facts import cpu_backend, head, write_result
 from mpn import Pipeline
 from mpn.engines.load import default_engine_dir, open_engines
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import DavisDataset, SequenceEvaluator, load_davis, region_similarity
-from mpn.evaluation import load_labels as load_truth
+from mpn.evaluation import load_annotation as load_truth
 from mpn.evaluation.results import json_from_score
 from mpn.evaluation.scores import DatasetScore, SequenceScore
+from mpn.masks import load_labels
 from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.benchmark_result import check_result_path, engine_facts, load_average
-from mpn.runtime.labels import load_labels
+from mpn.runtime.video_images import load_rgb
 
 MAX_IDS = 254
 

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mpn._common.files import write_atomically
 from mpn.errors import MpnError
-from mpn.evaluation import load_labels
-from mpn.runtime.atomic import write_atomically
+from mpn.evaluation import load_annotation
 from mpn.runtime.overlay import draw_overlay
 from mpn.runtime.request import RunRequest
 from mpn.runtime.session import run_video
@@ -47,7 +47,7 @@ def strip_of_overlays(at: list[int], engine_dir: Path | None) -> np.ndarray:
         report = run_video(request)
         masks = Path(report["out"]["masks"])
         panels = [
-            _panel(frame.rgb, load_labels(masks / f"{number:05d}.png"), number)
+            _panel(frame.rgb, load_annotation(masks / f"{number:05d}.png"), number)
             for number, frame in enumerate(render_clip(frames=frames))
             if number in at
         ]

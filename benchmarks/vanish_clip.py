@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.labels import load_labels, save_labels
+from mpn.masks import load_labels, save_labels
 from mpn.types import UInt8Array
 
 _LEAVES_IN = 6

@@ -17,8 +17,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from mpn._common.files import sha256_of_file
 from mpn.engines.adapt_entry import AdaptEntry, AdaptOptimizer
-from mpn.engines.files import FileDigest, sha256_of_file
+from mpn.engines.files import FileDigest
 from mpn.engines.manifest import FlowSource, Manifest, Preprocessing, RoleEntry, save_manifest
 from mpn.engines.spec import OPSET, EngineSpec, Precision, Role, engine_spec
 from mpn.export.adapt_optimizer import optimizer_settings

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mpn.engines.files import FileDigest, sha256_of_file
+from mpn._common.files import sha256_of_file
+from mpn.engines.files import FileDigest
 from mpn.engines.manifest import (
     FlowSource,
     Manifest,

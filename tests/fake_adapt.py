@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.adapt import Features
 from mpn.engines.adapt_entry import AdaptScope
 from mpn.engines.spec import Role
@@ -16,7 +16,7 @@ from mpn.errors import EngineError
 from mpn.types import Float32Array
 
 
-class FakeAdaptEngine(Closing):
+class FakeAdaptEngine(Closeable):
     """``prob = scale * last input channel``, trained by gradient descent on the squared error.
 
     Args:

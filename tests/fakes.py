@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.load import EngineSet
 from mpn.engines.manifest import FlowSource, Manifest, Preprocessing, Provenance, RoleEntry
 from mpn.engines.spec import OPSET, EngineSpec, Role, engine_spec
@@ -17,7 +17,7 @@ from mpn.types import Float32Array, UInt8Array
 Function = Callable[[Mapping[str, Float32Array]], Mapping[str, Any]]
 
 
-class FakeEngine(Closing):
+class FakeEngine(Closeable):
     """An engine whose network is a Python function.
 
     Inputs are checked by the spec as a real engine checks them, and so are the outputs.
@@ -76,7 +76,7 @@ def nothing_found(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]
     return {"prob": np.zeros_like(inputs["image"][:, :1])}
 
 
-class FakeAdapter(Closing):
+class FakeAdapter(Closeable):
     """Hands out fake engines of single objects, as a real adapter hands out fine-tuned ones.
 
     Args:

@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mpn._common.files import sha256_of_file
 from mpn.engines.adapt_entry import AdaptEntry, WeightTensor
-from mpn.engines.files import FileDigest, sha256_of_file
+from mpn.engines.files import FileDigest
 from mpn.engines.manifest import load_manifest, save_manifest
 from mpn.engines.spec import OPSET
 from tests.engine_dirs import IR_VERSION, make_engine_dir

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError, OutputError
-from mpn.evaluation import load_davis, load_labels
+from mpn.evaluation import load_annotation, load_davis
 from mpn.synthetic import CLIP_FPS, render_clip, write_clip
 from mpn.synthetic.noise import colour_ramp, fractal_noise
 from tests.tolerances import CLIP_PSNR_DB, MOTION_SLACK_PX
@@ -176,10 +176,10 @@ def test_written_clip_is_what_was_rendered(tmp_path: Path) -> None:
     for got, want in zip(decoded, rendered, strict=True):
         assert cv2.PSNR(got, want.rgb) > CLIP_PSNR_DB
         assert cv2.PSNR(got[:, 4:], want.rgb[:, :-4]) < CLIP_PSNR_DB  # positive control
-    np.testing.assert_array_equal(load_labels(paths.first_mask), rendered[0].labels)
+    np.testing.assert_array_equal(load_annotation(paths.first_mask), rendered[0].labels)
     (sequence,) = load_davis(paths.davis_root, "val").sequences
     for path, want in zip(sequence.annotation_paths, rendered, strict=True):
-        np.testing.assert_array_equal(load_labels(path), want.labels)
+        np.testing.assert_array_equal(load_annotation(path), want.labels)
 
 
 def test_a_shorter_clip_replaces_a_longer_one(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from mpn.engines.load import open_engines
 from mpn.engines.manifest import load_manifest
 from mpn.errors import InputError
 from mpn.evaluation import evaluate_dataset, load_davis
+from mpn.masks import save_labels
 from mpn.runtime.adapt_options import AdaptOptions
-from mpn.runtime.labels import save_labels
 from mpn.synthetic import render_clip
 from tests.adapt_dirs import make_adapt_dir
 from tests.engine_dirs import make_engine_dir
@@ -272,7 +272,7 @@ def test_missing_image_is_one_line_and_no_result(
     assert code == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ")
-    assert last.endswith("00003.jpg: no such image, or not readable")
+    assert last.endswith("00003.jpg cannot be read as an image: No such file or directory")
     assert not out.exists()
 
 

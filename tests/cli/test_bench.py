@@ -11,7 +11,6 @@ import pytest
 
 from mpn.cli import bench as bench_module
 from mpn.cli.main import _run_app, app
-from tests.conftest import REPOSITORY
 from tests.engine_dirs import make_engine_dir
 
 Bench = Callable[..., tuple[int, str, str]]
@@ -28,10 +27,11 @@ def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(
     engine_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """One run of benchmarks/fps.py, and the file it wrote."""
+    """Run ``mpn bench`` in a process; return it and the file that it wrote."""
     out = tmp_path_factory.mktemp("results") / "new" / "fps.json"
     command = [
-        sys.executable, REPOSITORY / "benchmarks" / "fps.py", "--engine-dir", engine_dir,
+        sys.executable, "-c", "from mpn.cli.main import main; main()", "bench",
+        "--engine-dir", engine_dir,
         "--objects", "2", "--frame-size", "96x64", "--frames", "2", "--warmup", "1",
         "--threads", "1", "--backend", "cpu", "--variants", "plain,crf", "--json", "-o", out,
     ]  # fmt: skip
@@ -62,7 +62,7 @@ def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
-def test_fps_script_prints_json_and_writes_the_same(
+def test_bench_process_prints_the_json_it_writes(
     done: tuple[subprocess.CompletedProcess[str], Path], result: dict[str, Any]
 ) -> None:
     process, out = done

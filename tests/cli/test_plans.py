@@ -9,7 +9,7 @@ import pytest
 from mpn.cli import main as cli
 from mpn.cli.plans import plan_text
 from mpn.engines.plans.progress import PlanProgress
-from mpn.runtime.labels import save_labels
+from mpn.masks import save_labels
 from tests.adapt_dirs import make_adapt_dir
 from tests.engine_dirs import make_engine_dir
 from tests.fake_cuda import install_driver

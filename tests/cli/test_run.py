@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from mpn.cli import main as cli
-from mpn.cli.run import BackendName, ScopeName
+from mpn.cli.run import BackendName, DecodeName, ScopeName
 from mpn.engines.load import BACKENDS
+from mpn.masks import save_labels
 from mpn.runtime.adapt_options import DEFAULT_RECIPES, AdaptRecipe, AdaptScope
-from mpn.runtime.labels import save_labels
-from mpn.runtime.outputs import SAVE_KINDS, SaveKind
+from mpn.runtime.video import DECODERS
 from tests.engine_dirs import make_engine_dir
 from tests.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media import (
@@ -378,8 +378,8 @@ def test_wrong_usage(run, capsys, arguments: list[str], message: str) -> None:
 
 def test_names_in_the_command_line_are_those_of_the_runtime() -> None:
     assert tuple(name.value for name in BackendName) == BACKENDS
-    assert set(SAVE_KINDS) == set(get_args(SaveKind))
     assert tuple(name.value for name in ScopeName) == get_args(AdaptScope)
+    assert tuple(name.value for name in DecodeName) == DECODERS
 
 
 def test_command_line_imports_nothing_heavy() -> None:

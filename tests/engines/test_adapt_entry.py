@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpn.engines.files import sha256_of_file
+from mpn._common.files import sha256_of_file
 from mpn.engines.load import open_engines
 from mpn.engines.manifest import load_manifest, save_manifest, verify_digests
 from mpn.errors import ManifestError

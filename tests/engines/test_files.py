@@ -1,23 +1,13 @@
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from mpn.engines.files import (
-    FileDigest,
-    check_digest,
-    check_engine_dir,
-    resolve_inside,
-    sha256_of_file,
-    write_text_atomically,
-)
-from mpn.errors import ManifestError, OutputError
+from mpn.engines.files import FileDigest, check_digest, check_engine_dir, resolve_inside
+from mpn.errors import ManifestError
 from tests.engine_dirs import make_engine_dir
-
-SEVERAL_READS_BYTES = 3 * (1 << 20) + 17
 
 
 @pytest.mark.parametrize("relative", ["a.onnx", "sub/a.onnx", "./a.onnx", "a..b", "ä ö.onnx"])
@@ -68,14 +58,6 @@ def test_directory_reached_through_a_link_is_fine(tmp_path: Path) -> None:
     assert resolve_inside(tmp_path / "current", "propagation.onnx").is_file()
 
 
-def test_sha256_of_a_file_longer_than_one_read(tmp_path: Path) -> None:
-    content = bytes(range(256)) * (SEVERAL_READS_BYTES // 256) + b"end"
-    (tmp_path / "file").write_bytes(content)
-    assert sha256_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-    (tmp_path / "file").write_bytes(content[:-1])
-    assert sha256_of_file(tmp_path / "file") != hashlib.sha256(content).hexdigest()
-
-
 @pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "g" * 64])
 def test_digest_must_be_sha256(digest: str) -> None:
     with pytest.raises(ManifestError, match=r"sha256 of a\.onnx must be 64"):
@@ -123,41 +105,3 @@ def test_folder_without_manifest_is_no_engine_directory(tmp_path: Path) -> None:
         check_engine_dir(tmp_path)
     make_engine_dir(tmp_path)
     assert check_engine_dir(str(tmp_path)) == tmp_path
-
-
-def test_atomic_write_replaces_and_honours_the_umask(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("old")
-    mode_of_open = file.stat().st_mode
-    write_text_atomically(file, "näw\n")
-    assert file.read_bytes() == "näw\n".encode()
-    assert file.stat().st_mode == mode_of_open
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_failed_atomic_write_keeps_the_old_file_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "file"
-    file.write_text("old")
-
-    def disk_full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", disk_full)
-    with pytest.raises(OutputError, match="No space left on device"):
-        write_text_atomically(file, "new")
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_interrupted_atomic_write_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(descriptor: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_text_atomically(tmp_path / "file", "new")
-    assert list(tmp_path.iterdir()) == []

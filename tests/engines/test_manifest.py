@@ -82,7 +82,7 @@ def test_command_line_that_is_no_unicode_survives(directory: Path) -> None:
 
 def test_saving_into_a_missing_folder_is_an_output_error(tmp_path: Path) -> None:
     manifest = fake_engine_set().manifest
-    with pytest.raises(OutputError, match=r"manifest\.json cannot be written"):
+    with pytest.raises(OutputError, match=r"cannot write .*manifest\.json"):
         save_manifest(tmp_path / "absent", manifest)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
+from mpn._common.files import sha256_of_file
 from mpn.engines.adapt import AdaptEngine, Features, open_adapt_engine
-from mpn.engines.files import FileDigest, sha256_of_file
+from mpn.engines.files import FileDigest
 from mpn.engines.manifest import Manifest, load_manifest
 from mpn.engines.spec import Role
 from mpn.errors import BackendError, EngineError, InputError, ManifestError
@@ -289,7 +290,7 @@ def test_what_a_directory_cannot_adapt_is_refused(directory: Path, manifest: Man
     )
     with pytest.raises(EngineError, match="in scope 'head', only in all"):
         opened(directory, narrow, "osvos", scope="head")
-    with pytest.raises(InputError, match="threads must be at least 1"):
+    with pytest.raises(InputError, match="threads must be a whole number of at least 1"):
         open_adapt_engine(directory, manifest, "osvos", threads=0)
 
 

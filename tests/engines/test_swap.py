@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from mpn._common.files import sha256_of_file
 from mpn.engines import swap
-from mpn.engines.files import FileDigest, sha256_of_file
+from mpn.engines.files import FileDigest
 from mpn.engines.manifest import Manifest, load_manifest
 from mpn.engines.ort import OrtEngine
 from mpn.engines.spec import Precision, Role

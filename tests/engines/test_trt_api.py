@@ -11,7 +11,7 @@ import pytest
 
 import tests.fake_tensorrt as fakes
 from mpn.engines import trt_api
-from mpn.engines.trt_api import TrtApi, TrtBackend, load_trt, major_minor
+from mpn.engines.trt_api import TrtApi, TrtBackend, load_trt
 from mpn.errors import BackendError, EngineError, MissingExtraError
 from tests.fake_tensorrt import Flavour, install_tensorrt
 
@@ -198,7 +198,6 @@ def test_types_at_the_edges_are_float_or_half(monkeypatch: pytest.MonkeyPatch) -
         api.numpy_dtype(module.DataType.INT64)
 
 
-def test_versions_are_shortened_for_people() -> None:
-    assert major_minor("11.4.0.106") == "11.4"
+def test_title_names_product_and_version() -> None:
     api = TrtApi("tensorrt", types.ModuleType("x"), "11.4.0.106", None, deque())
     assert api.title == "TensorRT 11.4.0.106"

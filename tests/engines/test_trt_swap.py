@@ -13,14 +13,14 @@ from mpn.engines.adapted import step_backend
 from mpn.engines.base import DeviceEngine
 from mpn.engines.load import EngineSet, PlanPolicy, open_engines
 from mpn.engines.manifest import load_manifest
+from mpn.engines.plans.builder import build_plan
+from mpn.engines.plans.store import PlanStore
 from mpn.engines.spec import Role
-from mpn.engines.swap import AdaptedEngine
+from mpn.engines.swap import AdaptedEngine, exchanged_graph
 from mpn.engines.trt_engine import TrtEngine
 from mpn.engines.trt_swap import (
     LIMITS,
-    ProbLimits,
     check_against_onnxruntime,
-    difference_from_fresh_build,
     differences,
     probe_for,
     share_of_change,
@@ -125,6 +125,22 @@ def test_some_weights_alone_leave_the_others(engines: EngineSet, directory: Path
         np.testing.assert_array_equal(engine.run(probe)["prob"], reference.run(probe)["prob"])
 
 
+def built_with(store: PlanStore, role: Role, weights: dict[str, Float32Array]) -> TrtEngine:
+    """Build a plan of the graph that holds ``weights``."""
+    entry, options = store.manifest.roles[role], PlanPolicy().options
+    with exchanged_graph(store.directory, store.manifest, role, weights) as graph:
+        built = build_plan(
+            store.api,
+            graph,
+            store.manifest.spec(role),
+            precision=entry.precision,
+            options=options,
+            device=store.device,
+        )
+    assert store.device is not None
+    return TrtEngine(store.api, built.data, store.manifest.spec(role), store.device)
+
+
 def test_a_fresh_build_with_the_weights_inside_agrees(
     engines: EngineSet, directory: Path, module: Any
 ) -> None:
@@ -132,11 +148,12 @@ def test_a_fresh_build_with_the_weights_inside_agrees(
     store = engines.plans
     assert store is not None
     with open_object_engine(directory, engines, "osvos", weights) as engine:
-        found = difference_from_fresh_build(engine, store, "osvos", weights, PlanPolicy())
-        assert found == ProbLimits(0.0, 0.0)
-        other = learned(directory, "osvos", 0.5)
-        control = difference_from_fresh_build(engine, store, "osvos", other, PlanPolicy())
-        assert control.max_abs > 0.01
+        probe = probe_for(engine.spec)
+        got = engine.run(probe)["prob"]
+        with built_with(store, "osvos", weights) as fresh:
+            np.testing.assert_array_equal(got, fresh.run(probe)["prob"])
+        with built_with(store, "osvos", learned(directory, "osvos", 0.5)) as other:  # control
+            assert differences(got, other.run(probe)["prob"]).max_abs > 0.01
 
 
 @pytest.mark.parametrize(

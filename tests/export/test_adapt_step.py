@@ -281,5 +281,5 @@ def test_a_graph_that_is_not_valid_is_not_written(forwards: Forwards, tmp_path: 
         save_graph(broken, tmp_path / "graph.onnx")
     assert "\n" not in str(info.value)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot write"):
         save_graph(graph.model, tmp_path / "missing" / "graph.onnx")

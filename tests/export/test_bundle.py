@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from mpn import __version__
-from mpn.engines.files import sha256_of_file
+from mpn._common.files import sha256_of_file
 from mpn.engines.load import open_engines
 from mpn.engines.manifest import load_manifest
 from mpn.engines.parity import load_parity

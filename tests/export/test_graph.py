@@ -197,7 +197,7 @@ def test_a_graph_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_missing_is_an_output_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot write"):
         export_graph(_Small(), propagation_spec(65, 2), tmp_path / "no" / "propagation.onnx")
 
 

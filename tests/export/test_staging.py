@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mpn.engines.files import FileDigest, sha256_of_file
+from mpn._common.files import sha256_of_file
+from mpn.engines.files import FileDigest
 from mpn.errors import OutputError
 from mpn.export.staging import STATE_NAME, FinishedRole, Staging, check_space, check_target
 

@@ -27,7 +27,7 @@ def test_channels_scale_to_multiples_of_eight(channels: int, width: float, expec
 
 @pytest.mark.parametrize("width", [0.0, -1.0, 4.5, float("nan")])
 def test_width_out_of_range_is_refused(width: float) -> None:
-    with pytest.raises(InputError, match="width must be above 0"):
+    with pytest.raises(InputError, match="width must be a finite number above 0"):
         check_width(width)
 
 

@@ -173,7 +173,7 @@ def test_only_the_fixed_kernels_do_not_learn() -> None:
     [
         (lambda: OsvosConfig(branches=3), "4 or 5 side branches, got 3"),
         (lambda: OsvosConfig(upsample="nearest"), "unknown upsampling 'nearest'"),  # type: ignore[arg-type]
-        (lambda: OsvosConfig(width=0), "width must be above 0"),
+        (lambda: OsvosConfig(width=0), "width must be a finite number above 0"),
     ],
 )
 def test_unknown_shapes_are_refused(build: Callable[[], OsvosConfig], message: str) -> None:

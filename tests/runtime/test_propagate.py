@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError, MaskError, VideoError
+from mpn.masks import save_labels
 from mpn.runtime.adapt_options import AdaptOptions
-from mpn.runtime.labels import save_labels
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.propagate import propagate
 from mpn.runtime.video import open_video

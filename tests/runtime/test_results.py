@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpn.errors import OutputError
-from mpn.runtime.labels import save_labels
+from mpn.masks import save_labels
 from mpn.runtime.results import (
     ResultPaths,
     check_not_input,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError
+from mpn.masks import load_labels, save_labels
 from mpn.runtime import session, state
-from mpn.runtime.labels import load_labels, save_labels
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.request import Progress, RunRequest
 from mpn.runtime.session import run_video

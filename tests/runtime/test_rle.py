@@ -6,12 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mpn.runtime.rle import (
-    counts_from_mask,
-    counts_from_string,
-    mask_from_counts,
-    string_from_counts,
-)
+from mpn.runtime.rle import counts_from_mask, string_from_counts
+from tests.reference.rle import counts_from_string, mask_from_counts
 
 
 def disk(size_hw: tuple[int, int], centre_yx: tuple[int, int], radius: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mpn.errors import InputError, MaskError, OutputError, VideoError
-from mpn.runtime.labels import load_labels, save_labels
+from mpn.masks import load_labels, save_labels
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.request import Progress, RunRequest
 from mpn.runtime.session import run_video

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mpn.errors import EngineError, InputError
+from mpn.masks import load_labels, save_labels
 from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.adapt_report import AdaptProgress
-from mpn.runtime.labels import load_labels, save_labels
 from mpn.runtime.request import Progress, RunRequest
 from mpn.runtime.session import run_video
 from tests.engine_dirs import make_engine_dir

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpn._common.concurrency import Prefetch
 from mpn.errors import InputError, VideoError
 from mpn.runtime import video_file
-from mpn.runtime.queues import Prefetch
 from mpn.runtime.video import open_video, redacted
 from tests.conftest import shared_path
 from tests.runtime.media import (

@@ -10,9 +10,9 @@ from PIL import Image
 
 from mpn.errors import OutputError
 from mpn.runtime.overlay import OverlayWriter
-from mpn.runtime.rle import counts_from_string, mask_from_counts
 from mpn.runtime.writers import MaskWriter, ProbsWriter, RleWriter, TracksWriter, Writer
 from mpn.types import Frame, StepResult, Track
+from tests.reference.rle import counts_from_string, mask_from_counts
 from tests.runtime.media import noise_frame
 from tests.tiny_disk import tiny_disk as tiny_disk
 from tests.tolerances import FLOAT16_PROB

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mpn.runtime.labels import save_labels
+from mpn.masks import save_labels
 from mpn.training.clips import ClipSources
 from mpn.training.datasets import load_davis_split
 from mpn.training.still_layouts import load_stills

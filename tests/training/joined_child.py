@@ -87,7 +87,7 @@ TRAINERS = {
 def trained(role: str, material: ClipSources, processes: Processes, batch: int = BATCH) -> Any:
     """Train a few steps; return first gradients, weights, loss and state."""
     trainer = TRAINERS[role](material, processes, batch)
-    network = trainer.model if isinstance(trainer, Trainer) else trainer.network
+    network = trainer.network
     with ThreadPoolExecutor(2) as pool:
         trainer.train_step(pool)
         gradients = {k: p.grad.clone() for k, p in network.named_parameters() if p.grad is not None}

@@ -128,7 +128,7 @@ def test_a_third_object_occludes_the_target_of_a_composite(material: ClipSources
     [
         ({"davis": 0, "still": 0, "composite": 0}, "not all 0"),
         ({"vanishing": -0.1}, "at least 0"),
-        ({"third_object": 1.5}, r"in 0\.\.1, got 1\.5"),
+        ({"third_object": 1.5}, r"of 0\.\.1, got 1\.5"),
     ],
 )
 def test_shares_that_make_no_mix_are_refused(mix: dict[str, float], message: str) -> None:

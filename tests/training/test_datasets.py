@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpn.errors import TrainingError
-from mpn.training.datasets import load_davis_split, load_label_png, load_rgb
+from mpn.errors import TrainingError, VideoError
+from mpn.training.datasets import cached_rgb, load_davis_split, load_label_png
 from mpn.training.still_layouts import load_stills
 
 
@@ -22,7 +22,7 @@ def test_a_split_lists_its_sequences_in_order_with_paired_files(davis_like: Path
 def test_colours_are_rgb(tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     Image.new("RGB", (8, 8), (200, 10, 20)).save(path)
-    assert load_rgb(path)[0, 0].tolist() == [200, 10, 20]
+    assert cached_rgb(path)[0, 0].tolist() == [200, 10, 20]
 
 
 def test_void_becomes_background_and_ids_stay(tmp_path: Path) -> None:
@@ -52,9 +52,9 @@ def test_a_missing_list_and_a_missing_mask_are_named(davis_like: Path, tmp_path:
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
-    with pytest.raises(TrainingError, match=r"bad\.png cannot be read as an image"):
-        load_rgb(bad)
-    with pytest.raises(TrainingError, match=r"bad\.png: not a readable PNG mask"):
+    with pytest.raises(VideoError, match=r"bad\.png cannot be read as an image"):
+        cached_rgb(bad)
+    with pytest.raises(TrainingError, match=r"bad\.png cannot be read"):
         load_label_png(bad)
     with pytest.raises(TrainingError, match="no folder of images with masks"):
         load_stills(tmp_path)

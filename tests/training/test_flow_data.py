@@ -275,9 +275,9 @@ def test_what_is_not_valid_does_not_count() -> None:
         ({"size_hw": (100, 64)}, "size_hw must be two multiples of 64, got 100, 64"),
         ({"steps_by_member": (1, 2)}, "steps_by_member needs 1 numbers for FlowNet2S"),
         ({"steps_by_member": (0,)}, "not all 0"),
-        ({"true_share": 2.0}, r"true_share must be in 0\.\.1"),
-        ({"ema_decay": 1.0}, "ema_decay must be in"),
-        ({"workers": 0}, "workers must be at least 1"),
+        ({"true_share": 2.0}, r"true_share must be a finite number of 0\.\.1"),
+        ({"ema_decay": 1.0}, "ema_decay must be a finite number of at least 0 and below 1"),
+        ({"workers": 0}, "workers must be a whole number of at least 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(changes: dict[str, object], message: str) -> None:

@@ -83,10 +83,11 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
         check=False,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
-    assert (out / "last.partial").exists()
+    assert len(list(out.glob(".last.pth.*.partial"))) == 1
     state = torch.load(out / "last.pth", weights_only=True)
     assert state["step"] == KILLED_AT_SAVE - 1
     resumed = _trained(role, [*arguments, "--resume"], out)
+    assert not list(out.glob("*.partial"))
     for key, value in unbroken.items():
         assert torch.equal(value, resumed[key]), key
     # control: the run that died was not yet there

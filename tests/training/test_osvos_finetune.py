@@ -8,16 +8,16 @@ import torch
 
 from mpn.errors import InputError
 from mpn.networks.osvos_vgg import OsvosConfig, OsvosVgg
-from mpn.training import osvos_finetune
 from mpn.training.balanced_loss import class_balanced_loss
-from mpn.training.osvos_finetune import (
+from mpn.training.osvos_samples import CropOptions
+from mpn.training.osvos_scale import init_weights, weights_for_larger_input
+from tests.reference import osvos_finetune
+from tests.reference.osvos_finetune import (
     OsvosFinetuneOptions,
     finetune_optimiser,
     finetune_osvos,
     finetune_step,
 )
-from mpn.training.osvos_samples import CropOptions
-from mpn.training.osvos_scale import init_weights, weights_for_larger_input
 from tests.tolerances import OPTIMISER_RELATIVE
 
 WIDTH = OsvosConfig(width=0.0625)

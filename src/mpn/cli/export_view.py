@@ -13,8 +13,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from mpn._common.closeable import Closeable
 from mpn.cli.plans import plan_text
-from mpn.closing import Closing
 from mpn.engines.entries import ENGINE_SOURCE
 from mpn.engines.plans.progress import PlanProgress
 from mpn.engines.spec import Role
@@ -42,8 +42,8 @@ _DONE: dict[Step, str] = {
 _MIB = 1 << 20
 
 
-class ExportView(Progress, Closing):
-    """Display of each step on stderr: a spinner on a terminal, and one line per step.
+class ExportView(Progress, Closeable):
+    """Display of each step on stderr: a spinner on a terminal, one line per step.
 
     Args:
         quiet: Show nothing.

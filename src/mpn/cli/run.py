@@ -34,6 +34,14 @@ class BackendName(StrEnum):
     TENSORRT_RTX = "tensorrt-rtx"
 
 
+class DecodeName(StrEnum):
+    """The values of ``--decode``; a test keeps it equal to ``mpn.runtime.video.DECODERS``."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    NVDEC = "nvdec"
+
+
 class ScopeName(StrEnum):
     """What ``--adapt-scope`` takes; a test keeps it equal to ``AdaptScope``."""
 
@@ -159,6 +167,11 @@ def run(
         help="Frame rate of a folder of images, as 25 or 30000/1001.",
         show_default="24",
     ),
+    decode: DecodeName = typer.Option(
+        DecodeName.AUTO,
+        help="Decode a video file on the CPU or on the GPU (NVDEC, extra nvdec). auto: on the GPU "
+        "if the networks run there and the extra is installed.",
+    ),
     save: str = typer.Option(
         "masks,overlay", metavar="KINDS", help="Comma-separated: masks, overlay, probs, rle."
     ),
@@ -211,6 +224,7 @@ def run(
         start=start,
         end=end,
         fps=rate_from_text(fps),
+        decode=decode.value,
         save=kinds,
         resume=resume,
         build=build,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpn.cli import train_options as options
-from mpn.cli.train_common import build_recipe, launch, print_change, print_next
+from mpn.cli.train_common import build_recipe, launch, print_next, run_with_progress
 from mpn.cli.train_flow import flow
 
 train_app = typer.Typer(
@@ -68,7 +68,6 @@ def propagation(
     more --steps prolong it.
     """
     launch()
-    from mpn.training.progress import TrainingProgress
     from mpn.training.recipe import PropagationRecipe, run_propagation_recipe
 
     changes = {
@@ -94,10 +93,7 @@ def propagation(
         "training.tensorboard": tensorboard,
     }
     built = build_recipe(PropagationRecipe, "propagation", recipe, config, settings, changes)
-    with TrainingProgress() as progress:
-        checkpoint = run_propagation_recipe(
-            built, out, resume=resume, notice=print_change, report=progress.report
-        )
+    checkpoint = run_with_progress(run_propagation_recipe, built, out, resume=resume)
     rollout = built.training.rollout
     print_next(
         checkpoint,
@@ -153,7 +149,6 @@ def osvos(
     """
     launch()
     from mpn.training.osvos_recipe import OsvosRecipe, run_osvos_recipe
-    from mpn.training.progress import TrainingProgress
 
     changes = {
         "stages": stage,
@@ -176,10 +171,7 @@ def osvos(
         "training.tensorboard": tensorboard,
     }
     built = build_recipe(OsvosRecipe, "osvos", recipe, config, settings, changes)
-    with TrainingProgress() as progress:
-        checkpoint = run_osvos_recipe(
-            built, out, resume=resume, notice=print_change, report=progress.report
-        )
+    checkpoint = run_with_progress(run_osvos_recipe, built, out, resume=resume)
     short_side = round(1.25 * built.training.crop.size_px / 16) * 16
     print_next(
         checkpoint,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,18 @@ def build_recipe(
     table = overridden(load_table(role, name=name, path=path), parsed_settings(settings or []))
     plain = {k: str(v) if isinstance(v, StrEnum) else v for k, v in changes.items()}
     return recipe_from_table(kind, overridden(table, plain))
+
+
+def run_with_progress(run: Callable[..., Path], recipe: Any, out: Path, *, resume: bool) -> Path:
+    """Train by a function such as ``run_flow_recipe`` with a progress display.
+
+    Returns:
+        The checkpoint.
+    """
+    from mpn.training.progress import TrainingProgress
+
+    with TrainingProgress() as progress:
+        return run(recipe, out, resume=resume, notice=print_change, report=progress.report)
 
 
 def print_next(checkpoint: Path, command: str) -> None:

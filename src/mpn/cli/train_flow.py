@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpn.cli import train_options as options
-from mpn.cli.train_common import build_recipe, launch, print_change, print_next
+from mpn.cli.train_common import build_recipe, launch, print_next, run_with_progress
 
 
 class FlowVariantChoice(StrEnum):
@@ -60,7 +60,6 @@ def flow(
     """
     launch()
     from mpn.training.flow_recipe import FlowRecipe, run_flow_recipe
-    from mpn.training.progress import TrainingProgress
 
     changes = {
         "start_from": start_from,
@@ -80,8 +79,5 @@ def flow(
         "training.tensorboard": tensorboard,
     }
     built = build_recipe(FlowRecipe, "flow", recipe, config, settings, changes)
-    with TrainingProgress() as progress:
-        checkpoint = run_flow_recipe(
-            built, out, resume=resume, notice=print_change, report=progress.report
-        )
+    checkpoint = run_with_progress(run_flow_recipe, built, out, resume=resume)
     print_next(checkpoint, f"mpn export PROPAGATION.pth {checkpoint} -o engines")

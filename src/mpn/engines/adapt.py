@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
+from mpn._common.closeable import SupportsClose
 from mpn.engines.adapt_entry import AdaptEntry, AdaptScope
 from mpn.engines.files import check_digest
 from mpn.engines.manifest import Manifest
@@ -34,7 +34,7 @@ class Features:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-class AdaptEngine(Protocol):
+class AdaptEngine(SupportsClose, Protocol):
     """One step of fine-tuning after another; weights and optimiser state stay inside."""
 
     @property
@@ -91,15 +91,6 @@ class AdaptEngine(Protocol):
 
     def close(self) -> None:
         """Release the engine; closing twice is allowed."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
 
 
 def open_adapt_engine(

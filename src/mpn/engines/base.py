@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from mpn._common.closeable import SupportsClose
 from mpn.engines.spec import EngineSpec
 from mpn.types import Float32Array
 
 
-class Engine(Protocol):
+class Engine(SupportsClose, Protocol):
     """Loaded network that can run.
 
     Constructing an engine loads it; :meth:`close` releases its memory. Outputs belong to the
@@ -42,16 +42,7 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Release the engine; it cannot run afterwards. Closing twice is allowed."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+        """Release the engine; it cannot run afterwards. A second call does nothing."""
 
 
 class DeviceTensor(Protocol):

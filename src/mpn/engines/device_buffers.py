@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.base import DeviceTensor, EngineBuffers
 from mpn.engines.device import Device, Tensor, nbytes_of, tensor_from_interface
 from mpn.engines.spec import OBJECTS_AXIS, EngineSpec, TensorSpec
@@ -19,7 +19,7 @@ StartBatch = Callable[[int, int], None]
 """Starts one run: (stream, number of objects)."""
 
 
-class DeviceBuffers(Closing):
+class DeviceBuffers(Closeable):
     """Device memory for every tensor of an engine, sized for ``spec.max_objects``.
 
     Args:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
+from mpn._common.validation import is_int, is_number
 from mpn.errors import ManifestError
 
 _Choice = TypeVar("_Choice", bound=str)
@@ -81,14 +81,14 @@ class Fields:
     def integer(self, name: str) -> int:
         """An integer; true and false are none."""
         value = self._get(name)
-        if not _is_integer(value):
+        if not is_int(value):
             self._refuse(name, "an integer", value)
-        return cast(int, value)
+        return value
 
     def number(self, name: str) -> float:
         """A finite number."""
         value = self._get(name)
-        if not _is_number(value):
+        if not is_number(value):
             self._refuse(name, "a number", value)
         return float(value)
 
@@ -117,14 +117,14 @@ class Fields:
     def triple(self, name: str) -> tuple[float, float, float]:
         """Three finite numbers."""
         value = self._get(name)
-        if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
+        if not isinstance(value, list) or len(value) != 3 or not all(map(is_number, value)):
             self._refuse(name, "a list of 3 numbers", value)
         return (float(value[0]), float(value[1]), float(value[2]))
 
     def size_hw(self, name: str) -> tuple[int, int]:
         """(height, width) as two integers."""
         value = self._get(name)
-        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_integer, value)):
+        if not isinstance(value, list) or len(value) != 2 or not all(map(is_int, value)):
             self._refuse(name, "[height, width] as integers", value)
         return (value[0], value[1])
 
@@ -132,7 +132,7 @@ class Fields:
         """Sizes as integers and names of dynamic axes as strings."""
         value = self._get(name)
         if not isinstance(value, list) or not all(
-            isinstance(size, str) or _is_integer(size) for size in value
+            isinstance(size, str) or is_int(size) for size in value
         ):
             self._refuse(name, "a list of integers and axis names", value)
         return tuple(value)
@@ -142,7 +142,7 @@ class Fields:
         nested = self.object(name)
         for key, value in nested._value.items():
             scalar = value is None or isinstance(value, bool | int | str)
-            if not scalar and not _is_number(value):
+            if not scalar and not is_number(value):
                 nested._refuse(key, "a string, a finite number, true, false or null", value)
         return dict(nested._value)
 
@@ -174,20 +174,6 @@ class Fields:
         raise ManifestError(
             f"field '{self._path_of(name)}' must be {expected}, got {_shown(value)}"
         )
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    # An integer too large for a float overflows in isfinite.
-    try:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
-    except OverflowError:
-        return False
 
 
 def _shown(value: Any) -> str:

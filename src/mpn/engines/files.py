@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import re
-import secrets
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from mpn._common.files import sha256_of_file
 from mpn.engines.fields import Fields
-from mpn.errors import ManifestError, OutputError
+from mpn.errors import ManifestError
 
 MANIFEST_NAME = "manifest.json"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CHUNK_BYTES = 1 << 20
 
 _VIDEO_SUFFIXES = frozenset(
     {
@@ -157,19 +154,6 @@ def resolve_inside(directory: Path, relative: str) -> Path:
     return root / relative
 
 
-def sha256_of_file(path: Path) -> str:
-    """The SHA-256 of a file as 64 lower-case hexadecimal digits, read in pieces.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def check_present(directory: Path, relative: str) -> None:
     """Check that a file of an engine directory is there.
 
@@ -205,34 +189,3 @@ def check_digest(directory: Path, file: FileDigest) -> None:
             f"{file.path} in {directory} has changed since export (sha256 {found[:12]}..., the "
             f"manifest says {file.sha256[:12]}...): copy the folder anew, or re-export it"
         )
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text so that ``path`` holds either its old content or all of the new one.
-
-    Raises:
-        OutputError: If the folder is missing, not writable, or the disk is full; nothing is left.
-    """
-    write_bytes_atomically(path, text.encode("utf-8"))
-
-
-def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """Write so that ``path`` holds either its old content or all of the new one.
-
-    Raises:
-        OutputError: If the folder is missing, not writable, or the disk is full; nothing is left.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-    except BaseException:  # Ctrl-C included
-        temporary.unlink(missing_ok=True)
-        raise

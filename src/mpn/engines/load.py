@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.backends import BACKENDS, Backend, Opening, open_with
 from mpn.engines.base import Engine
 from mpn.engines.device import Device
@@ -38,7 +38,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class EngineSet(Closing):
+class EngineSet(Closeable):
     """The open engines of a directory; a context manager that closes them.
 
     Attributes:

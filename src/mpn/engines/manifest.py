@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpn._common.files import write_text_atomically
 from mpn.engines.entries import (
     DIS_SOURCE,
     ENGINE_SOURCE,
@@ -31,7 +32,6 @@ from mpn.engines.files import (
     check_digest,
     check_engine_dir,
     resolve_inside,
-    write_text_atomically,
 )
 from mpn.engines.spec import ROLES, EngineSpec, Role, TensorSpec, engine_spec
 from mpn.errors import EngineError, ManifestError
@@ -212,7 +212,7 @@ def save_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Path
     _check_paths(path, manifest)
     # ASCII: a command line may hold file names that are no UTF-8.
     text = json.dumps(manifest.as_json(), indent=2, allow_nan=False)
-    write_text_atomically(path / MANIFEST_NAME, text + "\n")
+    write_text_atomically(path / MANIFEST_NAME, text + "\n", durable=True)
     return path / MANIFEST_NAME
 
 

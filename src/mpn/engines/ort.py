@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
+from mpn._common.text import one_line
+from mpn._common.validation import check_int
 from mpn.engines.spec import EngineSpec, TensorSpec
-from mpn.errors import BackendError, EngineError, InputError, import_or_explain
+from mpn.errors import BackendError, EngineError, import_or_explain
 from mpn.types import Float32Array
 
 OrtBackend = Literal["cpu", "cuda"]
@@ -38,7 +40,7 @@ _GRAPH_FAULTS = frozenset(
 """onnxruntime's exceptions that speak of the graph and never of the device."""
 
 
-class OrtEngine(Closing):
+class OrtEngine(Closeable):
     """An engine that onnxruntime runs. Constructing it loads the graph; see :class:`Engine`.
 
     The ``objects`` axis is dynamic: any K from 1 on works, ``spec.max_objects`` notwithstanding,
@@ -181,8 +183,8 @@ def open_session(
         InputError: If ``threads`` is under 1.
         MissingExtraError: If onnxruntime is not installed.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"the number of threads must be at least 1, got {threads}")
+    if threads is not None:
+        check_int("option threads", threads, least=1)
     ort = import_onnxruntime(backend)
     wanted = CUDA_PROVIDER if backend == "cuda" else CPU_PROVIDER
     providers: list[Any] = [wanted]
@@ -270,9 +272,3 @@ def _tensor_from_node(node: Any) -> TensorSpec:
     element = str(node.type).removeprefix("tensor(").removesuffix(")")
     shape = tuple("?" if size is None else size for size in node.shape)
     return TensorSpec(node.name, shape, {"float": "float32"}.get(element, element))
-
-
-def one_line(error: object, limit: int = 300) -> str:
-    """An error's text on one line, cut to ``limit`` characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
+from mpn._common.text import one_line
 from mpn.engines.adapt import Features
 from mpn.engines.adapt_entry import AdaptEntry, AdaptScope
 from mpn.engines.files import resolve_inside
-from mpn.engines.ort import OrtBackend, import_onnxruntime, one_line, open_session
+from mpn.engines.ort import OrtBackend, import_onnxruntime, open_session
 from mpn.engines.spec import Role
 from mpn.engines.weights_data import check_weights, read_weights
 from mpn.errors import EngineError
@@ -31,7 +32,7 @@ those before this step are the ones that caused it, and those before the last ar
 _STATE_SETS = 2
 
 
-class OrtAdaptEngine(Closing):
+class OrtAdaptEngine(Closeable):
     """See :class:`mpn.engines.adapt.AdaptEngine`; made by ``open_adapt_engine``.
 
     Args:

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
+from mpn._common.text import one_line
 from mpn.engines.base import DeviceTensor, EngineBuffers
 from mpn.engines.device import Device
 from mpn.engines.device_buffers import DeviceBuffers
-from mpn.engines.ort import check_interface, import_onnxruntime, one_line, open_session
+from mpn.engines.ort import check_interface, import_onnxruntime, open_session
 from mpn.engines.spec import EngineSpec
 from mpn.errors import EngineError
 from mpn.types import Float32Array
 
 
-class OrtCudaEngine(Closing):
+class OrtCudaEngine(Closeable):
     """A session of onnxruntime's CUDA provider: implements :class:`mpn.engines.base.DeviceEngine`.
 
     The provider works on a stream of the engine's own, since a session takes its stream once, when

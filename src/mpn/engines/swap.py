@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
+from mpn._common.files import output_errors
 from mpn.engines.adapt import adapt_entry
 from mpn.engines.adapt_entry import AdaptEntry
 from mpn.engines.base import DeviceEngine, DeviceTensor, Engine, EngineBuffers
@@ -33,7 +34,7 @@ from mpn.types import Float32Array
 _PROBE_SEED = 0
 
 
-class AdaptedEngine(Closing):
+class AdaptedEngine(Closeable):
     """An engine whose graph and data lie in a folder of their own, which it removes when closed.
 
     Args:
@@ -133,7 +134,7 @@ def open_adapted_engine(
         device: The GPU, for ``"cuda"``; None for the first one.
 
     Returns:
-        The engine, for ``"cuda"`` an :class:`AdaptedDeviceEngine`. Closing it removes its files.
+        The engine, for ``"cuda"`` an :class:`AdaptedDeviceEngine`. Its close removes its files.
 
     Raises:
         EngineError: If a weight does not fit, or the check fails.
@@ -251,13 +252,9 @@ class _Opener:
         for file in self._files:
             source, target = resolve_inside(self.directory, file.path), folder / file.path
             tensors = [tensor for tensor in self.entry.tensors if tensor.file == file.path]
-            try:
+            with output_errors(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 changed += write_weights(source, target, tensors, weights)
-            except OSError as error:
-                raise OutputError(
-                    f"{target} cannot be written: {error.strerror or error}"
-                ) from error
         return changed
 
 

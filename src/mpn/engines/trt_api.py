@@ -22,7 +22,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from mpn.engines.ort import one_line
+from mpn._common.text import one_line
 from mpn.errors import BackendError, EngineError, import_or_explain
 
 TrtBackend = Literal["tensorrt", "tensorrt-rtx"]
@@ -132,11 +132,6 @@ def load_trt(backend: TrtBackend) -> TrtApi:
         )
     messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
     return TrtApi(backend, module, version, _logger(module, messages), messages)
-
-
-def major_minor(version: str) -> str:
-    """``"11.4"`` of ``"11.4.0.106"``."""
-    return ".".join(map(str, _numbers(version)[:2]))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
+from mpn._common.files import write_bytes_atomically
 from mpn.engines.base import DeviceTensor, EngineBuffers
 from mpn.engines.device import Device
 from mpn.engines.device_buffers import DeviceBuffers
-from mpn.engines.files import write_bytes_atomically
 from mpn.engines.plans.options import object_profiles, profile_for
 from mpn.engines.spec import EngineSpec
 from mpn.engines.trt_api import TrtApi
@@ -22,7 +22,7 @@ from mpn.errors import EngineError, OutputError
 from mpn.types import Float32Array
 
 
-class TrtEngine(Closing):
+class TrtEngine(Closeable):
     """A plan that is loaded: implements :class:`mpn.engines.base.DeviceEngine`.
 
     Loading reserves everything that running needs but the contexts: buffers for the largest number
@@ -267,6 +267,6 @@ class TrtEngine(Closing):
         try:
             old = self._kernel_cache.read_bytes() if self._kernel_cache.is_file() else b""
             if data != old:
-                write_bytes_atomically(self._kernel_cache, data)
+                write_bytes_atomically(self._kernel_cache, data, durable=True)
         except (OutputError, OSError):
             return  # a cache: the next start compiles again

@@ -165,32 +165,6 @@ def share_of_change(
     return share if noise < _TELLING * np.sqrt(norm2) else None
 
 
-def difference_from_fresh_build(
-    engine: Engine,
-    store: PlanStore,
-    role: Role,
-    weights: Mapping[str, Float32Array],
-    policy: PlanPolicy,
-) -> ProbLimits:
-    """How far an engine with exchanged weights is from a plan that was built with them inside.
-
-    It builds a plan, which takes as long as the first one: a measurement, no part of a run.
-
-    Raises:
-        EngineError: If the plan cannot be built or loaded.
-    """
-    if store.device is None:
-        raise EngineError(f"{store.api.title} runs on a GPU, and there is none here")
-    probe = probe_for(engine.spec)
-    with exchanged_graph(store.directory, store.manifest, role, weights) as graph:
-        built = store.build_unsaved(role, policy.options, graph, on_progress=policy.on_progress)
-    with TrtEngine(
-        store.api, built.data, engine.spec, store.device, use_graphs=policy.use_graphs
-    ) as fresh:
-        expected = fresh.run(probe)["prob"]
-    return differences(engine.run(probe)["prob"], expected)
-
-
 def differences(left: Float32Array, right: Float32Array) -> ProbLimits:
     """Largest and mean difference of two probabilities; infinite where one is not finite."""
     apart = np.abs(left - right)

@@ -6,20 +6,18 @@ so that other tools can read it; a digest of the data is kept in its metadata.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from mpn._common.files import write_atomically
 from mpn.engines.fields import Fields, json_from_text
-from mpn.errors import EngineError, InputError, ManifestError, OutputError
+from mpn.errors import EngineError, InputError, ManifestError
 from mpn.types import Float32Array
 
 FORMAT = "mpn-weights-1"
@@ -56,21 +54,13 @@ def save_weights(
     known = {**(metadata or {}), "format": FORMAT, "sha256": digest.hexdigest()}
     header = json.dumps({_METADATA: known, **index}).encode("ascii")
     header += b" " * (-len(header) % 8)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(_LENGTH.pack(len(header)) + header)
-            for array in arrays:
-                stream.write(array.data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException as error:  # Ctrl-C included
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-        raise
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(_LENGTH.pack(len(header)) + header)
+        for array in arrays:
+            stream.write(array.data)
+
+    write_atomically(path, write, durable=True)
 
 
 def load_weights(path: Path) -> dict[str, Float32Array]:

@@ -3,7 +3,6 @@
 from mpn.evaluation.boundary import boundary_map, boundary_measure, boundary_measures
 from mpn.evaluation.davis import DavisDataset, DavisSequence, load_davis
 from mpn.evaluation.evaluate import evaluate_dataset, evaluate_sequence
-from mpn.evaluation.label_png import load_labels
 from mpn.evaluation.region import region_similarity
 from mpn.evaluation.scores import DatasetScore, ObjectScore, SequenceScore
 from mpn.evaluation.sequence import (
@@ -12,6 +11,7 @@ from mpn.evaluation.sequence import (
     measures_from_labels,
 )
 from mpn.evaluation.statistics import Statistics, statistics_from_values
+from mpn.masks import load_annotation
 
 __all__ = [
     "DatasetScore",
@@ -27,8 +27,8 @@ __all__ = [
     "boundary_measures",
     "evaluate_dataset",
     "evaluate_sequence",
+    "load_annotation",
     "load_davis",
-    "load_labels",
     "measures_from_labels",
     "region_similarity",
     "statistics_from_values",

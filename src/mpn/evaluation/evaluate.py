@@ -7,13 +7,14 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from mpn._common.concurrency import process_pool
+from mpn._common.validation import check_int
 from mpn.errors import EvaluationError
 from mpn.evaluation.boundary import radius_px_from_tolerance
 from mpn.evaluation.davis import DavisDataset, DavisSequence, check_results
-from mpn.evaluation.label_png import load_labels
 from mpn.evaluation.scores import DatasetScore, SequenceScore
 from mpn.evaluation.sequence import DEFAULT_OPTIONS, EvaluationOptions, SequenceEvaluator
-from mpn.runtime.processes import process_pool
+from mpn.masks import load_annotation
 
 
 def evaluate_sequence(
@@ -38,8 +39,8 @@ def evaluate_sequence(
     for path in sequence.annotation_paths:
         prediction = predictions / path.name if path in scored else None
         evaluator.feed(
-            load_labels(path),
-            None if prediction is None else load_labels(prediction),
+            load_annotation(path),
+            None if prediction is None else load_annotation(prediction),
             source=prediction or path,
             gt_source=path,
         )
@@ -69,8 +70,7 @@ def evaluate_dataset(
     check_results(dataset, results)
     radius_px_from_tolerance(options.boundary_tolerance, (1, 1))
     workers = min(options.workers, len(dataset.sequences))
-    if workers < 1:
-        raise EvaluationError(f"workers must be at least 1, got {options.workers}")
+    check_int("workers", options.workers, least=1, error=EvaluationError)
     if workers == 1:
         scores = [
             evaluate_sequence(sequence, results / sequence.name, options, on_frames)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from mpn._common.files import write_text_atomically
 from mpn.evaluation.scores import DatasetScore
 from mpn.evaluation.statistics import Statistics
-from mpn.runtime.atomic import write_atomically
 
 GLOBAL_COLUMNS = (
     "J&F-Mean",
@@ -110,12 +109,8 @@ def save_csvs(score: DatasetScore, directory: Path) -> tuple[Path, Path]:
         (directory / per_sequence_csv_name(score.set_name), per_sequence_csv_from_score(score)),
     )
     for path, text in texts:
-        write_atomically(path, partial(_write_text, text))
+        write_text_atomically(path, text, durable=True)
     return texts[0][0], texts[1][0]
-
-
-def _write_text(text: str, file: BinaryIO) -> None:
-    file.write(text.encode())
 
 
 def _global_values(score: DatasetScore) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpn.engines.adapt_entry import ADAPT_OPTIMIZERS, AdaptOptimizer
 from mpn.engines.spec import Role
@@ -119,7 +119,7 @@ def append_update(
             vectors.setdefault(group, []).append(name)
         else:
             finals = [next_name(each) for each in (name, *states)]
-            rule.update(name, gradient, states, group, len(shape), finals)
+            rule.update(_Tensor(name, gradient, states, group, len(shape), finals))
     for group, names in vectors.items():
         _update_together(rule, names, gradients, group)
     return [*outputs, *rule.finish()]
@@ -154,6 +154,26 @@ class _Numbers:
         return self._builder.once("Reshape", name, self._builder.ints(*[1] * rank))
 
 
+class _Tensor(NamedTuple):
+    """The names that the update of one tensor needs.
+
+    Attributes:
+        weight: The tensor.
+        gradient: Its gradient.
+        states: Its states.
+        group: Its rates.
+        rank: Its number of axes.
+        finals: Names of the tensor and its states after the step; None: any name.
+    """
+
+    weight: str
+    gradient: str
+    states: Sequence[str]
+    group: TensorGroup
+    rank: int
+    finals: Sequence[str | None]
+
+
 class _Rule:
     """Arithmetic of an optimiser on one tensor."""
 
@@ -162,19 +182,8 @@ class _Rule:
         self.settings = settings
         self.numbers = _Numbers(builder)
 
-    def update(
-        self,
-        weight: str,
-        gradient: str,
-        states: Sequence[str],
-        group: TensorGroup,
-        rank: int,
-        finals: Sequence[str | None],
-    ) -> list[str]:
-        """Append the update; return the names of the new tensor and its states.
-
-        ``finals`` gives the names of outputs that have a fixed name.
-        """
+    def update(self, tensor: _Tensor) -> list[str]:
+        """Append the update; return the names of the new tensor and its states."""
         raise NotImplementedError
 
     def finish(self) -> list[str]:
@@ -195,15 +204,8 @@ class _Sgd(_Rule):
     d = g + decay w, m' = momentum m + d, w' = w - rate m'.
     """
 
-    def update(
-        self,
-        weight: str,
-        gradient: str,
-        states: Sequence[str],
-        group: TensorGroup,
-        rank: int,
-        finals: Sequence[str | None],
-    ) -> list[str]:
+    def update(self, tensor: _Tensor) -> list[str]:
+        weight, gradient, states, group, rank, finals = tensor
         op, numbers = self.builder.op, self.numbers
         change = gradient
         if group.weight_decay:
@@ -233,15 +235,8 @@ class _AdamW(_Rule):
         self._correction = first
         self._root_correction = op("Div", self._one, op("Sqrt", second))
 
-    def update(
-        self,
-        weight: str,
-        gradient: str,
-        states: Sequence[str],
-        group: TensorGroup,
-        rank: int,
-        finals: Sequence[str | None],
-    ) -> list[str]:
+    def update(self, tensor: _Tensor) -> list[str]:
+        weight, gradient, states, group, rank, finals = tensor
         builder, numbers = self.builder, self.numbers
         op, once = builder.op, builder.once
         averages = []
@@ -280,7 +275,7 @@ def _update_together(
     parts += [[state_name(name, state) for name in names] for state in states]
     weight, gradient, *before = (builder.op("Concat", *part, axis=0) for part in parts)
     finals: list[str | None] = [None] * (1 + len(states))
-    after = rule.update(weight, gradient, before, group, 1, finals)
+    after = rule.update(_Tensor(weight, gradient, before, group, 1, finals))
     for long, part in zip(after, (parts[0], *parts[2:]), strict=True):
         builder.split(long, sizes, 0, outputs=[next_name(name) for name in part])
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mpn._common.files import output_errors
+from mpn._common.text import one_line
 from mpn.engines.adapt_entry import AdaptScope
 from mpn.engines.spec import OPSET, Role
-from mpn.errors import ExportError, OutputError
+from mpn.errors import ExportError
 from mpn.export.adapt_loss import BALANCED_ROLES, cross_entropy
 from mpn.export.adapt_optimizer import (
     STEP,
@@ -25,7 +27,6 @@ from mpn.export.adapt_optimizer import (
 from mpn.export.adapt_trace import MARGIN, ForwardGraph
 from mpn.export.adapt_trunk import TARGET, TrunkCut, cut_trunk
 from mpn.export.autodiff import GraphBuilder, differentiate
-from mpn.export.tracing import one_line
 
 LOSS = "loss"
 LEARNING_RATE = "learning_rate"
@@ -138,10 +139,8 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{path.name} is no valid graph: {one_line(error)}") from error
-    try:
+    with output_errors(path):
         path.write_bytes(model.SerializeToString(deterministic=True))
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _features_graph(forward: ForwardGraph, cut: TrunkCut) -> onnx.ModelProto:

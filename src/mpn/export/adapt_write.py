@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mpn._common.files import sha256_of_file
 from mpn.engines.adapt_entry import ADAPT_SCOPES, AdaptEntry, AdaptScope, WeightTensor
-from mpn.engines.files import FileDigest, sha256_of_file
+from mpn.engines.files import FileDigest
 from mpn.engines.spec import Precision, Role
 from mpn.errors import ExportError
 from mpn.export.adapt_loss import BALANCED_ROLES

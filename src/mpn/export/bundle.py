@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from mpn import __version__
+from mpn._common.files import output_error, sha256_of_file, write_text_atomically
 from mpn.engines.adapt_entry import AdaptEntry
 from mpn.engines.entries import Preprocessing
-from mpn.engines.files import FileDigest, sha256_of_file, write_text_atomically
+from mpn.engines.files import FileDigest
 from mpn.engines.manifest import Manifest, RoleEntry, save_manifest, verify_digests
 from mpn.engines.parity import PARITY_NAME
 from mpn.engines.spec import ROLES, Role
-from mpn.errors import CheckpointError, OutputError
+from mpn.errors import CheckpointError
 from mpn.export.adapt_parity import verify_step
 from mpn.export.adapt_write import ADAPTABLE_ROLES, write_adapt
 from mpn.export.description import manifest_of, role_entry, spec_of
@@ -251,7 +252,7 @@ def _exported(
     except BaseException as error:  # Ctrl-C included
         staging.discard_role(role)
         if isinstance(error, OSError):
-            raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise output_error(path, error) from error
         raise
     return finished
 

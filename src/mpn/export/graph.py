@@ -10,8 +10,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from mpn._common.files import output_errors
+from mpn._common.text import one_line
 from mpn.engines.spec import OPSET, EngineSpec, Precision, Role, TensorSpec
-from mpn.errors import ExportError, OutputError
+from mpn.errors import ExportError
 from mpn.export.deploy import deployed
 from mpn.export.graph_cleanup import restore_biases, strip_metadata
 from mpn.export.graph_data import move_weights_out
@@ -22,7 +24,7 @@ from mpn.export.precision import (
     prepare_network,
 )
 from mpn.export.progress import Progress, timed
-from mpn.export.tracing import one_line, traced_program
+from mpn.export.tracing import traced_program
 
 EXTERNAL_DATA_BYTES = 16 << 20
 """Weights of at least this many bytes are stored in a separate file."""
@@ -188,7 +190,7 @@ def _example(tensor: TensorSpec) -> Tensor:
 def _write(program: Any, path: Path, network: nn.Module, weights_in_file: bool) -> tuple[str, ...]:
     """Write the graph without metadata of the machine; return its data files."""
     external = not weights_in_file and _weight_bytes(network) >= EXTERNAL_DATA_BYTES
-    try:
+    with output_errors(path):
         program.save(path, external_data=external)
         model = onnx.load(path, load_external_data=False)
         strip_metadata(model)
@@ -196,8 +198,6 @@ def _write(program: Any, path: Path, network: nn.Module, weights_in_file: bool) 
         if weights_in_file:
             move_weights_out(model, path, dict(network.named_parameters()))
         onnx.save_model(model, path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     locations = {
         entry.value
         for tensor in model.graph.initializer

@@ -12,16 +12,8 @@ from typing import Literal
 from mpn.engines.spec import Role
 
 Step = Literal["load", "prepare", "trace", "write", "verify", "adapt"]
-STEPS: tuple[Step, ...] = (
-    "load",
-    "prepare",
-    "trace",
-    "write",
-    "verify",
-    "adapt",
-)
-"""Steps of a role: build the network, fold and halve it, trace it, write its graph, compare it;
-then write and compare its fine-tuning step."""
+"""Building the network, folding and halving it, tracing it, writing its graph, comparing; then its
+fine-tuning step, written and compared."""
 
 
 class Progress:

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpn.engines.files import MANIFEST_NAME, FileDigest, sha256_of_file, write_text_atomically
+from mpn._common.files import (
+    PARTIAL_SUFFIX,
+    output_error,
+    publish,
+    sha256_of_file,
+    write_text_atomically,
+)
+from mpn.engines.files import MANIFEST_NAME, FileDigest
 from mpn.engines.parity import PARITY_NAME
 from mpn.engines.spec import Role
 from mpn.errors import OutputError
@@ -74,9 +81,7 @@ class Staging:
             staging.path.mkdir(parents=True, exist_ok=True)
             staging._made_folders = above
         except OSError as error:
-            raise OutputError(
-                f"{staging.path.parent} cannot be written: {error.strerror or error}"
-            ) from error
+            raise output_error(staging.path.parent, error) from error
         staging._save_state()
         return staging
 
@@ -131,7 +136,7 @@ class Staging:
                 _carry_over(self._target, self.path)
                 old = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}.old")
                 self._target.rename(old)
-            self.path.rename(self._target)
+            publish(self.path, self._target, durable=True)
         except OSError as error:
             if old is not None and old.exists() and not self._target.exists():
                 old.rename(self._target)
@@ -270,7 +275,7 @@ def _remove_own(path: Path) -> None:
 
 
 def _is_own(name: str) -> bool:
-    return name in _OWN_NAMES or name.endswith((*_OWN_SUFFIXES, ".tmp"))
+    return name in _OWN_NAMES or name.endswith((*_OWN_SUFFIXES, PARTIAL_SUFFIX, ".tmp"))
 
 
 def _carry_over(source: Path, target: Path) -> None:

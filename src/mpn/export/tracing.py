@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpn._common.text import one_line
 from mpn.engines.spec import OPSET
 from mpn.errors import ExportError
 
@@ -62,12 +62,6 @@ def traced_program(
             f"torch {torch.__version__} returned no graph: use a torch in [2.9, 2.14)"
         )
     return program
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """Format an error as one line, without colours, cut to ``limit`` characters."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpn._common.files import publish
 from mpn.engines.entries import RoleEntry
 from mpn.engines.files import resolve_inside
 from mpn.engines.manifest import Manifest, load_manifest, verify_digests
@@ -74,7 +75,7 @@ def export_triton(
                 _write(model, manifest.roles[model.role], source, whole / model.name)
             if target.is_dir():
                 target.rmdir()
-            os.replace(whole, target)
+            publish(whole, target, durable=True)
     except OSError as error:
         raise OutputError(
             f"cannot write the Triton repository {target}: {error.strerror}"

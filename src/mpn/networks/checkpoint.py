@@ -9,26 +9,23 @@ One ``.pth`` file of ``torch.save``, readable with ``weights_only=True``::
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 
-from mpn.engines.files import sha256_of_file
+from mpn._common.files import sha256_of_file
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, OutputError
 from mpn.networks.build import OWN_KIND, CheckpointSource, RoleWeights, build_network
 from mpn.networks.deeplab_convert import check_fourth_channel
 from mpn.networks.fit import check_expected_role, check_expected_variant, fitted_weights
 from mpn.networks.recognise import is_state_dict, recognise, unwrapped_state_dict
-from mpn.networks.torch_file import read_torch_file
+from mpn.networks.torch_file import read_torch_file, write_torch_file
 
 __all__ = [
     "Checkpoint",
@@ -157,7 +154,11 @@ def save_checkpoint(
         "roles": entries,
         "provenance": plain_provenance,
     }
-    _write_atomically(path, content)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder, give a file name")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: the folder {path.parent} is missing")
+    write_torch_file(path, content)
     return path
 
 
@@ -245,34 +246,3 @@ def _public_checkpoint(content: object, path: Path) -> Checkpoint:
     source = _source(path, found.kind)
     weights = RoleWeights(found.role, found.variant, found.config, state_dict, source)
     return Checkpoint({found.role: weights}, (source,))
-
-
-def _write_atomically(path: Path, content: object) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        if path.is_dir():
-            raise OutputError(f"{path} cannot be written: it is a folder, give a file name")
-        if not path.parent.is_dir():
-            raise OutputError(f"{path} cannot be written: the folder {path.parent} is missing")
-        with temporary.open("xb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {_reason(error)}") from error
-    except BaseException:  # Ctrl-C included
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _reason(error: BaseException) -> str:
-    """Return the operating system's error behind torch's RuntimeError."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return cause.strerror or str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return f"the disk may be full ({str(error).splitlines()[0]})"

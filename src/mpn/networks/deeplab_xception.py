@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mpn._common.validation import check_int, check_number
 from mpn.errors import MpnError
 
 _CHANNEL_STEP = 8
@@ -57,10 +58,9 @@ class DeepLabConfig:
     def __post_init__(self) -> None:
         if self.output_stride not in _DILATIONS:
             raise MpnError(f"output_stride must be 16 or 8, got {self.output_stride}")
-        if not 0 < self.width <= 4 or not 0 < self.head_width <= 4:
-            raise MpnError(f"width must be in (0, 4], got {self.width} and {self.head_width}")
-        if not 1 <= self.middle_blocks <= 16:
-            raise MpnError(f"middle_blocks must be 1..16, got {self.middle_blocks}")
+        for name in ("width", "head_width"):
+            check_number(name, getattr(self, name), above=0, most=4, error=MpnError)
+        check_int("middle_blocks", self.middle_blocks, least=1, most=16, error=MpnError)
         if self.prior_skip and (self.in_channels, self.classes) != (4, 2):
             raise MpnError(
                 "prior_skip needs 4 input channels and 2 classes, got "

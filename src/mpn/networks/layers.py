@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mpn.errors import InputError
+from mpn._common.validation import check_number
 
 CHANNEL_STEP = 8
 """Divisor of scaled counts: half-precision tensor cores use groups of 8 channels."""
@@ -21,8 +21,7 @@ def scaled_channels(channels: int, width: float) -> int:
 
 def check_width(width: float) -> None:
     """Raise InputError unless ``width`` is a multiplier in (0, 4]."""
-    if not 0 < width <= MAX_WIDTH:
-        raise InputError(f"width must be above 0 and at most {MAX_WIDTH:g}, got {width}")
+    check_number("width", width, above=0, most=MAX_WIDTH)
 
 
 def run_layer(layer: nn.Module, x: Tensor) -> Tensor:

@@ -10,10 +10,12 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from mpn._common.files import write_atomically
+from mpn._common.text import one_line
 from mpn.errors import CheckpointError
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
@@ -131,3 +133,33 @@ def _blocked_explanation(path: Path, name: str) -> str:
         f"{path} holds a pickled object ({name}), not a state dict, and reading it would run its "
         f"code: {_SAVE_STATE_DICT}"
     )
+
+
+def write_torch_file(path: Path, content: object) -> None:
+    """Write ``content`` with ``torch.save``, atomically and flushed to disk.
+
+    Args:
+        path: The file. Its folder must exist.
+        content: Tensors, numbers and texts in dicts and lists.
+
+    Raises:
+        OutputError: If it cannot be written. The old content is then unchanged.
+    """
+
+    def write(stream: BinaryIO) -> None:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            raise _system_error(error) from error
+
+    write_atomically(path, write, durable=True)
+
+
+def _system_error(error: RuntimeError) -> OSError:
+    """Return the OSError that torch's writer hides behind a RuntimeError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return OSError(f"the disk may be full ({one_line(error)})")

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.adapt import adapt_entry, open_adapt_engine
 from mpn.engines.adapted import open_object_engine, step_backend
 from mpn.engines.base import Engine
@@ -36,7 +36,7 @@ from mpn.runtime.options import PipelineOptions
 from mpn.types import Float32Array, UInt8Array, check_labels, check_rgb
 
 
-class ObjectAdapter(Closing):
+class ObjectAdapter(Closeable):
     """Fine-tunes a set of weights an object and network, and hands out engines with them.
 
     Args:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpn._common.files import output_error
 from mpn.engines.weights_file import load_weights, save_weights
 from mpn.errors import MpnError, OutputError
-from mpn.runtime.atomic import output_error
 from mpn.types import Float32Array, UInt8Array
 
 CACHE_FORMAT = 1

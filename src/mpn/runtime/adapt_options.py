@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from mpn._common.validation import check_choice, check_int, check_number, is_int
 from mpn.engines.adapt_entry import AdaptOptimizer as AdaptOptimizer
 from mpn.engines.adapt_entry import AdaptScope as AdaptScope
 from mpn.engines.spec import ROI_SIZE_STEP, Role
@@ -91,18 +91,14 @@ class AdaptOptions:
         if not isinstance(self.roles, tuple) or not self.roles:
             raise InputError(f"option roles must be a tuple of roles, got {self.roles!r}")
         for role in self.roles:
-            if role not in ADAPTABLE_ROLES:
-                raise InputError(
-                    f"option roles must be of {', '.join(ADAPTABLE_ROLES)}, got {role!r}"
-                )
+            check_choice("each of option roles", role, ADAPTABLE_ROLES)
         if len(set(self.roles)) != len(self.roles):
             raise InputError(f"option roles names a network twice: {', '.join(self.roles)}")
         for name in ("steps", "batch"):
-            value = getattr(self, name)
-            if value is not None and (not _is_int(value) or value < 1):
-                raise InputError(f"option {name} must be a number of at least 1, got {value!r}")
+            if (value := getattr(self, name)) is not None:
+                check_int(f"option {name}", value, least=1)
         if self.size is not None and (
-            not _is_int(self.size)
+            not is_int(self.size)
             or self.size < _SMALLEST_SIZE_PX
             or (self.size - 1) % ROI_SIZE_STEP
         ):
@@ -110,16 +106,12 @@ class AdaptOptions:
                 f"option size must be 16 n + 1 and at least {_SMALLEST_SIZE_PX} (161, 193, 225), "
                 f"got {self.size!r}"
             )
-        if self.scope is not None and self.scope not in get_args(AdaptScope):
-            raise InputError(
-                f"option scope must be one of {', '.join(get_args(AdaptScope))}, got {self.scope!r}"
-            )
-        for name, unit in (("seconds", "seconds"), ("learning_rate", "a rate")):
-            value = getattr(self, name)
-            if value is not None and not _is_positive(value):
-                raise InputError(f"option {name} must be {unit} above 0, got {value!r}")
-        if not _is_int(self.seed) or not 0 <= self.seed <= _LARGEST_SEED:
-            raise InputError(f"option seed must be a number of 0..2^63 - 1, got {self.seed!r}")
+        if self.scope is not None:
+            check_choice("option scope", self.scope, get_args(AdaptScope))
+        for name, kind in (("seconds", "seconds"), ("learning_rate", "a rate")):
+            if (value := getattr(self, name)) is not None:
+                check_number(f"option {name}", value, above=0, kind=kind)
+        check_int("option seed", self.seed, least=0, most=_LARGEST_SEED)
         if self.cache_dir is not None and not isinstance(self.cache_dir, Path):
             raise InputError(f"option cache_dir must be a path or None, got {self.cache_dir!r}")
 
@@ -151,16 +143,3 @@ class AdaptOptions:
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_positive(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value > 0
-    )

@@ -21,11 +21,14 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+from mpn._common.concurrency import OpenCvThreads
+from mpn._common.validation import check_int
 from mpn.engines.files import check_engine_dir
 from mpn.engines.load import Backend, EngineSet, default_engine_dir, open_engines
 from mpn.engines.manifest import load_manifest
 from mpn.engines.spec import Role
 from mpn.errors import InputError
+from mpn.masks import DEFAULT_MAX_OBJECTS, save_labels
 from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.adaptation import adapt_as_json
 from mpn.runtime.benchmark_clip import BenchmarkClip, labels_of_objects, make_clip
@@ -43,8 +46,6 @@ from mpn.runtime.benchmark_variants import (
     variants_of,
 )
 from mpn.runtime.benchmark_wall import run_wall_apart
-from mpn.runtime.labels import DEFAULT_MAX_OBJECTS, save_labels
-from mpn.runtime.opencv_threads import OpenCvThreads
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.preprocess import working_size_hw
 from mpn.runtime.request import RunRequest
@@ -101,12 +102,11 @@ class BenchmarkOptions:
                 f"a number of objects must be 1..{DEFAULT_MAX_OBJECTS}, got {list(self.objects)}"
             )
         for name in ("frames", "warmup"):
-            if getattr(self, name) < 1:
-                raise InputError(f"option {name} must be at least 1, got {getattr(self, name)}")
+            check_int(f"option {name}", getattr(self, name), least=1)
         if self.variants is not None:
             check_variant_names(self.variants)
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"the number of threads must be at least 1, got {self.threads}")
+        if self.threads is not None:
+            check_int("option threads", self.threads, least=1)
 
 
 def run_benchmark(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mpn.errors import InputError
-from mpn.runtime.labels import load_labels
+from mpn.masks import load_labels
 from mpn.runtime.state import object_ids_from_labels
 from mpn.runtime.video import open_video
 from mpn.synthetic import write_clip

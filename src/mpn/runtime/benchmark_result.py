@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from mpn._common.files import output_errors, save_json
 from mpn.engines.load import EngineSet
 from mpn.errors import OutputError
-from mpn.runtime.atomic import output_errors, save_json
 from mpn.runtime.report import machine_facts, versions
 
 BENCHMARK_SCHEMA = 2
@@ -117,4 +117,4 @@ def save_result(path: Path, document: Mapping[str, Any]) -> None:
     """
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    save_json(path, dict(document))
+    save_json(path, dict(document), durable=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from mpn._common.concurrency import process_pool
 from mpn.errors import EngineError
 from mpn.runtime.benchmark_result import summary_ms
-from mpn.runtime.processes import process_pool
 from mpn.runtime.request import RunRequest
 from mpn.runtime.session import run_video
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpn._common.validation import check_int, check_number
 from mpn.errors import InputError
 from mpn.runtime.crf_kernels import Kernel, SpatialKernel, bilateral_kernel
 from mpn.types import Float32Array, UInt8Array, check_rgb
@@ -50,9 +51,9 @@ def dense_crf(
             parameter is out of range, or the deviations are too small for so large a picture.
     """
     _check_unary(unary, rgb)
-    weight_gaussian = checked_number("compat_gaussian", compat_gaussian, zero_allowed=True)
-    weight_bilateral = checked_number("compat_bilateral", compat_bilateral, zero_allowed=True)
-    updates = checked_count("iterations", iterations, least=1)
+    weight_gaussian = check_number("compat_gaussian", _plain(compat_gaussian), least=0)
+    weight_bilateral = check_number("compat_bilateral", _plain(compat_bilateral), least=0)
+    updates = check_int("iterations", _plain(iterations), least=1)
     sxy_of_places = _checked_sigma("sxy_gaussian", sxy_gaussian, weight_gaussian)
     sxy_of_colours = _checked_sigma("sxy_bilateral", sxy_bilateral, weight_bilateral)
     srgb_of_colours = _checked_sigma("srgb_bilateral", srgb_bilateral, weight_bilateral)
@@ -119,33 +120,12 @@ def _check_unary(unary: npt.NDArray[Any], rgb: npt.NDArray[Any]) -> None:
 
 def _checked_sigma(name: str, value: float | None, weight: float) -> float:
     """A standard deviation; of a kernel that is left out, 0 and None will do too."""
-    if value is None and weight == 0:
-        return 0.0
-    return checked_number(name, value, zero_allowed=weight == 0)
+    number = _plain(value)
+    if weight == 0:
+        return 0.0 if number is None else check_number(name, number, least=0)
+    return check_number(name, number, above=0)
 
 
-def checked_number(name: str, value: Any, *, zero_allowed: bool) -> float:
-    """``value`` as a float, if it is a finite number above 0, or 0 where that is allowed.
-
-    Raises:
-        InputError: If it is not; the message begins with ``name``.
-    """
-    is_number = isinstance(value, int | float | np.integer | np.floating)
-    if is_number and not isinstance(value, bool) and math.isfinite(value):
-        number = float(value)
-        if number > 0 or (zero_allowed and number == 0):
-            return number
-    least = "of at least 0" if zero_allowed else "above 0"
-    raise InputError(f"{name} must be a finite number {least}, got {value!r}")
-
-
-def checked_count(name: str, value: Any, *, least: int) -> int:
-    """``value`` as an int, if it is a whole number of at least ``least``.
-
-    Raises:
-        InputError: If it is not; the message begins with ``name``.
-    """
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_whole or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return int(value)
+def _plain(value: Any) -> Any:
+    """Return a NumPy scalar as a Python number, anything else unchanged."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -8,6 +8,7 @@ its own neighbour.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -41,7 +42,30 @@ class Kernel(Protocol):
         """(H, W) float32 -> (H, W) float32: for each pixel the weighted sum over all pixels."""
 
 
-class SpatialKernel:
+class NormalisedKernel(ABC):
+    """Divide the sums of a filter by the root of the degree, before and after."""
+
+    of_ones: Float32Array
+
+    def _normalise(self, size_hw: tuple[int, int]) -> None:
+        """Compute the degree and :attr:`of_ones`, once the filter is ready."""
+        ones = np.ones(size_hw, np.float32)
+        # The degree is never 0: a pixel is its own neighbour.
+        self._norm: Float32Array = np.reciprocal(np.sqrt(self._filter(ones)))
+        self.of_ones = self.apply(ones)
+
+    def apply(self, plane: Float32Array) -> Float32Array:
+        """See :class:`Kernel`."""
+        message = self._filter(self._norm * plane)
+        message *= self._norm
+        return message
+
+    @abstractmethod
+    def _filter(self, plane: Float32Array) -> Float32Array:
+        """Return the sums without normalisation as a new (H, W) float32 array."""
+
+
+class SpatialKernel(NormalisedKernel):
     """exp(-|p_i - p_j|^2 / (2 sxy^2)), exact: a separable convolution, with nothing outside.
 
     Args:
@@ -53,17 +77,9 @@ class SpatialKernel:
         height, width = size_hw
         self._row_taps = _gaussian_taps(sxy, width)
         self._column_taps = _gaussian_taps(sxy, height)
-        ones = np.ones(size_hw, np.float32)
-        self._norm = _norm_from_degree(self._convolve(ones))
-        self.of_ones = self.apply(ones)
+        self._normalise(size_hw)
 
-    def apply(self, plane: Float32Array) -> Float32Array:
-        """See :class:`Kernel`."""
-        message = self._convolve(self._norm * plane)
-        message *= self._norm
-        return message
-
-    def _convolve(self, plane: Float32Array) -> Float32Array:
+    def _filter(self, plane: Float32Array) -> Float32Array:
         convolved: Float32Array = cv2.sepFilter2D(
             plane, cv2.CV_32F, self._row_taps, self._column_taps, borderType=cv2.BORDER_CONSTANT
         )
@@ -86,7 +102,7 @@ def bilateral_kernel(rgb: UInt8Array, *, sxy: float, srgb: float) -> Kernel:
     return LatticeBilateralKernel(rgb, sxy=sxy, srgb=srgb)
 
 
-class ExactBilateralKernel:
+class ExactBilateralKernel(NormalisedKernel):
     """The bilateral kernel as one matrix of all pairs of pixels.
 
     Args:
@@ -118,18 +134,14 @@ class ExactBilateralKernel:
             np.maximum(exponent, _LEAST_EXPONENT, out=exponent)
             np.exp(exponent, out=exponent)
         self._matrix = matrix
-        ones = np.ones(pixels, np.float32)
-        self._norm = _norm_from_degree(matrix @ ones)
-        self.of_ones = self.apply(ones.reshape(height, width))
+        self._normalise((height, width))
 
-    def apply(self, plane: Float32Array) -> Float32Array:
-        """See :class:`Kernel`."""
-        message: Float32Array = self._matrix @ (self._norm * plane.reshape(-1))
-        message *= self._norm
-        return message.reshape(plane.shape)
+    def _filter(self, plane: Float32Array) -> Float32Array:
+        sums: Float32Array = self._matrix @ plane.reshape(-1)
+        return sums.reshape(plane.shape)
 
 
-class LatticeBilateralKernel:
+class LatticeBilateralKernel(NormalisedKernel):
     """The bilateral kernel on a permutohedral lattice, in linear time.
 
     Args:
@@ -149,15 +161,7 @@ class LatticeBilateralKernel:
         features[1] = (np.arange(height, dtype=np.float32) / step)[:, None]
         np.divide(rgb.transpose(2, 0, 1), np.float32(max(srgb, _NARROWEST_SIGMA)), out=features[2:])
         self._lattice = PermutohedralLattice(features.reshape(5, -1))
-        ones = np.ones((height, width), np.float32)
-        self._norm = _norm_from_degree(self._filter(ones))
-        self.of_ones = self.apply(ones)
-
-    def apply(self, plane: Float32Array) -> Float32Array:
-        """See :class:`Kernel`."""
-        message = self._filter(self._norm * plane)
-        message *= self._norm
-        return message
+        self._normalise((height, width))
 
     def _filter(self, plane: Float32Array) -> Float32Array:
         return self._lattice.filter(plane.reshape(-1)).reshape(plane.shape)
@@ -188,9 +192,3 @@ def _gaussian_taps(sigma: float, side_px: int) -> Float32Array:
     offset = np.arange(-reach, reach + 1, dtype=np.float64)
     taps: Float32Array = np.exp(-0.5 * (offset / sigma) ** 2).astype(np.float32)
     return taps
-
-
-def _norm_from_degree(degree: Float32Array) -> Float32Array:
-    # The degree is never 0: a pixel is its own neighbour.
-    norm: Float32Array = np.reciprocal(np.sqrt(degree))
-    return norm

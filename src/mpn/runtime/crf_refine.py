@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mpn.errors import InputError
-from mpn.runtime.crf import checked_count, checked_number, dense_crf
+from mpn._common.validation import check_bool, check_int, check_number
+from mpn.runtime.crf import dense_crf
 from mpn.runtime.ensemble import Boxes
 from mpn.runtime.roi import expand_box
 from mpn.types import Float32Array, Roi, UInt8Array
@@ -55,20 +55,13 @@ class CrfOptions:
 
     def __post_init__(self) -> None:
         for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral"):
-            checked_number(f"CRF option {name}", getattr(self, name), zero_allowed=False)
+            check_number(f"CRF option {name}", getattr(self, name), above=0)
         for name in ("compat_gaussian", "compat_bilateral"):
-            checked_number(f"CRF option {name}", getattr(self, name), zero_allowed=True)
+            check_number(f"CRF option {name}", getattr(self, name), least=0)
         for name, least in (("iterations", 1), ("margin_px", 0)):
-            checked_count(f"CRF option {name}", getattr(self, name), least=least)
-        checked_number("CRF option working_scale", self.working_scale, zero_allowed=False)
-        if self.working_scale > 1:
-            raise InputError(
-                f"CRF option working_scale must be at most 1, got {self.working_scale!r}"
-            )
-        if not isinstance(self.whole_frame, bool):
-            raise InputError(
-                f"CRF option whole_frame must be true or false, got {self.whole_frame!r}"
-            )
+            check_int(f"CRF option {name}", getattr(self, name), least=least)
+        check_number("CRF option working_scale", self.working_scale, above=0, most=1)
+        check_bool("CRF option whole_frame", self.whole_frame)
 
 
 def refine(

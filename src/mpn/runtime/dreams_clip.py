@@ -39,7 +39,6 @@ _PASSER_MOTION = MotionRange(0, 0, 0, 0, 0, 6.0, 0.02, 0.015, 0)
 
 _FEATHER_SIGMA_PX = 0.8
 """Blur of a pasted outline: a hard one would tell the network where to cut."""
-_FEATHER_PX = 3
 
 
 @dataclass(frozen=True)

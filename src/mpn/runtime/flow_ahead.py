@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TypeVar
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.errors import InputError
 from mpn.runtime.flow import FlowEstimator, FlowFrame
 from mpn.types import Float32Array, UInt8Array
@@ -49,7 +49,7 @@ class _Pair:
         return _gave(self.later, frame0) and _gave(self.earlier, frame1)
 
 
-class FlowAhead(Closing):
+class FlowAhead(Closeable):
     """A :class:`mpn.runtime.flow.FlowEstimator` that can be told what it will be asked for.
 
     ``expect(previous, next)`` returns at once. When ``prepare(next)`` and then ``between`` are

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.errors import InputError
 from mpn.runtime.ensemble import labels_from_merged
 from mpn.runtime.flow import FlowEstimator, FlowFrame
@@ -30,7 +30,7 @@ from mpn.runtime.trust import trust_from_track
 from mpn.types import StepResult, Track, UInt8Array, check_labels, check_rgb
 
 
-class LabelledVideo(Closing):
+class LabelledVideo(Closeable):
     """The state of a video between two frames, and how the user's labels change it.
 
     Args:

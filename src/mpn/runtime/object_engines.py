@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.base import Engine
 from mpn.engines.spec import Role
 from mpn.runtime.ensemble import labels_from_merged
@@ -49,7 +49,7 @@ EnginesByObject = Mapping[int, Mapping[Role, Engine]]
 """Object id -> role -> engine; an object or role that is not there uses the common engine."""
 
 
-class ObjectEngines(Closing):
+class ObjectEngines(Closeable):
     """The engines of the objects of one video."""
 
     def __init__(self) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
+from mpn._common.validation import check_bool, check_choice, check_int, check_number, is_int
 from mpn.errors import InputError, ManifestError
 from mpn.runtime.crf_refine import CrfOptions
 from mpn.runtime.preprocess import NATIVE_SIZE
@@ -131,57 +131,28 @@ class PipelineOptions:
         return self
 
     def __post_init__(self) -> None:
-        if not _is_int(self.size) or (self.size != NATIVE_SIZE and self.size < 1):
-            raise InputError(
-                f"option size must be a short side in pixels or {NATIVE_SIZE} (native), "
-                f"got {self.size!r}"
-            )
-        if not _is_int(self.roi_margin_px_min) or self.roi_margin_px_min < 0:
-            raise InputError(
-                f"option roi_margin_px_min must be a number of pixels, got "
-                f"{self.roi_margin_px_min!r}"
-            )
-        if not _is_int(self.osvos_every) or self.osvos_every < 1:
-            raise InputError(
-                f"option osvos_every must be a number of frames of at least 1, got "
-                f"{self.osvos_every!r}"
-            )
-        if not _is_number(self.doubt_area_factor) or not 1 <= self.doubt_area_factor < math.inf:
-            raise InputError(
-                f"option doubt_area_factor must be a number of at least 1, got "
-                f"{self.doubt_area_factor!r}"
-            )
+        if self.size != NATIVE_SIZE or not is_int(self.size):
+            kind = f"{NATIVE_SIZE} (native) or a short side in pixels"
+            check_int("option size", self.size, least=1, kind=kind)
+        check_int(
+            "option roi_margin_px_min", self.roi_margin_px_min, least=0, kind="a number of pixels"
+        )
+        check_int("option osvos_every", self.osvos_every, least=1, kind="a number of frames")
+        check_number("option doubt_area_factor", self.doubt_area_factor, least=1)
         for name in ("use_propagation", "mirror", "crf", "crf_feedback"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(
-                    f"option {name} must be true or false, got {getattr(self, name)!r}"
-                )
+            check_bool(f"option {name}", getattr(self, name))
         self.crf_options  # noqa: B018 (it checks itself)
-        if self.osvos not in get_args(OsvosMode):
-            raise InputError(
-                f"option osvos must be one of {', '.join(get_args(OsvosMode))}, got {self.osvos!r}"
-            )
-        if not _is_number(self.osvos_threshold) or not 0 < self.osvos_threshold < 1:
-            raise InputError(
-                f"option osvos_threshold must be a number between 0 and 1, got "
-                f"{self.osvos_threshold!r}"
-            )
-        if not _is_number(self.retrieve_colour) or not -2 <= self.retrieve_colour <= 2:
-            raise InputError(
-                f"option retrieve_colour must be a number of -2..2, got {self.retrieve_colour!r}"
-            )
+        check_choice("option osvos", self.osvos, get_args(OsvosMode))
+        check_number("option osvos_threshold", self.osvos_threshold, above=0, below=1)
+        check_number("option retrieve_colour", self.retrieve_colour, least=-2, most=2)
         for name in _SHARES:
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1:
-                raise InputError(f"option {name} must be a number of 0..1, got {value!r}")
-        for name, unit in (
+            check_number(f"option {name}", getattr(self, name), least=0, most=1)
+        for name, kind in (
             ("roi_margin_frac", "a share"),
             ("flow_check_px", "pixels"),
             ("colour_weight", "a weight"),
         ):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < math.inf:
-                raise InputError(f"option {name} must be {unit} of at least 0, got {value!r}")
+            check_number(f"option {name}", getattr(self, name), least=0, kind=kind)
 
     @property
     def given(self) -> frozenset[str]:
@@ -232,11 +203,3 @@ _SHARES = (
     "retrieve_iou_max",
     "retrieve_agreement",
 )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

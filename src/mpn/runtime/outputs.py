@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 
+from mpn._common.concurrency import BackgroundWorker
+from mpn._common.files import output_errors, save_json
 from mpn.errors import OutputError
-from mpn.runtime.atomic import output_errors, save_json
 from mpn.runtime.overlay import OverlayWriter
-from mpn.runtime.queues import BackgroundWorker
 from mpn.runtime.results import ResultPaths, remove_partials
 from mpn.runtime.resume import ResumePoint
 from mpn.runtime.video import VideoSource
@@ -19,7 +19,6 @@ from mpn.runtime.writers import MaskWriter, ProbsWriter, RleWriter, TracksWriter
 from mpn.types import Frame, StepResult
 
 SaveKind = Literal["masks", "overlay", "probs", "rle"]
-SAVE_KINDS: tuple[SaveKind, ...] = get_args(SaveKind)
 DEFAULT_SAVE: frozenset[SaveKind] = frozenset({"masks", "overlay"})
 
 _QUEUE_DEPTH = 4
@@ -149,7 +148,7 @@ class Outputs:
 
     def save_report(self, report: dict[str, Any]) -> None:
         """Write run.json; the run has ended."""
-        save_json(self._paths.run_json, report)
+        save_json(self._paths.run_json, report, durable=True)
         with output_errors(self._paths.run_partial_json):
             self._paths.run_partial_json.unlink(missing_ok=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -11,9 +10,9 @@ import av
 import cv2
 import numpy as np
 
+from mpn._common.files import create_temporary, output_error, output_errors, publish
 from mpn.errors import OutputError
-from mpn.palette import DAVIS_PALETTE
-from mpn.runtime.atomic import output_error, output_errors, partial_path
+from mpn.masks import DAVIS_PALETTE
 from mpn.types import Frame, StepResult, UInt8Array
 
 DEFAULT_OPACITY = 0.5
@@ -124,10 +123,10 @@ class OverlayWriter:
         self._last_pts = -1
         encoder = h264_encoder()
         with output_errors(path):  # PyAV would find out at the first packet only
-            partial_path(path).touch()
+            self._temporary = create_temporary(path)
         try:
             self._container = av.open(
-                str(partial_path(path)),
+                str(self._temporary),
                 "w",
                 format="mp4",
                 # The index in front: a browser can start before it has the whole file.
@@ -199,7 +198,7 @@ class OverlayWriter:
         except (av.error.FFmpegError, OSError) as error:
             raise _overlay_error(self._path, error) from error
         with output_errors(self._path):
-            os.replace(partial_path(self._path), self._path)
+            publish(self._temporary, self._path, durable=True)
 
     def discard(self) -> None:
         """Remove the unfinished file."""
@@ -208,7 +207,7 @@ class OverlayWriter:
         except (av.error.FFmpegError, OSError):
             pass  # it goes away with what could not be written
         finally:
-            partial_path(self._path).unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
 
 
 def _overlay_error(path: Path, error: Exception) -> OutputError:

@@ -18,9 +18,8 @@ from mpn.types import Float32Array
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 
-MAX_DIMENSIONS = 7
-"""An axis number of d + 1 axes fits in :data:`AXIS_BITS`."""
 AXIS_BITS = 3
+"""Bits of an axis number: a lattice of d dimensions has d + 1 axes, so d is at most 7."""
 
 _BLOCK = 8192
 """Points worked on at a time: a block's dozen temporaries stay in the processor's cache."""

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.load import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
 from mpn.errors import EngineError
 from mpn.runtime.adapt_options import AdaptOptions
@@ -34,7 +35,6 @@ from mpn.runtime.device.video import DeviceVideo, FlowOfDevice
 from mpn.runtime.ensemble import merge
 from mpn.runtime.flow import FlowEstimator, flow_estimator_from
 from mpn.runtime.object_engines import ObjectAdapterLike
-from mpn.runtime.opencv_threads import OpenCvThreads
 from mpn.runtime.ops import cpu
 from mpn.runtime.ops.base import Ops
 from mpn.runtime.ops.cuda_lane import Lane

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from mpn._common.concurrency import Prefetch
 from mpn.errors import InputError
-from mpn.runtime.labels import load_labels
-from mpn.runtime.queues import Prefetch
+from mpn.masks import load_labels
 from mpn.runtime.state import object_ids_from_labels
-from mpn.runtime.video import VideoSource, open_video
+from mpn.runtime.video import Decode, VideoSource, open_video
 from mpn.types import Frame, StepResult, UInt8Array, check_labels
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def propagate(
     pipeline: PipelineLike | None = None,
     start: int | None = None,
     end: int | None = None,
+    decode: Decode = "auto",
 ) -> Iterator[StepResult]:
     """Segment a video, frame by frame.
 
@@ -97,6 +98,8 @@ def propagate(
         pipeline: Use this one, which stays the caller's to close, instead of opening engines.
         start: Index of the first frame, see ``open_video``; ``mask`` belongs to it.
         end: Index of the frame to stop before.
+        decode: Where a video file is decoded that is given by its path; see
+            :func:`mpn.runtime.video_nvdec.choose_decoder`.
 
     Yields:
         The result of every frame, the first (``mask`` as given) included.
@@ -106,15 +109,16 @@ def propagate(
         EngineError: If the engines cannot be opened or fail.
     """
     with ExitStack() as stack:
-        frames: Iterable[Frame]
+        opened = None
+        frames: Iterable[Frame] = ()
         if isinstance(video, str | Path):
-            frames = stack.enter_context(open_video(video, start=start, end=end))
-        elif isinstance(video, VideoSource):
-            frames = frames_between(video, start, end)
+            opened = stack.enter_context(open_video(video, start=start, end=end))
+            first: Frame | None = opened.first_frame
         else:
-            frames = frames_between(frames_from_arrays(video), start, end)
-        reader = stack.enter_context(Prefetch(frames))
-        first = next(reader, None)
+            is_source = isinstance(video, VideoSource)
+            frames = video if is_source else frames_from_arrays(video)  # type: ignore[arg-type, assignment]
+            reader = stack.enter_context(Prefetch(frames_between(frames, start, end)))
+            first = next(reader, None)
         if first is None:
             raise InputError("the video has no frame between start and end")
         size_hw = (first.rgb.shape[0], first.rgb.shape[1])
@@ -129,7 +133,13 @@ def propagate(
                     engine_dir, backend=backend, threads=threads, options=options, adapt=adapt
                 )
             )
-        frames = chain([first], reader)
+        if opened is None:
+            frames = chain([first], reader)
+        else:
+            from mpn.runtime.video_nvdec import choose_decoder, device_of
+
+            chosen = choose_decoder(opened, decode, device_of(pipeline))
+            frames = stack.enter_context(Prefetch(stack.enter_context(chosen)))
         del first  # it would stay in memory to the end
         for _, result in propagate_frames(frames, pipeline, labels, later):
             yield result

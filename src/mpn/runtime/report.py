@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,18 @@ class StageStatistics:
 
 
 def versions() -> dict[str, str]:
-    """Version of this package, of Python and of what the run may have used."""
-    found = {"mpn-runtime": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
+    """Return the versions of this package, of Python and of the libraries of a run."""
+    return {
+        "mpn-runtime": __version__,
+        "python": platform.python_version(),
+        **installed_versions(_PACKAGES),
+    }
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

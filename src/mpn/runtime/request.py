@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpn.errors import InputError
+from mpn.masks import load_labels
 from mpn.runtime.adapt_options import AdaptOptions
-from mpn.runtime.labels import load_labels
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.outputs import DEFAULT_SAVE, SaveKind
 from mpn.runtime.propagate import check_corrections
-from mpn.runtime.video import VideoSource
+from mpn.runtime.video import Decode, VideoSource
 from mpn.types import UInt8Array
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class RunRequest:
         start: Index of the first frame.
         end: Index of the frame to stop before.
         fps: Frame rate of a folder of images.
+        decode: Where a video file is decoded; see :func:`mpn.runtime.video_nvdec.choose_decoder`.
         save: What to write beside tracks.jsonl and run.json.
         resume: Go on with an earlier run in ``out``, if there is one.
         build: Build a plan that is missing or does not fit, for backends that run plans; False:
@@ -59,6 +60,7 @@ class RunRequest:
     start: int | None = None
     end: int | None = None
     fps: Fraction | None = None
+    decode: Decode = "auto"
     save: frozenset[SaveKind] = DEFAULT_SAVE
     resume: bool = False
     build: bool = True

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpn._common.files import PARTIAL_SUFFIX, output_errors, remove_temporaries
 from mpn.errors import OutputError
-from mpn.runtime.atomic import PARTIAL_SUFFIX, output_errors, partial_path
 from mpn.runtime.video import VideoSource
 from mpn.runtime.video_images import ImageSequence
 
@@ -168,4 +168,4 @@ def remove_partials(paths: ResultPaths) -> None:
             for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
                 path.unlink(missing_ok=True)
     for path in paths.growing:
-        partial_path(path).unlink(missing_ok=True)
+        remove_temporaries(path)

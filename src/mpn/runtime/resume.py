@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from mpn._common.files import journal_path
 from mpn.errors import InputError, MaskError, OutputError
-from mpn.runtime.atomic import partial_path
-from mpn.runtime.labels import load_labels
+from mpn.masks import load_labels
 from mpn.runtime.propagate import PipelineLike, follow_frames, give
 from mpn.runtime.results import ResultPaths
 from mpn.types import MAX_OBJECT_ID, Frame, StepResult, UInt8Array
@@ -155,7 +155,7 @@ def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | N
 
 
 def _earlier_track_lines(paths: ResultPaths) -> list[str]:
-    for path in (partial_path(paths.tracks), paths.tracks):
+    for path in (journal_path(paths.tracks), paths.tracks):
         try:
             return path.read_text(encoding="utf-8").splitlines()
         except (FileNotFoundError, NotADirectoryError):

@@ -35,20 +35,6 @@ def counts_from_mask(mask: BoolArray) -> list[int]:
     return [0, *counts] if pixels.size and pixels[0] else counts
 
 
-def mask_from_counts(counts: Sequence[int], size_hw: tuple[int, int]) -> BoolArray:
-    """The inverse of :func:`counts_from_mask`.
-
-    Raises:
-        ValueError: If the counts do not sum to the size.
-    """
-    height, width = size_hw
-    if sum(counts) != height * width or any(count < 0 for count in counts):
-        raise ValueError(f"counts of a {height}x{width} mask must sum to {height * width}")
-    values = np.arange(len(counts)) % 2 == 1
-    pixels: BoolArray = np.repeat(values, counts).reshape(width, height).T
-    return pixels
-
-
 def string_from_counts(counts: Sequence[int]) -> str:
     """COCO's compressed form of counts, ASCII."""
     characters = []
@@ -62,26 +48,3 @@ def string_from_counts(counts: Sequence[int]) -> str:
             if ends:
                 break
     return "".join(characters)
-
-
-def counts_from_string(text: str) -> list[int]:
-    """The inverse of :func:`string_from_counts`.
-
-    Raises:
-        ValueError: If the text ends within a number.
-    """
-    counts: list[int] = []
-    value = bits = 0
-    for character in text:
-        group = ord(character) - _FIRST_CHARACTER
-        value |= (group & _FIVE_BITS) << bits
-        bits += 5
-        if group & _MORE:
-            continue
-        if group & _SIGN:
-            value -= 1 << bits
-        counts.append(value + counts[-2] if len(counts) >= _DIFFERENCE_FROM else value)
-        value = bits = 0
-    if bits:
-        raise ValueError("compressed counts end within a number")
-    return counts

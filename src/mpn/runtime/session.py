@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mpn._common.concurrency import Prefetch
 from mpn.engines.load import PlanPolicy, default_engine_dir
 from mpn.engines.manifest import load_manifest
 from mpn.engines.plans.progress import OnPlanProgress
@@ -24,7 +25,6 @@ from mpn.runtime.fingerprint import fingerprint, until
 from mpn.runtime.outputs import Outputs
 from mpn.runtime.pipeline import OnAdapt, Pipeline
 from mpn.runtime.propagate import propagate_frames
-from mpn.runtime.queues import Prefetch
 from mpn.runtime.report import StageStatistics, machine_facts, versions
 from mpn.runtime.request import Masks, Progress, RunRequest
 from mpn.runtime.results import (
@@ -38,6 +38,7 @@ from mpn.runtime.results import (
 )
 from mpn.runtime.resume import ResumePoint, check_same_run, find_resume_point, resumed_frames
 from mpn.runtime.video import VideoSource, open_video
+from mpn.runtime.video_nvdec import choose_decoder, device_of
 from mpn.types import Frame, StepResult
 
 MIN_SIDE_PX = 16
@@ -103,6 +104,11 @@ def run_video(
                 adapt=decided.options,
                 on_adapt=on_adapt,
                 plans=PlanPolicy(build=request.build, on_progress=on_build),
+            )
+        )
+        video = stack.enter_context(
+            choose_decoder(
+                video, request.decode, device_of(pipeline), copy_to_host="overlay" in request.save
             )
         )
         run = _Run(request, video, masks, pipeline, paths, decided)
@@ -195,7 +201,7 @@ class _Run:
     ) -> None:
         before_s = time.perf_counter()
         is_earlier = point is not None and frame.index <= point.frame_index
-        outputs.submit(frame, result, is_earlier=is_earlier)
+        outputs.submit(self._video.host_frame(frame), result, is_earlier=is_earlier)
         self._done += 1
         if not is_earlier:
             self._computed += 1
@@ -260,6 +266,7 @@ class _Run:
                 "start": self._first_frame.index,
                 "end": request.end,
             },
+            "decode": {"asked": request.decode, "used": video.decoder, "note": video.decoder_note},
             "object_ids": list(self._pipeline.object_ids),
             "saved": sorted(request.save),
             "out": {"masks": str(self._paths.masks), "folder": str(self._paths.folder)},

@@ -11,20 +11,26 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal, get_args
 from urllib.parse import urlsplit, urlunsplit
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.errors import InputError, VideoError
 from mpn.types import Frame
 
 DEFAULT_SEQUENCE_FPS = Fraction(24)
 """Frame rate of a folder of images, which does not state one; DAVIS was published at 24."""
 
+Decode = Literal["auto", "cpu", "nvdec"]
+"""Where video files are decoded; see :func:`mpn.runtime.video_nvdec.choose_decoder`."""
+
+DECODERS: tuple[Decode, ...] = get_args(Decode)
+
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _CAMERA = re.compile(r"^\d{1,3}$")
 
 
-class VideoSource(Closing):
+class VideoSource(Closeable):
     """Frames in presentation order, read once, with what is known about them beforehand.
 
     Open one with :func:`open_video`. The first frame is already decoded when the source is open, so
@@ -40,10 +46,12 @@ class VideoSource(Closing):
         frame_count_hint: Frames to expect between start and end; for a progress bar only. None
             where nothing is known.
         is_live: Whether frames come as they happen (camera, stream), without a known end.
-        has_own_names: Whether ``Frame.name`` is the name of a file of the user's.
+        decoder: ``"cpu"`` or ``"nvdec"``.
+        decoder_note: Why ``decode="auto"`` did not take NVDEC on a GPU; empty otherwise.
     """
 
-    has_own_names = False
+    decoder = "cpu"
+    decoder_note = ""
 
     def __init__(
         self,
@@ -90,6 +98,10 @@ class VideoSource(Closing):
         for frame in self._frames_after_first():
             yield self._check_size(frame)
 
+    def host_frame(self, frame: Frame) -> Frame:
+        """Return a frame of this source with its pixels in a NumPy array."""
+        return frame
+
     @abstractmethod
     def _frames_after_first(self) -> Iterator[Frame]:
         """Deliver the other frames, up to the end that was asked for."""
@@ -99,7 +111,7 @@ class VideoSource(Closing):
         """Give back what the source holds open; called once or more."""
 
     def close(self) -> None:
-        """Release the source. Closing twice is allowed."""
+        """Release the source. A second call does nothing."""
         self._first = None
         self._release()
 
@@ -120,6 +132,8 @@ def open_video(
     start: int | None = None,
     end: int | None = None,
     fps: Fraction | None = None,
+    decode: Decode = "cpu",
+    device: int | None = None,
 ) -> VideoSource:
     """Open a video.
 
@@ -132,14 +146,33 @@ def open_video(
         end: Index of the frame to stop before (half-open).
         fps: Frame rate of a folder or pattern of images; :data:`DEFAULT_SEQUENCE_FPS` if None.
             Videos, cameras and streams state their own and refuse this.
+        decode: ``"cpu"``; ``"nvdec"``: on GPU ``device``, whose frames are arrays in its memory;
+            ``"auto"``: NVDEC if ``device`` is given and NVDEC can decode the file.
+        device: Index of the GPU that uses the frames.
 
     Returns:
         A source to close, or to use in a ``with`` block.
 
     Raises:
-        InputError: If ``start``, ``end`` or ``fps`` make no sense.
+        InputError: If ``start``, ``end`` or ``fps`` are out of range, or NVDEC cannot be used.
+        MissingExtraError: If ``decode`` is ``"nvdec"`` and PyNvVideoCodec is not installed.
         VideoError: If there is no such source, or it holds no frame that can be decoded.
     """
+    video = _opened(source, start=start, end=end, fps=fps)
+    if decode == "cpu":
+        return video
+    from mpn.runtime.video_nvdec import choose_decoder
+
+    try:
+        return choose_decoder(video, decode, device)
+    except BaseException:
+        video.close()
+        raise
+
+
+def _opened(
+    source: str | Path, *, start: int | None, end: int | None, fps: Fraction | None
+) -> VideoSource:
     text = str(source)
     first, last = _check_range(start, end)
     path = Path(text)

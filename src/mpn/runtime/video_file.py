@@ -95,6 +95,21 @@ class VideoStream(VideoSource):
             self._container.close()
             raise
 
+    @property
+    def path(self) -> Path:
+        """The file; not a file if this is a camera or a network stream."""
+        return Path(self._url)
+
+    @property
+    def end(self) -> int | None:
+        """Index of the frame to stop before; None: the end of the video."""
+        return self._end
+
+    @property
+    def is_rotated(self) -> bool:
+        """Whether stored frames are turned or mirrored before they are delivered."""
+        return self._orientation != _Orientation()
+
     def _release(self) -> None:
         self._pending.close()
         self._container.close()

@@ -138,8 +138,6 @@ class ImageSequence(VideoSource):
         folder: The folder that holds the images.
     """
 
-    has_own_names = True
-
     def __init__(
         self, address: Path, paths: Sequence[Path], *, start: int, end: int | None, fps: Fraction
     ) -> None:

@@ -1,114 +1,281 @@
-"""Frames that are decoded on the GPU and never seen by the host. Untested: no GPU has run this.
+"""Decode a video file on the GPU with NVDEC, through NVIDIA's PyNvVideoCodec.
 
-Through NVIDIA's PyNvVideoCodec, whose frames speak DLPack. They go into ``Pipeline.step`` of a
-pipeline on a device as they are; the first frame, whose labels the user gives, is copied once.
+No GPU has run this yet: the tests use a fake of the package.
+
+The demuxer of FFmpeg gives the time stamps. The colours are those of PyNvVideoCodec, which may
+differ from FFmpeg's by a few levels, so masks are close to those of the CPU decoder, not identical.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from mpn.closing import Closing
-from mpn.errors import VideoError, import_or_explain
+import av
+import numpy as np
 
-_PURPOSE = "decoding on the GPU"
+from mpn._common.text import one_line
+from mpn._common.validation import check_choice
+from mpn.errors import InputError, MpnError, VideoError, import_or_explain
+from mpn.runtime.video import DECODERS, Decode, VideoSource
+from mpn.runtime.video_file import VideoStream
+from mpn.types import Frame, UInt8Array
+
+_PACKAGE = "PyNvVideoCodec"
+_REORDERED_PACKETS = 40
+"""Packets to sort by time: H.264 and HEVC reorder at most 16 frames, of up to two packets each."""
+
+_HELD_FRAMES = 3
+"""Frames that stay allocated behind the newest one: a pipeline reads the current and next one."""
 
 
-class NvdecFrames(Closing):
-    """The frames of a video file in device memory, one after the other.
+class DeviceMemory(Protocol):
+    """The memory of one GPU; :class:`mpn.runtime.ops.cuda_device.CudaDevice` implements it."""
 
-    Each is (H, W, 3) uint8 RGB with ``__dlpack__``. It is valid until the one after the next is
-    decoded, which is as long as a pipeline needs it.
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Allocate an array."""
+
+    def copy(self, source: Any, to: Any) -> None:
+        """Copy an array on the device."""
+
+    def download(self, array: Any) -> Any:
+        """Copy an array to the host."""
+
+    def array_from(self, foreign: Any) -> Any:
+        """View an array of another library."""
+
+
+class DeviceFrame:
+    """A frame in device memory, with the attributes of a NumPy array that a pipeline reads.
 
     Args:
-        path: A file that NVDEC decodes (H.264, HEVC, AV1, VP9).
-        index: Number of the device.
+        array: (H, W, 3) uint8 RGB, with ``__cuda_array_interface__``.
+        host: The same pixels on the host, if they were copied.
+    """
+
+    ndim = 3
+
+    def __init__(self, array: Any, host: UInt8Array | None = None) -> None:
+        self._array = array
+        self.host = host
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype = np.dtype(np.uint8)
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        """Version 3 of the interface."""
+        return self._array.__cuda_array_interface__
+
+
+class NvdecVideo(VideoSource):
+    """The frames of a video file, decoded on the GPU. Use :func:`choose_decoder`.
+
+    Sizes, times and ``first_frame`` are those of the opened file. The iteration delivers the first
+    frame, which the pipeline starts from, as a host array and each later one as a
+    :class:`DeviceFrame`. Each frame has memory of its own and stays valid as long as it is held.
+
+    Args:
+        stream: The opened file, which is closed with this.
+        device: Index of the GPU.
+        copy_to_host: Copy each frame to the host too, for :meth:`host_frame`.
+        open_memory: Opens the memory of a GPU, called in the thread that iterates.
 
     Raises:
         MissingExtraError: If PyNvVideoCodec is not installed.
-        VideoError: If the file is missing or cannot be decoded.
+        VideoError: If NVDEC cannot decode the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, index: int = 0) -> None:
-        if not Path(path).is_file():
-            raise VideoError(f"no such video file: {path}")
-        codec = import_or_explain("PyNvVideoCodec", extra="nvdec", purpose=_PURPOSE)
-        self._path = Path(path)
+    decoder = "nvdec"
+
+    def __init__(
+        self,
+        stream: VideoStream,
+        device: int,
+        *,
+        copy_to_host: bool,
+        open_memory: Callable[[int], DeviceMemory],
+    ) -> None:
+        codec = import_or_explain(_PACKAGE, extra="nvdec", purpose="decoding on the GPU")
+        super().__init__(
+            name=stream.name,
+            address=stream.address,
+            first_frame=stream.first_frame,
+            fps=stream.fps,
+            time_base=stream.time_base,
+            frame_count_hint=stream.frame_count_hint,
+        )
+        self._stream, self._device, self._copy_to_host = stream, device, copy_to_host
+        self._open_memory = open_memory
         try:
             self._decoder: Any = codec.SimpleDecoder(
-                str(path),
-                gpu_id=index,
+                str(stream.path),
+                gpu_id=device,
                 use_device_memory=True,
                 output_color_type=codec.OutputColorType.RGB,
             )
             self._count = len(self._decoder)
-        except Exception as error:  # the package raises what its C++ throws
+        except Exception as error:  # the package raises the exceptions of its C++ code
             raise VideoError(
-                f"{path} cannot be decoded on GPU {index} ({' '.join(str(error).split())}): use "
-                "the video's path without NVDEC"
+                f"{self.address} cannot be decoded on GPU {device} ({one_line(error)}): use "
+                "--decode cpu"
             ) from error
 
-    def __len__(self) -> int:
-        """How many frames the file says there are."""
-        return self._count
-
-    def __iter__(self) -> Iterator[Any]:
-        """Decode, from the first frame on.
+    def __iter__(self) -> Iterator[Frame]:
+        """Decode from the first frame on.
 
         Raises:
-            VideoError: If a frame cannot be decoded, or is not (H, W, 3) uint8.
+            VideoError: If a frame cannot be decoded, is not (H, W, 3) uint8 or has another size, or
+                the decoder has fewer frames than the file.
         """
-        held: list[Any] = []  # the decoder gives its memory back when nobody holds a frame
-        for number in range(self._count):
-            try:
-                frame = self._decoder[number]
-            except Exception as error:
+        first = self.first_frame
+        self._first = None
+        memory = self._open_memory(self._device)
+        held: deque[Any] = deque(maxlen=_HELD_FRAMES)
+        for index, pts_s in enumerate(_packet_times(self._stream.path)):
+            if self._stream.end is not None and index >= self._stream.end:
+                return
+            if index < first.index:
+                continue
+            rgb = self._decoded(memory, index, needs_host=index == first.index)
+            held.append(rgb)
+            frame = Frame(index=index, rgb=rgb, pts_s=pts_s, name=f"{index:05d}")  # type: ignore[arg-type]
+            yield self._check_size(self.host_frame(frame) if index == first.index else frame)
+
+    def host_frame(self, frame: Frame) -> Frame:
+        """See :meth:`VideoSource.host_frame`; unchanged if frames are not copied to the host."""
+        if isinstance(frame.rgb, DeviceFrame) and frame.rgb.host is not None:
+            return replace(frame, rgb=frame.rgb.host)
+        return frame
+
+    def _decoded(self, memory: DeviceMemory, index: int, *, needs_host: bool) -> DeviceFrame:
+        if index >= self._count:
+            raise VideoError(
+                f"NVDEC gives {self._count} frames of {self.address}, but the file holds more: use "
+                "--decode cpu"
+            )
+        try:
+            view = memory.array_from(self._decoder[index])
+            shape, dtype = tuple(map(int, view.shape)), np.dtype(view.dtype)
+            if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
                 raise VideoError(
-                    f"frame {number} of {self._path} cannot be decoded "
-                    f"({' '.join(str(error).split())})"
-                ) from error
-            yield _checked(frame, number, self._path)
-            held = [*held[-2:], frame]
+                    f"frame {index} of {self.address} is {shape} {dtype} on the GPU, expected "
+                    "(height, width, 3) uint8: this version of PyNvVideoCodec has another layout"
+                )
+            # The decoder may reuse its memory for the next frame.
+            array = memory.empty(shape, dtype)
+            memory.copy(view, array)
+            is_copied = needs_host or self._copy_to_host
+            return DeviceFrame(array, memory.download(array) if is_copied else None)
+        except MpnError:
+            raise
+        except Exception as error:
+            raise VideoError(
+                f"frame {index} of {self.address} cannot be decoded on the GPU ({one_line(error)})"
+            ) from error
 
-    def close(self) -> None:
-        """Forget the decoder; closing twice is allowed."""
+    def _frames_after_first(self) -> Iterator[Frame]:
+        raise NotImplementedError  # __iter__ decodes the first frame as well
+
+    def _release(self) -> None:
         self._decoder = None
-        self._count = 0
+        self._stream.close()
 
 
-class DeviceFrame:
-    """A frame of another library, with the attributes that a pipeline looks at.
+def choose_decoder(
+    video: VideoSource,
+    decode: Decode,
+    device: int | None,
+    *,
+    copy_to_host: bool = False,
+    open_memory: Callable[[int], DeviceMemory] | None = None,
+) -> VideoSource:
+    """Return the source that decodes an opened video as ``decode`` says.
 
     Args:
-        frame: Has ``__dlpack__``.
-        shape: (H, W, 3).
-        dtype: uint8.
+        video: Opened with the CPU decoder, not iterated.
+        decode: ``"cpu"``; ``"nvdec"``; ``"auto"``: NVDEC if the pipeline works on a GPU,
+            PyNvVideoCodec is installed and NVDEC decodes the file, else the CPU.
+        device: Index of the GPU that the pipeline works on; None: on the host.
+        copy_to_host: Whether :meth:`VideoSource.host_frame` is called for each frame.
+        open_memory: Opens the memory of a GPU; default: with cuda-core.
+
+    Returns:
+        ``video`` or an :class:`NvdecVideo`, which closes ``video``.
+
+    Raises:
+        InputError: If ``decode`` is unknown, or ``"nvdec"`` cannot be used.
+        MissingExtraError: If ``"nvdec"`` is given and PyNvVideoCodec is not installed.
+        VideoError: If ``"nvdec"`` is given and NVDEC cannot decode the file.
     """
+    check_choice("--decode", decode, DECODERS)
+    if decode == "cpu" or (decode == "auto" and (device is None or find_spec(_PACKAGE) is None)):
+        return video
+    reason = _why_not(video, device)
+    if reason is None and isinstance(video, VideoStream) and device is not None:
+        try:
+            return NvdecVideo(
+                video, device, copy_to_host=copy_to_host, open_memory=open_memory or _cuda_memory
+            )
+        except MpnError as error:
+            if decode == "nvdec":
+                raise
+            reason = str(error)
+    elif decode == "nvdec":
+        raise InputError(f"--decode nvdec cannot be used: {reason}; use --decode cpu")
+    video.decoder_note = f"not decoded by NVDEC: {reason}"
+    return video
 
-    def __init__(self, frame: Any, shape: tuple[int, ...], dtype: Any) -> None:
-        self._frame = frame
-        self.shape, self.dtype, self.ndim = shape, dtype, len(shape)
 
-    def __dlpack__(self, **how: Any) -> Any:
-        """See the array API standard."""
-        return self._frame.__dlpack__(**how)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        """See the array API standard."""
-        kind, number = self._frame.__dlpack_device__()
-        return int(kind), int(number)
+def device_of(pipeline: Any) -> int | None:
+    """Return the index of the GPU that a pipeline works on; None if it works on the host."""
+    engines = getattr(pipeline, "engines", None)
+    if engines is None or engines.backend == "cpu":
+        return None
+    return 0 if engines.device is None else int(engines.device.index)
 
 
-def _checked(frame: Any, number: int, path: Path) -> DeviceFrame:
-    import numpy as np
+def _why_not(video: VideoSource, device: int | None) -> str | None:
+    if device is None:
+        return "the pipeline works on the CPU, and NVDEC puts frames into the memory of a GPU"
+    if not isinstance(video, VideoStream) or video.is_live or not video.path.is_file():
+        return f"{video.address} is not a video file"
+    if video.is_rotated:
+        return f"{video.address} is stored rotated, and NVDEC does not turn frames upright"
+    return None
 
-    shape = tuple(int(side) for side in getattr(frame, "shape", ()))
-    if len(shape) != 3 or shape[2] != 3:
-        raise VideoError(
-            f"frame {number} of {path} is {shape} on the GPU, expected (height, width, 3): this "
-            "version of PyNvVideoCodec gives another layout"
-        )
-    return DeviceFrame(frame, shape, np.dtype(np.uint8))
+
+def _packet_times(path: Path) -> Iterator[Fraction]:
+    """Yield the presentation time of each frame of a file in seconds, in order, from its packets.
+
+    Raises:
+        VideoError: If the file cannot be read, or its packets have no times.
+    """
+    times: list[int] = []
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            time_base = Fraction(stream.time_base or 0)
+            for packet in container.demux(stream):
+                if packet.size == 0:  # the end
+                    continue
+                if packet.pts is None:
+                    raise VideoError(f"{path} has no time stamps: use --decode cpu")
+                heapq.heappush(times, packet.pts)
+                if len(times) > _REORDERED_PACKETS:
+                    yield heapq.heappop(times) * time_base
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoError(f"{path} cannot be read ({one_line(error)})") from error
+    while times:
+        yield heapq.heappop(times) * time_base
+
+
+def _cuda_memory(device: int) -> DeviceMemory:
+    from mpn.runtime.ops.cuda_device import CudaDevice
+
+    return CudaDevice(device)

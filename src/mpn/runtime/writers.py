@@ -7,15 +7,14 @@ name until :meth:`Writer.close`; files of one frame are written whole or not at 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from mpn.runtime.atomic import output_errors, partial_path, write_atomically
-from mpn.runtime.labels import save_labels
+from mpn._common.files import journal_path, output_errors, publish, write_atomically
+from mpn.masks import save_labels
 from mpn.runtime.rle import counts_from_mask, string_from_counts
 from mpn.types import Frame, StepResult
 
@@ -103,7 +102,7 @@ class _JsonLinesWriter:
         earlier = "".join(line.rstrip("\n") + "\n" for line in earlier_lines)
         with output_errors(path):
             # Unbuffered: a killed run is resumed from these lines.
-            self._file = partial_path(path).open("wb", buffering=0)
+            self._file = journal_path(path).open("wb", buffering=0)
         self._append(earlier)
 
     def _write_line(self, value: dict[str, Any]) -> None:
@@ -124,13 +123,13 @@ class _JsonLinesWriter:
         """See :meth:`Writer.close`; after a failed write, the lines before it are kept."""
         with output_errors(self._path):
             self._file.close()
-            os.replace(partial_path(self._path), self._path)
+            publish(journal_path(self._path), self._path, durable=True)
 
     def discard(self) -> None:
         """See :meth:`Writer.discard`."""
         with output_errors(self._path):
             self._file.close()
-            partial_path(self._path).unlink(missing_ok=True)
+            journal_path(self._path).unlink(missing_ok=True)
 
 
 class TracksWriter(_JsonLinesWriter):

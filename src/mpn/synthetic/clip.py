@@ -121,8 +121,8 @@ def write_clip(
         InputError: If an argument is out of its range.
         OutputError: If a file cannot be written.
     """
-    from mpn.runtime.atomic import output_errors, partial_path, write_atomically
-    from mpn.runtime.labels import save_labels
+    from mpn._common.files import output_errors, replacing, write_text_atomically
+    from mpn.masks import save_labels
 
     if objects < 1 or size_hw[0] % 2 or size_hw[1] % 2:
         raise InputError(
@@ -139,22 +139,15 @@ def write_clip(
             folder.mkdir(parents=True, exist_ok=True)
         for stale in annotations.glob("*.png"):  # masks of a longer clip
             stale.unlink()
-    write_atomically(lists / "val.txt", lambda file: file.write(f"{CLIP_NAME}\n".encode()))
-    partial = partial_path(video)
-    try:
-        with output_errors(video), _VideoFile(partial, size_hw) as encoded:
-            for number, frame in enumerate(rendered):
-                encoded.add(frame.rgb)
-                save_labels(annotations / f"{number:05d}.png", frame.labels)
-                if number == 0:
-                    save_labels(first_mask, frame.labels)
-                if on_frame is not None:
-                    on_frame()
-        with output_errors(video):
-            partial.replace(video)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_text_atomically(lists / "val.txt", f"{CLIP_NAME}\n")
+    with replacing(video) as temporary, _VideoFile(temporary, size_hw) as encoded:
+        for number, frame in enumerate(rendered):
+            encoded.add(frame.rgb)
+            save_labels(annotations / f"{number:05d}.png", frame.labels)
+            if number == 0:
+                save_labels(first_mask, frame.labels)
+            if on_frame is not None:
+                on_frame()
     return ClipPaths(video=video, first_mask=first_mask, davis_root=directory, frames=frames)
 
 

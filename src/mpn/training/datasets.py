@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from mpn.errors import EvaluationError, TrainingError
-from mpn.evaluation.label_png import load_labels
+from mpn.masks import load_annotation
+from mpn.runtime.video_images import load_rgb
 from mpn.types import BoolArray, UInt8Array
 
 _DECODED_FRAMES = 512
@@ -39,7 +37,7 @@ class DavisSequence:
 
     def rgb(self, index: int) -> UInt8Array:
         """Load frame ``index``: (H, W, 3) uint8 RGB."""
-        return load_rgb(self.image_paths[index])
+        return cached_rgb(self.image_paths[index])
 
     def labels(self, index: int) -> UInt8Array:
         """Load the annotation of frame ``index``: (H, W) uint8 ids.
@@ -58,7 +56,7 @@ class StillPair:
 
     def rgb(self) -> UInt8Array:
         """Load the image: (H, W, 3) uint8 RGB."""
-        return load_rgb(self.image_path)
+        return cached_rgb(self.image_path)
 
     def mask(self) -> BoolArray:
         """Load the mask of the salient object: (H, W) bool."""
@@ -66,18 +64,13 @@ class StillPair:
 
 
 @lru_cache(maxsize=_DECODED_FRAMES)
-def load_rgb(path: Path) -> UInt8Array:
-    """Decode an image to (H, W, 3) uint8 RGB.
-
-    The result is cached and shared: treat it as read-only.
+def cached_rgb(path: Path) -> UInt8Array:
+    """Read an image as (H, W, 3) uint8 RGB; the array is shared and read-only.
 
     Raises:
-        TrainingError: If the file is no image.
+        VideoError: If the file is no image.
     """
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise TrainingError(f"{path} cannot be read as an image")
-    rgb: UInt8Array = np.ascontiguousarray(bgr[:, :, ::-1])
+    rgb = load_rgb(path)
     rgb.flags.writeable = False
     return rgb
 
@@ -92,7 +85,7 @@ def load_label_png(path: Path, void: int | None = 255) -> UInt8Array:
         TrainingError: If the file does not hold object ids.
     """
     try:
-        labels = load_labels(path)
+        labels = load_annotation(path)
     except EvaluationError as error:
         raise TrainingError(str(error)) from error
     if void is not None:

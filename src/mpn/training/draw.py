@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpn._common.validation import check_number
 from mpn.errors import TrainingError
 from mpn.training.clips import Clip, ClipSources, DavisClip, ShapeClip, StillClip
 from mpn.training.composites import CompositeClip, VanishingClip
@@ -41,8 +42,7 @@ class ClipMix:
                 f"the shares of clips must be at least 0 and not all 0, got davis {self.davis}, "
                 f"still {self.still}, composite {self.composite}, vanishing {self.vanishing}"
             )
-        if not 0 <= self.third_object <= 1:
-            raise TrainingError(f"third_object must be in 0..1, got {self.third_object}")
+        check_number("third_object", self.third_object, least=0, most=1, error=TrainingError)
 
 
 def sample_clip(material: ClipSources, mix: ClipMix, seed: int) -> Clip:

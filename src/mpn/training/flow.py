@@ -21,8 +21,7 @@ from mpn.training.flow_samples import FlowSamples
 from mpn.training.flow_synthetic import FlowSample, SyntheticPairs
 from mpn.training.flow_trainer import FlowTrainer, weights_in_public_units
 from mpn.training.flow_validation import mean_epe_px, validation_estimator, warp_mean_j
-from mpn.training.loop import run_loop, saved_state
-from mpn.training.processes import joined_processes
+from mpn.training.loop import run_loop, saved_state, seeded_processes
 from mpn.training.start_weights import load_start
 
 _VALIDATION_KEY = 2**31
@@ -46,12 +45,12 @@ def train_flow(
         sequences: Those named in ``options.holdout`` are for validation; none is trained on.
         stills: Images for synthetic pairs.
         pairs: Pairs with true flow.
-        out: Folder of the run.
+        out: See :func:`mpn.training.propagation.train_propagation`.
         options: See :class:`FlowTrainingOptions`.
-        start_from: Initial weights instead of random ones, in public units; ignored if a run is
-            resumed.
-        resume: Continue from ``last.pth``.
-        report: Called every few steps.
+        start_from: Weights to start from instead of random ones, in public units; those of a
+            resumed run win.
+        resume: As for ``out``.
+        report: As for ``out``.
 
     Returns:
         The averaged state dict in public units, on the CPU.
@@ -64,9 +63,7 @@ def train_flow(
     state = saved_state(out, resume=resume)
     held_out = [s for s in sequences if s.name in options.holdout]
     synthetic = _synthetic_validation(stills, options) if not pairs.held_out else []
-    with joined_processes(options.device) as processes:
-        torch.set_num_threads(options.threads)
-        torch.manual_seed(options.seed + processes.rank)
+    with seeded_processes(options) as processes:
         network = FlowNet2(options.network, small_flow_scale=FLOW_SCALE)
         init_flow_weights(network)
         if start_from is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mpn._common.validation import check_number
 from mpn.errors import TrainingError
 from mpn.networks.flownet2 import SIZE_MULTIPLE, FlowNet2Config
 from mpn.training.flow_crop import FlowCropOptions
@@ -74,8 +75,7 @@ class FlowTrainingOptions(LoopOptions):
                 f"steps_by_member needs {self.member_count} numbers for "
                 f"{self.network.variant}, not all 0, got {list(self.steps_by_member)}"
             )
-        if not 0 <= self.true_share <= 1:
-            raise TrainingError(f"true_share must be in 0..1, got {self.true_share}")
+        check_number("true_share", self.true_share, least=0, most=1, error=TrainingError)
 
     @property
     def member_count(self) -> int:

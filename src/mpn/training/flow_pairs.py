@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mpn.errors import TrainingError
-from mpn.training.datasets import load_rgb
+from mpn.training.datasets import cached_rgb
 from mpn.types import Float32Array, UInt8Array
 
 _MAGIC = 202021.25
@@ -34,7 +34,7 @@ class FlowPair:
 
     def frames(self) -> tuple[UInt8Array, UInt8Array]:
         """Load both frames: (H, W, 3) uint8 RGB."""
-        return load_rgb(self.image0_path), load_rgb(self.image1_path)
+        return cached_rgb(self.image0_path), cached_rgb(self.image1_path)
 
     def flow_px(self) -> Float32Array:
         """Load the flow: (2, H, W) float32, (x, y) in pixels; NaN if unknown."""

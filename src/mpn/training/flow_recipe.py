@@ -42,19 +42,7 @@ def run_flow_recipe(
 ) -> Path:
     """Read the data, train, and write the averaged weights as ``out/flow.pth``.
 
-    Args:
-        recipe: Data and options.
-        out: Folder of the run; its ``recipe.toml`` holds the options as used.
-        resume: Continue the run in ``out``.
-        notice: Called with every option that a resumed run changes.
-        report: Called every few steps.
-
-    Returns:
-        Path of the checkpoint.
-
-    Raises:
-        CheckpointError: If the initial checkpoint cannot be used.
-        TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
+    See :func:`mpn.training.recipe.run_propagation_recipe` for arguments, result and errors.
     """
     options = recipe.training
     start = None

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpn.errors import TrainingError
 from mpn.networks.flownet2 import FLOW_SCALE, FlowNet2
 from mpn.networks.flownet2_rescale import sd_weights_with_larger_flow
 from mpn.training.averaging import AveragedWeights
 from mpn.training.flow_loss import mean_epe_px, multiscale_epe
 from mpn.training.flow_options import FlowTrainingOptions, FlowTrainingReport
 from mpn.training.flow_samples import FlowSamples, joined
-from mpn.training.loop import check_same_network
+from mpn.training.loop import ResumableTrainer
 from mpn.training.mixed_precision import MixedPrecision
 from mpn.training.prefetch import Prefetched
 from mpn.training.processes import Processes
-from mpn.training.schedule import cosine, warmed_up
-
-_STATE_SCHEMA = 1
+from mpn.training.schedule import adamw, cosine, warmed_up
 
 
-class FlowTrainer:
+class FlowTrainer(ResumableTrainer):
     """Network, optimiser and averaged weights of one training run.
 
     Args:
@@ -37,6 +31,9 @@ class FlowTrainer:
         options: See :class:`FlowTrainingOptions`.
         processes: Each process computes its share of a batch.
     """
+
+    schema = 1
+    options: FlowTrainingOptions
 
     def __init__(
         self,
@@ -49,16 +46,8 @@ class FlowTrainer:
         self.network, self.options, self.step = network, options, 0
         self._parallel = processes.parallel(_Pyramid(network), all_used=len(options.members) == 1)
         share = processes.share(range(options.batch))
-        self.optimiser = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in network.parameters() if p.ndim >= 2],
-                    "weight_decay": options.weight_decay,
-                },
-                {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
-            ]
-        )
-        self._precision = MixedPrecision(options.precision, processes.device)
+        self.optimiser = adamw(network.parameters(), weight_decay=options.weight_decay)
+        self.precision = MixedPrecision(options.precision, processes.device)
         self.average = AveragedWeights(network, options.ema_decay)
         self._batches = Prefetched(samples.sample, share, options.steps)
         self._sums = np.zeros(3)
@@ -81,15 +70,11 @@ class FlowTrainer:
         self._parallel.train()
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
-        with self._precision.autocast():
+        with self.precision.autocast():
             flows_px = self._parallel(frames[:, 0], frames[:, 1], member)
         loss = multiscale_epe(flows_px, target_px, valid, options.weights_of(member))
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {float(loss.detach())} at step {self.step}: the last state saved is "
-                "kept in last.pth; resume with a lower learning rate"
-            )
-        self._precision.step(loss, self.optimiser, self.network.parameters(), options.clip_norm)
+        self.check_finite(loss)
+        self.precision.step(loss, self.optimiser, self.network.parameters(), options.clip_norm)
         self.step += 1
         self.average.update(self.network, self.step)
         finest = F.interpolate(
@@ -133,31 +118,6 @@ class FlowTrainer:
             validation_epe_px=scores.get("validation_epe_px"),
             validation_j=scores.get("validation_j"),
         )
-
-    def state(self) -> dict[str, Any]:
-        """Return primitives and tensors, loadable with ``weights_only=True``."""
-        return {
-            "schema": _STATE_SCHEMA,
-            "network": asdict(self.options.network),
-            "step": self.step,
-            "model": self.network.state_dict(),
-            "averaged": self.average.state,
-            "optimiser": self.optimiser.state_dict(),
-            "scale": self._precision.state(),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore a state of :meth:`state`.
-
-        Raises:
-            TrainingError: If the state belongs to another network.
-        """
-        check_same_network(state, _STATE_SCHEMA, self.options.network)
-        self.step = int(state["step"])
-        self.network.load_state_dict(state["model"])
-        self.average.restore(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self._precision.restore(state["scale"])
 
 
 class _Pyramid(nn.Module):

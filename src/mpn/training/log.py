@@ -8,14 +8,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.errors import import_or_explain
 
 LOG_FILE = "log.csv"
 _DIGITS = {"loss": ".5f", "learning_rate": ".3g"}
 
 
-class RunLog(Closing):
+class RunLog(Closeable):
     """CSV log of reports, one column per field, after the step and the seconds.
 
     Args:

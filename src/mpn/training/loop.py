@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import cv2
 import torch
+from torch import Tensor, nn
 
+from mpn._common.files import output_errors, remove_temporaries
 from mpn.errors import TrainingError
+from mpn.networks.torch_file import write_torch_file
+from mpn.training.averaging import AveragedWeights
 from mpn.training.log import RunLog
 from mpn.training.loop_options import LoopOptions
-from mpn.training.processes import Processes
+from mpn.training.mixed_precision import MixedPrecision
+from mpn.training.processes import Processes, joined_processes
 
 STATE_FILE = "last.pth"
 
@@ -76,20 +81,74 @@ def saved_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
     return state
 
 
-def check_same_network(state: Mapping[str, Any], schema: int, network: Any) -> None:
-    """Refuse a state of another network or another kind of run.
+class ResumableTrainer:
+    """Base of trainers that saves and restores their common parts.
 
-    Args:
-        state: The saved state.
-        schema: Schema version of this trainer's states.
-        network: The network's options, a dataclass.
+    See :class:`TrainerProtocol`.
 
-    Raises:
-        TrainingError: If they differ.
+    Attributes:
+        schema: Of the states that it writes.
+        step: Steps done.
+        network: The network in training.
+        optimiser: Its optimiser.
+        average: Its averaged weights.
+        precision: Autocast and loss scale.
+        options: The options of the run, with ``network``.
     """
-    expected = asdict(network)
-    if state.get("schema") != schema or state["network"] != expected:
-        raise TrainingError(f"the run to resume has network {state.get('network')}, not {expected}")
+
+    schema: ClassVar[int]
+    step: int
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: AveragedWeights
+    precision: MixedPrecision
+    options: Any
+
+    def state(self) -> dict[str, Any]:
+        """Return primitives and tensors, loadable with ``weights_only=True``."""
+        return {
+            "schema": self.schema,
+            "network": asdict(self.options.network),
+            "step": self.step,
+            "model": self.network.state_dict(),
+            "averaged": self.average.state,
+            "optimiser": self.optimiser.state_dict(),
+            "scale": self.precision.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of :meth:`state`.
+
+        Raises:
+            TrainingError: If the state belongs to another network, or to another kind of run.
+        """
+        expected = asdict(self.options.network)
+        if state.get("schema") != self.schema or state["network"] != expected:
+            raise TrainingError(
+                f"the run to resume has network {state.get('network')}, not {expected}"
+            )
+        self.step = int(state["step"])
+        self.network.load_state_dict(state["model"])
+        self.average.restore(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.precision.restore(state.get("scale", {}))
+
+    def check_finite(self, loss: Tensor) -> None:
+        """Raise TrainingError unless the loss of this step is finite."""
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {float(loss.detach())} at step {self.step}: the last state saved is "
+                f"kept in {STATE_FILE}; resume with a lower learning rate"
+            )
+
+
+@contextmanager
+def seeded_processes(options: LoopOptions) -> Iterator[Processes]:
+    """Join the processes of a run and set the threads and the seed of torch in each."""
+    with joined_processes(options.device) as processes:
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed + processes.rank)
+        yield processes
 
 
 def run_loop(
@@ -116,6 +175,8 @@ def run_loop(
     cv2.setNumThreads(1)  # data have their own threads; OpenCV's would compete with torch's
     if processes.is_first:
         out.mkdir(parents=True, exist_ok=True)
+        with output_errors(out):
+            remove_temporaries(out / STATE_FILE)
     with (
         RunLog(
             out,
@@ -143,15 +204,5 @@ def run_loop(
             if done or processes.agree(overdue):
                 state = trainer.state()
                 if processes.is_first:
-                    save_state(state, out / STATE_FILE)
+                    write_torch_file(out / STATE_FILE, dict(state))
                 saved_at = time.monotonic()
-
-
-def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a state atomically: a killed process leaves the previous one."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        torch.save(dict(state), stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mpn._common.validation import check_int, check_number
 from mpn.errors import TrainingError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -47,7 +48,5 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         for name in ("validate_every", "log_every", "threads", "workers"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            raise TrainingError(f"ema_decay must be in 0..1, below 1, got {self.ema_decay}")
+            check_int(name, getattr(self, name), least=1, error=TrainingError)
+        check_number("ema_decay", self.ema_decay, least=0, below=1, error=TrainingError)

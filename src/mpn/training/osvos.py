@@ -18,7 +18,7 @@ from torch import Tensor
 from mpn.errors import TrainingError
 from mpn.networks.osvos_vgg import OsvosVgg
 from mpn.training.datasets import DavisSequence, StillPair
-from mpn.training.loop import run_loop, saved_state
+from mpn.training.loop import run_loop, saved_state, seeded_processes
 from mpn.training.osvos_norm import normalised_network
 from mpn.training.osvos_options import OsvosStage, OsvosTrainingOptions, OsvosTrainingReport
 from mpn.training.osvos_samples import (
@@ -31,7 +31,6 @@ from mpn.training.osvos_samples import (
 from mpn.training.osvos_scale import init_weights, weights_for_larger_input
 from mpn.training.osvos_trainer import OsvosTrainer
 from mpn.training.osvos_validation import mean_j
-from mpn.training.processes import joined_processes
 from mpn.training.start_weights import load_start
 
 _VALIDATE_ONE_FRAME_IN = 8
@@ -52,12 +51,12 @@ def train_osvos(
     Args:
         sequences: All sequences; those named in ``options.holdout`` are for validation only.
         stills: Salient-object images, for stage 1 and a share of stage 2.
-        out: Folder of the run.
+        out: See :func:`mpn.training.propagation.train_propagation`.
         options: See :class:`OsvosTrainingOptions`.
-        start_from: Initial weights instead of random ones, for inputs of 0..255 minus the mean;
-            ignored if a run is resumed.
-        resume: Continue from ``last.pth``.
-        report: Called every few steps.
+        start_from: Weights to start from instead of random ones, for inputs of 0..255 minus the
+            mean; those of a resumed run win.
+        resume: As for ``out``.
+        report: As for ``out``.
 
     Returns:
         The averaged state dict, for inputs of 0..255 minus the mean.
@@ -71,9 +70,7 @@ def train_osvos(
     held_out = MergedFrames(
         [s for s in sequences if s.name in options.holdout], every=_VALIDATE_ONE_FRAME_IN
     )
-    with joined_processes(options.device) as processes:
-        torch.set_num_threads(options.threads)
-        torch.manual_seed(options.seed + processes.rank)
+    with seeded_processes(options) as processes:
         network = _network(options, start_from, state).to(processes.device)
         trainer = OsvosTrainer(network, sources, options, processes)
         if state is not None:

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpn.errors import TrainingError
 from mpn.networks.osvos_vgg import OsvosVgg
 from mpn.training.averaging import AveragedWeights
 from mpn.training.balanced_loss import class_balanced_loss
-from mpn.training.loop import check_same_network
+from mpn.training.loop import ResumableTrainer
 from mpn.training.mixed_precision import MixedPrecision
 from mpn.training.osvos_norm import folded_weights, has_batch_norm
 from mpn.training.osvos_options import OsvosStage, OsvosTrainingOptions, OsvosTrainingReport
 from mpn.training.osvos_samples import CropSource
 from mpn.training.prefetch import Prefetched
 from mpn.training.processes import Processes
-from mpn.training.schedule import cosine, warmed_up
+from mpn.training.schedule import adamw, cosine, warmed_up
 
-_STATE_SCHEMA = 1
 _END_OF_SALIENT = 0.1
 """Share of the peak rate at the end of stage 1, where stage 2 continues."""
 
 
-class OsvosTrainer:
+class OsvosTrainer(ResumableTrainer):
     """Network, optimiser and averaged weights of one training run.
 
     Args:
@@ -39,6 +36,9 @@ class OsvosTrainer:
         options: See :class:`OsvosTrainingOptions`.
         processes: Each process computes its share of a batch.
     """
+
+    schema = 1
+    options: OsvosTrainingOptions
 
     def __init__(
         self,
@@ -56,16 +56,8 @@ class OsvosTrainer:
         self._sources = sources
         self._share = processes.share(range(options.batch))
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in trained if p.ndim >= 2],
-                    "weight_decay": options.weight_decay,
-                },
-                {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-            ]
-        )
-        self._precision = MixedPrecision(options.precision, processes.device)
+        self.optimiser = adamw(trained, weight_decay=options.weight_decay)
+        self.precision = MixedPrecision(options.precision, processes.device)
         self.average = AveragedWeights(self.network, options.ema_decay)
         self._batches = Prefetched(self._sample_task, self._share, options.steps)
         self._sums = np.zeros(3)
@@ -84,17 +76,13 @@ class OsvosTrainer:
         self._parallel.train()
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
-        with self._precision.autocast():
+        with self.precision.autocast():
             logits = self._parallel(images)
         losses = [class_balanced_loss(each, masks) for each in logits]
         weighted = zip(self.loss_weights(), losses, strict=True)
         loss = torch.stack([weight * each for weight, each in weighted if weight > 0]).sum()
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {float(loss.detach())} at step {self.step}: the last state saved is "
-                "kept in last.pth; resume with a lower learning rate"
-            )
-        self._precision.step(loss, self.optimiser, self.network.parameters(), options.clip_norm)
+        self.check_finite(loss)
+        self.precision.step(loss, self.optimiser, self.network.parameters(), options.clip_norm)
         self.step += 1
         self.average.update(self.network, self.step)
         found, truth = logits[-1].detach() > 0, masks > 0.5
@@ -152,27 +140,5 @@ class OsvosTrainer:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return primitives and tensors, loadable with ``weights_only=True``."""
-        return {
-            "schema": _STATE_SCHEMA,
-            "network": asdict(self.options.network),
-            "normalised": has_batch_norm(self.network),
-            "step": self.step,
-            "model": self.network.state_dict(),
-            "averaged": self.average.state,
-            "optimiser": self.optimiser.state_dict(),
-            "scale": self._precision.state(),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore a state of :meth:`state`.
-
-        Raises:
-            TrainingError: If the state belongs to another network.
-        """
-        check_same_network(state, _STATE_SCHEMA, self.options.network)
-        self.step = int(state["step"])
-        self.network.load_state_dict(state["model"])
-        self.average.restore(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self._precision.restore(state.get("scale", {}))
+        """See :meth:`ResumableTrainer.state`."""
+        return {**super().state(), "normalised": has_batch_norm(self.network)}

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.training.flow_options import FlowTrainingReport
 from mpn.training.launch import is_first_process
 from mpn.training.options import TrainingReport
@@ -23,7 +23,7 @@ from mpn.training.osvos_options import OsvosTrainingReport
 AnyReport = TrainingReport | OsvosTrainingReport | FlowTrainingReport
 
 
-class TrainingProgress(Closing):
+class TrainingProgress(Closeable):
     """Bar with loss and IoU on a terminal, else plain lines.
 
     Processes other than the first show nothing.

@@ -17,10 +17,9 @@ from mpn.errors import TrainingError
 from mpn.networks.deeplab_xception import DeepLabXception
 from mpn.training.clips import ClipSources
 from mpn.training.datasets import DavisSequence
-from mpn.training.loop import run_loop, saved_state
+from mpn.training.loop import run_loop, saved_state, seeded_processes
 from mpn.training.options import PropagationTrainingOptions as PropagationTrainingOptions
 from mpn.training.options import TrainingReport as TrainingReport
-from mpn.training.processes import joined_processes
 from mpn.training.start_weights import load_start
 from mpn.training.trainer import Trainer
 from mpn.training.validation import mean_j
@@ -59,9 +58,7 @@ def train_propagation(
     if not material.sequences:
         raise TrainingError("no sequence is left to train on: all are held out for validation")
     state = saved_state(out, resume=resume)
-    with joined_processes(options.device) as processes:
-        torch.set_num_threads(options.threads)
-        torch.manual_seed(options.seed + processes.rank)
+    with seeded_processes(options) as processes:
         model = DeepLabXception(options.network)
         if start_from is not None:
             load_start(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from mpn import __version__
+from mpn._common.files import output_errors, write_text_atomically
 from mpn.engines.spec import Role
 from mpn.errors import TrainingError
 from mpn.networks.checkpoint import save_checkpoint
@@ -40,7 +40,8 @@ def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str
         the machine.
 
     Raises:
-        TrainingError: If the folder holds a run and ``resume`` is False, or it cannot be written.
+        TrainingError: If the folder holds a run and ``resume`` is not given.
+        OutputError: If it cannot be written.
     """
     path = out / RECIPE_FILE
     if (out / "last.pth").exists() and not resume:
@@ -48,13 +49,9 @@ def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str
     text = toml_from_recipe(recipe, role)
     before = _flat(tomllib.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     now = _flat(tomllib.loads(text))
-    try:
+    with output_errors(path):
         out.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_text_atomically(path, text, durable=True)
     if not before:
         return ()
     keys = sorted((before.keys() | now.keys()) - _OF_THE_MACHINE)

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.spec import EngineSpec
 from mpn.errors import EngineError
 from mpn.types import Float32Array
 
 
-class TorchEngine(Closing):
-    """PyTorch network with the tensors of an engine of its role.
+class TorchEngine(Closeable):
+    """A PyTorch network with the tensors of an engine of its role.
 
     Args:
         network: Switched to eval mode.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,25 +16,24 @@ from mpn.errors import TrainingError
 from mpn.networks.deeplab_xception import DeepLabXception
 from mpn.training.averaging import AveragedWeights
 from mpn.training.clips import ClipSources
-from mpn.training.loop import check_same_network
+from mpn.training.loop import ResumableTrainer
 from mpn.training.losses import segmentation_loss
 from mpn.training.mixed_precision import MixedPrecision
 from mpn.training.options import PropagationTrainingOptions, TrainingReport
 from mpn.training.processes import Processes
 from mpn.training.random_state import random_state, restore_random_state
 from mpn.training.rollout import Rollout, Sample
-from mpn.training.schedule import cosine, warmed_up
+from mpn.training.schedule import adamw, cosine, warmed_up
 from mpn.types import Float32Array
 
 PROPAGATION = PropagationPreprocessing()
 """Mean and std of the input, as an engine directory's manifest has them by default."""
 
-_STATE_SCHEMA = 1
 _CLIP_NORM = 5.0
 
 
-class Trainer:
-    """Model, optimiser and rollouts of one training run.
+class Trainer(ResumableTrainer):
+    """Model, optimiser and rollouts: everything that changes from step to step.
 
     Args:
         model: On the device of ``processes``.
@@ -42,6 +41,9 @@ class Trainer:
         options: See :class:`PropagationTrainingOptions`.
         processes: Rollouts are numbered over all processes; each process plays its share.
     """
+
+    schema = 1
+    options: PropagationTrainingOptions
 
     def __init__(
         self,
@@ -52,19 +54,11 @@ class Trainer:
     ) -> None:
         self.processes = processes = Processes() if processes is None else processes
         self.options, self.step = options, 0
-        self.model = processes.synchronised_norm(model)
-        self._parallel = processes.parallel(self.model)
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": options.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=options.learning_rate,
-        )
-        self._precision = MixedPrecision(options.precision, processes.device)
-        self.average = AveragedWeights(self.model, options.ema_decay)
+        self.network = processes.synchronised_norm(model)
+        self._parallel = processes.parallel(self.network)
+        self.optimiser = adamw(self.network.parameters(), weight_decay=options.weight_decay)
+        self.precision = MixedPrecision(options.precision, processes.device)
+        self.average = AveragedWeights(self.network, options.ema_decay)
         # Two groups take turns: while the network trains on one group, threads prepare the next
         # frames of the other, because a group needs the network's output of its last step first.
         self.groups = [
@@ -99,22 +93,18 @@ class Trainer:
         self._set_mode()
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = self.learning_rate()
-        with self._precision.autocast():
+        with self.precision.autocast():
             logits = self._parallel(inputs)
         loss = segmentation_loss(logits, target, dice_weight=options.dice_weight)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {float(loss.detach())} at step {self.step}: the state before it is "
-                "kept in last.pth; resume with a lower learning rate"
-            )
+        self.check_finite(loss)
         prob = logits.detach().float().softmax(dim=1)[:, 1]
         horizon = 1 + int(
             (options.rollout.max_steps - 1) * min(1.0, self.step / max(1, options.curriculum_steps))
         )
         self._prepared[turn] = _Pending(pool, self.groups[turn], prob.cpu().numpy(), horizon)
-        self._precision.step(loss, self.optimiser, self.model.parameters(), _CLIP_NORM)
+        self.precision.step(loss, self.optimiser, self.network.parameters(), _CLIP_NORM)
         self.step += 1
-        self.average.update(self.model, self.step)
+        self.average.update(self.network, self.step)
         self._sums += (
             1,
             float(loss.detach()),
@@ -125,7 +115,7 @@ class Trainer:
     def _set_mode(self) -> None:
         self._parallel.train()
         if self.options.freeze_norm:
-            for layer in self.model.modules():
+            for layer in self.network.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
 
@@ -168,20 +158,14 @@ class Trainer:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return primitives and tensors, loadable with ``weights_only=True``."""
+        """See :meth:`ResumableTrainer.state`."""
         mine = [
             [_mapped(s, np.ndarray, torch.from_numpy) for s in self._wait(group).before]
             for group in range(2)
         ]
         by_rank = self.processes.gathered((mine, random_state(self.processes.device)))
         return {
-            "schema": _STATE_SCHEMA,
-            "network": asdict(self.options.network),
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "averaged": self.average.state,
-            "optimiser": self.optimiser.state_dict(),
-            "scale": self._precision.state(),
+            **super().state(),
             "random": [random for _, random in by_rank],
             # Numbered as in one process: process r of n plays every n-th rollout.
             "groups": [
@@ -195,24 +179,19 @@ class Trainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore a state of :meth:`state`.
+        """See :meth:`ResumableTrainer.restore`.
 
-        States without ``"random"`` come from earlier versions.
+        A state without ``"random"`` is of version 0.1.
 
         Raises:
             TrainingError: If the state belongs to another network or batch.
         """
-        check_same_network(state, _STATE_SCHEMA, self.options.network)
+        super().restore(state)
         if any(len(group) != self.options.batch for group in state["groups"]):
             raise TrainingError(
                 f"the run to resume has batches of {len(state['groups'][0])}, not "
                 f"{self.options.batch}: its rollouts cannot be split differently"
             )
-        self.step = int(state["step"])
-        self.model.load_state_dict(state["model"])
-        self.average.restore(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self._precision.restore(state.get("scale", {}))
         saved = state.get("random", [{"cpu": state.get("torch_rng")}])
         restore_random_state(saved, self.processes)
         for rollouts, group in zip(self.groups, state["groups"], strict=True):

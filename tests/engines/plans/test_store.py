@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import mpn
+from mpn._common.files import sha256_of_file
 from mpn.engines.cuda_driver import open_device
-from mpn.engines.files import sha256_of_file
 from mpn.engines.load import default_engine_dir
 from mpn.engines.manifest import load_manifest
 from mpn.engines.plans.listing import plan_reports

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.base import Engine, EngineBuffers
 from mpn.engines.spec import EngineSpec
 from mpn.errors import InputError
@@ -233,7 +233,7 @@ class OnDevice:
         self.__cuda_array_interface__ = self.array.__cuda_array_interface__
 
 
-class ShimEngine(Closing):
+class ShimEngine(Closeable):
     """A DeviceEngine: any engine of the host, run when its lane has come so far.
 
     Args:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.palette import DAVIS_PALETTE
+from mpn.masks import DAVIS_PALETTE
 from mpn.runtime import overlay
 from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs
 from tests.runtime.ops.cuda_shim.scene import empty

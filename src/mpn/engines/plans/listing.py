@@ -6,9 +6,10 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpn.engines.files import resolve_inside, sha256_of_file
+from mpn._common.files import sha256_of_file
+from mpn._common.text import one_line
+from mpn.engines.files import resolve_inside
 from mpn.engines.manifest import Manifest
-from mpn.engines.ort import one_line
 from mpn.engines.plans.record import PLANS_DIR, PlanRecord, load_record
 from mpn.engines.plans.store import user_plans_dir
 from mpn.errors import EngineError

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mpn._common.files import write_bytes_atomically, write_text_atomically
 from mpn.engines.device import Device
 from mpn.engines.entries import utc_now_iso
-from mpn.engines.files import resolve_inside, write_bytes_atomically, write_text_atomically
+from mpn.engines.files import resolve_inside
 from mpn.engines.manifest import Manifest
 from mpn.engines.plans.builder import BuiltPlan, build_plan
 from mpn.engines.plans.options import BuildOptions
@@ -112,21 +113,6 @@ class PlanStore:
                 f"with mpn-export {self.directory} --build"
             )
         return self._build(key, reason, on_progress)
-
-    def build_unsaved(
-        self,
-        role: Role,
-        options: BuildOptions,
-        onnx_path: Path,
-        *,
-        on_progress: OnPlanProgress | None = None,
-    ) -> BuiltPlan:
-        """Build a role's plan from another file of the same graph, and keep nothing.
-
-        For weights of one object, and for comparing an engine with exchanged weights to one that
-        was built with them.
-        """
-        return self._built(role, options, onnx_path, on_progress)
 
     def _find(self, key: PlanKey) -> Plan | str:
         """The plan of a key, or why there is none."""
@@ -246,11 +232,12 @@ class PlanStore:
             path = folder / record.key.file_name
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_bytes_atomically(path, built.data)
+                write_bytes_atomically(path, built.data, durable=True)
                 # Second: a plan without a record is built again, a record alone says nothing.
-                write_text_atomically(record_path(path), _json_text(record))
+                write_text_atomically(record_path(path), _json_text(record), durable=True)
                 if built.timing_cache is not None:
-                    write_bytes_atomically(folder / self._timing_cache_name, built.timing_cache)
+                    cache = folder / self._timing_cache_name
+                    write_bytes_atomically(cache, built.timing_cache, durable=True)
             except OutputError as error:
                 problem = error
             except OSError as error:

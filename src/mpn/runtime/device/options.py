@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mpn._common.validation import check_bool
 from mpn.errors import InputError
 from mpn.runtime.options import PipelineOptions
 
@@ -27,10 +28,7 @@ class DeviceOptions:
 
     def __post_init__(self) -> None:
         for name in ("use_streams", "use_graphs"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(
-                    f"device option {name} must be true or false, got {getattr(self, name)!r}"
-                )
+            check_bool(f"device option {name}", getattr(self, name))
 
 
 HOST_ONLY: Mapping[str, Any] = {"crf_working_scale": 1.0}

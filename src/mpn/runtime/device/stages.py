@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.base import DeviceEngine
 from mpn.engines.load import EngineSet
 from mpn.errors import EngineError, InputError
@@ -63,7 +63,7 @@ class _Batch:
         return len(self.members) * (1 if self.mirrored is None else 2)
 
 
-class DeviceStages(Closing):
+class DeviceStages(Closeable):
     """The objects of one video on a device, and what carries them from frame to frame.
 
     Args:

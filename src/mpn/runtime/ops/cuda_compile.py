@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from mpn.errors import BackendError, MissingExtraError, import_or_explain
+from mpn._common.files import write_bytes_atomically
+from mpn.errors import BackendError, MissingExtraError, OutputError, import_or_explain
 from mpn.runtime.ops.cuda_source import KERNEL_FILES, kernel_source
 
 ARCHS: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -163,14 +163,6 @@ def _cached(path: Path) -> bytes | None:
 def _keep(path: Path, cubin: bytes) -> None:
     """Write a cubin under its name once it is whole: its digest, then its bytes."""
     # A read-only home or a full disk must not stop a run: the cache only saves time.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own, since several processes may compile the same kernel at once.
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(hashlib.sha256(cubin).digest() + cubin)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_bytes_atomically(path, hashlib.sha256(cubin).digest() + cubin, durable=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mpn.runtime.queues import BackgroundWorker, Prefetch
+from mpn._common.concurrency import BackgroundWorker, Prefetch
 
 HANG_S = 10.0
 """Far above anything these tests wait for: reaching it means a thread hangs."""

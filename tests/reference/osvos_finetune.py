@@ -1,4 +1,4 @@
-"""Fine-tuning of OSVOS on one frame in torch, to test the torch-free step.
+"""Fine-tune OSVOS on one frame in torch; the torch-free step is compared with this.
 
 A step is: forward, class-balanced loss of the fused output alone, backward, update. All randomness
 comes from the seed, so the same frame, mask and options give the same weights.

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from mpn.runtime.processes import process_pool
+from mpn._common.concurrency import process_pool
 
 HANG_S = 60.0
 """Far above what two idle processes need to start and to end, also on a busy machine."""
@@ -39,7 +39,7 @@ def test_ctrl_c_ends_the_workers_busy_or_waiting(tmp_path: Path, busy: int) -> N
     script.write_text(
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from mpn.runtime.processes import process_pool\n"
+        "from mpn._common.concurrency import process_pool\n"
         "def work(path):\n"
         "    Path(f'{path}-{os.getpid()}').touch()\n"
         "    time.sleep(600)\n"

@@ -12,8 +12,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from mpn.errors import MaskError, OutputError
-from mpn.palette import DAVIS_PALETTE
-from mpn.runtime.labels import load_labels, save_labels
+from mpn.masks import DAVIS_PALETTE, load_labels, save_labels
 from mpn.runtime.state import object_ids_from_labels
 
 SMALL = np.array([[0, 1, 2], [2, 7, 0]], np.uint8)

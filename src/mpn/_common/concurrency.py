@@ -1,19 +1,22 @@
-"""Bounded hand-over between threads: a reader that runs ahead and a writer that runs behind.
+"""Run work in threads and processes that end with their caller.
 
-A reader thread that is joined while it waits for room in a full queue never ends when the consumer
-has raised. Here every wait also ends when the other side closes, the first exception of a thread
-reaches the caller unchanged, and nothing polls.
+A thread that is joined while it waits for room in a full queue never ends when the consumer has
+raised. In :class:`Prefetch` and :class:`BackgroundWorker` every wait also ends when the other side
+closes, the first exception of a thread reaches the caller unchanged, and nothing polls.
 """
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from typing import Generic, Self, TypeVar
 
-from mpn.closing import Closing
+from mpn._common.closeable import Closeable
 
 T = TypeVar("T")
 
@@ -21,23 +24,23 @@ _WAKE_S = 0.5
 """A wait without a timeout cannot be interrupted by Ctrl-C on Windows; waits are this short."""
 
 _JOIN_S = 15.0
-"""A thread blocked inside a read of its own (a dead camera) is left behind after this long; it is
-a daemon and keeps no file of ours open for writing. Longer than the read timeout of a stream."""
+"""Longest wait for a thread that is blocked in a read (a dead camera). It is a daemon and holds no
+file open for writing. Longer than the read timeout of a stream."""
 
 
 class _Channel(Generic[T]):
-    """A bounded queue of which either side can be closed, with one exception on board."""
+    """Pass items through a bounded queue that either side can close, with one exception."""
 
     def __init__(self, depth: int) -> None:
         self._items: deque[T] = deque()
         self._depth = depth
         self._changed = threading.Condition()
-        self._finished = False  # the producer is done: drain, then stop
-        self._cancelled = False  # the consumer is gone: drop everything
+        self._finished = False  # closed by the producer: drain, then stop
+        self._cancelled = False  # closed by the consumer: drop everything
         self._error: BaseException | None = None
 
     def put(self, item: T) -> bool:
-        """Wait for room and add ``item``; False if nobody will take it."""
+        """Wait for room and add ``item``; return False if the consumer has closed."""
         with self._changed:
             while len(self._items) >= self._depth and not self._cancelled:
                 self._changed.wait(_WAKE_S)
@@ -48,7 +51,7 @@ class _Channel(Generic[T]):
             return True
 
     def take(self) -> tuple[T] | None:
-        """Wait for the next item; None when there will be none."""
+        """Wait for the next item; return None at the end."""
         with self._changed:
             while not self._items and not self._finished and not self._cancelled:
                 self._changed.wait(_WAKE_S)
@@ -59,14 +62,14 @@ class _Channel(Generic[T]):
             return (item,)
 
     def finish(self, error: BaseException | None = None) -> None:
-        """The producer is done; ``error`` says why if not by plan."""
+        """Close the producer's side, with the exception that ended it if there was one."""
         with self._changed:
             self._finished = True
             self._error = self._error or error
             self._changed.notify_all()
 
     def cancel(self, error: BaseException | None = None) -> None:
-        """The consumer is gone: drop what is queued and let no producer wait."""
+        """Close the consumer's side: drop all queued items and end the producer's wait."""
         with self._changed:
             self._cancelled = True
             self._error = self._error or error
@@ -79,15 +82,15 @@ class _Channel(Generic[T]):
             return self._error
 
 
-class Prefetch(Closing, Generic[T]):
-    """Iterate over ``items`` in a thread that stays at most ``depth`` items ahead.
+class Prefetch(Closeable, Generic[T]):
+    """Iterate over ``items`` in a thread, at most ``depth`` items ahead.
 
-    An exception of ``items`` is raised by the iteration after the items before it. Leaving the
-    ``with`` block stops the thread wherever it is.
+    An exception of ``items`` is raised by the iteration, after the items before it. The end of the
+    ``with`` block stops the thread.
 
     Args:
         items: Iterated over in the thread, once. If it is a generator, it is closed there too.
-        depth: Items held at most, beside the one the caller works on.
+        depth: Largest number of items in the queue.
         name: Name of the thread.
     """
 
@@ -125,20 +128,20 @@ class Prefetch(Closing, Generic[T]):
         raise StopIteration
 
     def close(self) -> None:
-        """Stop the thread and wait until it has ended. Closing twice is allowed."""
+        """Stop the thread and wait for its end. A second call does nothing."""
         self._channel.cancel()
         self._thread.join(_JOIN_S)
 
 
 class BackgroundWorker(Generic[T]):
-    """Call ``consume`` with each submitted item, in order, in a thread of its own.
+    """Call ``consume`` with each submitted item, in order, in one thread.
 
-    The first exception of ``consume`` ends the work: what is queued behind it is dropped, and
+    The first exception of ``consume`` ends the work: the rest of the queue is dropped, and
     :meth:`submit` and :meth:`close` raise that exception.
 
     Args:
         consume: Called in the thread.
-        depth: Items that may wait; :meth:`submit` blocks beyond it, so memory stays bounded.
+        depth: Largest number of queued items; :meth:`submit` waits at this number.
         name: Name of the thread.
     """
 
@@ -160,10 +163,10 @@ class BackgroundWorker(Generic[T]):
                 return
 
     def submit(self, item: T) -> None:
-        """Queue ``item``; waits while the queue is full.
+        """Queue ``item``; wait while the queue is full.
 
         Raises:
-            BaseException: The first exception of ``consume``, whatever it was.
+            BaseException: The first exception of ``consume``, of any class.
             RuntimeError: If the worker was closed.
         """
         if self._channel.put(item):
@@ -173,7 +176,7 @@ class BackgroundWorker(Generic[T]):
         raise RuntimeError("the worker is closed")
 
     def close(self) -> None:
-        """Finish everything queued, stop, and raise the first exception of ``consume`` if any."""
+        """Finish the queue, stop, and raise the first exception of ``consume`` if any."""
         self._channel.finish()
         self._join()
         self._channel.cancel()
@@ -181,7 +184,7 @@ class BackgroundWorker(Generic[T]):
             raise error
 
     def abort(self) -> None:
-        """Drop what is queued and stop; raises nothing. For use while another exception travels."""
+        """Drop the queue and stop. Raises nothing; for use while another exception propagates."""
         self._channel.cancel()
         self._join()
 
@@ -192,13 +195,75 @@ class BackgroundWorker(Generic[T]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc is None:
+    def __exit__(self, exc_type: type[BaseException] | None, *rest: object) -> None:
+        if exc_type is None:
             self.close()
         else:
             self.abort()
+
+
+@contextmanager
+def process_pool(
+    workers: int, *, opencv_threads: int | None = None
+) -> Iterator[ProcessPoolExecutor]:
+    """Open a pool of processes that end with the block, also after Ctrl-C.
+
+    Work that has not begun at the end of the block is dropped.
+
+    Args:
+        workers: Number of processes, at least 1.
+        opencv_threads: Threads of OpenCV in each; None leaves its default.
+
+    Yields:
+        The pool. A worker that dies makes its futures raise
+        :class:`concurrent.futures.process.BrokenProcessPool`.
+    """
+    others = set(active_children())
+    # Spawned, not forked: a fork of a process whose OpenCV threads run can hang in the child, and
+    # begins with all the memory of this process.
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(opencv_threads,),
+    )
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        # A worker that was interrupted while it waited for work may never receive the end of the
+        # queue: shutdown would wait for it for ever.
+        for worker in set(active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(opencv_threads: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    if opencv_threads is not None:
+        import cv2
+
+        cv2.setNumThreads(opencv_threads)
+
+
+class OpenCvThreads(Closeable):
+    """Set the number of OpenCV threads of this process; :meth:`close` restores the old number.
+
+    Args:
+        threads: At least 1.
+    """
+
+    def __init__(self, threads: int) -> None:
+        import cv2
+
+        self._before: int | None = cv2.getNumThreads()
+        cv2.setNumThreads(threads)
+
+    def close(self) -> None:
+        """Restore the old number. A second call does nothing."""
+        import cv2
+
+        if self._before is not None:
+            cv2.setNumThreads(self._before)
+            self._before = None

@@ -1,0 +1,1 @@
+"""Hold slow and obvious versions of the product that tests compare with."""
