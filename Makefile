@@ -26,6 +26,7 @@ check: $(DEV_STAMP)  ## lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_language.py
 
 format: $(DEV_STAMP)  ## format the code
 	$(BIN)/ruff check --fix .

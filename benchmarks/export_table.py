@@ -96,8 +96,8 @@ def measure(
             "sha256": sha256_of_file(path),
             "nodes": graph.nodes,
             "size_bytes": graph.size_bytes,
-            "half_weights": graph.ledger.half_weights,
-            "total_weights": graph.ledger.total_weights,
+            "half_weights": graph.precision_report.half_weights,
+            "total_weights": graph.precision_report.total_weights,
             "weights_lost_to_zero": graph.underflows,
             "export_s": round(graph.elapsed_s, 2),
         }

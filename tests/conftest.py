@@ -1,4 +1,4 @@
-"""Fixtures shared by the suite, and the rule for data that is not part of the repository."""
+"""Fixtures of the suite, and the rule for data outside the repository."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHARED = Path(os.environ.get("MPN_SHARED_DIR", REPOSITORY.parent / "shared"))
 
 
 def shared_path(*parts: str) -> Path:
-    """A path under the shared data folder; skips the test where the folder is absent.
+    """Return a path in the shared data folder; skip the test if it is absent.
 
     With MPN_REQUIRE_SHARED=1 (set in CI) its absence is a failure instead.
     """

@@ -1,4 +1,4 @@
-"""Tiny engine directories for tests: real graphs whose results are known by heart.
+"""Tiny engine directories for tests, with graphs of known results.
 
 propagation: ``prob`` is the 4th channel of ``rgb_prob`` (a 1x1 convolution, weights 0, 0, 0, 1).
 flow: ``flow_px`` is the same vector everywhere, whatever the frames.
@@ -73,8 +73,8 @@ def make_engine_dir(
         frame_size_hw: (height, width) of the working frame.
         roi_size: Side of the crop.
         max_objects: As in the manifest.
-        flow_px: (x, y), what the flow engine answers at every pixel.
-        dis_scale: Scale of DIS where it is the source.
+        flow_px: (x, y), the output of the flow engine at every pixel.
+        dis_scale: Scale of DIS if it is the source.
         external_data: Keep the propagation weights in ``propagation.onnx.data``.
         runtime_defaults: As in the manifest.
     """
@@ -107,7 +107,7 @@ def make_engine_dir(
 
 
 def role_entry(spec: EngineSpec, directory: Path, onnx_name: str) -> RoleEntry:
-    """The manifest's entry of a graph written by :func:`save_model`."""
+    """Build the manifest's entry of a graph written by :func:`save_model`."""
     data_name = f"{onnx_name}.data"
     external = (
         (FileDigest(data_name, sha256_of_file(directory / data_name)),)
@@ -131,7 +131,7 @@ def role_entry(spec: EngineSpec, directory: Path, onnx_name: str) -> RoleEntry:
 
 
 def model_for(spec: EngineSpec, *, flow_px: tuple[float, float] = (0.0, 0.0)) -> onnx.ModelProto:
-    """The graph of a role at the sizes of ``spec``, see the module's docstring."""
+    """Build the graph of a role at the sizes of ``spec``, see the module."""
     if spec.role == "flow":
         nodes, weights = _flow_nodes(flow_px)
     elif spec.role == "propagation":
@@ -153,7 +153,7 @@ def model_for(spec: EngineSpec, *, flow_px: tuple[float, float] = (0.0, 0.0)) ->
 
 
 def save_model(model: onnx.ModelProto, path: Path, *, external_data: bool = False) -> None:
-    """Write a graph, its weights in ``<path>.data`` if asked for."""
+    """Write a graph, with its weights in ``<path>.data`` if requested."""
     if external_data:
         onnx.save_model(
             model,
@@ -167,7 +167,7 @@ def save_model(model: onnx.ModelProto, path: Path, *, external_data: bool = Fals
 
 
 def parity_document() -> dict[str, Any]:
-    """A ``parity.json`` as the exporter writes it; worst are 1.5e-6 and 0.993."""
+    """Build a ``parity.json`` of the exporter; worst are 1.5e-6 and 0.993."""
 
     def case(name: str, max_relative: float, mask_iou: float) -> dict[str, Any]:
         return {

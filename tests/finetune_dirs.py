@@ -1,4 +1,6 @@
-"""Engine directories whose networks can be fine-tuned: two layers each, made without tracing.
+"""Tiny engine directories with fine-tuning steps, made without tracing.
+
+Each network has two layers.
 
 propagation: convolutions ``backbone.conv`` 3x3, 4 -> 6, ReLU, ``decoder.conv`` 1x1, 6 -> 1.
 osvos: ``stages.0.0`` 3x3, 3 -> 4, ReLU, ``side_prep.0`` 3x3, 4 -> 2, ``fuse`` 1x1, 2 -> 1.
@@ -51,7 +53,7 @@ def make_adapt_dir(
     precision: Precision = "fp32",
     optimizers: Mapping[Role, AdaptOptimizer] | None = None,
 ) -> Path:
-    """Write a directory with both roles, which can be fine-tuned, and return ``path``."""
+    """Write a directory with both roles and their steps; return ``path``."""
     path.mkdir(parents=True, exist_ok=True)
     entries = {}
     for role in ROLES:
@@ -74,7 +76,7 @@ def make_adapt_dir(
 
 
 def tiny_forward(role: Role) -> ForwardGraph:
-    """The network of a role up to its logits, with seeded weights."""
+    """Build the network of a role up to its logits, with seeded weights."""
     rng = np.random.default_rng(7)
     nodes, weights = [], {}
     spec = engine_spec(role, frame_size_hw=FRAME_SIZE_HW, roi_size=ROI_SIZE, max_objects=4)
@@ -103,7 +105,7 @@ def tiny_forward(role: Role) -> ForwardGraph:
 def write_inference_graph(
     forward: ForwardGraph, spec: EngineSpec, precision: Precision, path: Path
 ) -> str:
-    """Write the graph that runs ``forward``, its weights beside it; the name of their file."""
+    """Write the graph of ``forward``; return the name of its weight file."""
     model = _inference_model(forward, spec, precision)
     data_name = move_weights_out(model, path, forward.weights)
     onnx.save_model(model, path)
@@ -159,7 +161,7 @@ def _write_role(
 def _inference_model(
     forward: ForwardGraph, spec: EngineSpec, precision: Precision
 ) -> onnx.ModelProto:
-    """The network with its sigmoid; in half precision with casts at its edges, as exported ones."""
+    """Build the network with its sigmoid, and casts in half precision."""
     nodes = []
     first, margin = spec.inputs[0].name, MARGIN
     if precision == "fp16":

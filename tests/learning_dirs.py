@@ -1,7 +1,7 @@
-"""Tiny engine directories whose propagation network can be fine-tuned: one convolution, by hand.
+"""Tiny engine directories whose propagation network can be fine-tuned.
 
 ``prob`` is a weighted sum of the four input channels; the step is gradient descent with momentum on
-the squared error. Nobody would segment with it, but it learns, in milliseconds.
+the squared error. It segments badly, but is trained in milliseconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _WEIGHT_SHAPE = (1, 4, 1, 1)
 
 
 def make_adaptable_engine_dir(path: Path, **options: Any) -> Path:
-    """As :func:`tests.engine_dirs.make_engine_dir`, with a step for the propagation network."""
+    """Write an engine directory with a step for the propagation network.
+
+    See :func:`tests.engine_dirs.make_engine_dir`.
+    """
     make_engine_dir(path, external_data=True, **options)
     onnx.save_model(_step(), path / ADAPT_NAME)
     manifest = load_manifest(path)

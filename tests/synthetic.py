@@ -1,4 +1,4 @@
-"""Clips whose masks and flow are known exactly, and a flow estimator that knows them."""
+"""Clips with exactly known masks and flow, and an estimator of that flow."""
 
 from __future__ import annotations
 
@@ -47,8 +47,11 @@ class Square:
 
 
 def texture(x: Float32Array, y: Float32Array, seed: int) -> Float32Array:
-    """(H, W, 3) in 0..1 from coordinates in pixels: waves of 5 to 40 px, so that any sub-pixel
-    shift can be drawn exactly and every optical flow has something to hold on to."""
+    """Draw (H, W, 3) in 0..1 from pixel coordinates.
+
+    Waves of 5 to 40 px, so that any sub-pixel shift can be drawn exactly and optical flow has
+    texture to match.
+    """
     rng = np.random.default_rng(seed)
     colours = []
     for _ in range(3):
@@ -101,23 +104,23 @@ def squares_clip(
 
 
 def by_colour(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-    """A propagation network that knows what it looks for: the bright channel of the object.
+    """Segment the channel that is brightest inside the input mask.
 
-    It takes the channel that is brightest where its input probability is high, so that it works for
-    any :class:`Square`. The crop must have been normalised with mean 0 and deviation 1.
+    A propagation network for any :class:`Square`. The crop must have been normalised with mean 0
+    and deviation 1.
     """
-    answers = []
+    probs = []
     for rgb, prob in zip(inputs["rgb_prob"][:, :3], inputs["rgb_prob"][:, 3], strict=True):
         channel = int(np.argmax([(plane * prob).sum() for plane in rgb]))
-        answers.append(np.clip((rgb[channel] - 0.7) / 0.1, 0, 1)[None])
-    return {"prob": np.stack(answers)}
+        probs.append(np.clip((rgb[channel] - 0.7) / 0.1, 0, 1)[None])
+    return {"prob": np.stack(probs)}
 
 
 class KnownFlow:
-    """A flow estimator that answers with the flow it was given.
+    """Flow estimator that returns a given flow.
 
-    Frames are counted as they are prepared: the first of a video is 0. It refuses any other
-    question than "from frame t to frame t - 1", which is the one that backward warping asks.
+    Frames are counted in order of preparation: the first of a video is 0. It only accepts the flow
+    from frame t to frame t - 1, which backward warping uses.
 
     Args:
         flows_to_prev_px: For each frame (2, H, W), on its grid.
@@ -138,12 +141,12 @@ class KnownFlow:
 
 
 def iou(a: BoolArray, b: BoolArray) -> float:
-    """Intersection over union of two masks; 1 if both are empty."""
+    """Compute the intersection over union of two masks; 1 if both are empty."""
     union = np.count_nonzero(a | b)
     return float(np.count_nonzero(a & b) / union) if union else 1.0
 
 
 def _inside(x: Float32Array, y: Float32Array, x0: float, y0: float, side: int) -> BoolArray:
-    """Pixels whose centre lies in the square, its lower edge included and its upper one not."""
+    """Select pixels with centres in the square, including its lower edge."""
     inside: BoolArray = (x >= x0) & (x < x0 + side) & (y >= y0) & (y < y0 + side)
     return inside

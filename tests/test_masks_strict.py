@@ -21,7 +21,7 @@ def palette_png(path: Path, labels: np.ndarray, palette_rgb: np.ndarray) -> Path
 
 
 def raw_png(path: Path, *, bit_depth: int, colour_type: int, rows: list[bytes]) -> Path:
-    """A PNG of kinds that Pillow does not write."""
+    """Write a PNG of a kind that Pillow does not write."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return (
@@ -76,7 +76,7 @@ def test_colours_of_a_full_palette_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_a_palette_that_an_optimiser_reordered_is_refused(tmp_path: Path) -> None:
-    """Positive control: the same picture, entries 1 and 2 exchanged with their pixels."""
+    """Positive control: the same image with entries 1 and 2 exchanged."""
     order = [0, 2, 1, 3]
     path = palette_png(tmp_path / "a.png", LABELS, DAVIS_PALETTE[order])
     with pytest.raises(EvaluationError, match=r"a\.png .*palette entry 1 has .* colour of id 2"):

@@ -1,4 +1,4 @@
-"""The engine directory in the package: whole, small enough, licensed, better than warping."""
+"""Engine directory of the package: complete, small, licensed, accurate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in clip: what it promises to a demo and to tests that need exact masks."""
+"""Built-in clip: its guarantees to the demo and to tests with exact masks."""
 
 import itertools
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_motion_is_felt_and_bounded(small_labels: list[np.ndarray]) -> None:
 
 
 def contour_distance_px(first: np.ndarray, second: np.ndarray) -> float:
-    """How far some pixel of one mask lies from the other mask, at most."""
+    """Compute the largest distance of a mask's pixel to the other mask."""
     return max(
         cv2.distanceTransform((~there).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[
             here
@@ -117,7 +117,7 @@ def test_the_background_moves_slowly() -> None:
 
 @pytest.mark.parametrize("frame_number", [0, 22])
 def test_masks_match_what_is_drawn(frame_number: int) -> None:
-    """With and without the leaf: pixels differ on its mask, and on its soft shadow only beside."""
+    """With and without the leaf, pixels differ in its mask and its shadow only."""
     size_hw, count = (240, 428), frame_number + 1
     *_, with_leaf = render_clip(frames=count, size_hw=size_hw, objects=3)
     *_, without = render_clip(frames=count, size_hw=size_hw, objects=2)
@@ -130,7 +130,9 @@ def test_masks_match_what_is_drawn(frame_number: int) -> None:
 
 
 def edge_agreement(difference: np.ndarray, mask: np.ndarray) -> float:
-    """Share of pixels near the mask's upper left contour that changed exactly where it says.
+    """Compute the share of upper left contour pixels that changed as expected.
+
+    The shadow falls to the lower right, so that side is not tested.
 
     The shadow falls to the lower right, so the other side is left alone.
     """

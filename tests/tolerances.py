@@ -1,4 +1,4 @@
-"""Every tolerance of the suite, with its reason. Tests import from here; none stands in place."""
+"""Tolerances of the suite with their reasons; tests define none themselves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CODEC_MEAN_LEVEL = 3.0
 and the encoder's own; 2 measured. Decoding with the wrong colour matrix is off by 10 and more."""
 
 MEASURE_ABSOLUTE = 1e-9
-"""J and F are ratios of integer counts: the golden cases ask for this, and exact equality is what
+"""J and F are ratios of integer counts: the golden cases require this, and exact equality is what
 is measured; 1e-9 leaves room for the order of a mean."""
 
 FLOAT16_PROB = 2.5e-4
@@ -209,9 +209,9 @@ gradients, which rounding turns here and there."""
 
 PLAN_HALF_INPUT_ABS = 2e-3
 """Probabilities of half networks, which onnxruntime computes in float32 on a CPU and fuses
-otherwise where an input is half already: some half steps (5e-4) apart."""
+otherwise if an input is half already: they differ by some half steps (5e-4)."""
 
 DEVICE_IOU_MEAN, DEVICE_IOU_WORST, DEVICE_SMALL_AREA_PX = 0.995, 0.98, 400
-"""Masks of the device against the host's over 60 frames: what the project asks of a GPU. Objects
-under the area are left out: a pixel is much of them. 1.0 measured through the shim, with one object
-and with three."""
+"""Masks of the device against the host's over 60 frames: the project's requirement for a GPU.
+Smaller objects are excluded, because one pixel is a large part of them. 1.0 measured through the
+shim, with one object and with three."""

@@ -1,7 +1,6 @@
 """mpn-runtime: deployment-optimised runtime of the Mask Propagation Network.
 
-Importing this package is cheap: neither torch nor onnxruntime, OpenCV or PyAV is loaded before a
-name that needs it is used.
+Importing this package is fast: torch, onnxruntime, OpenCV and PyAV are loaded on first use.
 """
 
 from __future__ import annotations

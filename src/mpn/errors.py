@@ -1,7 +1,7 @@
-"""Every error this package raises on purpose, and the helper that asks for a missing extra.
+"""Errors that this package raises, and the import of optional packages.
 
-Each message is one line that says what was received, what was expected and what to do. The command
-line prints it and exits with 1; any other exception is a bug.
+Each message is one line with the received value, the expected value and a remedy. The command line
+prints it and exits with 1; any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class MpnError(Exception):
-    """Base of all errors a user can meet."""
+    """Base of all errors for users."""
 
 
 class InputError(MpnError):
@@ -31,7 +31,7 @@ class OutputError(MpnError):
 
 
 class CheckpointError(MpnError):
-    """A checkpoint is damaged, of an unknown kind, or does not fit the network asked for."""
+    """A checkpoint is damaged, of unknown kind, or does not fit the network."""
 
 
 class ExportError(MpnError):
@@ -43,11 +43,11 @@ class EngineError(MpnError):
 
 
 class ManifestError(EngineError):
-    """The manifest of an engine directory is missing, damaged or of an unknown schema."""
+    """An engine directory has a missing, damaged or unknown manifest."""
 
 
 class BackendError(EngineError):
-    """The backend asked for is not what would run."""
+    """The requested backend would not be the one that runs."""
 
 
 class TrainingError(MpnError):
@@ -63,12 +63,12 @@ class MissingExtraError(MpnError):
 
 
 def import_or_explain(module: str, *, extra: str, purpose: str) -> Any:
-    """Import ``module``, or say in one line which extra brings it.
+    """Import ``module``, or raise with the extra that installs it.
 
     Args:
         module: Importable name, for example ``"onnxruntime"``.
         extra: Extra of this package that installs it, for example ``"cpu"``.
-        purpose: What needs it, as the start of the sentence shown to the user.
+        purpose: The feature that needs it, as the start of the error message.
 
     Returns:
         The imported module.

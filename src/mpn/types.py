@@ -1,4 +1,4 @@
-"""Values that travel between modules. numpy only, no behaviour beyond checking themselves."""
+"""Values shared by all modules; numpy only, without behaviour except checks."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ MAX_OBJECT_ID = 254
 """Largest object id in a palette PNG: 0 is background and 255 is void in DAVIS."""
 
 TrackState = Literal["given", "tracked", "lost"]
-"""``given``: labels came from the user; ``tracked``: found; ``lost``: nothing above threshold."""
+"""``given``: labels of the user; ``tracked``: found; ``lost``: no pixel above the threshold."""
 
 TrackBranch = Literal["given", "propagation", "blended", "osvos", "none"]
-"""Which branch won: the user's labels, propagation alone, both blended, OSVOS alone, or nothing."""
+"""Source of a mask: the user's labels, propagation, both blended, OSVOS, or none."""
 
 TrackEvent = Literal["lost", "retrieved", "blended"]
-"""What happened to an object in a frame, in this order.
+"""Events of an object in a frame, in this order.
 
-``lost``: it had pixels in the frame before and has none now, or OSVOS showed that what was followed
-is another thing; ``retrieved``: OSVOS found it, and it goes on from there; ``blended``: its
-probability is the weighted mean of propagation and OSVOS.
+``lost``: it had pixels in the previous frame and has none now, or OSVOS rejected the followed
+region; ``retrieved``: OSVOS found it, and propagation continues there; ``blended``: its probability
+is the weighted mean of propagation and OSVOS.
 """
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One decoded frame.
+    """Decoded frame.
 
     Attributes:
-        index: Number of the frame in its source, from 0.
+        index: Index of the frame in its source, from 0.
         rgb: (H, W, 3) uint8, RGB, upright (rotation already applied), C-contiguous.
         pts_s: Presentation time in seconds as an exact fraction.
         name: File stem for image sequences (``"00000"``), else the zero-padded index.
@@ -59,7 +59,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Roi:
-    """A half-open box in pixels of the frame: columns x0..x1-1, rows y0..y1-1."""
+    """Half-open box in pixels of the frame: columns x0..x1-1, rows y0..y1-1."""
 
     x0: int
     y0: int
@@ -72,18 +72,18 @@ class Roi:
 
     @property
     def box_xyxy(self) -> tuple[int, int, int, int]:
-        """(x0, y0, x1, y1), half-open."""
+        """Corners (x0, y0, x1, y1), half-open."""
         return (self.x0, self.y0, self.x1, self.y1)
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """Size (height, width) in pixels."""
         return (self.y1 - self.y0, self.x1 - self.x0)
 
 
 @dataclass(frozen=True)
 class Track:
-    """What became of one object in one frame.
+    """Result of one object in one frame.
 
     Attributes:
         object_id: The value in the labels (1..254).
@@ -91,8 +91,8 @@ class Track:
         branch: See :data:`TrackBranch`.
         area_px: Pixels of the object in the labels, at input size.
         box_xyxy: Half-open bounding box in the labels, at input size; None if the area is 0.
-        confidence: Mean probability, before CRF, of the object over its own pixels, 0..1; 0 if the
-            area is 0.
+        confidence: Mean probability of the object over its pixels, before CRF, 0..1; 0 if the area
+            is 0.
         events: See :data:`TrackEvent`.
     """
 
@@ -105,7 +105,7 @@ class Track:
     events: tuple[TrackEvent, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types, one object's entry in a line of ``tracks.jsonl``."""
+        """Return a dict of JSON types, one object's entry in ``tracks.jsonl``."""
         return {
             "object_id": self.object_id,
             "state": self.state,
@@ -119,16 +119,16 @@ class Track:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The masks of one frame.
+    """Masks of one frame.
 
     Attributes:
-        index: Frame number, counted from the frame given to ``start``.
+        index: Index of the frame, counted from the frame given to ``start``.
         labels: (H, W) uint8 object ids, 0 background, at input size.
         probs: (K, H, W) float32 probability of each object at input size, merged (they and the
-            background sum to 1), in the order of ``object_ids``. It is what the labels are made of:
-            after CRF where that is on. What the next frame starts from is the probability before.
+            background sum to 1), in the order of ``object_ids``. The labels are computed from it,
+            so it is after CRF if CRF is on. The next frame starts from the probability before CRF.
         object_ids: The K ids, ascending.
-        tracks: One entry an object, in the order of ``object_ids``.
+        tracks: One entry per object, in the order of ``object_ids``.
         timings: Seconds by stage name.
     """
 

@@ -1,4 +1,4 @@
-"""``mpn demo`` from nothing to a scored overlay, with engines that copy the warped mask."""
+"""``mpn demo`` with engines that copy the warped mask."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_demo_leaves_an_overlay_and_prints_speed_and_score(
     assert json.loads((out / "run.json").read_text())["frames"] == FRAMES
     (sequence,) = load_davis(out / "clip", "val").sequences
     assert len(sequence.annotation_paths) == FRAMES
-    # Twice in the same folder: the second run replaces the first, and quiet says nothing.
+    # Run again in the same folder: it replaces the first run, and --quiet prints nothing.
     assert run_demo(out, engine_dir, "--quiet") == 0
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -1,4 +1,4 @@
-"""``mpn eval`` as it is typed: exit codes, what is printed where, what is written."""
+"""``mpn eval`` from the command line: exit codes, output, files."""
 
 import json
 import shutil

@@ -39,7 +39,7 @@ HANG_S = 60.0
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything a run may be given: clip.mp4, first.png, engines/ and bad ones."""
+    """Folder of possible inputs of a run: clip.mp4, first.png, engines/, bad ones."""
     folder = tmp_path_factory.mktemp("inputs")
     make_engine_dir(folder / "engines", frame_size_hw=SCENE_HW)
     make_adaptable_engine_dir(folder / "learning", frame_size_hw=SCENE_HW)
@@ -72,7 +72,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Run ``mpn-run`` in this process, in an empty folder; ``@name`` is a path among the inputs."""
+    """Run ``mpn-run`` in an empty folder; ``@name`` is a path among the inputs."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

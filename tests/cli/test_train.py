@@ -155,8 +155,8 @@ def test_the_stages_of_osvos_can_be_trained_one_after_the_other(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--davis-root", "d"], "name their folder with --stills"),
-        (["--stills", "s"], "name it with --davis-root"),
+        (["--davis-root", "d"], "add --stills"),
+        (["--stills", "s"], "add --davis-root"),
         (["--davis-root", "nowhere", "--stills", "s"], "nowhere is not a DAVIS folder"),
         (["--stage", "salient", "--stills", "s"], "s is no folder of images with masks"),
         (["--davis-root", "d", "--stills", "s", "--crop-size", "100"], "multiple of 16"),
@@ -222,8 +222,8 @@ def test_what_a_resumed_run_changes_is_said(stills_like: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name at least one folder"),
-        (["--recipe", "huge"], "there is no flow recipe 'huge': shipped are lite, paper"),
+        ([], "give at least one folder"),
+        (["--recipe", "huge"], "there is no flow recipe 'huge': there are lite, paper"),
         (["--config", "none.toml"], r"none\.toml cannot be read as a recipe"),
         (["--set", "training.stepz=1"], "unknown option 'training.stepz'"),
         (["--flow-pairs", "nowhere"], "nowhere holds no frames with true flow"),

@@ -1,4 +1,4 @@
-"""Label maps for the tests and the benchmark: blobs that touch, move, and reach the border."""
+"""Label maps with blobs that touch, move and reach the border."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 def blob_labels(
     seed: int, size_hw: tuple[int, int], num_objects: int, *, shift_px: tuple[int, int] = (0, 0)
 ) -> np.ndarray:
-    """(H, W) uint8: objects 1..N with ragged contours; ``shift_px`` (x, y) moves them."""
+    """Draw (H, W) uint8 objects 1..N with ragged contours.
+
+    ``shift_px`` (x, y) moves them.
+    """
     rng = np.random.default_rng(seed)
     height, width = size_hw
     y, x = np.mgrid[:height, :width].astype(np.float32)

@@ -37,7 +37,7 @@ def test_boundary_measure_matches_every_golden_mask(golden: Path) -> None:
 
 
 def test_a_wrong_border_rule_fails_the_golden_masks(golden: Path) -> None:
-    """Positive control for the border: against background outside, golden contours differ."""
+    """Positive control: with background outside, golden contours differ."""
     differing = [
         case["name"]
         for case in golden_cases(golden)

@@ -7,7 +7,7 @@ from mpn.evaluation.davis import check_results, load_davis
 
 
 def make_root(root: Path, sequences: dict[str, int], *, listed: str | None = None) -> Path:
-    """A DAVIS folder of empty annotation files: only their names count here."""
+    """Make a DAVIS folder of empty annotation files."""
     (root / "ImageSets" / "2017").mkdir(parents=True)
     text = "\n".join(sequences) if listed is None else listed
     (root / "ImageSets" / "2017" / "val.txt").write_text(text + "\n")

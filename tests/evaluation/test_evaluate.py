@@ -1,4 +1,4 @@
-"""The golden dataset: every prediction set the official tool scored, and those it stumbled over."""
+"""Golden dataset: every prediction set of the official tool, valid or not."""
 
 import json
 import shutil
@@ -47,7 +47,10 @@ def dataset(golden: Path) -> DavisDataset:
 
 
 def largest_difference(score: DatasetScore, case: dict[str, Any]) -> float:
-    """Over every frame, statistic and global figure; infinite if objects or frames differ."""
+    """Compare every frame, statistic and global figure.
+
+    Infinite if objects or frames differ.
+    """
     if [scored.name for scored in score.objects] != list(case["objects"]):
         return np.inf
     ours, theirs = [score.j_and_f], [case["global"]["J&F"]]
@@ -129,7 +132,7 @@ def test_a_wrong_evaluator_fails_the_golden_cases(
     dataset: DavisDataset,
     expected: dict[str, Any],
 ) -> None:
-    """Positive control: each deliberate mistake moves the figures of one prediction set."""
+    """Positive control: each mistake changes the figures of one prediction set."""
     options = broken(monkeypatch)
     score = evaluate_dataset(dataset, golden / "predictions" / "drift", options)
     case = expected["drift"]["semi-supervised"]

@@ -27,7 +27,7 @@ def test_region_similarity_matches_every_golden_mask(golden: Path) -> None:
 
 
 def test_one_wrong_pixel_is_found_in_every_golden_mask(golden: Path) -> None:
-    """Positive control: a single flipped pixel of the object must move J past the tolerance."""
+    """Positive control: one flipped pixel moves J past the tolerance."""
     for case in golden_cases(golden):
         gt_mask, pred_mask, void_mask = masks_from_case(case)
         visible = np.ones_like(gt_mask) if void_mask is None else ~void_mask

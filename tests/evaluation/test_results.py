@@ -66,7 +66,7 @@ def test_paper_line_is_in_percent() -> None:
 
 
 def test_csvs_replace_older_ones_and_leave_nothing_else(tmp_path: Path) -> None:
-    """Positive control for reading back: an older CSV with other figures is overwritten."""
+    """Positive control: an older CSV with other figures is overwritten."""
     (tmp_path / "global_results-val.csv").write_text("J&F-Mean\n0.999\n")
     paths = save_csvs(SCORE, tmp_path)
     assert {path.name for path in paths} == {

@@ -26,7 +26,7 @@ def test_recall_is_strict() -> None:
 
 @pytest.mark.parametrize("length", [255, 256, 257, 300, 1000, 70_000])
 def test_decay_does_not_wrap_at_any_length(length: int) -> None:
-    """From 256 frames on a uint8 index wraps: the plain means of the quarters say what is right."""
+    """Expected are the means of the quarters; a uint8 index would overflow."""
     values = np.linspace(1, 0, length)
     edges = np.round(np.linspace(1, length, 5) + 1e-10).astype(int) - 1
     expected = values[: edges[1] + 1].mean() - values[edges[3] :].mean()

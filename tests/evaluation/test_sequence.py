@@ -59,7 +59,7 @@ def test_arrays_may_be_reused_by_the_caller() -> None:
 
 
 def test_void_of_the_ground_truth_is_background() -> None:
-    """As the official semi-supervised task has it: predicting an object on void costs J."""
+    """As in the official task: predicting an object on void reduces J."""
     gt_labels = np.zeros(SIZE_HW, np.uint8)
     gt_labels[10:20, 10:20] = 1
     gt_labels[20:30, 10:20] = 255

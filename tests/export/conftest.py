@@ -71,7 +71,7 @@ def graphs(networks: Mapping[Role, nn.Module], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="session")
 def adapt_networks() -> Mapping[Role, nn.Module]:
-    """Folded, as the fine-tuning step is derived from them; propagation with its prior skip."""
+    """Folded networks of the fine-tuning step; propagation with prior skip."""
     config = DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1, prior_skip=True)
     networks: dict[Role, nn.Module] = {
         "propagation": seeded(DeepLabXception(config), DEEPLAB_GAIN),
@@ -85,7 +85,7 @@ def adapt_networks() -> Mapping[Role, nn.Module]:
 
 @pytest.fixture(scope="session")
 def forwards(adapt_networks: Mapping[Role, nn.Module]) -> Callable[[Role], ForwardGraph]:
-    """Role -> its traced forward pass, not to be changed: tracing free sizes takes seconds."""
+    """Traced forward pass per role, shared because tracing takes seconds."""
 
     @cache
     def get(role: Role) -> ForwardGraph:
@@ -98,7 +98,7 @@ def forwards(adapt_networks: Mapping[Role, nn.Module]) -> Callable[[Role], Forwa
 def checkpoint_dir(
     networks: Mapping[Role, nn.Module], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """``flow.pth``, ``propagation.pth``, ``osvos.pth`` and ``both.pth`` (the last two)."""
+    """Folder of ``flow.pth``, ``propagation.pth``, ``osvos.pth``, ``both.pth``."""
     folder = tmp_path_factory.mktemp("checkpoints")
     licence = {"licence": "CC0-1.0"}
     for role, network in networks.items():

@@ -29,13 +29,13 @@ from tests.export.conftest import FRAME_SIZE_HW, MAX_OBJECTS, ROI_SIZE, Graphs
 
 
 def _options(**values: Any) -> ExportOptions:
-    """Tiny sizes, and no fine-tuning step, which takes seconds to derive: it has its own tests."""
+    """Return tiny sizes without the fine-tuning step, which takes seconds."""
     usual = {"frame_size_hw": FRAME_SIZE_HW, "roi_size": ROI_SIZE, "max_objects": MAX_OBJECTS}
     return ExportOptions(**({"adapt": False} | usual | values))
 
 
 class _Log(Progress):
-    """Keeps what it is told, and presses Ctrl-C when a role comes to a step."""
+    """Log of all calls, which raises KeyboardInterrupt at a given step."""
 
     def __init__(self, interrupt_at: tuple[Role, Step] | None = None) -> None:
         self.interrupt_at = interrupt_at
@@ -60,7 +60,7 @@ class _Log(Progress):
 
 @pytest.fixture(autouse=True)
 def exported_roles(monkeypatch: pytest.MonkeyPatch, graphs: Graphs) -> list[Role]:
-    """Tracing takes seconds: the graphs of the session are copied instead. Which ones."""
+    """Exported roles; graphs are copied, because tracing takes seconds."""
     roles: list[Role] = []
 
     def copied(
@@ -69,10 +69,10 @@ def exported_roles(monkeypatch: pytest.MonkeyPatch, graphs: Graphs) -> list[Role
         path: Path,
         *,
         precision: Precision = "fp32",
-        weights_beside: bool = False,
+        weights_in_file: bool = False,
         progress: Progress | None = None,
     ) -> ExportedGraph:
-        assert not weights_beside
+        assert not weights_in_file
         graph = graphs(spec.role, precision)
         shutil.copy(graph.path, path)
         roles.append(spec.role)
@@ -214,7 +214,7 @@ def test_an_export_of_something_else_starts_anew(
 
 
 def _spoilt(export: Callable[..., ExportedGraph]) -> Callable[..., ExportedGraph]:
-    """The exporter of graphs whose first weights are 2 % too large."""
+    """Make an exporter whose graphs have first weights 2 % too large."""
 
     def spoil(network: nn.Module, spec: EngineSpec, path: Path, **rest: Any) -> ExportedGraph:
         graph = export(network, spec, path, **rest)
@@ -271,26 +271,26 @@ def test_what_was_not_verified_says_so(checkpoint_dir: Path, tmp_path: Path) -> 
             ["both.pth"],
             {"roles": ("osvos",)},
             CheckpointError,
-            "propagation, but only osvos was asked for",
+            "propagation, but only osvos was requested",
         ),
         (
             ["propagation.pth"],
             {"roles": ("propagation", "flow")},
             CheckpointError,
-            "'flow' was asked for, but the checkpoints hold propagation only",
+            "'flow' was requested, but the checkpoints hold propagation only",
         ),
         (["both.pth"], {"parity_images": Path("none")}, InputError, "is not a folder"),
         (
             ["propagation.pth", "flow.pth"],
             {"flow_variant": "FlowNet2"},
             CheckpointError,
-            r"flow\.pth holds FlowNet2CS where FlowNet2 is expected .*ask for FlowNet2CS",
+            r"flow\.pth holds FlowNet2CS, but FlowNet2 is expected .*choose FlowNet2CS",
         ),
         (
             ["propagation.pth"],
             {"flow_variant": "FlowNet2"},
             CheckpointError,
-            "no checkpoint given holds a flow network",
+            "no checkpoint holds a flow network",
         ),
         (
             ["propagation.pth", "flow.pth"],

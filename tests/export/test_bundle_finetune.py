@@ -1,4 +1,4 @@
-"""Exports with their fine-tuning step, which the other tests of exports leave out."""
+"""Exports with their fine-tuning step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mpn.export.finetune.write import ForwardGraph
 from mpn.export.graph import ExportedGraph
 from mpn.export.options import ExportOptions
 from mpn.export.parity import Limit
-from mpn.export.precision import ledger_from_graph
+from mpn.export.precision import precision_report
 from mpn.networks.checkpoint import save_checkpoint
 from tests.export.conftest import FRAME_SIZE_HW, MAX_OBJECTS, ROI_SIZE
 from tests.finetune_dirs import write_inference_graph
@@ -55,7 +55,7 @@ def checkpoints(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> list[Path]:
-    """OSVOS and a propagation network, with what is traced elsewhere in place of tracing."""
+    """OSVOS and a propagation network, with shared traces."""
     from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
     from tests.networks.seeded import DEEPLAB_GAIN
 
@@ -65,13 +65,13 @@ def checkpoints(
         path: Path,
         *,
         precision: Precision = "fp32",
-        weights_beside: bool = False,
+        weights_in_file: bool = False,
         progress: Progress | None = None,
     ) -> ExportedGraph:
-        assert weights_beside
+        assert weights_in_file
         data = write_inference_graph(forwards(spec.role), spec, precision, path)
         size = path.stat().st_size + path.with_name(data).stat().st_size
-        return ExportedGraph(path, (data,), 50, size, ledger_from_graph(path), 0, 0.0)
+        return ExportedGraph(path, (data,), 50, size, precision_report(path), 0, 0.0)
 
     monkeypatch.setattr(bundle_module, "export_graph", written)
     monkeypatch.setattr(adapt_write, "trace_forward", lambda role, _network: forwards(role))

@@ -1,4 +1,4 @@
-"""The three paper-size networks through their exported graphs, against the public references."""
+"""Exported graphs of the paper-size networks against the public references."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STD_RGB = np.array((0.229, 0.224, 0.225), np.float32)
 
 @dataclass(frozen=True)
 class Case:
-    """A golden case: inputs, what the public network gave, and what the graph makes of that.
+    """Golden case: inputs, output of the public network, expected output.
 
     ``golden`` holds a flow in pixels or log-odds of the foreground; ``expected`` the same flow, or
     the probability.
@@ -128,7 +128,7 @@ def test_the_exported_graph_matches_the_public_network(
         other = engine.run(brighter)[name]
     assert np.abs(got - case.expected).max() <= PARITY_RELATIVE * largest
     if name == "prob":
-        # Where the probability tells log-odds apart, these keep the bound too.
+        # Log-odds keep the bound too, unless the probability is saturated.
         steep = (case.expected > 0.001) & (case.expected < 0.999)
         assert steep.mean() > 0.01
         odds = np.log(got[steep] / (1 - got[steep]))

@@ -43,7 +43,7 @@ def test_biases_that_are_zero_or_equal_keep_their_own_tensors(
     for node in model.graph.node:
         if node.op_type == "Conv":
             assert node.input[2] == node.input[1].replace(".weight", ".bias")
-    # What it is for: the exchanged bias has its effect.
+    # The purpose: the replaced bias has an effect.
     if precision == "fp32":
         bias = np.full_like(tensors[ZERO[0]], 3.0)
         for tensor in model.graph.initializer:

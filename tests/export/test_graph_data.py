@@ -79,7 +79,7 @@ def test_other_types_are_not_weights(tmp_path: Path) -> None:
         stored_tensors(tmp_path / "net.onnx")
 
 
-def test_a_graph_with_its_weights_beside_computes_the_same(tmp_path: Path) -> None:
+def test_a_graph_with_its_weights_in_file_computes_the_same(tmp_path: Path) -> None:
     forward = tiny_forward("osvos")
     spec = osvos_spec(FRAME_SIZE_HW)
     data = write_inference_graph(forward, spec, "fp32", tmp_path / "osvos.onnx")
@@ -103,7 +103,7 @@ def test_an_exported_graph_keeps_every_weight_beside_it_on_demand(
     networks: dict,  # type: ignore[type-arg]
 ) -> None:
     spec = tiny_spec("osvos")
-    exported = export_graph(networks["osvos"], spec, tmp_path / "osvos.onnx", weights_beside=True)
+    exported = export_graph(networks["osvos"], spec, tmp_path / "osvos.onnx", weights_in_file=True)
     assert exported.external_data == ("osvos.onnx.data",)
     stored = {tensor.name for tensor in stored_tensors(exported.path)}
     graph = onnx.load(exported.path, load_external_data=False).graph

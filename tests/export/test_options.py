@@ -38,7 +38,7 @@ def test_the_defaults_are_the_contract() -> None:
         ({"max_objects": 0}, "max_objects must be at least 1, got 0"),
         ({"max_objects": 255}, "max_objects must be at most 254, got 255"),
         ({"opset": 20}, r"opset 20 .* only 18 .* nearest \(NVIDIA/TensorRT#4646\)"),
-        ({"roles": ()}, "no role was asked for"),
+        ({"roles": ()}, "no role is given"),
         ({"verify": False, "parity_images": Path("x")}, "leave out either"),
         ({"flow_preset": "slow"}, "unknown flow preset 'slow'"),
         ({"flow_scale": 0.0}, "flow scale must be over 0 and at most 1, got 0.0"),

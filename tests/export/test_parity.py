@@ -41,7 +41,7 @@ def _verify(path: Path, role: Role, network: nn.Module, precision: Precision) ->
 
 
 def _changed(source: Path, folder: Path, name: str, factor: float) -> Path:
-    """A copy of a graph with one weight tensor multiplied."""
+    """Copy a graph with one weight tensor multiplied."""
     model = onnx.load(source)
     tensor = next(item for item in model.graph.initializer if item.name == name)
     values = numpy_helper.to_array(tensor)

@@ -99,9 +99,9 @@ def test_a_folder_without_usable_pictures_is_refused(pictures: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         ParityPictures(pictures / "missing")
     (pictures / "00001.png").write_bytes(b"text")
-    with pytest.raises(InputError, match=r"00001\.png is not a picture"):
+    with pytest.raises(InputError, match=r"00001\.png is not an image"):
         ParityPictures(pictures)
     for path in pictures.glob("*.png"):
         path.unlink()
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="holds no images"):
         ParityPictures(pictures)

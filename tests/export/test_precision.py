@@ -14,12 +14,12 @@ from mpn.errors import ExportError
 from mpn.export.graph import probe_inputs
 from mpn.export.precision import (
     HALF_MAX,
-    PrecisionLedger,
+    PrecisionReport,
     check_half_range,
-    check_ledger,
+    check_precision,
     fold_batch_norms,
     folded_network,
-    ledger_from_graph,
+    precision_report,
     prepare_network,
 )
 from mpn.networks.osvos import OsvosVgg
@@ -85,7 +85,7 @@ def _with(network: nn.Module, name: str, value: float) -> nn.Module:
 def test_a_weight_beyond_half_precision_is_named(networks: Mapping[Role, nn.Module]) -> None:
     name = "backbone.conv2.weight"
     network = networks["propagation"]
-    prepare_network("propagation", network, "fp16", probe_inputs("propagation"))  # as it is: fine
+    prepare_network("propagation", network, "fp16", probe_inputs("propagation"))  # unchanged: fits
     overflowing = _with(network, name, 2 * HALF_MAX)
     with pytest.raises(ExportError, match=rf"beyond 65504 .*\({name} up to 1.*--precision fp32"):
         prepare_network("propagation", overflowing, "fp16", probe_inputs("propagation"))
@@ -150,7 +150,7 @@ def test_the_trunk_of_osvos_is_brought_into_range_without_changing_the_result(
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_ledger_counts_what_the_written_graph_holds(graphs: Graphs, role: Role) -> None:
-    full, half = graphs(role, "fp32").ledger, graphs(role, "fp16").ledger
+    full, half = graphs(role, "fp32").precision_report, graphs(role, "fp16").precision_report
     assert full.half_weights == 0
     assert half.total_weights == full.total_weights
     assert half.float32_names == KEPT_FLOAT32[role]
@@ -191,23 +191,23 @@ def test_the_pool_and_the_sigmoid_of_a_half_graph_stay_float32(graphs: Graphs) -
 
 
 def test_fp16_that_yields_fp32_is_an_error(graphs: Graphs, tmp_path: Path) -> None:
-    ledger = ledger_from_graph(graphs("osvos", "fp32").path)
-    with pytest.raises(ExportError, match="fp16 was asked for, but only 0/19"):
-        check_ledger("osvos", ledger, "fp16", ())
-    check_ledger("osvos", ledger, "fp32", ())
+    report = precision_report(graphs("osvos", "fp32").path)
+    with pytest.raises(ExportError, match="fp16 was requested, but only 0/19"):
+        check_precision("osvos", report, "fp16", ())
+    check_precision("osvos", report, "fp32", ())
 
 
 @pytest.mark.parametrize(
-    ("ledger", "precision", "says"),
+    ("report", "precision", "says"),
     [
-        (PrecisionLedger(1, 2, ("a.weight",)), "fp16", r"only 1/2 .*\(float32: a\.weight\)"),
-        (PrecisionLedger(1, 2, ("a.weight",)), "fp32", "fp32 was asked for, but 1/2"),
-        (PrecisionLedger(0, 1, ("kept.weight",)), "fp16", "only 0/1"),
+        (PrecisionReport(1, 2, ("a.weight",)), "fp16", r"only 1/2 .*\(float32: a\.weight\)"),
+        (PrecisionReport(1, 2, ("a.weight",)), "fp32", "fp32 was requested, but 1/2"),
+        (PrecisionReport(0, 1, ("kept.weight",)), "fp16", "only 0/1"),
     ],
 )
 def test_a_layer_of_the_wrong_precision_is_an_error(
-    ledger: PrecisionLedger, precision: str, says: str
+    report: PrecisionReport, precision: str, says: str
 ) -> None:
     with pytest.raises(ExportError, match=says):
-        check_ledger("osvos", ledger, precision, ("kept",))  # type: ignore[arg-type]
-    check_ledger("osvos", PrecisionLedger(1, 2, ("kept.weight",)), "fp16", ("kept",))
+        check_precision("osvos", report, precision, ("kept",))  # type: ignore[arg-type]
+    check_precision("osvos", PrecisionReport(1, 2, ("kept.weight",)), "fp16", ("kept",))

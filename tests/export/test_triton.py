@@ -18,7 +18,7 @@ from tests.engine_dirs import make_engine_dir
 
 
 def schema() -> Any:
-    """``model_config_pb2`` of NVIDIA's tritonclient, without the rest of that package."""
+    """Module ``model_config_pb2`` of tritonclient, without the rest."""
     package = importlib.util.find_spec("tritonclient")
     if package is None or not package.submodule_search_locations:
         pytest.skip("tritonclient is not installed: install the extra [dev]")
@@ -81,7 +81,7 @@ def test_a_word_that_the_schema_does_not_have_is_found(directory: Path, tmp_path
 
 
 def test_the_graphs_of_the_package_run_from_their_repository(tmp_path: Path) -> None:
-    """With external data, which the graph finds beside itself."""
+    """Graphs find their external data in the same folder."""
     models = export_triton(default_engine_dir(), tmp_path / "repository")
     (name,) = [model.name for model in models if model.role == "propagation"]
     session = onnxruntime.InferenceSession(str(tmp_path / "repository" / name / "1" / MODEL_FILE))

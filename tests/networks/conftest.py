@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Waiting threads of torch burn three times the CPU of these tests on a busy machine."""
+    """One torch thread: waiting threads take three times the CPU of the tests."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,6 +1,6 @@
-"""Files with the keys and shapes of public checkpoints, and next to no bytes.
+"""Files with the keys and shapes of public checkpoints, but almost no bytes.
 
-Every tensor is one stored number seen in its full shape, so that a file of 162 M parameters is
+Every tensor is one stored number expanded to its full shape, so that a file of 162 M parameters is
 written and read in milliseconds.
 """
 
@@ -18,7 +18,7 @@ from mpn.networks.osvos import OsvosConfig, OsvosVgg
 
 
 def hollow_state_dict(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
-    """Keys and shapes of ``build()``, each tensor one repeated number."""
+    """Make keys and shapes of ``build()``, each tensor one repeated number."""
     with torch.device("meta"):
         shapes = build().state_dict()
     return {key: torch.zeros((), dtype=v.dtype).expand(v.shape) for key, v in shapes.items()}

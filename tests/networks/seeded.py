@@ -1,4 +1,4 @@
-"""Weights made from their names: the recipe of the golden cases (see golden/README.md)."""
+"""Weights from their names, as in the golden cases (see golden/README.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OSVOS_GAIN = 1.0
 
 
 def seeded_tensor(key: str, shape: tuple[int, ...], gain: float) -> Tensor:
-    """The float32 tensor that the recipe gives to ``key``."""
+    """Make the float32 tensor of ``key``."""
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     rng = np.random.default_rng(zlib.crc32(key.encode()))
@@ -34,7 +34,7 @@ def seeded_tensor(key: str, shape: tuple[int, ...], gain: float) -> Tensor:
 
 
 def seeded_state_dict(module: nn.Module, gain: float) -> dict[str, Tensor]:
-    """A state dict for ``module``; fixed ``upscale`` kernels keep the values they have."""
+    """Make a state dict; fixed ``upscale`` kernels are not changed."""
     return {
         key: value.clone()
         if key.startswith("upscale")
@@ -44,6 +44,6 @@ def seeded_state_dict(module: nn.Module, gain: float) -> dict[str, Tensor]:
 
 
 def seeded(module: nn.Module, gain: float) -> nn.Module:
-    """``module`` with seeded weights, in evaluation mode."""
+    """Load seeded weights and switch to evaluation mode."""
     module.load_state_dict(seeded_state_dict(module, gain), strict=True, assign=True)
     return module.eval()

@@ -131,7 +131,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "two variants": (
         lambda c: c["roles"]["flow"]["config"].update(variant="FlowNet2C"),
-        "the config says FlowNet2C, the entry FlowNet2S",
+        "the config is of FlowNet2C, the entry FlowNet2S",
     ),
     "wrong width": (
         lambda c: c["roles"]["osvos"]["config"].update(width=0.25),
@@ -229,7 +229,7 @@ def test_places_that_cannot_hold_a_file_are_refused(tmp_path: Path) -> None:
         (
             lambda: {"osvos": RoleWeights.from_network("flow", _network("flow"))},
             {},
-            "weights of the role flow were given as osvos",
+            "weights of the role flow are given as osvos",
         ),
     ],
 )
@@ -291,7 +291,7 @@ def test_three_channel_deeplab_needs_a_fourth_channel(tmp_path: Path, way: str) 
 REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "21 classes": (
         lambda: deeplab_state(classes=21),
-        r"has 21 classes \('decoder.last_conv.8.weight'\) where 2 are needed",
+        r"has 21 classes \('decoder.last_conv.8.weight'\), but needs 2",
     ),
     "5 channels": (lambda: deeplab_state(in_channels=5), "has 5 input channels"),
     "a lite network": (lambda: deeplab_state(width=0.5), "more shapes differ.*must come from mpn"),
@@ -321,8 +321,8 @@ def test_cs_file_where_flownet2_is_expected(tmp_path: Path) -> None:
     path = tmp_path / "FlowNet2-CS_checkpoint.pth.tar"
     torch.save({"state_dict": flow_state("FlowNet2CS")}, path)
     message = (
-        r"holds FlowNet2CS where FlowNet2 is expected \(missing 'flownets_2.*\): give a file of "
-        "FlowNet2, or ask for FlowNet2CS"
+        r"holds FlowNet2CS, but FlowNet2 is expected \(missing 'flownets_2.*\): give a file of "
+        "FlowNet2, or choose FlowNet2CS"
     )
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(path, expected_variant="FlowNet2")
@@ -330,15 +330,15 @@ def test_cs_file_where_flownet2_is_expected(tmp_path: Path) -> None:
 
 def test_expectations_and_options_are_checked(own: Path, tmp_path: Path) -> None:
     osvos = save_checkpoint(tmp_path / "osvos.pth", {"osvos": _network("osvos")}, {})
-    with pytest.raises(CheckpointError, match=r"holds OsvosVgg \(role osvos\) where .* role flow"):
+    with pytest.raises(CheckpointError, match=r"holds OsvosVgg \(role osvos\), but .* role flow"):
         load_checkpoint(osvos, expected_role="flow")
-    with pytest.raises(CheckpointError, match="where DeepLabXception is expected"):
+    with pytest.raises(CheckpointError, match=", but DeepLabXception is expected"):
         load_checkpoint(osvos, expected_variant="DeepLabXception")
     with pytest.raises(InputError, match="unknown role 'depth'"):
         load_checkpoint(own, expected_role="depth")
     with pytest.raises(InputError, match="unknown network 'RAFT'"):
         load_checkpoint(own, expected_variant="RAFT")
-    with pytest.raises(InputError, match="unknown way 'ones'"):
+    with pytest.raises(InputError, match="unknown initialisation 'ones'"):
         load_checkpoint(own, init_fourth_channel="ones")
 
 

@@ -47,7 +47,7 @@ def test_paper_size_network_matches_the_public_one(
     logits = paper_size(rgb_prob)
     assert logits.shape == expected.shape
     assert _largest_difference(logits, expected) <= PARITY_RELATIVE
-    # Controls: channels in another order, and an ignored probability, are seen.
+    # Controls: another channel order and an ignored probability are detected.
     assert _largest_difference(paper_size(rgb_prob[:, [2, 1, 0, 3]]), expected) > 0.01
     blind = torch.cat((rgb_prob[:, :3], torch.zeros_like(rgb_prob[:, 3:])), dim=1)
     assert _largest_difference(paper_size(blind), expected) > 0.01

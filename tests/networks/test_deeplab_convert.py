@@ -43,7 +43,7 @@ def test_mean_is_the_mean_of_the_colours_and_normal_is_small_and_repeatable(
 
 
 def test_unknown_ways_and_other_layers_are_refused(colour_state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match="the ways are zero, mean, normal"):
+    with pytest.raises(InputError, match="there are zero, mean, normal"):
         with_fourth_channel(colour_state, "ones")
     four = with_fourth_channel(colour_state, "zero")
     with pytest.raises(CheckpointError, match=r"\(C, 3, 3, 3\) to be extended, got \(8, 4, 3, 3\)"):

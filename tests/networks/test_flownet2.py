@@ -67,7 +67,7 @@ def golden_case(golden: Path) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def paper_size() -> nn.Module:
-    with torch.device("meta"):  # 162 M default values nobody needs
+    with torch.device("meta"):  # 162 M default values are not needed
         net = FlowNet2()
     return seeded(net, FLOWNET2_GAIN)
 
@@ -89,7 +89,7 @@ def test_paper_size_network_matches_the_public_one(
 
 
 def _multiply_small_displacements(net: nn.Module) -> torch.utils.hooks.RemovableHandle:
-    """The scaling of SD alone (times 20) in place of the one inside FlowNet 2.0 (over 20)."""
+    """Scale SD as in the single network (times 20), not over 20."""
     member = net.get_submodule("flownets_d")
     return member.register_forward_hook(lambda _module, _inputs, flow: flow * 400.0)
 

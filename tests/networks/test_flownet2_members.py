@@ -33,7 +33,7 @@ WARP_CASES = (
 
 
 def _correlation_by_definition(features0: Tensor, features1: Tensor) -> Tensor:
-    """The definition read aloud, in float64: four loops over displacement and position."""
+    """Compute the definition in float64 by four loops."""
     a, b = features0.double(), features1.double()
     batch, channels, height, width = a.shape
     out = torch.zeros(batch, CORRELATION_CHANNELS, height, width, dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_correlation_follows_its_definition(features: tuple[Tensor, Tensor]) -> 
     expected = _correlation_by_definition(*features)
     difference = (correlation(*features).double() - expected).abs().max().item()
     assert difference <= CORRELATION_ABSOLUTE
-    # Controls: the check sees a swapped order of displacements and swapped frames.
+    # Controls: a swapped order of displacements and swapped frames are detected.
     transposed = expected.unflatten(1, (21, 21)).transpose(1, 2).flatten(1, 2)
     assert (transposed - expected).abs().max() > 1000 * CORRELATION_ABSOLUTE
     swapped = correlation(features[1], features[0]).double()

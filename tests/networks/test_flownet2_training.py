@@ -1,4 +1,4 @@
-"""What training needs of FlowNet 2.0: flows at every scale, one member at a time."""
+"""Training interface of FlowNet 2.0: flows at every scale, per member."""
 
 from __future__ import annotations
 

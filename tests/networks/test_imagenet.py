@@ -1,4 +1,4 @@
-"""ImageNet's trunks in our layouts: every layer found, and the first one seeing the same."""
+"""ImageNet trunks in our layouts: complete, with equivalent first layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OSVOS_MEAN_BGR = torch.tensor((104.00699, 116.66877, 122.67892))
 
 
 def vgg16_like() -> dict[str, torch.Tensor]:
-    """torchvision's keys and shapes."""
+    """Make torchvision's keys and shapes."""
     state, inputs, index = {}, 3, 0
     for channels in STAGE_CHANNELS:
         for count in channels:
@@ -30,7 +30,7 @@ def vgg16_like() -> dict[str, torch.Tensor]:
 
 
 def xception_like() -> dict[str, torch.Tensor]:
-    """Cadene's keys and shapes; zeros but for the first layer, which is cheap."""
+    """Make Cadene's keys and shapes, with zeros except in the first layer."""
     state: dict[str, torch.Tensor] = {}
 
     def norm(name: str, channels: int) -> None:

@@ -61,7 +61,7 @@ def test_public_form_matches_the_public_network(
 
 
 def _crop_top_left(net: OsvosVgg, image: Tensor) -> Tensor:
-    """Logits of the coarsest branch, cropped where geometry says, not at the centre."""
+    """Compute the coarsest logits, cropped at the top left, not the centre."""
     side = net.score_dsn[3](net._sides(image)[3])
     return net.upscale_[3](side)[..., 8 : 8 + image.shape[2], 8 : 8 + image.shape[3]]
 

@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     ),
     "ResNet": (
         lambda: {"backbone.layer1.0.conv1.weight": ONE, "aspp.conv1.weight": ONE},
-        "ResNet backbone .* where Xception is needed",
+        "ResNet backbone .* but Xception is needed",
     ),
     "MobileNet": (
         lambda: {"backbone.features.0.0.weight": ONE, "decoder.conv1.weight": ONE},
@@ -123,9 +123,9 @@ def test_a_prefix_that_only_some_keys_have_stays() -> None:
         (ONE, "holds a Tensor, not a state dict"),
         ({}, "holds no state dict: it has nothing"),
         ({"state_dict": {}}, "holds no state dict: it has nothing"),
-        ({"epoch": 1, "optimizer": {"lr": 1}}, "it has 'epoch', 'optimizer', where tensors"),
-        ({"a": ONE, "epoch": 1}, "it has 'epoch' beside its tensors"),
-        ({"state_dict": [1]}, "it has 'state_dict', where"),
+        ({"epoch": 1, "optimizer": {"lr": 1}}, "it has 'epoch', 'optimizer', but tensors"),
+        ({"a": ONE, "epoch": 1}, "it has 'epoch' and tensors"),
+        ({"state_dict": [1]}, "it has 'state_dict', but"),
     ],
 )
 def test_what_holds_no_state_dict_is_refused(content: object, message: str) -> None:

@@ -1,7 +1,7 @@
 """Fine-tune OSVOS on one frame in torch; the torch-free step is compared with this.
 
-A step is: forward, class-balanced loss of the fused output alone, backward, update. Everything
-random comes from the seed, so the same frame, mask and options give the same weights.
+A step is: forward, class-balanced loss of the fused output alone, backward, update. All randomness
+comes from the seed, so the same frame, mask and options give the same weights.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Scope = Literal["all", "head"]
 
 @dataclass(frozen=True)
 class OsvosFinetuneOptions:
-    """How OSVOS is fine-tuned.
+    """Options of OSVOS fine-tuning.
 
-    The groups of rates are those of the published one: biases twice the rate, the fusing layer a
-    hundredth, no weight decay on biases; the score layers of the side branches are not trained,
-    nor is the fixed upsampling.
+    The groups of learning rates are the published ones: biases twice the rate, the fusing layer a
+    hundredth, no weight decay on biases. The score layers of the side branches and the fixed
+    upsampling are not trained.
 
     Attributes:
         steps: Optimisation steps.
-        batch: Crops a step.
-        crop: How crops of the frame are cut; its colours stay as they are.
+        batch: Crops per step.
+        crop: Options of the crops; colours are not changed.
         optimizer: ``"sgd"``: with momentum, as published. ``"adamw"``: decoupled weight decay,
             betas 0.9 and 0.999.
         learning_rate: Highest rate, of the weights of trunk and side branches. The default suits
-            AdamW; SGD wants about 1e-2 with the loss's mean.
-        warmup_steps: The rate rises linearly over so many steps, then falls to zero along a cosine.
-        momentum: Of SGD.
-        weight_decay: On weights.
+            AdamW; SGD needs about 1e-2 with the loss's mean.
+        warmup_steps: Steps of the linear rise, before the rate falls to zero along a cosine.
+        momentum: Momentum of SGD.
+        weight_decay: Decay of the weights.
         bias_rate: Factor of the rate for biases.
         fuse_rate: Factor of the rate for the fusing layer.
         scope: ``"all"``: every layer. ``"head"``: side branches and fusing layer alone.
         reduction: See :func:`mpn.training.losses.class_balanced_loss`.
-        seed: Decides everything random.
+        seed: Seed of all random choices.
     """
 
     steps: int = 80
@@ -81,20 +81,20 @@ class OsvosFinetuneOptions:
             )
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of a step: linear rise, cosine fall to zero after the last."""
+        """Compute the rate of a step: linear rise, cosine fall to zero."""
         rise = min(1.0, (step + 1) / max(1, self.warmup_steps))
         return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 @dataclass(frozen=True)
 class FinetunedOsvos:
-    """What fine-tuning leaves.
+    """Result of fine-tuning.
 
     Attributes:
         state_dict: The weights.
         losses: Loss of every step, before its update.
-        stopped: Why it ended before its last step, or None. The weights are then those before the
-            step that failed.
+        stopped: Reason if it ended before its last step, or None. The weights are then those before
+            the failed step.
     """
 
     state_dict: Mapping[str, Tensor]
@@ -123,7 +123,7 @@ def finetune_osvos(
         Weights and losses.
 
     Raises:
-        InputError: If the mask is empty or of another size than the frame.
+        InputError: If the mask is empty or its size is not the frame's.
     """
     if rgb.shape[:2] != mask.shape or not mask.any():
         raise InputError(
@@ -149,7 +149,10 @@ def finetune_osvos(
 
 
 def finetune_optimiser(network: OsvosVgg, options: OsvosFinetuneOptions) -> torch.optim.Optimizer:
-    """The optimiser with its groups of rates; what is not trained has its gradient switched off."""
+    """Create the optimiser with its groups of rates.
+
+    Switches off the gradients of all other parameters.
+    """
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     parts = ("side_prep", "fuse") if options.scope == "head" else ("stages", "side_prep", "fuse")
     for name, parameter in network.named_parameters():
@@ -180,13 +183,13 @@ def finetune_step(
     *,
     rate: float,
 ) -> float:
-    """One step; the weights stay as they are where the loss is not finite.
+    """Run one step; the weights do not change if the loss is not finite.
 
     Args:
-        network: What is trained.
+        network: The network to train.
         optimiser: Of :func:`finetune_optimiser`.
         images: (B, 3, H, W) BGR in 0..255 minus the mean.
-        masks: (B, 1, H, W) float32, the object from 0.5 on.
+        masks: (B, 1, H, W) float32, object if at least 0.5.
         options: Those of the optimiser.
         rate: Learning rate of this step, before the factors of the groups.
 
@@ -206,7 +209,7 @@ def finetune_step(
 
 
 class _OneFrame:
-    """A single masked image."""
+    """Single masked image."""
 
     def __init__(self, rgb: UInt8Array, mask: BoolArray) -> None:
         self._pair = rgb, mask

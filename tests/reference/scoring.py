@@ -1,8 +1,8 @@
-"""J and F written down as they are defined: slow, whole frame, one object at a time.
+"""J and F by their definitions: slow, whole frame, one object at a time.
 
-The slow twin of ``mpn.evaluation``: the tests compare the two, the benchmark times them. Masks are
-taken as any type and made bool, object masks are cut out of label maps, and void is an array of the
-frame's size, all as in davis2017-evaluation, step by step, with no crop and no shortcut.
+The slow reference of ``mpn.evaluation``: the tests compare both, the benchmark times them. Masks of
+any type become bool, object masks are cut out of label maps, and void is an array of the frame's
+size, all as in davis2017-evaluation, without crops and shortcuts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def region(gt_mask: Mask, pred_mask: Mask, void_mask: Mask | None = None) -> flo
 
 
 def contour(mask: Mask) -> Mask:
-    """Different from the neighbour to the right, below or below right; border as it ends."""
+    """Compute pixels that differ from the right, lower or lower right neighbour."""
     right, below, diagonal = np.zeros((3, *mask.shape), bool)
     right[:, :-1] = mask[:, 1:]
     below[:-1] = mask[1:]
@@ -41,7 +41,7 @@ def contour(mask: Mask) -> Mask:
 
 
 def contour_against_nothing(mask: Mask) -> Mask:
-    """A wrong border rule, for positive controls: outside the frame everything is background."""
+    """Compute contours with background outside: a wrong rule for controls."""
     padded = np.pad(mask, ((0, 1), (0, 1)))
     here = padded[:-1, :-1]
     return (here ^ padded[:-1, 1:]) | (here ^ padded[1:, :-1]) | (here ^ padded[1:, 1:])
@@ -88,7 +88,7 @@ def boundary_of_labels(gt_labels: Labels, pred_labels: Labels, num_objects: int)
 
 
 def region_of_sequence(gt_masks: Mask, pred_masks: Mask) -> npt.NDArray[np.float64]:
-    """J of each frame of (T, H, W) masks by arrays of the whole sequence, as the official tool."""
+    """Compute J of (T, H, W) masks as the official tool does."""
     gt_masks, pred_masks = gt_masks.astype(bool), pred_masks.astype(bool)
     void = np.zeros_like(gt_masks)
     intersection = np.sum((gt_masks & pred_masks) & np.logical_not(void), axis=(-2, -1))
@@ -98,7 +98,7 @@ def region_of_sequence(gt_masks: Mask, pred_masks: Mask) -> npt.NDArray[np.float
 
 
 def masks_of_sequence(labels: npt.NDArray[Any], num_objects: int) -> Mask:
-    """(T, H, W) ids -> (N, T, H, W): the ids of every object spread out and compared at once."""
+    """Convert (T, H, W) ids to masks (N, T, H, W) of all objects."""
     ids = np.ones((num_objects, *labels.shape)) * np.arange(1, num_objects + 1)[:, None, None, None]
     masks: Mask = ids == labels[None]
     return masks
@@ -107,9 +107,9 @@ def masks_of_sequence(labels: npt.NDArray[Any], num_objects: int) -> Mask:
 def measures_of_sequence(
     gt_labels: Sequence[Labels], pred_labels: Sequence[Labels], num_objects: int
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """J and F of every object in every frame, laid out as the official tool lays out a sequence.
+    """Compute J and F of every object in every frame of a sequence.
 
-    All frames are held as float64, all objects as masks of the whole sequence; void is emptied.
+    Memory layout is that of the official tool: float64 frames, masks of the whole sequence.
     """
     gt, pred = (np.stack(frames).astype(np.float64) for frames in (gt_labels, pred_labels))
     gt[gt == 255] = 0

@@ -1,4 +1,4 @@
-"""Small training material: textured squares that move over texture, in DAVIS layout."""
+"""Small training material in DAVIS layout: textured squares that move."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from mpn.masks import save_labels
 from mpn.training.data import load_davis_split, load_stills
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 
 SIZE_HW = (96, 128)
 SEQUENCES = ("alpha", "beta", "gamma")
@@ -60,5 +60,5 @@ def stills_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def material(davis_like: Path, stills_like: Path) -> Material:
-    return Material(tuple(load_davis_split(davis_like)), tuple(load_stills(stills_like)))
+def material(davis_like: Path, stills_like: Path) -> ClipSources:
+    return ClipSources(tuple(load_davis_split(davis_like)), tuple(load_stills(stills_like)))

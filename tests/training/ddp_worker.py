@@ -1,4 +1,4 @@
-"""One process of several: trains each network a few steps on its share of every batch.
+"""One process of several, which trains each network a few steps.
 
 Run by test_processes.py, as torchrun would run it, and imported for the process that is alone.
 """
@@ -23,7 +23,7 @@ from mpn.training.osvos.recipe import OsvosTrainingOptions
 from mpn.training.osvos.samples import CropOptions, CropSource, MergedFrames, init_weights
 from mpn.training.osvos.trainer import OsvosTrainer
 from mpn.training.processes import Processes, joined_processes
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 from mpn.training.propagation.recipe import PropagationTrainingOptions
 from mpn.training.propagation.rollout import RolloutOptions
 from mpn.training.propagation.trainer import Trainer
@@ -32,7 +32,7 @@ STEPS = 2
 BATCH = 4
 
 
-def propagation_trainer(material: Material, processes: Processes, batch: int = BATCH) -> Trainer:
+def propagation_trainer(material: ClipSources, processes: Processes, batch: int = BATCH) -> Trainer:
     options = PropagationTrainingOptions(
         network=DeepLabConfig(
             width=0.0625, head_width=0.0625, middle_blocks=1, dropout=False, prior_skip=True
@@ -46,7 +46,7 @@ def propagation_trainer(material: Material, processes: Processes, batch: int = B
     return Trainer(DeepLabXception(options.network), material, options, processes)
 
 
-def osvos_trainer(material: Material, processes: Processes, batch: int = BATCH) -> OsvosTrainer:
+def osvos_trainer(material: ClipSources, processes: Processes, batch: int = BATCH) -> OsvosTrainer:
     options = OsvosTrainingOptions(
         network=OsvosConfig(width=0.0625), crop=CropOptions(size_px=64), batch=batch, warmup_steps=1
     )
@@ -59,7 +59,7 @@ def osvos_trainer(material: Material, processes: Processes, batch: int = BATCH) 
     return OsvosTrainer(network, {"salient": source, "davis": source}, options, processes)
 
 
-def flow_trainer(material: Material, processes: Processes, batch: int = BATCH) -> FlowTrainer:
+def flow_trainer(material: ClipSources, processes: Processes, batch: int = BATCH) -> FlowTrainer:
     options = FlowTrainingOptions(
         network=FlowNet2Config("FlowNet2CS", 0.0625),
         size_hw=(64, 64),
@@ -81,8 +81,8 @@ TRAINERS = {
 }
 
 
-def trained(role: str, material: Material, processes: Processes, batch: int = BATCH) -> Any:
-    """Gradients of the first step, then weights, loss and state after the last."""
+def trained(role: str, material: ClipSources, processes: Processes, batch: int = BATCH) -> Any:
+    """Train a few steps; return first gradients, weights, loss and state."""
     trainer = TRAINERS[role](material, processes, batch)
     network = trainer.network
     with ThreadPoolExecutor(2) as pool:
@@ -99,8 +99,8 @@ def trained(role: str, material: Material, processes: Processes, batch: int = BA
         }
 
 
-def material_from(davis: Path, stills: Path) -> Material:
-    return Material(tuple(load_davis_split(davis)), tuple(load_stills(stills)))
+def material_from(davis: Path, stills: Path) -> ClipSources:
+    return ClipSources(tuple(load_davis_split(davis)), tuple(load_stills(stills)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tests.tolerances import LOSS_RELATIVE
 
 
 def _by_hand(logits: np.ndarray, mask: np.ndarray, *, swap: bool = False) -> float:
-    """The published formula in float64, image by image, summed over pixels."""
+    """Compute the published formula in float64, image by image."""
     total = 0.0
     for x, y in zip(logits.astype(np.float64), mask >= 0.5, strict=True):
         prob = 1 / (1 + np.exp(-x))

@@ -49,7 +49,7 @@ def test_lines_after_the_saved_state_of_a_killed_run_are_not_there_twice(tmp_pat
     rows = _rows(tmp_path)
     assert [row["step"] for row in rows] == ["50", "100", "150"]
     assert rows[-1]["loss"] == "0.25000"
-    # control: a run that begins anew begins a new log
+    # control: a new run starts a new log
     with _log(tmp_path) as log:
         log.write(_Entry(50, 200, "alone", 0.5))
     assert len(_rows(tmp_path)) == 1

@@ -15,7 +15,7 @@ import torch
 from mpn.errors import TrainingError
 from mpn.training.optimisation import MixedPrecision, chosen_precision
 from mpn.training.processes import Processes, joined_processes
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 from tests.conftest import REPOSITORY
 from tests.tolerances import JOINED_GRADIENT_RELATIVE, JOINED_WEIGHT_OF_STEP
 from tests.training import ddp_worker as joined_child
@@ -33,7 +33,7 @@ def _free_port() -> int:
 @pytest.fixture(scope="module")
 def joined(davis_like: Path, stills_like: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("joined")
-    # What torchrun sets for its processes.
+    # Environment of torchrun's processes.
     place = {"WORLD_SIZE": str(COUNT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     running = [
         subprocess.Popen(
@@ -51,24 +51,24 @@ def joined(davis_like: Path, stills_like: Path, tmp_path_factory: pytest.TempPat
 
 
 def _off(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Largest difference of two sets of tensors, over the largest value of each tensor."""
+    """Compute the largest relative difference of two sets of tensors."""
     assert a.keys() == b.keys()
     return max(float((a[k] - b[k]).abs().max() / b[k].abs().max().clamp(min=1e-12)) for k in b)
 
 
 @pytest.fixture(scope="module")
-def single(material: Material) -> Any:
+def single(material: ClipSources) -> Any:
     return {role: trained(role, material, Processes()) for role in TRAINERS}
 
 
 @pytest.mark.parametrize("role", TRAINERS)
 def test_averaged_gradients_are_those_of_the_joined_batch(
-    role: str, joined: Any, single: Any, material: Material
+    role: str, joined: Any, single: Any, material: ClipSources
 ) -> None:
     alone = single[role]
     for rank in range(COUNT):
         assert _off(joined[rank][role]["gradients"], alone["gradients"]) < JOINED_GRADIENT_RELATIVE
-    # control: what one process would make of its own share is something else
+    # control: the gradients of one process's share differ
     half = trained(role, material, Processes(), BATCH // COUNT)
     assert _off(half["gradients"], alone["gradients"]) > 100 * JOINED_GRADIENT_RELATIVE
 
@@ -89,7 +89,7 @@ def test_weights_stay_the_same_in_all_processes_and_as_in_one(
 
 
 def test_a_run_of_two_processes_is_resumed_by_one(
-    joined: Any, single: Any, material: Material
+    joined: Any, single: Any, material: ClipSources
 ) -> None:
     state = joined[0]["propagation"]["state"]
     assert [len(group) for group in state["groups"]] == [BATCH, BATCH]
@@ -108,14 +108,14 @@ def test_all_take_process_0_s_choice(joined: Any) -> None:
 def test_shares_are_disjoint_whole_and_even() -> None:
     shares = [Processes(rank, 3).share(range(9)) for rank in range(3)]
     assert sorted(k for share in shares for k in share) == list(range(9))
-    with pytest.raises(TrainingError, match="batch of 8 cannot be shared out to 3 processes"):
+    with pytest.raises(TrainingError, match="batch of 8 cannot be divided evenly among 3"):
         Processes(0, 3).share(range(8))
 
 
 def test_a_gpu_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with (
-        pytest.raises(TrainingError, match="a GPU was asked for, but process 0 finds 0"),
+        pytest.raises(TrainingError, match="a GPU is required, but process 0 finds 0"),
         joined_processes("cuda"),
     ):
         pass

@@ -65,7 +65,7 @@ def test_a_table_becomes_the_dataclass_and_back(tmp_path: Path) -> None:
     ("table", "message"),
     [
         ({"count": 1, "rat": 2}, "unknown option 'rat' in the recipe: did you mean 'rate'"),
-        ({"count": 1, "inner": {"zzz": 1}}, r"unknown option 'inner\.zzz'.*known are names, pair"),
+        ({"count": 1, "inner": {"zzz": 1}}, r"unknown option 'inner\.zzz'.*there are names, pair"),
         ({}, "the recipe lacks 'count'"),
         ({"count": 1.5}, r"'count' must be a whole number, got 1\.5"),
         ({"count": True}, "'count' must be a whole number, got True"),
@@ -139,7 +139,7 @@ def test_files_that_are_no_recipe_of_the_role_are_one_line(tmp_path: Path) -> No
     path.write_text('role = "osvos"\n')
     with pytest.raises(TrainingError, match="is for 'osvos', this command trains flow"):
         load_table("flow", path=path)
-    with pytest.raises(TrainingError, match="there is no osvos recipe 'huge': shipped are lite"):
+    with pytest.raises(TrainingError, match="there is no osvos recipe 'huge': there are lite"):
         load_table("osvos", name="huge")
     with pytest.raises(TrainingError, match="both the shipped recipe 'lite' and the file"):
         load_table("osvos", name="lite", path=path)

@@ -47,7 +47,7 @@ def test_a_trunk_of_another_width_or_network_is_one_line(vgg16: Path, xception: 
     narrow = DeepLabConfig(width=0.25)
     with pytest.raises(TrainingError, match=r"is of width 1, the network to train is not"):
         propagation_start(xception, narrow, fourth="zero", seed=0)
-    with pytest.raises(CheckpointError, match="is ImageNet's vgg16 where xception is needed"):
+    with pytest.raises(CheckpointError, match="is ImageNet's vgg16, but xception is needed"):
         propagation_start(vgg16, narrow, fourth="zero", seed=0)
     with pytest.raises(TrainingError, match="--set init_fourth_channel=zero"):
         propagation_start(xception, narrow, fourth=None, seed=0)

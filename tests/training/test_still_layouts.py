@@ -65,5 +65,7 @@ def test_a_folder_of_another_layout_is_one_line(tmp_path: Path) -> None:
 def test_an_image_without_its_mask_is_named(tmp_path: Path) -> None:
     _fill(tmp_path, "MSRA10K")
     (tmp_path / "Imgs/a.png").unlink()
-    with pytest.raises(TrainingError, match=r"2 images and 1 masks do not pair.*'a' is alone"):
+    with pytest.raises(
+        TrainingError, match=r"2 images and 1 masks do not pair.*'a' has no partner"
+    ):
         load_stills(tmp_path)

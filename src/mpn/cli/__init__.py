@@ -1,1 +1,1 @@
-"""One thin file a command: parse, forward, print."""
+"""Commands, one thin module each: parse, forward, print."""

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from mpn.runtime.bench.benchmark import OnProgress
 
 _BUSY_SHARE = 0.5
-"""Of the cores, wanted by other work before the benchmark began: then its figures are no good."""
+"""Load per core before the benchmark, above which its figures are not reliable."""
 
 
 def bench(
     engine_dir: Path = typer.Option(
-        None, metavar="DIR", help="What mpn-export wrote.", show_default="ships with the package"
+        None, metavar="DIR", help="Engine directory.", show_default="the shipped one"
     ),
     objects: str = typer.Option(
-        "1,2,3,5", metavar="K,K,...", help="Numbers of objects, each measured on its own."
+        "1,2,3,5", metavar="K,K,...", help="Numbers of objects to measure."
     ),
     frame_size: str = typer.Option("854x480", metavar="WxH", help="Size of the clip."),
-    frames: int = typer.Option(50, min=1, help="Frames that count, a figure."),
-    warmup: int = typer.Option(5, min=1, help="Frames before them that do not."),
+    frames: int = typer.Option(50, min=1, help="Timed frames per figure."),
+    warmup: int = typer.Option(5, min=1, help="Warm-up frames."),
     variants: str = typer.Option(
         None,
         metavar="NAME,NAME,...",
@@ -39,21 +39,20 @@ def bench(
     adapt_steps: int = typer.Option(
         None, metavar="N", min=1, help="Steps of fine-tuning.", show_default="by network"
     ),
-    backend: BackendName = typer.Option(BackendName.AUTO, help="What runs the networks."),
+    backend: BackendName = typer.Option(BackendName.AUTO, help="Backend of the networks."),
     threads: int = typer.Option(
         None, metavar="N", min=1, help="CPU threads.", show_default="all cores"
     ),
     out: Path = typer.Option(
-        None, "--out", "-o", metavar="FILE", help="Write JSON there too.", show_default=False
+        None, "--out", "-o", metavar="FILE", help="Also write JSON to FILE.", show_default=False
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
 ) -> None:
-    """Measure how fast an engine directory is on this machine, on a rendered clip.
+    """Measure the speed of an engine directory on this machine, on a rendered clip.
 
-    Three figures side by side, for each number of objects, without OSVOS and CRF and with them: the
-    networks alone, the pipeline with frames in memory, and the whole way from an H.264 file to
-    masks and overlay. With adapt, networks are fine-tuned first. Takes minutes; nothing else should
-    run meanwhile.
+    Measures three figures for each number of objects, with and without OSVOS and CRF: the networks
+    alone, the pipeline with frames in memory, and the whole run from an H.264 file to masks and
+    overlay. With adapt, networks are fine-tuned first. Takes minutes; run nothing else meanwhile.
     """
     numbers = _numbers(objects)
     size_hw = _size_hw(frame_size)
@@ -155,7 +154,7 @@ def _figures_table(runs: list[dict[str, Any]]) -> Any:
         title="Frames a second",
         title_justify="left",
         box=box.SIMPLE,
-        caption="start: ms until the first mask is there, engines opened and fine-tuned. MiB: peak "
+        caption="start: ms until the first mask, with opening and fine-tuning. MiB: peak "
         "of the wall run. tracked: share of the objects that were not lost.",
         caption_justify="left",
     )
@@ -176,7 +175,7 @@ def _figures_table(runs: list[dict[str, Any]]) -> Any:
 
 
 def _stages_table(runs: list[dict[str, Any]]) -> Any:
-    """One number of objects: a column for each variant."""
+    """Build the table of one number of objects, one column per variant."""
     from rich import box
     from rich.table import Table
 
@@ -197,5 +196,5 @@ def _median_cell(summary: dict[str, float] | None) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits, so that all columns fit a terminal."""
+    """Format three digits, so that all columns fit a terminal."""
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mpn.synthetic import ClipPaths
 
 _MIN_FRAMES = 3
-"""The first frame is given and the last is not scored."""
+"""Smallest length: the first frame has the given mask, and the last is not scored."""
 
 
 def demo(
@@ -26,14 +26,14 @@ def demo(
     ),
     frames: int = typer.Option(48, metavar="N", min=_MIN_FRAMES, help="Length of the clip."),
     engine_dir: Path = typer.Option(
-        None, metavar="DIR", help="What mpn-export wrote.", show_default="ships with the package"
+        None, metavar="DIR", help="Engine directory.", show_default="the shipped one"
     ),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Segment a clip that the package renders itself, and score the masks against its true ones.
+    """Segment a clip that the package renders, and score the masks.
 
-    OUT gets the clip (clip/clip.mp4, clip/first_mask.png, true masks in DAVIS layout) and what
-    mpn-run writes: masks, overlay.mp4, tracks.jsonl, run.json.
+    OUT gets the clip (clip/clip.mp4, clip/first_mask.png, true masks in DAVIS layout) and the
+    output of mpn-run: masks, overlay.mp4, tracks.jsonl, run.json.
     """
     from mpn.engines.directory.files import check_engine_dir
     from mpn.engines.open import default_engine_dir
@@ -42,7 +42,7 @@ def demo(
     from mpn.runtime.session.session import run_video
     from mpn.synthetic import write_clip
 
-    # Rendering takes a while: what would stop the run afterwards is found first.
+    # Check first: rendering takes a while.
     check_out(out)
     check_engine_dir(engine_dir or default_engine_dir())
     with _progress(quiet) as progress:

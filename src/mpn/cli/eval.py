@@ -21,12 +21,12 @@ def evaluate(
     ),
     set_name: str = typer.Option("val", "--set", help="List in ImageSets/YEAR, without .txt."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of the table."),
-    per_frame: bool = typer.Option(False, "--per-frame", help="Every frame's J and F in the JSON."),
+    per_frame: bool = typer.Option(False, "--per-frame", help="Add J and F of every frame."),
     csv_dir: Path | None = typer.Option(
         None,
         "--csv-dir",
         metavar="DIR",
-        help="Where the two CSV files go.",
+        help="Folder of the two CSV files.",
         show_default="the results folder",
     ),
     jobs: int = typer.Option(0, "--jobs", min=0, help="Processes; 0 for one per CPU core."),
@@ -37,9 +37,9 @@ def evaluate(
     """Score masks exactly as the official DAVIS-2017 semi-supervised evaluation does.
 
     Prints J, F and J&F and writes global_results-SET.csv and per-sequence_results-SET.csv. The
-    first and the last frame of a sequence are not scored and need not exist; a missing frame or
-    sequence, an id that the first annotation does not have, void (255), another size or colours
-    instead of ids are errors.
+    first and the last frame of a sequence are not scored and need not exist. Errors are: a missing
+    frame or sequence, an id that the first annotation does not have, void (255), another size, and
+    colours instead of ids.
     """
     import json
 
@@ -48,8 +48,8 @@ def evaluate(
     from mpn.evaluation.scores import json_from_score, paper_line_from_score
 
     if per_frame and not as_json:
-        raise typer.BadParameter("--per-frame goes with --json")
-    if csv_dir is not None and not csv_dir.is_dir():  # better now than after minutes
+        raise typer.BadParameter("--per-frame needs --json")
+    if csv_dir is not None and not csv_dir.is_dir():  # check before minutes of scoring
         raise OutputError(f"--csv-dir {csv_dir}: no such folder")
     dataset = load_davis(davis_root, set_name, year=year, resolution=resolution)
     options = EvaluationOptions(workers=jobs or _cpu_count())
@@ -123,7 +123,7 @@ def _save_csvs(score: DatasetScore, csv_dir: Path | None, results: Path) -> None
     try:
         paths = save_csvs(score, csv_dir or results)
     except OutputError as error:
-        if csv_dir is not None:  # asked for: failing to do it is an error
+        if csv_dir is not None:  # the user requested this folder
             raise
         typer.echo(f"note: {error}; give a folder with --csv-dir", err=True)
         return

@@ -20,7 +20,7 @@ _BACKENDS = ("tensorrt", "tensorrt-rtx")
 
 @dataclass(frozen=True)
 class PlanArguments:
-    """The options about plans as they were typed."""
+    """Options about plans as given on the command line."""
 
     wanted: bool
     plans_for: str | None
@@ -28,14 +28,14 @@ class PlanArguments:
     any_version: bool
 
     def are_of_a_directory(self, given: Sequence[Path]) -> bool:
-        """Whether an engine directory was given instead of checkpoints, to build its plans."""
+        """Return whether an engine directory is given instead of checkpoints."""
         return self.wanted and len(given) == 1 and (given[0] / "manifest.json").is_file()
 
     def backend(self) -> TrtBackend | None:
-        """Which library; None for the first that can build.
+        """Return the library to build with; None for the first that can.
 
         Raises:
-            InputError: If it is none, or nothing is to be built.
+            InputError: If it is unknown, or no plans are requested.
         """
         from mpn.engines.tensorrt.api import TRT_BACKENDS
         from mpn.errors import InputError
@@ -56,7 +56,7 @@ class PlanArguments:
         raise InputError(f"plans are built for {' or '.join(_BACKENDS)}, not '{self.plans_for}'")
 
     def check(self) -> None:
-        """Raise an error if what is wanted cannot be built here."""
+        """Raise an error if the requested plans cannot be built on this machine."""
         backend = self.backend()
         if self.wanted:
             from mpn.engines.tensorrt.open import builder_for
@@ -64,7 +64,7 @@ class PlanArguments:
             builder_for(backend)
 
     def build(self, directory: Path, on_progress: Callable[[PlanProgress], None]) -> Sequence[Plan]:
-        """Build the plans of a directory, if that is wanted."""
+        """Build the plans of a directory, if requested."""
         if not self.wanted:
             return ()
         from mpn.engines.tensorrt.open import build_plans
@@ -80,7 +80,7 @@ class PlanArguments:
         )
 
     def show(self, plans: Sequence[Plan]) -> None:
-        """Print what was built, a line a plan."""
+        """Print one line per built plan."""
         for plan in plans:
             exchange = ", weights can be exchanged" if plan.record.key.options.refittable else ""
             typer.echo(
@@ -90,8 +90,8 @@ class PlanArguments:
 
 
 def build_alone(directory: Path, plans: PlanArguments, *, quiet: bool) -> None:
-    """Build the plans of a directory that was exported earlier: no torch is needed."""
-    said: set[str] = set()
+    """Build the plans of an existing engine directory; torch is not needed."""
+    shown: set[str] = set()
 
     def on_progress(progress: PlanProgress) -> None:
         text = plan_text(progress)
@@ -99,18 +99,18 @@ def build_alone(directory: Path, plans: PlanArguments, *, quiet: bool) -> None:
             return
         if sys.stderr.isatty():
             typer.echo(f"\r\x1b[K{text}", err=True, nl=False)
-        elif progress.role not in said:
-            said.add(progress.role)
+        elif progress.role not in shown:
+            shown.add(progress.role)
             typer.echo(text, err=True)
 
     built = plans.build(directory, on_progress)
     if sys.stderr.isatty() and not quiet:
-        typer.echo("", err=True)  # behind the line that was written over
+        typer.echo("", err=True)  # end the overwritten line
     plans.show(built)
 
 
 def plan_text(progress: PlanProgress) -> str:
-    """How far a build is, on one line."""
+    """Format the progress of a build on one line."""
     eta = "" if progress.eta_s is None else f", about {progress.eta_s:.0f} s left"
     return f"{progress.role}: building the plan, {100 * progress.fraction:.0f} %{eta}"
 

@@ -1,4 +1,4 @@
-"""What ``mpn export`` shows: steps as they happen, and the table at the end."""
+"""Display of ``mpn export``: its steps, and the table at the end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _MIB = 1 << 20
 
 
 class ExportView(Progress, Closeable):
-    """Shows each step on stderr: a spinner in a terminal, and one line a finished step.
+    """Display of each step on stderr: a spinner on a terminal, one line per step.
 
     Args:
         quiet: Show nothing.
@@ -58,27 +58,27 @@ class ExportView(Progress, Closeable):
         return self
 
     def close(self) -> None:
-        """Take the spinner away; closing twice is allowed."""
+        """Remove the spinner; closing twice is allowed."""
         self._live.stop()
 
     def reading(self, path: Path) -> None:
-        """A checkpoint is being read."""
+        """Show that a checkpoint is being read."""
         self._show(f"reading {path.name}")
 
     def started(self, role: Role, step: Step) -> None:
-        """A step begins."""
+        """Show the start of a step."""
         self._show(f"{role}: {_DOING[step]}")
 
     def finished(self, role: Role, step: Step, elapsed_s: float) -> None:
-        """A step has ended well."""
+        """Show the successful end of a step."""
         self._console.print(Text(f"{role:12} {_DONE[step]:16} {elapsed_s:7.1f} s"))
 
     def reused(self, role: Role) -> None:
-        """A role is taken from an interrupted export."""
+        """Show that a role of an interrupted export is used."""
         self._console.print(Text(f"{role:12} finished by an interrupted export, kept"))
 
     def plan(self, progress: PlanProgress) -> None:
-        """A plan is being built."""
+        """Show the progress of a plan build."""
         self._show(plan_text(progress))
 
     def _show(self, text: str) -> None:
@@ -86,9 +86,9 @@ class ExportView(Progress, Closeable):
 
 
 def print_bundle(bundle: ExportedBundle, options: ExportOptions) -> None:
-    """Print what was exported and what was checked."""
+    """Print the exported engines and their parity."""
     console = Console(highlight=False)
-    # Two lines a role, so that a terminal of 80 columns holds it.
+    # Two lines per role, to fit a terminal of 80 columns.
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("role\nnetwork", overflow="fold")
     for heading in ("params", "nodes", "MiB", "half\nweights", "secs"):
@@ -122,7 +122,7 @@ def print_bundle(bundle: ExportedBundle, options: ExportOptions) -> None:
 
 
 def command_text() -> str:
-    """This process's command line for the provenance, with file names in place of paths."""
+    """Return this process's command line, with file names instead of paths."""
     return shlex.join(_without_folders(word) for word in sys.argv)
 
 

@@ -18,11 +18,11 @@ def inspect(
         None,
         metavar="DIR",
         help="Engine directory.",
-        show_default="the one that ships with the package",
+        show_default="the shipped one",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of tables."),
 ) -> None:
-    """Show what is in an engine directory and whether this machine can run it.
+    """Show the contents of an engine directory and whether this machine can run it.
 
     Exit code 1 if it cannot: files have changed since export, or no backend can open it.
     """
@@ -134,8 +134,8 @@ def _backends_table(report: EngineDirReport) -> Any:
 
     table = Table(title="This machine", title_justify="left", show_header=False, box=box.SIMPLE)
     for backend in report.backends:
-        answer = "[green]yes[/green]" if backend.usable else "[red]no[/red]"
-        table.add_row(backend.backend, answer, _plain(backend.reason))
+        usable = "[green]yes[/green]" if backend.usable else "[red]no[/red]"
+        table.add_row(backend.backend, usable, _plain(backend.reason))
     return table
 
 
@@ -202,7 +202,7 @@ def _parity_rows(parity: ParityReport) -> list[tuple[str, str]]:
 
 
 def _flat_rows(name: str, value: Any) -> list[tuple[str, str]]:
-    """One row a leaf of nested JSON, named by its dotted path."""
+    """List one row per leaf of nested JSON, named by its dotted path."""
     from collections.abc import Mapping
 
     if isinstance(value, Mapping):
@@ -211,7 +211,7 @@ def _flat_rows(name: str, value: Any) -> list[tuple[str, str]]:
 
 
 def _plain(text: object) -> str:
-    """``text`` with rich's markup characters escaped: file names may hold brackets."""
+    """Escape rich's markup characters: file names may have brackets."""
     from rich.markup import escape
 
     return escape(str(text))

@@ -1,6 +1,6 @@
-"""The ``mpn`` application and its two shortcuts: assemble commands, turn errors into exit codes.
+"""The ``mpn`` application and its two shortcuts.
 
-Exit codes: 0 done, 1 the work failed (one line on stderr), 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 failure (one line on stderr), 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_set: bool) -> None:
+    if is_set:
         typer.echo(f"mpn-runtime {__version__}")
         raise typer.Exit
 
@@ -63,12 +63,12 @@ def _single_command(function: Callable[..., None], name: str) -> typer.Typer:
 
 
 def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> int:
-    """Run an application and return its exit code; errors become one line on stderr."""
+    """Run an application and return its exit code; print errors as one line."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        application(args=given)  # usage errors and Ctrl-C end in SystemExit with their own code
+        application(args=given)  # usage errors and Ctrl-C raise SystemExit with their exit code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except MpnError as error:
@@ -84,15 +84,15 @@ def _print_error(message: str) -> None:
 
 
 def main() -> None:
-    """Entry point of ``mpn``."""
+    """Run ``mpn``."""
     sys.exit(_run_app(app))
 
 
 def main_export() -> None:
-    """Entry point of ``mpn-export``, the same as ``mpn export``."""
+    """Run ``mpn-export``, the same as ``mpn export``."""
     sys.exit(_run_app(_single_command(export, "mpn-export")))
 
 
 def main_run() -> None:
-    """Entry point of ``mpn-run``, the same as ``mpn run``."""
+    """Run ``mpn-run``, the same as ``mpn run``."""
     sys.exit(_run_app(_single_command(run, "mpn-run")))

@@ -12,11 +12,11 @@ import typer
 from mpn.cli import train_options as options
 
 DEFAULT_RECIPE = "lite"
-"""What a command trains that is told neither ``--recipe`` nor ``--config``."""
+"""Recipe without ``--recipe`` and ``--config``."""
 
 
 def launch() -> None:
-    """Ask for torch where it is missing, and start again with freed memory kept."""
+    """Check that torch is installed, and restart with freed memory kept."""
     from mpn.errors import import_or_explain
 
     import_or_explain("torch", extra="export", purpose="mpn train")
@@ -33,7 +33,10 @@ def build_recipe(
     settings: list[str] | None,
     changes: Mapping[str, Any],
 ) -> Any:
-    """The recipe of a command line: a file's or a shipped one, then ``--set``, then the flags."""
+    """Build the recipe of a command line.
+
+    A file or a shipped recipe is overridden by ``--set``, and then by the other options.
+    """
     from mpn.training.recipe import (
         load_table,
         overridden,
@@ -57,11 +60,14 @@ def run_with_progress(run: Callable[..., Path], recipe: Any, out: Path, *, resum
     from mpn.training.progress import TrainingProgress
 
     with TrainingProgress() as progress:
-        return run(recipe, out, resume=resume, notice=say_changed, report=progress.report)
+        return run(recipe, out, resume=resume, notice=print_change, report=progress.report)
 
 
-def say_next(checkpoint: Path, command: str) -> None:
-    """Where the weights are, and what makes engines of them; one process of several says it."""
+def print_next(checkpoint: Path, command: str) -> None:
+    """Print the path of the weights and the command for the next step.
+
+    Only the first process prints.
+    """
     from mpn.training.processes import is_first_process
 
     if not is_first_process():
@@ -70,8 +76,8 @@ def say_next(checkpoint: Path, command: str) -> None:
     typer.echo(f"next: {command}")
 
 
-def say_changed(change: str) -> None:
-    """An option that a resumed run does not have as it began."""
+def print_change(change: str) -> None:
+    """Print an option that a resumed run changes."""
     typer.echo(f"changed since the run began: {change}")
 
 
@@ -93,14 +99,16 @@ def flow(
         typer.Option(help="Folder of frames with true flow (FlyingChairs, Sintel); repeatable."),
     ] = None,
     davis_root: Annotated[
-        Path | None, typer.Option(help="DAVIS folder, whose held-out sequences validate.")
+        Path | None, typer.Option(help="DAVIS folder; its held-out sequences are for validation.")
     ] = None,
     out: options.Out = Path("runs/flow"),
     recipe: options.Recipe = None,
     config: options.Config = None,
     start_from: options.StartFrom = None,
     variant: Annotated[FlowVariantChoice | None, typer.Option(help="Network.")] = None,
-    width: Annotated[float | None, typer.Option(help="Channel factor; 1 is public.")] = None,
+    width: Annotated[
+        float | None, typer.Option(help="Channel factor; 1 is the public size.")
+    ] = None,
     steps: options.Steps = None,
     batch: options.Batch = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate, AdamW.")] = None,
@@ -115,9 +123,9 @@ def flow(
 ) -> None:
     """Train a network of the FlowNet family on true flow, and write OUT/flow.pth.
 
-    Frames with true flow are made of still images set in motion, taken from folders, or both.
-    --steps are those of a network of one member; FlowNet2's five are set by
-    --set training.steps_by_member=[...]. A run can be stopped at any time and resumed.
+    Frames with true flow are made from still images with synthetic motion, or read from folders, or
+    both. --steps is for networks of one member; for FlowNet2's five members use --set
+    training.steps_by_member=[...]. A run can be stopped at any time and resumed.
     """
     launch()
     from mpn.training.flow.recipe import FlowRecipe, run_flow_recipe
@@ -141,7 +149,7 @@ def flow(
     }
     built = build_recipe(FlowRecipe, "flow", recipe, config, settings, changes)
     checkpoint = run_with_progress(run_flow_recipe, built, out, resume=resume)
-    say_next(checkpoint, f"mpn export PROPAGATION.pth {checkpoint} -o engines")
+    print_next(checkpoint, f"mpn export PROPAGATION.pth {checkpoint} -o engines")
 
 
 train_app = typer.Typer(
@@ -172,15 +180,17 @@ def propagation(
         bool | None,
         typer.Option(
             "--prior-skip/--no-prior-skip",
-            help="Learn corrections of the warped probability, not the whole mask.",
+            help="Predict corrections of the warped probability, not the whole mask.",
         ),
     ] = None,
     roi_size: Annotated[int | None, typer.Option(help="Side of the crop, 16 n + 1.")] = None,
     steps: options.Steps = None,
     decay_steps: Annotated[
-        int | None, typer.Option(min=0, help="Final cosine; all steps make it the whole run.")
+        int | None, typer.Option(min=0, help="Steps of the final cosine decay.")
     ] = None,
-    warmup_steps: Annotated[int | None, typer.Option(min=0, help="Rise of the rate.")] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of the linear rise.")
+    ] = None,
     batch: options.Batch = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate, AdamW.")] = None,
     seed: options.Seed = None,
@@ -192,10 +202,10 @@ def propagation(
     settings: options.Settings = None,
     resume: options.Resume = False,
 ) -> None:
-    """Train the propagation network on rollouts of itself, and write OUT/propagation.pth.
+    """Train the propagation network on its rollouts; write OUT/propagation.pth.
 
-    Options given here win over the recipe. A run can be stopped at any time and resumed; with more
-    --steps it is prolonged.
+    Options of the command line override the recipe. A run can be stopped at any time and resumed;
+    more --steps prolong it.
     """
     launch()
     from mpn.training.recipe import PropagationRecipe, run_propagation_recipe
@@ -225,7 +235,7 @@ def propagation(
     built = build_recipe(PropagationRecipe, "propagation", recipe, config, settings, changes)
     checkpoint = run_with_progress(run_propagation_recipe, built, out, resume=resume)
     rollout = built.training.rollout
-    say_next(
+    print_next(
         checkpoint,
         f"mpn export {checkpoint} -o engines --roi-size {rollout.roi_size} "
         f"--runtime-default flow_check_px={rollout.flow_check_px} "
@@ -234,7 +244,7 @@ def propagation(
 
 
 class OsvosStages(StrEnum):
-    """Offline stages of OSVOS that a run trains."""
+    """Offline stages of OSVOS to train."""
 
     both = "both"
     salient = "salient"
@@ -272,9 +282,10 @@ def osvos(
     settings: options.Settings = None,
     resume: options.Resume = False,
 ) -> None:
-    """Train OSVOS offline, to be fine-tuned on a video's first frame, and write OUT/osvos.pth.
+    """Train OSVOS offline, and write OUT/osvos.pth.
 
-    Options given here win over the recipe. A run can be stopped at any time and resumed.
+    The weights are made to be fine-tuned on a video's first frame. Options of the command line
+    override the recipe. A run can be stopped at any time and resumed.
     """
     launch()
     from mpn.training.osvos.recipe import OsvosRecipe, run_osvos_recipe
@@ -302,7 +313,7 @@ def osvos(
     built = build_recipe(OsvosRecipe, "osvos", recipe, config, settings, changes)
     checkpoint = run_with_progress(run_osvos_recipe, built, out, resume=resume)
     short_side = round(1.25 * built.training.crop.size_px / 16) * 16
-    say_next(
+    print_next(
         checkpoint,
         f"mpn export PROPAGATION.pth {checkpoint} -o engines "
         f"--frame-size {round(short_side * 16 / 9 / 16) * 16}x{short_side}",

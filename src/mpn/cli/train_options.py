@@ -1,4 +1,4 @@
-"""Options that every ``mpn train`` command has."""
+"""Common options of the ``mpn train`` commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 class PrecisionChoice(StrEnum):
-    """See :data:`mpn.training.loop.Precision`."""
+    """Precisions; see :data:`mpn.training.loop.Precision`."""
 
     auto = "auto"
     float32 = "float32"
@@ -19,7 +19,7 @@ class PrecisionChoice(StrEnum):
 
 
 class DeviceChoice(StrEnum):
-    """Where a network is trained."""
+    """Devices to train on."""
 
     auto = "auto"
     cpu = "cpu"
@@ -31,14 +31,10 @@ Out = Annotated[
 ]
 StartFrom = Annotated[
     Path | None,
-    typer.Option("--start-from", "--init", help="Checkpoint whose weights to start from."),
+    typer.Option("--start-from", "--init", help="Checkpoint of the initial weights."),
 ]
-Recipe = Annotated[
-    str | None, typer.Option("--recipe", help="Recipe of the package to start from (lite, paper).")
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="Recipe file of your own, TOML, instead.")
-]
+Recipe = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe: lite or paper.")]
+Config = Annotated[Path | None, typer.Option("--config", help="Your own recipe file, TOML.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any option of the recipe, KEY=VALUE: training.mix.still=0.2."),
@@ -52,15 +48,15 @@ Stills = Annotated[
 ]
 Split = Annotated[str | None, typer.Option(help="List of sequences to train on.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimisation steps.")]
-Batch = Annotated[int | None, typer.Option(min=1, help="Samples a step, of all processes.")]
-Seed = Annotated[int | None, typer.Option(help="Decides everything random.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the network, a process.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Threads that prepare data, a process.")]
-Device = Annotated[DeviceChoice | None, typer.Option(help="Where to train.")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Samples per step, of all processes.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random choices.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Network threads per process.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Data threads per process.")]
+Device = Annotated[DeviceChoice | None, typer.Option(help="Device to train on.")]
 Precision = Annotated[
-    PrecisionChoice | None, typer.Option(help="Of the convolutions; weights stay float32.")
+    PrecisionChoice | None, typer.Option(help="Precision of convolutions; weights are float32.")
 ]
 TensorBoard = Annotated[
-    bool | None, typer.Option("--tensorboard/--no-tensorboard", help="Log for TensorBoard too.")
+    bool | None, typer.Option("--tensorboard/--no-tensorboard", help="Also log for TensorBoard.")
 ]
-Resume = Annotated[bool, typer.Option(help="Go on where the run in OUT stopped.")]
+Resume = Annotated[bool, typer.Option(help="Continue the run in OUT.")]

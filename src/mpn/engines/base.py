@@ -1,4 +1,4 @@
-"""The protocols every engine follows, whatever runs it: on host arrays, and on device memory."""
+"""Protocols of every engine: on host arrays, and on device memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mpn.types import Float32Array
 
 
 class Engine(SupportsClose, Protocol):
-    """A loaded network that can run.
+    """Loaded network that can run.
 
-    Constructing an engine loads it; :meth:`close` gives its memory back. Outputs belong to the
+    Constructing an engine loads it; :meth:`close` releases its memory. Outputs belong to the
     caller.
     """
 
@@ -26,7 +26,7 @@ class Engine(SupportsClose, Protocol):
 
     @property
     def backend(self) -> str:
-        """What really runs it, for example ``"cpu"`` or ``"cuda"``."""
+        """Backend that runs it, for example ``"cpu"`` or ``"cuda"``."""
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """Run once.
@@ -42,11 +42,11 @@ class Engine(SupportsClose, Protocol):
         """
 
     def close(self) -> None:
-        """Release the engine; running it afterwards is an error. A second call does nothing."""
+        """Release the engine; it cannot run afterwards. A second call does nothing."""
 
 
 class DeviceTensor(Protocol):
-    """A C-contiguous array in device memory, whoever owns it.
+    """C-contiguous array in device memory of any owner.
 
     :class:`mpn.cuda.array.DeviceArray` is one; arrays of other libraries become one
     through :func:`mpn.cuda.device.tensor_from_interface`.
@@ -62,19 +62,19 @@ class DeviceTensor(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the elements."""
+        """Type of the elements."""
 
 
 @dataclass(frozen=True)
 class EngineBuffers:
-    """Where a device engine reads and writes, for one number of objects.
+    """Input and output buffers of a device engine, for one number of objects.
 
-    Addresses stay the same from loading to closing, and are the same for every number of objects
-    (K objects are the first K rows), so that CUDA graphs may hold them.
+    Addresses are constant from loading to closing, and the same for every number of objects (K
+    objects are the first K rows), so that CUDA graphs can use them.
 
     Attributes:
-        inputs: By name, in the order of the spec.
-        outputs: By name, in the order of the spec.
+        inputs: Buffers by name, in the order of the spec.
+        outputs: Buffers by name, in the order of the spec.
     """
 
     inputs: Mapping[str, DeviceTensor]
@@ -83,55 +83,58 @@ class EngineBuffers:
 
 @runtime_checkable
 class DeviceEngine(Engine, Protocol):
-    """An engine that also takes and gives device memory, in the order of a CUDA stream.
+    """Engine that also runs on device memory, in the order of a CUDA stream.
 
-    Three ways to run it, from the plainest to the fastest:
+    There are three ways to run it, from the simplest to the fastest:
 
-    * :meth:`Engine.run`: NumPy arrays; copies, and waits.
+    * :meth:`Engine.run`: NumPy arrays; copies and waits.
     * :meth:`infer_on_device`: any device tensors; those that are not the engine's own buffers are
-      copied into them on the stream. The engine replays a CUDA graph of its own where it has one.
-    * :meth:`buffers` and :meth:`enqueue`: kernels write into ``buffers(k).inputs`` and read
-      ``buffers(k).outputs``; nothing is copied. :meth:`enqueue` only starts kernels, and can be
-      captured into a CUDA graph of the caller where ``can_be_captured``; :meth:`prepare` first.
+      copied into them on the stream. The engine replays its CUDA graph if it has one.
+    * :meth:`buffers` and :meth:`enqueue`: kernels write to ``buffers(k).inputs`` and read
+      ``buffers(k).outputs`` without copies. :meth:`enqueue` only starts kernels, and can be
+      captured
+      into a CUDA graph of the caller if ``can_be_captured``; call :meth:`prepare` first.
 
-    Nothing here waits for the device but :meth:`Engine.run` and :meth:`prepare`. Outputs are valid
-    until the engine runs again: they are its buffers. One engine runs on one stream at a time; to
-    change the stream, order the new one behind the old one with an event. A stream is given by its
-    handle (``cudaStream_t``/``CUstream`` as an integer), made in the device's primary context.
+    Only :meth:`Engine.run` and :meth:`prepare` wait for the device. Outputs are the engine's
+    buffers and valid until it runs again. One engine runs on one stream at a time; to change the
+    stream, make the new one wait for an event of the old one. A stream is given by its handle
+    (``cudaStream_t``/``CUstream`` as an integer), created in the device's primary context.
 
-    The dtype of a buffer is float32 as the spec says, or float16 for an input where the engine was
-    opened so: look at ``buffers(k).inputs[name].dtype`` and write that.
+    A buffer is float32 as in the spec, or float16 for an input if the engine was opened so: write
+    the dtype of ``buffers(k).inputs[name].dtype``.
     """
 
     @property
     def can_be_captured(self) -> bool:
-        """Whether :meth:`enqueue` may run while the stream is being captured into a graph."""
+        """Whether :meth:`enqueue` can run during stream capture."""
 
     def buffers(self, objects: int = 1) -> EngineBuffers:
-        """The engine's own memory, for ``objects`` objects; 1 for roles without that axis.
+        """Return the engine's buffers for ``objects`` objects.
+
+        1 for roles without that axis.
 
         Raises:
-            EngineError: If ``objects`` is under 1 or over ``spec.max_objects``.
+            EngineError: If ``objects`` is below 1 or above ``spec.max_objects``.
         """
 
     def prepare(self, stream: int, objects: int = 1) -> None:
-        """Do everything that the first run with so many objects would do besides, and wait for it.
+        """Do the extra work of the first run with so many objects, and wait for it.
 
-        Contexts are made, kernels compiled or loaded, one run made on whatever the inputs hold.
+        Contexts are created, kernels compiled or loaded, and one run made on the present inputs.
 
         Raises:
-            EngineError: As :meth:`enqueue`.
+            EngineError: See :meth:`enqueue`.
         """
 
     def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
-        """Start one run on what the input buffers hold, and return at once.
+        """Start one run on the input buffers and return at once.
 
         Args:
             stream: Handle of the stream.
-            objects: How many rows of the buffers count.
+            objects: Number of used rows of the buffers.
 
         Returns:
-            ``buffers(objects)``; the outputs are written when the stream has come so far.
+            ``buffers(objects)``; the outputs are written once the stream has finished the run.
 
         Raises:
             EngineError: If ``objects`` does not fit, the engine is closed, or the start fails.
@@ -140,16 +143,16 @@ class DeviceEngine(Engine, Protocol):
     def infer_on_device(
         self, inputs: Mapping[str, DeviceTensor], stream: int
     ) -> Mapping[str, DeviceTensor]:
-        """Start one run on device tensors, and return at once.
+        """Start one run on device tensors and return at once.
 
         Args:
-            inputs: Every input of the spec by name, complete on ``stream`` when the run comes. Each
-                is one of the engine's own buffers, or is copied there (a float32 tensor for a
-                float16 buffer is an error: cast it on the device).
+            inputs: Every input of the spec by name, complete on ``stream`` at the time of the run.
+                Each is one of the engine's own buffers, or is copied there. A float32 tensor for a
+                float16 buffer raises: cast it on the device.
             stream: Handle of the stream.
 
         Returns:
-            The output buffers by name, written when the stream has come so far.
+            The output buffers by name, written once the stream has finished the run.
 
         Raises:
             EngineError: If a name, shape or dtype does not fit, or the start fails.

@@ -1,7 +1,7 @@
-"""What goes into and comes out of each engine, declared once for export, load, run and tests.
+"""Inputs and outputs of each engine, declared once for all their users.
 
-The tensors are the contract of an engine directory: float32 at the edges whatever the precision
-inside, names and axes fixed per role.
+The tensors are the contract of an engine directory: float32 inputs and outputs for any precision of
+the layers, with fixed names and axes per role.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ Precision = Literal["fp32", "fp16"]
 
 ROLES: tuple[Role, ...] = ("flow", "propagation", "osvos")
 OPSET = 18
-"""GridSample of opset 20 is read as NEAREST by TensorRT's parser (NVIDIA/TensorRT#4646)."""
+"""Opset of all graphs: TensorRT's parser reads GridSample of opset 20 as NEAREST
+(NVIDIA/TensorRT#4646)."""
 
 FLOW_SIZE_MULTIPLE = 64
-"""FlowNet 2.0 halves six times."""
+"""Divisor of the sides: FlowNet 2.0 halves six times."""
 OSVOS_SIZE_MULTIPLE = 1
-"""Pooling rounds up and every side output is cropped or resized: any size works."""
+"""Divisor of the sides: any size works, since pooling rounds up and maps are cropped."""
 ROI_SIZE_STEP = 16
-"""A propagation crop is 16 n + 1 wide, so that align_corners=True interpolation is exact."""
+"""Step of the crop's side, 16 n + 1, so that align_corners=True interpolation is exact."""
 
 OBJECTS_AXIS = "objects"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of an engine.
+    """Input or output of an engine.
 
     Attributes:
         name: Name in the graph.
@@ -64,19 +65,19 @@ class TensorSpec:
             )
 
     def describe(self) -> str:
-        """For people, for example ``prob float32[objects,1,513,513]``."""
+        """Format for display, for example ``prob float32[objects,1,513,513]``."""
         return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """The interface of one engine.
+    """Interface of one engine.
 
     Attributes:
-        role: Which network it is.
+        role: Role of the network.
         inputs: In the order of the graph.
         outputs: In the order of the graph.
-        max_objects: Largest size of the ``objects`` axis, for plans; None where there is none.
+        max_objects: Largest size of the ``objects`` axis, for plans; None without such an axis.
     """
 
     role: Role
@@ -95,7 +96,7 @@ class EngineSpec:
         return tuple(tensor.name for tensor in self.outputs)
 
     def check_inputs(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Raise EngineError unless ``inputs`` has exactly the inputs, each of its shape."""
+        """Raise EngineError unless names and shapes are those of the inputs."""
         if set(inputs) != set(self.input_names):
             raise EngineError(
                 f"the {self.role} engine takes {sorted(self.input_names)}, got {sorted(inputs)}"
@@ -105,18 +106,20 @@ class EngineSpec:
 
 
 def padded_size_hw(size_hw: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """The smallest (height, width) that holds ``size_hw`` with both sides multiples."""
+    """Round (height, width) up to multiples of a number."""
     height, width = size_hw
     return (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
 
 
 def flow_spec(frame_size_hw: tuple[int, int]) -> EngineSpec:
-    """Flow: two RGB frames of 0..255 at network size, flow frame0 -> frame1 in pixels, (x, y).
+    """Build the flow spec: two frames, and the flow between them.
+
+    Frames are RGB in 0..255 at network size; the flow frame0 -> frame1 is in pixels, (x, y).
 
     Args:
-        frame_size_hw: (height, width) of the video; the network size is the next multiple of 64
-            (854x480 -> 896x512: frames are resized up and the flow scaled back, as the authors of
-            the weights deploy them).
+        frame_size_hw: (height, width) of the video. The network size is the next multiple of 64
+            (854x480 -> 896x512): frames are resized up and the flow scaled back, as by the authors
+            of the weights.
     """
     height, width = padded_size_hw(frame_size_hw, FLOW_SIZE_MULTIPLE)
     image = (1, 3, height, width)
@@ -128,14 +131,16 @@ def flow_spec(frame_size_hw: tuple[int, int]) -> EngineSpec:
 
 
 def propagation_spec(roi_size: int, max_objects: int) -> EngineSpec:
-    """Propagation: normalised RGB and warped probability of K crops, foreground probability.
+    """Build the propagation spec: K crops to foreground probability.
+
+    The input is normalised RGB and the warped probability.
 
     Args:
         roi_size: Side S of the square crop; 16 n + 1.
         max_objects: Largest K.
 
     Raises:
-        EngineError: If ``roi_size`` is not 16 n + 1 or under 65, or ``max_objects`` under 1.
+        EngineError: If ``roi_size`` is not 16 n + 1 or below 65, or ``max_objects`` is below 1.
     """
     if roi_size < 65 or (roi_size - 1) % ROI_SIZE_STEP:
         raise EngineError(
@@ -153,7 +158,10 @@ def propagation_spec(roi_size: int, max_objects: int) -> EngineSpec:
 
 
 def osvos_spec(frame_size_hw: tuple[int, int]) -> EngineSpec:
-    """OSVOS: one whole frame (channel order and mean by the manifest), foreground probability."""
+    """Build the OSVOS spec: one whole frame to foreground probability.
+
+    Channel order and mean are in the manifest.
+    """
     height, width = frame_size_hw
     return EngineSpec(
         role="osvos",
@@ -165,7 +173,7 @@ def osvos_spec(frame_size_hw: tuple[int, int]) -> EngineSpec:
 def engine_spec(
     role: str, *, frame_size_hw: tuple[int, int], roi_size: int, max_objects: int
 ) -> EngineSpec:
-    """The spec of a role.
+    """Build the spec of a role.
 
     Raises:
         EngineError: If the role is unknown or a size does not fit it.

@@ -1,4 +1,4 @@
-"""J and F, identical to the official DAVIS-2017 semi-supervised evaluation; DAVIS folders."""
+"""J and F, identical to the official DAVIS-2017 semi-supervised evaluation."""
 
 from mpn.evaluation.boundary import boundary_map, boundary_measure, boundary_measures
 from mpn.evaluation.davis import DavisDataset, DavisSequence, load_davis

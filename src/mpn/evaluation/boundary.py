@@ -1,9 +1,9 @@
 """F, the boundary measure: precision and recall of contours within a tolerance.
 
-The definition dilates each contour by a disc and counts which pixels of the other contour it
-covers. Here the contours of up to four objects are the bits of one byte image (low half ground
-truth, high half prediction), so that one run of shifts and ORs dilates all eight contours at once.
-The result is the same integer counts, hence the same value to the last bit.
+The definition dilates each contour by a disc and counts the pixels of the other contour inside it.
+Here the contours of up to four objects are the bits of one byte image (low half ground truth, high
+half prediction), so that one sequence of shifts and ORs dilates all eight contours at once. The
+result is the same integer counts, hence the same value to the last bit.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ BOUNDARY_TOLERANCE = 0.008
 
 _PAIRS_PER_BYTE = 4
 _BAND_ROWS = 16
-"""Rows that are searched for objects at once: long runs of memory, and still a close window."""
+"""Rows that are searched for objects at once: contiguous memory, and still a tight window."""
 
 
 def radius_px_from_tolerance(tolerance: float, size_hw: tuple[int, int]) -> int:
-    """The tolerance in pixels.
+    """Convert the tolerance to pixels.
 
     Args:
-        tolerance: Under 1 a fraction of the diagonal, rounded up; from 1 on whole pixels.
+        tolerance: Below 1 a fraction of the diagonal, rounded up; otherwise whole pixels.
         size_hw: (height, width) of the whole frame.
 
     Raises:
-        EvaluationError: If it is not positive, or 1 or more and not whole.
+        EvaluationError: If it is not positive, or at least 1 and not whole.
     """
     if not 0 < tolerance < math.inf or (tolerance >= 1 and tolerance != int(tolerance)):
         raise EvaluationError(
@@ -47,10 +47,10 @@ def radius_px_from_tolerance(tolerance: float, size_hw: tuple[int, int]) -> int:
 
 
 def boundary_map(mask: BoolArray) -> BoolArray:
-    """The contour of a mask, one pixel wide.
+    """Compute the contour of a mask, one pixel wide.
 
-    A pixel belongs to it if it differs from its neighbour to the right, below, or below right; past
-    the last row and column the image goes on as it ends there.
+    A pixel belongs to it if it differs from its neighbour to the right, below, or below right. The
+    last row and column are repeated at the border.
 
     Args:
         mask: (H, W) bool.
@@ -68,7 +68,7 @@ def boundary_measure(
     tolerance: float = BOUNDARY_TOLERANCE,
     void_mask: BoolArray | None = None,
 ) -> float:
-    """F of one pair of masks.
+    """Compute F of one pair of masks.
 
     Source: Perazzi et al., CVPR 2016, section 5.1, with the contour, disc and empty cases of
     davis2017-evaluation.
@@ -76,11 +76,11 @@ def boundary_measure(
     Args:
         gt_mask: (H, W) bool, ground truth, the whole frame.
         pred_mask: (H, W) bool, prediction.
-        tolerance: As in :func:`radius_px_from_tolerance`.
-        void_mask: (H, W) bool, pixels emptied in both masks before contours are drawn.
+        tolerance: See :func:`radius_px_from_tolerance`.
+        void_mask: (H, W) bool, pixels cleared in both masks before contours are computed.
 
     Returns:
-        0..1; 1 where neither mask has a contour.
+        0..1; 1 if neither mask has a contour.
 
     Raises:
         EvaluationError: If the masks are not bool arrays of one size, or the tolerance is invalid.
@@ -94,20 +94,20 @@ def boundary_measure(
 
 
 def boundary_measures(pairs: Sequence[tuple[BoolArray, BoolArray]], radius_px: int) -> list[float]:
-    """F of several pairs of masks of one size.
+    """Compute F of several pairs of masks of one size.
 
     Args:
-        pairs: (ground truth, prediction), each (H, W) bool; the whole frame, or the part of it in
+        pairs: (ground truth, prediction), each (H, W) bool; the whole frame, or its part in
             :func:`union_window`, which gives the same values.
         radius_px: Radius of the disc in pixels.
 
     Returns:
-        One value a pair, 0..1.
+        One value per pair, 0..1.
     """
     values: list[float] = []
     for start in range(0, len(pairs), _PAIRS_PER_BYTE):
         planes = _planes(pairs[start : start + _PAIRS_PER_BYTE])
-        if len(pairs) > _PAIRS_PER_BYTE:  # these few objects may cover less than all of them
+        if len(pairs) > _PAIRS_PER_BYTE:  # these objects may need a smaller window than all
             planes = planes[_window(planes)]
         num_pairs = min(len(pairs) - start, _PAIRS_PER_BYTE)
         values.extend(_measures_from_planes(planes, num_pairs, radius_px))
@@ -115,11 +115,11 @@ def boundary_measures(pairs: Sequence[tuple[BoolArray, BoolArray]], radius_px: i
 
 
 def union_window(gt_labels: UInt8Array, pred_labels: UInt8Array) -> tuple[slice, slice]:
-    """Rows and columns that hold every nonzero pixel of both, and at least one more to each side.
+    """Find the rows and columns of all nonzero pixels, with a margin of one pixel.
 
-    The extra pixel is where contours above and to the left lie, and an empty last row and column
-    inside the frame, so that the border rule of :func:`boundary_map` acts at the frame's border
-    only. Rows are found by the band, which is faster than the exact box and gives the same values.
+    The margin has the contours above and to the left, and gives an empty last row and column inside
+    the frame. So the border rule of :func:`boundary_map` applies at the frame's border only. Rows
+    are found in bands, which is faster than the exact box and gives the same values.
     """
     return _window(cv2.bitwise_or(gt_labels, pred_labels))
 
@@ -137,7 +137,10 @@ def _window(labels: UInt8Array) -> tuple[slice, slice]:
 
 
 def _band_maxima(labels: UInt8Array) -> UInt8Array:
-    """Largest value of every band of :data:`_BAND_ROWS` rows; the last band may have fewer."""
+    """Compute the largest value of every band of :data:`_BAND_ROWS` rows.
+
+    The last band may have fewer.
+    """
     height, width = labels.shape
     whole = height // _BAND_ROWS
     maxima: UInt8Array = (
@@ -148,7 +151,7 @@ def _band_maxima(labels: UInt8Array) -> UInt8Array:
 
 
 def _planes(pairs: Sequence[tuple[BoolArray, BoolArray]]) -> UInt8Array:
-    """Up to four pairs of masks as the bits of one image, see the module."""
+    """Pack up to four pairs of masks into the bits of one image; see the module."""
     planes: UInt8Array = np.zeros(pairs[0][0].shape, np.uint8)
     for k, (gt_mask, pred_mask) in enumerate(pairs):
         planes |= gt_mask.view(np.uint8) << np.uint8(k)
@@ -161,7 +164,7 @@ def _measures_from_planes(planes: UInt8Array, num_pairs: int, radius_px: int) ->
     dilated = _dilated_by_disc(contours, radius_px)
     at = np.flatnonzero(contours != 0)
     on_contour, near = contours.ravel()[at], dilated.ravel()[at]
-    # Swapped halves: each prediction bit meets the dilated ground truth, and the other way round.
+    # Swap the halves, to compare each prediction bit with the dilated ground truth and vice versa.
     matched = on_contour & ((near << np.uint8(4)) | (near >> np.uint8(4)))
     return [
         _f_from_counts(
@@ -176,7 +179,7 @@ def _measures_from_planes(planes: UInt8Array, num_pairs: int, radius_px: int) ->
 
 def _f_from_counts(*, gt_px: int, pred_px: int, gt_matched_px: int, pred_matched_px: int) -> float:
     if gt_px == 0 or pred_px == 0:
-        # One contour missing: precision and recall are (1, 0) or (0, 1), F is 0 either way.
+        # If one contour is empty, precision and recall are (1, 0) or (0, 1), and F is 0.
         return float(gt_px == pred_px)
     precision, recall = pred_matched_px / pred_px, gt_matched_px / gt_px
     total = precision + recall
@@ -184,12 +187,12 @@ def _f_from_counts(*, gt_px: int, pred_px: int, gt_matched_px: int, pred_matched
 
 
 def _replicated(planes: UInt8Array) -> UInt8Array:
-    """(H, W) -> (H+1, W+1), the last row and column repeated."""
+    """Repeat the last row and column: (H, W) -> (H+1, W+1)."""
     return cv2.copyMakeBorder(planes, 0, 1, 0, 1, cv2.BORDER_REPLICATE)  # type: ignore[no-any-return]
 
 
 def _contours(replicated: UInt8Array) -> UInt8Array:
-    """(H+1, W+1) bits of masks -> (H, W) bits of their contours."""
+    """Compute contour bits from mask bits: (H+1, W+1) -> (H, W)."""
     here = replicated[:-1, :-1]
     contours = here ^ replicated[:-1, 1:]
     contours |= here ^ replicated[1:, :-1]
@@ -198,11 +201,11 @@ def _contours(replicated: UInt8Array) -> UInt8Array:
 
 
 def _dilated_by_disc(planes: UInt8Array, radius_px: int) -> UInt8Array:
-    """Dilate every bit by the disc dx^2 + dy^2 <= r^2; outside the image there is nothing.
+    """Dilate every bit by the disc dx^2 + dy^2 <= r^2, with zeros outside the image.
 
-    The disc is a pile of horizontal runs: rows are widened step by step, and each width is ORed
-    into the rows at the two distances where the disc is that wide. Padding keeps a shift of the
-    flat array from reaching the neighbouring row, so that all operations run over contiguous
+    The disc is a stack of horizontal runs. Rows are widened step by step, and each width is ORed
+    into the rows at the two distances where the disc has that width. Padding prevents a shift of
+    the flat array from reaching the adjacent row, so that all operations run over contiguous
     memory.
     """
     height, width = planes.shape

@@ -1,4 +1,4 @@
-"""The DAVIS folder layout: sequences and annotations of a set, and the results to be scored."""
+"""DAVIS folder layout: the annotations of a set, and the results to score."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from mpn.errors import EvaluationError
 
 MIN_FRAMES = 3
-"""The first frame is given and the last is dropped, so that one is left to score."""
+"""Smallest length: the first frame has the given mask, the last is not scored, one remains."""
 
 
 @dataclass(frozen=True)
 class DavisSequence:
-    """One sequence of the ground truth.
+    """Sequence of the ground truth.
 
     Attributes:
         name: Folder name.
@@ -24,13 +24,13 @@ class DavisSequence:
     annotation_paths: tuple[Path, ...]
 
     def scored_paths(self) -> tuple[Path, ...]:
-        """The annotations that count: all but the first and the last."""
+        """Return the scored annotations: all except the first and the last."""
         return self.annotation_paths[1:-1]
 
 
 @dataclass(frozen=True)
 class DavisDataset:
-    """The sequences of one set.
+    """Sequences of one set.
 
     Attributes:
         root: Folder with ``Annotations`` and ``ImageSets``.
@@ -46,7 +46,9 @@ class DavisDataset:
 def load_davis(
     root: Path, set_name: str, *, year: str = "2017", resolution: str = "480p"
 ) -> DavisDataset:
-    """List a set from ``ImageSets/<year>/<set>.txt`` and ``Annotations/<resolution>/<sequence>``.
+    """List the sequences of a set and their annotations.
+
+    Reads ``ImageSets/<year>/<set>.txt`` and ``Annotations/<resolution>/<sequence>``.
 
     Args:
         root: The DAVIS folder.
@@ -78,16 +80,17 @@ def load_davis(
 
 
 def check_results(dataset: DavisDataset, results: Path) -> None:
-    """Check that there is a prediction for every scored frame, before anything is computed.
+    """Check that every scored frame has a prediction, before any computation.
 
-    The first and the last frame are not needed: they are not scored, and not read.
+    The first and the last frame are not needed: they are neither scored nor read.
 
     Args:
         dataset: The ground truth.
         results: Folder with ``<sequence>/<frame>.png``.
 
     Raises:
-        EvaluationError: Naming the first file or folder that is missing, and how many are.
+        EvaluationError: If a file or folder is missing; the message has the first one and the
+            number of missing ones.
     """
     if not results.is_dir():
         raise EvaluationError(f"{results}: no such results folder")

@@ -1,4 +1,4 @@
-"""Scoring whole sequences and sets from files, with several processes."""
+"""Scoring of sequences and sets from files, in several processes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def evaluate_sequence(
 
     Args:
         sequence: The ground truth.
-        predictions: Folder with a PNG of the name of each annotation that counts.
-        options: How to score; ``workers`` has no effect.
+        predictions: Folder with a PNG per scored annotation, of the same name.
+        options: Options of the score; ``workers`` has no effect.
         on_frames: Called with the number of frames done since the last call.
 
     Raises:
@@ -55,12 +55,12 @@ def evaluate_dataset(
     options: EvaluationOptions = DEFAULT_OPTIONS,
     on_frames: Callable[[int], None] | None = None,
 ) -> DatasetScore:
-    """Score a whole set; nothing is read but the PNG files, never an older CSV.
+    """Score a whole set from its PNG files; older CSV files are not read.
 
     Args:
         dataset: The ground truth.
         results: Folder with ``<sequence>/<frame>.png``.
-        options: How to score, and with how many processes.
+        options: Options of the score, and the number of processes.
         on_frames: Called with the number of frames done since the last call.
 
     Raises:
@@ -101,8 +101,8 @@ def _evaluate_in_processes(
                     break
                 if on_frames is not None:
                     on_frames(frames_of[future])
-            return [future.result() for future in futures]  # of several errors the first one's
+            return [future.result() for future in futures]  # raises the first of several errors
     except BrokenProcessPool as error:
         raise EvaluationError(
-            f"a scoring process ended before its time (out of memory?); try with 1 of {workers}"
+            f"a scoring process was killed (out of memory?); try with 1 instead of {workers}"
         ) from error

@@ -15,15 +15,15 @@ from mpn.types import BoolArray
 def region_similarity(
     gt_mask: BoolArray, pred_mask: BoolArray, *, void_mask: BoolArray | None = None
 ) -> float:
-    """Intersection over union (Jaccard index) of two masks, 1 where both are empty.
+    """Compute the intersection over union of two masks; 1 if both are empty.
 
     Source: Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object
-    Segmentation", CVPR 2016, section 5.1; empty masks as davis2017-evaluation has them.
+    Segmentation", CVPR 2016, section 5.1, with davis2017-evaluation's rule for empty masks.
 
     Args:
         gt_mask: (H, W) bool, ground truth.
         pred_mask: (H, W) bool, prediction.
-        void_mask: (H, W) bool, pixels that count for neither; None for none.
+        void_mask: (H, W) bool, pixels to ignore in both masks; None for none.
 
     Returns:
         0..1.
@@ -34,9 +34,9 @@ def region_similarity(
     check_masks(gt_mask, pred_mask, void_mask)
     if void_mask is not None:
         gt_mask, pred_mask = gt_mask & ~void_mask, pred_mask & ~void_mask
-    # A difference and sums without temporaries; bool is stored as 0 or 1, so all are exact counts.
-    # The difference first: reading both masks from memory at once is faster than in turn, and the
-    # sums then find them in the cache.
+    # Difference and sums need no temporaries; bool is stored as 0 or 1, so all are exact counts.
+    # The difference is first: reading both masks from memory together is faster than one after the
+    # other, and then the sums read them from the cache.
     gt_bytes, pred_bytes = gt_mask.view(np.uint8), pred_mask.view(np.uint8)
     differing_px = int(cv2.norm(gt_bytes, pred_bytes, cv2.NORM_L1))
     total_px = int(cv2.sumElems(gt_bytes)[0]) + int(cv2.sumElems(pred_bytes)[0])
@@ -47,7 +47,7 @@ def region_similarity(
 def check_masks(
     gt_mask: npt.NDArray[Any], pred_mask: npt.NDArray[Any], void_mask: npt.NDArray[Any] | None
 ) -> None:
-    """Raise EvaluationError unless the masks are (H, W) bool of one size, at least 1x1."""
+    """Raise EvaluationError unless masks are (H, W) bool of one size, not empty."""
     masks = (gt_mask, pred_mask) if void_mask is None else (gt_mask, pred_mask, void_mask)
     for name, mask in zip(("prediction", "void"), masks[1:], strict=False):
         if mask.shape != gt_mask.shape:

@@ -1,4 +1,4 @@
-"""The outcome of an evaluation: per frame, per object, over a set."""
+"""Results of an evaluation: per frame, per object, over a set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpn._common.files import write_text_atomically
 from mpn.errors import EvaluationError
 
 RECALL_THRESHOLD = 0.5
-"""A frame is recalled if its value is strictly above this."""
+"""Value above which a frame is recalled (strictly)."""
 DECAY_BINS = 4
 
 
@@ -25,7 +25,8 @@ class Statistics:
     Attributes:
         mean: Mean value, 0..1.
         recall: Share of the frames above :data:`RECALL_THRESHOLD`, 0..1.
-        decay: Mean of the first quarter minus mean of the last, -1..1; positive when quality falls.
+        decay: Mean of the first quarter minus mean of the last, -1..1; positive if quality
+            decreases.
     """
 
     mean: float
@@ -36,12 +37,12 @@ class Statistics:
 def statistics_from_values(values: Sequence[float]) -> Statistics:
     """Summarise one object's values as davis2017-evaluation does.
 
-    A NaN is left out of mean and decay, and counts as not recalled. Neighbouring quarters share one
-    frame, as in the official code; its indices are kept in a uint8 there, which wraps from 256
-    frames on and makes the decay meaningless: here any length is right.
+    NaN is ignored in mean and decay, and is not recalled. Adjacent quarters share one frame, as in
+    the official code. That code has uint8 indices, which overflow from 256 frames on and make the
+    decay meaningless; here it is correct for any length.
 
     Args:
-        values: One value a scored frame, in order.
+        values: One value per scored frame, in order.
 
     Raises:
         EvaluationError: If there is no value.
@@ -53,7 +54,7 @@ def statistics_from_values(values: Sequence[float]) -> Statistics:
     first = array[edges[0] : edges[1] + 1]
     last = array[edges[-2] : edges[-1] + 1]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a part of NaN only has the mean NaN
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of only NaN is NaN
         return Statistics(
             mean=float(np.nanmean(array)),
             recall=float(np.mean(array > RECALL_THRESHOLD)),
@@ -83,7 +84,7 @@ class ObjectScore:
 
     @property
     def name(self) -> str:
-        """``<sequence>_<id>``, as the official tool writes it."""
+        """Name ``<sequence>_<id>``, as in the official tool."""
         return f"{self.sequence}_{self.object_id}"
 
     @property
@@ -99,7 +100,7 @@ class ObjectScore:
         region_values: Sequence[float],
         boundary_values: Sequence[float],
     ) -> ObjectScore:
-        """Compute the statistics of the values given."""
+        """Compute the statistics of the given values."""
         return cls(
             sequence=sequence,
             object_id=object_id,
@@ -112,7 +113,7 @@ class ObjectScore:
 
 @dataclass(frozen=True)
 class SequenceScore:
-    """The objects of one sequence.
+    """Scores of one sequence.
 
     Attributes:
         name: Name of the sequence.
@@ -127,7 +128,7 @@ class SequenceScore:
 
 @dataclass(frozen=True)
 class DatasetScore:
-    """The sequences of one set; its figures are means over objects, not over sequences.
+    """Scores of one set; its figures are means over objects, not over sequences.
 
     Attributes:
         set_name: For example ``"val"``.
@@ -177,23 +178,26 @@ PER_SEQUENCE_COLUMNS = ("Sequence", "J-Mean", "F-Mean")
 
 
 def global_csv_name(set_name: str) -> str:
-    """File name of the official tool for the figures of a set."""
+    """Return the official tool's file name for the figures of a set."""
     return f"global_results-{set_name}.csv"
 
 
 def per_sequence_csv_name(set_name: str) -> str:
-    """File name of the official tool for the figures of each object."""
+    """Return the official tool's file name for the figures of each object."""
     return f"per-sequence_results-{set_name}.csv"
 
 
 def global_csv_from_score(score: DatasetScore) -> str:
-    """The official table of a set: one row of fractions with three decimals."""
+    """Format the official table of a set: fractions with three decimals."""
     row = ",".join(f"{value:.3f}" for value in _global_values(score))
     return f"{','.join(GLOBAL_COLUMNS)}\n{row}\n"
 
 
 def per_sequence_csv_from_score(score: DatasetScore) -> str:
-    """The official table of objects, one row each (``<sequence>_<id>``)."""
+    """Format the official table of objects, one row each.
+
+    Rows are named ``<sequence>_<id>``.
+    """
     rows = [
         f"{scored.name},{scored.region.mean:.3f},{scored.boundary.mean:.3f}"
         for scored in score.objects
@@ -202,12 +206,12 @@ def per_sequence_csv_from_score(score: DatasetScore) -> str:
 
 
 def json_from_score(score: DatasetScore, *, per_frame: bool = False) -> dict[str, Any]:
-    """The figures as JSON types, fractions at full precision.
+    """Convert the figures to JSON types, fractions at full precision.
 
     Args:
-        score: What was scored.
-        per_frame: Add ``"frames"``: the frame names of each sequence, and ``"J"`` and ``"F"`` of
-            each object frame by frame.
+        score: The score.
+        per_frame: Add ``"frames"``, the frame names of each sequence, and ``"J"`` and ``"F"`` of
+            each object in every frame.
 
     Returns:
         ``{"global": {"J&F-Mean": ...}, "objects": {"<sequence>_<id>": {"J-Mean": ...}}}``, with
@@ -232,7 +236,7 @@ def json_from_score(score: DatasetScore, *, per_frame: bool = False) -> dict[str
 
 
 def paper_line_from_score(score: DatasetScore) -> str:
-    """One line of percentages in the order of the DAVIS tables."""
+    """Format one line of percentages in the order of the DAVIS tables."""
     region, boundary = score.region, score.boundary
     return (
         f"J&F {100 * score.j_and_f:.1f} | "
@@ -244,11 +248,11 @@ def paper_line_from_score(score: DatasetScore) -> str:
 
 
 def save_csvs(score: DatasetScore, directory: Path) -> tuple[Path, Path]:
-    """Write both official CSV files, replacing older ones; each appears complete or not at all.
+    """Write both official CSV files atomically, replacing older ones.
 
     Args:
-        score: What was scored.
-        directory: An existing folder; the official tool takes the results folder.
+        score: The score.
+        directory: An existing folder; the official tool uses the results folder.
 
     Returns:
         Paths of the global and the per-sequence file.

@@ -1,4 +1,4 @@
-"""Scoring one sequence frame by frame."""
+"""Scoring of one sequence frame by frame."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ VOID_ID = 255
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How to score.
+    """Options of the score.
 
     Attributes:
-        boundary_tolerance: Tolerance of F: under 1 a fraction of the diagonal, from 1 on pixels.
-        workers: Processes that score sequences side by side; 1 scores in this process.
+        boundary_tolerance: Tolerance of F: below 1 a fraction of the diagonal, otherwise pixels.
+        workers: Processes that score sequences in parallel; 1 scores in this process.
     """
 
     boundary_tolerance: float = BOUNDARY_TOLERANCE
@@ -39,7 +39,7 @@ DEFAULT_OPTIONS = EvaluationOptions()
 
 @dataclass(frozen=True)
 class _Pending:
-    """A frame that is scored once it is known not to be the last."""
+    """Frame to score when the next one shows that it is not the last."""
 
     gt_labels: UInt8Array
     pred_labels: UInt8Array | None
@@ -47,15 +47,15 @@ class _Pending:
 
 
 class SequenceEvaluator:
-    """Scores one sequence while its frames come in, holding two of them at most.
+    """Score of one sequence, computed frame by frame, with two frames in memory.
 
-    The rules of the official semi-supervised evaluation: objects are 1..N, N the largest id of the
-    first annotation; the first and the last frame are not scored; void (255) is background, since
-    only the unsupervised task leaves it out.
+    The rules are those of the official semi-supervised evaluation. Objects are 1..N, with N the
+    largest id of the first annotation. The first and the last frame are not scored. Void (255) is
+    background, because only the unsupervised task ignores it.
 
     Args:
         name: Name of the sequence, for scores and messages.
-        options: How to score.
+        options: Options of the score.
     """
 
     def __init__(self, name: str, options: EvaluationOptions = DEFAULT_OPTIONS) -> None:
@@ -77,20 +77,20 @@ class SequenceEvaluator:
         source: Path | None = None,
         gt_source: Path | None = None,
     ) -> None:
-        """Take the next frame.
+        """Add the next frame.
 
         Args:
             gt_labels: (H, W) uint8 ids of the ground truth, 0 background, 255 void.
-            pred_labels: (H, W) uint8 predicted ids; not looked at, and None if there is none, for
-                the first and the last frame.
-            source: File of the prediction, named in messages; its stem is the frame's name in the
-                score. Without it the frame is known by its number.
-            gt_source: File of the ground truth, named in messages.
+            pred_labels: (H, W) uint8 predicted ids. Ignored for the first and the last frame, for
+                which it may be None.
+            source: File of the prediction, for messages; its stem is the frame's name in the score.
+                Default is the frame's number.
+            gt_source: File of the ground truth, for messages.
 
         Raises:
-            EvaluationError: If the ground truth has no object or another size, or a prediction that
-                counts is missing, of another size, or has void or an id that does not exist. A
-                prediction is checked when the next frame comes.
+            EvaluationError: If the ground truth has no object or another size, or a scored
+                prediction is missing, has another size, void, or an unknown id. A prediction is
+                checked with the next frame.
         """
         if self._size_hw is None:
             self._start(gt_labels, gt_source or self._name)
@@ -110,10 +110,10 @@ class SequenceEvaluator:
         )
 
     def conclude(self) -> SequenceScore:
-        """Drop the last frame and summarise the others.
+        """Ignore the last frame and summarise the others.
 
         Raises:
-            EvaluationError: If fewer than three frames came.
+            EvaluationError: If there are fewer than three frames.
         """
         if not self._frames:
             raise EvaluationError(
@@ -153,7 +153,9 @@ class SequenceEvaluator:
             return
         pred_labels = pending.pred_labels
         if pred_labels is None:
-            raise EvaluationError(f"{pending.source}: there is no prediction, but the frame counts")
+            raise EvaluationError(
+                f"{pending.source}: there is no prediction, but the frame is scored"
+            )
         check_prediction(
             pred_labels,
             size_hw=self._size_hw,
@@ -175,10 +177,10 @@ class SequenceEvaluator:
 def measures_from_labels(
     gt_labels: UInt8Array, pred_labels: UInt8Array, num_objects: int, radius_px: int
 ) -> tuple[list[float], list[float]]:
-    """J and F of every object of one frame.
+    """Compute J and F of every object of one frame.
 
     Args:
-        gt_labels: (H, W) uint8 ids of the ground truth; ids above ``num_objects``, void among them,
+        gt_labels: (H, W) uint8 ids of the ground truth; ids above ``num_objects``, including void,
             count as background.
         pred_labels: (H, W) uint8 predicted ids.
         num_objects: N; the objects are 1..N.
@@ -187,21 +189,24 @@ def measures_from_labels(
     Returns:
         N values of J and N of F, each 0..1.
     """
-    window = union_window(gt_labels, pred_labels)  # found once, for J and F of all objects
+    window = union_window(gt_labels, pred_labels)  # shared by J and F of all objects
     gt_part, pred_part = gt_labels[window], pred_labels[window]
     pairs = [(gt_part == k, pred_part == k) for k in range(1, num_objects + 1)]
     return [region_similarity(*pair) for pair in pairs], boundary_measures(pairs, radius_px)
 
 
 def object_count(first_gt_labels: UInt8Array) -> int:
-    """Largest id of the first annotation without void; ids that it skips count as objects too."""
+    """Return the largest id of the first annotation without void.
+
+    Skipped ids count as objects too.
+    """
     return int(first_gt_labels.max(where=first_gt_labels != VOID_ID, initial=0))
 
 
 def check_prediction(
     pred_labels: UInt8Array, *, size_hw: tuple[int, int], num_objects: int, source: Path
 ) -> None:
-    """Raise EvaluationError, naming ``source``, unless these are ids 0..N of the right size."""
+    """Raise EvaluationError unless these are ids 0..N of the right size."""
     if pred_labels.shape != size_hw or pred_labels.dtype != np.uint8:
         raise EvaluationError(
             f"{source}: the prediction is {_kind(pred_labels)} but the annotation is "

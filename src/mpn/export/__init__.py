@@ -1,1 +1,1 @@
-"""Checkpoint -> ONNX -> engine directory."""
+"""Export of checkpoints to ONNX graphs and engine directories."""

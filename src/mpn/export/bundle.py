@@ -1,4 +1,4 @@
-"""Checkpoints -> engine directory: the whole export."""
+"""Export of checkpoints to an engine directory."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ _BYTES = {"fp32": 4, "fp16": 2}
 
 @dataclass(frozen=True)
 class ExportedBundle:
-    """An engine directory that was written.
+    """Result of an export.
 
     Attributes:
-        directory: Where.
+        directory: The engine directory.
         manifest: Its manifest.
-        roles: One an engine, in the order they were made.
-        elapsed_s: The whole export.
+        roles: One per engine, in order of creation.
+        elapsed_s: Seconds of the whole export.
     """
 
     directory: Path
@@ -74,26 +74,26 @@ def export_bundle(
     options: ExportOptions | None = None,
     progress: Progress | None = None,
 ) -> ExportedBundle:
-    """Export checkpoints to an engine directory, or leave nothing under its name.
+    """Export checkpoints to an engine directory, completely or not at all.
 
-    Graphs are written and compared in a hidden folder beside ``out`` and appear there together. An
-    export that was interrupted goes on where it stopped, if it is asked for the same again.
+    Graphs are written and compared in a hidden folder next to ``out``, which is renamed at the end.
+    An interrupted export continues if it is started again with the same checkpoints and options.
 
     Args:
-        checkpoints: Own checkpoints or public files; together a propagation network at least, and
+        checkpoints: Own checkpoints or public files; together at least a propagation network, and
             each role once.
-        out: The directory; created, or replaced if it is empty or an engine directory. What a user
-            added to that one stays.
-        options: Sizes, precision, and what to verify.
-        progress: Told of each step of each role.
+        out: The directory; created, or replaced if it is empty or an engine directory. Files that a
+            user added to it are kept.
+        options: Sizes, precision and verification.
+        progress: Called for each step of each role.
 
     Returns:
-        What was written.
+        The exported directory with its summaries.
 
     Raises:
         CheckpointError: If a checkpoint cannot be used, or propagation is missing.
-        ExportError: If a graph differs from its module or does not have the precision asked for.
-        InputError: If the pictures to compare on cannot be used.
+        ExportError: If a graph differs from its module or does not have the requested precision.
+        InputError: If the parity images cannot be used.
         OutputError: If the directory cannot be written.
     """
     options = ExportOptions() if options is None else options
@@ -132,10 +132,10 @@ def export_bundle(
 def _loaded(
     paths: Sequence[Path], options: ExportOptions, progress: Progress
 ) -> tuple[Checkpoint, str]:
-    """All checkpoints as one, and the licence of their weights."""
+    """Load all checkpoints as one, and the licence of their weights."""
     if not paths:
         raise CheckpointError("no checkpoint was given: give at least one .pth file")
-    for path in paths:  # before the first of them is read, which may take long
+    for path in paths:  # check all first: reading one may take long
         if not path.exists():
             raise CheckpointError(f"there is no checkpoint at {path}: check the path")
     loaded = []
@@ -147,7 +147,7 @@ def _loaded(
         loaded.append(item)
     if options.flow_variant is not None and not any("flow" in item.roles for item in loaded):
         raise CheckpointError(
-            f"{options.flow_variant} was asked for, but no checkpoint given holds a flow network: "
+            f"{options.flow_variant} was requested, but no checkpoint holds a flow network: "
             "add its file, or leave out --flow-variant"
         )
     found = [str(item.provenance["licence"]) for item in loaded if "licence" in item.provenance]
@@ -157,16 +157,16 @@ def _loaded(
 
 def _selected(checkpoint: Checkpoint, options: ExportOptions) -> dict[Role, RoleWeights]:
     given = ", ".join(role for role in ROLES if role in checkpoint.roles)
-    wanted = ROLES if options.roles is None else options.roles
+    chosen = ROLES if options.roles is None else options.roles
     for role in options.roles or ():
         if role not in checkpoint.roles:
             raise CheckpointError(
-                f"the role '{role}' was asked for, but the checkpoints hold {given} only: "
+                f"the role '{role}' was requested, but the checkpoints hold {given} only: "
                 f"give a checkpoint with {role} weights too"
             )
-    if "propagation" not in wanted:
+    if "propagation" not in chosen:
         raise CheckpointError(
-            f"an engine directory needs propagation, but only {', '.join(wanted)} was asked for: "
+            f"an engine directory needs propagation, but only {', '.join(chosen)} was requested: "
             "add propagation to the roles"
         )
     if "propagation" not in checkpoint.roles:
@@ -177,7 +177,7 @@ def _selected(checkpoint: Checkpoint, options: ExportOptions) -> dict[Role, Role
     return {
         role: checkpoint.roles[role]
         for role in ROLES
-        if role in wanted and role in checkpoint.roles
+        if role in chosen and role in checkpoint.roles
     }
 
 
@@ -189,7 +189,7 @@ def _expected_bytes(weights: Mapping[Role, RoleWeights], options: ExportOptions)
 def _key(
     checkpoint: Checkpoint, options: ExportOptions, pictures: ParityPictures | None
 ) -> dict[str, Any]:
-    """What decides about the content of a graph and of its comparison."""
+    """Collect everything that affects a graph and its parity, as JSON types."""
     return {
         "tool": __version__,
         "torch": str(torch.__version__),
@@ -212,7 +212,7 @@ def _exported(
     staging: Staging,
     progress: Progress,
 ) -> FinishedRole:
-    """One role, written into the staging folder, compared and noted there."""
+    """Export one role to the staging folder, compare it and record it."""
     role = weights.role
     path = staging.path / f"{role}.onnx"
     spec = spec_of(role, options)
@@ -225,7 +225,7 @@ def _exported(
             spec,
             path,
             precision=options.precision,
-            weights_beside=adaptable,
+            weights_in_file=adaptable,
             progress=progress,
         )
         parity = None
@@ -267,7 +267,7 @@ def _exported(
 def _adapt(
     role: Role, network: nn.Module, folder: Path, options: ExportOptions
 ) -> tuple[AdaptEntry, tuple[CaseParity, ...]]:
-    """The fine-tuning step of a role, written and, if asked for, compared."""
+    """Write the fine-tuning step of a role and, if requested, compare it."""
     written = write_adapt(
         role, network, folder, precision=options.precision, optimizer=options.adapt_optimizer
     )

@@ -1,4 +1,4 @@
-"""What an export says about itself: specs, network names, manifest."""
+"""Metadata of an export: specs, network names, manifest."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SIZE_MULTIPLES: Mapping[Role, int] = {
 
 
 def spec_of(role: Role, options: ExportOptions) -> EngineSpec:
-    """The interface of a role's engine at the sizes of the options."""
+    """Return the interface of a role's engine at the sizes of the options."""
     return engine_spec(
         role,
         frame_size_hw=options.frame_size_hw,
@@ -56,7 +56,7 @@ def spec_of(role: Role, options: ExportOptions) -> EngineSpec:
 
 
 def variant_name(weights: RoleWeights) -> str:
-    """The network in one word for the manifest, for example ``"deeplab-xception-os16"``."""
+    """Name the network for the manifest, for example ``"deeplab-xception-os16"``."""
     config = weights.config
     if weights.role == "flow":
         member = weights.variant.removeprefix("FlowNet2").lower()
@@ -70,11 +70,11 @@ def variant_name(weights: RoleWeights) -> str:
 
 
 def role_entry(weights: RoleWeights, options: ExportOptions, finished: FinishedRole) -> RoleEntry:
-    """What the manifest says about one engine.
+    """Build the manifest's entry of one engine.
 
     Args:
-        weights: Of the network.
-        options: It was exported with.
+        weights: Weights of the network.
+        options: Options of the export.
         finished: Its files, and the ``"summary"`` and ``"adapt"`` among its facts.
     """
     role = weights.role
@@ -112,14 +112,14 @@ def manifest_of(
     licence: str,
     options: ExportOptions,
 ) -> Manifest:
-    """The manifest of a directory.
+    """Build the manifest of a directory.
 
     Args:
-        name: Of the directory, where the options name none.
+        name: Name of the directory, used if the options have none.
         entries: Its engines.
-        checkpoint: Where the weights come from.
-        licence: Of the weights.
-        options: It was exported with.
+        checkpoint: Source of the weights.
+        licence: Licence of the weights.
+        options: Options of the export.
     """
     flow = (
         FlowSource(ENGINE_SOURCE)
@@ -149,19 +149,19 @@ def manifest_of(
 
 @dataclass(frozen=True)
 class RoleSummary:
-    """One line of the table at the end of an export.
+    """Row of the table at the end of an export.
 
     Attributes:
-        role: Which engine.
-        variant: Which network.
+        role: Role of the engine.
+        variant: Name of the network.
         parameters: Number of trained values.
-        nodes: Of the graph.
-        size_bytes: Of its files.
-        half_weights: Weight tensors that are half ...
-        total_weights: ... of how many.
-        export_s: Preparing, tracing and writing.
-        verify_s: Comparing; None if it was skipped.
-        largest_difference: The measure nearest to its limit, as text; None if it was skipped.
+        nodes: Nodes of the graph.
+        size_bytes: Size of its files.
+        half_weights: Number of weight tensors in half precision.
+        total_weights: Number of weight tensors.
+        export_s: Seconds of preparing, tracing and writing.
+        verify_s: Seconds of the comparison; None if it was skipped.
+        largest_difference: The measure nearest to its limit, as text; None if skipped.
         reused: Whether an earlier, interrupted run had finished it.
     """
 
@@ -181,13 +181,13 @@ class RoleSummary:
 def role_summary(
     weights: RoleWeights, network: nn.Module, graph: ExportedGraph, parity: RoleParity | None
 ) -> RoleSummary:
-    """The line of one role.
+    """Build the row of one role.
 
     Args:
-        weights: Of the network.
-        network: Built from them.
-        graph: What was written.
-        parity: How it compared; None if that was skipped.
+        weights: Weights of the network.
+        network: Network built from them.
+        graph: The written graph.
+        parity: Result of the comparison; None if it was skipped.
     """
     return RoleSummary(
         role=weights.role,
@@ -195,8 +195,8 @@ def role_summary(
         parameters=sum(value.numel() for value in network.parameters()),
         nodes=graph.nodes,
         size_bytes=graph.size_bytes,
-        half_weights=graph.ledger.half_weights,
-        total_weights=graph.ledger.total_weights,
+        half_weights=graph.precision_report.half_weights,
+        total_weights=graph.precision_report.total_weights,
         export_s=graph.elapsed_s,
         verify_s=None if parity is None else parity.elapsed_s,
         largest_difference=None if parity is None else parity.worst.text,
@@ -204,10 +204,10 @@ def role_summary(
 
 
 def parity_facts(graph: ExportedGraph, parity: RoleParity) -> dict[str, Any]:
-    """One role's entry in ``parity.json``."""
+    """Build one role's entry in ``parity.json``."""
     return parity.as_json() | {
-        "half_weights": graph.ledger.half_weights,
-        "total_weights": graph.ledger.total_weights,
+        "half_weights": graph.precision_report.half_weights,
+        "total_weights": graph.precision_report.total_weights,
         "weights_lost_to_zero": graph.underflows,
     }
 
@@ -218,27 +218,30 @@ fine-tuning step, written and compared."""
 
 
 class Progress:
-    """Told of every step of every role. This one stays silent; override what you want to show."""
+    """Callbacks for every step of every role.
+
+    This class does nothing; override the methods to display.
+    """
 
     def reading(self, path: Path) -> None:
-        """A checkpoint is being read."""
+        """Report that a checkpoint is being read."""
 
     def started(self, role: Role, step: Step) -> None:
-        """A step begins."""
+        """Report the start of a step."""
 
     def finished(self, role: Role, step: Step, elapsed_s: float) -> None:
-        """A step has ended well."""
+        """Report the successful end of a step."""
 
     def reused(self, role: Role) -> None:
-        """A role was finished by an earlier, interrupted run and is taken as it is."""
+        """Report that the result of an earlier, interrupted run is used."""
 
 
 @dataclass
 class Stopwatch:
-    """What :func:`timed` measured.
+    """Result of :func:`timed`.
 
     Attributes:
-        elapsed_s: 0 until the step has ended.
+        elapsed_s: Seconds of the step; 0 until it has ended.
     """
 
     elapsed_s: float = 0.0

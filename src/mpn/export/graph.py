@@ -1,4 +1,4 @@
-"""One network -> one ONNX graph whose names, axes and operators are those its spec promises."""
+"""Export of one network to one ONNX graph that matches its spec."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mpn.engines.spec import OPSET, EngineSpec, Precision, Role, TensorSpec
 from mpn.errors import ExportError
 from mpn.export.description import Progress, timed
 from mpn.export.precision import (
-    PrecisionLedger,
-    check_ledger,
-    ledger_from_graph,
+    PrecisionReport,
+    check_precision,
+    precision_report,
     prepare_network,
 )
 from mpn.export.tracing import deployed, traced_program
@@ -32,7 +32,7 @@ _WITH_BIAS = frozenset({"Conv", "ConvTranspose"})
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:
-    """Remove stack traces, which hold file paths, and the wrapper's prefix of weight names.
+    """Remove stack traces, which hold file paths, and a prefix of weight names.
 
     Args:
         model: Changed in place.
@@ -53,18 +53,18 @@ def strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def restore_biases(model: onnx.ModelProto, network: nn.Module) -> int:
-    """Give every convolution its own bias again, under its name.
+    """Restore the bias of every convolution, under its own name.
 
-    The exporter's optimiser drops biases that are zero and merges equal ones. Either would be wrong
-    as soon as the weights are exchanged for fine-tuned ones: the side branch that is new in the
-    five-branch OSVOS starts with a bias of zero.
+    The exporter's optimiser removes biases that are zero and merges equal ones. Both would be wrong
+    after the weights are replaced by fine-tuned ones: the additional side branch of the five-branch
+    OSVOS starts with a bias of zero.
 
     Args:
-        model: Stripped of prefixes; changed in place.
-        network: The network that was traced.
+        model: Without name prefixes; changed in place.
+        network: The traced network.
 
     Returns:
-        How many were restored.
+        Number of restored biases.
     """
     parameters = dict(network.named_parameters())
     present = {tensor.name for tensor in model.graph.initializer}
@@ -89,16 +89,16 @@ def restore_biases(model: onnx.ModelProto, network: nn.Module) -> int:
 
 
 _ALIGNMENT = 64
-"""A cache line, and more than any vector instruction asks for."""
+"""Bytes of a cache line, and more than any vector instruction requires."""
 _DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a weight lies in the file beside its graph.
+    """Location of a weight in the external file of its graph.
 
     Attributes:
-        name: Of the initialiser.
+        name: Name of the initialiser.
         shape: Sizes, row-major.
         file: Name of the file.
         offset: First byte.
@@ -118,8 +118,8 @@ def move_weights_out(model: onnx.ModelProto, path: Path, names: Collection[str])
     """Move weights into ``<graph>.data``, in the order of the graph.
 
     Args:
-        model: With all its values inside; changed in place, not written.
-        path: Where the graph will be written.
+        model: Model with all its values; changed in place, not written.
+        path: Future path of the graph.
         names: The initialisers to move.
 
     Returns:
@@ -139,7 +139,7 @@ def move_weights_out(model: onnx.ModelProto, path: Path, names: Collection[str])
             stream.write(b"\0" * (offset - stream.tell()) + data)
             tensor.ClearField("raw_data")
             tensor.ClearField("float_data")
-            tensor.ClearField("int32_data")  # where half values without raw_data are
+            tensor.ClearField("int32_data")  # holds half values if there is no raw_data
             tensor.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (("location", location), ("offset", offset), ("length", len(data))):
                 tensor.external_data.add(key=key, value=str(value))
@@ -147,7 +147,7 @@ def move_weights_out(model: onnx.ModelProto, path: Path, names: Collection[str])
 
 
 def stored_tensors(path: Path) -> tuple[StoredTensor, ...]:
-    """Every weight that a written graph keeps outside.
+    """List the external weights of a written graph.
 
     Args:
         path: The ``.onnx`` file; its data is not read.
@@ -176,34 +176,34 @@ def stored_tensors(path: Path) -> tuple[StoredTensor, ...]:
 
 
 EXTERNAL_DATA_BYTES = 16 << 20
-"""From this many bytes of weights on, they lie in a file of their own beside the graph."""
+"""Weights of at least this many bytes are stored in a separate file."""
 
 MAX_FLOW_NODES = 800
-"""FlowNet 2.0 with the correlation as a band of matrix products has 445 nodes; the correlation as
-441 slices alone has 1346 and takes 12 s a frame instead of 0.4 s."""
+"""FlowNet 2.0 with the correlation as banded matrix products has 445 nodes. The correlation as 441
+slices alone has 1346 and takes 12 s per frame instead of 0.4 s."""
 
-_TRACED_OBJECTS = 2  # the exporter would take a size of 1 as fixed
+_TRACED_OBJECTS = 2  # the exporter treats a size of 1 as fixed
 
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A graph that was written and has passed :func:`graph_failures`.
+    """Written graph that has passed :func:`graph_failures`.
 
     Attributes:
         path: The ``.onnx`` file.
-        external_data: Names of the weight files beside it.
+        external_data: Names of its weight files, in the same folder.
         nodes: Number of nodes.
-        size_bytes: Of all its files.
-        ledger: Which weights are half.
-        underflows: Weights that became 0 in half precision and were not.
-        elapsed_s: Preparing, tracing and writing together.
+        size_bytes: Size of all its files.
+        precision_report: Counts of weights in half precision.
+        underflows: Nonzero weights that became 0 in half precision.
+        elapsed_s: Seconds of preparing, tracing and writing.
     """
 
     path: Path
     external_data: tuple[str, ...]
     nodes: int
     size_bytes: int
-    ledger: PrecisionLedger
+    precision_report: PrecisionReport
     underflows: int
     elapsed_s: float
 
@@ -214,27 +214,27 @@ def export_graph(
     path: Path,
     *,
     precision: Precision = "fp32",
-    weights_beside: bool = False,
+    weights_in_file: bool = False,
     progress: Progress | None = None,
 ) -> ExportedGraph:
-    """Write ``network`` as the graph of ``spec.role``, and check what was written.
+    """Write ``network`` as the graph of ``spec.role``, and check the file.
 
-    The graph has static sizes but for the objects axis, opset 18, the names of the network's own
-    weights, and no trace of the machine that exported it. Weights of 16 MiB and more lie beside it
-    in ``<name>.onnx.data``.
+    The graph has static sizes except for the objects axis, opset 18, the names of the network's own
+    weights, and no data of the exporting machine. Weights of 16 MiB and more are stored in
+    ``<name>.onnx.data``.
 
     Args:
         network: FlowNet2, DeepLabXception or OsvosVgg; it is not changed.
-        spec: The interface the graph must have.
+        spec: The interface of the graph.
         path: The ``.onnx`` file to write; its folder exists.
-        precision: ``"fp16"``: half inside, float32 at the edges.
-        weights_beside: Keep every weight in ``<name>.onnx.data``, whatever their size, so that
-            they can be exchanged for fine-tuned ones.
-        progress: Told of each step.
+        precision: ``"fp16"``: layers in half, inputs and outputs in float32.
+        weights_in_file: Store all weights in ``<name>.onnx.data``, for any size, so that they can
+            be replaced by fine-tuned ones.
+        progress: Called for each step.
 
     Raises:
-        ExportError: If the network cannot be exported as asked, or the graph is not what the spec
-            says; all differences are named.
+        ExportError: If the network cannot be exported as requested, or the graph differs from the
+            spec; the message lists all differences.
         OutputError: If the files cannot be written.
     """
     progress = Progress() if progress is None else progress
@@ -244,33 +244,33 @@ def export_graph(
     with timed(progress, role, "trace") as trace:
         program = _trace(deployed(role, prepared.network), spec)
     with timed(progress, role, "write") as write:
-        external_data = _write(program, path, prepared.network, weights_beside)
+        external_data = _write(program, path, prepared.network, weights_in_file)
     failures = graph_failures(path, spec)
     if failures:
-        raise ExportError(f"the {role} graph is not what it must be: {'; '.join(failures)}")
-    ledger = ledger_from_graph(path)
-    check_ledger(role, ledger, precision, prepared.float32_layers)
+        raise ExportError(f"the {role} graph differs from its spec: {'; '.join(failures)}")
+    report = precision_report(path)
+    check_precision(role, report, precision, prepared.float32_layers)
     files = [path, *(path.with_name(name) for name in external_data)]
     return ExportedGraph(
         path=path,
         external_data=external_data,
         nodes=len(onnx.load(path, load_external_data=False).graph.node),
         size_bytes=sum(file.stat().st_size for file in files),
-        ledger=ledger,
+        precision_report=report,
         underflows=prepared.underflows,
         elapsed_s=prepare.elapsed_s + trace.elapsed_s + write.elapsed_s,
     )
 
 
 def graph_failures(path: Path, spec: EngineSpec) -> list[str]:
-    """What in a written graph differs from its spec or would go wrong on a backend.
+    """List differences of a graph from its spec, and problems for a backend.
 
     Args:
         path: The ``.onnx`` file; its external data is not read.
         spec: The interface it must have.
 
     Returns:
-        One phrase a failure; empty if the graph is fine.
+        One phrase per failure; empty if there is none.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -304,7 +304,7 @@ def graph_failures(path: Path, spec: EngineSpec) -> list[str]:
 
 
 def probe_inputs(role: Role) -> tuple[Tensor, ...]:
-    """Small inputs that make every layer of a role's network run, of values a network may see."""
+    """Make small inputs that run every layer of a role's network."""
     generator = torch.Generator().manual_seed(0)
     if role == "flow":
         return tuple(torch.rand((2, 1, 3, 64, 64), generator=generator).mul(255.0).unbind())
@@ -336,15 +336,15 @@ def _example(tensor: TensorSpec) -> Tensor:
     return torch.zeros(shape)
 
 
-def _write(program: Any, path: Path, network: nn.Module, weights_beside: bool) -> tuple[str, ...]:
-    """Write the graph without metadata of the exporting machine; names of its external files."""
-    external = not weights_beside and _weight_bytes(network) >= EXTERNAL_DATA_BYTES
+def _write(program: Any, path: Path, network: nn.Module, weights_in_file: bool) -> tuple[str, ...]:
+    """Write the graph without metadata of the machine; return its data files."""
+    external = not weights_in_file and _weight_bytes(network) >= EXTERNAL_DATA_BYTES
     with output_errors(path):
         program.save(path, external_data=external)
         model = onnx.load(path, load_external_data=False)
         strip_metadata(model)
         restore_biases(model, network)
-        if weights_beside:
+        if weights_in_file:
             move_weights_out(model, path, dict(network.named_parameters()))
         onnx.save_model(model, path)
     locations = {

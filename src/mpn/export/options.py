@@ -1,4 +1,4 @@
-"""What an export can be asked for, checked before any work begins."""
+"""Options of an export, checked before any work."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from mpn.engines.spec import OPSET, ROLES, Precision, Role, propagation_spec
 from mpn.errors import EngineError, InputError
 
 MIN_FRAME_SIDE = 64
-"""FlowNet 2.0 halves six times and OSVOS four: under 64 pixels nothing is left to match at their
-deepest level, and no object to segment either."""
+"""FlowNet 2.0 halves six times and OSVOS four: below 64 pixels their deepest level is empty."""
 
 MAX_FRAME_SIDE = 8192
 MAX_OBJECTS = 254
-"""Ids of a palette PNG: 0 is background, 255 is void."""
+"""Number of ids in a palette PNG: 0 is background, 255 is void."""
 
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*")
 _MAX_NAME = 80
@@ -29,28 +28,28 @@ _MAX_NAME = 80
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How checkpoints become an engine directory.
+    """Options of an export.
 
     Attributes:
-        precision: Of the layers; the edges are float32 either way.
+        precision: Precision of the layers; inputs and outputs are always float32.
         frame_size_hw: (height, width) of the working frame, for flow and OSVOS.
         roi_size: Side of the propagation crop, 16 n + 1.
-        max_objects: Largest object batch that plans are built for; onnxruntime takes any.
+        max_objects: Largest object batch of the plans; onnxruntime accepts any.
         opset: 18 and no other.
         roles: Which roles of the checkpoints to export; None for all.
-        verify: Compare each graph with its module, and refuse to write what differs.
-        parity_images: Folder of pictures to compare on; None renders some.
-        adapt: Write the fine-tuning step of the roles that have one, and keep their weights in a
-            file of their own.
-        adapt_optimizer: ``"sgd"`` or ``"adamw"`` for all of them; None for what suits each.
-        flow_variant: Member of the FlowNet 2.0 family that the flow checkpoint must be, for example
-            ``"FlowNet2"``; None takes what its keys say.
-        init_fourth_channel: How to fill the fourth channel of DeepLab weights that have three.
-        flow_preset: Preset of OpenCV's DIS where no flow network is exported.
-        flow_scale: Size at which DIS runs, relative to the working frame.
+        verify: Compare each graph with its module, and refuse to write one that differs.
+        parity_images: Folder of images to compare on; None renders some.
+        adapt: Write the fine-tuning step of the roles that have one, with weights in a separate
+            file.
+        adapt_optimizer: ``"sgd"`` or ``"adamw"`` for all of them; None for the default of each.
+        flow_variant: Required FlowNet 2.0 variant of the flow checkpoint, for example
+            ``"FlowNet2"``; None accepts the variant of its keys.
+        init_fourth_channel: How to initialise the fourth channel of DeepLab weights with three.
+        flow_preset: Preset of OpenCV's DIS if no flow network is exported.
+        flow_scale: Resolution of DIS, relative to the working frame.
         runtime_defaults: Pipeline options that suit these weights.
-        name: For people; empty for the name of the directory.
-        licence: Of the weights; empty for what the checkpoints say.
+        name: Display name; empty for the name of the directory.
+        licence: Licence of the weights; empty for that of the checkpoints.
         command: Command line for the provenance, without paths of the machine.
 
     Raises:
@@ -90,15 +89,15 @@ class ExportOptions:
             raise InputError(f"max_objects must be at most {MAX_OBJECTS}, got {self.max_objects}")
         if self.opset != OPSET:
             raise InputError(
-                f"opset {self.opset} was asked for, but only {OPSET} is exported: from 20 on "
+                f"opset {self.opset} is not supported, only {OPSET} is: from 20 on "
                 "TensorRT's parser reads the renamed GridSample mode as nearest "
                 "(NVIDIA/TensorRT#4646), and under 18 the exporter converts down"
             )
         if self.roles is not None and not self.roles:
-            raise InputError(f"no role was asked for: the roles are {', '.join(ROLES)}")
+            raise InputError(f"no role is given: the roles are {', '.join(ROLES)}")
         if self.parity_images is not None and not self.verify:
             raise InputError(
-                "pictures to compare on were given, but comparing was switched off: "
+                "parity images are given, but verification is off: "
                 "leave out either --parity-images or --no-verify"
             )
         if self.adapt_optimizer not in (None, *ADAPT_OPTIMIZERS):
@@ -108,7 +107,7 @@ class ExportOptions:
             )
         if self.adapt_optimizer is not None and not self.adapt:
             raise InputError(
-                "an optimiser was given, but fine-tuning was switched off: leave out either "
+                "an optimiser is given, but fine-tuning is off: leave out either "
                 "--adapt-optimizer or --no-adapt"
             )
         if self.flow_preset not in DIS_PRESETS:
@@ -123,7 +122,7 @@ class ExportOptions:
 
 
 def options_from_values(*, frame_size: str, **values: Any) -> ExportOptions:
-    """Options from words of a command line.
+    """Build options from values of a command line.
 
     Args:
         frame_size: ``WIDTHxHEIGHT``.
@@ -136,7 +135,7 @@ def options_from_values(*, frame_size: str, **values: Any) -> ExportOptions:
 
 
 def frame_size_hw_from_text(text: str) -> tuple[int, int]:
-    """(height, width) from ``WIDTHxHEIGHT``, for example ``"854x480"``.
+    """Parse (height, width) from ``WIDTHxHEIGHT``, for example ``"854x480"``.
 
     Raises:
         InputError: If the text is no size.
@@ -148,7 +147,7 @@ def frame_size_hw_from_text(text: str) -> tuple[int, int]:
 
 
 def roles_from_text(text: str) -> tuple[Role, ...]:
-    """Roles from a list with commas, for example ``"flow,propagation"``, each once.
+    """Parse roles from a list with commas, for example ``"flow,propagation"``.
 
     Raises:
         InputError: If one is unknown or given twice.
@@ -164,7 +163,9 @@ def roles_from_text(text: str) -> tuple[Role, ...]:
 
 
 def runtime_defaults_from_texts(texts: list[str]) -> dict[str, Scalar]:
-    """Options from ``NAME=VALUE`` each; a value is true, false, null, a number, or else text.
+    """Parse options from ``NAME=VALUE`` texts.
+
+    A value is true, false, null, a number, or else text.
 
     Raises:
         InputError: If one has no name or no ``=``, or a name comes twice.

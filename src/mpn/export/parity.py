@@ -1,4 +1,4 @@
-"""Whether a written graph computes what its PyTorch module computes."""
+"""Parity of a written graph with its PyTorch module."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mpn.types import Float32Array
 
 _SATURATION = 1e-3
 _TINY = 1e-30
-"""Keeps a division by an all-zero reference from being one."""
+"""Lower bound of divisors, for an all-zero reference."""
 
 MeasureName = Literal[
     "max_relative",
@@ -50,12 +50,12 @@ MeasureName = Literal[
 
 @dataclass(frozen=True)
 class Limit:
-    """How much may differ.
+    """Limit of a measure.
 
     Attributes:
-        name: What is measured.
+        name: Name of the measure.
         value: The bound: a largest value, or the smallest IoU.
-        reason: Why this bound.
+        reason: Reason for this bound.
     """
 
     name: MeasureName
@@ -65,11 +65,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Measure:
-    """What was measured, beside its limit.
+    """Measured value with its limit.
 
     Attributes:
-        limit: What may be.
-        value: What is; NaN is never within a limit.
+        limit: The limit.
+        value: The value; NaN is never within a limit.
     """
 
     limit: Limit
@@ -77,14 +77,14 @@ class Measure:
 
     @property
     def is_within(self) -> bool:
-        """Whether the value keeps its limit."""
+        """Whether the value is within its limit."""
         if self.limit.name in _AT_LEAST:
             return self.value >= self.limit.value
         return self.value <= self.limit.value
 
     @property
     def used(self) -> float:
-        """The part of the limit that is used up, 1 at the limit."""
+        """Used part of the limit, 1 at the limit."""
         if self.limit.name in _AT_LEAST:
             return (1.0 - self.value) / (1.0 - self.limit.value)
         return self.value / self.limit.value
@@ -95,11 +95,11 @@ class Measure:
 
     @property
     def text(self) -> str:
-        """For a table, for example ``"max_relative 3.1e-06"``."""
+        """Text for a table, for example ``"max_relative 3.1e-06"``."""
         return f"{self.limit.name} {self.value:.2g}"
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
+        """Return a dict of JSON types."""
         return {
             "measure": self.limit.name,
             "value": self.value,
@@ -109,14 +109,14 @@ class Measure:
 
 
 def limits_for(role: Role, precision: Precision) -> tuple[Limit, ...]:
-    """The limits of one role at one precision."""
+    """Return the limits of one role at one precision."""
     if precision == "fp32":
         return _FP32_FLOW if role == "flow" else _FP32_PROB
     return _FP16_FLOW if role == "flow" else _FP16_PROB
 
 
 def measured(limit: Limit, got: Float32Array, expected: Float32Array) -> Measure:
-    """Measure ``got`` against ``expected``, two arrays (N, C, H, W) of one shape."""
+    """Compare two arrays (N, C, H, W) of one shape."""
     return Measure(limit, float(_MEASURES[limit.name](got, expected)))
 
 
@@ -126,9 +126,9 @@ def _max_relative(got: Float32Array, expected: Float32Array) -> float:
 
 
 def _logit_relative(got: Float32Array, expected: Float32Array) -> float:
-    """Largest difference of the log-odds over their largest magnitude.
+    """Compute the largest difference of log-odds over their largest magnitude.
 
-    Where the expected probability is within 1e-3 of 0 or 1 its rounding would decide; these pixels
+    If the expected probability is within 1e-3 of 0 or 1, its rounding would dominate. These pixels
     count for the largest magnitude only.
     """
     steep = (expected > _SATURATION) & (expected < 1.0 - _SATURATION)
@@ -140,7 +140,10 @@ def _logit_relative(got: Float32Array, expected: Float32Array) -> float:
 
 
 def _logits(prob: Float32Array) -> npt.NDArray[np.float64]:
-    """Log-odds; a probability of 0 or 1 counts as the nearest that float32 tells from it."""
+    """Compute log-odds.
+
+    A probability of 0 or 1 counts as the nearest float32 number that differs from it.
+    """
     inside = np.clip(prob.astype(np.float64), 1e-30, 1.0 - 2.0**-24)
     return np.asarray(np.log(inside) - np.log1p(-inside), np.float64)
 
@@ -154,7 +157,7 @@ def _mean_abs(got: Float32Array, expected: Float32Array) -> float:
 
 
 def _mask_iou(got: Float32Array, expected: Float32Array) -> float:
-    """Smallest IoU of the masks p > 0.5 over the objects; 1 where both are empty."""
+    """Compute the smallest IoU of the masks p > 0.5; 1 if both are empty."""
     ious = []
     for mask_got, mask_expected in zip(got > 0.5, expected > 0.5, strict=True):
         union = np.count_nonzero(mask_got | mask_expected)
@@ -164,7 +167,7 @@ def _mask_iou(got: Float32Array, expected: Float32Array) -> float:
 
 
 def _epe(got: Float32Array, expected: Float32Array) -> Float32Array:
-    """End-point error of each pixel."""
+    """Compute the endpoint error of each pixel."""
     return np.asarray(np.linalg.norm(got - expected, axis=1), np.float32)
 
 
@@ -249,13 +252,13 @@ COMPARED = ("names", "axes", "shapes", "values")
 
 @dataclass(frozen=True)
 class CaseParity:
-    """The comparison on one set of inputs.
+    """Comparison on one set of inputs.
 
     Attributes:
-        name: Of the inputs.
-        measures: What was measured, with limits.
+        name: Name of the inputs.
+        measures: Measures with their limits.
         reference_range: Smallest and largest value of the module's output: a constant output would
-            agree with anything.
+            match by chance.
     """
 
     name: str
@@ -263,7 +266,7 @@ class CaseParity:
     reference_range: tuple[float, float]
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
+        """Return a dict of JSON types."""
         return {
             "case": self.name,
             "reference_range": list(self.reference_range),
@@ -273,14 +276,14 @@ class CaseParity:
 
 @dataclass(frozen=True)
 class RoleParity:
-    """The comparison of one graph; it holds no failure, since a failing one raises.
+    """Comparison of one graph, without failures: a failing one raises.
 
     Attributes:
-        role: Which graph.
-        precision: Of the graph; the module is float32.
-        cases: One a set of inputs.
+        role: Role of the graph.
+        precision: Precision of the graph; the module is float32.
+        cases: One per set of inputs.
         peak: Largest activation, for fp16 only.
-        elapsed_s: How long it took.
+        elapsed_s: Seconds of the comparison.
     """
 
     role: Role
@@ -291,14 +294,14 @@ class RoleParity:
 
     @property
     def worst(self) -> Measure:
-        """The measure that is nearest to its limit."""
+        """The measure nearest to its limit."""
         return max(
             (measure for case in self.cases for measure in case.measures),
             key=lambda measure: measure.used,
         )
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types."""
+        """Return a dict of JSON types."""
         value: dict[str, Any] = {
             "precision": self.precision,
             "compared": list(COMPARED),
@@ -323,20 +326,22 @@ def verify_graph(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> RoleParity:
-    """Compare names, axes and shapes with the spec, then values with the float32 module.
+    """Compare a graph with its spec, then with the float32 module.
+
+    Names, axes and shapes must equal the spec's; values may differ within limits.
 
     Args:
-        path: The graph.
-        spec: The interface it must have.
-        network: The network as it was loaded: neither folded, nor rescaled, nor halved.
-        precision: Of the graph.
-        pictures: What to compare on.
-        preprocessing: How pictures become inputs.
-        progress: Told of the step.
-        threads: Threads of onnxruntime; None leaves it to onnxruntime.
+        path: Path of the graph.
+        spec: The interface of the graph.
+        network: The network as loaded: neither folded, nor rescaled, nor halved.
+        precision: Precision of the graph.
+        pictures: Images to compare on.
+        preprocessing: Preprocessing of the images.
+        progress: Called for the step.
+        threads: Threads of onnxruntime; None for its default.
 
     Raises:
-        ExportError: If anything differs; every failure is named.
+        ExportError: If anything differs; the message lists every failure.
     """
     progress = Progress() if progress is None else progress
     role = spec.role
@@ -371,11 +376,11 @@ def verify_graph(
 def parity_document(
     roles: Mapping[Role, Mapping[str, Any]], *, inputs: str | None
 ) -> dict[str, Any]:
-    """The content of ``parity.json``.
+    """Build the content of ``parity.json``.
 
     Args:
         roles: Role -> :meth:`RoleParity.as_json`.
-        inputs: What was compared on; None if verification was skipped on demand.
+        inputs: Description of the inputs; None if verification was disabled.
     """
     document: dict[str, Any] = {"schema_version": PARITY_SCHEMA, "verified": inputs is not None}
     if inputs is None:
@@ -391,7 +396,7 @@ def parity_document(
 
 
 def parity_text(document: Mapping[str, Any]) -> str:
-    """``parity.json`` as text."""
+    """Format ``parity.json`` as text."""
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
@@ -409,7 +414,10 @@ def _compared(
 
 
 def _reference(role: Role, network: nn.Module, case: ParityCase) -> Float32Array:
-    """The module's output, one object at a time: a graph that mixed objects would differ."""
+    """Run the module one object at a time.
+
+    So a graph that mixes objects differs from it.
+    """
     module = deployed(role, network)
     inputs = [torch.from_numpy(array) for array in case.inputs.values()]
     with torch.inference_mode():

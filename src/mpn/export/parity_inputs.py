@@ -1,4 +1,4 @@
-"""What graphs and modules are compared on: pictures as the runtime would feed them."""
+"""Inputs of the parity check: images with the runtime's preprocessing."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from mpn.types import Float32Array, UInt8Array
 
 BACKGROUND_MOTION_PX = (2, 1)
 OBJECT_MOTION_PX = (-6, 4)
-"""(x, y) from the first to the second picture of a scene."""
+"""(x, y) from the first to the second image of a scene."""
 
 _CONTRAST = 40.0
 _CHROMA_CONTRAST = 12.0
 _EDGE_PX = 4.0
 _LENS_BLUR_PX = 1.4
-"""No lens resolves single pixels, and no video codec keeps them. Without this blur neighbours
-differ by a third of the range, and a flow network of random weights amplifies float32 rounding to
-ten times what it does on frames of DAVIS."""
+"""Blur of a lens: no lens resolves single pixels, and no video codec keeps them. Without it
+adjacent pixels differ by a third of the range, and a flow network of random weights amplifies
+float32 rounding ten times as much as on frames of DAVIS."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered picture.
+    """Rendered image.
 
     Attributes:
         rgb: (H, W, 3) uint8.
-        coverage: (H, W) float32 0..1, how much of each pixel the object covers; soft at its edge.
+        coverage: (H, W) float32 0..1, covered share of each pixel; soft at the object's edge.
     """
 
     rgb: UInt8Array
@@ -43,13 +43,13 @@ class Picture:
 
 
 def rendered_picture(size_hw: tuple[int, int], seed: int, *, step: int = 0) -> Picture:
-    """A textured object before a textured background, the same for the same arguments.
+    """Render a textured object in front of a textured background.
 
     Args:
         size_hw: (height, width) in pixels.
-        seed: Which scene.
-        step: How often the background has moved by :data:`BACKGROUND_MOTION_PX` and the object by
-            :data:`OBJECT_MOTION_PX`; textures move along.
+        seed: Seed of the scene; the same arguments give the same image.
+        step: Number of moves, of the background by :data:`BACKGROUND_MOTION_PX` and of the object
+            by :data:`OBJECT_MOTION_PX`; textures move along.
     """
     height, width = size_hw
     rng = np.random.default_rng(seed)
@@ -75,7 +75,10 @@ def rendered_picture(size_hw: tuple[int, int], seed: int, *, step: int = 0) -> P
 
 
 def centred_coverage(size_hw: tuple[int, int]) -> Float32Array:
-    """(H, W) float32 0..1: an object in the middle, for pictures whose objects nobody marked."""
+    """Render the coverage (H, W), float32 0..1, of an object in the centre.
+
+    For images without annotated objects.
+    """
     height, width = size_hw
     return _blob(
         size_hw, centre_xy=(width / 2, height / 2), radius_px=min(height, width) / 4, lobes=3
@@ -83,7 +86,10 @@ def centred_coverage(size_hw: tuple[int, int]) -> Float32Array:
 
 
 def _texture(rng: np.random.Generator, size_hw: tuple[int, int]) -> Float32Array:
-    """(H, W, 3) of a random mean colour, 1/f brightness and fainter 1/f colour; it tiles."""
+    """Render (H, W, 3) of a random mean colour with 1/f brightness and colour.
+
+    Colour varies less than brightness. The texture tiles.
+    """
     height, width = size_hw
     frequency_y = np.fft.fftfreq(height)[:, None]
     frequency_x = np.fft.rfftfreq(width)[None, :]
@@ -105,7 +111,7 @@ def _texture(rng: np.random.Generator, size_hw: tuple[int, int]) -> Float32Array
 def _blob(
     size_hw: tuple[int, int], *, centre_xy: tuple[float, float], radius_px: float, lobes: int
 ) -> Float32Array:
-    """A rounded star of soft edge."""
+    """Render a rounded star with a soft edge."""
     y, x = np.mgrid[: size_hw[0], : size_hw[1]].astype(np.float32)
     x -= centre_xy[0]
     y -= centre_xy[1]
@@ -115,7 +121,7 @@ def _blob(
 
 
 OBJECT_COUNTS = (1, 3)
-"""Sizes of the objects axis that are compared: alone, and more than the two it was traced with."""
+"""Sizes of the objects axis to compare: one, and more than the two of the traced example."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_IMAGES = 8
@@ -124,11 +130,11 @@ _FIRST_SEED = 20
 
 @dataclass(frozen=True)
 class ParityCase:
-    """One set of inputs.
+    """Set of inputs.
 
     Attributes:
-        name: For the report, for example ``"3 objects"``.
-        inputs: By name, as the spec of the role has them, float32.
+        name: Name in the report, for example ``"3 objects"``.
+        inputs: Float32 arrays by the input names of the spec.
     """
 
     name: str
@@ -136,14 +142,14 @@ class ParityCase:
 
 
 class ParityPictures:
-    """The pictures of a comparison: rendered ones, or those of a folder.
+    """Images of a comparison: rendered ones, or those of a folder.
 
     Args:
-        folder: Photographs or video frames; None renders pictures. Consecutive names are taken as
-            consecutive frames.
+        folder: Photographs or video frames, in which consecutive names are consecutive frames. None
+            renders images.
 
     Raises:
-        InputError: If the folder cannot be read or holds no picture.
+        InputError: If the folder cannot be read or holds no image.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -151,7 +157,7 @@ class ParityPictures:
 
     @property
     def digest(self) -> str:
-        """Changes when the pictures do."""
+        """Digest of the images and their description."""
         digest = hashlib.sha256(self.description.encode())
         for image in self._images:
             digest.update(repr(image.shape).encode())
@@ -160,7 +166,7 @@ class ParityPictures:
 
     @property
     def description(self) -> str:
-        """For parity.json; no paths."""
+        """Description for parity.json, without paths."""
         if self._images:
             return (
                 f"{len(self._images)} pictures of the user, resized; the object's probability is a "
@@ -172,7 +178,7 @@ class ParityPictures:
         )
 
     def cases(self, spec: EngineSpec, preprocessing: Preprocessing) -> tuple[ParityCase, ...]:
-        """Inputs for the engine of ``spec``, preprocessed as the manifest will say."""
+        """Make inputs for the engine of ``spec``, preprocessed as in the manifest."""
         height, width = (int(size) for size in spec.inputs[0].shape[2:])
         size_hw = (height, width)
         if spec.role == "flow":
@@ -200,20 +206,20 @@ class ParityPictures:
             return rendered_picture(size_hw, _FIRST_SEED, step=step).rgb
         if step < len(self._images):
             return _resized(self._images[step], size_hw)
-        # A single picture: the next frame is itself, moved.
+        # Of a single image, the next frame is a shifted copy.
         moved = np.roll(_resized(self._images[0], size_hw), OBJECT_MOTION_PX[::-1], axis=(0, 1))
         return np.ascontiguousarray(moved)
 
     def _crop(
         self, size_hw: tuple[int, int], index: int, preprocessing: Preprocessing
     ) -> Float32Array:
-        """(1, 4, S, S): normalised RGB and the probability of an object."""
+        """Make a crop (1, 4, S, S): normalised RGB and the probability of an object."""
         if self._images:
             rgb = _resized(self._images[index % len(self._images)], size_hw)
             prob = centred_coverage(size_hw)
         else:
             rgb = rendered_picture(size_hw, _FIRST_SEED + index, step=1).rgb
-            # As of the frame before: the network is there to correct what the flow missed.
+            # Coverage of the previous frame: the network has to correct the motion.
             prob = rendered_picture(size_hw, _FIRST_SEED + index).coverage
         values = preprocessing.propagation
         mean, std = (np.asarray(v, np.float32) for v in (values.mean_rgb, values.std_rgb))
@@ -223,15 +229,15 @@ class ParityPictures:
 
 def _load_images(folder: Path) -> list[UInt8Array]:
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: --parity-images takes a folder of pictures")
+        raise InputError(f"{folder} is not a folder: --parity-images takes a folder of images")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise InputError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
+        raise InputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images = []
     for file in files[:MAX_IMAGES]:
         bgr = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
         if bgr is None:
-            raise InputError(f"{file} is not a picture that OpenCV can read: remove or replace it")
+            raise InputError(f"{file} is not an image that OpenCV can read: remove or replace it")
         images.append(np.ascontiguousarray(bgr[..., ::-1], np.uint8))
     return images
 
@@ -242,5 +248,5 @@ def _resized(rgb: UInt8Array, size_hw: tuple[int, int]) -> UInt8Array:
 
 
 def _nchw(image: Float32Array | UInt8Array) -> Float32Array:
-    """(H, W, C) -> (1, C, H, W) float32."""
+    """Convert (H, W, C) to (1, C, H, W) float32."""
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)

@@ -1,13 +1,14 @@
-"""Half precision made in the module, and the ledger of what really became half in the graph.
+"""Half precision of a network, and a count of the half weights in its graph.
 
-TensorRT 11 has no FP16 switch: it does what the graph says. Exporting a halved module with float32
-edges is the one form that both onnxruntime and NVIDIA's parser take; graph converters fail there.
+TensorRT 11 has no FP16 switch: it uses the precision of the graph. A halved module with float32
+inputs and outputs is the one form that both onnxruntime and NVIDIA's parser accept; graph
+converters fail there.
 
-What stays float32, and why (models.md 7.3):
+Parts that stay float32, with reasons:
 
-* everything the flow network computes in pixels (mean colour, channel norms, scaling, upsampling,
-  grid and GridSample): its own code keeps that, whatever the dtype of its layers;
-* the last layer of each flow member: half steps by 0.5 px above 512 px;
+* all computations of the flow network in pixels (mean colour, channel norms, scaling, upsampling,
+  grid and GridSample): its own code does that, for any dtype of its layers;
+* the last layer of each flow member: half has steps of 0.5 px above 512 px;
 * the global average pool of DeepLab: a mean of a thousand values accumulates in float32;
 * its last 1x1 layer, so that logits are interpolated and enter the softmax unrounded;
 * softmax and sigmoid: :mod:`mpn.export.tracing`.
@@ -30,7 +31,7 @@ from mpn.errors import ExportError
 from mpn.networks.osvos import OsvosVgg, rescale_trunk
 
 HALF_MAX = 65504.0
-"""Largest finite half-precision number."""
+"""Largest finite number of half precision."""
 
 _FLOAT32_LAYERS: dict[Role, tuple[str, ...]] = {"propagation": ("decoder.last_conv.8",)}
 _WEIGHT_OPERATORS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
@@ -39,12 +40,12 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class PreparedNetwork:
-    """A network made ready for its graph.
+    """Network prepared for tracing.
 
     Attributes:
-        network: The copy to trace: BatchNorm folded, rescaled and halved where fp16 is asked for.
-        float32_layers: Layers that keep float32 weights although fp16 is asked for.
-        underflows: Weights that are not 0 and become 0 in half precision.
+        network: The copy to trace: BatchNorm folded; for fp16 also rescaled and halved.
+        float32_layers: Layers that keep float32 weights in fp16.
+        underflows: Nonzero weights that become 0 in half precision.
     """
 
     network: nn.Module
@@ -53,13 +54,13 @@ class PreparedNetwork:
 
 
 @dataclass(frozen=True)
-class PrecisionLedger:
-    """How many convolution and matmul weight tensors of a graph are half.
+class PrecisionReport:
+    """Count of half-precision weights among convolutions and matrix products.
 
     Attributes:
-        half_weights: How many are half ...
-        total_weights: ... of how many.
-        float32_names: The others, by name.
+        half_weights: Number of weight tensors in half precision.
+        total_weights: Number of weight tensors.
+        float32_names: Names of the others.
     """
 
     half_weights: int
@@ -73,16 +74,16 @@ class PrecisionLedger:
 def prepare_network(
     role: Role, network: nn.Module, precision: Precision, probe: Sequence[Tensor]
 ) -> PreparedNetwork:
-    """A copy of ``network`` with BatchNorm folded into the convolutions, in the precision asked.
+    """Copy a network with folded BatchNorm, in the requested precision.
 
     Args:
-        role: What the network is.
+        role: Role of the network.
         network: In evaluation mode; it is not changed.
-        precision: ``"fp16"`` halves all layers but those of the module's docstring.
-        probe: Inputs of the network of any size it takes, to see which layer feeds which.
+        precision: ``"fp16"`` halves all layers except those of the module's docstring.
+        probe: Network inputs of any valid size, to find the producer of each layer's input.
 
     Raises:
-        ExportError: If a weight is not finite, or beyond what half precision holds.
+        ExportError: If a weight is not finite, or exceeds half precision.
     """
     if precision == "fp32":
         return PreparedNetwork(folded_network(role, network, probe))
@@ -96,12 +97,14 @@ def prepare_network(
 def folded_network(
     role: Role, network: nn.Module, probe: Sequence[Tensor], *, for_half: bool = False
 ) -> nn.Module:
-    """A float32 copy of ``network``, without BatchNorm, its activations brought into half's range.
+    """Copy a network as float32 without BatchNorm.
+
+    For half precision, activations are rescaled into its range.
 
     Args:
-        role: What the network is.
+        role: Role of the network.
         network: In evaluation mode; it is not changed.
-        probe: As for :func:`prepare_network`.
+        probe: See :func:`prepare_network`.
         for_half: Rescale the trunk of OSVOS.
 
     Raises:
@@ -110,34 +113,34 @@ def folded_network(
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     fold_batch_norms(folded, probe)
     check_finite_weights(role, folded)
-    # Nothing normalises on the way through VGG16, and it sees 0..255.
+    # VGG16 has no normalisation, and its input is 0..255.
     return rescale_trunk(folded) if for_half and isinstance(folded, OsvosVgg) else folded
 
 
 def fold_batch_norms(network: nn.Module, probe: Sequence[Tensor]) -> int:
-    """Fold every BatchNorm that reads a convolution's output into that convolution, in place.
+    """Fold each BatchNorm into the convolution before it, in place.
 
-    Folded here, in float64, rather than by the exporter: it would fold halved statistics, and a
-    variance of 1e-8 is 0 in half precision. Names of the convolutions stay.
+    This is done here, in float64, rather than by the exporter: it would fold halved statistics, and
+    a variance of 1e-8 is 0 in half precision. Names of the convolutions do not change.
 
     Args:
         network: In evaluation mode.
-        probe: Inputs that make every layer run once.
+        probe: Inputs that run every layer once.
 
     Returns:
-        How many were folded.
+        Number of folded layers.
 
     Raises:
-        ExportError: If a BatchNorm does not read a convolution's output.
+        ExportError: If a BatchNorm does not follow a convolution.
     """
     norms = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
         return 0
     made_by: dict[int, nn.Conv2d] = {}
-    kept: list[Tensor] = []  # alive while the probe runs: an id is unique among living objects only
+    kept: list[Tensor] = []  # keep all alive during the probe: ids of freed objects are reused
     pairs: dict[str, nn.Conv2d] = {}
 
-    def remember(conv: nn.Conv2d) -> Any:
+    def record_output(conv: nn.Conv2d) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             kept.append(output)
             made_by[id(output)] = conv
@@ -145,15 +148,15 @@ def fold_batch_norms(network: nn.Module, probe: Sequence[Tensor]) -> int:
         return keep
 
     def pair(name: str) -> Any:
-        def look(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def record_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if id(inputs[0]) in made_by:
                 pairs[name] = made_by[id(inputs[0])]
 
-        return look
+        return record_input
 
     handles = [norm.register_forward_pre_hook(pair(name)) for name, norm in norms]
     handles += [
-        module.register_forward_hook(remember(module))
+        module.register_forward_hook(record_output(module))
         for module in network.modules()
         if isinstance(module, nn.Conv2d)
     ]
@@ -198,13 +201,13 @@ def check_finite_weights(role: Role, network: nn.Module) -> None:
 
 
 def check_half_range(role: Role, network: nn.Module) -> int:
-    """Check that every weight fits half precision, as it is after folding and rescaling.
+    """Check that all folded and rescaled weights fit half precision.
 
     Returns:
-        How many weights are not 0 and become 0 in half precision (under 3e-8).
+        Number of nonzero weights that become 0 in half precision (below 3e-8).
 
     Raises:
-        ExportError: If one is beyond 65504.
+        ExportError: If a weight exceeds 65504.
     """
     too_large: list[str] = []
     underflows = 0
@@ -223,9 +226,9 @@ def check_half_range(role: Role, network: nn.Module) -> int:
 
 
 def halve(network: nn.Module, float32_layers: Sequence[str]) -> None:
-    """Make all layers half but those named and the global average pools, in place.
+    """Convert layers to half in place, except named ones and global average pools.
 
-    Inputs of the layers that stay float32 are cast by hooks, so that no name changes.
+    Inputs of the float32 layers are cast by hooks, so that no name changes.
     """
     network.half()
     for name in float32_layers:
@@ -244,8 +247,8 @@ def _output_to_half(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     return output.half()
 
 
-def ledger_from_graph(path: Path) -> PrecisionLedger:
-    """Count the weight tensors of convolutions and matrix products in a written graph.
+def precision_report(path: Path) -> PrecisionReport:
+    """Count the half weights of convolutions and matrix products in a graph.
 
     Args:
         path: The ``.onnx`` file; its external data is not read.
@@ -260,27 +263,27 @@ def ledger_from_graph(path: Path) -> PrecisionLedger:
         if name in types
     }
     half = {name for name in weights if types[name] == onnx.TensorProto.FLOAT16}
-    return PrecisionLedger(len(half), len(weights), tuple(sorted(weights - half)))
+    return PrecisionReport(len(half), len(weights), tuple(sorted(weights - half)))
 
 
-def check_ledger(
-    role: Role, ledger: PrecisionLedger, precision: Precision, float32_layers: Sequence[str]
+def check_precision(
+    role: Role, report: PrecisionReport, precision: Precision, float32_layers: Sequence[str]
 ) -> None:
-    """Check that the graph has the precision asked for.
+    """Check that the graph has the requested precision.
 
     Raises:
-        ExportError: If fp16 was asked for and other layers than ``float32_layers`` are float32, or
-            fp32 and some are half.
+        ExportError: If the precision is fp16 and other layers than ``float32_layers`` are float32,
+            or it is fp32 and some are half.
     """
     if precision == "fp32":
-        if ledger.half_weights:
-            raise ExportError(f"{role}: fp32 was asked for, but {ledger} weight tensors are half")
+        if report.half_weights:
+            raise ExportError(f"{role}: fp32 was requested, but {report} weight tensors are half")
         return
     allowed = {f"{layer}.weight" for layer in float32_layers}
-    surplus = [name for name in ledger.float32_names if name not in allowed]
-    if surplus or not ledger.half_weights:
+    surplus = [name for name in report.float32_names if name not in allowed]
+    if surplus or not report.half_weights:
         raise ExportError(
-            f"{role}: fp16 was asked for, but only {ledger} weight tensors became half (float32: "
+            f"{role}: fp16 was requested, but only {report} weight tensors became half (float32: "
             f"{_shortened(surplus)}): this is a fault of the exporter, use --precision fp32"
         )
 
@@ -292,11 +295,11 @@ def _shortened(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class ActivationPeak:
-    """The largest magnitude that any module of a network put out.
+    """Largest magnitude among the outputs of a network's modules.
 
     Attributes:
-        layer: Its name.
-        magnitude: The value; infinite where anything was NaN.
+        layer: Name of the module.
+        magnitude: The value; infinite if any value was NaN.
     """
 
     layer: str
@@ -304,10 +307,10 @@ class ActivationPeak:
 
 
 def activation_peak(graph: nn.Module, inputs: Sequence[Tensor]) -> ActivationPeak:
-    """Run a float32 network and find the largest activation among the modules inside it.
+    """Run a float32 network and find its largest activation.
 
     Args:
-        graph: A module of :mod:`mpn.export.tracing`; its own float32 output does not count.
+        graph: A module of :mod:`mpn.export.tracing`; its own float32 output is not included.
         inputs: Its inputs.
     """
     peak = ActivationPeak("none", 0.0)
@@ -315,25 +318,23 @@ def activation_peak(graph: nn.Module, inputs: Sequence[Tensor]) -> ActivationPea
     float32_layers = set(getattr(network, "float32_layers", ()))
     kept_float32: list[Tensor] = []
 
-    def watch(name: str) -> Any:
-        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def hook(name: str) -> Any:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
             nonlocal peak
             for tensor in output if isinstance(output, tuple | list) else (output,):
                 if name in float32_layers:
                     kept_float32.append(tensor)
                 if any(tensor is kept for kept in kept_float32):
-                    continue  # of such a layer, or of a member network that ends with one
+                    continue  # output of such a layer, or of a member network that ends with one
                 largest = tensor.abs().max().item()
                 largest = float("inf") if largest != largest else largest
                 if largest > peak.magnitude:
                     peak = ActivationPeak(name, largest)
 
-        return look
+        return record
 
     handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in network.named_modules()
-        if name
+        module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name
     ]
     try:
         with torch.inference_mode():

@@ -1,8 +1,7 @@
-"""The folder in which an engine directory grows, out of sight, until it is whole.
+"""Hidden folder in which an engine directory is built.
 
-It stands beside the final one under a hidden name, so that one rename makes it visible. What is
-finished in it survives an interruption: the next export of the same checkpoints with the same
-options goes on from there.
+It is in the same folder as the final one, so that one rename publishes it. Finished roles in it
+survive an interruption: the next export with the same checkpoints and options continues with them.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ _OWN_NAMES = frozenset({MANIFEST_NAME, PARITY_NAME, STATE_NAME, "plans"})
 
 @dataclass(frozen=True)
 class FinishedRole:
-    """A role whose graph lies finished in the staging folder.
+    """Role whose graph is finished in the staging folder.
 
     Attributes:
         files: Its files with digests.
-        facts: What the exporter wants to know again, as JSON types.
+        facts: Data that the exporter reads again, as JSON types.
     """
 
     files: tuple[FileDigest, ...]
@@ -66,12 +65,12 @@ class _State:
 
 
 class Staging:
-    """The staging folder of one export. :meth:`open` creates or resumes it.
+    """Staging folder of one export. :meth:`open` creates or resumes it.
 
     Args:
         path: The folder.
-        target: The engine directory it is to become, checked by :func:`check_target`.
-        key: What was asked for, as JSON types; finished roles of another key are of no use.
+        target: The final engine directory, checked by :func:`check_target`.
+        key: The requested export, as JSON types; finished roles of another key are discarded.
     """
 
     def __init__(self, path: Path, target: Path, key: Mapping[str, Any]) -> None:
@@ -83,7 +82,7 @@ class Staging:
 
     @classmethod
     def open(cls, target: Path, key: Mapping[str, Any]) -> Staging:
-        """Create the folder beside ``target``, or take up one that was left with the same key.
+        """Create the folder next to ``target``, or resume one with the same key.
 
         Raises:
             OutputError: If it cannot be created.
@@ -103,7 +102,7 @@ class Staging:
         return staging
 
     def finished(self, role: Role) -> FinishedRole | None:
-        """What an earlier run left of a role, if its files are still the ones it wrote."""
+        """Return an earlier run's result for a role, if its files are unchanged."""
         found = self._finished.get(role)
         if found is None:
             return None
@@ -115,12 +114,15 @@ class Staging:
         return found
 
     def finish_role(self, role: Role, finished: FinishedRole) -> None:
-        """Note that a role is finished, so that another run need not repeat it."""
+        """Record that a role is finished, so that a later run can reuse it."""
         self._finished[role] = finished
         self._save_state()
 
     def discard_role(self, role: Role) -> None:
-        """Remove what there is of an unfinished role; the folder too, if nothing else is in it."""
+        """Remove the files of an unfinished role.
+
+        Removes the folder too if it holds no finished role.
+        """
         for stem in (role, *(f"{role}_{part}" for part in _ADAPT_PARTS)):
             for suffix in _OWN_SUFFIXES:
                 (self.path / f"{stem}{suffix}").unlink(missing_ok=True)
@@ -128,20 +130,20 @@ class Staging:
             self.discard()
 
     def discard(self) -> None:
-        """Remove the folder and all in it, and those above it that were made for it."""
+        """Remove the folder, and the parents that were created for it."""
         shutil.rmtree(self.path, ignore_errors=True)
         for folder in self._made_folders:
             with contextlib.suppress(OSError):  # not empty any more
                 folder.rmdir()
 
     def publish(self) -> None:
-        """Turn the folder into the engine directory, replacing the one that was there.
+        """Rename the folder to the engine directory, replacing the previous one.
 
-        What a user put beside the engines (a model card, notes) is carried over; plans are not,
-        since they belong to other graphs.
+        Files that a user added (a model card, notes) are kept. Plans are not, because they belong
+        to other graphs.
 
         Raises:
-            OutputError: If it cannot be renamed; the old directory is then back in place.
+            OutputError: If it cannot be renamed; the old directory is then restored.
         """
         old: Path | None = None
         try:
@@ -169,11 +171,10 @@ def check_target(out: Path) -> Path:
     """Check that ``out`` can become an engine directory, before any work.
 
     Returns:
-        It, absolute and without symbolic links.
+        The path, absolute and without symbolic links.
 
     Raises:
-        OutputError: If it is a file, another kind of folder, in the way of something, or not
-            writable.
+        OutputError: If it is a file, another kind of folder, blocked by a file, or not writable.
     """
     if not str(out).strip() or "\0" in str(out):
         raise OutputError("the output folder has no usable name: give one such as -o engines/")
@@ -195,7 +196,7 @@ def check_target(out: Path) -> Path:
 
 
 def check_space(target: Path, needed_bytes: int) -> None:
-    """Raise OutputError unless the disk under ``target`` has room for ``needed_bytes``."""
+    """Raise OutputError unless the disk has room for ``needed_bytes``."""
     above = target.parent
     while not above.exists():
         above = above.parent
@@ -234,7 +235,10 @@ def _check_existing(out: Path, target: Path) -> None:
 
 
 def _is_engine_dir(path: Path) -> bool:
-    """Whether there is a manifest of ours, of whatever schema; web pages have such files too."""
+    """Return whether a folder has a manifest of ours, of any schema.
+
+    Web pages have files of this name too.
+    """
     try:
         value = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -254,15 +258,15 @@ def _load_state(path: Path, key: Mapping[str, Any]) -> dict[str, FinishedRole]:
 
 
 def _remove_own(path: Path) -> None:
-    """Empty a staging folder of another export.
+    """Remove the staging folder of another export.
 
     Raises:
-        OutputError: If it holds anything that no export has written.
+        OutputError: If it holds a file that no export has written.
     """
-    strangers = [entry.name for entry in path.iterdir() if not _is_own(entry.name)]
-    if strangers:
+    foreign = [entry.name for entry in path.iterdir() if not _is_own(entry.name)]
+    if foreign:
         raise OutputError(
-            f"{path} is in the way and holds '{strangers[0]}', which no export wrote: move it away"
+            f"{path} is in the way and holds '{foreign[0]}', which no export wrote: move it away"
         )
     shutil.rmtree(path)
 

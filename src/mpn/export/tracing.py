@@ -1,4 +1,4 @@
-"""torch.onnx.export without its chatter, and with errors of one line."""
+"""Wrapper of torch.onnx.export without log output, with one-line errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpn._common.text import one_line
 from mpn.engines.spec import OPSET, Role
 from mpn.errors import ExportError
 
-_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_SILENCED_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def traced_program(
@@ -30,12 +30,13 @@ def traced_program(
     """Trace a module into an ONNX program of this package's opset.
 
     Args:
-        module: In evaluation mode.
-        inputs: Examples.
-        what: Named in errors, for example ``"the flow network"``.
-        input_names: Of the graph, in the order of the examples.
-        output_names: Of the graph.
-        dynamic_shapes: For each input, axis number -> ``torch.export.Dim``; None if all is fixed.
+        module: Module in evaluation mode.
+        inputs: Example inputs.
+        what: Name for error messages, for example ``"the flow network"``.
+        input_names: Input names of the graph, in the order of the examples.
+        output_names: Output names of the graph.
+        dynamic_shapes: For each input, axis number -> ``torch.export.Dim``; None if all sizes are
+            fixed.
 
     Raises:
         ExportError: If torch cannot trace it.
@@ -52,7 +53,7 @@ def traced_program(
                 dynamic_shapes=None if dynamic_shapes is None else tuple(dynamic_shapes),
                 verbose=False,
             )
-    except Exception as error:  # the exporter's errors share no base but Exception
+    except Exception as error:  # the exporter's errors have no other common base class
         raise ExportError(
             f"{what} cannot be traced by torch {torch.__version__}: {one_line(error)}"
         ) from error
@@ -65,8 +66,8 @@ def traced_program(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter from talking about torchvision, its own deprecations and opset changes."""
-    loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
+    """Silence warnings about torchvision, deprecations and opset changes."""
+    loggers = [logging.getLogger(name) for name in _SILENCED_LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
@@ -88,11 +89,13 @@ class _HasLogits(Protocol):
 
 
 class FlowGraph(nn.Module):
-    """(frame0, frame1), each (1, 3, H, W) RGB 0..255 -> flow_px (1, 2, H, W), in pixels, (x, y).
+    """Flow network: two frames (1, 3, H, W) -> flow_px (1, 2, H, W), (x, y).
+
+    Frames are RGB in 0..255; the flow is in pixels.
 
     Args:
-        network: A flow network; it casts to the dtype of its layers itself, since what it computes
-            in pixels must stay float32.
+        network: A flow network; it casts to the dtype of its layers itself, because its
+            computations in pixels must stay float32.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -100,16 +103,16 @@ class FlowGraph(nn.Module):
         self.network = network
 
     def forward(self, frame0: Tensor, frame1: Tensor) -> Tensor:
-        """Flow frame 0 -> frame 1, float32."""
+        """Compute the flow frame 0 -> frame 1, float32."""
         flow_px: Tensor = self.network(frame0, frame1)
         return flow_px.float()
 
 
 class PropagationGraph(nn.Module):
-    """rgb_prob (K, 4, S, S) -> prob (K, 1, S, S), foreground, 0..1.
+    """Propagation network: rgb_prob (K, 4, S, S) -> prob (K, 1, S, S), 0..1.
 
     Args:
-        network: A network that gives logits (K, 2, S, S) of background and foreground.
+        network: A network with logits (K, 2, S, S) of background and foreground.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -117,16 +120,16 @@ class PropagationGraph(nn.Module):
         self.network = network
 
     def forward(self, rgb_prob: Tensor) -> Tensor:
-        """Probability of the foreground, float32."""
+        """Compute the foreground probability, float32."""
         logits: Tensor = self.network(rgb_prob.to(_first_dtype(self.network))).float()
         foreground, background = logits[:, FOREGROUND : FOREGROUND + 1], logits[:, :FOREGROUND]
         # The softmax of two logits is the sigmoid of their difference. onnxruntime's Softmax over
-        # channels is slow on the CPU: a tenth of the lite network's time.
+        # channels takes a tenth of the lite network's time on the CPU.
         return torch.sigmoid(foreground - background)
 
 
 class OsvosGraph(nn.Module):
-    """image (1, 3, H, W) -> prob (1, 1, H, W), foreground, 0..1.
+    """OSVOS: image (1, 3, H, W) -> prob (1, 1, H, W), foreground, 0..1.
 
     Args:
         network: A network whose ``logits(image)`` are the fused ones, (1, 1, H, W).
@@ -137,7 +140,7 @@ class OsvosGraph(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probability of the foreground, float32."""
+        """Compute the foreground probability, float32."""
         image = image.to(_first_dtype(self.network))
         logits = cast(_HasLogits, self.network).logits(image)
         return torch.sigmoid(logits.float())
@@ -151,7 +154,7 @@ _GRAPHS: dict[Role, type[FlowGraph] | type[PropagationGraph] | type[OsvosGraph]]
 
 
 def deployed(role: Role, network: nn.Module) -> nn.Module:
-    """``network`` behind the edges of its role, in evaluation mode.
+    """Wrap ``network`` for its role, in evaluation mode.
 
     Raises:
         ExportError: If the role is unknown.

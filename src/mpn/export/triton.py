@@ -1,8 +1,8 @@
-"""An engine directory as a model repository of NVIDIA's Triton Inference Server. Without torch.
+"""Export of an engine directory to a model repository of NVIDIA's Triton server.
 
-Each network becomes a model that Triton's onnxruntime backend serves. The objects of the
-propagation network are its batch, so that the server may join those of several requests; flow and
-OSVOS take one frame. What lies between the networks, warp, crops and masks, is the client's.
+Does not need torch. Each network becomes a model for Triton's onnxruntime backend. The objects of
+the propagation network are its batch, so that the server can join those of several requests; flow
+and OSVOS take one frame. The operations between the networks (warp, crops, masks) are the client's.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _DATA_TYPES = {"float32": "TYPE_FP32"}
 
 @dataclass(frozen=True)
 class TritonModel:
-    """One model of the repository.
+    """Model of the repository.
 
     Attributes:
-        role: The network's.
-        name: Of the model, and of its folder.
+        role: Role of the network.
+        name: Name of the model and of its folder.
         config: Content of ``config.pbtxt``, a ModelConfig in protobuf's text format.
     """
 
@@ -50,27 +50,25 @@ def export_triton(
     """Write a model repository.
 
     Args:
-        directory: What mpn-export wrote; its digests are checked.
-        out: The repository: a folder that is empty, or not there yet.
+        directory: An engine directory; its digests are checked.
+        out: The repository: an empty or missing folder.
 
     Returns:
         The models in it.
 
     Raises:
         ManifestError: If the engine directory cannot be used.
-        OutputError: If ``out`` holds something, or cannot be written.
+        OutputError: If ``out`` is not empty, or cannot be written.
     """
     source, target = Path(directory), Path(out)
     manifest = load_manifest(source)
     verify_digests(source, manifest, tuple(manifest.roles))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(
-            f"the Triton repository {target} is not empty: give a folder that is not there yet"
-        )
+        raise OutputError(f"the Triton repository {target} is not empty: give a new folder")
     models = triton_models(manifest)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Under its name once it is whole: a server may be polling the folder.
+        # Rename it once it is complete: a server may be polling the folder.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
             whole = Path(scratch) / target.name
             for model in models:
@@ -86,7 +84,7 @@ def export_triton(
 
 
 def triton_models(manifest: Manifest) -> list[TritonModel]:
-    """The models of an engine directory, by role."""
+    """List the models of an engine directory, by role."""
     models = []
     for role, entry in manifest.roles.items():
         name = f"{_model_name(manifest.name)}_{role}"
@@ -113,7 +111,7 @@ def _config(name: str, entry: RoleEntry, max_batch_size: int) -> str:
 
 
 def _tensors(kind: str, tensors: Sequence[TensorSpec], *, has_batch: bool) -> list[str]:
-    """Tensors as the schema has them: without the batch axis where the model has one."""
+    """Format tensors for the schema, which excludes the batch axis."""
     lines = []
     for tensor in tensors:
         shape = tensor.shape[1:] if has_batch else tensor.shape
@@ -132,13 +130,13 @@ def _write(model: TritonModel, entry: RoleEntry, source: Path, folder: Path) -> 
     version = folder / VERSION
     version.mkdir(parents=True)
     shutil.copyfile(resolve_inside(source, entry.onnx), version / MODEL_FILE)
-    for file in entry.external_data:  # the graph names them, beside itself
+    for file in entry.external_data:  # the graph refers to them by file name
         target = version / Path(file.path).name
         shutil.copyfile(resolve_inside(source, file.path), target)
     (folder / "config.pbtxt").write_text(model.config, encoding="utf-8")
 
 
 def _model_name(name: str) -> str:
-    """A manifest's name as part of a model's: letters, digits, dots, dashes and underscores."""
+    """Convert a manifest's name to letters, digits, dots, dashes, underscores."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name)
     return kept.strip("._-") or "mpn"

@@ -1,1 +1,1 @@
-"""torch modules of the three networks, one network a file, and the checkpoints that fill them."""
+"""Torch modules of the three networks, and reading of their checkpoints."""

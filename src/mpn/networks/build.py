@@ -1,4 +1,4 @@
-"""Networks by role and variant: what a checkpoint names, and the module it stands for."""
+"""Networks by role and variant, built from the entries of checkpoints."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ VARIANTS: Mapping[Role, tuple[str, ...]] = {
     "propagation": ("DeepLabXception",),
     "osvos": ("OsvosVgg",),
 }
-"""The networks that can play each role."""
+"""Networks of each role."""
 
 OWN_KIND = "mpn-checkpoint"
-"""The ``format`` of the project's own checkpoints."""
+"""Value of ``format`` in the project's own checkpoints."""
 
 _CLASSES: Mapping[Role, tuple[Any, Any]] = {
     "flow": (FlowNet2Config, FlowNet2),
@@ -39,16 +39,16 @@ _CLASSES: Mapping[Role, tuple[Any, Any]] = {
     "osvos": (OsvosConfig, OsvosVgg),
 }
 _OPTIONAL_SUFFIX = "num_batches_tracked"
-"""A counter that inference does not use; files of torch < 0.4.1 lack it."""
+"""Suffix of a counter that inference does not use; files of torch < 0.4.1 lack it."""
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """The file that weights come from.
+    """Source file of weights.
 
     Attributes:
-        path: As it was given.
+        path: Path as given.
         sha256: 64 hexadecimal digits.
         kind: ``"mpn-checkpoint"``, or the public repository whose layout it has.
     """
@@ -60,14 +60,14 @@ class CheckpointSource:
 
 @dataclass(frozen=True)
 class RoleWeights:
-    """One network's shape and weights.
+    """Shape and weights of one network.
 
     Attributes:
-        role: What it does.
+        role: Role of the network.
         variant: One of ``VARIANTS[role]``.
         config: Fields of its config class, as JSON types.
-        state_dict: Tensors by public key, float32 on the CPU; shared, so not to be changed.
-        source: Where it was read; None for a network in memory.
+        state_dict: Tensors by public key, float32 on the CPU. They are shared: do not change them.
+        source: The source file; None for a network in memory.
     """
 
     role: Role
@@ -81,10 +81,10 @@ class RoleWeights:
 
     @classmethod
     def from_network(cls, role: Role, network: nn.Module) -> RoleWeights:
-        """The weights of a network of this package, copied.
+        """Copy the weights of a network of this package.
 
         Raises:
-            CheckpointError: If the network cannot play ``role``.
+            CheckpointError: If the network has another role.
         """
         if role not in ROLES:
             raise CheckpointError(f"unknown role '{role}': the roles are {', '.join(ROLES)}")
@@ -103,7 +103,7 @@ class RoleWeights:
 
 
 def build_network(weights: RoleWeights) -> nn.Module:
-    """A network with these weights, in evaluation mode.
+    """Build a network with these weights, in evaluation mode.
 
     Raises:
         CheckpointError: If the weights do not fit the network that their config describes.
@@ -118,10 +118,10 @@ def build_network(weights: RoleWeights) -> nn.Module:
 
 
 def empty_network(role: Role, variant: str, config: Mapping[str, Any]) -> nn.Module:
-    """A network without storage (on the meta device), to compare shapes with.
+    """Build a network without storage (on the meta device), to compare shapes.
 
     Raises:
-        CheckpointError: If there is no such variant, or the config is not one of it.
+        CheckpointError: If there is no such variant, or the config is of another variant.
     """
     if variant not in VARIANTS[role]:
         raise CheckpointError(
@@ -143,16 +143,16 @@ def empty_network(role: Role, variant: str, config: Mapping[str, Any]) -> nn.Mod
     except (MpnError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"the config of {variant} cannot be used: {error}") from error
     if _variant(role, config) != variant:
-        raise CheckpointError(f"the config says {_variant(role, config)}, the entry {variant}")
+        raise CheckpointError(f"the config is of {_variant(role, config)}, the entry {variant}")
     return network
 
 
 def fitted_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state_dict`` in float32 and with the batch counters that old files lack.
+    """Convert to float32, and add the batch counters that old files lack.
 
     Args:
-        network: From :func:`empty_network`.
-        state_dict: Any tensors; what does not fit stays, for :func:`misfit` to tell.
+        network: Network of :func:`empty_network`.
+        state_dict: Any tensors; those that do not fit are kept, for :func:`misfit` to report.
     """
     fitted = {
         key: value.float() if value.is_floating_point() else value
@@ -165,11 +165,13 @@ def fitted_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) -> d
 
 
 def misfit(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
-    """The first keys and shapes in which ``state_dict`` differs from the network's; ``""`` if none.
+    """Describe the first differences from the network's keys and shapes.
+
+    Returns ``""`` if there is none.
 
     Args:
-        network: From :func:`empty_network`.
-        state_dict: From :func:`fitted_state_dict`.
+        network: Network of :func:`empty_network`.
+        state_dict: Result of :func:`fitted_state_dict`.
     """
     expected = network.state_dict()
     missing = [key for key in expected if key not in state_dict]
@@ -190,13 +192,13 @@ def misfit(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
 
 
 def shortened(keys: Collection[str]) -> str:
-    """The first three keys in quotes, and how many more there are."""
+    """Format the first three keys in quotes, and the number of the others."""
     shown = ", ".join(f"'{key}'" for key in list(keys)[:_SHOWN])
     return shown + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 
 
 def _variant(role: Role, config: Mapping[str, Any]) -> str:
-    """Flow configs name the variant themselves; the other roles have one each."""
+    """Return the variant of a config; only flow has more than one."""
     return str(config.get("variant", "FlowNet2")) if role == "flow" else VARIANTS[role][0]
 
 
@@ -206,54 +208,60 @@ def _shown(tensor: Tensor) -> str:
 
 
 PROPAGATION_CHANNELS = 4
-"""RGB and the warped probability."""
+"""Number of input channels: RGB and the warped probability."""
 COLOUR_CHANNELS = 3
 PROPAGATION_CLASSES = 2
-"""Background and object."""
+"""Number of classes: background and object."""
 
 
 def check_expected_role(roles: Mapping[Role, RoleWeights], expected: str, path: Path) -> None:
-    """Raise CheckpointError unless the role is there; InputError if there is no such role."""
+    """Raise CheckpointError unless there are weights of the role.
+
+    Raises InputError if there is no such role.
+    """
     if expected not in ROLES:
         raise InputError(f"unknown role '{expected}': the roles are {', '.join(ROLES)}")
     if expected not in roles:
         raise CheckpointError(
-            f"{path} holds {_held(roles)} where weights of the role {expected} are expected: give "
+            f"{path} holds {_held(roles)}, but weights of the role {expected} are expected: give "
             f"a checkpoint of {' or '.join(VARIANTS[expected])}"
         )
 
 
 def check_expected_variant(roles: Mapping[Role, RoleWeights], expected: str, path: Path) -> None:
-    """Raise CheckpointError unless the network is there; InputError if there is no such network."""
+    """Raise CheckpointError unless there are weights of the network.
+
+    Raises InputError if there is no such network.
+    """
     role = next((role for role, variants in VARIANTS.items() if expected in variants), None)
     if role is None:
         known = ", ".join(variant for variants in VARIANTS.values() for variant in variants)
         raise InputError(f"unknown network '{expected}': the networks are {known}")
     weights = roles.get(role)
     if weights is None:
-        raise CheckpointError(f"{path} holds {_held(roles)} where {expected} is expected")
+        raise CheckpointError(f"{path} holds {_held(roles)}, but {expected} is expected")
     if weights.variant != expected:
         network = empty_network(role, expected, {"variant": expected})
         problem = misfit(network, fitted_state_dict(network, weights.state_dict))
         raise CheckpointError(
-            f"{path} holds {weights.variant} where {expected} is expected ({problem}): give a "
-            f"file of {expected}, or ask for {weights.variant}"
+            f"{path} holds {weights.variant}, but {expected} is expected ({problem}): give a "
+            f"file of {expected}, or choose {weights.variant}"
         )
 
 
 def fitted_weights(
     weights: RoleWeights, path: Path, init_fourth_channel: str | None
 ) -> RoleWeights:
-    """The weights in float32, completed, and proven to fit their network.
+    """Convert weights to float32, complete them, and check that they fit.
 
     Args:
-        weights: As read.
-        path: Named in errors.
+        weights: The weights as read.
+        path: Path for error messages.
         init_fourth_channel: See :func:`mpn.networks.deeplab.with_fourth_channel`.
 
     Raises:
-        CheckpointError: If they do not fit, or propagation weights lack the fourth channel or have
-            other than two classes.
+        CheckpointError: If they do not fit, or propagation weights lack the fourth channel or do
+            not have two classes.
     """
     if weights.role == "propagation":
         weights = _with_propagation_ends(weights, path, init_fourth_channel)
@@ -265,7 +273,7 @@ def fitted_weights(
     problem = misfit(network, state_dict)
     if problem:
         raise CheckpointError(
-            f"{path} does not hold the weights of {weights.variant}: {problem}: {_way_out(weights)}"
+            f"{path} does not hold the weights of {weights.variant}: {problem}: {_advice(weights)}"
         )
     return replace(weights, state_dict=state_dict)
 
@@ -277,23 +285,22 @@ def _with_propagation_ends(
     classes = weights.config.get("classes", PROPAGATION_CLASSES)
     if classes != PROPAGATION_CLASSES:
         raise CheckpointError(
-            f"{path} has {classes} classes ('{HEAD_LAYER}') where {PROPAGATION_CLASSES} are "
-            f"needed, background and object: give the network a {PROPAGATION_CLASSES}-class head "
+            f"{path} has {classes} classes ('{HEAD_LAYER}'), but needs {PROPAGATION_CLASSES}, "
+            f"background and object: give the network a {PROPAGATION_CLASSES}-class head "
             "and fine-tune it first"
         )
     if channels == PROPAGATION_CHANNELS:
         return weights
     if channels != COLOUR_CHANNELS:
         raise CheckpointError(
-            f"{path} has {channels} input channels ('{FIRST_LAYER}') where "
-            f"{PROPAGATION_CHANNELS} are needed, RGB and the warped probability: train the network "
-            "with these"
+            f"{path} has {channels} input channels ('{FIRST_LAYER}'), but needs "
+            f"{PROPAGATION_CHANNELS}, RGB and the warped probability: train the network with these"
         )
     if init_fourth_channel is None:
         raise CheckpointError(
-            f"{path} has 3 input channels ('{FIRST_LAYER}') where {PROPAGATION_CHANNELS} are "
-            "needed, RGB and the warped probability: add --init-fourth-channel zero, mean or "
-            "normal, and fine-tune the network"
+            f"{path} has 3 input channels ('{FIRST_LAYER}'), but needs {PROPAGATION_CHANNELS}, "
+            "RGB and the warped probability: add --init-fourth-channel zero, mean or normal, "
+            "and fine-tune the network"
         )
     try:
         extended = with_fourth_channel(weights.state_dict, init_fourth_channel)
@@ -307,17 +314,17 @@ def _held(roles: Mapping[Role, RoleWeights]) -> str:
     return ", ".join(f"{weights.variant} (role {role})" for role, weights in roles.items())
 
 
-def _way_out(weights: RoleWeights) -> str:
+def _advice(weights: RoleWeights) -> str:
     kind = OWN_KIND if weights.source is None else weights.source.kind
     if kind == DEEPLAB_KIND:
         return (
             "public files are recognised at their published size only, a network of another size "
-            "must come from mpn train, which notes it in the file"
+            "must come from mpn train, which stores the size in the file"
         )
     if kind != OWN_KIND:
         return "take the file as its authors published it"
     for variant, members in FLOW_MEMBERS.items():
-        looks_like = members_present(weights.state_dict) == members
-        if weights.role == "flow" and variant != weights.variant and looks_like:
+        has_members = members_present(weights.state_dict) == members
+        if weights.role == "flow" and variant != weights.variant and has_members:
             return f"these look like {variant} weights, save them as that variant"
     return "save the network again together with its config, or take an undamaged copy"

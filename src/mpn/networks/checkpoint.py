@@ -1,4 +1,4 @@
-"""Checkpoints: the project's own format, and public files recognised by their keys.
+"""Checkpoints in the project's own format, and recognised public files.
 
 One ``.pth`` file of ``torch.save``, readable with ``weights_only=True``::
 
@@ -49,13 +49,13 @@ _SAVE_STATE_DICT = "save model.state_dict() alone, as in torch.save(model.state_
 
 
 def read_torch_file(path: Path) -> Any:
-    """What ``torch.save`` wrote, on the CPU, unpickled with ``weights_only=True``.
+    """Read a file of ``torch.save`` to the CPU with ``weights_only=True``.
 
     Args:
         path: A file of torch >= 1.6 (zip) or older (pickle).
 
     Returns:
-        Containers, numbers, text and tensors; nothing else can come out.
+        Containers, numbers, text and tensors; other types are refused.
 
     Raises:
         CheckpointError: If the file is missing, unreadable, damaged, no checkpoint, or holds
@@ -65,11 +65,11 @@ def read_torch_file(path: Path) -> Any:
     try:
         _check_archive(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice for its own callers
+            warnings.simplefilter("ignore")  # torch's advice is for direct callers
             return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # the unpickler of a damaged file raises nearly anything
+    except Exception as error:  # a damaged file can raise any exception in the unpickler
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek before the start
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
         raise CheckpointError(_explanation(path, error)) from error
@@ -86,7 +86,7 @@ def _check_readable(path: Path) -> None:
             )
         if not path.exists():
             raise CheckpointError(f"there is no checkpoint at {path}: check the path")
-        if not path.is_file():  # a pipe would block for ever
+        if not path.is_file():  # reading a pipe would block forever
             raise CheckpointError(f"{path} is not a plain file: give the .pth file itself")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
@@ -95,7 +95,10 @@ def _check_readable(path: Path) -> None:
 
 
 def _check_archive(path: Path) -> None:
-    """Torch does not check the sums in its own files: one flipped byte would be a wrong weight."""
+    """Check the checksums of a file, which torch does not do.
+
+    A flipped byte would be a wrong weight.
+    """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as stream:
             if stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC:
@@ -146,8 +149,8 @@ def _explanation(path: Path, error: Exception) -> str:
 def _blocked_explanation(path: Path, name: str) -> str:
     if name.startswith("numpy"):
         return (
-            f"{path} holds NumPy values ({name}) beside its weights, which cannot be read without "
-            "running pickled code: where you trust the file, load it once with "
+            f"{path} holds NumPy values ({name}) and weights, which cannot be read without "
+            "running pickled code: if you trust the file, load it once with "
             "torch.load(FILE, weights_only=False) and torch.save only its state dict"
         )
     return (
@@ -157,7 +160,7 @@ def _blocked_explanation(path: Path, name: str) -> str:
 
 
 def write_torch_file(path: Path, content: object) -> None:
-    """Replace ``path`` by ``content`` as written by ``torch.save``, flushed to the disk.
+    """Write ``content`` with ``torch.save``, atomically and flushed to disk.
 
     Args:
         path: The file. Its folder must exist.
@@ -205,8 +208,8 @@ class Checkpoint:
 
     Attributes:
         roles: The weights by role.
-        sources: The files they come from; one but for merged checkpoints.
-        provenance: What the writer of an own checkpoint said about it, as JSON types.
+        sources: Their files; one unless checkpoints were merged.
+        provenance: Provenance in an own checkpoint, as JSON types.
     """
 
     roles: Mapping[Role, RoleWeights]
@@ -215,12 +218,12 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Digest of the file; of several files, their digests joined by ``+``."""
+        """Digest of the file; for several files, their digests joined by ``+``."""
         return "+".join(source.sha256 for source in self.sources)
 
     @property
     def kind(self) -> str:
-        """Kind of the file; of several files, their kinds joined by ``+``."""
+        """Kind of the file; for several files, their kinds joined by ``+``."""
         return "+".join(source.kind for source in self.sources)
 
 
@@ -231,22 +234,23 @@ def load_checkpoint(
     expected_role: str | None = None,
     expected_variant: str | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint and prove that its weights fit their networks.
+    """Read a checkpoint and check that its weights fit their networks.
 
     Args:
         path: An own checkpoint, or a public file: FlowNet2, CSS, CS, C, S or SD of
             NVIDIA/flownet2-pytorch, DeepLab Xception of jfzhang95, parent of OSVOS-PyTorch.
-        init_fourth_channel: ``"zero"``, ``"mean"`` or ``"normal"``: how to fill the channel of the
-            warped probability where DeepLab weights have three; no effect on other weights.
-        expected_role: A role that must be in the file.
-        expected_variant: A network that must be in it, for example ``"FlowNet2"``.
+        init_fourth_channel: ``"zero"``, ``"mean"`` or ``"normal"``: initialisation of the channel
+            of the warped probability if DeepLab weights have three channels; no effect on other
+            weights.
+        expected_role: A role that the file must have.
+        expected_variant: A network that the file must have, for example ``"FlowNet2"``.
 
     Returns:
         Every role of the file.
 
     Raises:
         CheckpointError: If the file is damaged, of no known kind, or does not fit.
-        InputError: If an option names what does not exist.
+        InputError: If an option has an unknown value.
     """
     if init_fourth_channel is not None:
         check_fourth_channel(init_fourth_channel)
@@ -272,20 +276,22 @@ def save_checkpoint(
     roles: Mapping[Role, nn.Module | RoleWeights],
     provenance: Mapping[str, Any],
 ) -> Path:
-    """Write an own checkpoint; ``path`` holds either its old content or all of the new one.
+    """Write an own checkpoint atomically.
+
+    ``path`` has either its old content or all of the new one.
 
     Args:
-        path: File to write, in a folder that exists.
-        roles: Networks of this package, or weights that were loaded, by role.
+        path: File to write, in an existing folder.
+        roles: Networks of this package, or loaded weights, by role.
         provenance: Recipe, data and licence of the weights, as JSON types.
 
     Returns:
         ``path``.
 
     Raises:
-        CheckpointError: If there is no role, a network does not fit its role, or the provenance
-            has other than JSON types.
-        OutputError: If it cannot be written; nothing is left.
+        CheckpointError: If there is no role, a network does not fit its role, or the provenance has
+            other than JSON types.
+        OutputError: If it cannot be written; no partial file remains.
     """
     path = Path(path)
     if not roles:
@@ -298,7 +304,7 @@ def save_checkpoint(
     for role, given in roles.items():
         weights = given if isinstance(given, RoleWeights) else RoleWeights.from_network(role, given)
         if weights.role != role:
-            raise CheckpointError(f"weights of the role {weights.role} were given as {role}")
+            raise CheckpointError(f"weights of the role {weights.role} are given as {role}")
         entries[role] = {
             "variant": weights.variant,
             "config": dict(weights.config),
@@ -319,7 +325,7 @@ def save_checkpoint(
 
 
 def merge_checkpoints(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The roles of several checkpoints as one.
+    """Merge the roles of several checkpoints.
 
     Raises:
         CheckpointError: If a role is in two of them, or there are none.
@@ -332,7 +338,7 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
             if role in roles:
                 raise CheckpointError(
                     f"{_named(roles[role])} and {_named(weights)} both hold {role} weights: "
-                    "give one checkpoint a role"
+                    "give one checkpoint per role"
                 )
             roles[role] = weights
     if len(checkpoints) == 1:

@@ -1,9 +1,8 @@
 """DeepLab v3+ with an Aligned Xception backbone: the propagation network.
 
-Layers and state-dict keys follow the public jfzhang95/pytorch-deeplab-xception layout at 9135e10
-(``backbone.``, ``aspp.``, ``decoder.``) with a fourth input channel, so that checkpoints trained
-there load as they are. The lite network is the same class with narrower channels and fewer middle
-blocks.
+Layers and state-dict keys are those of the public jfzhang95/pytorch-deeplab-xception at 9135e10
+(``backbone.``, ``aspp.``, ``decoder.``) with a fourth input channel, so that its checkpoints load
+without conversion. The lite network is the same class with fewer channels and middle blocks.
 
 Source of the architecture: L.-C. Chen et al., "Encoder-Decoder with Atrous Separable Convolution
 for Semantic Image Segmentation", ECCV 2018.
@@ -24,28 +23,28 @@ from mpn.errors import CheckpointError, InputError, MpnError
 
 _CHANNEL_STEP = 8
 _PRIOR_GAIN = 4.0
-"""Start of the gain: p = 1 becomes 0.98, and the outline that warping blurs gets twice as steep."""
+"""Initial gain: p = 1 becomes 0.98, and outlines blurred by warping become twice as steep."""
 _DILATIONS = {16: (1, 1, 2, (6, 12, 18)), 8: (2, 2, 4, (12, 24, 36))}
 """Output stride -> dilation of the middle flow, of block20, of conv3..5, and the ASPP rates."""
 
 
 @dataclass(frozen=True)
 class DeepLabConfig:
-    """Shape of the network; the defaults are the paper-size one.
+    """Shape of the network; the defaults are the paper's size.
 
     Attributes:
-        in_channels: 4 is RGB and the warped probability.
-        classes: Background and foreground.
+        in_channels: 4 for RGB and the warped probability.
+        classes: 2 for background and foreground.
         output_stride: 16 or 8, input size over the size of the deepest features.
-        residual_relu: The shortcut of blocks 3..20 starts from relu(x), as in weights trained with
-            the public code (its opening ReLU works in place); False starts it from x.
+        residual_relu: Start the shortcut of blocks 3..20 from relu(x), as in weights of the public
+            code, whose first ReLU works in place; False starts it from x.
         width: Multiplier of the backbone's channels.
         head_width: Multiplier of the ASPP's and the decoder's channels.
         middle_blocks: Number of middle-flow blocks (block4 and on).
-        dropout: Whether the head drops features while training.
-        prior_skip: Add gain * (2 p - 1), p the warped probability, to the foreground's margin over
-            the background. The network then learns corrections of p: outlines finer than its
-            features, at a quarter of the crop's size, survive. Not part of the public layout.
+        dropout: Whether the head has dropout in training.
+        prior_skip: Add gain * (2 p - 1), where p is the warped probability, to the foreground's
+            margin over the background. The network then learns corrections of p, so outlines finer
+            than its features (a quarter of the crop's size) are kept. Not in the public layout.
     """
 
     in_channels: int = 4
@@ -72,7 +71,7 @@ class DeepLabConfig:
 
 
 def _scaled(channels: int, width: float) -> int:
-    """Channels times width, rounded to a multiple of 8 and at least 8; exact at width 1."""
+    """Scale a channel count to a multiple of 8, at least 8; exact at width 1."""
     if width == 1.0:
         return channels
     return max(_CHANNEL_STEP, round(channels * width / _CHANNEL_STEP) * _CHANNEL_STEP)
@@ -102,7 +101,10 @@ class _SepSpec:
 
 
 class _Block(nn.Module):
-    """Three separable convolutions with a shortcut; ReLU before each (but maybe the first)."""
+    """Three separable convolutions with a shortcut.
+
+    A ReLU is before each; that before the first is optional.
+    """
 
     def __init__(self, seps: list[_SepSpec], *, opening_relu: bool, residual_relu: bool) -> None:
         super().__init__()
@@ -122,13 +124,13 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.relu_shortcut:
-            x = F.relu(x)  # the opening ReLU of rep then changes nothing
+            x = F.relu(x)  # the first ReLU of rep then changes nothing
         shortcut = x if self.skip is None else self.skipbn(self.skip(x))
         return self.rep(x) + shortcut  # type: ignore[no-any-return]
 
 
 class _AlignedXception(nn.Module):
-    """The backbone: (B, in_channels, H, W) -> deep features and low-level features at 1/4."""
+    """Backbone: (B, in_channels, H, W) -> deep and low-level (1/4) features."""
 
     def __init__(self, config: DeepLabConfig) -> None:
         super().__init__()
@@ -200,7 +202,10 @@ class _AtrousBranch(nn.Module):
 
 
 class _Aspp(nn.Module):
-    """Atrous spatial pyramid pooling: 1x1, three dilated 3x3 and the image mean, fused by 1x1."""
+    """Atrous spatial pyramid pooling, fused by a 1x1 convolution.
+
+    Branches are a 1x1, three dilated 3x3, and the image mean.
+    """
 
     def __init__(self, inputs: int, outputs: int, rates: tuple[int, int, int], drop: float) -> None:
         super().__init__()
@@ -219,7 +224,7 @@ class _Aspp(nn.Module):
         self.dropout = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A 1x1 map interpolated to any size is itself everywhere: expand says it exactly.
+        # Interpolating a 1x1 map repeats its value, which expand does exactly.
         pooled = self.global_avg_pool(x).expand(-1, -1, x.shape[2], x.shape[3])
         branches = (self.aspp1(x), self.aspp2(x), self.aspp3(x), self.aspp4(x), pooled)
         x = F.relu(self.bn1(self.conv1(torch.cat(branches, dim=1))))
@@ -251,7 +256,7 @@ class _Decoder(nn.Module):
 
 
 class DeepLabXception(nn.Module):
-    """The propagation network N.
+    """Propagation network.
 
     Args:
         config: Shape of the network.
@@ -272,12 +277,12 @@ class DeepLabXception(nn.Module):
             self.prior_gain = nn.Parameter(torch.tensor([_PRIOR_GAIN]))
 
     def forward(self, rgb_prob: Tensor) -> Tensor:
-        """Logits of background and foreground.
+        """Compute the logits of background and foreground.
 
         Args:
-            rgb_prob: (B, 4, H, W): RGB / 255 normalised by mean (.485, .456, .406) and std
-                (.229, .224, .225), then the warped probability 0..1. 16 n + 1 is the best size:
-                the interpolations keep the corners in place.
+            rgb_prob: (B, 4, H, W): (B, 4, H, W): RGB / 255 normalised by mean (.485, .456, .406)
+                and std (.229, .224, .225), then the warped probability 0..1. Sizes of 16 n + 1 are
+                best, because the interpolations align corners.
 
         Returns:
             (B, classes, H, W) logits.
@@ -297,25 +302,25 @@ FOURTH_CHANNELS: tuple[FourthChannel, ...] = get_args(FourthChannel)
 FIRST_LAYER = "backbone.conv1.weight"
 HEAD_LAYER = "decoder.last_conv.8.weight"
 _NORMAL_STD = 1e-4
-"""omkar13/MaskTrack at 9e5153e appends normal_(0, 0.0001) to its pretrained first layer."""
+"""As in omkar13/MaskTrack at 9e5153e, which appends normal_(0, 0.0001) to its first layer."""
 
 
 def check_fourth_channel(how: str) -> None:
-    """Raise InputError unless ``how`` is a known way to fill the fourth channel."""
+    """Raise InputError unless ``how`` is a known initialisation."""
     if how not in FOURTH_CHANNELS:
         raise InputError(
-            f"unknown way '{how}' to fill the fourth channel: the ways are "
+            f"unknown initialisation '{how}' of the fourth channel: there are "
             f"{', '.join(FOURTH_CHANNELS)}"
         )
 
 
 def with_fourth_channel(state_dict: Mapping[str, Tensor], how: str) -> dict[str, Tensor]:
-    """The weights with a fourth input channel, for the warped probability.
+    """Append a fourth input channel, for the warped probability.
 
     Args:
-        state_dict: Of a DeepLab Xception with three input channels.
-        how: ``"zero"``: the network ignores the new channel until it is trained; ``"mean"``: it
-            sees it as a grey picture added to the colours; ``"normal"``: small seeded noise.
+        state_dict: State dict of a DeepLab Xception with three input channels.
+        how: ``"zero"``: the network ignores the new channel until it is trained. ``"mean"``: the
+            channel acts as a grey image added to the colours. ``"normal"``: small seeded noise.
 
     Raises:
         InputError: If ``how`` is unknown.

@@ -1,8 +1,9 @@
-"""FlowNet 2.0, whole or as one of its smaller public members: optical flow of two frames.
+"""FlowNet 2.0 and its smaller public variants: optical flow of two frames.
 
-Wiring, state-dict keys and numbers follow NVIDIA/flownet2-pytorch at bce69c8, so that its
-converted checkpoints load as they are. What works in full-resolution pixels (normalisation,
-scaling, upsampling, warping, channel norms) is float32 whatever the dtype of the layers.
+Wiring, state-dict keys and constants are those of NVIDIA/flownet2-pytorch at bce69c8, so that its
+converted checkpoints load without conversion. Computations in full-resolution pixels
+(normalisation, scaling, upsampling, warping, channel norms) are float32 for any dtype of the
+layers.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ FlowVariant = Literal[
 FLOW_VARIANTS: tuple[FlowVariant, ...] = get_args(FlowVariant)
 
 SIZE_MULTIPLE = 64
-"""The encoders halve six times."""
+"""Sides must be multiples of this: the encoders halve six times."""
 RGB_MAX = 255.0
 FLOW_SCALE = 20.0
-"""``div_flow``: the members predict flow / 20."""
+"""``div_flow`` of the public code: the members predict flow / 20."""
 
 
 @dataclass(frozen=True)
 class FlowNet2Config:
-    """Shape of the network; the defaults are the paper-size one.
+    """Shape of the network; the defaults are the paper's size.
 
     Attributes:
-        variant: ``"FlowNet2"`` is the whole; the others end after the members in their name
-            (C: correlation, S: simple, SD: small displacements).
-        width: Multiplier of the channels, rounded to multiples of 8; flows and correlation keep
-            theirs.
+        variant: ``"FlowNet2"`` is the whole network; the others have the members in their name (C:
+            correlation, S: simple, SD: small displacements).
+        width: Multiplier of the channels, rounded to multiples of 8; flows and correlation are not
+            scaled.
     """
 
     variant: FlowVariant = "FlowNet2"
@@ -62,17 +63,17 @@ class FlowNet2Config:
 
 
 class FlowNet2(nn.Module):
-    """Optical flow frame 0 -> frame 1.
+    """Optical flow from frame 0 to frame 1.
 
     State-dict keys are the public ones: ``flownetc.``, ``flownets_1.``, ``flownets_2.``,
-    ``flownets_d.`` and ``flownetfusion.`` where the variant has them, and no prefix at all for C,
-    S and SD alone.
+    ``flownets_d.`` and ``flownetfusion.`` if the variant has them, and no prefix for the single
+    networks C, S and SD.
 
     Args:
         config: Shape of the network.
-        small_flow_scale: What SD's output is multiplied by inside FlowNet 2.0. The public weights
-            want 1/20; training from the beginning is better off with the 20 of the other members,
-            see :mod:`mpn.networks.flownet2`.
+        small_flow_scale: Factor of SD's output inside FlowNet 2.0. The public weights need 1/20.
+            Training from random weights works better with the 20 of the other members, see
+            :mod:`mpn.networks.flownet2`.
     """
 
     def __init__(
@@ -100,22 +101,22 @@ class FlowNet2(nn.Module):
                 self.flownetfusion = FlowNetFusion(width)
 
     def _adopt(self, member: FlowNetC | FlowNetS | FlowNetSD) -> None:
-        """Make the member's layers this module's own: their public keys have no prefix."""
+        """Add a member's layers to this module: their public keys have no prefix."""
         for name, layer in member.named_children():
             self.add_module(name, layer)
         self._alone, self._alone_pyramid = member.forward, member.pyramid
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Names of the members in the order they are trained; one, ``""``, for C, S and SD."""
+        """Names of the members in training order; ``("",)`` for C, S and SD."""
         return ("",) if self._alone else tuple(name for name, _ in self.named_children())
 
     @property
     def float32_layers(self) -> tuple[str, ...]:
-        """Names of the layers that stay float32 when the others are made half.
+        """Names of the layers that stay float32 in half precision.
 
-        They are the last of each member, whose output is a flow: half precision steps by 0.5 px
-        above 512 px.
+        They are the last of each member, whose output is a flow: half has steps of 0.5 px above 512
+        px.
         """
         if self._alone is not None:
             return ("predict_flow2",)
@@ -125,11 +126,11 @@ class FlowNet2(nn.Module):
         )
 
     def forward(self, frame0: Tensor, frame1: Tensor) -> Tensor:
-        """Flow in pixels: frame0(x) looks like frame1(x + flow).
+        """Compute the flow in pixels: frame0(x) is like frame1(x + flow).
 
         Args:
             frame0: (B, 3, H, W) RGB 0..255; H and W multiples of 64.
-            frame1: The same of the other frame.
+            frame1: The other frame, likewise.
 
         Returns:
             (B, 2, H, W) float32, (x, y) in pixels of H x W, x to the right and y down.
@@ -151,20 +152,20 @@ class FlowNet2(nn.Module):
         flow_px = _upsampled(_flow(self.flownets_2, stacked) * FLOW_SCALE, "nearest")
         if self.config.variant == "FlowNet2CSS":
             return flow_px
-        # Divided by 20, not multiplied, unlike SD alone: the Caffe graph the weights were trained
-        # in does so (NVIDIA/flownet2-pytorch#37).
+        # Divide by 20, unlike in the single SD: the Caffe graph of the weights' training does so
+        # (NVIDIA/flownet2-pytorch#37).
         small_px = _upsampled(_flow(self.flownets_d, frames) * self.small_flow_scale, "nearest")
         return _flow(self.flownetfusion, _fusion_input(frames, small_px, flow_px))
 
     def pyramid(self, frame0: Tensor, frame1: Tensor, member: str) -> tuple[Tensor, ...]:
-        """The flows of one member at every scale, for training it.
+        """Compute the flows of one member at every scale, to train it.
 
-        The members it reads from run without gradients: they are trained before it (E. Ilg et al.,
-        section 4).
+        The members before it run without gradients: they are trained first (E. Ilg et al., section
+        4).
 
         Args:
-            frame0: As for :meth:`forward`.
-            frame1: The same.
+            frame0: See :meth:`forward`.
+            frame1: See :meth:`forward`.
             member: One of :attr:`members`.
 
         Returns:
@@ -210,16 +211,16 @@ def _check_frames(frame0: Tensor, frame1: Tensor) -> None:
         )
     height, width = shape[2:]
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or not height or not width:
-        wanted = tuple(max(1, -(-size // SIZE_MULTIPLE)) * SIZE_MULTIPLE for size in shape[2:])
+        valid = tuple(max(1, -(-size // SIZE_MULTIPLE)) * SIZE_MULTIPLE for size in shape[2:])
         raise InputError(
             f"FlowNet 2.0 takes heights and widths that are multiples of {SIZE_MULTIPLE}, got "
-            f"{height}x{width}: resize the frames to {wanted[0]}x{wanted[1]} and scale the flow "
+            f"{height}x{width}: resize the frames to {valid[0]}x{valid[1]} and scale the flow "
             "back"
         )
 
 
 def _normalised(frame0: Tensor, frame1: Tensor) -> tuple[Tensor, Tensor]:
-    """Both frames minus the mean colour of the pair, over 255."""
+    """Subtract the mean colour of the pair from both frames, and divide by 255."""
     mean = torch.stack((frame0, frame1), dim=2).mean(dim=(2, 3, 4))[:, :, None, None]
     return (frame0 - mean) / RGB_MAX, (frame1 - mean) / RGB_MAX
 
@@ -239,14 +240,14 @@ def _upsampled(quarter_flow: Tensor, mode: Literal["bilinear", "nearest"]) -> Te
 
 
 def _refinement_input(frames: Tensor, flow_px: Tensor) -> Tensor:
-    """(B, 12, H, W): both frames, frame 1 warped to frame 0, the flow / 20, the error's norm."""
+    """Stack frames, warped frame 1, flow / 20 and error norm: (B, 12, H, W)."""
     warped = warp_border(frames[:, 3:], flow_px)
     error = channel_norm(frames[:, :3] - warped)
     return torch.cat((frames, warped, flow_px / FLOW_SCALE, error), dim=1)
 
 
 def _fusion_input(frames: Tensor, small_px: Tensor, flow_px: Tensor) -> Tensor:
-    """(B, 11, H, W): frame 0, both flows, their norms, the norms of the errors they leave."""
+    """Stack frame 0, both flows, their norms and error norms: (B, 11, H, W)."""
     image0, image1 = frames[:, :3], frames[:, 3:]
     parts = (
         image0,
@@ -266,15 +267,15 @@ _LEVELS = (5, 4, 3, 2)
 def sd_weights_with_larger_flow(
     state: Mapping[str, Tensor], factor: float, prefix: str = "flownets_d."
 ) -> dict[str, Tensor]:
-    """Weights of a FlowNetSD whose flows are ``factor`` times those of ``state``.
+    """Scale the flows of a FlowNetSD by a factor.
 
     Args:
-        state: A state dict that holds one.
-        factor: Above 0; ``1 / factor`` is the way back.
-        prefix: Of its keys.
+        state: A state dict with such a network.
+        factor: Above 0; ``1 / factor`` is the inverse.
+        prefix: Prefix of its keys.
 
     Returns:
-        A new state dict; what does not change is shared with ``state``.
+        A new state dict; unchanged tensors are shared with ``state``.
 
     Raises:
         InputError: If the factor is not above 0.
@@ -287,11 +288,11 @@ def sd_weights_with_larger_flow(
             key = f"{prefix}predict_flow{level}.{kind}"
             out[key] = out[key] * factor
     for level in _LEVELS:
-        # The upsampling is linear with a bias, which is a flow too.
+        # The upsampling is linear, and its bias is a flow too.
         key = f"{prefix}upsampled_flow{level + 1}_to_{level}.bias"
         out[key] = out[key] * factor
-        # Readers of the concatenation: its last two channels are the flow. (out, in, ...) of a
-        # convolution, (in, out, ...) of a transposed one.
+        # The last two channels of the concatenation are the flow. Weights are (out, in, ...) in a
+        # convolution, (in, out, ...) in a transposed one.
         key = f"{prefix}inter_conv{level}.0.weight"
         out[key] = _divided(out[key], factor, axis=1)
         if level > _LEVELS[-1]:

@@ -1,8 +1,8 @@
-"""The member networks of FlowNet 2.0: FlowNetC, FlowNetS, FlowNetSD and FlowNetFusion.
+"""Member networks of FlowNet 2.0: FlowNetC, FlowNetS, FlowNetSD, FlowNetFusion.
 
-Layers and state-dict keys follow NVIDIA/flownet2-pytorch at bce69c8 without batch normalisation, as
-the converted public weights have it. Every layer runs in the dtype of its own weights (see
-``run_layer``), so that single layers can stay in float32 when the rest is made half.
+Layers and state-dict keys are those of NVIDIA/flownet2-pytorch at bce69c8 without batch
+normalisation, as in the converted public weights. Every layer runs in the dtype of its weights
+(see ``run_layer``), so that single layers can stay float32 in half precision.
 
 Source of the architecture: E. Ilg et al., "FlowNet 2.0: Evolution of Optical Flow Estimation with
 Deep Networks", CVPR 2017.
@@ -22,52 +22,52 @@ MAX_DISPLACEMENT_PX = 20
 DISPLACEMENT_STEP_PX = 2
 DISPLACEMENTS = 2 * MAX_DISPLACEMENT_PX // DISPLACEMENT_STEP_PX + 1
 CORRELATION_CHANNELS = DISPLACEMENTS**2
-"""21 vertical times 21 horizontal displacements: 441."""
+"""Number of displacements: 21 vertical times 21 horizontal, 441."""
 
 
 def correlation(features0: Tensor, features1: Tensor) -> Tensor:
-    """Mean product of each feature vector with 441 displaced ones of the other frame.
+    """Compute the mean product of feature vectors at 441 displacements.
 
-    ``out[:, 21 (dj + 10) + (di + 10), y, x] = mean_c features0[:, c, y, x] *
-    features1[:, c, y + 2 dj, x + 2 di]`` for dj, di in -10..10, zero outside the frame.
+    ``out[:, 21 (dj + 10) + (di + 10), y, x] = mean_c features0[:, c, y, x] * features1[:, c, y + 2
+    dj, x + 2 di]`` for dj, di in -10..10, zero outside the frame.
 
-    One batched matrix product a vertical displacement gives all pairs of columns of two rows; its
-    diagonal band holds the wanted ones. That is 135 ONNX nodes and 0.4 s where one slice and mean
-    a displacement is 1346 nodes and 6 s (FP32, 64 x 112, onnxruntime, one thread).
+    One batched matrix product per vertical displacement gives all pairs of columns of two rows; its
+    diagonal band has the needed ones. This takes 135 ONNX nodes and 0.4 s. One slice and mean per
+    displacement takes 1346 nodes and 6 s (FP32, 64 x 112, onnxruntime, one thread).
 
     Args:
         features0: (B, C, H, W) of frame 0.
-        features1: (B, C, H, W) of frame 1, of the same dtype, which the products keep.
+        features1: (B, C, H, W) of frame 1, of the same dtype, which is that of the products.
 
     Returns:
-        (B, 441, H, W), the vertical displacement being the slow index.
+        (B, 441, H, W); the vertical displacement is the slow index.
     """
     batch, channels, height, width = features0.shape
-    reach = MAX_DISPLACEMENT_PX
-    padded_width = width + 2 * reach
-    # 1/C goes into an operand: in half precision the sum of C products could overflow before it.
+    limit = MAX_DISPLACEMENT_PX
+    padded_width = width + 2 * limit
+    # Scale an operand by 1/C: in half precision the sum of C products could overflow.
     rows0 = (features0 * (1.0 / channels)).permute(0, 2, 3, 1)
-    rows1 = F.pad(features1, (reach, reach, reach, reach)).permute(0, 2, 1, 3)
+    rows1 = F.pad(features1, (limit, limit, limit, limit)).permute(0, 2, 1, 3)
     bands = []
-    for shift in range(0, 2 * reach + 1, DISPLACEMENT_STEP_PX):
+    for shift in range(0, 2 * limit + 1, DISPLACEMENT_STEP_PX):
         pairs = rows0 @ rows1[:, shift : shift + height]  # (B, H, W, W + 40)
-        # Read with rows one longer than they are, column d holds the diagonal x' = x + d.
+        # With rows reshaped to one more element, column d is the diagonal x' = x + d.
         flat = F.pad(pairs.reshape(batch, height, width * padded_width), (0, width))
         diagonals = flat.reshape(batch, height, width, padded_width + 1)
-        bands.append(diagonals[..., : 2 * reach + 1 : DISPLACEMENT_STEP_PX])
+        bands.append(diagonals[..., : 2 * limit + 1 : DISPLACEMENT_STEP_PX])
     return torch.cat(bands, dim=-1).permute(0, 3, 1, 2)
 
 
 def warp_border(image: Tensor, flow_px: Tensor) -> Tensor:
-    """``image`` sampled bilinearly at (x + u, y + v), the border repeated outside.
+    """Sample an image bilinearly at (x + u, y + v), with repeated borders.
 
-    ``align_corners=True`` with this normalisation puts pixel centres at integers: 3.6e-5 from the
-    public Resample2d kernel on images of range 1, inside and outside alike.
+    ``align_corners=True`` with this normalisation has pixel centres at integers. It differs from
+    the public Resample2d kernel by 3.6e-5 on images of range 1, both inside and outside.
 
     Args:
         image: (B, C, H, W) float32.
-        flow_px: (B, 2, H, W) float32, (x, y) in pixels. Half precision would move samples by up
-            to 0.2 px at a width of 896.
+        flow_px: (B, 2, H, W) float32, (x, y) in pixels. Half precision would move samples by up to
+            0.2 px at a width of 896.
 
     Returns:
         (B, C, H, W) float32.
@@ -86,9 +86,9 @@ def warp_border(image: Tensor, flow_px: Tensor) -> Tensor:
 
 
 def channel_norm(values: Tensor) -> Tensor:
-    """Euclidean length over the channels, no epsilon: (B, C, H, W) -> (B, 1, H, W).
+    """Compute the Euclidean norm over channels: (B, C, H, W) -> (B, 1, H, W).
 
-    Float32 only: a flow of 256 px squared overflows half precision.
+    There is no epsilon. Float32 only: a flow of 256 px squared overflows half precision.
     """
     norm: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)  # gradient 0 at 0
     return norm
@@ -122,7 +122,7 @@ def _upsample_flow(*, bias: bool = True) -> nn.ConvTranspose2d:
 
 
 class _Member(nn.Module):
-    """What C, S and SD share: the encoder from conv4 on and the decoder down to 1/4."""
+    """Common part of C, S and SD: encoder from conv4 on, decoder to 1/4."""
 
     def __init__(self, width: float, *, inter_conv: bool = False, flow_bias: bool = True) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _Member(nn.Module):
             self.add_module(f"predict_flow{level}", _predict_flow(up if inter_conv else below))
 
     def _decode(self, features2: Tensor, features3: Tensor) -> tuple[Tensor, ...]:
-        """Flows / 20 from 1/64 to 1/4."""
+        """Compute flows / 20 from 1/64 to 1/4."""
         features4 = run_layer(self.conv4_1, run_layer(self.conv4, features3))
         features5 = run_layer(self.conv5_1, run_layer(self.conv5, features4))
         features6 = run_layer(self.conv6_1, run_layer(self.conv6, features5))
@@ -160,20 +160,20 @@ class _Member(nn.Module):
             up = run_layer(self.get_submodule(f"upsampled_flow{level + 1}_to_{level}"), flow)
             deconv = run_layer(self.get_submodule(f"deconv{level}"), features)
             features = torch.cat((skip, deconv, up), dim=1)
-            # The next deconv reads the concatenation itself, only the prediction the inter_conv.
-            seen = features
+            # Only the prediction reads the inter_conv; the next deconv reads the concatenation.
+            source = features
             if self._inter_conv:
-                seen = run_layer(self.get_submodule(f"inter_conv{level}"), features)
-            flow = run_layer(self.get_submodule(f"predict_flow{level}"), seen)
+                source = run_layer(self.get_submodule(f"inter_conv{level}"), features)
+            flow = run_layer(self.get_submodule(f"predict_flow{level}"), source)
             flows.append(flow)
         return tuple(flows)
 
 
 class FlowNetC(_Member):
-    """Two frames side by side through the same layers, then correlated.
+    """FlowNet with shared layers for both frames, and their correlation.
 
     Args:
-        width: Multiplier of the channels; the correlation keeps its 441.
+        width: Multiplier of the channels; the correlation always has 441.
     """
 
     def __init__(self, width: float = 1.0) -> None:
@@ -189,11 +189,11 @@ class FlowNetC(_Member):
         self.conv3_1 = _conv(ch(32) + CORRELATION_CHANNELS, ch(256))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(B, 6, H, W) normalised frames 0 and 1 -> flow / 20, (B, 2, H/4, W/4)."""
+        """Map normalised frames (B, 6, H, W) to flow / 20, (B, 2, H/4, W/4)."""
         return self.pyramid(frames)[-1]
 
     def pyramid(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """The flows / 20 of every level that training supervises, from 1/64 to 1/4."""
+        """Compute the flows / 20 of every supervised level, from 1/64 to 1/4."""
         features2 = run_layer(self.conv2, run_layer(self.conv1, frames[:, :3]))
         features3 = run_layer(self.conv3, features2)
         other3 = run_layer(self.conv3, run_layer(self.conv2, run_layer(self.conv1, frames[:, 3:])))
@@ -204,10 +204,12 @@ class FlowNetC(_Member):
 
 
 class FlowNetS(_Member):
-    """Frames stacked along the channels; inside FlowNet 2.0 with warp, flow and error as well.
+    """FlowNet of frames stacked along the channels.
+
+    Inside FlowNet 2.0 its input also has warped frame, flow and error.
 
     Args:
-        inputs: Input channels: 12 inside FlowNet 2.0, 6 alone.
+        inputs: Input channels: 12 inside FlowNet 2.0, 6 as a single network.
         width: Multiplier of the channels.
     """
 
@@ -223,11 +225,11 @@ class FlowNetS(_Member):
         self.conv3_1 = _conv(ch(256), ch(256))
 
     def forward(self, stacked: Tensor) -> Tensor:
-        """(B, 6 or 12, H, W) -> flow / 20, (B, 2, H/4, W/4)."""
+        """Map (B, 6 or 12, H, W) to flow / 20, (B, 2, H/4, W/4)."""
         return self.pyramid(stacked)[-1]
 
     def pyramid(self, stacked: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`FlowNetC.pyramid`."""
+        """Compute the flows of every level; see :meth:`FlowNetC.pyramid`."""
         features2 = run_layer(self.conv2, run_layer(self.conv1, stacked))
         return self._decode(features2, run_layer(self.conv3_1, run_layer(self.conv3, features2)))
 
@@ -254,18 +256,18 @@ class FlowNetSD(_Member):
         self.conv3_1 = _conv(ch(256), ch(256))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(B, 6, H, W) -> flow / 20, (B, 2, H/4, W/4)."""
+        """Map (B, 6, H, W) to flow / 20, (B, 2, H/4, W/4)."""
         return self.pyramid(frames)[-1]
 
     def pyramid(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`FlowNetC.pyramid`."""
+        """Compute the flows of every level; see :meth:`FlowNetC.pyramid`."""
         features1 = run_layer(self.conv1_1, run_layer(self.conv1, run_layer(self.conv0, frames)))
         features2 = run_layer(self.conv2_1, run_layer(self.conv2, features1))
         return self._decode(features2, run_layer(self.conv3_1, run_layer(self.conv3, features2)))
 
 
 class FlowNetFusion(nn.Module):
-    """Chooses between the flow for large and the one for small displacements, at full resolution.
+    """Fusion of the flows for large and small displacements, at full resolution.
 
     Args:
         width: Multiplier of the channels.
@@ -294,11 +296,11 @@ class FlowNetFusion(nn.Module):
         self.predict_flow0 = _predict_flow(ch(16))
 
     def forward(self, stacked: Tensor) -> Tensor:
-        """(B, 11, H, W) -> flow in pixels, (B, 2, H, W)."""
+        """Map (B, 11, H, W) to a flow in pixels, (B, 2, H, W)."""
         return self.pyramid(stacked)[-1]
 
     def pyramid(self, stacked: Tensor) -> tuple[Tensor, ...]:
-        """The flows in pixels that training supervises, at 1/4, 1/2 and full size."""
+        """Compute the supervised flows in pixels, at 1/4, 1/2 and full size."""
         features0 = run_layer(self.conv0, stacked)
         features1 = run_layer(self.conv1_1, run_layer(self.conv1, features0))
         features2 = run_layer(self.conv2_1, run_layer(self.conv2, features1))

@@ -1,4 +1,4 @@
-"""What the width-scaled networks share: channel counts, and layers of different dtypes in a row."""
+"""Channel counts and mixed-dtype layers of the width-scaled networks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mpn.networks.deeplab import FIRST_LAYER, FourthChannel, with_fourth_channel
 from mpn.networks.osvos import STAGE_CHANNELS
 
 CHANNEL_STEP = 8
-"""Scaled counts are multiples of 8: half-precision tensor cores work in groups of 8 channels."""
+"""Divisor of scaled counts: half-precision tensor cores use groups of 8 channels."""
 
 MAX_WIDTH = 4.0
 
 
 def scaled_channels(channels: int, width: float) -> int:
-    """Channels times width, rounded to a multiple of 8 and at least 8; exact at width 1."""
+    """Scale a channel count to a multiple of 8, at least 8; exact at width 1."""
     if width == 1.0:
         return channels
     return max(CHANNEL_STEP, round(channels * width / CHANNEL_STEP) * CHANNEL_STEP)
@@ -32,14 +32,14 @@ def check_width(width: float) -> None:
 
 
 def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)`` with ``x`` cast to the dtype of the layer's weights.
+    """Run a layer on ``x`` cast to the dtype of the layer's weights.
 
-    In a module of one dtype that does nothing, in eager mode and in an exported graph alike. Where
-    some layers are half and some stay float32, it puts the casts where the dtype changes.
+    In a module of one dtype the cast does nothing, in eager mode and in an exported graph. If some
+    layers are half and some float32, the casts are where the dtype changes.
 
     Args:
         layer: A layer, or several in sequence of one dtype, with at least one parameter.
-        x: Any floating-point input of it.
+        x: Its input, of any floating-point dtype.
     """
     result: Tensor = layer(x.to(next(layer.parameters()).dtype))
     return result
@@ -49,15 +49,15 @@ ImageNetTrunk = Literal["vgg16", "xception"]
 
 _IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 _IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
-"""Of torchvision's models, and of our propagation network's input."""
+"""Normalisation of torchvision's models and of our propagation network."""
 _OSVOS_MEAN_BGR = (104.00699, 116.66877, 122.67892)
 _VGG_FIRST = "features.0"
 _XCEPTION_BLOCKS = 19
-"""Last of the middle blocks; block12 of Xception's own is block20 of the aligned one."""
+"""Last middle block; block12 of the original Xception is block20 of the aligned one."""
 
 
 def imagenet_trunk(state: Mapping[str, Tensor]) -> ImageNetTrunk | None:
-    """Which ImageNet network a state dict belongs to; None if it is another thing."""
+    """Recognise the ImageNet network of a state dict; None for any other."""
     if f"{_VGG_FIRST}.weight" in state and "features.28.weight" in state:
         return "vgg16"
     if "block12.rep.1.conv1.weight" in state and "conv4.pointwise.weight" in state:
@@ -66,7 +66,7 @@ def imagenet_trunk(state: Mapping[str, Tensor]) -> ImageNetTrunk | None:
 
 
 def vgg16_stages(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OSVOS's trunk, the keys ``stages.``, from torchvision's VGG16.
+    """Convert torchvision's VGG16 to OSVOS's trunk, the keys ``stages.``.
 
     Args:
         state: Its state dict.
@@ -93,7 +93,7 @@ def vgg16_stages(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             index += 2
         index += 1  # the pooling
     weight, bias = out["stages.0.0.weight"], out["stages.0.0.bias"]
-    # w . ((v/255 - mean) / std) + b, written for v - osvos_mean.
+    # w . ((v/255 - mean) / std) + b, as a function of v - osvos_mean.
     scaled = weight / (255 * torch.tensor(_IMAGENET_STD_RGB)[:, None, None])
     mean = 255 * torch.tensor(_IMAGENET_MEAN_RGB)
     offset = torch.tensor(_OSVOS_MEAN_BGR[::-1]) - mean
@@ -103,18 +103,18 @@ def vgg16_stages(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def xception_backbone(state: Mapping[str, Tensor], fourth: FourthChannel) -> dict[str, Tensor]:
-    """DeepLab's backbone, the keys ``backbone.`` that Xception has; width 1, 16 middle blocks.
+    """Convert Xception to DeepLab's backbone of width 1 with 16 middle blocks.
 
-    Its eight middle blocks become the first eight, the last of them all that follow, as
-    jfzhang95/pytorch-deeplab-xception does; what Xception lacks (the third layers of the entry's
-    blocks, conv4, the normalisations inside separable layers) is not in the result.
+    Its eight middle blocks become the first eight, and the last of them all others, as in
+    jfzhang95/pytorch-deeplab-xception. The result lacks the layers that Xception does not have: the
+    third layers of the entry's blocks, conv4, and the normalisations inside separable layers.
 
     Args:
         state: Cadene's state dict.
-        fourth: How to fill the channel of the warped probability.
+        fourth: Initialisation of the channel of the warped probability.
 
     Raises:
-        CheckpointError: If a layer is not shaped as Xception's.
+        CheckpointError: If a layer does not have Xception's shape.
     """
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -122,7 +122,7 @@ def xception_backbone(state: Mapping[str, Tensor], fourth: FourthChannel) -> dic
         if part in ("fc", "last_linear"):
             continue
         if part == "block2":
-            # Xception opens it with a ReLU; the aligned one does not, its input has one already.
+            # Xception starts it with a ReLU. The aligned one does not: its input has one already.
             _, index, inner = rest.split(".", 2) if rest.startswith("rep.") else ("", "", "")
             rest = f"rep.{int(index) - 1}.{inner}" if index else rest
         if rest.endswith("pointwise.weight") and value.ndim == 2:
@@ -133,7 +133,7 @@ def xception_backbone(state: Mapping[str, Tensor], fourth: FourthChannel) -> dic
     if first is None or tuple(first.shape) != (32, 3, 3, 3):
         found = None if first is None else tuple(first.shape)
         raise CheckpointError(f"'conv1.weight' of an Xception must be (32, 3, 3, 3), got {found}")
-    # Xception sees 2 v - 1, our network (v - mean) / std: v = std x + mean.
+    # Xception's input is 2 v - 1, that of our network x = (v - mean) / std: v = std x + mean.
     std, mean = (torch.tensor(c) for c in (_IMAGENET_STD_RGB, _IMAGENET_MEAN_RGB))
     offset = (first.sum(dim=(2, 3)) * (2 * mean - 1)).sum(dim=1)
     out[FIRST_LAYER] = first * (2 * std)[:, None, None]

@@ -1,9 +1,9 @@
-"""OSVOS: a VGG16 trunk whose feature maps before pooling vote for the object at full resolution.
+"""OSVOS: a VGG16 trunk with side branches, fused at full resolution.
 
-Two forms of one class. The public one (S. Caelles et al., "One-Shot Video Object Segmentation",
+One class has two forms. The public one (S. Caelles et al., "One-Shot Video Object Segmentation",
 CVPR 2017; state-dict keys of OSVOS-PyTorch) has four side branches, from the second stage on,
 upsampled by fixed bilinear transposed convolutions. The modified one of the Mask Propagation
-Network paper has a branch from every map before a pooling, conv1_2 too, and resizes.
+Network paper has a branch from every map before a pooling, including conv1_2, and resizes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class OsvosConfig:
     """Shape of the network; the defaults are the paper's modified form.
 
     Attributes:
-        branches: 5: from every map before a pooling; 4: all but the first, as in the public one.
-        upsample: ``"resize"``: bilinear, half-pixel centres. ``"deconv_center_crop"``: as the
-            public network does it, which fades to zero at the borders and, at widths that 16 does
-            not divide, shifts the coarse maps by up to 5 px: for weights trained with it.
+        branches: 5: from every map before a pooling; 4: all except the first, as in the public
+            form.
+        upsample: ``"resize"``: bilinear, half-pixel centres. ``"deconv_center_crop"``: as in the
+            public network, for weights trained with it. It fades to zero at the borders and, at
+            widths not divisible by 16, shifts the coarse maps by up to 5 px.
         width: Multiplier of the channels.
     """
 
@@ -49,15 +50,15 @@ class OsvosConfig:
             raise InputError(f"OSVOS has 4 or 5 side branches, got {self.branches}")
         if self.upsample not in UPSAMPLES:
             raise InputError(
-                f"unknown upsampling '{self.upsample}': the ways are {', '.join(UPSAMPLES)}"
+                f"unknown upsampling '{self.upsample}': there are {', '.join(UPSAMPLES)}"
             )
         check_width(self.width)
 
 
 class OsvosVgg(nn.Module):
-    """One-shot video object segmentation.
+    """One-shot video object segmentation network.
 
-    Any size works: pooling rounds up, and what is upsampled is cropped to the image.
+    Accepts any size: pooling rounds up, and upsampled maps are cropped to the image.
 
     Args:
         config: Shape of the network.
@@ -76,7 +77,7 @@ class OsvosVgg(nn.Module):
             self.stages.append(_stage(inputs, [ch(c) for c in channels], pool=number > 0))
             inputs = ch(channels[-1])
         self.first_stage = len(STAGE_CHANNELS) - config.branches
-        """The first stage with a side branch."""
+        """First stage with a side branch."""
         side = ch(SIDE_CHANNELS)
         self.side_prep = nn.ModuleList()
         self.score_dsn = nn.ModuleList()
@@ -90,7 +91,7 @@ class OsvosVgg(nn.Module):
         self.fuse = nn.Conv2d(side * config.branches, 1, 1)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Logits of every side branch and of their fusion, for supervision at all scales.
+        """Compute the logits of every side branch and of their fusion.
 
         Args:
             image: (B, 3, H, W) BGR, 0..255 minus (104.00699, 116.66877, 122.67892).
@@ -105,10 +106,10 @@ class OsvosVgg(nn.Module):
         return [*logits, self._fused(sides, size_hw)]
 
     def logits(self, image: Tensor) -> Tensor:
-        """The fused logits alone, which is what inference uses.
+        """Compute the fused logits alone, for inference.
 
         Args:
-            image: As in :meth:`forward`.
+            image: See :meth:`forward`.
 
         Returns:
             (B, 1, H, W) logits.
@@ -133,14 +134,14 @@ class OsvosVgg(nn.Module):
         if halvings == 0:
             return values
         if self.config.upsample == "resize":
-            # By the exact power of two, then cropped: pooling rounds up at the right and the
-            # bottom, so resizing straight to the image's size would stretch odd-sized maps.
+            # Resize by the exact power of two, then crop: pooling rounds up at the right and the
+            # bottom, so resizing directly to the image's size would stretch odd-sized maps.
             scale = float(2**halvings)
             values = F.interpolate(values, scale_factor=scale, mode="bilinear", align_corners=False)
             return values[..., :height, :width]
         layers = self.upscale if values.shape[1] > 1 else self.upscale_
         values = run_layer(layers[branch], values)
-        # A slice, not a negative Pad, which TensorRT's parser refuses (onnx-tensorrt#847).
+        # TensorRT's parser refuses a negative Pad (onnx-tensorrt#847), so use a slice.
         top, left = (values.shape[2] - height) // 2, (values.shape[3] - width) // 2
         return values[..., top : top + height, left : left + width]
 
@@ -154,7 +155,10 @@ def _stage(inputs: int, outputs: Sequence[int], *, pool: bool) -> nn.Sequential:
 
 
 def _bilinear_deconv(channels: int, halvings: int) -> nn.Module:
-    """Each channel by itself times 2**halvings; never trained. Nothing to do for no halving."""
+    """Build the fixed upsampling of each channel by 2**halvings.
+
+    It is the identity for no halving.
+    """
     if halvings == 0:
         return nn.Identity()
     stride = 2**halvings
@@ -166,7 +170,7 @@ def _bilinear_deconv(channels: int, halvings: int) -> nn.Module:
 
 
 TRUNK_FACTOR = 1 / 64
-"""Brings activations of 0..255 images, unnormalised through 13 layers, well under 65504."""
+"""Factor that keeps activations of 0..255 images far below 65504 in 13 unnormalised layers."""
 
 _NEW_BRANCH_STD = 0.01
 _PUBLIC_BRANCHES = 4
@@ -186,15 +190,15 @@ def rescale_trunk(
 def rescale_trunk(
     weights: OsvosVgg | Mapping[str, Tensor], factor: float = TRUNK_FACTOR
 ) -> OsvosVgg | dict[str, Tensor]:
-    """The same network with every trunk activation multiplied by ``factor``.
+    """Multiply every trunk activation by ``factor`` without changing the output.
 
     Convolution, ReLU and max pooling are positively homogeneous: the first convolution's weights
-    and all trunk biases times ``factor`` scale every map by it, and the side branches' weights
-    over ``factor`` undo that. A power of two changes no rounding, so the outputs are equal to the
-    last bit in float32.
+    and all trunk biases times ``factor`` scale every map by it, and the side branches' weights over
+    ``factor`` undo that. A power of two does not change any rounding, so the outputs are
+    bit-identical in float32.
 
     Args:
-        weights: A network, or its state dict; left as it is.
+        weights: A network, or its state dict; not changed.
         factor: A power of two.
 
     Returns:
@@ -223,15 +227,15 @@ def rescale_trunk(
 def five_branch_from_four(
     state_dict: Mapping[str, Tensor], *, upsample: Upsample = "resize"
 ) -> dict[str, Tensor]:
-    """Weights of the modified form that start from the public form's.
+    """Convert the public four-branch weights to the five-branch form.
 
-    Branch k becomes branch k + 1. The new branch 0 sees conv1_2 with small seeded random weights
-    and enters the fusion with zero weight: the fused logits are the old ones (but for the way of
-    upsampling), and the branch can learn.
+    Branch k becomes branch k + 1. The new branch 0 reads conv1_2 with small seeded random weights
+    and enters the fusion with zero weight. So the fused logits do not change (except by the kind of
+    upsampling), and the branch can be trained.
 
     Args:
-        state_dict: Of a network with four branches.
-        upsample: Way of upsampling of the new network; ``"resize"`` has no kernels.
+        state_dict: State dict of a network with four branches.
+        upsample: Upsampling of the new network; ``"resize"`` has no kernels.
 
     Returns:
         A state dict for ``OsvosVgg(OsvosConfig(branches=5, upsample=upsample))`` of that width.

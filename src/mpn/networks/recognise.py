@@ -1,4 +1,4 @@
-"""Public checkpoints told apart by their keys.
+"""Recognition of public checkpoints by their keys.
 
 Layouts: NVIDIA/flownet2-pytorch at bce69c8, jfzhang95/pytorch-deeplab-xception at 9135e10,
 kmaninis/OSVOS-PyTorch at 36562ef.
@@ -29,7 +29,7 @@ FLOW_MEMBERS: Mapping[FlowVariant, tuple[str, ...]] = {
     "FlowNet2CSS": ("flownetc", "flownets_1", "flownets_2"),
     "FlowNet2CS": ("flownetc", "flownets_1"),
 }
-"""Prefixes of the keys; the members alone have none."""
+"""Prefixes of the keys; the single networks C, S and SD have none."""
 
 _WRAPPERS = (
     "state_dict",
@@ -42,7 +42,7 @@ _WRAPPERS = (
     "params",
 )
 _PREFIXES = ("module.", "_orig_mod.")
-"""Of DataParallel and torch.compile."""
+"""Prefixes of DataParallel and torch.compile."""
 _SUPPORTED = (
     "NVIDIA FlowNet2 (and CSS, CS, C, S, SD), jfzhang95 DeepLab Xception, OSVOS-PyTorch, and "
     "this project's own checkpoints"
@@ -51,13 +51,13 @@ _SUPPORTED = (
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a state dict is.
+    """Network of a state dict.
 
     Attributes:
-        role: What it does.
-        variant: Which network.
+        role: Role of the network.
+        variant: Name of the network.
         config: Fields of its config class.
-        kind: The repository whose layout it has.
+        kind: The repository with this layout.
     """
 
     role: Role
@@ -67,11 +67,11 @@ class Recognised:
 
 
 def unwrapped_state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a public file holds, without wrappers and prefixes.
+    """Find the state dict of a public file, without wrappers and prefixes.
 
     Args:
-        content: What ``torch.load`` gave.
-        path: Named in errors.
+        content: Result of ``torch.load``.
+        path: Path for error messages.
 
     Raises:
         CheckpointError: If there is none.
@@ -96,25 +96,25 @@ def unwrapped_state_dict(content: object, path: Path) -> dict[str, Tensor]:
 
 def _no_state_dict(found: Mapping[Any, Any], path: Path) -> str:
     keys = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
-    beside = " beside its tensors" if 0 < len(keys) < len(found) else ""
+    other = " and tensors" if 0 < len(keys) < len(found) else ""
     return (
-        f"{path} holds no state dict: it has {shortened(keys) or 'nothing'}{beside}, where tensors "
+        f"{path} holds no state dict: it has {shortened(keys) or 'nothing'}{other}, but tensors "
         "by name are expected, alone or under 'state_dict': save model.state_dict() alone"
     )
 
 
 def is_state_dict(content: Mapping[Any, Any]) -> bool:
-    """Whether these are tensors by name, and at least one."""
+    """Return whether this is a non-empty mapping of names to tensors."""
     return bool(content) and all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     )
 
 
 def recognise(state_dict: Mapping[str, Tensor], path: Path) -> Recognised:
-    """Which public network these keys belong to.
+    """Recognise the public network of a state dict.
 
     Raises:
-        CheckpointError: If none that can be used; the message says what it is where known.
+        CheckpointError: If it is no usable network; the message names it if known.
     """
     if any(key.split(".")[0] in FLOW_MEMBERS["FlowNet2"] for key in state_dict):
         return _flow(_composed_variant(state_dict, path), state_dict, path)
@@ -135,7 +135,7 @@ def recognise(state_dict: Mapping[str, Tensor], path: Path) -> Recognised:
 
 
 def members_present(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Prefixes of FlowNet 2.0's members among the keys, in the order of the wiring."""
+    """List the prefixes of FlowNet 2.0's members among the keys, in order."""
     prefixes = {key.split(".")[0] for key in state_dict}
     return tuple(member for member in FLOW_MEMBERS["FlowNet2"] if member in prefixes)
 
@@ -187,13 +187,13 @@ def _deeplab(state_dict: Mapping[str, Tensor], path: Path) -> Recognised:
         keys = [key for key in state_dict if key.startswith(prefix)]
         if keys:
             raise CheckpointError(
-                f"{path} is a DeepLab with a {name} backbone ('{keys[0]}') where Xception is "
+                f"{path} is a DeepLab with a {name} backbone ('{keys[0]}'), but Xception is "
                 f"needed: train {DEEPLAB_KIND} with --backbone xception"
             )
     first, head = state_dict.get(FIRST_LAYER), state_dict.get(HEAD_LAYER)
     config = DeepLabConfig(
         in_channels=first.shape[1] if first is not None and first.ndim == 4 else 4,
         classes=head.shape[0] if head is not None and head.ndim == 4 else 2,
-        residual_relu=True,  # its blocks open with a ReLU in place, seen by the shortcut too
+        residual_relu=True,  # its blocks start with a ReLU in place, which changes the shortcut too
     )
     return Recognised("propagation", "DeepLabXception", asdict(config), DEEPLAB_KIND)

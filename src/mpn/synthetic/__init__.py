@@ -1,4 +1,4 @@
-"""A clip that is rendered, not recorded, with an exact mask for every frame: the demo's input."""
+"""Rendered clip with an exact mask for every frame, the demo's input."""
 
 from mpn.synthetic.clip import (
     CLIP_FPS,

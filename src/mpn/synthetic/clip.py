@@ -1,4 +1,4 @@
-"""The built-in clip: its frames, and its files in the form that the tools of this package take."""
+"""Built-in clip: its frames and its files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CLIP_FPS = Fraction(24)
 OBJECT_NAMES = {1: "koi", 2: "ball", 3: "leaf"}
 MAX_OBJECTS = len(OBJECT_NAMES)
 MIN_SIDE_PX = 32
-"""Below it the objects are a few pixels, and their textures none."""
+"""Smallest side: below it the objects have only a few pixels."""
 
 _VIDEO_OPTIONS = {"libx264": {"preset": "medium", "crf": "12"}}
 _OTHER_VIDEO_OPTIONS = {"b": "16000000"}
-"""High quality: the clip is an input, its compression must not decide the masks."""
+"""Options for high quality: compression of the input must not affect the masks."""
 
 _BT709: Final = 1
 _LIMITED_RANGE: Final = 1
@@ -29,11 +29,11 @@ _LIMITED_RANGE: Final = 1
 
 @dataclass(frozen=True)
 class SyntheticFrame:
-    """One rendered frame.
+    """Rendered frame.
 
     Attributes:
         rgb: (H, W, 3) uint8 RGB.
-        labels: (H, W) uint8 exact ids: 1 the koi, 2 the ball, 3 the leaf; 0 background.
+        labels: (H, W) uint8 exact ids: 1 for the koi, 2 for the ball, 3 for the leaf; 0 background.
     """
 
     rgb: UInt8Array
@@ -42,13 +42,13 @@ class SyntheticFrame:
 
 @dataclass(frozen=True)
 class ClipPaths:
-    """The files of a clip.
+    """Files of a clip.
 
     Attributes:
         video: ``clip.mp4``, H.264.
         first_mask: ``first_mask.png``, the ids of frame 0.
         davis_root: Folder with ``Annotations/480p/demo`` and ``ImageSets/2017/val.txt``.
-        frames: How many frames there are.
+        frames: Number of frames.
     """
 
     video: Path
@@ -64,18 +64,18 @@ def render_clip(
     objects: int = MAX_OBJECTS,
     seed: int = 0,
 ) -> Iterator[SyntheticFrame]:
-    """Render a pond from above: a koi swims, a ball rolls, a leaf drifts over them.
+    """Render a pond from above with a koi, a ball and a leaf.
 
-    The objects move, turn, grow and shrink, bend and cover each other; the floor of cobbles moves
-    slowly the other way. The motion is periodic, so a clip can be as long as one likes; in the
-    first 48 frames the leaf covers up to half of the koi and sets it free again. A frame depends on
-    its number, the size and the seed only, not on how many frames are rendered.
+    The objects move, rotate, change their size, bend and cover each other; the cobbled floor moves
+    slowly the other way. The motion is periodic, so a clip can have any length. In the first 48
+    frames the leaf covers up to half of the koi and uncovers it again. A frame depends only on its
+    number, the size and the seed, not on the number of frames.
 
     Args:
-        frames: How many.
+        frames: Number of frames.
         size_hw: (height, width) in pixels; the scene is scaled to fit.
-        objects: 0 to 3, taken in the order koi, ball, leaf.
-        seed: Decides textures and noise.
+        objects: 0 to 3, in the order koi, ball, leaf.
+        seed: Seed of textures and noise.
 
     Yields:
         The frames in order.
@@ -104,18 +104,18 @@ def write_clip(
     seed: int = 0,
     on_frame: Callable[[], None] | None = None,
 ) -> ClipPaths:
-    """Render the clip into files: video, first mask, and ground truth in DAVIS layout.
+    """Write the clip as video, first mask, and ground truth in DAVIS layout.
 
     Args:
-        directory: Where to; made if absent. Files of these names are replaced.
-        frames: As in :func:`render_clip`, like the other arguments.
-        size_hw: Even sides, since H.264 halves the colours.
+        directory: Output folder; created if missing. Files of these names are replaced.
+        frames: Number of frames; see :func:`render_clip`.
+        size_hw: Even sides, because H.264 subsamples colours.
         objects: At least one.
-        seed: Decides textures and noise.
+        seed: Seed of textures and noise.
         on_frame: Called after each frame.
 
     Returns:
-        Where everything is.
+        Paths of all files.
 
     Raises:
         InputError: If an argument is out of its range.
@@ -137,7 +137,7 @@ def write_clip(
     with output_errors(directory):
         for folder in (annotations, lists):
             folder.mkdir(parents=True, exist_ok=True)
-        for stale in annotations.glob("*.png"):  # of a longer clip
+        for stale in annotations.glob("*.png"):  # masks of a longer clip
             stale.unlink()
     write_text_atomically(lists / "val.txt", f"{CLIP_NAME}\n")
     with replacing(video) as temporary, _VideoFile(temporary, size_hw) as encoded:
@@ -158,7 +158,7 @@ def _rendered(scene: Scene, frames: int) -> Iterator[SyntheticFrame]:
 
 
 class _VideoFile:
-    """An H.264 file that takes RGB frames."""
+    """H.264 file of RGB frames."""
 
     def __init__(self, path: Path, size_hw: tuple[int, int]) -> None:
         import av

@@ -1,4 +1,4 @@
-"""Objects placed in a frame: coverage, colour and shading at every pixel of a window."""
+"""Objects placed in a frame: coverage, colour and shading of a window."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _PANELS_RGB = np.array(
 
 @dataclass(frozen=True)
 class Ball:
-    """A sphere that rolls under its skin."""
+    """Sphere that rolls under its texture."""
 
     skin: Float32Array
     height_px: float = 60
@@ -57,17 +57,17 @@ class Ball:
     is_submerged: bool = False
 
     def pose(self, t: float) -> Pose:
-        """See :class:`PondObject`."""
+        """Return the pose; see :class:`PondObject`."""
         return ball_pose(t)
 
     def rgba(self, x: Float32Array, y: Float32Array, pose: Pose) -> Float32Array:
-        """See :class:`PondObject`."""
+        """Render the ball; see :class:`PondObject`."""
         squash = 0.035 * math.sin(pose.bend)
         px = (x - pose.x_px) / (pose.size_px * (1 + squash))
         py = (y - pose.y_px) / (pose.size_px * (1 - squash))
         radius = np.hypot(px, py)
         pz = np.sqrt(np.clip(1 - radius**2, 0, 1))
-        # Rolled by the way it went: x turns it about the vertical, y about the horizontal axis.
+        # Roll by the distance moved: x rotates about the vertical, y about the horizontal axis.
         qx, qz = _rotated(px, pz, -pose.x_px / pose.size_px)
         qy, qz = _rotated(py, qz, -pose.y_px / pose.size_px)
         qx, qy = _rotated(qx, qy, 0.5 + pose.angle)
@@ -83,7 +83,7 @@ class Ball:
         )
         lit = np.clip(px * LIGHT_XYZ[0] + py * LIGHT_XYZ[1] + pz * LIGHT_XYZ[2], 0, 1)
         colour *= (0.36 + 0.74 * lit)[..., None]
-        # Blinn's highlight for a viewer straight above.
+        # Blinn's highlight for a viewer directly above.
         hx, hy, hz = LIGHT_XYZ[0], LIGHT_XYZ[1], LIGHT_XYZ[2] + 1
         length = math.hypot(hx, hy, hz)
         shine = np.clip((px * hx + py * hy + pz * hz) / length, 0, 1) ** 38
@@ -95,7 +95,7 @@ class Ball:
 
 
 def ball_skin(rng: np.random.Generator, height_px: int) -> Float32Array:
-    """Worn panels of a rubber ball, as an equirectangular map.
+    """Paint worn panels of a rubber ball, as an equirectangular map.
 
     Args:
         rng: Source of randomness.
@@ -109,7 +109,7 @@ def ball_skin(rng: np.random.Generator, height_px: int) -> Float32Array:
     lat = (lat + 0.5) / size_hw[0] * np.pi - np.pi / 2
     lon = (lon + 0.5) / size_hw[1] * 2 * np.pi
     half = fractal_noise(rng, (height_px, height_px), height_px / 9, octaves=5, persistence=0.6)
-    worn = np.concatenate([half, half[:, ::-1]], axis=1)  # mirrored, so that the ends meet
+    worn = np.concatenate([half, half[:, ::-1]], axis=1)  # mirrored, so that it is seamless
     panel = np.mod(lon / (2 * np.pi) * 6 + 0.012 * worn, 6).astype(np.int32)
     skin = _PANELS_RGB[np.minimum(panel, len(_PANELS_RGB) - 1)] / 255
     seam = np.abs(np.mod(lon / (2 * np.pi) * 6 + 0.012 * worn + 0.5, 1.0) - 0.5)
@@ -130,16 +130,16 @@ def _rotated(
 
 
 def koi_sprite(rng: np.random.Generator, px_per_unit: float) -> Sprite:
-    """A carp seen from above: cream with orange and black patches, scales, fins with rays."""
+    """Draw a carp from above: cream with patches, scales, and fins with rays."""
     plane = plane_of(px_per_unit)
     u, v = plane.u, plane.v
-    along = np.clip((u + 0.66) / 1.62, 0, 1)  # 0 at the root of the tail, 1 at the nose
+    along = np.clip((u + 0.66) / 1.62, 0, 1)  # 0 at the base of the tail, 1 at the nose
     body_half = 0.29 * np.power(along, 0.62) * np.power(np.clip(1 - along**4.5, 0, 1), 0.55)
     body_half = np.where(u < -0.3, np.maximum(body_half, 0.045), body_half)
     body_half = np.where((u > -0.62) & (u < 0.96), body_half, 0)
     body = plane.coverage(body_half.astype(np.float32))
 
-    # Two lobes that fan out from the root of the tail, longer at the sides than in the middle.
+    # Two lobes from the base of the tail, longer at the sides than in the middle.
     reach, turn = np.hypot(u + 0.52, v), np.arctan2(v, -(u + 0.52))
     longest = 0.36 + 0.2 * np.clip(np.abs(turn) / 0.45, 0, 1) ** 1.5
     edge = np.minimum((0.47 - np.abs(turn)) * reach, longest - reach)
@@ -175,7 +175,7 @@ def koi_sprite(rng: np.random.Generator, px_per_unit: float) -> Sprite:
 def _fin(
     plane: Plane, root_uv: tuple[float, float], half_uv: tuple[float, float], sweep: float
 ) -> Float32Array:
-    """Both fins of a pair: ellipses that point back and outward from the body."""
+    """Draw a pair of fins: ellipses that point back and outward from the body."""
     u, v = plane.u - root_uv[0] + 0.12, np.abs(plane.v) - root_uv[1]
     turned_u = u * np.cos(sweep) - v * np.sin(sweep)
     turned_v = u * np.sin(sweep) + v * np.cos(sweep)
@@ -185,7 +185,7 @@ def _fin(
 
 
 def _scales(plane: Plane, pitch: float) -> Float32Array:
-    """Rows of overlapping arcs, 1 on an arc and 0 between."""
+    """Draw rows of overlapping arcs, 1 on an arc and 0 elsewhere."""
     row = np.floor(plane.u / (pitch * 0.8))
     shifted = plane.v / pitch + 0.5 * np.mod(row, 2)
     centre_v = np.mod(shifted, 1.0) - 0.5
@@ -195,7 +195,7 @@ def _scales(plane: Plane, pitch: float) -> Float32Array:
 
 
 def leaf_sprite(rng: np.random.Generator, px_per_unit: float) -> Sprite:
-    """A leaf with a stalk: stripes along its side veins, toothed edge, brown in places."""
+    """Draw a leaf with a stalk: striped, with a toothed edge and brown parts."""
     plane = plane_of(px_per_unit)
     u, v = plane.u, plane.v
     along = np.clip((u + 0.82) / 1.82, 0, 1)
@@ -221,7 +221,7 @@ def leaf_sprite(rng: np.random.Generator, px_per_unit: float) -> Sprite:
     colour = mixed(colour, vein_rgb, 0.45 * (1 - smoothstep(from_vein, 0.0, 0.05)))
     rib = 0.85 * (1 - smoothstep(np.abs(v), 0.008, 0.02))
     colour = mixed(colour, vein_rgb, np.maximum(rib, stalk * (1 - blade)))
-    # Folded along the rib, and curled down at the edge.
+    # Fold along the rib, and curl down at the edge.
     fold = np.tanh(v / 0.05) * (1 - toward_edge.clip(0, 1)) * 0.35
     lean_v = fold - 0.25 * toward_edge * np.sign(v)
     cover = np.maximum(blade, stalk)
@@ -229,39 +229,42 @@ def leaf_sprite(rng: np.random.Generator, px_per_unit: float) -> Sprite:
 
 
 _OVERSAMPLING = 1.25
-"""Pixels of a sprite per pixel of the frame: enough to stay sharp, too few to alias."""
+"""Pixels of a sprite per pixel of the frame: sharp, but without aliasing."""
 
 _MOTION_MARGIN_PX = 6
-"""More than an object moves while the shutter is open."""
+"""Bound of an object's motion during the exposure."""
 
 Deformation = Callable[[Float32Array, Float32Array, Pose], tuple[Float32Array, Float32Array]]
 
 
 class PondObject(Protocol):
-    """Something that can be drawn."""
+    """Object that can be rendered."""
 
     @property
     def height_px(self) -> float:
-        """Above the pond's floor: the higher covers the lower, and its shadow falls farther."""
+        """Height above the pond's floor.
+
+        A higher object covers others and casts a farther shadow.
+        """
 
     @property
     def reach(self) -> float:
-        """Radius of a circle around its place that holds it, in its half-lengths."""
+        """Radius of its bounding circle, in its half-lengths."""
 
     @property
     def is_submerged(self) -> bool:
-        """Whether it is under water, so that the play of light falls on it."""
+        """Whether it is under water, where caustics are visible."""
 
     def pose(self, t: float) -> Pose:
-        """Its pose at a time, in reference pixels."""
+        """Return its pose at a time, in reference pixels."""
 
     def rgba(self, x: Float32Array, y: Float32Array, pose: Pose) -> Float32Array:
-        """Its colours, times the coverage, and the coverage.
+        """Render its premultiplied colours and coverage.
 
         Args:
             x: (H, W) float32, reference pixels from the centre of the frame.
             y: (H, W) float32, the same downward.
-            pose: From :meth:`pose`.
+            pose: Result of :meth:`pose`.
 
         Returns:
             (H, W, 4) float32, 0..1.
@@ -270,7 +273,7 @@ class PondObject(Protocol):
 
 @dataclass(frozen=True)
 class SpriteObject:
-    """A flat picture that moves, turns and bends."""
+    """Flat image that moves, rotates and bends."""
 
     sprite: Sprite
     motion: Callable[[float], Pose]
@@ -281,11 +284,11 @@ class SpriteObject:
     is_submerged: bool
 
     def pose(self, t: float) -> Pose:
-        """See :class:`PondObject`."""
+        """Return the pose; see :class:`PondObject`."""
         return self.motion(t)
 
     def rgba(self, x: Float32Array, y: Float32Array, pose: Pose) -> Float32Array:
-        """See :class:`PondObject`."""
+        """Render the sprite; see :class:`PondObject`."""
         cos, sin = math.cos(pose.angle), math.sin(pose.angle)
         dx, dy = x - pose.x_px, y - pose.y_px
         along = ((cos * dx + sin * dy) / pose.size_px).astype(np.float32)
@@ -306,10 +309,10 @@ class SpriteObject:
 
 
 def make_objects(rng: np.random.Generator, scale: float) -> tuple[PondObject, ...]:
-    """The koi (id 1), the ball (id 2) and the leaf (id 3).
+    """Make the koi (id 1), the ball (id 2) and the leaf (id 3).
 
     Args:
-        rng: Source of randomness for their textures.
+        rng: Source of randomness of their textures.
         scale: Pixels of the frame per reference pixel.
     """
     seeds = rng.spawn(3)
@@ -338,7 +341,7 @@ def make_objects(rng: np.random.Generator, scale: float) -> tuple[PondObject, ..
 
 
 def window_of(item: PondObject, t: float, scale: float, size_hw: tuple[int, int]) -> Roi | None:
-    """The part of the frame that an object can cover around time ``t``, or None."""
+    """Return the window that an object can cover around time ``t``, or None."""
     height, width = size_hw
     pose = item.pose(t)
     radius = item.reach * pose.size_px * scale + _MOTION_MARGIN_PX * scale + 2
@@ -349,7 +352,7 @@ def window_of(item: PondObject, t: float, scale: float, size_hw: tuple[int, int]
 
 
 def _swimming(u: Float32Array, v: Float32Array, pose: Pose) -> tuple[Float32Array, Float32Array]:
-    # The wave grows from the head to the tail, as fish swim.
+    # The amplitude grows from the head to the tail.
     backward = np.clip((0.85 - u) / 1.9, 0, 1.2)
     return u, v - (0.012 + 0.075 * backward**2) * np.sin(pose.bend + 2.6 * u)
 

@@ -1,4 +1,4 @@
-"""The pond: cobbles under water, objects over them, light, shadow, and the camera's faults."""
+"""Pond scene: floor, water, objects, light, shadows, and camera noise."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mpn.types import Float32Array, Roi, UInt8Array
 
 REFERENCE_HW = (480, 854)
 SHUTTER_FRAMES = 0.4
-"""Share of a frame's time during which the shutter is open: 144 degrees, slight motion blur."""
+"""Exposure as a share of a frame's time: a shutter of 144 degrees, slight motion blur."""
 SHUTTER_SAMPLES = 3
 
 SHOT_NOISE, READ_NOISE = 0.012, 0.004
-"""Standard deviations at full light and in the dark, of 0..1: a camera in daylight."""
+"""Standard deviations in full light and in the dark, for 0..1: a camera in daylight."""
 
 _PAN_PX = 44
 _CAUSTICS_PX = 60
@@ -27,7 +27,7 @@ _WATER_RGB = (0.20, 0.30, 0.30)
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One object in one frame."""
+    """Rendered object of one frame."""
 
     window: Roi
     rgba: Float32Array
@@ -35,12 +35,12 @@ class _Drawn:
 
 
 class Scene:
-    """Renders the frames of one clip, each on its own: any frame, in any order.
+    """Renderer of one clip; frames can be rendered in any order.
 
     Args:
         size_hw: (height, width) of the frames.
-        objects: How many of the three objects there are.
-        seed: Decides textures and noise; the motion is the same for every seed.
+        objects: Number of objects, up to three.
+        seed: Seed of textures and noise; the motion is the same for every seed.
     """
 
     def __init__(self, size_hw: tuple[int, int], objects: int, seed: int) -> None:
@@ -66,13 +66,13 @@ class Scene:
         """Render one frame.
 
         Args:
-            number: From 0.
+            number: Index of the frame, from 0.
 
         Returns:
-            (H, W, 3) uint8 RGB, and (H, W) uint8 ids: 1.. for the objects, the topmost one that
-            covers at least half of the pixel in the middle of the exposure.
+            (H, W, 3) uint8 RGB, and (H, W) uint8 ids: the topmost object that covers at least half
+            of the pixel in the middle of the exposure.
         """
-        image = self._floor_seen(number)
+        image = self._shifted_floor(number)
         labels = np.zeros(self._size_hw, np.uint8)
         light: Float32Array | None = self._light(number)
         by_height = sorted(enumerate(self._objects, 1), key=lambda entry: entry[1].height_px)
@@ -82,7 +82,7 @@ class Scene:
                 continue
             if item.is_submerged:
                 _dim_by_water(layer.rgba)
-            elif light is not None:  # everything under water is drawn
+            elif light is not None:  # all submerged objects are rendered
                 image *= light
                 light = None
             self._cast_shadow(image, layer, item.height_px)
@@ -94,14 +94,14 @@ class Scene:
             image *= light
         return self._exposed(image, number), labels
 
-    def _floor_seen(self, number: int) -> Float32Array:
+    def _shifted_floor(self, number: int) -> Float32Array:
         turn = 2 * math.pi * number
         dx = 0.9 * self._pan_px * math.sin(turn / 190 + 0.4)
         dy = 0.9 * self._pan_px * math.sin(turn / 150 + 2.0)
         return self._shifted(self._floor, self._pan_px, dx, dy)
 
     def _light(self, number: int) -> Float32Array:
-        """(H, W, 1), the bright web that ripples throw on what is under water."""
+        """Compute caustics (H, W, 1), the light of ripples on submerged surfaces."""
         turn = 2 * math.pi * number
         reach = 0.9 * self._caustics_px
         first, second = (
@@ -138,7 +138,7 @@ class Scene:
         spread = math.ceil(3 * sigma_px)
         height, width = self._size_hw
         window = layer.window
-        # The window of the shadow: the object's, moved and spread, cut at the frame.
+        # The shadow's window is the object's, moved, extended, and clipped to the frame.
         x0, x1 = max(window.x0 + dx - spread, 0), min(window.x1 + dx + spread, width)
         y0, y1 = max(window.y0 + dy - spread, 0), min(window.y1 + dy + spread, height)
         if x0 >= x1 or y0 >= y1:
@@ -153,7 +153,7 @@ class Scene:
 
     def _exposed(self, image: Float32Array, number: int) -> UInt8Array:
         image = cv2.GaussianBlur(image * self._vignette, (0, 0), 0.45)
-        # Shot noise grows with the root of the light, read noise does not; one stream a frame.
+        # Shot noise grows with the root of the light, read noise does not. Each frame has its seed.
         noise = np.random.default_rng((self._seed, number)).standard_normal(
             image.shape, dtype=np.float32
         )
@@ -164,7 +164,7 @@ class Scene:
         return exposed
 
     def _shifted(self, texture: Float32Array, margin_px: int, dx: float, dy: float) -> Float32Array:
-        """The frame's part of a texture that is ``margin_px`` larger on each side."""
+        """Cut the frame out of a texture that is ``margin_px`` larger on each side."""
         matrix = np.array([[1, 0, margin_px + dx], [0, 1, margin_px + dy]], np.float32)
         shifted: Float32Array = cv2.warpAffine(
             texture,
@@ -196,15 +196,15 @@ def _floor(
     )
     colour = gray + (warm - gray) * smoothstep(hue, 0.5, 0.62)[..., None]
     colour += (mossy - colour) * smoothstep(hue + 0.12 * broad, 0.78, 0.9)[..., None]
-    # Lit from the upper left like everything else: the slope of the stones' surface.
+    # Shade the slope of the stones by light from the upper left, as for the objects.
     relief = surface + 0.035 * fine
     slope = LIGHT_XYZ[0] * cv2.Sobel(relief, cv2.CV_32F, 1, 0)
     slope += LIGHT_XYZ[1] * cv2.Sobel(relief, cv2.CV_32F, 0, 1)
     lit = 0.30 + 0.62 * surface - 0.35 * np.clip(slope * scale, -0.6, 0.6)
     colour *= np.clip(lit, 0.08, 1.3)[..., None]
     water = np.array(_WATER_RGB, np.float32)
-    seen: Float32Array = np.clip(colour * 0.82 + 0.18 * water + 0.02 * broad[..., None], 0, 1)
-    return seen
+    coloured: Float32Array = np.clip(colour * 0.82 + 0.18 * water + 0.02 * broad[..., None], 0, 1)
+    return coloured
 
 
 def _ripples(
@@ -234,8 +234,8 @@ class Pose:
     """Place and shape of an object at one time.
 
     Attributes:
-        x_px: From the centre of the frame to the right.
-        y_px: From the centre of the frame downward.
+        x_px: Distance from the frame's centre to the right.
+        y_px: Distance from the frame's centre downward.
         angle: Direction of its u axis in radians, from x toward y.
         size_px: Half-length or radius.
         bend: Phase of its deformation in radians.
@@ -249,7 +249,7 @@ class Pose:
 
 
 def koi_pose(t: float) -> Pose:
-    """Swims along an ellipse, nose first; the wave of its body runs through in 23 frames."""
+    """Move along an ellipse, nose first, with a body wave of 23 frames."""
     turn = -_turns(t, 240, 0.053)
     x_px, y_px = 168 * math.cos(turn), 104 * math.sin(turn)
     heading = math.atan2(-104 * math.cos(turn), 168 * math.sin(turn))
@@ -263,7 +263,7 @@ def koi_pose(t: float) -> Pose:
 
 
 def leaf_pose(t: float) -> Pose:
-    """Drifts across the pond, turning slowly, its blade curling."""
+    """Drift across the pond with a slow rotation and a curling blade."""
     return Pose(
         x_px=74 + 214 * math.cos(_turns(t, 176, 0.632)),
         y_px=-9 + 112 * math.sin(_turns(t, 162, 0.758)),
@@ -274,7 +274,7 @@ def leaf_pose(t: float) -> Pose:
 
 
 def ball_pose(t: float) -> Pose:
-    """Bobs on the water and rolls as it goes."""
+    """Float on the water and roll along the path."""
     return Pose(
         x_px=-163 + 158 * math.sin(_turns(t, 124, 0.602)),
         y_px=44 + 56 * math.sin(_turns(t, 134, 0.341)),

@@ -1,4 +1,4 @@
-"""Textures from seeded noise: fractal value noise, cobbles, and colours along a ramp."""
+"""Textures from seeded noise: fractal value noise, cobbles, colour ramps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ def fractal_noise(
     octaves: int = 4,
     persistence: float = 0.5,
 ) -> Float32Array:
-    """Value noise over several octaves, each half the cell size and ``persistence`` the height.
+    """Make value noise over several octaves.
+
+    Each octave has half the cell size and ``persistence`` times the height of the one before.
 
     Args:
         rng: Source of randomness.
         size_hw: (height, width) of the result.
         cell_px: Cell size of the coarsest octave in pixels.
-        octaves: Number of octaves; those finer than a pixel are left out.
+        octaves: Number of octaves; those finer than a pixel are skipped.
         persistence: Height of an octave relative to the coarser one.
 
     Returns:
@@ -52,16 +54,18 @@ def fractal_noise(
 def cobbles(
     rng: np.random.Generator, size_hw: tuple[int, int], stone_px: float
 ) -> tuple[Float32Array, Float32Array, Float32Array]:
-    """Rounded stones packed side by side (Worley noise: nearest and second nearest of points).
+    """Make packed rounded stones.
+
+    Uses Worley noise: the distances to the nearest and the second nearest of points.
 
     Args:
         rng: Source of randomness.
         size_hw: (height, width) of the result.
-        stone_px: Mean distance of neighbouring stones.
+        stone_px: Mean distance of adjacent stones.
 
     Returns:
-        Three (H, W) float32: the height of the surface (0 in a gap, up to 1 on a stone), one
-        random value of 0..1 per stone, and another one.
+        Three (H, W) float32: the height of the surface (0 in a gap, up to 1 on a stone), and two
+        random values of 0..1 per stone.
     """
     height, width = size_hw
     rows, columns = round(height / stone_px) + 4, round(width / stone_px) + 4
@@ -84,7 +88,7 @@ def cobbles(
 
 
 def colour_ramp(value: Float32Array, stops_rgb: list[tuple[int, int, int]]) -> Float32Array:
-    """Colours along a ramp of equally spaced stops.
+    """Map values to colours along a ramp of equally spaced stops.
 
     Args:
         value: (H, W) float32, 0..1; clipped.
@@ -104,27 +108,28 @@ def colour_ramp(value: Float32Array, stops_rgb: list[tuple[int, int, int]]) -> F
 def smoothstep(
     value: Float32Array, low: float | Float32Array, high: float | Float32Array
 ) -> Float32Array:
-    """0 below ``low``, 1 above ``high``, a smooth cubic between."""
+    """Compute 0 below ``low``, 1 above ``high``, and a smooth cubic between."""
     t = np.clip((value - low) / (high - low), 0, 1)
     eased: Float32Array = (t * t * (3 - 2 * t)).astype(np.float32)
     return eased
 
 
 PLANE_U = 1.3
-"""The plane reaches from -PLANE_U to PLANE_U along the object."""
+"""Half-length of the plane, which is from -PLANE_U to PLANE_U along the object."""
 PLANE_V = 0.75
 
 LIGHT_XYZ = (-0.46, -0.58, 0.67)
-"""Unit vector toward the light: from the upper left, above the water."""
+"""Unit vector toward the light, at the upper left above the water."""
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """A flat picture of an object with the direction in which its surface leans.
+    """Flat image of an object with the direction of its surface normal.
 
     Attributes:
-        rgba: (H, W, 4) float32, 0..1, colours already multiplied by the coverage in A.
-        lean_uv: (H, W, 2) float32, the surface normal's share along u and v, times the coverage.
+        rgba: (H, W, 4) float32, 0..1, premultiplied by the coverage in A.
+        lean_uv: (H, W, 2) float32, components of the surface normal along u and v, times the
+            coverage.
         px_per_unit: Pixels of the sprite per half-length.
     """
 
@@ -153,10 +158,12 @@ class Plane:
         return (self.u.shape[0], self.u.shape[1])
 
     def coverage(self, half_width: npt.NDArray[np.floating[Any]]) -> Float32Array:
-        """0..1 inside |v| < half_width(u), the edge one pixel wide along its normal.
+        """Compute the coverage of the strip |v| < half_width(u), with soft edges.
+
+        Coverage is 0..1; the edge is one pixel wide along its normal.
 
         Args:
-            half_width: (H, W), the same in every row; nothing is covered where it is 0.
+            half_width: (H, W), the same in every row; 0 gives no coverage.
         """
         slope = np.gradient(half_width, axis=1) * self.px_per_unit
         distance = (half_width - np.abs(self.v)) / np.sqrt(1 + slope**2)
@@ -165,7 +172,7 @@ class Plane:
 
 
 def plane_of(px_per_unit: float) -> Plane:
-    """The plane at a resolution."""
+    """Make the plane at a resolution."""
     height, width = round(2 * PLANE_V * px_per_unit), round(2 * PLANE_U * px_per_unit)
     v, u = np.mgrid[:height, :width].astype(np.float32)
     return Plane(
@@ -183,7 +190,7 @@ def sprite_from(
     lean_u: npt.NDArray[np.floating[Any]],
     lean_v: npt.NDArray[np.floating[Any]],
 ) -> Sprite:
-    """Multiply (H, W, 3) colours and the surface's lean by the (H, W) coverage."""
+    """Premultiply (H, W, 3) colours and normals by the (H, W) coverage."""
     rgba = np.concatenate([np.clip(colour, 0, 1) * cover[..., None], cover[..., None]], axis=2)
     lean_uv = np.stack([lean_u, lean_v], axis=2) * cover[..., None]
     return Sprite(rgba.astype(np.float32), lean_uv.astype(np.float32), plane.px_per_unit)
@@ -192,7 +199,10 @@ def sprite_from(
 def mixed(
     first: Float32Array, second: Float32Array, share: npt.NDArray[np.floating[Any]] | float
 ) -> Float32Array:
-    """``first`` where ``share`` is 0, ``second`` where it is 1; colours on the last axis."""
+    """Mix two arrays by ``share``: 0 gives the first, 1 the second.
+
+    Colours are on the last axis.
+    """
     weight = np.asarray(share, np.float32)
     if weight.ndim == 2:
         weight = weight[..., None]

@@ -1,1 +1,1 @@
-"""Training recipes (torch). Data rolled out through the network itself, as at run time."""
+"""Training recipes of the three networks (needs torch)."""

@@ -1,6 +1,6 @@
 """Readers of the training material: DAVIS sequences and image/mask pairs.
 
-Frames stay compressed in memory (a sequence is 5-10 MB of JPEG) and are decoded when asked for.
+Frames stay compressed in memory (a sequence is 5-10 MB of JPEG) and are decoded on demand.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from mpn.runtime.media.video_images import load_rgb
 from mpn.types import BoolArray, UInt8Array
 
 _DECODED_FRAMES = 512
-"""Frames and masks kept decoded (1.2 MB each at 480p): neighbouring rollouts ask for the same."""
+"""Decoded frames and masks in the cache (1.2 MB each at 480p), shared by adjacent rollouts."""
 
 
 @dataclass(frozen=True)
 class DavisSequence:
-    """One sequence in DAVIS layout.
+    """Sequence in DAVIS layout.
 
     Attributes:
         name: Folder name.
@@ -39,27 +39,30 @@ class DavisSequence:
         return len(self.image_paths)
 
     def rgb(self, index: int) -> UInt8Array:
-        """Frame ``index``: (H, W, 3) uint8 RGB."""
+        """Load frame ``index``: (H, W, 3) uint8 RGB."""
         return cached_rgb(self.image_paths[index])
 
     def labels(self, index: int) -> UInt8Array:
-        """Annotation of frame ``index``: (H, W) uint8 ids; void (255) becomes background."""
+        """Load the annotation of frame ``index``: (H, W) uint8 ids.
+
+        Void (255) becomes background.
+        """
         return load_label_png(self.mask_paths[index])
 
 
 @dataclass(frozen=True)
 class StillPair:
-    """An image with the mask of its salient object, mask stored as 0/255."""
+    """Image with the mask of its salient object, stored as 0/255."""
 
     image_path: Path
     mask_path: Path
 
     def rgb(self) -> UInt8Array:
-        """(H, W, 3) uint8 RGB."""
+        """Load the image: (H, W, 3) uint8 RGB."""
         return cached_rgb(self.image_path)
 
     def mask(self) -> BoolArray:
-        """(H, W) bool, the salient object."""
+        """Load the mask of the salient object: (H, W) bool."""
         return load_label_png(self.mask_path, void=None) >= 128
 
 
@@ -77,7 +80,9 @@ def cached_rgb(path: Path) -> UInt8Array:
 
 @lru_cache(maxsize=_DECODED_FRAMES)
 def load_label_png(path: Path, void: int | None = 255) -> UInt8Array:
-    """Decode a palette or grey PNG to its stored values, ``void`` set to 0; read-only.
+    """Decode a palette or grey PNG to its stored values; read-only.
+
+    Values equal to ``void`` become 0.
 
     Raises:
         TrainingError: If the file does not hold object ids.
@@ -95,7 +100,7 @@ def load_label_png(path: Path, void: int | None = 255) -> UInt8Array:
 def load_davis_split(
     root: Path, split: str = "train", resolution: str = "480p", year: str = "2017"
 ) -> list[DavisSequence]:
-    """The sequences of a split, in the order of its list.
+    """Load the sequences of a split, in the order of its list.
 
     Args:
         root: Folder with JPEGImages, Annotations and ImageSets.
@@ -135,13 +140,13 @@ _LAYOUTS = (
 
 
 def load_stills(root: Path) -> list[StillPair]:
-    """Image/mask pairs of a folder in one of the public layouts, in the order of their names.
+    """List the image/mask pairs of a folder in a public layout, by name.
 
     Args:
-        root: The folder as it is unpacked, or the folder ``Imgs`` of MSRA10K itself.
+        root: The unpacked folder, or the folder ``Imgs`` of MSRA10K itself.
 
     Raises:
-        TrainingError: If it is of none of the layouts, or images and masks do not pair.
+        TrainingError: If it has none of the layouts, or images and masks do not pair.
     """
     name, images, masks = _layout(root)
     pictures = {path.stem: path for path in images.glob("*.jpg")}
@@ -152,7 +157,7 @@ def load_stills(root: Path) -> list[StillPair]:
     if alone:
         raise TrainingError(
             f"{root}, taken for {name}: {len(pictures)} images and {len(truths)} masks do not pair "
-            f"by name, '{alone[0]}' is alone: unpack it again"
+            f"by name, '{alone[0]}' has no partner: unpack it again"
         )
     return [StillPair(pictures[stem], truths[stem]) for stem in sorted(pictures)]
 
@@ -164,7 +169,7 @@ def _layout(root: Path) -> tuple[str, Path, Path]:
     if root.name == "Imgs" and root.is_dir():
         return "MSRA10K", root, root
     raise TrainingError(
-        f"{root} is no folder of images with masks: expected Imgs/NAME.jpg beside NAME.png "
+        f"{root} is no folder of images with masks: expected Imgs/NAME.jpg and NAME.png "
         "(MSRA10K), images/ and ground_truth_mask/ (ECSSD), or images/ and masks/"
     )
 
@@ -182,10 +187,10 @@ class DataOptions:
 
     Attributes:
         davis_root: DAVIS 2017: JPEGImages, Annotations, ImageSets.
-        split: List of sequences; those held out for validation are taken from it.
+        split: List of sequences; the held-out ones are removed from it.
         year: Folder of that list, under ImageSets.
         resolution: Folder under JPEGImages and Annotations.
-        stills: Folders of images with masks: MSRA10K, ECSSD, or ``images/`` beside ``masks/``.
+        stills: Folders of images with masks: MSRA10K, ECSSD, or ``images/`` and ``masks/``.
     """
 
     davis_root: Path | None = None
@@ -195,20 +200,20 @@ class DataOptions:
     stills: tuple[Path, ...] = ()
 
     def sequences(self) -> list[DavisSequence]:
-        """The sequences of the split; none without a folder.
+        """Load the sequences of the split; empty without a folder.
 
         Raises:
-            TrainingError: If the folder is no DAVIS.
+            TrainingError: If the folder is no DAVIS folder.
         """
         if self.davis_root is None:
             return []
         return load_davis_split(self.davis_root, self.split, self.resolution, self.year)
 
     def still_pairs(self) -> list[StillPair]:
-        """The pairs of all folders, in the order of the folders.
+        """List the pairs of all folders, in the order of the folders.
 
         Raises:
-            TrainingError: If a folder is of no known layout, or given twice.
+            TrainingError: If a folder has no known layout, or is given twice.
         """
         if len(set(self.stills)) < len(self.stills):
             raise TrainingError(
@@ -222,12 +227,12 @@ _STEPS_AHEAD = 3
 
 
 class Prefetched(Generic[_Sample]):
-    """Batches whose samples are functions of (step, index), made by a pool in any order.
+    """Batches of samples that are functions of (step, index), made by a pool.
 
     Args:
-        make: Sample ``index`` of the batch of ``step``; called in threads.
-        indices: What of each batch to make.
-        steps: Steps altogether: nothing is made beyond them.
+        make: Makes sample ``index`` of the batch of ``step``; called in threads.
+        indices: Indices of the samples of each batch.
+        steps: Steps in all: no sample is made beyond them.
     """
 
     def __init__(
@@ -237,7 +242,7 @@ class Prefetched(Generic[_Sample]):
         self._pending: dict[int, list[Future[_Sample]]] = {}
 
     def take(self, step: int, pool: ThreadPoolExecutor) -> list[_Sample]:
-        """The samples of a step, in the order of their indices."""
+        """Return the samples of a step, in the order of their indices."""
         for ahead in range(step, min(step + _STEPS_AHEAD, self._steps)):
             if ahead not in self._pending:
                 self._pending[ahead] = [pool.submit(self._make, ahead, k) for k in self._indices]

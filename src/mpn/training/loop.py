@@ -1,4 +1,4 @@
-"""The loop around every trainer: log, validate, save, resume."""
+"""Training loop of every trainer: log, validate, save, resume."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from mpn.training.processes import Processes, joined_processes
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 HELD_OUT = ("horsejump-low", "flamingo", "scooter-gray")
-"""Sequences of DAVIS's training list that only validate, by default."""
+"""Sequences of DAVIS's training list used only for validation, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """What the training of every network has.
+    """Options that all networks have in common.
 
     Attributes:
-        ema_decay: Of the averaged weights, which are those validated and handed out.
+        ema_decay: Decay of the averaged weights, which are validated and exported.
         holdout: Names of the sequences kept for validation.
         validate_every: Steps between validations.
         log_every: Steps between lines of the log.
         save_every_s: Seconds between saved states; 0 saves after every step.
-        tensorboard: Write the log for TensorBoard too, beside ``log.csv``.
-        seed: Decides everything random.
-        threads: Of torch, a process.
-        workers: Threads that prepare the data, a process. Data do not depend on it.
-        device: ``"auto"`` is the first GPU where there is one, a process's own under torchrun.
-        precision: Of the convolutions (autocast; weights stay float32). ``"auto"`` is bfloat16 on a
-            GPU that has it, float16 with a scaled loss on another, float32 on a CPU.
+        tensorboard: Also write the log for TensorBoard.
+        seed: Seed of all random choices.
+        threads: Threads of torch per process.
+        workers: Threads per process that prepare the data. The data do not depend on it.
+        device: ``"auto"`` is the first GPU if there is one; under torchrun, the GPU of the process.
+        precision: Precision of the convolutions (autocast; weights stay float32). ``"auto"`` is
+            bfloat16 on a GPU that supports it, float16 with a scaled loss on another GPU, float32
+            on a CPU.
     """
 
     ema_decay: float = 0.998
@@ -71,17 +72,17 @@ _DIGITS = {"loss": ".5f", "learning_rate": ".3g"}
 
 
 class RunLog(Closeable):
-    """Appends reports to a CSV file, one column a field, after the step and the seconds.
+    """CSV log of reports, one column per field, after the step and the seconds.
 
     Args:
-        out: Folder of the run, which exists where the log is enabled.
-        from_step: Step the run goes on from. Lines of later steps, written after the last state was
-            saved by a process that was then killed, are dropped: they come again.
-        tensorboard: Write event files in ``out/tensorboard`` too.
+        out: Folder of the run; exists if the log is enabled.
+        from_step: Step to resume from. Lines of later steps were written after the last saved state
+            by a process that was then killed. They are dropped, because these steps run again.
+        tensorboard: Also write event files to ``out/tensorboard``.
         enabled: False writes nothing: there is one log for several processes.
 
     Raises:
-        MissingExtraError: If TensorBoard is asked for and not installed.
+        MissingExtraError: If TensorBoard is requested and not installed.
     """
 
     def __init__(self, out: Path, *, from_step: int, tensorboard: bool, enabled: bool) -> None:
@@ -111,7 +112,7 @@ class RunLog(Closeable):
         return [header, *kept] if header else []
 
     def write(self, entry: Any) -> None:
-        """One line: a dataclass with a field ``step``; None is an empty cell."""
+        """Append one line: a dataclass with a field ``step``; None is an empty cell."""
         if not self._enabled:
             return
         values = {f.name: getattr(entry, f.name) for f in fields(entry)}
@@ -132,7 +133,7 @@ class RunLog(Closeable):
                     self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Let TensorBoard write what it still holds; closing twice is allowed."""
+        """Flush and close TensorBoard's files; closing twice is allowed."""
         board, self._board = self._board, None
         if board is not None:
             board.close()
@@ -148,7 +149,7 @@ STATE_FILE = "last.pth"
 
 
 class Report(Protocol):
-    """What is logged and shown; a dataclass of numbers and texts."""
+    """Report that is logged and shown: a dataclass of numbers and texts."""
 
     @property
     def step(self) -> int:
@@ -159,29 +160,35 @@ _Report = TypeVar("_Report", bound=Report)
 _Report_co = TypeVar("_Report_co", bound=Report, covariant=True)
 
 
-class Trainee(Protocol[_Report_co]):
-    """A trainer as the loop sees it."""
+class TrainerProtocol(Protocol[_Report_co]):
+    """Trainer as the loop uses it."""
 
     step: int
 
     def train_step(self, pool: ThreadPoolExecutor) -> None:
-        """One batch: forward, backward, update, average."""
+        """Train on one batch: forward, backward, update, average."""
 
     def take_report(self, scores: Mapping[str, float]) -> _Report_co:
-        """The means since the last report, with what was just measured; all processes call it."""
+        """Return the means since the last report, with the given scores.
+
+        All processes call it.
+        """
 
     def state(self) -> dict[str, Any]:
-        """Primitives and tensors; all processes call it, process 0's counts."""
+        """Return primitives and tensors.
+
+        All processes call it; the state of process 0 is the complete one.
+        """
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore a state of :meth:`state`."""
 
 
 def saved_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
-    """The state of the run in a folder; None where there is none yet.
+    """Load the state of the run in a folder; None if there is none yet.
 
     Raises:
-        TrainingError: If there is one that is not to be resumed, or it cannot be read.
+        TrainingError: If there is a state but ``resume`` is False, or it cannot be read.
     """
     path = out / STATE_FILE
     if not path.is_file():
@@ -197,7 +204,9 @@ def saved_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
 
 
 class ResumableTrainer:
-    """Save and restore the parts that every trainer has; see :class:`Trainee`.
+    """Base of trainers that saves and restores their common parts.
+
+    See :class:`TrainerProtocol`.
 
     Attributes:
         schema: Of the states that it writes.
@@ -218,7 +227,7 @@ class ResumableTrainer:
     options: Any
 
     def state(self) -> dict[str, Any]:
-        """Return primitives and tensors only, so that it loads with ``weights_only=True``."""
+        """Return primitives and tensors, loadable with ``weights_only=True``."""
         return {
             "schema": self.schema,
             "network": asdict(self.options.network),
@@ -230,15 +239,15 @@ class ResumableTrainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned.
+        """Restore a state of :meth:`state`.
 
         Raises:
             TrainingError: If the state belongs to another network, or to another kind of run.
         """
-        wanted = asdict(self.options.network)
-        if state.get("schema") != self.schema or state["network"] != wanted:
+        expected = asdict(self.options.network)
+        if state.get("schema") != self.schema or state["network"] != expected:
             raise TrainingError(
-                f"the run to resume has network {state.get('network')}, asked for {wanted}"
+                f"the run to resume has network {state.get('network')}, not {expected}"
             )
         self.step = int(state["step"])
         self.network.load_state_dict(state["model"])
@@ -265,7 +274,7 @@ def seeded_processes(options: LoopOptions) -> Iterator[Processes]:
 
 
 def run_loop(
-    trainer: Trainee[_Report],
+    trainer: TrainerProtocol[_Report],
     options: LoopOptions,
     steps: int,
     out: Path,
@@ -274,18 +283,18 @@ def run_loop(
     validate: Callable[[], Mapping[str, float]],
     report: Callable[[_Report], None],
 ) -> None:
-    """Train to ``steps``, leaving ``last.pth`` and ``log.csv`` in ``out``.
+    """Train to ``steps``, writing ``last.pth`` and ``log.csv`` to ``out``.
 
     Args:
-        trainer: Restored already where a run goes on.
+        trainer: Already restored if a run is resumed.
         options: When to log, validate and save.
-        steps: Steps altogether.
+        steps: Number of optimisation steps in all.
         out: Folder of the run.
         processes: Process 0 logs, validates and saves.
-        validate: Scores of the averaged weights by name.
+        validate: Computes scores of the averaged weights by name.
         report: Called with every line of the log.
     """
-    cv2.setNumThreads(1)  # the data have threads of their own; OpenCV's would fight with torch's
+    cv2.setNumThreads(1)  # data have their own threads; OpenCV's would compete with torch's
     if processes.is_first:
         out.mkdir(parents=True, exist_ok=True)
         with output_errors(out):

@@ -15,10 +15,10 @@ _DICE_EPSILON = 1.0
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, *, dice_weight: float) -> Tensor:
-    """Pixel cross-entropy plus a weighted soft Dice loss of the foreground.
+    """Compute pixel cross-entropy plus a weighted soft Dice loss.
 
-    Cross-entropy alone lets small objects vanish; Dice alone is noisy on empty targets. The sum is
-    the usual answer (F. Milletari et al., "V-Net", 3DV 2016, for the Dice term).
+    Cross-entropy alone loses small objects; Dice alone is noisy on empty targets. The sum is the
+    usual choice (F. Milletari et al., "V-Net", 3DV 2016, for the Dice term).
 
     Args:
         logits: (B, 2, S, S) background and foreground, any floating dtype.
@@ -42,20 +42,18 @@ REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
 def class_balanced_loss(logits: Tensor, mask: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """Cross-entropy in which object and background weigh the same, whatever their areas.
+    """Compute a cross-entropy that weighs object and background the same.
 
-    Per image, with N+ pixels in the object, N- outside and N altogether: N-/N times the
-    cross-entropy summed over the object plus N+/N times that summed over the background
-    (S. Xie and Z. Tu, "Holistically-Nested Edge Detection", ICCV 2015, equation 2; S. Caelles et
-    al., "One-Shot Video Object Segmentation", CVPR 2017). An image without object, or with nothing
-    else, has loss 0.
+    Per image, with N+ pixels in the object, N- outside and N in all: N-/N times the cross-entropy
+    summed over the object plus N+/N times that summed over the background (S. Xie and Z. Tu,
+    "Holistically-Nested Edge Detection", ICCV 2015, equation 2; S. Caelles et al., "One-Shot Video
+    Object Segmentation", CVPR 2017). An image without object, or without background, has loss 0.
 
     Args:
         logits: (B, 1, H, W), any floating dtype; computed in float32.
-        mask: (B, 1, H, W) float32; a pixel belongs to the object from 0.5 on.
-        reduction: ``"sum"``: over pixels, as published: learning rates are of the order 1e-8.
-            ``"mean"``: that divided by N, so that a rate holds for every size of image; the same
-            up to the rate.
+        mask: (B, 1, H, W) float32; a pixel of at least 0.5 belongs to the object.
+        reduction: ``"sum"`` is over pixels, as published, with learning rates of the order 1e-8.
+            ``"mean"`` divides it by N, so that one learning rate suits every size of image.
 
     Returns:
         Scalar float32, the mean over the images.
@@ -69,7 +67,7 @@ def class_balanced_loss(logits: Tensor, mask: Tensor, *, reduction: Reduction = 
             f"and {tuple(mask.shape)}"
         )
     if reduction not in REDUCTIONS:
-        raise InputError(f"unknown reduction '{reduction}': the ways are {', '.join(REDUCTIONS)}")
+        raise InputError(f"unknown reduction '{reduction}': there are {', '.join(REDUCTIONS)}")
     inside = (mask >= 0.5).float()
     object_share = inside.mean(dim=(1, 2, 3), keepdim=True)
     weights = inside * (1 - object_share) + (1 - inside) * object_share
@@ -80,36 +78,36 @@ def class_balanced_loss(logits: Tensor, mask: Tensor, *, reduction: Reduction = 
 
 
 PUBLISHED_WEIGHTS = (0.32, 0.08, 0.02, 0.01, 0.005)
-"""Of the levels from 1/64 to 1/4 (A. Dosovitskiy et al., "FlowNet", ICCV 2015, and its public
-training definitions)."""
+"""Weights of the levels from 1/64 to 1/4 (A. Dosovitskiy et al., "FlowNet", ICCV 2015, and its
+public training definitions)."""
 UNIT_PX = 20.0
-"""Errors are counted in units of 20 px: the networks predict flow / 20."""
+"""Unit of the errors: the networks predict flow / 20."""
 
 
 def multiscale_epe(
     flows_px: Sequence[Tensor], target_px: Tensor, valid: Tensor, weights: Sequence[float]
 ) -> Tensor:
-    """Endpoint errors of every level, summed over its pixels, weighted, over the finest's pixels.
+    """Sum the weighted endpoint errors of all levels per pixel of the finest.
 
-    The published loss sums over the pixels of each level, so the same weights count for more where
-    there are more pixels; dividing by the number of pixels of the finest level keeps a learning
-    rate good for every size. The target of a level is the mean of the valid flows of each cell.
+    The published loss sums over the pixels of each level, so a weight counts for more on larger
+    images. Dividing by the number of pixels of the finest level keeps a learning rate valid for
+    every size. The target of a level is the mean of the valid flows of each cell.
 
     Args:
         flows_px: (B, 2, h, w) each, from coarse to fine, in pixels of the full size.
         target_px: (B, 2, H, W) float32, sides multiples of every level's.
         valid: (B, H, W) bool.
-        weights: One a level.
+        weights: One per level.
 
     Returns:
-        Scalar float32, in units of 20 pixels; 0 where nothing is valid.
+        Scalar float32, in units of 20 pixels; 0 if no pixel is valid.
 
     Raises:
         InputError: If levels and weights do not pair.
     """
     if len(flows_px) != len(weights):
         raise InputError(
-            f"the loss takes one weight a level, got {len(weights)} for {len(flows_px)} levels"
+            f"the loss takes one weight per level, got {len(weights)} for {len(flows_px)} levels"
         )
     known = valid[:, None].float()
     total = target_px.new_zeros(())
@@ -119,13 +117,13 @@ def multiscale_epe(
         share = F.adaptive_avg_pool2d(known, size)
         mean = F.adaptive_avg_pool2d(target_px * known, size) / share.clamp(min=1e-6)
         error = torch.linalg.vector_norm((flow_px.float() - mean) / UNIT_PX, dim=1)
-        seen = (share[:, 0] > 0.5).float()
-        total = total + weight * (error * seen).sum() / (finest * len(flow_px))
+        is_valid = (share[:, 0] > 0.5).float()
+        total = total + weight * (error * is_valid).sum() / (finest * len(flow_px))
     return total
 
 
 def mean_epe_px(flow_px: Tensor, target_px: Tensor, valid: Tensor) -> Tensor:
-    """Mean endpoint error over the valid pixels, in pixels; 0 where nothing is valid.
+    """Compute the mean endpoint error over valid pixels; 0 if there is none.
 
     Args:
         flow_px: (B, 2, H, W).

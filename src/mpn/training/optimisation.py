@@ -1,4 +1,4 @@
-"""Convolutions in half precision, weights and losses in float32."""
+"""Mixed precision: convolutions in half, weights and losses in float32."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class MixedPrecision:
 
     Args:
         precision: See :class:`mpn.training.loop.LoopOptions`.
-        device: Where the network is.
+        device: Device of the network.
 
     Raises:
-        TrainingError: If the device cannot do what is asked.
+        TrainingError: If the device does not support the precision.
     """
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class MixedPrecision:
         )
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Where the network is run forwards."""
+        """Return the autocast context of the forward pass."""
         dtype = _DTYPES.get(self.precision)
         return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -47,7 +47,10 @@ class MixedPrecision:
         parameters: Iterable[nn.Parameter],
         clip_norm: float,
     ) -> None:
-        """Backwards, bound the gradient's norm, update. Gradients that overflowed are skipped."""
+        """Run backward, clip the gradient's norm, update.
+
+        Gradients that overflowed are skipped.
+        """
         optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(optimiser)
@@ -56,20 +59,20 @@ class MixedPrecision:
         self._scaler.update()
 
     def state(self) -> dict[str, Any]:
-        """Of the scale; empty where there is none."""
+        """Return the state of the loss scale; empty if there is none."""
         return dict(self._scaler.state_dict())
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore a state of :meth:`state`."""
         if state and self._scaler.is_enabled():
             self._scaler.load_state_dict(state)
 
 
 def chosen_precision(precision: Precision, device: torch.device) -> Precision:
-    """What ``"auto"`` stands for on a device.
+    """Resolve ``"auto"`` for a device.
 
     Raises:
-        TrainingError: If the device cannot do what is asked.
+        TrainingError: If the device does not support the precision.
     """
     if precision == "auto":
         if device.type != "cuda":
@@ -83,12 +86,12 @@ def chosen_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 class AveragedWeights:
-    """Averages every floating-point tensor of a state dict; counters are copied.
+    """Average of every floating-point tensor of a state dict; counters are copied.
 
     Args:
-        network: Whose weights.
-        decay: Of the average, below 1. The first steps have less: a young average would be
-            dominated by the random start.
+        network: Network with the weights.
+        decay: Decay of the average, below 1. The first steps use less: otherwise the random initial
+            weights would dominate a young average.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -96,7 +99,7 @@ class AveragedWeights:
         self.state = {k: v.detach().clone() for k, v in network.state_dict().items()}
 
     def update(self, network: nn.Module, step: int) -> None:
-        """Take in the weights after ``step`` steps."""
+        """Add the weights after ``step`` steps to the average."""
         decay = min(self._decay, (1 + step) / (10 + step))
         current = network.state_dict()
         pairs = [(average, current[key]) for key, average in self.state.items()]
@@ -108,22 +111,22 @@ class AveragedWeights:
                     average.copy_(value)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a saved average."""
+        """Restore a saved average."""
         for key, average in self.state.items():
             average.copy_(state[key])
 
     def on_cpu(self) -> dict[str, Tensor]:
-        """The average, on the CPU, contiguous."""
+        """Copy the average to the CPU, contiguous."""
         return {k: v.cpu() for k, v in self.state.items()}
 
 
 def warmed_up(step: int, warmup_steps: int) -> float:
-    """Linear rise to 1 over the warm-up; ``step`` counts from 0."""
+    """Compute the linear rise to 1 over the warm-up; ``step`` counts from 0."""
     return min(1.0, (step + 1) / max(1, warmup_steps))
 
 
 def cosine(done: int, steps: int) -> float:
-    """Half a cosine from 1 at 0 to 0 at ``steps``; 1 before and 0 after."""
+    """Compute half a cosine from 1 at 0 to 0 at ``steps``; 1 before, 0 after."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, done) / max(1, steps))))
 
 
@@ -142,7 +145,7 @@ def adamw(parameters: Iterable[nn.Parameter], *, weight_decay: float) -> torch.o
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """State of the generators that a network on ``device`` draws from."""
+    """Return the generator states of a network on ``device``."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -150,11 +153,13 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(saved: Sequence[Mapping[str, Any]], processes: Processes) -> None:
-    """Put this process's generators back; a process that was not there keeps its seed.
+    """Restore this process's generators.
+
+    A process that was not in the saved run keeps its seed.
 
     Args:
-        saved: :func:`random_state` of every process of the run that is resumed, by rank.
-        processes: This process among those of now.
+        saved: :func:`random_state` of every process of the resumed run, by rank.
+        processes: This process in the present run.
     """
     if processes.rank >= len(saved):
         return

@@ -1,6 +1,6 @@
-"""The processes of one training run: one alone, or several under torchrun, each with a GPU.
+"""Processes of one training run: a single one, or one per GPU under torchrun.
 
-Every process computes its share of each batch; gradients are averaged by DistributedDataParallel.
+Every process computes its share of each batch; DistributedDataParallel averages the gradients.
 Process 0 writes files, validates and reports.
 """
 
@@ -27,12 +27,12 @@ _LONGEST_WAIT = datetime.timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of a run.
+    """Rank and device of this process in a run.
 
     Attributes:
-        rank: Its number.
-        count: How many there are.
-        device: Where its network is.
+        rank: Index of this process.
+        count: Number of processes.
+        device: Device of its network.
     """
 
     rank: int = 0
@@ -41,27 +41,29 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files, validates and reports."""
+        """Whether this process writes files, validates and reports."""
         return self.rank == 0
 
     def share(self, items: Sequence[_Item]) -> list[_Item]:
-        """What of a batch is this process's: every ``count``-th.
+        """Return this process's part of a batch: every ``count``-th item.
 
         Raises:
-            TrainingError: If the batch cannot be shared out evenly.
+            TrainingError: If the batch cannot be divided evenly.
         """
         if len(items) % self.count:
             raise TrainingError(
-                f"a batch of {len(items)} cannot be shared out to {self.count} processes evenly: "
+                f"a batch of {len(items)} cannot be divided evenly among {self.count} processes: "
                 f"take a multiple of {self.count}"
             )
         return list(items[self.rank :: self.count])
 
     def parallel(self, network: nn.Module, *, all_used: bool = True) -> nn.Module:
-        """The network as its gradients are averaged over the processes; itself if alone.
+        """Wrap a network so that its gradients are averaged over the processes.
+
+        A single process gets the network itself.
 
         Args:
-            network: On the device already; process 0's weights become everybody's.
+            network: On its device already; all processes start from the weights of process 0.
             all_used: Whether every trainable parameter has a gradient in every step.
         """
         if self.count == 1:
@@ -72,9 +74,9 @@ class Processes:
         )
 
     def synchronised_norm(self, network: nn.Module) -> nn.Module:
-        """Batch normalisation over all processes' samples, where torch has it: on GPUs.
+        """Synchronise batch normalisation over all processes, on GPUs.
 
-        On CPUs each process normalises by its own share of the batch.
+        On CPUs torch has no such layer, and each process normalises by its own share of the batch.
         """
         if self.count == 1 or self.device.type != "cuda":
             return network
@@ -82,15 +84,15 @@ class Processes:
         return convert(network)
 
     def agree(self, choice: bool) -> bool:
-        """Process 0's choice, known to all."""
+        """Return process 0's choice in every process."""
         if self.count == 1:
             return choice
-        told = torch.tensor([int(choice)], device=self.device)
-        dist.broadcast(told, src=0)
-        return bool(told.item())
+        shared = torch.tensor([int(choice)], device=self.device)
+        dist.broadcast(shared, src=0)
+        return bool(shared.item())
 
     def gathered(self, item: _Item) -> list[_Item]:
-        """Every process's item, by rank; empty but for process 0."""
+        """Gather every process's item in process 0, by rank; empty in the others."""
         if self.count == 1:
             return [item]
         items: list[Any] | None = [None] * self.count if self.is_first else None
@@ -98,7 +100,7 @@ class Processes:
         return items or []
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """The means of some numbers over all processes."""
+        """Average numbers over all processes."""
         if self.count == 1:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -106,28 +108,28 @@ class Processes:
         return [float(v) / self.count for v in summed.cpu()]
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self.count > 1:
             self.mean([0.0])
 
 
 @contextmanager
 def joined_processes(device: str) -> Iterator[Processes]:
-    """This process's place in the run, from the environment that torchrun sets.
+    """Join the process group that torchrun's environment describes.
 
     Args:
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        TrainingError: If a GPU is asked for and there is none for this process.
+        TrainingError: If a GPU is requested and there is none for this process.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and gpus <= local:
         raise TrainingError(
-            f"a GPU was asked for, but process {rank} finds {gpus} of them: train with "
-            "--device cpu, or start at most one process a GPU"
+            f"a GPU is required, but process {rank} finds {gpus} of them: train with "
+            "--device cpu, or start at most one process per GPU"
         )
     on_gpu = device == "cuda" or (device == "auto" and gpus > local)
     place = torch.device("cuda", local) if on_gpu else torch.device("cpu")
@@ -143,8 +145,8 @@ def joined_processes(device: str) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-# glibc hands large tensors back to the kernel at every step and faults them in again; keeping them
-# made one step of a lite network 2.2 times faster on two cores.
+# By default glibc returns large tensors to the kernel at every step and page-faults them again.
+# Keeping them made one step of a lite network 2.2 times faster on two cores.
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
@@ -153,7 +155,7 @@ _MALLOC = {
 
 
 def keep_freed_memory() -> None:
-    """Start this very command again with glibc told to keep freed memory, if it is not yet.
+    """Restart this command with glibc set to keep freed memory, if it is not yet.
 
     glibc reads these variables when a process starts, so they cannot be set from within.
     """
@@ -166,5 +168,5 @@ def keep_freed_memory() -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process writes and reports: alone, or number 0 of those torchrun started."""
+    """Return whether this process writes files: a single one, or rank 0."""
     return os.environ.get("RANK", "0") == "0"

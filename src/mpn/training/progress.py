@@ -1,4 +1,4 @@
-"""What a training run shows while it runs."""
+"""Progress display of a training run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ AnyReport = TrainingReport | OsvosTrainingReport | FlowTrainingReport
 
 
 class TrainingProgress(Closeable):
-    """A bar with loss and IoU on a terminal, plain lines elsewhere, nothing in other processes."""
+    """Bar with loss and IoU on a terminal, else plain lines.
+
+    Processes other than the first show nothing.
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -56,7 +59,7 @@ class TrainingProgress(Closeable):
         return self
 
     def close(self) -> None:
-        """Take the bar away; closing twice is allowed."""
+        """Remove the bar; closing twice is allowed."""
         self._progress.stop()
 
 

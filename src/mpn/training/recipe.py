@@ -1,4 +1,4 @@
-"""From data folders to a propagation checkpoint that can be exported."""
+"""Recipe of the propagation network, from data folders to a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from mpn.errors import MpnError, TrainingError
 from mpn.networks.deeplab import DeepLabXception
 from mpn.training.data import DataOptions
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 from mpn.training.propagation.recipe import (
     PropagationTrainingOptions,
     TrainingReport,
     train_propagation,
 )
-from mpn.training.run_folder import hand_out, open_run, propagation_start
+from mpn.training.run_folder import open_run, propagation_start, write_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class PropagationRecipe:
-    """Everything that decides a run.
+    """Data, options and initial weights of a run.
 
     Attributes:
-        data: Where the material lies.
-        training: The run.
-        start_from: Checkpoint to start from, or None: an own one, a public DeepLab v3+ Xception, or
-            ImageNet's Xception.
-        init_fourth_channel: How to fill the channel of the warped probability where those weights
-            have three: ``"zero"``, ``"mean"`` or ``"normal"``.
+        data: Folders of the training material.
+        training: Options of the run.
+        start_from: Checkpoint of the initial weights, or None: an own one, a public DeepLab v3+
+            Xception, or ImageNet's Xception.
+        init_fourth_channel: How to initialise the channel of the warped probability if those
+            weights have three channels: ``"zero"``, ``"mean"`` or ``"normal"``.
     """
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -49,7 +49,7 @@ class PropagationRecipe:
             )
         if self.data.davis_root is None:
             raise TrainingError(
-                "the propagation network learns from a DAVIS folder: name it with --davis-root"
+                "the propagation network is trained on a DAVIS folder: add --davis-root"
             )
 
 
@@ -61,12 +61,12 @@ def run_propagation_recipe(
     notice: Callable[[str], None] = lambda _: None,
     report: Callable[[TrainingReport], None] = lambda _: None,
 ) -> Path:
-    """Read the data, train, and write the averaged weights as ``out/propagation.pth``.
+    """Read the data, train, and write averaged weights to ``out/propagation.pth``.
 
     Args:
         recipe: Data and options.
-        out: Folder of the run; ``recipe.toml`` in it says what was really used.
-        resume: Go on where the run in ``out`` stopped.
+        out: Folder of the run; its ``recipe.toml`` holds the options as used.
+        resume: Continue the run in ``out``.
         notice: Called with every option that a resumed run changes.
         report: Called every few steps.
 
@@ -74,7 +74,7 @@ def run_propagation_recipe(
         Path of the checkpoint.
 
     Raises:
-        CheckpointError: If the checkpoint to start from cannot be used.
+        CheckpointError: If the initial checkpoint cannot be used.
         TrainingError: If the data cannot be used, ``out`` holds another run, or training fails.
     """
     options = recipe.training
@@ -87,7 +87,9 @@ def run_propagation_recipe(
             seed=options.seed,
         )
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
-    material = Material(tuple(s for s in sequences if s.name not in options.holdout), tuple(stills))
+    material = ClipSources(
+        tuple(s for s in sequences if s.name not in options.holdout), tuple(stills)
+    )
     open_run(recipe, "propagation", out, resume=resume, notice=notice)
     averaged = train_propagation(
         sequences, material, out, options, start_from=start, resume=resume, report=report
@@ -99,7 +101,7 @@ def run_propagation_recipe(
         "held_out": list(options.holdout),
         "still_pairs": len(stills),
     }
-    return hand_out(network, recipe, "propagation", out, data)
+    return write_checkpoint(network, recipe, "propagation", out, data)
 
 
 _RECIPES = "recipes"
@@ -107,7 +109,7 @@ _Recipe = TypeVar("_Recipe")
 
 
 def shipped_recipes(role: str) -> tuple[str, ...]:
-    """Names of the recipes of a role that come with the package, for example ``("lite",)``."""
+    """List the recipes of a role in the package, for example ``("lite",)``."""
     folder = resources.files("mpn.training").joinpath(_RECIPES)
     names = (entry.name for entry in folder.iterdir())
     ours = (n for n in names if n.startswith(f"{role}-") and n.endswith(".toml"))
@@ -115,10 +117,10 @@ def shipped_recipes(role: str) -> tuple[str, ...]:
 
 
 def load_table(role: str, *, name: str | None = None, path: Path | None = None) -> dict[str, Any]:
-    """The table of a shipped recipe or of a file.
+    """Load the table of a shipped recipe or of a file.
 
     Args:
-        role: Network it must be for, the value of its key ``role``.
+        role: Network of the recipe, the value of its key ``role``.
         name: One of :func:`shipped_recipes`.
         path: A TOML file instead.
 
@@ -126,17 +128,17 @@ def load_table(role: str, *, name: str | None = None, path: Path | None = None) 
         Its tables, without ``role``; empty if neither is given.
 
     Raises:
-        TrainingError: If both are given, the file cannot be read, or it is another role's.
+        TrainingError: If both are given, the file cannot be read, or it is for another role.
     """
     if name is not None and path is not None:
         raise TrainingError(
-            f"both the shipped recipe '{name}' and the file {path} were given: name one of them"
+            f"both the shipped recipe '{name}' and the file {path} are given: choose one"
         )
     if name is not None:
         if name not in shipped_recipes(role):
             raise TrainingError(
-                f"there is no {role} recipe '{name}': shipped are "
-                f"{', '.join(shipped_recipes(role))}; a file of your own is given by --config"
+                f"there is no {role} recipe '{name}': there are "
+                f"{', '.join(shipped_recipes(role))}; use --config for your own file"
             )
         file = resources.files("mpn.training").joinpath(_RECIPES, f"{role}-{name}.toml")
         text, where = file.read_text(encoding="utf-8"), f"recipe '{name}'"
@@ -162,14 +164,14 @@ def load_table(role: str, *, name: str | None = None, path: Path | None = None) 
 
 
 def overridden(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with some values replaced.
+    """Replace some values of a table.
 
     Args:
-        table: As :func:`load_table` returns it; not changed.
-        changes: Values by dotted key, such as ``"training.steps"``; None leaves a key as it is.
+        table: A table of :func:`load_table`; not changed.
+        changes: Values by dotted key, such as ``"training.steps"``; None does not change a key.
 
     Raises:
-        TrainingError: If a key goes through something that is no table.
+        TrainingError: If a parent of a key is no table.
     """
     out: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in table.items()}
     for dotted, value in changes.items():
@@ -187,10 +189,10 @@ def overridden(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def parsed_settings(settings: list[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` texts as changes for :func:`overridden`.
+    """Parse ``KEY=VALUE`` texts to changes for :func:`overridden`.
 
     Args:
-        settings: Values in TOML's notation; what is no TOML is taken as a text.
+        settings: Values in TOML's notation; a value that is no TOML is a text.
 
     Raises:
         TrainingError: If one has no ``=``.
@@ -210,12 +212,12 @@ def parsed_settings(settings: list[str]) -> dict[str, Any]:
 
 
 def recipe_from_table(kind: type[_Recipe], table: Mapping[str, Any], where: str = "") -> _Recipe:
-    """Build a dataclass, and those in it, from a table; strict about keys and types.
+    """Build nested dataclasses from a table, with strict keys and types.
 
     Args:
         kind: A dataclass.
         table: Values by field.
-        where: Dotted key of the table, for messages.
+        where: Dotted key of the table, for error messages.
 
     Raises:
         TrainingError: If a key is unknown or missing, a value has another type, or an option
@@ -228,7 +230,7 @@ def recipe_from_table(kind: type[_Recipe], table: Mapping[str, Any], where: str 
         dotted = f"{where}.{key}" if where else key
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
+            meant = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
             raise TrainingError(f"unknown option '{dotted}' in the recipe: {meant}")
         values[key] = _converted(hints[key], value, dotted)
     for name, field in known.items():
@@ -243,8 +245,8 @@ def recipe_from_table(kind: type[_Recipe], table: Mapping[str, Any], where: str 
 def _converted(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        wanted = next(a for a in arguments if a is not type(None))
-        return _converted(wanted, value, where)
+        given = next(a for a in arguments if a is not type(None))
+        return _converted(given, value, where)
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise TrainingError(f"'{where}' must be a table of options, got {value!r}")
@@ -276,7 +278,7 @@ def _name(hint: Any) -> str:
 
 
 def toml_from_recipe(recipe: Any, role: str) -> str:
-    """A recipe as the TOML file that gives it back; options that are None are left out."""
+    """Write a recipe as TOML; options that are None are left out."""
     lines = [f'role = "{role}"']
     _append_table(lines, recipe, "")
     return "\n".join(lines) + "\n"

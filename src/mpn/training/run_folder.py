@@ -1,4 +1,4 @@
-"""What a run's folder says about it: the recipe as it was really used."""
+"""Files of a run's folder: the recipe as used, and the checkpoint."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _OF_THE_MACHINE = frozenset(
     f"training.{name}"
     for name in ("threads", "workers", "device", "save_every_s", "log_every", "tensorboard")
 )
-"""Options that do not change what is learned, or only its last digits."""
+"""Options that do not change the weights, or only their last digits."""
 
 
 def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str, ...]:
-    """Write ``out/recipe.toml``, which ``--config`` takes.
+    """Write ``out/recipe.toml``, which ``--config`` accepts.
 
     Args:
-        recipe: The recipe, every option filled in.
+        recipe: The recipe with all its options.
         role: Network it trains.
-        out: Folder of the run; made if it is not there.
-        resume: Whether it may hold a run already.
+        out: Folder of the run; created if missing.
+        resume: Whether the folder may already hold a run.
 
     Returns:
-        What differs from the recipe that was there, as ``"training.steps: 6 -> 12"``; options of
-        the machine left out.
+        Differences from the previous recipe, as ``"training.steps: 6 -> 12"``, without options of
+        the machine.
 
     Raises:
         TrainingError: If the folder holds a run and ``resume`` is not given.
@@ -71,23 +71,23 @@ def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str
 def open_run(
     recipe: Any, role: str, out: Path, *, resume: bool, notice: Callable[[str], None]
 ) -> None:
-    """:func:`keep_recipe` in the first process, each change told to ``notice``."""
+    """Call :func:`keep_recipe` in the first process and report each change."""
     if is_first_process():
         for change in keep_recipe(recipe, role, out, resume=resume):
             notice(change)
 
 
-def hand_out(
+def write_checkpoint(
     network: nn.Module, recipe: Any, role: Role, out: Path, data: Mapping[str, Any]
 ) -> Path:
-    """Write ``out/<role>.pth`` in the first process, with where it comes from.
+    """Write ``out/<role>.pth`` with its provenance in the first process.
 
     Args:
-        network: With the weights to hand out.
+        network: Network with the weights to write.
         recipe: The recipe.
-        role: Of the network.
+        role: Role of the network.
         out: Folder of the run.
-        data: What it was trained on.
+        data: Description of the training data.
 
     Returns:
         Path of the checkpoint, in every process.
@@ -99,11 +99,11 @@ def hand_out(
 
 
 def provenance(recipe: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says about its origin, as JSON types; paths are left out.
+    """Describe the origin of a checkpoint as JSON types, without paths.
 
     Args:
         recipe: The recipe.
-        data: What it was trained on.
+        data: Description of the training data.
     """
     return {
         "tool": f"mpn-runtime {__version__}",
@@ -131,14 +131,14 @@ def _without_paths(value: Any) -> Any:
 def propagation_start(
     path: Path, config: DeepLabConfig, *, fourth: FourthChannel | None, seed: int
 ) -> dict[str, Tensor]:
-    """Weights of the propagation network from a file.
+    """Load initial weights of the propagation network from a file.
 
     Args:
-        path: An own checkpoint, a public DeepLab v3+ Xception, or ImageNet's Xception, whose
-            backbone is taken and the rest drawn at random.
-        config: Shape of the network that is to be trained.
-        fourth: How to fill the channel of the warped probability where the file has none.
-        seed: For what is drawn at random.
+        path: An own checkpoint, a public DeepLab v3+ Xception, or ImageNet's Xception. Of the last,
+            the backbone is used; the rest is random.
+        config: Shape of the network to train.
+        fourth: How to initialise the channel of the warped probability if the file has none.
+        seed: Seed of the random weights.
 
     Raises:
         CheckpointError: If the file cannot be used.
@@ -150,7 +150,7 @@ def propagation_start(
         return dict(checkpoint.roles["propagation"].state_dict)
     if fourth is None:
         raise TrainingError(
-            f"{path} has no channel for the warped probability: say how to fill it with "
+            f"{path} has no channel for the warped probability: initialise it with "
             "--set init_fourth_channel=zero (or mean, normal)"
         )
     backbone = xception_backbone(state, fourth)
@@ -158,13 +158,13 @@ def propagation_start(
 
 
 def osvos_start(path: Path, config: OsvosConfig, *, seed: int) -> dict[str, Tensor]:
-    """Weights of OSVOS from a file, for images of 0..255 minus the mean.
+    """Load initial weights of OSVOS from a file, for images of 0..255 minus mean.
 
     Args:
         path: An own or public OSVOS checkpoint, or torchvision's VGG16, whose layers become the
-            trunk; side branches and fusion are drawn at random.
-        config: Shape of the network that is to be trained.
-        seed: For what is drawn at random.
+            trunk; side branches and fusion are random.
+        config: Shape of the network to train.
+        seed: Seed of the random weights.
 
     Raises:
         CheckpointError: If the file cannot be used.
@@ -186,16 +186,16 @@ def osvos_start(path: Path, config: OsvosConfig, *, seed: int) -> dict[str, Tens
     return _completed(drawn, config, vgg16_stages(state), path, seed)
 
 
-def _imagenet_state(path: Path, wanted: ImageNetTrunk) -> dict[str, Tensor] | None:
-    """The state dict of an ImageNet network; None if the file is another thing."""
+def _imagenet_state(path: Path, expected: ImageNetTrunk) -> dict[str, Tensor] | None:
+    """Load the state dict of an ImageNet network; None for any other file."""
     content = read_torch_file(path)
     try:
         state = unwrapped_state_dict(content, path)
     except CheckpointError:
-        return None  # an own checkpoint, or what load_checkpoint explains better
+        return None  # an own checkpoint, or an error that load_checkpoint explains better
     found = imagenet_trunk(state)
-    if found is not None and found != wanted:
-        raise CheckpointError(f"{path} is ImageNet's {found} where {wanted} is needed")
+    if found is not None and found != expected:
+        raise CheckpointError(f"{path} is ImageNet's {found}, but {expected} is needed")
     return state if found else None
 
 
@@ -206,7 +206,7 @@ def _completed(
     path: Path,
     seed: int,
 ) -> dict[str, Tensor]:
-    """A whole state dict: the trunk's tensors, and random ones where it has none."""
+    """Complete the trunk's tensors with random ones to a whole state dict."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         own = draw(config).state_dict()
@@ -226,13 +226,13 @@ def load_start(
     may_lack: Collection[str] = (),
     advice: str,
 ) -> None:
-    """Load a state dict, strict but for named keys.
+    """Load a state dict strictly, except for named keys.
 
     Args:
         network: Changed in place.
         state: The weights.
-        may_lack: Keys of the network that may be missing, and keep their values.
-        advice: What to ask for instead, as the end of a sentence.
+        may_lack: Keys of the network that may be missing, and then keep their values.
+        advice: Alternative for the user, as the end of a sentence.
 
     Raises:
         TrainingError: If the weights do not fit.
@@ -243,6 +243,6 @@ def load_start(
     if unfit or missing:
         raise TrainingError(
             f"the weights to start from do not fit the network at '{(unfit + missing)[0]}' "
-            f"({len(unfit)} surplus or of another shape, {len(missing)} missing): ask for {advice}"
+            f"({len(unfit)} surplus or of another shape, {len(missing)} missing): set {advice}"
         )
     network.load_state_dict(state, strict=False)

@@ -1,4 +1,4 @@
-"""A network in training behind the Engine protocol: validation runs what the runtime runs."""
+"""Engine of a PyTorch network, so that validation runs the runtime's pipeline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TorchEngine(Closeable):
     """A PyTorch network with the tensors of an engine of its role.
 
     Args:
-        network: Put into eval mode.
+        network: Switched to eval mode.
         spec: Its interface, of one output.
     """
 
@@ -41,18 +41,18 @@ class TorchEngine(Closeable):
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-        """See :meth:`mpn.engines.base.Engine.run`."""
+        """Run the network; see :meth:`mpn.engines.base.Engine.run`."""
         if self._network is None:
             raise EngineError(f"the {self._spec.role} engine is closed")
         self._spec.check_inputs(inputs)
-        given = [torch.from_numpy(inputs[x.name]).to(self._device) for x in self._spec.inputs]
-        answer = self.answer(self._network, *given).float()
-        return {self._spec.outputs[0].name: np.ascontiguousarray(answer.cpu().numpy())}
+        tensors = [torch.from_numpy(inputs[x.name]).to(self._device) for x in self._spec.inputs]
+        output = self.forward(self._network, *tensors).float()
+        return {self._spec.outputs[0].name: np.ascontiguousarray(output.cpu().numpy())}
 
     @abstractmethod
-    def answer(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        """What the engine of this role answers where the network sees ``inputs``."""
+    def forward(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """Compute the output of an engine of this role from ``inputs``."""
 
     def close(self) -> None:
-        """Let go of the network."""
+        """Release the network."""
         self._network = None

@@ -53,7 +53,7 @@ def test_a_paper_size_network_parses_and_builds_in_half(folder: Path, role: Role
         api, graph.path, spec, precision="fp16", options=BuildOptions(half_inputs=True)
     )
     count = plan.precision.network
-    assert count.half_arithmetic >= graph.ledger.half_weights > 0
+    assert count.half_arithmetic >= graph.precision_report.half_weights > 0
     assert count.half_share >= LEAST_HALF_SHARE
     assert plan.half_inputs == HALF_INPUTS[role]
     # Every weight is in it: half of the parameters' float32 bytes, and little besides.

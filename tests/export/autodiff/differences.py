@@ -19,13 +19,13 @@ from mpn.types import Float32Array
 OUTPUT = "z"
 SEED = "seed"
 STEP = 2.0**-6
-"""Every operator here is linear or linear in pieces: a large step costs nothing in accuracy, as
-long as no piece ends within it. A power of two adds no rounding of its own."""
+"""Every operator is piecewise linear: a large step is exact if no piece ends within it. A power of
+two adds no rounding."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A graph that ends in ``z``, the tensors whose gradients are wanted, and its constants."""
+    """Graph that ends in ``z``, tensors that need gradients, and constants."""
 
     nodes: Sequence[onnx.NodeProto]
     inputs: Mapping[str, Float32Array]
@@ -33,19 +33,19 @@ class Case:
 
 
 def op(kind: str, inputs: str, outputs: str = OUTPUT, **attributes: object) -> onnx.NodeProto:
-    """A node; names with spaces between them, ``_`` for an input that is left out."""
+    """Make a node; names are separated by spaces, ``_`` is an omitted input."""
     names = ["" if name == "_" else name for name in inputs.split()]
     return helper.make_node(kind, names, outputs.split(), **attributes)
 
 
 def away_from_zero(rng: np.random.Generator, *shape: int) -> Float32Array:
-    """Values of magnitude 0.2 to 1, so that no step of the differences crosses zero."""
+    """Draw magnitudes of 0.2 to 1, so that no step crosses zero."""
     sign = rng.choice([-1.0, 1.0], shape)
     return (sign * rng.uniform(0.2, 1.0, shape)).astype(np.float32)
 
 
 def analytic(case: Case) -> tuple[dict[str, Float32Array], Float32Array]:
-    """Gradients of ``sum(seed * z)`` by the rules, and the seed."""
+    """Compute the gradients of ``sum(seed * z)`` by the rules; return the seed."""
     seed = np.random.default_rng(1).standard_normal(_run(case, case.inputs).shape, np.float32)
     shapes = _shapes(case)
     builder = GraphBuilder(shapes)
@@ -67,7 +67,7 @@ def analytic(case: Case) -> tuple[dict[str, Float32Array], Float32Array]:
 
 
 def numeric(case: Case, seed: Float32Array) -> dict[str, Float32Array]:
-    """The same by central differences, one element after the other."""
+    """Compute the gradients by central differences, one element at a time."""
     found = {}
     for name, values in case.inputs.items():
         gradient = np.zeros(values.size, np.float64)
@@ -104,7 +104,7 @@ def _model(
     *,
     with_seed: bool = True,
 ) -> onnx.ModelProto:
-    """Inputs with unknown sizes, so that nothing can be folded that is known at run time only."""
+    """Build a model whose input sizes are unknown, so that nothing is folded."""
     values = [(name, array.ndim) for name, array in case.inputs.items()]
     if with_seed:
         values.append((SEED, _run(case, case.inputs).ndim))
@@ -119,7 +119,7 @@ def _model(
 
 
 def _shapes(case: Case) -> dict[str, tuple[int | None, ...]]:
-    """Ranks and channels, and everything about weights: what a traced network tells."""
+    """Return ranks, channels and weight shapes, as of a traced network."""
     graph = helper.make_graph(
         case.nodes,
         "shapes",
@@ -146,5 +146,5 @@ def _shapes(case: Case) -> dict[str, tuple[int | None, ...]]:
 
 
 def _free(axis: int, size: int | None) -> int | None:
-    """Only channels, and sizes of 1, are known before the run."""
+    """Replace sizes by None, except channels and sizes of 1."""
     return size if axis == 1 or size == 1 else None

@@ -60,7 +60,7 @@ def _resize(way: str, x: tuple[int, ...], size_hw: tuple[int, int]) -> Callable[
 
 def _max_pool(x: tuple[int, ...], **attributes: Any) -> Callable[[Rng], Case]:
     def make(rng: Rng) -> Case:
-        # All different, further apart than a step of the differences.
+        # All different by more than a step of the differences.
         values = rng.permutation(int(np.prod(x))).astype(np.float32).reshape(x)
         node = op("MaxPool", "x", kernel_shape=[2, 2], strides=[2, 2], **attributes)
         return Case([node], {"x": values})
@@ -69,7 +69,7 @@ def _max_pool(x: tuple[int, ...], **attributes: Any) -> Callable[[Rng], Case]:
 
 
 def _slice_to_size_of(rng: Rng) -> Case:
-    """As OSVOS crops what was enlarged: from fixed starts to the size of another tensor."""
+    """Crop as OSVOS does: from fixed starts to another tensor's size."""
     nodes = [
         op("Shape", "y", "ends", start=2, end=4),
         op("Slice", "x starts ends axes", "cut"),
@@ -80,7 +80,7 @@ def _slice_to_size_of(rng: Rng) -> Case:
 
 
 def _slice_from_the_middle(rng: Rng) -> Case:
-    """As the public OSVOS crops: starts are computed too."""
+    """Crop as the public OSVOS does, with computed starts."""
     nodes = [
         op("Shape", "x", "whole", start=2, end=3),
         op("Shape", "y", "part", start=2, end=3),
@@ -95,7 +95,7 @@ def _slice_from_the_middle(rng: Rng) -> Case:
 
 
 def _two_uses(rng: Rng) -> Case:
-    """A tensor that is read three times gets the sum of three gradients."""
+    """Read a tensor three times, to get the sum of three gradients."""
     nodes = [op("Relu", "x", "r"), op("Mul", "r x", "m"), op("Add", "m r")]
     return Case(nodes, {"x": away_from_zero(rng, 2, 3, 4, 4)})
 
@@ -170,7 +170,7 @@ CASES: dict[str, Callable[[Rng], Case]] = {
 
 
 def _worst(case: Case) -> float:
-    """Largest difference over the largest gradient, of the worst tensor."""
+    """Compute the largest relative difference over all tensors."""
     found, seed = analytic(case)
     expected = numeric(case, seed)
     assert all(found[name].shape == values.shape for name, values in case.inputs.items())
@@ -204,7 +204,7 @@ def test_a_wrong_sign_in_any_rule_is_found(kind: str, monkeypatch: pytest.Monkey
 
 
 def test_of_equal_pixels_the_first_gets_the_gradient_as_in_torch() -> None:
-    """Flat parts of a picture make flat maps, in which all four pixels of a window are equal."""
+    """Flat parts of an image give windows of four equal pixels."""
     x = np.ones((1, 2, 5, 6), np.float32)
     x[0, 0, 2:, 3:] = 2.0
     case = Case([op("MaxPool", "x", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)], {"x": x})
@@ -222,7 +222,7 @@ def test_nothing_flows_through_a_relu_at_zero() -> None:
 
 
 def test_only_what_is_wanted_is_differentiated() -> None:
-    """The image needs no gradient: its convolution has none by the input, only by the weights."""
+    """The image needs no gradient: its convolution has only weight gradients."""
     nodes = [op("Conv", "image w", "h", pads=[1] * 4), op("Relu", "h")]
     shapes = {"image": (None, 3, None, None), "w": (4, 3, 3, 3), "h": (None, 4, None, None)}
     builder = GraphBuilder({**shapes, "z": (None, 4, None, None)})
@@ -249,11 +249,11 @@ def _square(kernel: tuple[int, int], **attributes: Any) -> Case:
 @pytest.mark.parametrize(
     ("case", "says"),
     [
-        (_one(op("Tanh", "x")), "operator Tanh .* has no derivative here"),
+        (_one(op("Tanh", "x")), "operator Tanh .* has no derivative rule"),
         (_grouped(), "has groups but is not depthwise"),
-        (_square((3, 1)), "not the same both ways"),
-        (_square((3, 3), strides=[2, 1]), "not the same both ways"),
-        (_square((3, 3), pads=[1, 0, 1, 0]), "not the same both ways"),
+        (_square((3, 1)), "not symmetric"),
+        (_square((3, 3), strides=[2, 1]), "not symmetric"),
+        (_square((3, 3), pads=[1, 0, 1, 0]), "not symmetric"),
         (_one(op("Concat", "x x", axis=2)), "Concat along axis 2"),
         (
             _one(op("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2])),

@@ -84,7 +84,7 @@ def _values(name: str, shape: tuple[int, ...], number: int) -> Float32Array:
 
 
 def _torch_weights(settings: OptimizerSettings) -> dict[str, Float32Array]:
-    """The same steps by torch.optim."""
+    """Run the same steps by torch.optim."""
     parameters = {
         name: torch.nn.Parameter(torch.tensor(_values(name, shape, 0)))
         for name, shape in SHAPES.items()
@@ -110,7 +110,7 @@ def _torch_weights(settings: OptimizerSettings) -> dict[str, Float32Array]:
 
 
 def _difference(graph_settings: OptimizerSettings, torch_settings: OptimizerSettings) -> float:
-    """Of the worst tensor, over the largest value that it has."""
+    """Compute the largest relative difference over all tensors."""
     graph = _Graph(graph_settings)
     for number in range(1, STEPS + 1):
         graph.step(number)

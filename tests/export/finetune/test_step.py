@@ -36,7 +36,7 @@ Forwards = Callable[[Role], ForwardGraph]
 
 
 class GraphStep:
-    """A step's graph in onnxruntime, everything fed and fetched each time: slow and plain."""
+    """Graph of a step in onnxruntime, with all inputs and outputs per step."""
 
     def __init__(self, graph: AdaptGraph, forward: ForwardGraph) -> None:
         self.session = _session(graph.model)
@@ -92,7 +92,7 @@ def _both(
     examples: Sequence[StepExample] | None = None,
     steps: int = STEPS,
 ) -> tuple[GraphStep, TorchStep, list[tuple[float, float]]]:
-    """``steps`` steps by the graph and by PyTorch, and their losses."""
+    """Run ``steps`` steps by the graph and by PyTorch; return their losses."""
     graph = GraphStep(adapt_graph(forward, graph_settings or settings, scope), forward)
     trained = trained_names(forward, scope)
     reference = TorchStep(forward.role, network, settings, forward.weights, trained=trained)
@@ -106,7 +106,7 @@ def _both(
 
 
 def _worst(graph: GraphStep, reference: TorchStep) -> float:
-    """Largest difference of a weight over the largest weight of its tensor."""
+    """Compute the largest weight difference relative to its tensor's largest."""
     return max(
         float(np.abs(graph.state[name] - value).max() / np.abs(value).max())
         for name, value in reference.weights().items()
@@ -233,7 +233,7 @@ def test_batch_and_size_are_free(
     role: Role,
     shape: tuple[int, int, int],
 ) -> None:
-    """OSVOS takes any size; the propagation network 16 n + 1, and others as torch takes them."""
+    """OSVOS accepts any size; propagation 16 n + 1, and others like torch."""
     settings = optimizer_settings(role, "sgd")
     graph, reference, _ = _both(
         forwards(role),

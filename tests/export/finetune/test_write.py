@@ -44,7 +44,7 @@ def write(
     forwards: Forwards,
     adapt_networks: Mapping[Role, nn.Module],
 ) -> Write:
-    """Write the step of a role into ``tmp_path``, where its inference graph is already."""
+    """Function that writes the step of a role next to its inference graph."""
     monkeypatch.setattr(adapt_write, "trace_forward", lambda role, _network: forwards(role))
 
     def written(role: Role, precision: Precision = "fp32", **options: Any) -> WrittenAdapt:
@@ -102,7 +102,7 @@ def test_the_manifest_finds_every_weight(
 
 
 def _replace_graph(written: WrittenAdapt, folder: Path, forward: ForwardGraph) -> None:
-    """The step of another momentum, under the name of the right one."""
+    """Replace the step by one with another momentum."""
     other = replace(written.settings, momentum=0.5, betas=(0.5, 0.9))
     save_graph(adapt_graph(forward, other).model, folder / f"{forward.role}_adapt.onnx")
 
@@ -129,7 +129,7 @@ def test_a_step_that_differs_is_refused(
 def test_a_step_with_other_averages_is_refused(
     write: Write, tmp_path: Path, forwards: Forwards
 ) -> None:
-    """One step alone does not tell AdamW's decay from another's, but for its averages."""
+    """After one step, only AdamW's averages show another decay."""
     written = write("propagation")
     verify_step("propagation", written, tmp_path, "all")
     _replace_graph(written, tmp_path, forwards("propagation"))

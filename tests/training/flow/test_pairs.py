@@ -23,7 +23,7 @@ from mpn.training.flow.pairs import (
 from mpn.training.flow.recipe import FlowTrainingOptions
 from mpn.training.flow.synthetic import FlowSample, SyntheticFlowOptions, SyntheticPairs
 from mpn.training.losses import PUBLISHED_WEIGHTS, mean_epe_px, multiscale_epe
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 from tests.conftest import shared_path
 from tests.tolerances import LOSS_RELATIVE, SYNTHETIC_FLOW_LEVELS
 
@@ -40,12 +40,12 @@ def write_flo(path: Path, flow_px: np.ndarray) -> None:
 
 
 def _levels_off(sample: FlowSample, flow_px: np.ndarray) -> float:
-    """Median difference of frame 0 and frame 1 sampled along a flow, in levels, inside."""
+    """Compute the median difference of frames along a flow, in levels."""
     warped = warp_bilinear(sample.frames[1], flow_px.astype(np.float32))
     return float(np.median(np.abs(warped - sample.frames[0])[:, 8:-8, 8:-8]))
 
 
-def test_synthetic_flow_takes_frame_1_to_frame_0(material: Material) -> None:
+def test_synthetic_flow_takes_frame_1_to_frame_0(material: ClipSources) -> None:
     pairs = SyntheticPairs(material.stills, SIZE_HW, SyntheticFlowOptions(shift_px=6.0), 0)
     errors, controls = [], []
     for number in range(6):
@@ -60,7 +60,7 @@ def test_synthetic_flow_takes_frame_1_to_frame_0(material: Material) -> None:
     assert np.median(controls) > 5 * SYNTHETIC_FLOW_LEVELS
 
 
-def test_objects_move_otherwise_than_their_background_and_hide_it(material: Material) -> None:
+def test_objects_move_otherwise_than_their_background_and_hide_it(material: ClipSources) -> None:
     options = SyntheticFlowOptions(still_share=1.0, objects_max=1)
     pairs = SyntheticPairs(material.stills, SIZE_HW, options, 1)
     shares = []
@@ -69,14 +69,14 @@ def test_objects_move_otherwise_than_their_background_and_hide_it(material: Mate
         moving = np.abs(sample.flow_px).sum(axis=0) > 0
         shares.append(moving.mean())
         warped = warp_bilinear(sample.frames[1], sample.flow_px)
-        # What stands still looks the same in both frames, but where the object came to lie.
+        # Static pixels are equal in both frames, unless the object covers them.
         still = np.abs(warped - sample.frames[0]).mean(axis=0)[~moving]
         if len(still):
             assert np.quantile(still, 0.2) < 1
     assert 0.01 < np.mean(shares) < 0.8
 
 
-def test_a_pair_is_a_function_of_seed_and_number(material: Material) -> None:
+def test_a_pair_is_a_function_of_seed_and_number(material: ClipSources) -> None:
     first, again, other = (
         SyntheticPairs(material.stills, SIZE_HW, SyntheticFlowOptions(), seed).pair(3, 4)
         for seed in (0, 0, 1)
@@ -84,7 +84,7 @@ def test_a_pair_is_a_function_of_seed_and_number(material: Material) -> None:
     np.testing.assert_array_equal(first.frames, again.frames)
     np.testing.assert_array_equal(first.flow_px, again.flow_px)
     assert not np.array_equal(first.flow_px, other.flow_px)
-    with pytest.raises(TrainingError, match="name their folder with --stills"):
+    with pytest.raises(TrainingError, match="add --stills"):
         SyntheticPairs((), SIZE_HW, SyntheticFlowOptions(), 0)
 
 
@@ -100,9 +100,9 @@ def test_flo_files_are_read_and_damage_is_named(tmp_path: Path) -> None:
     assert known.sum() == 28
     content = path.read_bytes()
     for damaged, message in (
-        (content[:-4], r"has 128 bytes where 5x3 needs 132"),
+        (content[:-4], r"has 128 bytes, but 5x3 needs 132"),
         (b"x" * 40, r"no \.flo file"),
-        (content[:4] + b"\xff" * 8 + content[12:], "says it is -1x-1"),
+        (content[:4] + b"\xff" * 8 + content[12:], "has a size of -1x-1"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(TrainingError, match=message):
@@ -133,7 +133,7 @@ def test_flying_chairs_are_read_as_published(tmp_path: Path) -> None:
     pairs = load_flow_pairs(tmp_path, 1)
     assert [p.flow_path.name[4] for p in pairs.held_out] == ["1", "4"]
     (tmp_path / "FlyingChairs_train_val.txt").write_text("1\n")
-    with pytest.raises(TrainingError, match="has 1 lines of 1 or 2 where there are 4 pairs"):
+    with pytest.raises(TrainingError, match="has 1 lines of 1 or 2, but there are 4 pairs"):
         load_flow_pairs(tmp_path, 1)
 
 
@@ -184,7 +184,7 @@ def test_true_pairs_of_the_shared_data_explain_their_frames() -> None:
 
 
 def test_a_crop_turns_and_scales_its_flow_with_its_frames() -> None:
-    """A smooth picture moved by a constant flow: every crop of it still explains itself."""
+    """In every crop of a moved smooth image the flow maps frame 0 to frame 1."""
     ys, xs = np.mgrid[:120, :180].astype(np.float32)
 
     def picture(shift_x: float, shift_y: float) -> np.ndarray:
@@ -214,7 +214,7 @@ def test_unknown_flow_is_not_valid_in_a_crop() -> None:
     assert 0 < crop.valid.mean() < 1
 
 
-def test_colours_and_noise_leave_flow_alone(material: Material) -> None:
+def test_colours_and_noise_leave_flow_alone(material: ClipSources) -> None:
     sample = SyntheticPairs(material.stills, SIZE_HW, SyntheticFlowOptions(), 0).pair(0)
     changed = recoloured(sample, FlowCropOptions(recolour=1, noise=1), np.random.default_rng(0))
     assert changed.flow_px is sample.flow_px
@@ -223,7 +223,7 @@ def test_colours_and_noise_leave_flow_alone(material: Material) -> None:
 
 
 def test_samples_are_functions_of_step_and_index_and_mix_both_kinds(
-    material: Material, tmp_path: Path
+    material: ClipSources, tmp_path: Path
 ) -> None:
     _chairs(tmp_path)
     pairs = load_flow_pairs(tmp_path, 1).train
@@ -239,7 +239,7 @@ def test_samples_are_functions_of_step_and_index_and_mix_both_kinds(
     assert frames.shape == (2, 2, 3, 64, 64)
     assert flow_px.shape == (2, 2, 64, 64)
     assert valid.dtype == torch.bool
-    with pytest.raises(TrainingError, match="name at least one folder"):
+    with pytest.raises(TrainingError, match="give at least one folder"):
         FlowSamples((), (), options)
 
 

@@ -21,7 +21,7 @@ from mpn.training.flow.recipe import (
 )
 from mpn.training.flow.recipe import trainer as flow_trainer
 from mpn.training.flow.trainer import FlowTrainer, warp_mean_j
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 
 TINY = FlowTrainingOptions(
     network=FlowNet2Config("FlowNet2S", 0.0625),
@@ -42,7 +42,7 @@ STACK = replace(
 NO_PAIRS = FlowPairs((), ())
 
 
-def _run(material: Material, out: Path, options: FlowTrainingOptions, **kw: object):
+def _run(material: ClipSources, out: Path, options: FlowTrainingOptions, **kw: object):
     reports: list[FlowTrainingReport] = []
     weights = train_flow(
         material.sequences, material.stills, NO_PAIRS, out, options, report=reports.append, **kw
@@ -51,7 +51,7 @@ def _run(material: Material, out: Path, options: FlowTrainingOptions, **kw: obje
 
 
 @pytest.fixture(scope="module")
-def unbroken(material: Material, tmp_path_factory: pytest.TempPathFactory):
+def unbroken(material: ClipSources, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("run")
     return out, *_run(material, out, TINY)
 
@@ -71,7 +71,7 @@ def test_a_run_leaves_state_log_and_scores(unbroken) -> None:
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
-    unbroken, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unbroken, material: ClipSources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     often = replace(TINY, save_every_s=0.0)
     real = flow_trainer.multiscale_epe
@@ -95,7 +95,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     assert any(not torch.equal(value, other[key]) for key, value in unbroken[1].items())
 
 
-def test_flownet2_is_trained_member_by_member(material: Material, tmp_path: Path) -> None:
+def test_flownet2_is_trained_member_by_member(material: ClipSources, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = FlowNet2(STACK.network, small_flow_scale=20.0)
     init_flow_weights(network)
@@ -111,7 +111,7 @@ def test_flownet2_is_trained_member_by_member(material: Material, tmp_path: Path
             moved = {k.split(".")[0] for k, v in now.items() if not torch.equal(v, before[k])}
             changed.append((stage, stage in moved))
     assert changed == [(member, True) for member in STACK.members]
-    # What is handed out answers as the network that was trained.
+    # The deployed weights give the output of the trained network.
     frames = torch.rand(2, 1, 3, 64, 64) * 255
     network.load_state_dict(trainer.average.state)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_flownet2_is_trained_member_by_member(material: Material, tmp_path: Path
 
 
 def test_training_goes_on_from_public_units_and_refuses_another_shape(
-    unbroken, material: Material, tmp_path: Path
+    unbroken, material: ClipSources, tmp_path: Path
 ) -> None:
     weights = unbroken[1]
     frozen = replace(TINY, steps_by_member=(1,), learning_rate=0.0, ema_decay=0.0)
@@ -134,7 +134,7 @@ def test_training_goes_on_from_public_units_and_refuses_another_shape(
 
 
 def test_the_network_learns_a_motion_that_it_is_shown_again_and_again(
-    material: Material, tmp_path: Path
+    material: ClipSources, tmp_path: Path
 ) -> None:
     """The loss of one batch falls: the gradients point the right way."""
     options = replace(TINY, steps_by_member=(20,), learning_rate=3e-3, warmup_steps=1)
@@ -156,7 +156,7 @@ def test_the_network_learns_a_motion_that_it_is_shown_again_and_again(
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_j_of_warped_masks_is_high_for_true_motion_and_low_without(material: Material) -> None:
+def test_j_of_warped_masks_is_high_for_true_motion_and_low_without(material: ClipSources) -> None:
     dis = DisFlow(FlowSource(DIS_SOURCE, "medium", 1.0))
     assert warp_mean_j(dis, material.sequences[:1], 6) > 0.65
 
@@ -169,13 +169,13 @@ def test_j_of_warped_masks_is_high_for_true_motion_and_low_without(material: Mat
     assert warp_mean_j(dis, (), 6) != warp_mean_j(dis, (), 6)  # NaN
 
 
-def test_nothing_to_learn_from_is_one_line(material: Material, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="name at least one folder"):
+def test_nothing_to_learn_from_is_one_line(material: ClipSources, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="give at least one folder"):
         train_flow((), (), NO_PAIRS, tmp_path / "run", TINY)
     assert not (tmp_path / "run").exists()
 
 
-def test_resuming_with_another_network_is_refused(unbroken, material: Material) -> None:
+def test_resuming_with_another_network_is_refused(unbroken, material: ClipSources) -> None:
     other = replace(TINY, network=FlowNet2Config("FlowNet2SD", 0.0625))
     with pytest.raises(TrainingError, match="the run to resume has network"):
         _run(material, unbroken[0], other, resume=True)

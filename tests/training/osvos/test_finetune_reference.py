@@ -32,7 +32,7 @@ def _network(seed: int = 0) -> OsvosVgg:
 
 
 def _frame() -> tuple[np.ndarray, np.ndarray]:
-    """An object of its own colour: thirty steps from random weights are enough to learn it."""
+    """Draw an object of a distinct colour, which thirty steps can fit."""
     rng = np.random.default_rng(0)
     mask = np.zeros((96, 128), bool)
     mask[20:70, 30:90] = True

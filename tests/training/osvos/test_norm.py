@@ -15,7 +15,7 @@ CONFIG = OsvosConfig(width=0.0625)
 
 
 def _trained() -> OsvosVgg:
-    """A normalised network whose statistics have seen data, and whose factors are not 1."""
+    """Make a normalised network with trained statistics and factors."""
     torch.manual_seed(0)
     network = normalised_network(CONFIG)
     init_weights(network)

@@ -13,7 +13,7 @@ from mpn.training.osvos.recipe import OsvosTrainingOptions, OsvosTrainingReport,
 from mpn.training.osvos.recipe import trainer as osvos_trainer
 from mpn.training.osvos.samples import CropOptions
 from mpn.training.osvos.trainer import OsvosTrainer
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 
 TINY = OsvosTrainingOptions(
     network=OsvosConfig(width=0.0625),
@@ -28,7 +28,7 @@ TINY = OsvosTrainingOptions(
 )
 
 
-def _run(material: Material, out: Path, options: OsvosTrainingOptions, **kw: object):
+def _run(material: ClipSources, out: Path, options: OsvosTrainingOptions, **kw: object):
     reports: list[OsvosTrainingReport] = []
     weights = train_osvos(
         material.sequences, material.stills, out, options, report=reports.append, **kw
@@ -37,7 +37,7 @@ def _run(material: Material, out: Path, options: OsvosTrainingOptions, **kw: obj
 
 
 @pytest.fixture(scope="module")
-def unbroken(material: Material, tmp_path_factory: pytest.TempPathFactory):
+def unbroken(material: ClipSources, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("run")
     return out, *_run(material, out, TINY)
 
@@ -56,7 +56,11 @@ def test_a_run_leaves_state_log_score_and_plain_weights(unbroken) -> None:
 
 @pytest.mark.parametrize("died_at_loss", [2 * 6, 4 * 6 + 1], ids=["stage 1", "stage 2"])
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
-    died_at_loss: int, unbroken, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    died_at_loss: int,
+    unbroken,
+    material: ClipSources,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Save after every step, then die in the middle of one (each step takes six losses).
     often = replace(TINY, save_every_s=0.0)
@@ -80,7 +84,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     assert any(not torch.equal(value, other[key]) for key, value in unbroken[1].items())
 
 
-def test_each_stage_can_be_trained_by_itself(material: Material, tmp_path: Path) -> None:
+def test_each_stage_can_be_trained_by_itself(material: ClipSources, tmp_path: Path) -> None:
     salient = replace(TINY, davis_steps=0)
     first = train_osvos((), material.stills, tmp_path / "a", salient)
     davis = replace(TINY, salient_steps=0)
@@ -89,7 +93,7 @@ def test_each_stage_can_be_trained_by_itself(material: Material, tmp_path: Path)
 
 
 def test_training_goes_on_from_given_weights_and_refuses_those_of_another_shape(
-    unbroken, material: Material, tmp_path: Path
+    unbroken, material: ClipSources, tmp_path: Path
 ) -> None:
     weights = unbroken[1]
     frozen = replace(TINY, salient_steps=0, davis_steps=1, davis_rate=0.0, ema_decay=0.0)
@@ -118,7 +122,7 @@ def test_a_stage_without_data_is_refused(
     stills: bool,
     sequences: bool,
     message: str,
-    material: Material,
+    material: ClipSources,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(TrainingError, match=message):
@@ -132,7 +136,7 @@ def test_a_stage_without_data_is_refused(
 
 
 def test_a_second_run_in_the_same_folder_and_another_network_are_refused(
-    unbroken, material: Material
+    unbroken, material: ClipSources
 ) -> None:
     with pytest.raises(TrainingError, match=r"already holds a training run: add --resume"):
         _run(material, unbroken[0], TINY)
@@ -142,7 +146,7 @@ def test_a_second_run_in_the_same_folder_and_another_network_are_refused(
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
-    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    material: ClipSources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = osvos_trainer.class_balanced_loss
     calls = iter(range(1000))

@@ -15,7 +15,7 @@ from mpn.training.osvos.samples import (
     network_input,
     random_crop,
 )
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 
 STILL = CropOptions(
     size_px=64, zoom_min=1.0, zoom_max=1.0, aspect=1.0, rotation_deg=0.0, on_object=0.0, recolour=0
@@ -23,7 +23,7 @@ STILL = CropOptions(
 
 
 def _scene() -> tuple[np.ndarray, np.ndarray]:
-    """A bright square, the object, on a dark ground."""
+    """Draw a bright square, the object, on a dark background."""
     mask = np.zeros((64, 64), bool)
     mask[20:44, 8:30] = True
     rgb = np.where(mask[..., None], (200, 150, 100), (20, 30, 40)).astype(np.uint8)
@@ -77,7 +77,7 @@ def test_inputs_are_those_of_the_runtime() -> None:
     assert not np.array_equal(network_input([planes[::-1].copy()]).numpy(), expected)
 
 
-def test_a_batch_is_a_function_of_its_number(material: Material) -> None:
+def test_a_batch_is_a_function_of_its_number(material: ClipSources) -> None:
     def source(seed: int) -> CropSource:
         images = [(StillImages(material.stills), 0.5), (MergedFrames(material.sequences), 0.5)]
         return CropSource(images, CropOptions(size_px=64), batch=3, seed=seed)
@@ -92,7 +92,7 @@ def test_a_batch_is_a_function_of_its_number(material: Material) -> None:
         assert not torch.equal(images, other)
 
 
-def test_objects_are_merged_and_frames_left_out_as_asked(material: Material) -> None:
+def test_objects_are_merged_and_frames_left_out_as_asked(material: ClipSources) -> None:
     frames = MergedFrames(material.sequences)
     assert len(frames) == sum(len(s) for s in material.sequences)
     assert len(MergedFrames(material.sequences, every=4)) == 2 * len(material.sequences)

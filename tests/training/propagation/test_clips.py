@@ -7,13 +7,13 @@ import pytest
 from mpn.errors import TrainingError
 from mpn.training.propagation.clips import (
     ClipMix,
+    ClipSources,
     CompositeClip,
     DavisClip,
-    Material,
-    PatchClip,
+    ShapeClip,
     StillClip,
     VanishingClip,
-    draw_clip,
+    sample_clip,
 )
 
 MIXES = {
@@ -26,9 +26,9 @@ MIXES = {
 
 
 @pytest.mark.parametrize("kind", MIXES)
-def test_a_clip_is_a_function_of_its_seed(material: Material, kind: str) -> None:
-    first, again = (draw_clip(material, MIXES[kind], 5) for _ in range(2))
-    other = draw_clip(material, MIXES[kind], 6)
+def test_a_clip_is_a_function_of_its_seed(material: ClipSources, kind: str) -> None:
+    first, again = (sample_clip(material, MIXES[kind], 5) for _ in range(2))
+    other = sample_clip(material, MIXES[kind], 6)
     rgb, mask = first.frame(2)
     np.testing.assert_array_equal(rgb, again.frame(2)[0])
     np.testing.assert_array_equal(mask, again.frame(2)[1])
@@ -36,9 +36,9 @@ def test_a_clip_is_a_function_of_its_seed(material: Material, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", MIXES)
-def test_frames_and_masks_have_one_size_and_type(material: Material, kind: str) -> None:
+def test_frames_and_masks_have_one_size_and_type(material: ClipSources, kind: str) -> None:
     for seed in range(6):
-        clip = draw_clip(material, MIXES[kind], seed)
+        clip = sample_clip(material, MIXES[kind], seed)
         assert len(clip) >= 2
         rgb, mask = clip.frame(1)
         assert rgb.dtype == np.uint8
@@ -46,20 +46,20 @@ def test_frames_and_masks_have_one_size_and_type(material: Material, kind: str) 
         assert rgb.shape == (*mask.shape, 3)
 
 
-def test_a_negative_stride_plays_backwards(material: Material) -> None:
+def test_a_negative_stride_plays_backwards(material: ClipSources) -> None:
     sequence = material.sequences[0]
     clip = DavisClip(sequence, 1, start=6, stride=-2)
     assert len(clip) == 4
     np.testing.assert_array_equal(clip.frame(1)[0], sequence.rgb(4))
 
 
-def test_a_still_clip_moves_its_object(material: Material) -> None:
+def test_a_still_clip_moves_its_object(material: ClipSources) -> None:
     clip = StillClip(material.stills[0], seed=3)
     centres = [np.argwhere(clip.frame(t)[1]).mean(axis=0) for t in (0, 20)]
     assert np.linalg.norm(centres[0] - centres[1]) > 2
 
 
-def test_the_pasted_object_occludes_the_base_object(material: Material) -> None:
+def test_the_pasted_object_occludes_the_base_object(material: ClipSources) -> None:
     base = DavisClip(material.sequences[0], 1, 0, 1)
     over = DavisClip(material.sequences[1], 1, 0, 1)
     on_top = CompositeClip(base, over, target_over=True, seed=2)
@@ -70,49 +70,49 @@ def test_the_pasted_object_occludes_the_base_object(material: Material) -> None:
         np.testing.assert_array_equal(below.frame(t)[1], base.frame(t)[1] & ~on_top.frame(t)[1])
 
 
-def test_without_stills_every_kind_is_still_drawn(material: Material) -> None:
-    alone = Material(material.sequences)
+def test_without_stills_every_kind_is_still_drawn(material: ClipSources) -> None:
+    alone = ClipSources(material.sequences)
     for seed in range(10):
-        clip = draw_clip(alone, ClipMix(0.4, 0.3, 0.3), seed)
+        clip = sample_clip(alone, ClipMix(0.4, 0.3, 0.3), seed)
         assert not isinstance(clip, StillClip)
 
 
 def test_a_patch_is_one_piece_that_has_nothing_to_do_with_the_picture_s_mask(
-    material: Material,
+    material: ClipSources,
 ) -> None:
     pair = material.stills[0]
-    shapes = [PatchClip(pair, seed).mask > 127 for seed in range(8)]
+    shapes = [ShapeClip(pair, seed).mask > 127 for seed in range(8)]
     for shape in shapes:
         assert 0.01 < shape.mean() < 0.9
         assert cv2.connectedComponents(shape.astype(np.uint8))[0] == 2
     assert len({shape.tobytes() for shape in shapes}) == 8
-    np.testing.assert_array_equal(PatchClip(pair, 3).mask, PatchClip(pair, 3).mask)
+    np.testing.assert_array_equal(ShapeClip(pair, 3).mask, ShapeClip(pair, 3).mask)
 
 
-def _composite(material: Material, kind: type[CompositeClip], **kw: bool) -> CompositeClip:
+def _composite(material: ClipSources, kind: type[CompositeClip], **kw: bool) -> CompositeClip:
     base = DavisClip(material.sequences[0], 1, 0, 1)
     return kind(base, StillClip(material.stills[0], seed=1), seed=2, **kw)
 
 
-def test_a_vanishing_object_is_seen_and_then_gone_with_its_pixels(material: Material) -> None:
+def test_a_vanishing_object_is_seen_and_then_gone_with_its_pixels(material: ClipSources) -> None:
     clip = _composite(material, VanishingClip)
     stays = _composite(material, CompositeClip, target_over=True)
     for t in range(len(clip)):
         rgb, mask = clip.frame(t)
-        if t < clip.seen_frames:
+        if t < clip.visible_frames:
             np.testing.assert_array_equal(rgb, stays.frame(t)[0])
             np.testing.assert_array_equal(mask, stays.frame(t)[1])
         else:
             np.testing.assert_array_equal(rgb, clip.base.frame(t)[0])
             assert not mask.any()
-    assert 2 <= clip.seen_frames < len(clip)
+    assert 2 <= clip.visible_frames < len(clip)
     # control: what stays is still there at the end
     assert stays.frame(len(clip) - 1)[1].any()
 
 
-def test_a_third_object_occludes_the_target_of_a_composite(material: Material) -> None:
-    two = draw_clip(material, ClipMix(0, 0, 1), 5)
-    three = draw_clip(material, ClipMix(0, 0, 1, third_object=1.0), 5)
+def test_a_third_object_occludes_the_target_of_a_composite(material: ClipSources) -> None:
+    two = sample_clip(material, ClipMix(0, 0, 1), 5)
+    three = sample_clip(material, ClipMix(0, 0, 1, third_object=1.0), 5)
     assert isinstance(three, CompositeClip)
     occluded = 0
     for t in range(min(len(two), len(three))):

@@ -17,7 +17,7 @@ def _scene() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_kind(*, object_only: bool) -> tuple[MotionBlur, int]:
-    """A blur of that kind, and a frame where it is long enough to be seen."""
+    """Find a blur of a kind, and a frame with a long blur."""
     rgb, mask = _scene()
     for seed in range(40):
         blur = MotionBlur(seed, 12.0)

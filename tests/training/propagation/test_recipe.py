@@ -9,7 +9,7 @@ import torch
 
 from mpn.errors import TrainingError
 from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 from mpn.training.propagation.recipe import (
     PropagationTrainingOptions,
     TrainingReport,
@@ -33,9 +33,9 @@ TINY = PropagationTrainingOptions(
 )
 
 
-def _run(material: Material, out: Path, options: PropagationTrainingOptions, **kw: object):
+def _run(material: ClipSources, out: Path, options: PropagationTrainingOptions, **kw: object):
     reports: list[TrainingReport] = []
-    trained = Material(material.sequences[:2], material.stills)
+    trained = ClipSources(material.sequences[:2], material.stills)
     averaged = train_propagation(
         material.sequences, trained, out, options, report=reports.append, **kw
     )
@@ -43,7 +43,7 @@ def _run(material: Material, out: Path, options: PropagationTrainingOptions, **k
 
 
 @pytest.fixture(scope="module")
-def unbroken(material: Material, tmp_path_factory: pytest.TempPathFactory):
+def unbroken(material: ClipSources, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("run")
     return out, *_run(material, out, TINY)
 
@@ -62,7 +62,7 @@ def test_a_run_leaves_state_log_and_a_validation_score(unbroken) -> None:
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
-    unbroken, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unbroken, material: ClipSources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Save after every step, then die in the middle of the fourth.
     often = replace(TINY, save_every_s=0.0)
@@ -86,19 +86,19 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     assert any(not torch.equal(value, other[key]) for key, value in unbroken[1].items())
 
 
-def test_a_second_run_in_the_same_folder_is_refused(unbroken, material: Material) -> None:
+def test_a_second_run_in_the_same_folder_is_refused(unbroken, material: ClipSources) -> None:
     with pytest.raises(TrainingError, match=r"already holds a training run: add --resume"):
         _run(material, unbroken[0], TINY)
 
 
-def test_resuming_with_another_network_is_refused(unbroken, material: Material) -> None:
+def test_resuming_with_another_network_is_refused(unbroken, material: ClipSources) -> None:
     other = replace(TINY, network=DeepLabConfig(width=0.125, head_width=0.0625, middle_blocks=1))
     with pytest.raises(TrainingError, match="the run to resume has network"):
         _run(material, unbroken[0], other, resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
-    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    material: ClipSources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = trainer.segmentation_loss
     calls = iter(range(100))
@@ -112,12 +112,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
 
 
-def test_nothing_left_to_train_on_is_said(material: Material, tmp_path: Path) -> None:
+def test_nothing_left_to_train_on_is_said(material: ClipSources, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="all are held out"):
-        train_propagation(material.sequences, Material(()), tmp_path / "run", TINY)
+        train_propagation(material.sequences, ClipSources(()), tmp_path / "run", TINY)
 
 
-def test_the_rate_rises_stays_and_falls_to_zero(material: Material) -> None:
+def test_the_rate_rises_stays_and_falls_to_zero(material: ClipSources) -> None:
     schedule = trainer.Trainer(
         DeepLabXception(TINY.network), material, replace(TINY, steps=20, decay_steps=8)
     )
@@ -132,7 +132,7 @@ def test_the_rate_rises_stays_and_falls_to_zero(material: Material) -> None:
 
 
 def test_a_run_starts_from_given_weights_and_refuses_those_of_another_shape(
-    unbroken, material: Material, tmp_path: Path
+    unbroken, material: ClipSources, tmp_path: Path
 ) -> None:
     weights = unbroken[1]
     frozen = replace(TINY, steps=1, learning_rate=0.0, ema_decay=0.0)
@@ -148,23 +148,23 @@ def test_a_run_starts_from_given_weights_and_refuses_those_of_another_shape(
         _run(material, tmp_path / "d", wider, start_from=weights)
 
 
-def test_a_state_of_an_earlier_version_is_resumed(unbroken, material: Material) -> None:
+def test_a_state_of_an_earlier_version_is_resumed(unbroken, material: ClipSources) -> None:
     state = torch.load(unbroken[0] / "last.pth", weights_only=True)
     earlier = {k: v for k, v in state.items() if k not in ("random", "scale")}
     earlier["torch_rng"] = state["random"][0]["cpu"]
     resumed = trainer.Trainer(
-        DeepLabXception(TINY.network), Material(material.sequences[:2], material.stills), TINY
+        DeepLabXception(TINY.network), ClipSources(material.sequences[:2], material.stills), TINY
     )
     resumed.restore(earlier)
     assert resumed.step == 6
     torch.testing.assert_close(resumed.averaged, unbroken[1])
-    with pytest.raises(TrainingError, match="has batches of 2, asked for 4"):
+    with pytest.raises(TrainingError, match="has batches of 2, not 4"):
         trainer.Trainer(DeepLabXception(TINY.network), material, replace(TINY, batch=4)).restore(
             state
         )
 
 
-def test_frozen_normalisation_keeps_its_statistics(material: Material, tmp_path: Path) -> None:
+def test_frozen_normalisation_keeps_its_statistics(material: ClipSources, tmp_path: Path) -> None:
     for frozen in (True, False):
         options = replace(TINY, steps=1, freeze_norm=frozen, ema_decay=0.0)
         weights, _ = _run(material, tmp_path / str(frozen), options)

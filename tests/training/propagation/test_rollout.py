@@ -3,21 +3,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.training.propagation.clips import ClipMix, Material
+from mpn.training.propagation.clips import ClipMix, ClipSources
 from mpn.training.propagation.rollout import Rollout, RolloutOptions
 
 DAVIS_ONLY = ClipMix(1, 0, 0)
 OPTIONS = RolloutOptions(roi_size=65, max_steps=6)
 
 
-def _rollout(material: Material, seed: int, **changes: object) -> Rollout:
+def _rollout(material: ClipSources, seed: int, **changes: object) -> Rollout:
     rollout = Rollout(material, DAVIS_ONLY, RolloutOptions(roi_size=65, **changes), seed)  # type: ignore[arg-type]
     rollout.set_max_steps(6)
     return rollout
 
 
-def test_a_sample_has_the_network_s_shapes_and_ranges(material: Material) -> None:
-    sample = _rollout(material, 0).observe()
+def test_a_sample_has_the_network_s_shapes_and_ranges(material: ClipSources) -> None:
+    sample = _rollout(material, 0).next_sample()
     assert sample.rgb.shape == (3, 65, 65)
     assert sample.prob.shape == sample.target.shape == (65, 65)
     assert {a.dtype for a in (sample.rgb, sample.prob, sample.target)} == {np.dtype(np.float32)}
@@ -25,56 +25,56 @@ def test_a_sample_has_the_network_s_shapes_and_ranges(material: Material) -> Non
     assert 0 <= sample.prob.min() <= sample.prob.max() <= 1
 
 
-def test_a_network_that_answers_the_truth_sees_it_again_warped(material: Material) -> None:
+def test_a_network_that_answers_the_truth_sees_it_again_warped(material: ClipSources) -> None:
     rollout = _rollout(material, 1, deform_share=0.0)
     overlaps = []
     for _ in range(30):
-        sample = rollout.observe()
+        sample = rollout.next_sample()
         seen, truth = sample.prob > 0.5, sample.target > 0.5
         overlaps.append(np.count_nonzero(seen & truth) / max(np.count_nonzero(seen | truth), 1))
-        rollout.absorb(sample.target)
+        rollout.update(sample.target)
     assert np.median(overlaps) > 0.7
 
-    # control: a network that answers everything is shown its own mistake
+    # control: a network that segments everything gets its mistake as input
     rollout = _rollout(material, 1, deform_share=0.0)
-    rollout.observe()
+    rollout.next_sample()
     state = rollout.state()
-    rollout.absorb(np.ones((65, 65), np.float32))
+    rollout.update(np.ones((65, 65), np.float32))
     assert rollout.state()["prob"].sum() > 2 * state["prob"].sum()
 
 
-def test_a_lost_object_starts_a_new_clip(material: Material) -> None:
+def test_a_lost_object_starts_a_new_clip(material: ClipSources) -> None:
     rollout = _rollout(material, 2)
-    rollout.observe()
-    rollout.absorb(np.zeros((65, 65), np.float32))
+    rollout.next_sample()
+    rollout.update(np.zeros((65, 65), np.float32))
     assert rollout.state()["clip_seed"] == -1
-    rollout.observe()
+    rollout.next_sample()
     assert rollout.state()["clip_seed"] >= 0
 
 
-def test_a_restored_rollout_goes_on_bit_for_bit(material: Material) -> None:
+def test_a_restored_rollout_goes_on_bit_for_bit(material: ClipSources) -> None:
     first = _rollout(material, 3)
     for _ in range(5):
-        first.absorb(first.observe().target)
+        first.update(first.next_sample().target)
     state = first.state()
     second = _rollout(material, 99)
     second.restore(state)
     for _ in range(8):
-        a, b = first.observe(), second.observe()
+        a, b = first.next_sample(), second.next_sample()
         np.testing.assert_array_equal(a.rgb, b.rgb)
         np.testing.assert_array_equal(a.prob, b.prob)
         np.testing.assert_array_equal(a.target, b.target)
-        first.absorb(a.target)
-        second.absorb(b.target)
-    # control: another seed sees something else
+        first.update(a.target)
+        second.update(b.target)
+    # control: another seed gives another sample
     assert not np.array_equal(
-        _rollout(material, 4).observe().rgb, _rollout(material, 3).observe().rgb
+        _rollout(material, 4).next_sample().rgb, _rollout(material, 3).next_sample().rgb
     )
 
 
-def test_absorb_without_observe_is_refused(material: Material) -> None:
-    with pytest.raises(RuntimeError, match=r"follows observe"):
-        _rollout(material, 0).absorb(np.zeros((65, 65), np.float32))
+def test_absorb_without_observe_is_refused(material: ClipSources) -> None:
+    with pytest.raises(RuntimeError, match=r"call next_sample"):
+        _rollout(material, 0).update(np.zeros((65, 65), np.float32))
 
 
 NEW_DAMAGE = {
@@ -86,54 +86,54 @@ NEW_DAMAGE = {
 
 @pytest.mark.parametrize("name", NEW_DAMAGE)
 def test_every_kind_of_damage_changes_what_is_seen_and_resumes_bit_for_bit(
-    material: Material, name: str
+    material: ClipSources, name: str
 ) -> None:
     damaged = _rollout(material, 5, **{name: 1.0})
     plain = _rollout(material, 5)
     differs = False
     for _ in range(12):
         state = damaged.state()
-        a = damaged.observe()
+        a = damaged.next_sample()
         again = _rollout(material, 77, **{name: 1.0})
         again.restore(state)
-        b = again.observe()
+        b = again.next_sample()
         np.testing.assert_array_equal(a.rgb, b.rgb)
         np.testing.assert_array_equal(a.prob, b.prob)
-        c = plain.observe()
+        c = plain.next_sample()
         differs |= not (np.array_equal(a.rgb, c.rgb) and np.array_equal(a.prob, c.prob))
-        damaged.absorb(a.target)
-        plain.absorb(c.target)
+        damaged.update(a.target)
+        plain.update(c.target)
     assert differs
 
 
-def test_a_misplaced_start_wants_an_empty_answer(material: Material) -> None:
+def test_a_misplaced_start_wants_an_empty_answer(material: ClipSources) -> None:
     empty = []
     for seed in range(20):
         for share in (0.0, 1.0):
-            sample = _rollout(material, seed, misplaced_share=share, deform_share=0.0).observe()
+            sample = _rollout(material, seed, misplaced_share=share, deform_share=0.0).next_sample()
             empty.append((share, not sample.target.any()))
     assert sum(is_empty for share, is_empty in empty if share) > 4
     assert not any(is_empty for share, is_empty in empty if not share)
 
 
-def test_an_object_that_vanished_wants_an_empty_answer(material: Material) -> None:
+def test_an_object_that_vanished_wants_an_empty_answer(material: ClipSources) -> None:
     rollout = Rollout(material, ClipMix(0, 0, 0, 1), OPTIONS, 0)
     rollout.set_max_steps(6)
     targets = []
     for _ in range(60):
-        sample = rollout.observe()
+        sample = rollout.next_sample()
         targets.append(float(sample.target.max()))
-        # A network that believes in the prior: it is shown the vanished object's place.
-        rollout.absorb(sample.prob)
+        # The output of an identity network: the prior of the lost object remains.
+        rollout.update(sample.prob)
     assert 0.0 in targets
     assert 1.0 in targets
 
 
-def test_without_damage_the_prior_is_the_warped_probability(material: Material) -> None:
+def test_without_damage_the_prior_is_the_warped_probability(material: ClipSources) -> None:
     """The share of damaged crops is an option; none means none."""
-    clean = [_rollout(material, s, damage_share=0.0).observe().prob for s in range(8)]
-    usual = [_rollout(material, s).observe().prob for s in range(8)]
-    all_of_them = [_rollout(material, s, damage_share=1.0).observe().prob for s in range(8)]
+    clean = [_rollout(material, s, damage_share=0.0).next_sample().prob for s in range(8)]
+    usual = [_rollout(material, s).next_sample().prob for s in range(8)]
+    all_of_them = [_rollout(material, s, damage_share=1.0).next_sample().prob for s in range(8)]
     same = sum(np.array_equal(a, b) for a, b in zip(clean, usual, strict=True))
     fewer = sum(np.array_equal(a, b) for a, b in zip(clean, all_of_them, strict=True))
     assert same > fewer

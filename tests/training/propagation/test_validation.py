@@ -5,15 +5,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 from mpn.training.propagation.rollout import RolloutOptions
 from mpn.training.propagation.validation import mean_j
 
 OPTIONS = RolloutOptions(roi_size=65)
 
 
-class _Believer(nn.Module):
-    """Answers the probability it is given."""
+class _Identity(nn.Module):
+    """Network that returns its input probability."""
 
     def forward(self, rgb_prob: Tensor) -> Tensor:
         margin = 20 * (rgb_prob[:, 3:4] - 0.5)
@@ -29,11 +29,11 @@ class _Silent(nn.Module):
 
 
 def test_a_network_that_believes_the_warp_scores_and_a_silent_one_does_not(
-    material: Material,
+    material: ClipSources,
 ) -> None:
-    assert mean_j(_Believer(), material.sequences, OPTIONS, max_frames=6) > 0.6
+    assert mean_j(_Identity(), material.sequences, OPTIONS, max_frames=6) > 0.6
     assert mean_j(_Silent(), material.sequences, OPTIONS, max_frames=6) == 0.0
 
 
 def test_without_sequences_there_is_no_score() -> None:
-    assert math.isnan(mean_j(_Believer(), [], OPTIONS, max_frames=6))
+    assert math.isnan(mean_j(_Identity(), [], OPTIONS, max_frames=6))

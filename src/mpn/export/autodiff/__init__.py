@@ -1,4 +1,4 @@
-"""Reverse-mode differentiation of ONNX graphs: the backward pass as plain ONNX nodes."""
+"""Reverse-mode differentiation of ONNX graphs, as plain ONNX nodes."""
 
 from mpn.export.autodiff.backward import Backward, differentiate
 from mpn.export.autodiff.builder import GraphBuilder

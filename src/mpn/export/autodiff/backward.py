@@ -1,4 +1,4 @@
-"""The walk back through a graph: from the gradient of one tensor to those of its weights."""
+"""Backward pass of a graph, from one tensor's gradient to those of its weights."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ RULES: Mapping[str, Rule] = {
 
 @dataclass(frozen=True)
 class Backward:
-    """What :func:`differentiate` found.
+    """Result of :func:`differentiate`.
 
     Attributes:
-        forward: The nodes of the forward pass; pooling nodes give their indices too.
-        gradients: Tensor -> the name of its gradient, for every tensor asked for.
+        forward: The nodes of the forward pass.
+        gradients: Tensor -> the name of its gradient, for every requested tensor.
     """
 
     forward: tuple[onnx.NodeProto, ...]
@@ -70,18 +70,17 @@ def differentiate(
 
     Args:
         nodes: The forward pass in topological order.
-        output: The tensor whose gradient is given.
+        output: The tensor with the given gradient.
         seed: Name of that gradient, of the output's shape.
-        wrt: Tensors whose gradients are wanted: inputs or weights. Nothing is computed for others.
-        builder: Takes the nodes; knows the shapes of the forward tensors.
+        wrt: Inputs or weights whose gradients are needed. No other gradients are computed.
+        builder: Builder to append to; it has the shapes of the forward tensors.
         constants: Values of the forward pass's small constants: slice bounds, axes.
 
     Returns:
         The forward nodes and the names of the gradients.
 
     Raises:
-        ExportError: If an operator on the way has no rule, or ``output`` does not depend on one of
-            ``wrt``.
+        ExportError: If an operator has no rule, or ``output`` does not depend on one of ``wrt``.
     """
     forward = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     active = dependents(forward, wrt)
@@ -93,7 +92,7 @@ def differentiate(
             continue
         if node.op_type not in RULES:
             raise ExportError(
-                f"operator {node.op_type} ('{node.name}') has no derivative here: "
+                f"operator {node.op_type} ('{node.name}') has no derivative rule: "
                 "export with --no-adapt"
             )
         grad = _sum(builder, pending.pop(node.output[0]))
@@ -106,10 +105,10 @@ def differentiate(
 
 
 def dependents(nodes: Sequence[onnx.NodeProto], roots: Collection[str]) -> frozenset[str]:
-    """``roots`` and every tensor that is computed from one of them."""
+    """Return ``roots`` and every tensor that is computed from one of them."""
     found = set(roots)
     for node in nodes:
-        # A shape is an integer: nothing flows back through it.
+        # A shape is an integer and has no gradient.
         if node.op_type != "Shape" and any(name in found for name in node.input):
             found.update(node.output)
     return frozenset(found)

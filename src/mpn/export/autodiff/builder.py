@@ -1,4 +1,4 @@
-"""Writing nodes: fresh names, shared constants, and what is known of the shapes of tensors."""
+"""Builder of ONNX nodes with new names, shared constants and tensor shapes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from onnx import helper, numpy_helper
 from mpn.errors import ExportError
 
 Shape = tuple[int | None, ...]
-"""Static sizes; None where a size is known at run time only."""
+"""Static sizes; None if a size is known only at run time."""
 
 
 class GraphBuilder:
-    """A list of nodes that grows, and the constants they need.
+    """Growing list of nodes, and the constants they need.
 
     Args:
-        shapes: What is known of the tensors that nodes will read.
-        prefix: Of the names of everything it makes, so that they cannot meet those of a network.
+        shapes: Known shapes of the tensors that nodes will read.
+        prefix: Prefix of all new names, so that they differ from those of a network.
     """
 
     def __init__(self, shapes: Mapping[str, Shape], prefix: str = "bw/") -> None:
@@ -39,7 +39,7 @@ class GraphBuilder:
         return list(self._constants.values())
 
     def shape(self, name: str) -> Shape:
-        """Static sizes of a tensor.
+        """Return the static sizes of a tensor.
 
         Raises:
             ExportError: If its rank is not known.
@@ -51,7 +51,7 @@ class GraphBuilder:
         return self._shapes[name]
 
     def channels(self, name: str) -> int:
-        """Static size of axis 1.
+        """Return the static size of axis 1.
 
         Raises:
             ExportError: If it is not static.
@@ -72,20 +72,20 @@ class GraphBuilder:
 
         Args:
             op_type: ONNX operator.
-            *inputs: Names of tensors; ``""`` for one that is left out.
-            output: Its name, for a tensor at the graph's edge; fresh otherwise.
-            **attributes: Of the node.
+            *inputs: Names of tensors; ``""`` for an omitted one.
+            output: Its name, for an output of the graph; otherwise a new one.
+            **attributes: Attributes of the node.
 
         Returns:
             The name of its output.
         """
         name = self._fresh() if output is None else output
-        # Nodes go without names of their own, which would be a third of a large graph's bytes.
+        # Nodes get no names: they would be a third of a large graph's bytes.
         self.nodes.append(helper.make_node(op_type, list(inputs), [name], **attributes))
         return name
 
     def once(self, op_type: str, *inputs: str, **attributes: Any) -> str:
-        """As :meth:`op`, but the same node is not added twice."""
+        """Add a node as :meth:`op` does, but not twice."""
         key = (op_type, inputs, tuple(sorted((k, repr(v)) for k, v in attributes.items())))
         if key not in self._memo:
             self._memo[key] = self.op(op_type, *inputs, **attributes)
@@ -97,10 +97,10 @@ class GraphBuilder:
         """Add a Split into parts of fixed sizes.
 
         Args:
-            name: What to split.
-            sizes: Of the parts.
-            axis: Along which.
-            outputs: Names of the parts, for tensors at the graph's edge; fresh otherwise.
+            name: Tensor to split.
+            sizes: Sizes of the parts.
+            axis: Axis to split.
+            outputs: Names of the parts, for outputs of the graph; otherwise new ones.
 
         Returns:
             The names of the parts.
@@ -110,19 +110,19 @@ class GraphBuilder:
         return parts
 
     def ints(self, *values: int) -> str:
-        """A constant vector of int64."""
+        """Add a constant vector of int64."""
         return self._constant(np.asarray(values, np.int64))
 
     def integer(self, value: int) -> str:
-        """A constant int64 without axes."""
+        """Add a constant int64 without axes."""
         return self._constant(np.asarray(value, np.int64))
 
     def scalar(self, value: float, rank: int = 0) -> str:
-        """A constant float32 with ``rank`` axes of size 1."""
+        """Add a constant float32 with ``rank`` axes of size 1."""
         return self._constant(np.full((1,) * rank, value, np.float32))
 
     def size(self, name: str, axis: int) -> str:
-        """The size of an axis at run time, int64 of shape (1,)."""
+        """Add the size of an axis at run time, int64 of shape (1,)."""
         return self.once("Shape", name, start=axis, end=axis + 1)
 
     def _fresh(self) -> str:
@@ -138,17 +138,17 @@ class GraphBuilder:
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """The attributes of a node as Python values."""
+    """Return the attributes of a node as Python values."""
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
 
 @dataclass(frozen=True)
 class Tape:
-    """The builder of the backward pass, and what a gradient is wanted for.
+    """Builder of the backward pass, and the tensors that need a gradient.
 
     Attributes:
-        builder: Takes the nodes of the backward pass.
-        active: Tensors that depend on what is trained.
+        builder: Builder of the backward pass.
+        active: Tensors that depend on trained ones.
         constants: Values of small constants of the forward pass.
     """
 
@@ -156,16 +156,16 @@ class Tape:
     active: frozenset[str]
     constants: Mapping[str, npt.NDArray[np.generic]]
 
-    def wants(self, name: str) -> bool:
-        """Whether the gradient of this tensor is needed."""
+    def needs_gradient(self, name: str) -> bool:
+        """Return whether a tensor needs a gradient."""
         return name in self.active
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """A constant vector of integers.
+        """Return a constant vector of integers.
 
         Raises:
             ExportError: If it is computed at run time.
         """
         if name not in self.constants:
-            raise ExportError(f"'{name}' is computed at run time where a constant is needed")
+            raise ExportError(f"'{name}' is computed at run time, but must be a constant")
         return tuple(int(value) for value in np.ravel(self.constants[name]))

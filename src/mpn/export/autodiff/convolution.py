@@ -1,4 +1,4 @@
-"""Derivatives of convolutions, each in the form that onnxruntime's CPU kernels like best."""
+"""Derivatives of convolutions, in the fastest form for onnxruntime's CPU."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mpn.errors import ExportError
 from mpn.export.autodiff.builder import Tape, attributes_of
 
 _FEW_CHANNELS = 8
-"""Of the input; under this many, a matrix product a tap is too narrow to be fast."""
+"""Number of input channels below which one matrix product per tap is too narrow to be fast."""
 
 
 @dataclass(frozen=True)
 class _Geometry:
-    """Of a convolution over (height, width), symmetric in both."""
+    """Parameters of a convolution, symmetric in height and width."""
 
     outputs: int
     group_inputs: int
@@ -36,7 +36,7 @@ class _Geometry:
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
-        """Where each tap starts in the padded input, row by row."""
+        """Start of each tap in the padded input, row by row."""
         return [
             (row * self.dilation, column * self.dilation)
             for row in range(self.kernel[0])
@@ -45,17 +45,17 @@ class _Geometry:
 
 
 def convolution(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Convolution: z = w * x + b, dense or depthwise."""
+    """Derive the convolution z = w * x + b, dense or depthwise."""
     source, weight = node.input[0], node.input[1]
     shape = _geometry(tape, node, weight)
-    if tape.wants(source):
+    if tape.needs_gradient(source):
         yield source, _input_gradient(tape, source, weight, grad, shape)
-    if tape.wants(weight):
+    if tape.needs_gradient(weight):
         if shape.depthwise:
             yield weight, _depthwise_weight_gradient(tape, source, grad, shape)
         else:
             yield weight, _dense_weight_gradient(tape, source, grad, shape)
-    if len(node.input) > 2 and tape.wants(node.input[2]):
+    if len(node.input) > 2 and tape.needs_gradient(node.input[2]):
         axes = tape.builder.ints(0, 2, 3)
         yield node.input[2], tape.builder.op("ReduceSum", grad, axes, keepdims=0)
 
@@ -63,12 +63,15 @@ def convolution(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[s
 def transposed_convolution(
     tape: Tape, node: onnx.NodeProto, grad: str
 ) -> Iterator[tuple[str, str]]:
-    """The fixed bilinear upsampling of the public OSVOS: its kernel is not trained."""
-    if any(tape.wants(name) for name in node.input[1:]):
-        raise ExportError(f"the weights of ConvTranspose '{node.name}' cannot be trained here")
+    """Derive the fixed bilinear upsampling of OSVOS.
+
+    Its kernel is not trained.
+    """
+    if any(tape.needs_gradient(name) for name in node.input[1:]):
+        raise ExportError(f"the weights of ConvTranspose '{node.name}' cannot be trained")
     attributes = attributes_of(node)
     if attributes.get("group", 1) != 1 or any(attributes.get("output_padding", [])):
-        raise ExportError(f"ConvTranspose '{node.name}' has no derivative here")
+        raise ExportError(f"ConvTranspose '{node.name}' has no derivative rule")
     strides = attributes.get("strides", [1, 1])
     pads = attributes.get("pads", [0, 0, 0, 0])
     yield (
@@ -84,7 +87,7 @@ def _geometry(tape: Tape, node: onnx.NodeProto, weight: str) -> _Geometry:
     dilations = attributes.get("dilations", [1, 1])
     pads = attributes.get("pads", [0, 0, 0, 0])
     if len({*strides}) > 1 or len({*dilations}) > 1 or len({*pads}) > 1 or rows != columns:
-        raise ExportError(f"Conv '{node.name}' is not the same both ways: no derivative here")
+        raise ExportError(f"Conv '{node.name}' is not symmetric: no derivative rule")
     shape = _Geometry(
         outputs=outputs,
         group_inputs=group_inputs,
@@ -95,13 +98,13 @@ def _geometry(tape: Tape, node: onnx.NodeProto, weight: str) -> _Geometry:
         groups=attributes.get("group", 1),
     )
     if shape.groups > 1 and not shape.depthwise:
-        raise ExportError(f"Conv '{node.name}' has groups but is not depthwise: no derivative here")
+        raise ExportError(f"Conv '{node.name}' has groups but is not depthwise: no derivative rule")
     return shape
 
 
 def _input_gradient(tape: Tape, source: str, weight: str, grad: str, shape: _Geometry) -> str:
     builder = tape.builder
-    reach = shape.dilation * (shape.kernel[0] - 1)
+    extent = shape.dilation * (shape.kernel[0] - 1)
     if shape.stride == 1:
         # The flipped, transposed kernel: faster than ConvTranspose in onnxruntime.
         flipped = weight
@@ -123,10 +126,10 @@ def _input_gradient(tape: Tape, source: str, weight: str, grad: str, shape: _Geo
             flipped,
             dilations=[shape.dilation] * 2,
             group=shape.groups,
-            pads=[reach - shape.padding] * 4,
+            pads=[extent - shape.padding] * 4,
         )
-    # A size that the stride does not divide leaves rows that no output saw: they are made, then
-    # cut to what the input has.
+    # If the stride does not divide the size, no output depends on the last rows. Make the
+    # gradient larger, then cut it to the size of the input.
     larger = builder.op(
         "ConvTranspose",
         grad,
@@ -142,7 +145,7 @@ def _input_gradient(tape: Tape, source: str, weight: str, grad: str, shape: _Geo
 
 
 def _taps(tape: Tape, source: str, grad: str, shape: _Geometry) -> list[str]:
-    """For each tap, the input pixels it multiplies: (N, C, H', W') of the output's size."""
+    """Return per tap its input pixels, (N, C, H', W') of the output's size."""
     builder = tape.builder
     if shape.pointwise and shape.stride == 1:
         return [source]
@@ -151,7 +154,7 @@ def _taps(tape: Tape, source: str, grad: str, shape: _Geometry) -> list[str]:
         builder.op("Pad", source, builder.ints(0, 0, pad, pad, 0, 0, pad, pad)) if pad else source
     )
     axes, steps = builder.ints(2, 3), builder.ints(shape.stride, shape.stride)
-    # The last pixel a tap sees is stride * (size - 1) further on.
+    # The last pixel of a tap is stride * (size - 1) after its first.
     size = builder.once("Shape", grad, start=2, end=4)
     span = builder.once(
         "Sub", builder.once("Mul", size, steps), builder.ints(*[shape.stride - 1] * 2)
@@ -165,10 +168,10 @@ def _taps(tape: Tape, source: str, grad: str, shape: _Geometry) -> list[str]:
 
 
 def _dense_weight_gradient(tape: Tape, source: str, grad: str, shape: _Geometry) -> str:
-    """For each tap, per image, the product of gradients and input pixels; summed over the images.
+    """Multiply gradients and input pixels per tap and image; sum over images.
 
-    One product a tap keeps what is copied in the cache; a single one over all taps at once writes
-    nine shifted copies of the input first, which pays only where the input has few channels.
+    One product per tap keeps its copies in the cache. A single product over all taps writes nine
+    shifted copies of the input first, which is faster only if the input has few channels.
     """
     builder = tape.builder
     pixels = _taps(tape, source, grad, shape)
@@ -196,7 +199,7 @@ def _dense_weight_gradient(tape: Tape, source: str, grad: str, shape: _Geometry)
 
 
 def _depthwise_weight_gradient(tape: Tape, source: str, grad: str, shape: _Geometry) -> str:
-    """Each tap of each channel: the sum of what it saw times what came of it."""
+    """Sum input pixels times gradients, per tap and channel."""
     builder = tape.builder
     axes = builder.ints(0, 2, 3)
     sums = [

@@ -10,53 +10,54 @@ from mpn.errors import ExportError
 from mpn.export.autodiff.builder import Tape, attributes_of
 
 _STEEP = 1e38
-"""One over this is the smallest number that float32 holds in full precision."""
+"""Inverse of the smallest number with full float32 precision."""
 
 
 def add(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Addition: z = a + b."""
+    """Derive z = a + b."""
     for name in node.input:
-        if tape.wants(name):
+        if tape.needs_gradient(name):
             yield name, _unbroadcast(tape, grad, name, node.output[0])
 
 
 def subtract(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Subtraction: z = a - b."""
+    """Derive z = a - b."""
     left, right = node.input
-    if tape.wants(left):
+    if tape.needs_gradient(left):
         yield left, _unbroadcast(tape, grad, left, node.output[0])
-    if tape.wants(right):
+    if tape.needs_gradient(right):
         negative = tape.builder.op("Neg", grad)
         yield right, _unbroadcast(tape, negative, right, node.output[0])
 
 
 def negate(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Negation: z = -a."""
+    """Derive z = -a."""
     yield node.input[0], tape.builder.op("Neg", grad)
 
 
 def multiply(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Product: z = a * b."""
+    """Derive z = a * b."""
     left, right = node.input
     for name, other in ((left, right), (right, left)):
-        if tape.wants(name):
+        if tape.needs_gradient(name):
             product = tape.builder.op("Mul", grad, other)
             yield name, _unbroadcast(tape, product, name, node.output[0])
 
 
 def relu(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Rectifier: z = max(a, 0); nothing flows where a is 0, as in PyTorch."""
+    """Derive z = max(a, 0); the gradient is 0 if a is 0, as in PyTorch."""
     builder = tape.builder
-    # min(1, slope z) is 1 wherever z > 0: a third of the time of Sign in onnxruntime.
+    # min(1, slope z) is 1 if z > 0, and takes a third of the time of Sign in onnxruntime.
     positive = builder.op("HardSigmoid", node.output[0], alpha=_STEEP, beta=0.0)
     yield node.input[0], builder.op("Mul", grad, positive)
 
 
 def _unbroadcast(tape: Tape, grad: str, name: str, result: str) -> str:
-    """Sum ``grad``, of the shape of ``result``, over the axes along which ``name`` was repeated.
+    """Sum a gradient over the axes along which ``name`` was broadcast.
 
-    A size that is known at run time only is taken for the same on both sides: a network repeats
-    numbers, channels and maps of one pixel, all known.
+    ``grad`` has the shape of ``result``. A size that is only known at run time counts as the same
+    on both sides: networks broadcast numbers, channels and maps of one pixel, whose sizes are all
+    known.
     """
     builder = tape.builder
     shape, full = builder.shape(name), builder.shape(result)
@@ -77,21 +78,21 @@ def _unbroadcast(tape: Tape, grad: str, name: str, result: str) -> str:
 
 
 def concat(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Parts side by side along the channels."""
+    """Derive a concatenation along the channels."""
     axis = attributes_of(node)["axis"]
     if axis != 1:
-        raise ExportError(f"Concat along axis {axis} has no derivative here, along 1 only")
+        raise ExportError(f"Concat along axis {axis} has no derivative rule, only axis 1 has")
     sizes = [tape.builder.channels(name) for name in node.input]
     parts = tape.builder.split(grad, sizes, axis)
     for name, part in zip(node.input, parts, strict=True):
-        if tape.wants(name):
+        if tape.needs_gradient(name):
             yield name, part
 
 
 def slice_(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """A part of a tensor: the rest gets no gradient.
+    """Derive a slice: the other elements get no gradient.
 
-    Bounds may be computed at run time; starts are taken as not negative, steps must be 1.
+    Bounds may be computed at run time; starts must not be negative, steps must be 1.
     """
     builder = tape.builder
     name, starts = node.input[0], node.input[1]
@@ -104,7 +105,7 @@ def slice_(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, s
     if len(node.input) > 4 and any(step != 1 for step in tape.integers(node.input[4])):
         raise ExportError(f"Slice '{node.name}' has steps other than 1 and no derivative here")
     if starts in tape.constants and min(tape.integers(starts)) < 0:
-        raise ExportError(f"Slice '{node.name}' counts from the end and has no derivative here")
+        raise ExportError(f"Slice '{node.name}' counts from the end and has no derivative rule")
     begins = [builder.ints(0)] * rank
     for index, axis in enumerate(axes):
         begins[axis % rank] = (
@@ -119,12 +120,12 @@ def slice_(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, s
 
 
 def expand(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Values repeated along axes of size 1."""
+    """Derive values repeated along axes of size 1."""
     builder = tape.builder
     name = node.input[0]
     shape, full = builder.shape(name), builder.shape(node.output[0])
     if len(shape) != len(full):
-        raise ExportError(f"Expand '{node.name}' adds axes and has no derivative here")
+        raise ExportError(f"Expand '{node.name}' adds axes and has no derivative rule")
     axes = [
         axis
         for axis, (size, whole) in enumerate(zip(shape, full, strict=True))
@@ -134,11 +135,11 @@ def expand(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, s
 
 
 def reduce_mean(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Mean over axes that are kept with size 1."""
+    """Derive a mean over axes that are kept with size 1."""
     builder = tape.builder
     name = node.input[0]
     if not attributes_of(node).get("keepdims", 1):
-        raise ExportError(f"ReduceMean '{node.name}' drops axes and has no derivative here")
+        raise ExportError(f"ReduceMean '{node.name}' drops axes and has no derivative rule")
     shape = builder.once("Shape", name)
     rank = len(builder.shape(name))
     axes = sorted(axis % rank for axis in tape.integers(node.input[1]))

@@ -11,22 +11,23 @@ from mpn.export.autodiff.builder import GraphBuilder, Tape, attributes_of
 
 _FLOAT = onnx.TensorProto.FLOAT
 _STEEP = 1e38
-"""One over this is the smallest difference that counts."""
+"""Inverse of the smallest difference that counts."""
 _NEVER = -1e38
-"""Less than any pixel."""
+"""Number less than any pixel."""
 
 
 def resize(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Bilinear interpolation of height and width: two matrix products with its weights.
+    """Derive bilinear interpolation of height and width.
 
-    Interpolation is linear in rows and in columns: z = Y x X^T, so dx = Y^T dz X. Row i of a matrix
-    holds max(0, 1 - |s_i - k|) for each source pixel k, s_i where output pixel i samples.
+    The derivative is two matrix products with its weights. Interpolation is linear in rows and in
+    columns: z = Y x X^T, so dx = Y^T dz X. Row i of a matrix holds max(0, 1 - |s_i - k|) for each
+    source pixel k, where s_i is the sampling position of output pixel i.
     """
     builder = tape.builder
     attributes = attributes_of(node)
     way = attributes.get("coordinate_transformation_mode", b"half_pixel").decode()
     if attributes.get("mode", b"nearest") != b"linear" or way not in _SOURCES:
-        raise ExportError(f"Resize '{node.name}' is not bilinear and has no derivative here")
+        raise ExportError(f"Resize '{node.name}' is not bilinear and has no derivative rule")
     name, result = node.input[0], node.output[0]
     rows = _weights(builder, name, result, 2, way)
     columns = _weights(builder, name, result, 3, way)
@@ -35,16 +36,17 @@ def resize(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, s
 
 
 def max_pool(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Windows of 2x2 side by side: each gradient goes to the pixel that won, the first of equals.
+    """Derive 2x2 max pooling: each gradient goes to the first largest pixel.
 
-    The four pixels of a window are four maps of the output's size; what the first of them does not
-    take is offered to the next. (MaxPool's own indices cost onnxruntime ten times the pooling.)
+    The windows do not overlap. The four pixels of a window are four maps of the output's size. The
+    gradient that the first does not take goes to the next. (MaxPool's own indices cost onnxruntime
+    ten times the pooling.)
     """
     attributes = attributes_of(node)
     kernel, strides = list(attributes["kernel_shape"]), list(attributes.get("strides", [1, 1]))
     if kernel != [2, 2] or strides != [2, 2] or any(attributes.get("pads", [])):
         raise ExportError(
-            f"MaxPool '{node.name}' is not over windows of 2x2 side by side: no derivative here"
+            f"MaxPool '{node.name}' is not over windows of 2x2 without overlap: no derivative rule"
         )
     op, ints, builder = tape.builder.op, tape.builder.ints, tape.builder
     source, result = node.input[0], node.output[0]
@@ -57,13 +59,13 @@ def max_pool(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str,
         left_over = passed_on
     rows = [_interleaved(builder, *pair, axis=3) for pair in (shares[:2], (shares[2], left_over))]
     whole = _interleaved(builder, *rows, axis=2)
-    # A size that is odd was rounded up.
+    # Odd sizes were rounded up.
     ends = builder.once("Shape", source, start=2, end=4)
     yield source, op("Slice", whole, ints(0, 0), ends, ints(2, 3))
 
 
 def _every_second(builder: GraphBuilder, source: str, result: str, row: int, column: int) -> str:
-    """One pixel of every window; where a window reaches out of the map, one that cannot win."""
+    """Return one pixel of every window; outside the map, a smallest value."""
     ends = builder.once("Shape", source, start=2, end=4)
     steps, axes = builder.ints(2, 2), builder.ints(2, 3)
     pixels = builder.op("Slice", source, builder.ints(row, column), ends, axes, steps)
@@ -75,9 +77,9 @@ def _every_second(builder: GraphBuilder, source: str, result: str, row: int, col
 
 
 def _interleaved(builder: GraphBuilder, first: str, second: str, *, axis: int) -> str:
-    """Rows (axis 2) or columns (axis 3) of two maps in turn."""
-    apart = builder.ints(axis + 1)
-    pair = [builder.op("Unsqueeze", name, apart) for name in (first, second)]
+    """Interleave the rows (axis 2) or columns (axis 3) of two maps."""
+    last = builder.ints(axis + 1)
+    pair = [builder.op("Unsqueeze", name, last) for name in (first, second)]
     stacked = builder.op("Concat", *pair, axis=axis + 1)
     if axis == 3:
         return builder.op("Reshape", stacked, builder.ints(0, 0, 0, -1))
@@ -86,7 +88,7 @@ def _interleaved(builder: GraphBuilder, first: str, second: str, *, axis: int) -
 
 
 def _weights(builder: GraphBuilder, source: str, result: str, axis: int, way: str) -> str:
-    """The (outputs, inputs) matrix of interpolation along one axis, made at run time."""
+    """Make the (outputs, inputs) interpolation matrix of one axis at run time."""
     inputs, outputs = builder.size(source, axis), builder.size(result, axis)
     positions = _SOURCES[way](builder, inputs, outputs)
     pixels = _counted(builder, inputs)
@@ -97,7 +99,7 @@ def _weights(builder: GraphBuilder, source: str, result: str, axis: int, way: st
 
 
 def _aligned(builder: GraphBuilder, inputs: str, outputs: str) -> str:
-    """Corners stay in place: s_i = i (inputs - 1) / (outputs - 1)."""
+    """Keep the corners in place: s_i = i (inputs - 1) / (outputs - 1)."""
     one = builder.ints(1)
     steps = builder.once("Max", builder.once("Sub", outputs, one), one)
     span = builder.once("Cast", builder.once("Sub", inputs, one), to=_FLOAT)
@@ -106,7 +108,7 @@ def _aligned(builder: GraphBuilder, inputs: str, outputs: str) -> str:
 
 
 def _half_pixel(builder: GraphBuilder, inputs: str, outputs: str) -> str:
-    """Pixel centres at halves: s_i = (i + 1/2) inputs / outputs - 1/2, clipped to the pixels."""
+    """Align pixel centres: s_i = (i + 1/2) inputs / outputs - 1/2, clipped."""
     half, zero = builder.scalar(0.5), builder.scalar(0.0)
     last = builder.once(
         "Cast", builder.once("Sub", builder.once("Squeeze", inputs), builder.integer(1)), to=_FLOAT
@@ -123,7 +125,7 @@ def _half_pixel(builder: GraphBuilder, inputs: str, outputs: str) -> str:
 
 
 def _counted(builder: GraphBuilder, size: str) -> str:
-    """0, 1, ... size - 1 as float32."""
+    """Make 0, 1, ... size - 1 as float32."""
     stop = builder.once("Squeeze", size)
     numbers = builder.once("Range", builder.integer(0), stop, builder.integer(1))
     return builder.once("Cast", numbers, to=_FLOAT)

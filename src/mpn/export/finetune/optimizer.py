@@ -1,4 +1,4 @@
-"""The update of an adaptation step, as ONNX nodes: SGD with momentum, and AdamW."""
+"""Weight update of a fine-tuning step, as ONNX nodes: SGD and AdamW."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mpn.export.autodiff import GraphBuilder
 SGD_STATE = ("momentum",)
 ADAMW_STATE = ("exp_avg", "exp_avg_sq")
 STEP = "step"
-"""AdamW's number of steps done, float32, for its bias correction."""
+"""Name of AdamW's count of steps, float32, for its bias correction."""
 
 NEXT = "next"
 
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """How one tensor is updated.
+    """Update parameters of one tensor.
 
     Attributes:
-        learning_rate_factor: Times the learning rate given at run time.
+        learning_rate_factor: Factor of the learning rate given at run time.
         weight_decay: L2 for SGD; decoupled, times the learning rate, for AdamW.
     """
 
@@ -36,14 +36,14 @@ class TensorGroup:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """An optimiser with all its numbers, which the export bakes into the graph.
+    """Optimiser with all its numbers, which the export writes into the graph.
 
     Attributes:
         name: ``"sgd"`` or ``"adamw"``.
-        momentum: Of SGD.
+        momentum: Momentum of SGD.
         betas: Decay of AdamW's two averages.
-        epsilon: Of AdamW's denominator.
-        group: Tensor's name -> how it is updated.
+        epsilon: Epsilon of AdamW's denominator.
+        group: Returns the update parameters of a tensor by name.
     """
 
     name: AdaptOptimizer
@@ -54,27 +54,27 @@ class OptimizerSettings:
 
     @property
     def state(self) -> tuple[str, ...]:
-        """Names of the state tensors that each weight has, all of its shape, all 0 at first."""
+        """Names of the state tensors per weight, all of its shape and initially 0."""
         return SGD_STATE if self.name == "sgd" else ADAMW_STATE
 
     def as_json(self) -> dict[str, Any]:
-        """Its numbers, for the manifest."""
+        """Return its numbers for the manifest."""
         if self.name == "sgd":
             return {"momentum": self.momentum}
         return {"betas": list(self.betas), "epsilon": self.epsilon}
 
 
 DEFAULT_OPTIMIZERS: Mapping[Role, AdaptOptimizer] = {"propagation": "adamw", "osvos": "sgd"}
-"""OSVOS as its authors fine-tune it; AdamW for the propagation network, whose layers differ more in
-the scale of their gradients."""
+"""SGD for OSVOS, as its authors fine-tune it; AdamW for the propagation network, whose layers
+differ more in the scale of their gradients."""
 
 
 def optimizer_settings(role: Role, name: str | None = None) -> OptimizerSettings:
-    """The optimiser of a role with its groups.
+    """Return the optimiser of a role with its groups.
 
-    OSVOS (models.md 3.3; S. Caelles et al., CVPR 2017, and their public code): weight decay 2e-4 on
-    weights and none on biases, biases at twice the learning rate, the fusion at a hundredth. The
-    propagation network: the same decay, one learning rate for all.
+    OSVOS (S. Caelles et al., CVPR 2017, and their public code): weight decay 2e-4 on weights and
+    none on biases, biases at twice the learning rate, the fusion at a hundredth. The propagation
+    network: the same decay, one learning rate for all.
 
     Args:
         role: ``"propagation"`` or ``"osvos"``.
@@ -83,9 +83,9 @@ def optimizer_settings(role: Role, name: str | None = None) -> OptimizerSettings
     Raises:
         InputError: If there is no such optimiser.
     """
-    wanted = DEFAULT_OPTIMIZERS.get(role) if name is None else name
+    chosen = DEFAULT_OPTIMIZERS.get(role) if name is None else name
     for known in ADAPT_OPTIMIZERS:
-        if wanted == known:
+        if chosen == known:
             return OptimizerSettings(known, _GROUPS.get(role, _plain_group))
     raise InputError(
         f"unknown optimiser '{name}': the optimisers are {', '.join(ADAPT_OPTIMIZERS)}"
@@ -99,16 +99,16 @@ def append_update(
 
     The graph then needs, besides the tensors, their states ``<name>::<state>``, ``learning_rate``
     and, for AdamW, ``step``. Biases are updated together, as one long vector: there are many, and
-    each is so short that a node takes longer to start than to run.
+    each is so short that starting a node takes longer than running it.
 
     Args:
-        builder: Takes the nodes.
+        builder: Graph to append to.
         settings: The optimiser.
         gradients: Tensor -> name of its gradient.
 
     Returns:
-        The names of the outputs made: ``<name>::next`` and ``<name>::<state>::next`` in the order
-        of the tensors, and ``step::next`` last.
+        The names of the new outputs: ``<name>::next`` and ``<name>::<state>::next`` in the order of
+        the tensors, and ``step::next`` last.
     """
     rule = _Sgd(builder, settings) if settings.name == "sgd" else _AdamW(builder, settings)
     vectors: dict[TensorGroup, list[str]] = {}
@@ -128,31 +128,31 @@ def append_update(
 
 
 def next_name(name: str) -> str:
-    """The output that holds a tensor after the step."""
+    """Return the output name of a tensor after the step."""
     return f"{name}::{NEXT}"
 
 
 def state_name(name: str, state: str) -> str:
-    """The input that holds a state of a tensor."""
+    """Return the input name of a tensor's state."""
     return f"{name}::{state}"
 
 
 class _Numbers:
-    """Single numbers with as many axes, of size 1, as what they are multiplied with.
+    """Single numbers with the rank of the other operand, all axes of size 1.
 
-    onnxruntime's CPU kernels take 60 times as long for (512, 384, 1, 1) times () as times
-    (1, 1, 1, 1).
+    onnxruntime's CPU kernels take 60 times as long for (512, 384, 1, 1) times () as times (1, 1, 1,
+    1).
     """
 
     def __init__(self, builder: GraphBuilder) -> None:
         self._builder = builder
 
     def constant(self, value: float, rank: int) -> str:
-        """A number known now."""
+        """Append a constant."""
         return self._builder.scalar(value, rank)
 
     def shaped(self, name: str, rank: int) -> str:
-        """A number computed at run time, a tensor without axes."""
+        """Append the reshape of a number computed at run time, a tensor without axes."""
         return self._builder.once("Reshape", name, self._builder.ints(*[1] * rank))
 
 
@@ -177,7 +177,7 @@ class _Tensor(NamedTuple):
 
 
 class _Rule:
-    """An optimiser's arithmetic on one tensor."""
+    """Arithmetic of an optimiser on one tensor."""
 
     def __init__(self, builder: GraphBuilder, settings: OptimizerSettings) -> None:
         self.builder = builder
@@ -185,15 +185,15 @@ class _Rule:
         self.numbers = _Numbers(builder)
 
     def update(self, tensor: _Tensor) -> list[str]:
-        """Append the update; return the names of the tensor and its states after the step."""
+        """Append the update; return the names of the new tensor and its states."""
         raise NotImplementedError
 
     def finish(self) -> list[str]:
-        """Names of further outputs."""
+        """Return the names of further outputs."""
         return []
 
     def rate(self, group: TensorGroup) -> str:
-        """The learning rate of a group, a tensor without axes."""
+        """Return the learning rate of a group, a tensor without axes."""
         if group.learning_rate_factor == 1.0:
             return "learning_rate"
         factor = self.builder.scalar(group.learning_rate_factor)
@@ -201,7 +201,10 @@ class _Rule:
 
 
 class _Sgd(_Rule):
-    """As torch.optim.SGD: d = g + decay w, m' = momentum m + d, w' = w - rate m'."""
+    """Rule of torch.optim.SGD.
+
+    d = g + decay w, m' = momentum m + d, w' = w - rate m'.
+    """
 
     def update(self, tensor: _Tensor) -> list[str]:
         weight, gradient, states, group, rank, finals = tensor
@@ -217,10 +220,10 @@ class _Sgd(_Rule):
 
 
 class _AdamW(_Rule):
-    """I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2.
+    """Rule of torch.optim.AdamW.
 
-    w' = w (1 - rate decay) - rate / (1 - b1^t) m' / (sqrt(v' / (1 - b2^t)) + epsilon), as
-    torch.optim.AdamW does it.
+    I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2: w'
+    = w (1 - rate decay) - rate / (1 - b1^t) m' / (sqrt(v' / (1 - b2^t)) + epsilon).
     """
 
     def __init__(self, builder: GraphBuilder, settings: OptimizerSettings) -> None:
@@ -232,7 +235,7 @@ class _AdamW(_Rule):
             for beta in settings.betas
         )
         self._correction = first
-        self._sharper = op("Div", self._one, op("Sqrt", second))
+        self._root_correction = op("Div", self._one, op("Sqrt", second))
 
     def update(self, tensor: _Tensor) -> list[str]:
         weight, gradient, states, group, rank, finals = tensor
@@ -249,7 +252,7 @@ class _AdamW(_Rule):
             kept = op("Mul", state, numbers.constant(beta, rank))
             new = op("Mul", value, numbers.constant(1.0 - beta, rank))
             averages.append(op("Add", kept, new, output=final))
-        root = op("Mul", op("Sqrt", averages[1]), numbers.shaped(self._sharper, rank))
+        root = op("Mul", op("Sqrt", averages[1]), numbers.shaped(self._root_correction, rank))
         safe = op("Add", root, numbers.constant(self.settings.epsilon, rank))
         rate = self.rate(group)
         corrected = numbers.shaped(once("Div", rate, self._correction), rank)
@@ -267,7 +270,7 @@ class _AdamW(_Rule):
 def _update_together(
     rule: _Rule, names: Sequence[str], gradients: Mapping[str, str], group: TensorGroup
 ) -> None:
-    """Update vectors of one group as one, and part them again."""
+    """Update all vectors of one group as a single one, and split it."""
     builder, states = rule.builder, rule.settings.state
     sizes = [builder.shape(name)[0] or 0 for name in names]
     parts = [names, [gradients[name] for name in names]]
@@ -299,11 +302,11 @@ _FLOAT = onnx.TensorProto.FLOAT
 
 @dataclass(frozen=True)
 class LossNodes:
-    """What :func:`cross_entropy` made.
+    """Tensors of :func:`cross_entropy`.
 
     Attributes:
         loss: Name of the scalar.
-        gradient: Name of its gradient by the margin, of the margin's shape.
+        gradient: Name of its gradient with respect to the margin, of the margin's shape.
     """
 
     loss: str
@@ -311,34 +314,34 @@ class LossNodes:
 
 
 BALANCED_ROLES: frozenset[Role] = frozenset({"osvos"})
-"""Roles that learn from the balanced loss. OSVOS does in its paper, for its object is a small part
-of a whole frame. A propagation crop is cut to its object, and that network was trained on the plain
-loss: the balanced one makes its masks swell (mean J of five training sequences 0.71 instead of
-0.75 after 80 steps)."""
+"""Roles with the balanced loss. OSVOS has it in its paper, because its object is a small part of a
+whole frame. A propagation crop is cut to its object, and that network was trained on the plain
+loss: the balanced one enlarges its masks (mean J of five training sequences 0.71 instead of 0.75
+after 80 steps)."""
 
 
 def cross_entropy(
     builder: GraphBuilder, margin: str, target: str, *, is_balanced: bool, loss: str
 ) -> LossNodes:
-    """Cross-entropy, the mean over all pixels, or with object and background weighing the same.
+    """Append a cross-entropy over all pixels, plain or class-balanced.
 
     Balanced: per image, with N+ of its N pixels in the object and N- outside: N-/N times the
     cross-entropy summed over the object plus N+/N times that summed over the background, divided by
-    N; then the mean over the images. That is the published loss (S. Caelles et al., "One-Shot Video
-    Object Segmentation", CVPR 2017) over the number of pixels, so that a learning rate holds for
-    every size. An image without object, or with nothing else, then has loss 0 and no gradient.
+    N; then the mean over the images. This is the published loss (S. Caelles et al., "One-Shot Video
+    Object Segmentation", CVPR 2017) divided by the number of pixels, so that one learning rate
+    suits every size. An image without object, or without background, has loss 0 and no gradient.
 
     Args:
-        builder: Takes the nodes.
+        builder: Graph to append to.
         margin: (N, 1, H, W) logits of the foreground against the background.
-        target: (N, 1, H, W); a pixel belongs to the object from 0.5 on.
-        is_balanced: Whatever their areas, object and background weigh the same.
-        loss: The name that the scalar is to have.
+        target: (N, 1, H, W); a pixel of at least 0.5 belongs to the object.
+        is_balanced: Give object and background the same weight, for any areas.
+        loss: Name of the scalar.
     """
     op = builder.op
     inside = op("Cast", op("GreaterOrEqual", target, builder.scalar(0.5)), to=_FLOAT)
     weights = _balance(builder, inside) if is_balanced else None
-    # -log of the probability of the truth, in a form that cannot overflow.
+    # -log of the probability of the target, in a form that cannot overflow.
     magnitude = op("Abs", margin)
     tail = op("Log", op("Add", op("Exp", op("Neg", magnitude)), builder.scalar(1.0)))
     entropy = op("Add", op("Sub", op("Relu", margin), op("Mul", margin, inside)), tail)
@@ -352,7 +355,7 @@ def cross_entropy(
 
 
 def _balance(builder: GraphBuilder, inside: str) -> str:
-    """1 - share of the object inside it, its share outside."""
+    """Append weights: 1 - share of the object inside it, its share outside."""
     op = builder.op
     share = op("ReduceMean", inside, builder.ints(1, 2, 3), keepdims=1)
     lean = op("Sub", builder.scalar(1.0), op("Add", share, share))

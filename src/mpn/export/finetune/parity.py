@@ -1,4 +1,4 @@
-"""Whether a written fine-tuning step does what PyTorch's autograd and optimiser do."""
+"""Parity of a written fine-tuning step with PyTorch's autograd and optimiser."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from mpn.export.parity import CaseParity, Limit, Measure
 from mpn.types import Float32Array
 
 STEP_SHAPE = (2, 81, 97)
-"""Images, height and width: sides that differ, one image after the other."""
+"""Images, height and width; the sides differ, so that swapped axes are found."""
 
 _EXAMPLES = 3
-"""Tried in turn until the sides agree. A unit on the brink of its ReLU may fall on one side here
-and on the other there, which moves whole tensors' gradients by 1e-2 in one example of a few; a
-derivative that is wrong is wrong in all."""
+"""Examples to try until both sides agree. A unit near the kink of its ReLU may be active on one
+side only, which changes whole tensors' gradients by 1e-2 in some examples. A wrong derivative is
+wrong in all."""
 _LEARNING_RATE = 1e-2
 _CLEAR = 1e-2
-"""Of a tensor's largest gradient: AdamW's first step is the sign of each, which below that the
-order of summation may turn."""
+"""Smallest gradient to compare, relative to a tensor's largest: AdamW's first step is the sign of
+each gradient, and the order of summation may flip the sign of a smaller one."""
 
 LOSS_LIMIT = Limit(
     "loss_abs",
@@ -68,18 +68,18 @@ class StepExample:
 
 
 def verify_step(role: Role, written: WrittenAdapt, folder: Path, scope: AdaptScope) -> CaseParity:
-    """Do one step in onnxruntime and the same in PyTorch.
+    """Compare one step in onnxruntime with the same step in PyTorch.
 
     Args:
         role: The network.
-        written: What was written.
-        folder: Where.
-        scope: What is trained.
+        written: Result of :func:`mpn.export.finetune.write.write_adapt`.
+        folder: Folder of its files.
+        scope: Trained part of the network.
 
     Raises:
-        ExportError: If they differ; all differences are named.
+        ExportError: If they differ; the message lists all differences.
     """
-    # All of the directory's weights: half precision has rounded those of the trunk too.
+    # Read all of the directory's weights: half precision has rounded those of the trunk too.
     own = read_weights(folder, written.entry.tensors)
     failures: list[str] = []
     try:
@@ -104,7 +104,7 @@ def _compared(
     own: Mapping[str, Float32Array],
     example: StepExample,
 ) -> tuple[tuple[Measure, ...], float]:
-    """One step by both; what differs, and the loss by PyTorch."""
+    """Run one step on both sides; return the differences and PyTorch's loss."""
     engine.begin()
     before = engine.weights()
     loss = engine.step(example.inputs, example.target, _LEARNING_RATE)
@@ -120,12 +120,12 @@ def _compared(
         gradients.append(_relative(state[f"{name}::{moment}"], gradient))
         clear = np.abs(gradient) >= _CLEAR * np.abs(gradient).max()
         change = np.abs(expected - before[name])[clear]
-        apart = np.abs(after[name] - expected) - 2 * np.spacing(np.abs(expected))
+        error = np.abs(after[name] - expected) - 2 * np.spacing(np.abs(expected))
         largest = float(change.max(initial=0.0))
-        updates.append(float(apart[clear].max(initial=0.0)) / max(largest, 1e-30))
+        updates.append(float(error[clear].max(initial=0.0)) / max(largest, 1e-30))
     measures = (
         Measure(LOSS_LIMIT, abs(loss - expected_loss)),
-        # numpy's maximum, which does not pass over what is not a number.
+        # Unlike Python's, numpy's maximum returns NaN if any value is NaN.
         Measure(GRADIENT_LIMIT, float(np.max(gradients))),
         Measure(UPDATE_LIMIT, float(np.max(updates))),
     )
@@ -133,15 +133,15 @@ def _compared(
 
 
 class TorchStep:
-    """The same step by PyTorch's autograd and optimisers: the reference of the graphs.
+    """Reference of the graphs: the same step by PyTorch's autograd and optimisers.
 
     Args:
         role: The network.
         network: Folded, float32; it is not changed.
         settings: The optimiser.
-        weights: Where to start, by name; what is not in it stays.
-        trained: Names of those that are trained; None for all of ``weights``.
-        memory_format: Order of what is computed with, a matter of speed.
+        weights: Initial values by name; other weights keep theirs.
+        trained: Names of the trained tensors; None for all of ``weights``.
+        memory_format: Memory format of the computation, which affects speed only.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class TorchStep:
         )
 
     def step(self, example: StepExample, learning_rate: float) -> float:
-        """Do one step; the loss before it."""
+        """Run one step and return the loss before it."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["factor"]
         self._optimizer.zero_grad(set_to_none=True)
@@ -193,24 +193,24 @@ class TorchStep:
         return float(loss.detach())
 
     def weights(self) -> dict[str, Float32Array]:
-        """Copies of the trained tensors."""
+        """Copy the trained tensors."""
         return {name: value.detach().numpy().copy() for name, value in self._trained.items()}
 
     def prob(self, inputs: Float32Array) -> Float32Array:
-        """(N, 1, H, W) foreground probability with the weights as they are."""
+        """Compute the foreground probability (N, 1, H, W) with the present weights."""
         with torch.inference_mode():
             prob: Tensor = self._graph(torch.from_numpy(inputs)).sigmoid()
         return prob.numpy()
 
     def state(self, name: str, state: str) -> Float32Array:
-        """A state of the optimiser, under the name that the graphs give it."""
+        """Return a state of the optimiser, by its name in the graphs."""
         key = "momentum_buffer" if state == "momentum" else state
         value: Tensor = self._optimizer.state[self._trained[name]][key]
         return value.detach().numpy()
 
 
 def step_loss(margin: Tensor, target: Tensor, is_balanced: bool) -> Tensor:
-    """What :func:`mpn.export.finetune.optimizer.cross_entropy` writes, in PyTorch's words."""
+    """Compute the loss of :func:`mpn.export.finetune.optimizer.cross_entropy` in PyTorch."""
     inside = (target >= 0.5).float()
     entropy = F.binary_cross_entropy_with_logits(margin, inside, reduction="none")
     if not is_balanced:
@@ -223,12 +223,12 @@ def step_loss(margin: Tensor, target: Tensor, is_balanced: bool) -> Tensor:
 def step_example(
     role: Role, shape: tuple[int, int, int] = STEP_SHAPE, seed: int = 0
 ) -> StepExample:
-    """A disc on noise, of values that the network may see.
+    """Make a disc on noise, with values of real network inputs.
 
     Args:
         role: The network.
         shape: Images, height, width.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
     images, height, width = shape
     rng = np.random.default_rng(seed)

@@ -1,4 +1,7 @@
-"""One step of fine-tuning as an ONNX graph: forward, loss, backward and update, without weights."""
+"""Fine-tuning step as an ONNX graph without weights.
+
+The graph has forward pass, loss, backward pass and update.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,16 @@ from mpn.export.finetune.optimizer import (
 from mpn.export.finetune.write import MARGIN, ForwardGraph
 
 TARGET = "target"
-"""It has the height and width of the network's input, which the head does not see."""
+"""Tensor with the height and width of the network's input, which the head does not get."""
 
 
 @dataclass(frozen=True)
 class TrunkCut:
-    """A network in two parts.
+    """Network in two parts.
 
     Attributes:
         trunk: Nodes from the network's input to the features.
-        head: Nodes from the features to the logits; the size of the image they take from
-            ``target``.
+        head: Nodes from the features to the logits; they read the image size from ``target``.
         features: Tensors that the head takes from the trunk.
     """
 
@@ -47,11 +49,11 @@ class TrunkCut:
 
 
 def cut_trunk(forward: ForwardGraph, trained: Collection[str]) -> TrunkCut:
-    """Part a network where the first trained weight comes in.
+    """Split a network before its first trained weight.
 
     Args:
         forward: The network.
-        trained: Its trained weights; what does not depend on one of them is the trunk.
+        trained: Its trained weights; nodes that depend on none of them are the trunk.
     """
     active = dependents(forward.nodes, trained)
     sizes: set[str] = set()
@@ -62,7 +64,7 @@ def cut_trunk(forward: ForwardGraph, trained: Collection[str]) -> TrunkCut:
             name in sizes or name in forward.constants for name in node.input if name
         )
         if node.op_type == "Shape" or of_sizes:
-            # Cheap, and both sides may need them; what a side does not need is dropped below.
+            # Cheap, and both parts may need them; unneeded copies are removed below.
             sizes.update(node.output)
             trunk.append(node)
             head.append(_with_size_of_target(node, forward.input_name))
@@ -86,12 +88,12 @@ def _with_size_of_target(node: onnx.NodeProto, image: str) -> onnx.NodeProto:
 
 
 def _needed(nodes: list[onnx.NodeProto], outputs: Collection[str]) -> tuple[onnx.NodeProto, ...]:
-    """The nodes that ``outputs`` are computed from."""
-    wanted, kept = set(outputs), []
+    """Return the nodes that ``outputs`` are computed from."""
+    needed, kept = set(outputs), []
     for node in reversed(nodes):
-        if any(name in wanted for name in node.output):
+        if any(name in needed for name in node.output):
             kept.append(node)
-            wanted.update(node.input)
+            needed.update(node.input)
     return tuple(reversed(kept))
 
 
@@ -100,25 +102,25 @@ LEARNING_RATE = "learning_rate"
 
 _IR_VERSION = 10
 _FIXED_WEIGHTS = ("upscale.", "upscale_.")
-"""Bilinear kernels of the public OSVOS, which are never trained (learning rate 0 there)."""
+"""Bilinear kernels of OSVOS, which are never trained (the public code has learning rate 0)."""
 
 
 _HEADS: Mapping[Role, tuple[str, ...]] = {
     "propagation": ("aspp.", "decoder.", "prior_gain"),
     "osvos": ("side_prep.", "fuse."),
 }
-"""What scope "head" trains: all behind the backbone; the side branches and their fusion."""
+"""Weights of scope "head": all after the backbone; the side branches and their fusion."""
 
 
 @dataclass(frozen=True)
 class AdaptGraph:
-    """A step as a graph.
+    """Graph of one step.
 
     Attributes:
-        scope: What it trains.
+        scope: Trained part of the network.
         model: The graph; it holds no weights.
-        features: The graph from the network's input to what the step takes in its place; None
-            where the step takes the input itself.
+        features: Graph from the network's input to the features that replace it in the step; None
+            if the step takes the input itself.
         trained: Tensors that the step changes, in the order of the graph.
     """
 
@@ -129,7 +131,7 @@ class AdaptGraph:
 
 
 def trained_names(forward: ForwardGraph, scope: AdaptScope) -> tuple[str, ...]:
-    """The weights that a scope trains, in the order of the network."""
+    """List the weights that a scope trains, in the order of the network."""
     return tuple(
         name
         for name in forward.weights
@@ -141,20 +143,20 @@ def trained_names(forward: ForwardGraph, scope: AdaptScope) -> tuple[str, ...]:
 def adapt_graph(
     forward: ForwardGraph, settings: OptimizerSettings, scope: AdaptScope = "all"
 ) -> AdaptGraph:
-    """The step that trains the weights of a scope.
+    """Build the step that trains the weights of a scope.
 
-    Inputs: the network's input (N, C, H, W), or the features of a frozen trunk in its place;
-    ``target`` (N, 1, H, W); ``learning_rate`` (); every weight it needs by its name; every state
+    Inputs: the network's input (N, C, H, W), or instead the features of a frozen trunk; ``target``
+    (N, 1, H, W); ``learning_rate`` (); every weight it needs by its name; every state
     ``<name>::<state>``, and ``step`` () for AdamW. Outputs: ``loss`` () and every trained tensor
     and state as ``<input>::next``. N, H and W are free.
 
     Args:
         forward: The network.
         settings: The optimiser.
-        scope: What to train.
+        scope: Part of the network to train.
 
     Raises:
-        ExportError: If an operator of the network has no derivative here.
+        ExportError: If an operator of the network has no derivative in this package.
     """
     trained = trained_names(forward, scope)
     cut = cut_trunk(forward, trained) if scope == "head" else None
@@ -211,7 +213,7 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _features_graph(forward: ForwardGraph, cut: TrunkCut) -> onnx.ModelProto:
-    """From the network's input to the features, the frozen weights as inputs."""
+    """Build the graph from input to features, with frozen weights as inputs."""
     inputs = [*_data_values(forward, (forward.input_name,)), *_weight_values(forward, cut.trunk)]
     results = _data_values(forward, cut.features)
     constants = _constants(forward, cut.trunk)
@@ -231,7 +233,7 @@ def _model(
 
 
 def _data_values(forward: ForwardGraph, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Tensors of a batch; sizes that are not fixed get a name of their own."""
+    """Describe tensors of a batch; each free size gets its own name."""
     values = []
     for name in names:
         shape = forward.shapes[name]

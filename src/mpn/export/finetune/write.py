@@ -1,4 +1,4 @@
-"""The fine-tuning step of one role, written beside its inference graph and compared with torch."""
+"""Writing the fine-tuning step of one role next to its inference graph."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ MARGIN = "margin"
 """(N, 1, H, W) logits of the foreground against the background; its sigmoid is the probability."""
 
 _EXAMPLE_SHAPE = (2, 81, 97)
-"""Batch, height and width to trace with: different, and none of them 1, which would be fixed."""
+"""Batch, height and width for tracing: different, and none is 1, which would become fixed."""
 _LARGEST_BATCH = 1024
 _SIDES = (33, 16384)
 
 
 @dataclass(frozen=True)
 class ForwardGraph:
-    """A traced network.
+    """Traced network.
 
     Attributes:
-        role: Which.
+        role: Role of the network.
         nodes: In topological order, from the network's input to :data:`MARGIN`.
-        shapes: What is known of every tensor.
+        shapes: Known shape of every tensor.
         weights: Name -> values of every parameter, as in the inference graph.
         constants: Name -> values of the other initialisers: bounds, axes, scales.
     """
@@ -65,7 +65,7 @@ class ForwardGraph:
 
     @property
     def input_name(self) -> str:
-        """The network's input."""
+        """Name of the network's input."""
         return INPUT_NAMES[self.role]
 
 
@@ -74,7 +74,9 @@ class _HasLogits(nn.Module):
 
 
 class MarginGraph(nn.Module):
-    """A network's input -> its logits of the foreground against the background, (N, 1, H, W).
+    """Module from a network's input to its foreground margin (N, 1, H, W).
+
+    The margin is the foreground logit minus the background logit.
 
     Args:
         role: ``"propagation"`` or ``"osvos"``.
@@ -87,7 +89,7 @@ class MarginGraph(nn.Module):
         self.network = network
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The margin, float32."""
+        """Compute the margin, float32."""
         if self.role == "osvos":
             return cast(_HasLogits, self.network).logits(inputs)
         logits: Tensor = self.network(inputs)
@@ -101,10 +103,10 @@ def trace_forward(role: Role, network: nn.Module) -> ForwardGraph:
 
     Args:
         role: ``"propagation"`` or ``"osvos"``.
-        network: From :func:`mpn.export.precision.folded_network`: no BatchNorm is left.
+        network: Network of :func:`mpn.export.precision.folded_network`, without BatchNorm.
 
     Raises:
-        ExportError: If it cannot be traced, or the role cannot be adapted.
+        ExportError: If it cannot be traced, or the role has no fine-tuning.
     """
     if role not in INPUT_NAMES:
         raise ExportError(f"the {role} network is not fine-tuned on the given frame")
@@ -155,16 +157,16 @@ def _shape(value: onnx.ValueInfoProto) -> Shape:
 
 
 ADAPTABLE_ROLES: tuple[Role, ...] = tuple(INPUT_NAMES)
-"""Roles that are fine-tuned on the given frame."""
+"""Roles with a fine-tuning step."""
 
 
 @dataclass(frozen=True)
 class WrittenAdapt:
-    """What :func:`write_adapt` made.
+    """Result of :func:`write_adapt`.
 
     Attributes:
-        entry: For the manifest.
-        network: The folded float32 network that the graphs were made of.
+        entry: Entry of the manifest.
+        network: The folded float32 network of the graphs.
         settings: The optimiser.
     """
 
@@ -181,16 +183,16 @@ def write_adapt(
     precision: Precision,
     optimizer: str | None = None,
 ) -> WrittenAdapt:
-    """Write ``<role>_adapt.onnx``, ``<role>_adapt_head.onnx`` and ``<role>_features.onnx``.
+    """Write ``<role>_adapt.onnx``, ``_adapt_head.onnx`` and ``_features.onnx``.
 
-    The graphs hold no weights: they take them as inputs, by the names and shapes that they have in
-    ``<role>.onnx``, which must be there already, its weights in a file beside it.
+    The graphs hold no weights. Weights are inputs, with the names and shapes of ``<role>.onnx``,
+    which must exist already and have its weights in a separate file.
 
     Args:
         role: One of :data:`ADAPTABLE_ROLES`.
-        network: As it was loaded.
-        folder: Where the inference graph is.
-        precision: Of the inference graph; fine-tuning is float32.
+        network: The network as loaded.
+        folder: Folder of the inference graph.
+        precision: Precision of the inference graph; fine-tuning is float32.
         optimizer: ``"sgd"`` or ``"adamw"``; None for the role's default.
 
     Raises:
@@ -235,15 +237,15 @@ def _saved(graph: AdaptGraph, role: Role, folder: Path) -> FileDigest:
 def weight_tensors(
     forward: ForwardGraph, stored: tuple[StoredTensor, ...], precision: Precision
 ) -> tuple[WeightTensor, ...]:
-    """What the manifest says about the weights.
+    """Describe the weights for the manifest.
 
     Args:
-        forward: The network that is trained.
+        forward: The network to train.
         stored: The weights of its inference graph.
-        precision: Of that graph.
+        precision: Precision of that graph.
 
     Raises:
-        ExportError: If the two are not the same weights.
+        ExportError: If the two have different weights.
     """
     found = {tensor.name: tensor.shape for tensor in stored}
     expected = {name: tuple(values.shape) for name, values in forward.weights.items()}

@@ -1,9 +1,9 @@
-"""Frames with true flow, in the layouts they are published in.
+"""Published folder layouts of frames with true flow.
 
-FlyingChairs (A. Dosovitskiy et al., "FlowNet", ICCV 2015): ``data/NNNNN_img1.ppm``,
-``_img2.ppm``, ``_flow.flo``. MPI Sintel (D. J. Butler et al., ECCV 2012): ``training/final/SCENE/
-frame_NNNN.png`` with ``training/flow/SCENE/frame_NNNN.flo``. And pairs side by side in one folder:
-``NAME-img0.png``, ``NAME-img1.png``, ``NAME-gt.flo``.
+FlyingChairs (A. Dosovitskiy et al., "FlowNet", ICCV 2015): ``data/NNNNN_img1.ppm``, ``_img2.ppm``,
+``_flow.flo``. MPI Sintel (D. J. Butler et al., ECCV 2012): ``training/final/SCENE/frame_NNNN.png``
+with ``training/flow/SCENE/frame_NNNN.flo``. And pairs in one folder: ``NAME-img0.png``,
+``NAME-img1.png``, ``NAME-gt.flo``.
 """
 
 from __future__ import annotations
@@ -41,27 +41,29 @@ class FlowPair:
     flow_path: Path
 
     def frames(self) -> tuple[UInt8Array, UInt8Array]:
-        """Both frames, (H, W, 3) uint8 RGB."""
+        """Load both frames: (H, W, 3) uint8 RGB."""
         return cached_rgb(self.image0_path), cached_rgb(self.image1_path)
 
     def flow_px(self) -> Float32Array:
-        """(2, H, W) float32, (x, y) in pixels; NaN where unknown."""
+        """Load the flow: (2, H, W) float32, (x, y) in pixels; NaN if unknown."""
         return read_flo(self.flow_path)
 
 
 @dataclass(frozen=True)
 class FlowPairs:
-    """Pairs to train on, and pairs that only validate."""
+    """Pairs for training, and pairs for validation only."""
 
     train: tuple[FlowPair, ...]
     held_out: tuple[FlowPair, ...]
 
 
 def read_flo(path: Path) -> Float32Array:
-    """A Middlebury .flo file: (2, H, W) float32, (x, y) in pixels; NaN where marked unknown.
+    """Read a Middlebury .flo file: (2, H, W) float32, (x, y) in pixels.
+
+    Pixels marked as unknown are NaN.
 
     Raises:
-        TrainingError: If it is no .flo file or is cut short.
+        TrainingError: If it is no .flo file or is truncated.
     """
     try:
         content = path.read_bytes()
@@ -71,12 +73,12 @@ def read_flo(path: Path) -> Float32Array:
         raise TrainingError(f"{path} is no .flo file: it does not begin with 202021.25")
     width, height = map(int, np.frombuffer(content, "<i4", 2, offset=4))
     if not (0 < width <= _LARGEST_SIDE_PX and 0 < height <= _LARGEST_SIDE_PX):
-        raise TrainingError(f"{path} says it is {width}x{height}: it is damaged")
-    wanted = 12 + 8 * width * height
-    if len(content) != wanted:
+        raise TrainingError(f"{path} has a size of {width}x{height}: it is damaged")
+    expected = 12 + 8 * width * height
+    if len(content) != expected:
         raise TrainingError(
-            f"{path} has {len(content)} bytes where {width}x{height} needs {wanted}: it is cut "
-            "short or damaged"
+            f"{path} has {len(content)} bytes, but {width}x{height} needs {expected}: it is "
+            "truncated or damaged"
         )
     values = np.frombuffer(content, "<f4", 2 * width * height, offset=12)
     flow_px: Float32Array = np.ascontiguousarray(
@@ -87,25 +89,25 @@ def read_flo(path: Path) -> Float32Array:
 
 
 def load_flow_pairs(root: Path, held_out: int) -> FlowPairs:
-    """The pairs of a folder, split.
+    """List the pairs of a folder, split for training and validation.
 
     Args:
-        root: The folder as it is unpacked.
-        held_out: Pairs that only validate: the last ones by name, whole scenes for Sintel, unless
-            FlyingChairs' own list ``FlyingChairs_train_val.txt`` lies in the folder.
+        root: The unpacked folder.
+        held_out: Pairs for validation only: the last ones by name, whole scenes for Sintel.
+            FlyingChairs' own list ``FlyingChairs_train_val.txt`` takes precedence.
 
     Raises:
-        TrainingError: If the folder is of no known layout, files lack their partners, or nothing
-            would be left to train on.
+        TrainingError: If the folder has no known layout, a file has no partner, or no pair would be
+            left to train on.
     """
     chairs = root / "data" if (root / "data").is_dir() else root
     if any(chairs.glob("*_flow.flo")):
-        pairs = _beside(chairs, "_flow.flo", ("_img1.ppm", "_img2.ppm"))
+        pairs = _pairs_in_folder(chairs, "_flow.flo", ("_img1.ppm", "_img2.ppm"))
         listed = root / _CHAIRS_SPLIT
         if listed.is_file():
             return _by_list(pairs, listed)
     elif any(root.glob("*-gt.flo")):
-        pairs = _beside(root, "-gt.flo", ("-img0.png", "-img1.png"))
+        pairs = _pairs_in_folder(root, "-gt.flo", ("-img0.png", "-img1.png"))
     elif (root / "training" / "flow").is_dir():
         return _sintel(root / "training", held_out)
     else:
@@ -123,7 +125,7 @@ def load_flow_pairs(root: Path, held_out: int) -> FlowPairs:
     return FlowPairs(tuple(pairs[:cut]), tuple(pairs[cut:]))
 
 
-def _beside(folder: Path, ending: str, images: tuple[str, str]) -> list[FlowPair]:
+def _pairs_in_folder(folder: Path, ending: str, images: tuple[str, str]) -> list[FlowPair]:
     pairs = []
     for flow in sorted(folder.glob(f"*{ending}")):
         stem = flow.name.removesuffix(ending)
@@ -141,12 +143,12 @@ def _checked(pair: FlowPair) -> FlowPair:
 
 
 def _by_list(pairs: list[FlowPair], listed: Path) -> FlowPairs:
-    """FlyingChairs' list: a line a pair, 1 to train on and 2 to validate with."""
+    """Split by FlyingChairs' list: one line per pair, 1 to train, 2 to validate."""
     marks = listed.read_text().split()
     if len(marks) != len(pairs) or set(marks) - {"1", "2"}:
         raise TrainingError(
-            f"{listed} has {len(marks)} lines of 1 or 2 where there are {len(pairs)} pairs: take "
-            "the list that belongs to the folder"
+            f"{listed} has {len(marks)} lines of 1 or 2, but there are {len(pairs)} pairs: use "
+            "the list of this folder"
         )
     marked = list(zip(pairs, marks, strict=True))
     train, held_out = (tuple(p for p, m in marked if m == mark) for mark in "12")
@@ -186,13 +188,13 @@ _NOISE_LEVELS = 5.0
 
 @dataclass(frozen=True)
 class FlowCropOptions:
-    """How crops are cut and disturbed.
+    """Options for cropping and changing pairs.
 
     Attributes:
         zoom_min: Smallest scale of the frames.
-        zoom_max: Largest; the crop always fits into the frames.
-        rotation_deg: Largest turn, either way.
-        recolour: Share of pairs with other colours, nearly the same for both frames.
+        zoom_max: Largest scale; the crop always fits into the frames.
+        rotation_deg: Largest rotation in either direction.
+        recolour: Share of pairs with changed colours, nearly the same for both frames.
         noise: Share of pairs with noise.
     """
 
@@ -210,7 +212,7 @@ def crop_pair(
     options: FlowCropOptions,
     rng: np.random.Generator,
 ) -> FlowSample:
-    """One crop, scaled, turned and mirrored at random.
+    """Crop a pair with random scale, rotation and flip.
 
     Args:
         frames: (H, W, 3) uint8 RGB each.
@@ -233,7 +235,7 @@ def crop_pair(
     half = np.array([width, height]) / (2 * zoom)
     extent = np.array([full_w, full_h], np.float64)
     centre = rng.uniform(np.minimum(half, extent / 2), np.maximum(extent - half, extent / 2))
-    # cv2 counts from the centre of the first pixel, the centre of the crop from its edge.
+    # The origin of cv2 is the centre of the first pixel; that of the crop's centre is its corner.
     offset = np.array([width - 1, height - 1]) / 2 - linear @ (centre - 0.5)
     matrix = np.hstack([linear, offset[:, None]])
     size = (width, height)
@@ -250,7 +252,7 @@ def crop_pair(
             for axis in flow_px
         ]
     )
-    # A pixel is known where all it is interpolated from is.
+    # A pixel is known if all pixels of its interpolation are.
     share = cv2.warpAffine(known.astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR)
     turned = np.tensordot(linear, moved, axes=1).astype(np.float32)
     out = np.stack(planes).transpose(0, 3, 1, 2).astype(np.float32)
@@ -260,18 +262,18 @@ def crop_pair(
 def recoloured(
     sample: FlowSample, options: FlowCropOptions, rng: np.random.Generator
 ) -> FlowSample:
-    """A pair with other colours and noise; its flow stays.
+    """Change colours and add noise; the flow does not change.
 
     Args:
         sample: Not changed.
-        options: How often.
+        options: Shares of changed pairs.
         rng: Source of randomness.
     """
     frames = sample.frames
     if rng.random() < options.recolour:
         shift = ColourShift(rng)
         frames = np.stack([shift(np.ascontiguousarray(frame)) for frame in frames])
-        # Exposure and white balance are never quite the same in the next frame.
+        # Exposure and white balance differ slightly between frames.
         frames[1] = np.clip(frames[1] * rng.uniform(0.97, 1.03, (3, 1, 1)), 0, 255)
     if rng.random() < options.noise:
         sigma = rng.uniform(0, _NOISE_LEVELS)
@@ -280,11 +282,11 @@ def recoloured(
 
 
 class FlowSamples:
-    """Synthetic pairs and crops of true ones, each a pure function of (step, index).
+    """Synthetic pairs and true crops, each a pure function of (step, index).
 
     Args:
-        stills: Pictures for synthetic pairs; may be none where there are true pairs.
-        pairs: Pairs with true flow; may be none where there are pictures.
+        stills: Images for synthetic pairs; may be empty if there are true pairs.
+        pairs: Pairs with true flow; may be empty if there are images.
         options: See :class:`FlowTrainingOptions`.
 
     Raises:
@@ -296,8 +298,8 @@ class FlowSamples:
     ) -> None:
         if not stills and not pairs:
             raise TrainingError(
-                "flow is learned from still images set in motion (--stills), from frames with true "
-                "flow (--flow-pairs), or from both: name at least one folder"
+                "flow is trained on still images with synthetic motion (--stills), on frames with "
+                "true flow (--flow-pairs), or on both: give at least one folder"
             )
         self._pairs, self._options = pairs, options
         self._synthetic = (
@@ -307,7 +309,7 @@ class FlowSamples:
         )
 
     def sample(self, step: int, index: int) -> FlowSample:
-        """Sample ``index`` of the batch of ``step``."""
+        """Make sample ``index`` of the batch of ``step``."""
         options = self._options
         rng = np.random.default_rng([options.seed, step, index, 1])
         if self._synthetic is None or (self._pairs and rng.random() < options.true_share):
@@ -319,7 +321,7 @@ class FlowSamples:
 
 
 def joined(samples: Sequence[FlowSample]) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples as a batch.
+    """Stack samples to a batch.
 
     Returns:
         Frames (B, 2, 3, H, W) float32 RGB in 0..255, flow (B, 2, H, W) float32 in pixels, valid

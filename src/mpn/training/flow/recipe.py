@@ -1,8 +1,8 @@
-"""Train a network of the FlowNet family on true flow.
+"""Training of a FlowNet network on true flow.
 
-Resumable (``last.pth`` holds weights and optimiser; samples are functions of step and number),
-seeded, logged to ``log.csv``. FlowNet 2.0 and its stacks are trained a member after the other, as
-E. Ilg et al., "FlowNet 2.0", CVPR 2017, section 4, do.
+A run can be resumed: ``last.pth`` holds weights and optimiser, and samples are functions of step
+and number. It is seeded and logged to ``log.csv``. The members of FlowNet 2.0 and its stacks are
+trained one after the other, as in E. Ilg et al., "FlowNet 2.0", CVPR 2017, section 4.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ from mpn.training.flow.trainer import (
 )
 from mpn.training.loop import LoopOptions, run_loop, saved_state, seeded_processes
 from mpn.training.losses import PUBLISHED_WEIGHTS
-from mpn.training.run_folder import hand_out, load_start, open_run
+from mpn.training.run_folder import load_start, open_run, write_checkpoint
 
 MEMBERS = ("flownetc", "flownets_1", "flownets_2", "flownets_d", "flownetfusion")
-"""In the order they are trained; C, S and SD alone have one stage, named after nothing."""
+"""In training order; the single networks C, S and SD have one stage with an empty name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowTrainingOptions(LoopOptions):
-    """One training run, a member of the network after the other.
+    """Options of one training run, one member of the network after the other.
 
-    See :class:`LoopOptions` for what all networks have.
+    See :class:`LoopOptions` for the options of all networks.
 
     Attributes:
         network: Shape of the network.
         size_hw: Height and width of the crops, multiples of 64.
-        synthetic: How pairs are made of still images.
-        crop: How crops are cut from pairs with true flow.
-        true_share: Share of samples from pairs with true flow, where there are any.
+        synthetic: Options of pairs made from still images.
+        crop: Options of crops from pairs with true flow.
+        true_share: Share of samples from pairs with true flow, if there are any.
         steps_by_member: Optimisation steps of each member, in the order of
-            :attr:`mpn.networks.flownet2.FlowNet2.members`; 0 leaves one as it is.
-        batch: Samples in one step, of all processes.
+            :attr:`mpn.networks.flownet2.FlowNet2.members`; 0 does not train a member.
+        batch: Samples per step, of all processes.
         learning_rate: Peak of every stage, AdamW: warm-up, then a cosine to zero.
-        warmup_steps: Linear rise at the start of each stage.
-        weight_decay: AdamW's, on tensors of two or more axes.
+        warmup_steps: Length of the linear rise at the start of each stage.
+        weight_decay: Weight decay of AdamW, on tensors of two or more axes.
         clip_norm: Bound of the gradient's norm.
-        level_weights: Of the losses from 1/64 to 1/4, as published.
-        fusion_weights: Of the fusion's losses at 1/4, 1/2 and full size. Not published; the last of
-            the other members' continued.
-        holdout_pairs: Pairs with true flow that only validate.
-        synthetic_validation: Synthetic pairs to validate with where no true ones are held out.
-        validation_hw: Size at which the held-out sequences' flow is estimated.
-        validation_frames: Frames of each; 0 leaves J out.
+        level_weights: Weights of the losses from 1/64 to 1/4, as published.
+        fusion_weights: Weights of the fusion's losses at 1/4, 1/2 and full size. Not published;
+            they continue those of the other members.
+        holdout_pairs: Pairs with true flow for validation only.
+        synthetic_validation: Synthetic pairs for validation if no true ones are held out.
+        validation_hw: Frame size for the flow of the held-out sequences.
+        validation_frames: Frames per sequence; 0 does not compute J.
     """
 
     network: FlowNet2Config = field(default_factory=lambda: FlowNet2Config("FlowNet2S", 0.25))
@@ -99,7 +99,7 @@ class FlowTrainingOptions(LoopOptions):
 
     @property
     def member_count(self) -> int:
-        """Members of the network, one for C, S and SD alone."""
+        """Members of the network; one for the single networks C, S and SD."""
         return {"FlowNet2": 5, "FlowNet2CSS": 3, "FlowNet2CS": 2}.get(self.network.variant, 1)
 
     @property
@@ -109,11 +109,11 @@ class FlowTrainingOptions(LoopOptions):
 
     @property
     def steps(self) -> int:
-        """Optimisation steps altogether."""
+        """Optimisation steps in all."""
         return sum(self.steps_by_member)
 
     def stage_at(self, step: int) -> tuple[str, int, int]:
-        """The member that ``step`` trains, its number in that stage, and the stage's steps."""
+        """Return the member of ``step``, its number there, and the stage's steps."""
         done = step
         for member, steps in zip(self.members, self.steps_by_member, strict=True):
             if done < steps:
@@ -122,24 +122,24 @@ class FlowTrainingOptions(LoopOptions):
         return self.members[-1], self.steps_by_member[-1], self.steps_by_member[-1]
 
     def weights_of(self, member: str) -> tuple[float, ...]:
-        """Loss weights of a member's levels."""
+        """Return the loss weights of a member's levels."""
         return self.fusion_weights if member == "flownetfusion" else self.level_weights
 
 
 @dataclass(frozen=True)
 class FlowTrainingReport:
-    """What a progress display shows.
+    """Figures of a progress display.
 
     Attributes:
         step: Steps done.
-        steps: Steps altogether.
+        steps: Steps in all.
         stage: The member of the last step, or ``"alone"``.
         loss: Mean loss since the last report.
         epe_px: Mean endpoint error of the finest level since the last report.
-        learning_rate: Of the last step.
-        validation_epe_px: Endpoint error on held-out pairs, where just measured.
-        validation_j: Mean J of the held-out sequences, their first masks warped from frame to frame
-            by this flow and nothing else, where just measured.
+        learning_rate: Learning rate of the last step.
+        validation_epe_px: Endpoint error on held-out pairs, if just measured.
+        validation_j: Mean J of the held-out sequences, if just measured: their first masks are only
+            warped from frame to frame by this flow.
     """
 
     step: int
@@ -153,7 +153,7 @@ class FlowTrainingReport:
 
 
 _VALIDATION_KEY = 2**31
-"""Numbers of synthetic validation pairs begin here: no step gets so far."""
+"""First number of the synthetic validation pairs, larger than any step."""
 
 
 def train_flow(
@@ -167,11 +167,11 @@ def train_flow(
     resume: bool = False,
     report: Callable[[FlowTrainingReport], None] = lambda _: None,
 ) -> dict[str, Tensor]:
-    """Train, and leave ``last.pth`` and ``log.csv`` in ``out``.
+    """Train, and write ``last.pth`` and ``log.csv`` to ``out``.
 
     Args:
-        sequences: Those named in ``options.holdout`` validate; nothing is learned from any.
-        stills: Pictures for synthetic pairs.
+        sequences: Those named in ``options.holdout`` are for validation; none is trained on.
+        stills: Images for synthetic pairs.
         pairs: Pairs with true flow.
         out: See :func:`mpn.training.propagation.recipe.train_propagation`.
         options: See :class:`FlowTrainingOptions`.
@@ -184,8 +184,8 @@ def train_flow(
         The averaged state dict in public units, on the CPU.
 
     Raises:
-        TrainingError: If there is nothing to learn from, the weights to start from do not fit, the
-            loss is not finite (the last good state stays on disk), or the folder holds another run.
+        TrainingError: If there is no training data, the initial weights do not fit, the loss is not
+            finite (the last good state stays on disk), or the folder holds another run.
     """
     samples = FlowSamples(stills, pairs.train, options)
     state = saved_state(out, resume=resume)
@@ -227,10 +227,11 @@ def train_flow(
 
 
 def init_flow_weights(network: nn.Module) -> None:
-    """Random weights that keep the size of the features from layer to layer, zero biases.
+    """Draw random weights that keep the size of features over the layers.
 
-    K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for leaky ReLUs of slope 0.1; flows are
-    upsampled bilinearly at first and begin near zero. Draws from torch's global generator.
+    Biases are zero. K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for leaky ReLUs of
+    slope 0.1. Flows are upsampled bilinearly at first and begin near zero. Uses torch's global
+    generator.
     """
     for name, layer in network.named_modules():
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -243,7 +244,7 @@ def init_flow_weights(network: nn.Module) -> None:
                 layer.weight.normal_(0, 1e-3)
             else:
                 transposed = isinstance(layer, nn.ConvTranspose2d)
-                # A transposed convolution of stride 2 sees a quarter of its kernel at a place.
+                # An output of a transposed convolution of stride 2 uses a quarter of its kernel.
                 taps = layer.kernel_size[0] * layer.kernel_size[1]
                 fan = layer.in_channels * (taps / 4 if transposed else taps)
                 layer.weight.normal_(0, (2 / (1 + 0.1**2) / fan) ** 0.5)
@@ -252,7 +253,7 @@ def init_flow_weights(network: nn.Module) -> None:
 
 
 def _bilinear_upsampling() -> Tensor:
-    """(2, 2, 4, 4): each flow component doubled in size by itself."""
+    """Return (2, 2, 4, 4) weights that double each flow component in size."""
     line = torch.tensor([0.25, 0.75, 0.75, 0.25])
     weight = torch.zeros(2, 2, 4, 4)
     for axis in range(2):
@@ -269,13 +270,13 @@ def _synthetic_validation(
 
 @dataclass(frozen=True, kw_only=True)
 class FlowRecipe:
-    """Everything that decides a run.
+    """Data, options and initial weights of a run.
 
     Attributes:
-        data: Stills to set in motion, and a DAVIS folder that only validates.
+        data: Stills for synthetic motion, and a DAVIS folder for validation only.
         flow_pairs: Folders of frames with true flow: FlyingChairs, Sintel.
-        training: The run.
-        start_from: Checkpoint whose flow weights to start from, own or public, or None.
+        training: Options of the run.
+        start_from: Checkpoint of the initial flow weights, own or public, or None.
     """
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -316,7 +317,7 @@ def run_flow_recipe(
         "flow_pairs": len(pairs.train),
         "held_out_flow_pairs": len(pairs.held_out),
     }
-    return hand_out(network, recipe, "flow", out, data)
+    return write_checkpoint(network, recipe, "flow", out, data)
 
 
 def _pairs(recipe: FlowRecipe) -> FlowPairs:

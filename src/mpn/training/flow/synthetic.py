@@ -1,11 +1,11 @@
-"""Pairs of frames made from still images, with flow that is exact everywhere.
+"""Pairs of frames made from still images, with exact flow everywhere.
 
-As FlyingChairs was made (A. Dosovitskiy et al., "FlowNet", ICCV 2015, section 4.2): objects move
-over a background, each by an affine map, on top of the background's own. Here maps also bend a
-little, and the objects are cut out along true masks or random outlines.
+Like FlyingChairs (A. Dosovitskiy et al., "FlowNet", ICCV 2015, section 4.2), objects move over a
+background. Each has its own affine map on top of the background's. In addition, maps bend a little,
+and objects are cut out along true masks or random outlines.
 
 Frame 1 is composed first; frame 0 samples it through the maps. So the flow from frame 0 to frame 1
-is the maps themselves: no inverse is needed, and what frame 1 hides has its true flow too.
+is the maps themselves: no inverse is needed, and pixels hidden in frame 1 have their true flow too.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ Grid = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SyntheticFlowOptions:
-    """How far things move between the two frames.
+    """Extent of the motion between the two frames.
 
     Attributes:
-        objects_max: Most objects in a pair; at least one.
+        objects_max: Largest number of objects in a pair; there is at least one.
         shift_px: Scale of the shifts, whose lengths are exponentially distributed.
-        shift_px_max: Their bound.
-        rotation_deg: Scale of the turns (normal distribution).
+        shift_px_max: Bound of the shifts.
+        rotation_deg: Scale of the rotations (normal distribution).
         zoom: Scale of the logarithm of the zoom (normal distribution).
         bend_px: Bound of the smooth local bends.
-        background_share: The background's motion over that of an object.
-        still_share: Share of pairs whose background does not move, as before a fixed camera.
+        background_share: Ratio of the background's motion to that of an object.
+        still_share: Share of pairs whose background does not move, as with a fixed camera.
     """
 
     objects_max: int = 4
@@ -64,7 +64,7 @@ class FlowSample:
     Attributes:
         frames: (2, 3, H, W) float32 RGB in 0..255.
         flow_px: (2, H, W) float32, (x, y) in pixels.
-        valid: (H, W) bool, where the flow is known.
+        valid: (H, W) bool, True if the flow is known.
     """
 
     frames: Float32Array
@@ -73,7 +73,7 @@ class FlowSample:
 
 
 class _Map:
-    """A map of the plane: affine about a centre, and a smooth bend."""
+    """Map of the plane: affine about a centre, plus a smooth bend."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class _Map:
         )
 
     def __call__(self, grid: Grid) -> Grid:
-        """Where each point comes from, bent by what belongs to its place in the result."""
+        """Map each point; the bend depends on its place in the result."""
         centred = grid - self.centre[:, None, None]
         moved = np.tensordot(self.linear, centred, axes=1)
         moved += (self.centre + self.shift)[:, None, None]
@@ -108,16 +108,16 @@ class _Map:
 
 
 class SyntheticPairs:
-    """Pairs by number, each a pure function of seed and number.
+    """Numbered pairs, each a pure function of seed and number.
 
     Args:
-        stills: Pictures for backgrounds and objects.
+        stills: Images for backgrounds and objects.
         size_hw: Size of the frames.
         options: Extent of the motion.
-        seed: Decides everything random.
+        seed: Seed of all random choices.
 
     Raises:
-        TrainingError: If there is no picture.
+        TrainingError: If there is no image.
     """
 
     def __init__(
@@ -128,13 +128,11 @@ class SyntheticPairs:
         seed: int,
     ) -> None:
         if not stills:
-            raise TrainingError(
-                "synthetic flow is made of still images: name their folder with --stills"
-            )
+            raise TrainingError("synthetic flow is made from still images: add --stills")
         self._stills, self._size_hw, self._options, self._seed = stills, size_hw, options, seed
 
     def pair(self, *number: int) -> FlowSample:
-        """Pair ``number``, one or several whole numbers."""
+        """Make pair ``number``, one or several integers."""
         rng = np.random.default_rng([self._seed, *number])
         height, width = self._size_hw
         options = self._options
@@ -165,7 +163,7 @@ class SyntheticPairs:
         )
 
     def _background(self, rng: np.random.Generator) -> tuple[Float32Array, Float32Array]:
-        """A picture, and the affine map (2, 3) from the frame into it."""
+        """Choose an image, and the affine map (2, 3) from the frame into it."""
         rgb = self._stills[int(rng.integers(len(self._stills)))].rgb()
         height, width = self._size_hw
         cover = max(height / rgb.shape[0], width / rgb.shape[1])
@@ -178,7 +176,10 @@ class SyntheticPairs:
     def _object(
         self, rng: np.random.Generator
     ) -> tuple[Float32Array, Float32Array, npt.NDArray[np.float64]]:
-        """Texture and alpha at the size they are seen, and the turn from the frame into them."""
+        """Choose texture and alpha at their size in the frame, and a rotation.
+
+        The rotation maps from the frame into the texture.
+        """
         pair = self._stills[int(rng.integers(len(self._stills)))]
         rgb, mask = pair.rgb(), pair.mask()
         if rng.random() < 0.5:
@@ -199,7 +200,10 @@ class SyntheticPairs:
 
 
 def _smoothed(rgb: npt.NDArray[np.uint8], scale: float) -> Float32Array:
-    """The picture as float32, without what a scale above 1 texture pixel a pixel would alias."""
+    """Convert an image to float32 and blur it against aliasing.
+
+    Only if ``scale``, in texture pixels per frame pixel, is well above 1.
+    """
     picture = rgb.astype(np.float32)
     if scale > 1.2:
         cv2.GaussianBlur(picture, (0, 0), 0.45 * scale, dst=picture)
@@ -230,7 +234,7 @@ def _sampled(placed: tuple[Float32Array, Float32Array], grid: Grid) -> Float32Ar
 def _pasted(
     frame: Float32Array, texture: Float32Array, alpha: Float32Array, at: Grid
 ) -> tuple[Float32Array, BoolArray]:
-    """The frame with the object on top, and where the object is what is seen."""
+    """Paste an object over a frame; return the frame and the visible object mask."""
     rgb = cv2.remap(texture, at[0], at[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     share = cv2.remap(alpha, at[0], at[1], cv2.INTER_LINEAR)[..., None]
     return frame + share * (rgb - frame), share[..., 0] > 0.5

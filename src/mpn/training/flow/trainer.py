@@ -1,4 +1,4 @@
-"""One step of the flow network's training after the other."""
+"""Trainer of the flow network."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from mpn.types import Float32Array
 
 
 class FlowTrainer(ResumableTrainer):
-    """Network, optimiser and averaged weights: everything that changes from step to step.
+    """Network, optimiser and averaged weights of one training run.
 
     Args:
         network: With ``small_flow_scale=FLOW_SCALE``, on the device of ``processes``.
-        samples: What it learns from.
+        samples: Training samples.
         options: See :class:`FlowTrainingOptions`.
-        processes: Each computes its share of a batch.
+        processes: Each process computes its share of a batch.
     """
 
     schema = 1
@@ -58,7 +58,7 @@ class FlowTrainer(ResumableTrainer):
         self._sums = np.zeros(3)
 
     def train_step(self, pool: ThreadPoolExecutor) -> None:
-        """One batch: forward, backward, update, average.
+        """Train on one batch: forward, backward, update, average.
 
         Raises:
             TrainingError: If the loss is not finite.
@@ -70,7 +70,7 @@ class FlowTrainer(ResumableTrainer):
             for part in joined(self._batches.take(self.step, pool))
         )
         if not done and self.step:
-            # The members before are finished: those that follow read their averaged weights.
+            # The earlier members are trained: the later ones use their averaged weights.
             self.network.load_state_dict(self.average.state)
         self._parallel.train()
         for group in self.optimiser.param_groups:
@@ -91,23 +91,26 @@ class FlowTrainer(ResumableTrainer):
         self._sums += (1, float(loss.detach()), float(mean_epe_px(finest, target_px, valid)))
 
     def learning_rate(self) -> float:
-        """Warm-up and cosine, once a member."""
+        """Compute the rate of this step: warm-up and cosine, once per member."""
         _, done, steps = self.options.stage_at(self.step)
         rise = warmed_up(done, self.options.warmup_steps)
         return self.options.learning_rate * rise * cosine(done, steps)
 
     def deployed_weights(self) -> dict[str, Tensor]:
-        """The averaged weights in the units of the public layout, on the CPU."""
+        """Return the averaged weights in public units, on the CPU."""
         return weights_in_public_units(self.average.on_cpu(), self.options)
 
     def averaged_network(self) -> FlowNet2:
-        """A network with the averaged weights, in eval mode, on the same device."""
+        """Create a network with averaged weights, in eval mode, on the device."""
         network = FlowNet2(self.options.network)
         network.load_state_dict(self.deployed_weights())
         return network.to(self.processes.device).eval()
 
     def take_report(self, scores: Mapping[str, float]) -> FlowTrainingReport:
-        """The means since the last report; see :class:`mpn.training.loop.Trainee`."""
+        """Return the means since the last report.
+
+        See :meth:`mpn.training.loop.TrainerProtocol.take_report`.
+        """
         count, loss, epe_px = self.processes.mean(self._sums.tolist())
         self._sums = np.zeros(3)
         return FlowTrainingReport(
@@ -123,7 +126,7 @@ class FlowTrainer(ResumableTrainer):
 
 
 class _Pyramid(nn.Module):
-    """The forward pass of training, as DistributedDataParallel wants it."""
+    """Forward pass of training as a module, for DistributedDataParallel."""
 
     def __init__(self, network: FlowNet2) -> None:
         super().__init__()
@@ -136,12 +139,12 @@ class _Pyramid(nn.Module):
 def weights_in_public_units(
     state: Mapping[str, Tensor], options: FlowTrainingOptions, *, back: bool = False
 ) -> dict[str, Tensor]:
-    """Weights in training as the public layout has them, or back.
+    """Convert weights in training to public units, or back.
 
     Args:
         state: A state dict of the network.
-        options: Say which network it is.
-        back: From public to training.
+        options: Options with the variant of the network.
+        back: Convert from public units to those of training.
     """
     if "flownets_d" not in options.members:
         return dict(state)
@@ -150,18 +153,18 @@ def weights_in_public_units(
 
 
 class TorchFlowEngine(TorchEngine):
-    """A flow network in training.
+    """Flow network in training.
 
     Args:
-        network: Put into eval mode.
-        frame_size_hw: Size of the frames; the network sees the next multiples of 64.
+        network: Switched to eval mode.
+        frame_size_hw: Size of the frames; the network's is the next multiple of 64.
     """
 
     def __init__(self, network: FlowNet2, frame_size_hw: tuple[int, int]) -> None:
         super().__init__(network, flow_spec(frame_size_hw))
 
-    def answer(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        """See :class:`mpn.training.torch_engine.TorchEngine`."""
+    def forward(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """Run the network; see :class:`mpn.training.torch_engine.TorchEngine`."""
         flow_px: Tensor = network(*inputs)
         return flow_px
 
@@ -169,12 +172,14 @@ class TorchFlowEngine(TorchEngine):
 def mean_epe_px(
     network: FlowNet2, pairs: Sequence[FlowPair], synthetic: Sequence[FlowSample]
 ) -> float:
-    """Mean endpoint error over pairs, each pair weighing the same, in pixels of its own size.
+    """Compute the mean endpoint error over pairs, in pixels of each pair.
+
+    Each pair has the same weight.
 
     Args:
         network: The flow network.
         pairs: Pairs with true flow.
-        synthetic: Synthetic ones.
+        synthetic: Synthetic pairs.
 
     Returns:
         Pixels; NaN without pairs.
@@ -194,12 +199,14 @@ def mean_epe_px(
 def warp_mean_j(
     estimator: FlowEstimator, sequences: Sequence[DavisSequence], max_frames: int
 ) -> float:
-    """Mean J over all objects of some sequences, their first masks warped from frame to frame.
+    """Compute the mean J of first masks warped from frame to frame.
+
+    The mean is over all objects of the sequences.
 
     Args:
-        estimator: Of the flow.
-        sequences: What to segment.
-        max_frames: Frames of each sequence; the first and the last do not count.
+        estimator: Flow estimator.
+        sequences: Sequences to segment.
+        max_frames: Frames per sequence; the first and the last are not scored.
 
     Returns:
         0..1; NaN without sequences or frames to score.
@@ -227,7 +234,10 @@ def warp_mean_j(
 
 
 def validation_estimator(network: FlowNet2, size_hw: tuple[int, int]) -> FlowEstimator:
-    """The runtime's estimator around a network, which sees frames at ``size_hw``."""
+    """Build the runtime's flow estimator around a network.
+
+    The network takes frames of ``size_hw``.
+    """
     return EngineFlow(TorchFlowEngine(network, size_hw))
 
 

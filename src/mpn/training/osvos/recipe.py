@@ -1,8 +1,9 @@
-"""Train OSVOS offline: salient-object images first, then sequences with their objects merged.
+"""Offline training of OSVOS: salient-object images first, then merged sequences.
 
-Resumable (``last.pth`` holds weights and optimiser; batches are functions of their number), seeded,
-logged to ``log.csv``. While it is trained the network takes inputs of size 1; the weights handed
-out take colours of 0..255 minus their mean, as :class:`mpn.networks.osvos.OsvosVgg` documents.
+A run can be resumed: ``last.pth`` holds weights and optimiser, and batches are functions of their
+number. It is seeded and logged to ``log.csv``. In training the network takes inputs of size 1; the
+exported weights take colours of 0..255 minus their mean, as
+:class:`mpn.networks.osvos.OsvosVgg` documents.
 """
 
 from __future__ import annotations
@@ -31,32 +32,32 @@ from mpn.training.osvos.samples import (
     weights_for_larger_input,
 )
 from mpn.training.osvos.trainer import OsvosTrainer, mean_j
-from mpn.training.run_folder import hand_out, load_start, open_run, osvos_start
+from mpn.training.run_folder import load_start, open_run, osvos_start, write_checkpoint
 
 OsvosStage = Literal["salient", "davis"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OsvosTrainingOptions(LoopOptions):
-    """One training run: stage 1 on salient-object images, stage 2 on sequences.
+    """Options of a training run: stage 1 on salient images, stage 2 on sequences.
 
-    See :class:`LoopOptions` for what all networks have.
+    See :class:`LoopOptions` for the options of all networks.
 
     Attributes:
         network: Shape of the network.
-        crop: How crops are cut.
-        salient_steps: Optimisation steps of stage 1; 0 leaves it out.
-        davis_steps: Of stage 2; 0 leaves it out.
+        crop: Options of the crops.
+        salient_steps: Optimisation steps of stage 1; 0 skips it.
+        davis_steps: Optimisation steps of stage 2; 0 skips it.
         salient_share: Share of still images in stage 2's crops. A few sequences show few objects,
-            and a small network knows them by heart.
-        batch: Crops in one step.
+            and a small network overfits to them.
+        batch: Crops per step.
         salient_rate: Peak learning rate of stage 1, AdamW.
-        davis_rate: Of stage 2.
-        warmup_steps: Linear rise at the start of each stage; after it the rate falls along a
-            cosine, to a tenth at the end of stage 1 and to zero at the end of stage 2.
-        weight_decay: AdamW's, on tensors of two or more axes.
-        side_weights: Weights of the six losses, side branches from fine to coarse, then the fused
-            one. Those of the sides fall linearly to zero over each stage.
+        davis_rate: Peak learning rate of stage 2.
+        warmup_steps: Length of the linear rise at the start of each stage. After it the rate falls
+            along a cosine, to a tenth at the end of stage 1 and to zero at the end of stage 2.
+        weight_decay: Weight decay of AdamW, on tensors of two or more axes.
+        side_weights: Weights of the six losses: side branches from fine to coarse, then the fused
+            output. Those of the sides fall linearly to zero over each stage.
         clip_norm: Bound of the gradient's norm.
     """
 
@@ -76,11 +77,11 @@ class OsvosTrainingOptions(LoopOptions):
 
     @property
     def steps(self) -> int:
-        """Optimisation steps altogether."""
+        """Optimisation steps in all."""
         return self.salient_steps + self.davis_steps
 
     def stage_at(self, step: int) -> tuple[OsvosStage, int, int]:
-        """The stage that ``step`` belongs to, its number there, and the steps of that stage."""
+        """Return the stage of ``step``, its number there, and the stage's steps."""
         if step < self.salient_steps:
             return "salient", step, self.salient_steps
         return "davis", step - self.salient_steps, self.davis_steps
@@ -88,16 +89,16 @@ class OsvosTrainingOptions(LoopOptions):
 
 @dataclass(frozen=True)
 class OsvosTrainingReport:
-    """What a progress display shows.
+    """Figures of a progress display.
 
     Attributes:
         step: Steps done.
-        steps: Steps altogether.
+        steps: Steps in all.
         stage: The stage of the last step.
         loss: Mean loss of the fused output since the last report.
-        crop_iou: Mean IoU of the fused answers since the last report.
-        learning_rate: Of the last step.
-        validation_j: Mean J of the held-out sequences without fine-tuning, where just measured.
+        crop_iou: Mean IoU of the fused output since the last report.
+        learning_rate: Learning rate of the last step.
+        validation_j: Mean J of the held-out sequences without fine-tuning, if just measured.
     """
 
     step: int
@@ -122,10 +123,10 @@ def train_osvos(
     resume: bool = False,
     report: Callable[[OsvosTrainingReport], None] = lambda _: None,
 ) -> dict[str, Tensor]:
-    """Train, and leave ``last.pth`` and ``log.csv`` in ``out``.
+    """Train, and write ``last.pth`` and ``log.csv`` to ``out``.
 
     Args:
-        sequences: All sequences; those named in ``options.holdout`` only validate.
+        sequences: All sequences; those named in ``options.holdout`` are for validation only.
         stills: Salient-object images, for stage 1 and a share of stage 2.
         out: See :func:`mpn.training.propagation.recipe.train_propagation`.
         options: See :class:`OsvosTrainingOptions`.
@@ -138,8 +139,8 @@ def train_osvos(
         The averaged state dict, for inputs of 0..255 minus the mean.
 
     Raises:
-        TrainingError: If a stage has no data, the weights to start from do not fit, the loss is
-            not finite (the last good state stays on disk), or the folder holds another run.
+        TrainingError: If a stage has no data, the initial weights do not fit, the loss is not
+            finite (the last good state stays on disk), or the folder holds another run.
     """
     sources = _sources(sequences, stills, options)
     state = saved_state(out, resume=resume)
@@ -180,9 +181,9 @@ def _sources(
 ) -> dict[OsvosStage, CropSource]:
     trained = [s for s in sequences if s.name not in options.holdout]
     if options.steps < 1:
-        raise TrainingError("both stages have 0 steps: give at least one of them some")
+        raise TrainingError("both stages have 0 steps: at least one needs some")
     if options.salient_steps and not stills:
-        raise TrainingError("stage 1 needs salient-object images: name their folder with --stills")
+        raise TrainingError("stage 1 needs salient-object images: add --stills")
     if options.davis_steps and not trained:
         raise TrainingError("no sequence is left to train on: all are held out for validation")
     still_images, frames = StillImages(stills), MergedFrames(trained)
@@ -210,7 +211,10 @@ def _network(
     start_from: Mapping[str, Tensor] | None,
     resumed: Mapping[str, Any] | None,
 ) -> OsvosVgg:
-    """Random with batch normalisation, or the given weights without, or as the resumed run has."""
+    """Create the network: random with batch normalisation, or given, or resumed.
+
+    Given weights have no batch normalisation; a resumed run keeps its own choice.
+    """
     normalised = bool(resumed["normalised"]) if resumed is not None else start_from is None
     network = normalised_network(options.network) if normalised else OsvosVgg(options.network)
     if start_from is None:
@@ -229,14 +233,14 @@ Stages = Literal["both", "salient", "davis"]
 
 @dataclass(frozen=True, kw_only=True)
 class OsvosRecipe:
-    """Everything that decides a run.
+    """Data, options and initial weights of a run.
 
     Attributes:
         stages: Offline stages to train: ``"salient"`` on still images, ``"davis"`` on sequences.
-        data: Where the material lies.
-        training: The run; the steps of a stage that is not trained do not count.
-        start_from: Checkpoint to start from, or None: an own or a public OSVOS, or torchvision's
-            VGG16.
+        data: Folders of the training material.
+        training: Options of the run; the steps of a skipped stage do not count.
+        start_from: Checkpoint of the initial weights, or None: an own or a public OSVOS, or
+            torchvision's VGG16.
     """
 
     stages: Stages = "both"
@@ -253,17 +257,17 @@ class OsvosRecipe:
             )
         if self.stages != "davis" and not self.data.stills:
             raise TrainingError(
-                "stage 1 learns from salient-object images: name their folder with --stills, or "
+                "stage 1 is trained on salient-object images: add --stills, or "
                 "train --stage davis alone"
             )
         if self.stages != "salient" and self.data.davis_root is None:
             raise TrainingError(
-                "stage 2 learns from a DAVIS folder: name it with --davis-root, or train "
+                "stage 2 is trained on a DAVIS folder: add --davis-root, or train "
                 "--stage salient alone"
             )
 
     def options(self) -> OsvosTrainingOptions:
-        """The options of the training loop."""
+        """Return the options of the training loop, without skipped stages."""
         return replace(
             self.training,
             salient_steps=0 if self.stages == "davis" else self.training.salient_steps,
@@ -295,13 +299,13 @@ def run_osvos_recipe(
     network = OsvosVgg(options.network)
     network.load_state_dict(weights)
     data = osvos_data(options, sequences, stills)
-    return hand_out(network, recipe, "osvos", out, data)
+    return write_checkpoint(network, recipe, "osvos", out, data)
 
 
 def osvos_data(
     options: OsvosTrainingOptions, sequences: list[DavisSequence], stills: list[StillPair]
 ) -> dict[str, Any]:
-    """What the weights were trained on, as JSON types."""
+    """Describe the training data as JSON types."""
     trained = [s.name for s in sequences if s.name not in options.holdout]
     return {
         "davis_sequences": trained if options.davis_steps else [],

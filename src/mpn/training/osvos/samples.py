@@ -1,4 +1,4 @@
-"""Crops that OSVOS is trained on: still images, and frames of sequences with objects merged."""
+"""Training crops of OSVOS: still images, and frames with merged objects."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from mpn.training.propagation.augment import ColourShift
 from mpn.types import BoolArray, Float32Array, UInt8Array
 
 INPUT_SCALE = 64.0
-"""About the standard deviation of an image's colours: inputs are divided by it while training."""
+"""Divisor of the inputs in training, about the standard deviation of an image's colours."""
 
 _MEAN_BGR = OsvosPreprocessing().mean
 _MIN_OBJECT_PX = 16
 
 
 class MaskedImages(Protocol):
-    """Images with the mask of what stands out in them."""
+    """Images with the mask of their salient objects."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[UInt8Array, BoolArray]:
-        """Image ``index``: (H, W, 3) uint8 RGB, and (H, W) bool mask."""
+        """Load image ``index``: (H, W, 3) uint8 RGB, and (H, W) bool mask."""
 
 
 class StillImages:
-    """Salient-object images, the material of the first offline stage.
+    """Salient-object images, for the first offline stage.
 
     Args:
         pairs: Images and masks.
@@ -49,16 +49,16 @@ class StillImages:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> tuple[UInt8Array, BoolArray]:
-        """See :class:`MaskedImages`."""
+        """Load one image; see :class:`MaskedImages`."""
         return self._pairs[index].rgb(), self._pairs[index].mask()
 
 
 class MergedFrames:
-    """Every frame of some sequences, all objects merged to one foreground: the second stage.
+    """Frames of sequences with all objects merged, for the second stage.
 
     Args:
-        sequences: Where the frames come from.
-        every: Takes one frame in so many.
+        sequences: Source of the frames.
+        every: Use every n-th frame.
     """
 
     def __init__(self, sequences: Sequence[DavisSequence], every: int = 1) -> None:
@@ -68,23 +68,23 @@ class MergedFrames:
         return len(self._frames)
 
     def __getitem__(self, index: int) -> tuple[UInt8Array, BoolArray]:
-        """See :class:`MaskedImages`."""
+        """Load one frame; see :class:`MaskedImages`."""
         sequence, t = self._frames[index]
         return sequence.rgb(t), sequence.labels(t) > 0
 
 
 @dataclass(frozen=True)
 class CropOptions:
-    """How crops are cut and disturbed.
+    """Options for cropping and changing images.
 
     Attributes:
         size_px: Side of the crop.
         zoom_min: Smallest length of the image's short side, in sides of the crop.
-        zoom_max: Largest; the zoom is drawn log-uniformly between the two.
-        aspect: Width and height are stretched against each other by up to this factor.
-        rotation_deg: Largest turn, either way.
+        zoom_max: Largest such length; the zoom is drawn log-uniformly between the two.
+        aspect: Bound of the factor between the scales of width and height.
+        rotation_deg: Largest rotation in either direction.
         on_object: Share of crops whose centre is drawn near the object.
-        recolour: Share of crops with other colours.
+        recolour: Share of crops with changed colours.
     """
 
     size_px: int = 192
@@ -99,7 +99,9 @@ class CropOptions:
 def random_crop(
     rgb: UInt8Array, mask: BoolArray, options: CropOptions, rng: np.random.Generator
 ) -> tuple[Float32Array, BoolArray]:
-    """One crop, scaled, turned, mirrored and recoloured at random; borders are mirrored.
+    """Crop an image with random scale, rotation, flip and colours.
+
+    Borders are mirrored.
 
     Args:
         rgb: (H, W, 3) uint8 RGB.
@@ -122,7 +124,7 @@ def random_crop(
     linear = np.array(
         [[mirror * cos * stretch, -sin * stretch], [mirror * sin / stretch, cos / stretch]]
     )
-    # cv2 counts from the centre of the first pixel, the centre of the crop from its edge.
+    # The origin of cv2 is the centre of the first pixel; that of the crop's centre is its corner.
     offset = (size - 1) / 2 - linear @ (centre_xy - 0.5)
     matrix = np.hstack([linear, offset[:, None]])
     out = cv2.warpAffine(
@@ -144,7 +146,7 @@ def random_crop(
 def _crop_centre(
     mask: BoolArray, window_px: float, on_object: float, rng: np.random.Generator
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Where in the image the crop is centred, (x, y), its window inside where it fits."""
+    """Choose the centre (x, y) of a crop; its window is inside if it fits."""
     extent = np.array(mask.shape[::-1], np.float64)
     centre = rng.uniform(0, 1, 2) * extent
     if rng.random() < on_object:
@@ -158,12 +160,12 @@ def _crop_centre(
 
 
 def network_input(planes: Sequence[Float32Array], scale: float = 1.0) -> Tensor:
-    """Images as OSVOS takes them.
+    """Convert images to inputs of OSVOS.
 
     Args:
         planes: (3, H, W) float32 each, RGB in 0..255.
-        scale: What the result is divided by: 1 for weights as they are stored,
-            :data:`INPUT_SCALE` for those in offline training.
+        scale: Divisor of the result: 1 for weights as stored, :data:`INPUT_SCALE` for those in
+            offline training.
 
     Returns:
         (B, 3, H, W) float32, BGR minus the mean, in channels_last memory format.
@@ -174,13 +176,13 @@ def network_input(planes: Sequence[Float32Array], scale: float = 1.0) -> Tensor:
 
 
 class CropSource:
-    """Batches that are a pure function of their number, so that a run resumes on the same data.
+    """Batches that are a pure function of their number, so that runs can be resumed.
 
     Args:
-        images: What is cropped, and each one's share of the crops (need not sum to 1).
-        options: How.
-        batch: Crops in a batch.
-        seed: Decides everything random.
+        images: Sources, and each one's share of the crops (need not sum to 1).
+        options: Options of the crops.
+        batch: Crops per batch.
+        seed: Seed of all random choices.
         scale: See :func:`network_input`.
     """
 
@@ -199,32 +201,37 @@ class CropSource:
         self._options, self._batch, self._seed, self._scale = options, batch, seed, scale
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """Batch ``number``: inputs (B, 3, S, S) as :func:`network_input`, masks (B, 1, S, S)."""
+        """Make batch ``number``: inputs (B, 3, S, S) and masks (B, 1, S, S).
+
+        Inputs are those of :func:`network_input`.
+        """
         return self.joined([self.sample(number, k) for k in range(self._batch)])
 
     def sample(self, number: int, index: int) -> tuple[Float32Array, BoolArray]:
-        """Crop ``index`` of batch ``number`` as :func:`random_crop` gives it."""
+        """Make crop ``index`` of batch ``number`` with :func:`random_crop`."""
         rng = np.random.default_rng([self._seed, number, index])
         source = self._images[int(rng.choice(len(self._images), p=self._shares))]
         rgb, mask = source[int(rng.integers(len(source)))]
         return random_crop(rgb, mask, self._options, rng)
 
     def joined(self, samples: Sequence[tuple[Float32Array, BoolArray]]) -> tuple[Tensor, Tensor]:
-        """Samples as a batch, see :meth:`batch`."""
+        """Stack samples to a batch, see :meth:`batch`."""
         inputs = network_input([crop for crop, _ in samples], self._scale)
         masks = np.stack([mask for _, mask in samples])[:, None]
         return inputs, torch.from_numpy(masks.astype(np.float32))
 
 
 def weights_for_larger_input(state: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Weights of an :class:`OsvosVgg` that answer ``x`` as ``state`` answers ``x / factor``.
+    """Rescale weights to an input that is larger by a factor.
+
+    The new weights give for ``x`` the output of ``state`` for ``x / factor``.
 
     Args:
         state: A state dict.
-        factor: Above 0; ``1 / factor`` is the way back.
+        factor: Above 0; ``1 / factor`` is the inverse.
 
     Returns:
-        A new state dict; what does not change is shared with ``state``.
+        A new state dict; unchanged tensors are shared with ``state``.
 
     Raises:
         InputError: If the factor is not above 0.
@@ -243,11 +250,11 @@ def weights_for_larger_input(state: Mapping[str, Tensor], factor: float) -> dict
 
 
 def init_weights(network: OsvosVgg) -> None:
-    """Random weights that keep the size of the features from layer to layer, zero biases.
+    """Draw random weights that keep the size of features over the layers.
 
-    K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for layers followed by a ReLU; half
-    that variance for the linear ones. The fixed upsampling is left alone. Draws from torch's
-    global generator.
+    Biases are zero. K. He et al., "Delving Deep into Rectifiers", ICCV 2015, for layers followed by
+    a ReLU; half that variance for the linear ones. The fixed upsampling does not change. Uses
+    torch's global generator.
     """
     for name, layer in network.named_modules():
         if not isinstance(layer, nn.Conv2d):
@@ -259,7 +266,7 @@ def init_weights(network: OsvosVgg) -> None:
 
 
 def normalised_network(config: OsvosConfig) -> OsvosVgg:
-    """A network with batch normalisation after every convolution of the trunk.
+    """Create OSVOS with batch normalisation after each trunk convolution.
 
     Args:
         config: Shape of the network.
@@ -279,16 +286,18 @@ def normalised_network(config: OsvosConfig) -> OsvosVgg:
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Whether there is any batch normalisation in a network."""
+    """Return whether a network has any batch normalisation."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
 
 
 def folded_weights(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the plain network that answers as the normalised one does in eval mode.
+    """Fold batch normalisation into the weights of the plain network.
+
+    Its output is that of the normalised network in eval mode.
 
     Args:
-        network: Plain, or from :func:`normalised_network`; gives the order of the layers only.
-        state: Weights for it.
+        network: Plain, or from :func:`normalised_network`; only its order of layers is used.
+        state: Weights of this network.
 
     Returns:
         A state dict of :class:`OsvosVgg` with the same configuration.

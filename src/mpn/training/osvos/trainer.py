@@ -1,4 +1,4 @@
-"""One step of OSVOS's offline training after the other."""
+"""Trainer of OSVOS's offline stages."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from mpn.training.processes import Processes
 from mpn.types import Float32Array, UInt8Array
 
 _END_OF_SALIENT = 0.1
-"""Share of the peak rate that stage 1 ends with: stage 2 goes on from it."""
+"""Share of the peak rate at the end of stage 1, where stage 2 continues."""
 
 
 class OsvosTrainer(ResumableTrainer):
-    """Network, optimiser and averaged weights: everything that changes from step to step.
+    """Network, optimiser and averaged weights of one training run.
 
     Args:
         network: Plain, or of :func:`mpn.training.osvos.samples.normalised_network`; on the device of
             ``processes``.
         sources: Crops of each stage that has steps.
         options: See :class:`OsvosTrainingOptions`.
-        processes: Each computes its share of a batch.
+        processes: Each process computes its share of a batch.
     """
 
     schema = 1
@@ -69,7 +69,7 @@ class OsvosTrainer(ResumableTrainer):
         self._sums = np.zeros(3)
 
     def train_step(self, pool: ThreadPoolExecutor) -> None:
-        """One batch: forward, backward, update, average.
+        """Train on one batch: forward, backward, update, average.
 
         Raises:
             TrainingError: If the loss is not finite.
@@ -91,9 +91,9 @@ class OsvosTrainer(ResumableTrainer):
         self.precision.step(loss, self.optimiser, self.network.parameters(), options.clip_norm)
         self.step += 1
         self.average.update(self.network, self.step)
-        answer, truth = logits[-1].detach() > 0, masks > 0.5
-        union = (answer | truth).sum(dim=(1, 2, 3))
-        overlap = (answer & truth).sum(dim=(1, 2, 3))
+        found, truth = logits[-1].detach() > 0, masks > 0.5
+        union = (found | truth).sum(dim=(1, 2, 3))
+        overlap = (found & truth).sum(dim=(1, 2, 3))
         iou = torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
         self._sums += (1, float(losses[-1].detach()), float(iou.mean()))
 
@@ -102,7 +102,7 @@ class OsvosTrainer(ResumableTrainer):
         return self._sources[stage].sample(step, index)
 
     def learning_rate(self) -> float:
-        """Warm-up and cosine, once a stage."""
+        """Compute the rate of this step: warm-up and cosine, once per stage."""
         options = self.options
         stage, done, steps = options.stage_at(self.step)
         peak = options.salient_rate if stage == "salient" else options.davis_rate
@@ -111,24 +111,27 @@ class OsvosTrainer(ResumableTrainer):
         return peak * rise * (last + (1 - last) * cosine(done, steps))
 
     def loss_weights(self) -> tuple[float, ...]:
-        """Of the side branches, which fade over each stage, and of the fused output."""
+        """Compute the weights of the side losses, which decay, and of the fused one."""
         _, done, steps = self.options.stage_at(self.step)
         *sides, fused = self.options.side_weights
         return (*(weight * (1 - done / steps) for weight in sides), fused)
 
     def plain_weights(self) -> dict[str, Tensor]:
-        """The averaged weights for :class:`OsvosVgg`, batch normalisation folded away."""
+        """Return averaged weights with folded normalisation, for :class:`OsvosVgg`."""
         return folded_weights(self.network, self.average.on_cpu())
 
     def plain_network(self) -> OsvosVgg:
-        """A network with :meth:`plain_weights`, on the same device."""
+        """Create a network with :meth:`plain_weights` on the same device."""
         network = OsvosVgg(self.options.network)
         network.load_state_dict(self.plain_weights())
         network.to(self.processes.device)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def take_report(self, scores: Mapping[str, float]) -> OsvosTrainingReport:
-        """The means since the last report; see :class:`mpn.training.loop.Trainee`."""
+        """Return the means since the last report.
+
+        See :meth:`mpn.training.loop.TrainerProtocol.take_report`.
+        """
         count, loss, crop_iou = self.processes.mean(self._sums.tolist())
         self._sums = np.zeros(3)
         last_step = max(0, self.step - 1)
@@ -150,13 +153,13 @@ class OsvosTrainer(ResumableTrainer):
 def frame_prob(
     network: OsvosVgg, rgb: UInt8Array, *, short_side_px: int, scale: float = 1.0
 ) -> Float32Array:
-    """The network's answer for a whole frame, at the frame's own size.
+    """Segment a whole frame, at the frame's own size.
 
     Args:
-        network: In eval mode or not, which is the same for it.
+        network: In eval or training mode, which are the same for it.
         rgb: (H, W, 3) uint8.
-        short_side_px: The frame is resized to this for the network, sides multiples of 16.
-        scale: What its weights want the input divided by, see
+        short_side_px: Short side of the network's input; sides are multiples of 16.
+        scale: Divisor of the input for these weights, see
             :func:`mpn.training.osvos.samples.network_input`.
 
     Returns:
@@ -181,13 +184,13 @@ def mean_j(
     scale: float = 1.0,
     threshold: float = 0.5,
 ) -> float:
-    """Mean J over images.
+    """Compute the mean J over images.
 
     Args:
         network: See :func:`frame_prob`.
-        images: What to segment.
+        images: Images to segment.
         short_side_px: See :func:`frame_prob`.
-        scale: The same.
+        scale: See :func:`frame_prob`.
         threshold: A pixel belongs to the object above this probability.
 
     Returns:

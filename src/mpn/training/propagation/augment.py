@@ -1,8 +1,8 @@
-"""Damage done to masks and colours while training.
+"""Corruption of masks, probabilities and colours while training.
 
 The mask deformation follows MaskTrack (F. Perazzi et al., "Learning Video Object Segmentation from
-Static Images", CVPR 2017): some contour points jittered by up to 10 % of the box, bent by a thin
-plate spline, and the box scaled by up to 5 % and shifted by up to 10 %.
+Static Images", CVPR 2017). Contour points are jittered by up to 10 % of the box and interpolated by
+a thin plate spline; the box is scaled by up to 5 % and shifted by up to 10 %.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def deform_mask(mask: BoolArray, rng: np.random.Generator) -> BoolArray:
-    """A mask bent, scaled and shifted as the previous frame's mask would be wrong.
+    """Bend, scale and shift a mask like an inaccurate previous mask.
 
     Args:
-        mask: (H, W) bool; an empty mask comes back unchanged.
+        mask: (H, W) bool; an empty mask is returned unchanged.
         rng: Source of randomness.
 
     Returns:
@@ -41,7 +41,7 @@ def deform_mask(mask: BoolArray, rng: np.random.Generator) -> BoolArray:
     x0, x1, y0, y1 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
     box_wh = np.array([x1 - x0, y1 - y0], np.float64)
     centre = np.array([x0 + x1, y0 + y1]) / 2
-    # Work on a padded crop: the spline is evaluated on a coarse grid over it.
+    # Crop with padding first: the spline is evaluated on a coarse grid over the crop.
     pad = np.ceil(0.35 * box_wh).astype(int) + 2
     left, right = max(x0 - pad[0], 0), min(x1 + pad[0], width)
     top, bottom = max(y0 - pad[1], 0), min(y1 + pad[1], height)
@@ -86,12 +86,12 @@ def deform_mask(mask: BoolArray, rng: np.random.Generator) -> BoolArray:
 def degrade_prob(
     prob: Float32Array, rng: np.random.Generator, *, share: float = 0.3
 ) -> Float32Array:
-    """The warped probability of a crop as bad luck would leave it: parts lost, leaks, blur, shift.
+    """Corrupt a warped probability: missing parts, leaks, blur, shift.
 
     Args:
         prob: (S, S) float32 in 0..1.
         rng: Source of randomness.
-        share: Of the calls that may change anything; a sixth of those draws no damage.
+        share: Share of calls that may change anything; a sixth of them draws no corruption.
 
     Returns:
         (S, S) float32 in 0..1.
@@ -141,7 +141,7 @@ def _ellipse(side: int, rng: np.random.Generator, smallest: float, largest: floa
 
 
 class ColourShift:
-    """One photometric change, the same for every frame of a rollout.
+    """Photometric change that is constant over a rollout.
 
     Args:
         rng: Source of randomness.
@@ -155,7 +155,7 @@ class ColourShift:
         self.blur_px = float(rng.uniform(0.4, 1.2)) if rng.random() < 0.15 else 0.0
 
     def __call__(self, rgb: Float32Array) -> Float32Array:
-        """Recolour a picture: (3, H, W) float32 RGB in 0..255 -> the same."""
+        """Recolour an image: (3, H, W) float32 RGB in 0..255 -> the same."""
         grey = np.tensordot(_LUMA, rgb, axes=1)
         value = grey + np.float32(self.saturation) * (rgb - grey)
         value *= self.gain.astype(np.float32)[:, None, None]
@@ -171,17 +171,17 @@ class ColourShift:
 _OBJECT_ONLY_SHARE = 0.5
 _SHORTEST_PX = 2.0
 _SUBPIXEL = 8
-"""The blur's line is drawn so many times finer than its kernel, for any angle and length."""
+"""Samples of the blur line per kernel pixel, so that any angle and length is exact."""
 
 
 class MotionBlur:
-    """Blur along a line, of the whole frame (the camera moves) or of the object alone.
+    """Blur along a line, of the whole frame (moving camera) or of the object alone.
 
-    Direction and what is blurred stay for a clip, the length changes from frame to frame; all of
-    it is a function of the seed, so that a frame looks the same whenever it is asked for.
+    Direction and blurred region are constant in a clip; the length changes from frame to frame.
+    Everything is a function of the seed, so that a frame is always blurred the same way.
 
     Args:
-        seed: Decides everything random.
+        seed: Seed of all random choices.
         longest_px: Bound of the line's length.
     """
 
@@ -198,10 +198,10 @@ class MotionBlur:
         Args:
             rgb: (H, W, 3) uint8 RGB.
             mask: (H, W) bool, the object.
-            t: Number of the frame in its clip.
+            t: Index of the frame in its clip.
 
         Returns:
-            (H, W, 3) uint8 RGB; the input itself where the blur would be shorter than 2 px.
+            (H, W, 3) uint8 RGB; the input itself if the blur would be shorter than 2 px.
         """
         share = float(np.random.default_rng([self._seed, 3, t]).uniform(0, 1))
         length_px = share * self.longest_px
@@ -214,13 +214,13 @@ class MotionBlur:
         ys, xs = np.nonzero(mask)
         if not len(xs):
             return rgb
-        # What moves is a window around the object, blended in by the blurred mask.
+        # Blur a window around the object and blend it by the blurred mask.
         pad = math.ceil(length_px) + 1
         y0, y1 = max(int(ys.min()) - pad, 0), int(ys.max()) + pad + 1
         x0, x1 = max(int(xs.min()) - pad, 0), int(xs.max()) + pad + 1
         window = rgb[y0:y1, x0:x1].astype(np.float32)
         alpha = mask[y0:y1, x0:x1].astype(np.float32)
-        # Colours of the object alone are smeared: its surroundings stand still.
+        # Only the object's colours are blurred: its surroundings do not move.
         smeared = cv2.filter2D(window * alpha[..., None], -1, kernel)
         weight = cv2.filter2D(alpha, -1, kernel)[..., None]
         out = rgb.copy()
@@ -229,7 +229,7 @@ class MotionBlur:
 
 
 def line_kernel(length_px: float, angle: float) -> Float32Array:
-    """Weights of a blur along a line.
+    """Compute the weights of a blur along a line.
 
     Args:
         length_px: Length of the line.
@@ -256,15 +256,15 @@ def line_kernel(length_px: float, angle: float) -> Float32Array:
 def disturbed_flow(
     flow_to_prev_px: Float32Array, error_px: float, rng: np.random.Generator
 ) -> Float32Array:
-    """A flow with errors as estimators make them: smooth, or too short in some region.
+    """Add the errors of a flow estimator: smooth ones, or too short vectors.
 
     Args:
         flow_to_prev_px: (2, H, W) float32, (x, y).
-        error_px: Bound of the smooth error, each axis.
+        error_px: Bound of the smooth error on each axis.
         rng: Source of randomness.
 
     Returns:
-        (2, H, W) float32, another array.
+        (2, H, W) float32, a new array.
     """
     size_hw = flow_to_prev_px.shape[1:]
     out = flow_to_prev_px.copy()
@@ -282,16 +282,16 @@ def disturbed_flow(
 def misplaced_mask(
     mask: BoolArray, rng: np.random.Generator, *, margin_frac: float, margin_px: int
 ) -> BoolArray:
-    """A mask moved to where its object is not: a tracker that follows the wrong thing.
+    """Move a mask to a place outside its object.
 
     Args:
         mask: (H, W) bool.
         rng: Source of randomness.
-        margin_frac: Free space between old and new place, a share of the object's box.
-        margin_px: At least so much.
+        margin_frac: Free space between old and new place, as a share of the object's box.
+        margin_px: Smallest free space.
 
     Returns:
-        (H, W) bool; the mask itself if a few draws find no place that is free.
+        (H, W) bool; the mask itself if a few draws find no free place.
     """
     ys, xs = np.nonzero(mask)
     if not len(xs):

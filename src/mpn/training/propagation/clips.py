@@ -1,7 +1,7 @@
-"""Clips to train on: real sequences, and still images set in motion.
+"""Clips to train on: real sequences, and still images with synthetic motion.
 
-A clip is a pure function of its seed: ``frame(t)`` gives the same picture and mask whenever it is
-asked, so that an interrupted training run resumes on the very same data.
+A clip is a pure function of its seed: ``frame(t)`` always returns the same image and mask, so an
+interrupted training run resumes on exactly the same data.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ _STILL_FRAMES = 40
 
 
 class Clip(Protocol):
-    """A short video with the true mask of one object."""
+    """Short video with the ground-truth mask of one object."""
 
     def __len__(self) -> int: ...
 
     def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
-        """Frame ``t``: (H, W, 3) uint8 RGB and (H, W) bool mask of the object."""
+        """Return frame ``t``: (H, W, 3) uint8 RGB and (H, W) bool object mask."""
 
 
 @dataclass(frozen=True)
-class Material:
-    """Everything clips are made from."""
+class ClipSources:
+    """Sequences and still images that clips are made from."""
 
     sequences: tuple[DavisSequence, ...]
     stills: tuple[StillPair, ...] = ()
 
 
 class DavisClip:
-    """Consecutive frames of a sequence, played either way and with a stride.
+    """Frames of a sequence, played in either direction with a stride.
 
     Args:
-        sequence: Where the frames come from.
+        sequence: Source of the frames.
         object_id: Object whose mask is the target.
         start: First frame.
-        stride: Frames from one to the next; negative plays backwards.
+        stride: Step between two frames; negative plays backwards.
     """
 
     def __init__(self, sequence: DavisSequence, object_id: int, start: int, stride: int) -> None:
@@ -63,13 +63,15 @@ class DavisClip:
         return self.sequence.rgb(index), self.sequence.labels(index) == self.object_id
 
 
-class Sway:
-    """A smooth random signal of t: a sum of two slow sine waves, within +-amplitude.
+class SmoothSignal:
+    """Smooth random signal of t: the sum of two slow sine waves, bounded.
+
+    The value stays within +-``amplitude``.
 
     Args:
         rng: Source of randomness.
         amplitude: Bound of the signal.
-        fastest: Largest rate in radians a frame; amplitude * fastest bounds the speed.
+        fastest: Largest rate in radians per frame; amplitude * fastest bounds the speed.
     """
 
     def __init__(self, rng: np.random.Generator, amplitude: float, fastest: float = 0.2) -> None:
@@ -78,21 +80,27 @@ class Sway:
         self.phases = rng.uniform(0, 2 * np.pi, 2)
 
     def __call__(self, t: int) -> float:
-        """The signal at frame ``t``."""
+        """Return the signal at frame ``t``."""
         return float(np.sum(self.amplitudes * np.sin(self.rates * t + self.phases)))
 
 
-class _Motion:
-    """A moving affine map with a slow elastic deformation, as sampling coordinates."""
+class AffineMotion:
+    """Time-dependent affine map with a slow elastic deformation.
+
+    Returned as sampling coordinates.
+    """
 
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int]) -> None:
         height, width = size_hw
         reach = 0.18 * min(size_hw)
-        self.shift_x, self.shift_y = Sway(rng, reach), Sway(rng, reach)
-        self.angle = Sway(rng, 0.3)
-        self.log_scale = Sway(rng, 0.25)
-        self.shear = Sway(rng, 0.12)
-        self.bends = (Sway(rng, 0.05 * min(size_hw)), Sway(rng, 0.05 * min(size_hw)))
+        self.shift_x, self.shift_y = SmoothSignal(rng, reach), SmoothSignal(rng, reach)
+        self.angle = SmoothSignal(rng, 0.3)
+        self.log_scale = SmoothSignal(rng, 0.25)
+        self.shear = SmoothSignal(rng, 0.12)
+        self.bends = (
+            SmoothSignal(rng, 0.05 * min(size_hw)),
+            SmoothSignal(rng, 0.05 * min(size_hw)),
+        )
         self.fields = [
             np.stack(
                 [
@@ -111,11 +119,14 @@ class _Motion:
         self.centre_xy = (width / 2, height / 2)
 
     def coordinates(self, t: int) -> tuple[Float32Array, Float32Array]:
-        """Where frame ``t`` samples the still picture: two (H, W) float32 maps, x and y."""
+        """Return the sampling position of frame ``t`` in the image.
+
+        Two (H, W) float32 maps, x and y.
+        """
         scale = np.exp(-self.log_scale(t))
         cos, sin = scale * np.cos(self.angle(t)), scale * np.sin(self.angle(t))
         shear = self.shear(t)
-        bend = sum(sway(t) * field for sway, field in zip(self.bends, self.fields, strict=True))
+        bend = sum(signal(t) * field for signal, field in zip(self.bends, self.fields, strict=True))
         map_x = cos * self.xs + (shear - sin) * self.ys + bend[0]  # type: ignore[index]
         map_y = sin * self.xs + cos * self.ys + bend[1]  # type: ignore[index]
         map_x += self.centre_xy[0] + self.shift_x(t)
@@ -124,11 +135,11 @@ class _Motion:
 
 
 class StillClip:
-    """A still image that moves, turns, breathes and bends; borders are mirrored.
+    """Still image with random affine and elastic motion; borders are mirrored.
 
     Args:
         pair: Image and mask.
-        seed: Decides the motion.
+        seed: Seed of the motion.
     """
 
     def __init__(self, pair: StillPair, seed: int) -> None:
@@ -137,7 +148,7 @@ class StillClip:
         size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
         self.rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)
         self.mask = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR)
-        self.motion = _Motion(np.random.default_rng(seed), self.mask.shape)
+        self.motion = AffineMotion(np.random.default_rng(seed), self.mask.shape)
 
     def __len__(self) -> int:
         return _STILL_FRAMES
@@ -150,12 +161,14 @@ class StillClip:
         return rgb, mask > 127
 
 
-class PatchClip(StillClip):
-    """A random shape cut from a still image: an object that no network can know by its looks.
+class ShapeClip(StillClip):
+    """Random shape cut from a still image.
+
+    No network can recognise this object by its appearance.
 
     Args:
-        pair: Where the picture comes from; its mask is not used.
-        seed: Decides shape and motion.
+        pair: Source of the image; its mask is not used.
+        seed: Seed of shape and motion.
     """
 
     def __init__(self, pair: StillPair, seed: int) -> None:
@@ -165,11 +178,11 @@ class PatchClip(StillClip):
 
 
 def random_outline(size_hw: tuple[int, int], seed: int) -> BoolArray:
-    """A random shape in one piece, mostly inside the picture.
+    """Draw a connected random shape, mostly inside the image.
 
     Args:
         size_hw: Height and width.
-        seed: Decides the shape.
+        seed: Seed of the shape.
 
     Returns:
         (H, W) bool.
@@ -178,7 +191,7 @@ def random_outline(size_hw: tuple[int, int], seed: int) -> BoolArray:
     height, width = size_hw
     coarse = rng.uniform(-1, 1, (int(rng.integers(4, 9)),) * 2).astype(np.float32)
     noise = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    # A dome keeps the shape inside the picture and in one piece, mostly.
+    # The dome keeps most shapes inside the image and connected.
     ys, xs = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     dome = 1.0 - 2.2 * np.hypot(xs, ys)
     shape = (noise * rng.uniform(0.3, 0.9) + dome > 0).astype(np.uint8)
@@ -191,19 +204,19 @@ def random_outline(size_hw: tuple[int, int], seed: int) -> BoolArray:
 
 
 _FEATHER_SIGMA_PX = 1.0
-"""Blur of a pasted object's edge: a hard edge would tell the network where to cut."""
-_SEEN_FRAMES = (2, 9)
+"""Blur of a pasted object's edge: a hard edge would reveal its outline to the network."""
+_VISIBLE_FRAMES = (2, 9)
 _ABSENT_FRAMES = 3
 
 
 class CompositeClip:
-    """The object of one clip pasted over another, on a path of its own.
+    """Object of one clip pasted over another clip, moving independently.
 
     Args:
-        base: Clip below; its object is occluded where the pasted one passes.
+        base: Clip below; the pasted object occludes its object.
         over: Clip whose object is cut out and pasted.
-        target_over: Whether the pasted object is the target, else the base's.
-        seed: Decides size and path.
+        target_over: True makes the pasted object the target, False the base's object.
+        seed: Seed of size and path.
     """
 
     def __init__(self, base: Clip, over: Clip, *, target_over: bool, seed: int) -> None:
@@ -212,14 +225,14 @@ class CompositeClip:
         size_hw = base.frame(0)[1].shape
         mask = over.frame(0)[1]
         area = max(int(mask.sum()), 1)
-        wanted = rng.uniform(0.02, 0.12) * size_hw[0] * size_hw[1]
-        self.scale = float(np.clip(np.sqrt(wanted / area), 0.3, 2.0))
+        target_area = rng.uniform(0.02, 0.12) * size_hw[0] * size_hw[1]
+        self.scale = float(np.clip(np.sqrt(target_area / area), 0.3, 2.0))
         ys, xs = np.nonzero(mask)
         self.anchor_xy = (xs.mean(), ys.mean()) if len(xs) else (0.0, 0.0)
         self.centre_xy = rng.uniform(0.2, 0.8, 2) * (size_hw[1], size_hw[0])
-        # At 854x480 seldom over 15 px a frame, which is what the flow can follow.
-        self.path_x = Sway(rng, 0.4 * size_hw[1], fastest=0.06)
-        self.path_y = Sway(rng, 0.3 * size_hw[0], fastest=0.06)
+        # At 854x480 seldom over 15 px per frame, the limit of the flow estimator.
+        self.path_x = SmoothSignal(rng, 0.4 * size_hw[1], fastest=0.06)
+        self.path_y = SmoothSignal(rng, 0.3 * size_hw[0], fastest=0.06)
         self.flip = bool(rng.integers(2))
 
     def __len__(self) -> int:
@@ -252,27 +265,27 @@ class CompositeClip:
 
 
 class VanishingClip(CompositeClip):
-    """A composite whose pasted object, the target, is gone from some frame on.
+    """Composite whose pasted object, the target, disappears after some frames.
 
-    What is left is what it covered, with objects of its own: the right answer is an empty mask,
-    whatever the warped probability says.
+    The frames after it show the base clip and its own object. Their target is an empty mask, for
+    any warped probability.
 
     Args:
         base: Clip below.
-        over: Clip whose object is cut out, pasted, and taken away.
-        seed: Decides size, path and the moment.
+        over: Clip whose object is cut out, pasted and removed.
+        seed: Seed of size, path and time.
     """
 
     def __init__(self, base: Clip, over: Clip, *, seed: int) -> None:
         super().__init__(base, over, target_over=True, seed=seed)
-        self.seen_frames = int(np.random.default_rng([seed, 1]).integers(*_SEEN_FRAMES))
+        self.visible_frames = int(np.random.default_rng([seed, 1]).integers(*_VISIBLE_FRAMES))
 
     def __len__(self) -> int:
-        return min(super().__len__(), self.seen_frames + _ABSENT_FRAMES)
+        return min(super().__len__(), self.visible_frames + _ABSENT_FRAMES)
 
     def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
         """See :meth:`mpn.training.propagation.clips.Clip.frame`."""
-        if t < self.seen_frames:
+        if t < self.visible_frames:
             return super().frame(t)
         rgb, mask = self.base.frame(t)
         return rgb, np.zeros_like(mask)
@@ -280,17 +293,17 @@ class VanishingClip(CompositeClip):
 
 @dataclass(frozen=True)
 class ClipMix:
-    """How often each kind of clip is drawn; the shares need not sum to 1.
+    """Share of each kind of clip; the shares need not sum to 1.
 
-    In sequences and stills the object can be told by its looks, and a network that does so fails on
-    objects it has not seen. Composites have two, and only the mask says which is meant.
+    In sequences and stills the network can identify the object by its appearance, and then fails on
+    unseen objects. A composite has two objects, and only the mask identifies the target.
 
     Attributes:
         davis: Sequences.
         still: Still images in motion.
         composite: One object pasted over a clip that has its own; either is the target.
-        vanishing: Composites whose pasted object, the target, is gone after some frames.
-        third_object: Share of the composites over which one more object passes, and occludes.
+        vanishing: Composites whose pasted object, the target, disappears after some frames.
+        third_object: Share of the composites with a third object that passes and occludes.
     """
 
     davis: float = 0.35
@@ -309,45 +322,45 @@ class ClipMix:
         check_number("third_object", self.third_object, least=0, most=1, error=TrainingError)
 
 
-def draw_clip(material: Material, mix: ClipMix, seed: int) -> Clip:
-    """A random clip: the same for the same seed and material.
+def sample_clip(material: ClipSources, mix: ClipMix, seed: int) -> Clip:
+    """Sample a random clip; the same for the same seed and material.
 
     Raises:
-        TrainingError: If there is no sequence to draw from (through the readers).
+        TrainingError: If a sequence cannot be read.
     """
     rng = np.random.default_rng(seed)
     still = mix.still if material.stills else 0.0
     shares = np.array([mix.davis, still, mix.composite, mix.vanishing])
     kind = rng.choice(len(shares), p=shares / shares.sum())
     if kind == 0:
-        return _draw_davis(material, rng)
+        return _sample_davis(material, rng)
     if kind == 1:
-        return _draw_still(material, rng)
-    base = _draw_davis(material, rng) if rng.random() < 0.5 else _draw_still(material, rng)
-    over = _draw_pasted(material, rng)
+        return _sample_still(material, rng)
+    base = _sample_davis(material, rng) if rng.random() < 0.5 else _sample_still(material, rng)
+    over = _sample_pasted(material, rng)
     if kind == 3:
         return VanishingClip(base, over, seed=int(rng.integers(2**31)))
     clip = CompositeClip(
         base, over, target_over=bool(rng.integers(2)), seed=int(rng.integers(2**31))
     )
     if mix.third_object and rng.random() < mix.third_object:
-        third = _draw_pasted(material, rng)
+        third = _sample_pasted(material, rng)
         clip = CompositeClip(clip, third, target_over=False, seed=int(rng.integers(2**31)))
     return clip
 
 
-def _draw_pasted(material: Material, rng: np.random.Generator) -> Clip:
+def _sample_pasted(material: ClipSources, rng: np.random.Generator) -> Clip:
     source = rng.random()
     if source < 0.35:
-        return _draw_davis(material, rng)
-    return _draw_still(material, rng, StillClip if source < 0.65 else PatchClip)
+        return _sample_davis(material, rng)
+    return _sample_still(material, rng, StillClip if source < 0.65 else ShapeClip)
 
 
-def _draw_davis(material: Material, rng: np.random.Generator) -> Clip:
+def _sample_davis(material: ClipSources, rng: np.random.Generator) -> Clip:
     sequence = material.sequences[rng.integers(len(material.sequences))]
     stride = int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1])) * int(rng.choice([-1, 1]))
     length = len(sequence)
-    # At least four frames lie ahead of the start in the direction of play.
+    # At least four frames remain after the start in the direction of play.
     ahead = min(4 * abs(stride), length - 1)
     start = int(rng.integers(0, length - ahead)) if stride > 0 else int(rng.integers(ahead, length))
     ids: npt.NDArray[Any] = np.unique(sequence.labels(start))
@@ -356,10 +369,10 @@ def _draw_davis(material: Material, rng: np.random.Generator) -> Clip:
     return DavisClip(sequence, object_id, start, stride)
 
 
-def _draw_still(
-    material: Material, rng: np.random.Generator, kind: type[StillClip] = StillClip
+def _sample_still(
+    material: ClipSources, rng: np.random.Generator, kind: type[StillClip] = StillClip
 ) -> Clip:
     if not material.stills:
-        return _draw_davis(material, rng)
+        return _sample_davis(material, rng)
     pair = material.stills[rng.integers(len(material.stills))]
     return kind(pair, int(rng.integers(2**31)))

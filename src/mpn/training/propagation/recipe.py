@@ -1,7 +1,8 @@
-"""Train the propagation network on rollouts of itself.
+"""Training of the propagation network on rollouts of itself.
 
-Resumable (``last.pth`` holds weights, optimiser and the state of every rollout), seeded, logged to
-``log.csv``; the checkpoint to export is ``propagation.pth``, with the averaged weights.
+A run can be resumed: ``last.pth`` holds weights, optimiser and the state of every rollout. It is
+seeded and logged to ``log.csv``. The checkpoint to export is ``propagation.pth``, with the averaged
+weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mpn.errors import TrainingError
 from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.training.data import DavisSequence
 from mpn.training.loop import LoopOptions, run_loop, saved_state, seeded_processes
-from mpn.training.propagation.clips import ClipMix, Material
+from mpn.training.propagation.clips import ClipMix, ClipSources
 from mpn.training.propagation.rollout import RolloutOptions
 from mpn.training.propagation.trainer import Trainer
 from mpn.training.propagation.validation import mean_j
@@ -26,24 +27,24 @@ from mpn.training.run_folder import load_start
 
 @dataclass(frozen=True, kw_only=True)
 class PropagationTrainingOptions(LoopOptions):
-    """One training run; see :class:`LoopOptions` for what all networks have.
+    """Options of one training run; see :class:`LoopOptions` for the rest.
 
     Attributes:
         network: Shape of the network.
-        rollout: How rollouts are cut.
+        rollout: Options of the rollouts.
         mix: Kinds of clips.
-        steps: Optimisation steps altogether.
-        decay_steps: Length of the final decay of the learning rate to zero; constant before it, so
-            that a run can be prolonged by resuming it with more steps.
-        warmup_steps: Linear rise of the learning rate.
-        batch: Rollouts in one step; twice as many are played, in turns.
-        learning_rate: Peak, AdamW.
-        weight_decay: AdamW's, on tensors of two or more axes.
+        steps: Number of optimisation steps.
+        decay_steps: Length of the final decay of the learning rate to zero. The rate is constant
+            before it, so that a run can be prolonged by resuming it with more steps.
+        warmup_steps: Length of the linear rise of the learning rate.
+        batch: Rollouts per step; twice as many are played, in turns.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW, on tensors of two or more axes.
         dice_weight: See :func:`mpn.training.losses.segmentation_loss`.
-        curriculum_steps: Rollouts grow from one step to their full length over so many steps.
-        freeze_norm: Batch normalisation keeps its statistics: for small batches that go on from
+        curriculum_steps: Steps over which rollouts grow from one step to their full length.
+        freeze_norm: Keep the statistics of batch normalisation: for small batches that start from
             trained weights.
-        validation_frames: Frames of each held-out sequence.
+        validation_frames: Frames per held-out sequence.
     """
 
     network: DeepLabConfig = field(
@@ -75,16 +76,16 @@ class PropagationTrainingOptions(LoopOptions):
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a progress display shows.
+    """Figures of a progress display.
 
     Attributes:
         step: Steps done.
-        steps: Steps altogether.
+        steps: Steps in all.
         loss: Mean loss since the last report.
-        crop_iou: Mean IoU of the crops' answers since the last report.
-        input_iou: The same of the warped probability that went in.
-        learning_rate: Of the last step.
-        validation_j: Mean J of the held-out sequences, where just measured.
+        crop_iou: Mean IoU of the network's output since the last report.
+        input_iou: Mean IoU of its input, the warped probability.
+        learning_rate: Learning rate of the last step.
+        validation_j: Mean J of the held-out sequences, if just measured.
     """
 
     step: int
@@ -98,7 +99,7 @@ class TrainingReport:
 
 def train_propagation(
     sequences: Sequence[DavisSequence],
-    material: Material,
+    material: ClipSources,
     out: Path,
     options: PropagationTrainingOptions,
     *,
@@ -106,16 +107,16 @@ def train_propagation(
     resume: bool = False,
     report: Callable[[TrainingReport], None] = lambda _: None,
 ) -> dict[str, Tensor]:
-    """Train, and leave ``last.pth`` and ``log.csv`` in ``out``.
+    """Train, and write ``last.pth`` and ``log.csv`` to ``out``.
 
     Args:
-        sequences: All sequences; those named in ``options.holdout`` only validate.
-        material: What clips are drawn from, without the held-out sequences.
+        sequences: All sequences; those named in ``options.holdout`` are for validation only.
+        material: Sources that clips are sampled from, without the held-out sequences.
         out: Folder of the run.
         options: See :class:`PropagationTrainingOptions`.
-        start_from: Weights to start from instead of random ones; what a resumed run had wins. Only
+        start_from: Initial weights instead of random ones; ignored if a run is resumed. Only
             ``prior_gain`` may be missing.
-        resume: Go on from ``last.pth``.
+        resume: Continue from ``last.pth``.
         report: Called every few steps.
 
     Returns:
@@ -123,7 +124,7 @@ def train_propagation(
 
     Raises:
         TrainingError: If the loss is not finite (the last good state stays on disk), the folder
-            holds another run, or nothing is left to train on.
+            holds another run, or no sequence is left to train on.
     """
     held_out = [s for s in sequences if s.name in options.holdout]
     if not material.sequences:

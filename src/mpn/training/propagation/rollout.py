@@ -1,9 +1,9 @@
-"""Rollouts: what the network sees at run time, with the truth beside it.
+"""Rollouts: the propagation network's run-time inputs with their ground truth.
 
-A :class:`Rollout` plays one clip. Each step it warps its own probability by the flow of the new
-frame, crops the object's ROI, hands crop and target to the trainer, and takes the network's answer
-back as the probability of the next step. So the network is trained on the drift it causes itself,
-and every forward pass is a training pass. Warp, crop and paste are the runtime's own functions.
+A :class:`Rollout` plays one clip. Each step warps the rollout's own probability by the flow of the
+new frame, crops the object's ROI, and returns crop and target. The network's output becomes the
+probability of the next step. So the network is trained on the drift that it causes itself, and
+every forward pass is a training pass. Warp, crop and paste are the runtime's own functions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mpn.training.propagation.augment import (
     disturbed_flow,
     misplaced_mask,
 )
-from mpn.training.propagation.clips import Clip, ClipMix, Material, draw_clip
+from mpn.training.propagation.clips import Clip, ClipMix, ClipSources, sample_clip
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 _MIN_OBJECT_PX = 150
@@ -41,31 +41,31 @@ _RAW_STD = (1 / 255, 1 / 255, 1 / 255)
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """How rollouts are cut and disturbed.
+    """Options for cropping and disturbing rollouts.
 
     Attributes:
-        roi_size: Side S of the crop the network sees.
-        flow: The flow that masks are warped by, as at run time.
+        roi_size: Side S of the network's input crop.
+        flow: Flow source of the warp, as at run time.
         flow_check_px: See :class:`mpn.runtime.options.PipelineOptions`.
         colour_weight: The same, in most rollouts.
-        colour_share: Share of rollouts that use the colours at all: some objects have none of their
-            own, and then the network must do without.
+        colour_share: Share of rollouts that use colours at all. Some objects have no distinctive
+            colours, so the network must also work without them.
         threshold: A pixel belongs to the object above this probability.
         roi_margin_frac: Margin a side as a share of the box.
         roi_margin_px_min: Smallest margin a side.
-        roi_jitter_frac: Random move of every side of the ROI, as a share of the box.
+        roi_jitter_frac: Random shift of each side of the ROI, as a share of the box.
         max_steps: Longest rollout.
         deform_share: Share of rollouts that start from a deformed mask.
-        reset_iou: A rollout whose last two answers both overlap the truth less than this ends:
-            which object is meant can no longer be told, and what is learned from it is doubt.
+        reset_iou: A rollout ends when its last two outputs both overlap the ground truth less than
+            this: the prior no longer identifies the object, and training on it adds noise.
         damage_share: Share of crops whose warped probability may be damaged further, see
             :func:`mpn.training.propagation.augment.degrade_prob`.
         blur_share: Share of rollouts with motion blur.
-        blur_px: Its longest line, in pixels of the frame.
-        flow_error_share: Share of steps whose flow gets errors of its own.
-        flow_error_px: Their bound.
-        misplaced_share: Share of rollouts that start from a mask where the object is not; the right
-            answer is an empty one.
+        blur_px: Longest blur line, in pixels of the frame.
+        flow_error_share: Share of steps with additional flow errors.
+        flow_error_px: Bound of these errors.
+        misplaced_share: Share of rollouts that start from a mask outside the object. Their target
+            is an empty mask.
     """
 
     roi_size: int = 225
@@ -90,7 +90,7 @@ class RolloutOptions:
 
 @dataclass(frozen=True)
 class Sample:
-    """One crop with its truth.
+    """One crop with its ground truth.
 
     Attributes:
         rgb: (3, S, S) float32 RGB in 0..255.
@@ -104,17 +104,17 @@ class Sample:
 
 
 class Rollout:
-    """One clip played through the network; starts a new clip by itself when one ends.
+    """One clip played through the network; a new clip starts when one ends.
 
     Args:
-        material: What clips are drawn from.
-        mix: How often each kind is drawn.
+        material: Sources that clips are sampled from.
+        mix: Share of each kind of clip.
         options: See :class:`RolloutOptions`.
-        seed: Decides everything random.
+        seed: Seed of all random choices.
     """
 
     def __init__(
-        self, material: Material, mix: ClipMix, options: RolloutOptions, seed: int
+        self, material: ClipSources, mix: ClipMix, options: RolloutOptions, seed: int
     ) -> None:
         self._material, self._mix, self._options = material, mix, options
         self._rng = np.random.default_rng(seed)
@@ -126,7 +126,7 @@ class Rollout:
         self._low_overlaps = 0
         self._prob: Float32Array = np.zeros((1, 1), np.float32)
         self._previous: FlowFrame | None = None
-        self._look: ColourShift | None = None
+        self._colour_shift: ColourShift | None = None
         self._blur: MotionBlur | None = None
         self._colours: Float32Array | None = None
         self._mirror = False
@@ -137,8 +137,8 @@ class Rollout:
         """Cap the length of rollouts that start from now on (the curriculum)."""
         self._max_steps = min(steps, self._options.max_steps)
 
-    def observe(self) -> Sample:
-        """Move one frame on and return what the network should look at."""
+    def next_sample(self) -> Sample:
+        """Advance by one frame and return the network's next input."""
         for _ in range(_TRIES):
             if self._clip is None or self._t >= self._last_t:
                 self._start()
@@ -148,25 +148,25 @@ class Rollout:
             self._clip = None
         raise RuntimeError("no usable rollout found in the training material")
 
-    def absorb(self, prob_crop: Float32Array) -> None:
-        """Take the network's answer, (S, S) float32, as the probability of this frame."""
+    def update(self, prob_crop: Float32Array) -> None:
+        """Take the network's output, (S, S) float32, as probability of this frame."""
         roi = self._roi
         if roi is None:
-            raise RuntimeError("absorb() follows observe()")
+            raise RuntimeError("call next_sample() before update()")
         if self._mirror:
             prob_crop = prob_crop[:, ::-1]
         crops = np.ascontiguousarray(prob_crop)[None, None]
         full = paste(crops, [roi], self._target.shape)[0]
         self._prob, self._roi = full, None
-        answer = full > self._options.threshold
-        union = np.count_nonzero(answer | self._target)
-        overlap = np.count_nonzero(answer & self._target) / union if union else 1.0
+        mask = full > self._options.threshold
+        union = np.count_nonzero(mask | self._target)
+        overlap = np.count_nonzero(mask & self._target) / union if union else 1.0
         self._low_overlaps = self._low_overlaps + 1 if overlap < self._options.reset_iou else 0
-        if self._low_overlaps >= 2 or not answer.any():
+        if self._low_overlaps >= 2 or not mask.any():
             self._clip = None
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: primitives and arrays."""
+        """Return the primitives and arrays that resume the rollout bit for bit."""
         return {
             "rng": self._rng.bit_generator.state,
             "clip_seed": self._clip_seed if self._clip is not None else -1,
@@ -179,7 +179,7 @@ class Rollout:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore a state of :meth:`state`."""
         self._rng.bit_generator.state = state["rng"]
         self._t, self._last_t = int(state["t"]), int(state["last_t"])
         self._low_overlaps, self._max_steps = int(state["low_overlaps"]), int(state["max_steps"])
@@ -191,17 +191,17 @@ class Rollout:
 
     def _open(self, seed: int) -> Clip:
         self._clip_seed = seed
-        self._clip = clip = draw_clip(self._material, self._mix, seed)
-        look = np.random.default_rng([seed, 1])
-        self._look = ColourShift(look)
-        self._mirror = bool(look.integers(2))
+        self._clip = clip = sample_clip(self._material, self._mix, seed)
+        rng = np.random.default_rng([seed, 1])
+        self._colour_shift = ColourShift(rng)
+        self._mirror = bool(rng.integers(2))
         share = self._options.blur_share
-        blurred = share > 0 and look.random() < share
+        blurred = share > 0 and rng.random() < share
         self._blur = MotionBlur(seed, self._options.blur_px) if blurred else None
         return clip
 
     def _frame(self, clip: Clip) -> tuple[UInt8Array, BoolArray]:
-        """Picture and mask of the frame where the rollout is, blurred if it is a blurred one."""
+        """Return image and mask of the current frame, blurred if the clip is."""
         rgb, mask = clip.frame(self._t)
         return (self._blur(rgb, mask, self._t) if self._blur else rgb), mask
 
@@ -236,7 +236,7 @@ class Rollout:
 
     def _advance(self) -> Sample | None:
         clip, options, previous = self._clip, self._options, self._previous
-        if clip is None or self._look is None or previous is None:
+        if clip is None or self._colour_shift is None or previous is None:
             return None
         self._t += 1
         rgb, target = self._frame(clip)
@@ -273,13 +273,13 @@ class Rollout:
         if self._mirror:
             crop, crop_target = crop[..., ::-1], crop_target[..., ::-1]
         return Sample(
-            self._look(np.ascontiguousarray(crop[:3])),
+            self._colour_shift(np.ascontiguousarray(crop[:3])),
             degrade_prob(np.ascontiguousarray(crop[3]), self._rng, share=options.damage_share),
             np.ascontiguousarray(crop_target),
         )
 
     def _jittered_roi(self, prob: Float32Array) -> Roi | None:
-        """The runtime's ROI with every side moved a little; None if nothing is there."""
+        """Return the runtime's ROI with jittered sides; None if it is empty."""
         options = self._options
         box = box_from_prob(prob, options.threshold)
         if box is None:

@@ -1,4 +1,4 @@
-"""One step of training after the other: rollouts, network, optimiser, averaged weights."""
+"""Trainer of the propagation network: rollouts, optimiser, averaged weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mpn.training.optimisation import (
     warmed_up,
 )
 from mpn.training.processes import Processes
-from mpn.training.propagation.clips import Material
+from mpn.training.propagation.clips import ClipSources
 from mpn.training.propagation.recipe import PropagationTrainingOptions, TrainingReport
 from mpn.training.propagation.rollout import Rollout, Sample
 from mpn.types import Float32Array
@@ -42,9 +42,9 @@ class Trainer(ResumableTrainer):
 
     Args:
         model: On the device of ``processes``.
-        material: What clips are drawn from.
+        material: Sources that clips are sampled from.
         options: See :class:`PropagationTrainingOptions`.
-        processes: Rollouts are numbered over all of them; each plays its share.
+        processes: Rollouts are numbered over all processes; each process plays its share.
     """
 
     schema = 1
@@ -53,7 +53,7 @@ class Trainer(ResumableTrainer):
     def __init__(
         self,
         model: nn.Module,
-        material: Material,
+        material: ClipSources,
         options: PropagationTrainingOptions,
         processes: Processes | None = None,
     ) -> None:
@@ -64,8 +64,8 @@ class Trainer(ResumableTrainer):
         self.optimiser = adamw(self.network.parameters(), weight_decay=options.weight_decay)
         self.precision = MixedPrecision(options.precision, processes.device)
         self.average = AveragedWeights(self.network, options.ema_decay)
-        # Two groups take turns: while the network trains on one, the other one's next frames are
-        # prepared, although each group needs the network's answer to its last step first.
+        # Two groups take turns: while the network trains on one group, threads prepare the next
+        # frames of the other, because a group needs the network's output of its last step first.
         self.groups = [
             [
                 Rollout(material, options.mix, options.rollout, seed=options.seed * 1000 + k)
@@ -82,7 +82,7 @@ class Trainer(ResumableTrainer):
         return self.average.on_cpu()
 
     def train_step(self, pool: ThreadPoolExecutor) -> None:
-        """One batch: forward, backward, update, and the answers handed back to its rollouts.
+        """Train on one batch and pass the outputs back to its rollouts.
 
         Raises:
             TrainingError: If the loss is not finite.
@@ -131,21 +131,24 @@ class Trainer(ResumableTrainer):
         return pending.result()
 
     def learning_rate(self) -> float:
-        """Warm-up, plateau, cosine decay to zero."""
+        """Compute the rate of this step: warm-up, plateau, cosine decay to zero."""
         options = self.options
         into_decay = self.step - (options.steps - options.decay_steps)
         fall = cosine(into_decay, options.decay_steps) if into_decay > 0 else 1.0
         return options.learning_rate * warmed_up(self.step, options.warmup_steps) * fall
 
     def averaged_model(self) -> DeepLabXception:
-        """A copy of the network with the averaged weights, in eval mode, on the same device."""
+        """Copy the network with the averaged weights, in eval mode, on the device."""
         model = DeepLabXception(self.options.network)
         model.load_state_dict(self.averaged)
         model.to(self.processes.device)
         return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
     def take_report(self, scores: Mapping[str, float]) -> TrainingReport:
-        """The means since the last report; see :class:`mpn.training.loop.Trainee`."""
+        """Return the means since the last report.
+
+        See :meth:`mpn.training.loop.TrainerProtocol.take_report`.
+        """
         count, loss, crop_iou, input_iou = self.processes.mean(self._sums.tolist())
         self._sums = np.zeros(4)
         count = max(count, 1.0)
@@ -165,15 +168,15 @@ class Trainer(ResumableTrainer):
             [_mapped(s, np.ndarray, torch.from_numpy) for s in self._wait(group).before]
             for group in range(2)
         ]
-        everybody = self.processes.gathered((mine, random_state(self.processes.device)))
+        by_rank = self.processes.gathered((mine, random_state(self.processes.device)))
         return {
             **super().state(),
-            "random": [random for _, random in everybody],
-            # As one process numbers them: process r of n plays every n-th from the r-th on.
+            "random": [random for _, random in by_rank],
+            # Numbered as in one process: process r of n plays every n-th rollout.
             "groups": [
                 [
                     state
-                    for row in zip(*(rows[group] for rows, _ in everybody), strict=True)
+                    for row in zip(*(rows[group] for rows, _ in by_rank), strict=True)
                     for state in row
                 ]
                 for group in range(2)
@@ -181,7 +184,9 @@ class Trainer(ResumableTrainer):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See :meth:`ResumableTrainer.restore`; a state without ``"random"`` is of version 0.1.
+        """See :meth:`ResumableTrainer.restore`.
+
+        A state without ``"random"`` is of version 0.1.
 
         Raises:
             TrainingError: If the state belongs to another network or batch.
@@ -189,8 +194,8 @@ class Trainer(ResumableTrainer):
         super().restore(state)
         if any(len(group) != self.options.batch for group in state["groups"]):
             raise TrainingError(
-                f"the run to resume has batches of {len(state['groups'][0])}, asked for "
-                f"{self.options.batch}: its rollouts are half played"
+                f"the run to resume has batches of {len(state['groups'][0])}, not "
+                f"{self.options.batch}: its rollouts cannot be split differently"
             )
         saved = state.get("random", [{"cpu": state.get("torch_rng")}])
         restore_random_state(saved, self.processes)
@@ -202,35 +207,35 @@ class Trainer(ResumableTrainer):
 def _mapped(
     entries: Mapping[str, Any], kind: type, convert: Callable[[Any], Any]
 ) -> dict[str, Any]:
-    """The entries with every value of a kind converted."""
+    """Convert the values of one type and keep the others."""
     return {k: convert(v) if isinstance(v, kind) else v for k, v in entries.items()}
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The next batch of a group, and the state of its rollouts before it was observed."""
+    """Next batch of a group, and the rollout states before it was sampled."""
 
     before: list[dict[str, Any]]
     samples: list[Sample]
 
 
 class _Pending:
-    """The next batch of a group while it is made, a task for every rollout.
+    """Next batch of a group while threads prepare it, one task per rollout.
 
-    A rollout has its own source of randomness, so it does not matter which thread plays it.
+    Each rollout has its own random generator, so the result does not depend on the thread.
     """
 
     def __init__(
         self,
         pool: ThreadPoolExecutor,
         rollouts: Sequence[Rollout],
-        answers: Float32Array | None,
+        outputs: Float32Array | None,
         horizon: int | None,
     ) -> None:
-        each = answers if answers is not None else [None] * len(rollouts)
+        each = outputs if outputs is not None else [None] * len(rollouts)
         self._tasks: list[Future[tuple[dict[str, Any], Sample]]] = [
-            pool.submit(_prepare, rollout, answer, horizon)
-            for rollout, answer in zip(rollouts, each, strict=True)
+            pool.submit(_prepare, rollout, output, horizon)
+            for rollout, output in zip(rollouts, each, strict=True)
         ]
 
     def result(self) -> _Prepared:
@@ -239,17 +244,20 @@ class _Pending:
 
 
 def _prepare(
-    rollout: Rollout, answer: Float32Array | None, horizon: int | None
+    rollout: Rollout, output: Float32Array | None, horizon: int | None
 ) -> tuple[dict[str, Any], Sample]:
-    if answer is not None:
-        rollout.absorb(answer)
+    if output is not None:
+        rollout.update(output)
     if horizon is not None:
         rollout.set_max_steps(horizon)
-    return rollout.state(), rollout.observe()
+    return rollout.state(), rollout.next_sample()
 
 
 def batch_from_samples(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """Normalised (B, 4, S, S) inputs in channels_last and (B, S, S) targets, both float32."""
+    """Stack samples into network inputs and targets.
+
+    Returns normalised (B, 4, S, S) inputs in channels_last and (B, S, S) targets, both float32.
+    """
     mean, std = PROPAGATION.mean_rgb, PROPAGATION.std_rgb
     rgb = torch.from_numpy(np.stack([s.rgb for s in samples])).div_(255)
     rgb = (rgb - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
@@ -259,7 +267,7 @@ def batch_from_samples(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
 
 
 def _thresholded_iou(prob: Tensor, target: Tensor) -> Tensor:
-    """IoU of the thresholded maps, (B, S, S) each -> (B,)."""
+    """Compute the IoU of thresholded maps: (B, S, S) each -> (B,)."""
     a, b = prob > 0.5, target > 0.5
     union = (a | b).sum(dim=(1, 2))
     return torch.where(union > 0, (a & b).sum(dim=(1, 2)) / union.clamp(min=1), 1.0)

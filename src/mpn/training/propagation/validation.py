@@ -1,4 +1,4 @@
-"""J of a network in training, through the runtime's own pipeline."""
+"""J of a network in training, measured with the runtime's pipeline."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _MAX_OBJECTS = 8
 
 
 class TorchPropagationEngine(TorchEngine):
-    """A propagation network in training: (K, 4, S, S) -> (K, 2, S, S) logits."""
+    """Propagation network in training: (K, 4, S, S) -> (K, 1, S, S)."""
 
-    def answer(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        """See :class:`mpn.training.torch_engine.TorchEngine`."""
+    def forward(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """Run the network; see :class:`mpn.training.torch_engine.TorchEngine`."""
         (crops,) = inputs
         logits: Tensor = network(crops.contiguous(memory_format=torch.channels_last))
         return logits.float().softmax(dim=1)[:, 1:]
 
 
 def torch_engines(network: nn.Module, options: RolloutOptions) -> EngineSet:
-    """An engine set of one PyTorch network, flow by what the rollouts use."""
+    """Build an engine set of one PyTorch network and the rollouts' flow."""
     spec = propagation_spec(options.roi_size, _MAX_OBJECTS)
     entry = RoleEntry(
         onnx="propagation.onnx",
@@ -78,13 +78,13 @@ def mean_j(
     *,
     max_frames: int,
 ) -> float:
-    """Mean J over all objects of some sequences, propagated from their first masks.
+    """Compute the mean J over all objects, propagated from their first masks.
 
     Args:
         network: The propagation network.
-        sequences: What to segment.
-        options: ROI and flow, the same as in training.
-        max_frames: Frames of each sequence; the first and the last do not count.
+        sequences: Sequences to segment.
+        options: ROI and flow options, the same as in training.
+        max_frames: Frames per sequence; the first and the last are not scored.
 
     Returns:
         0..1; NaN without sequences.
