@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpn.cuda.array import DeviceArray
 from mpn.engines.device import Tensor, nbytes_of, tensor_from_interface
 from mpn.errors import EngineError
-from mpn.runtime.ops.cuda_array import DeviceArray
 
 
 def foreign(shape: tuple[int, ...], strides: Any = None, typestr: str = "<f4") -> Any:

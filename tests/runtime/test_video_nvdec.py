@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpn.cuda.api import is_on_device
 from mpn.errors import MissingExtraError, VideoError
-from mpn.runtime.ops.cuda_lane import is_on_device
 from mpn.runtime.video_nvdec import NvdecFrames
 
 

@@ -57,7 +57,7 @@ class Engine(Protocol):
 class DeviceTensor(Protocol):
     """A C-contiguous array in device memory, whoever owns it.
 
-    :class:`mpn.runtime.ops.cuda_array.DeviceArray` is one; arrays of other libraries become one
+    :class:`mpn.cuda.array.DeviceArray` is one; arrays of other libraries become one
     through :func:`mpn.engines.device.tensor_from_interface`.
     """
 

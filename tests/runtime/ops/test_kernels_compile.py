@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from mpn.errors import BackendError, MissingExtraError
-from mpn.runtime.ops import cuda_compile
-from mpn.runtime.ops.cuda_compile import (
+from mpn.cuda import compile as cuda_compile
+from mpn.cuda.compile import (
     ARCHS,
     CACHE_DIR_VARIABLE,
     CompileOptions,
@@ -21,7 +20,8 @@ from mpn.runtime.ops.cuda_compile import (
     compiled_kernels,
     default_cache_dir,
 )
-from mpn.runtime.ops.cuda_source import KERNEL_FILES, kernel_signatures
+from mpn.cuda.registry import KERNEL_FILES, kernel_signatures
+from mpn.errors import BackendError, MissingExtraError
 from tests.runtime.ops.conftest import need_or_skip
 
 SMALL = 'extern "C" __global__ void one(float* out) { out[threadIdx.x] = 1.0f; }'

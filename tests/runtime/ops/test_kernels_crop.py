@@ -8,9 +8,9 @@ import pytest
 from mpn.runtime.ops import cpu
 from mpn.runtime.ops.cuda import box_rows, boxes_from_rows, normalisation
 from mpn.types import Roi
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
-from tests.runtime.ops.cuda_shim.scene import ODD_HW, boxes_in, empty, make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.scene import ODD_HW, boxes_in, empty, make_scene
+from tests.emulation.cuda_shim.shim import Shim
 from tests.runtime.ops.test_cpu import MEAN, STD
 from tests.tolerances import KERNEL_HALF_RELATIVE, KERNEL_NORMALISED, NORMALISED_RGB
 

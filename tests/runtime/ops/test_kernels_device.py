@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpn.cuda import device as cuda_device
+from mpn.cuda.array import DeviceArray, checked_arguments
+from mpn.cuda.device import CudaDevice, packed_arguments
+from mpn.cuda.registry import kernel_signatures
 from mpn.errors import BackendError, InputError, MissingExtraError
-from mpn.runtime.ops import cuda_device
-from mpn.runtime.ops.cuda_array import DeviceArray, checked_arguments
-from mpn.runtime.ops.cuda_device import CudaDevice, packed_arguments
-from mpn.runtime.ops.cuda_source import kernel_signatures
 from tests.runtime.ops.conftest import need_or_skip
 
 SUCCESS, OUT_OF_MEMORY = 0, 2

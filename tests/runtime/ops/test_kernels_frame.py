@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from mpn.cuda.array import DeviceArray
 from mpn.errors import InputError
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.colour import colour_table
@@ -15,18 +16,17 @@ from mpn.runtime.evidence import weigh_in_box
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.ops import cpu
 from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
-from mpn.runtime.ops.cuda_array import DeviceArray
 from mpn.runtime.ops.cuda_frame import CudaFrame
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.osvos_stage import OsvosStage
 from mpn.runtime.roi import box_from_prob, reachable_boxes, roi_from_prob
 from mpn.runtime.tracks import tracks_from_labels
 from mpn.types import Roi
+from tests.emulation.cuda_shim.compare import largest_difference
+from tests.emulation.cuda_shim.device import ShimDevice
+from tests.emulation.cuda_shim.scene import make_scene
+from tests.emulation.cuda_shim.shim import Shim
 from tests.fakes import fake_engine_set
-from tests.runtime.ops.cuda_shim.compare import largest_difference
-from tests.runtime.ops.cuda_shim.device import ShimDevice
-from tests.runtime.ops.cuda_shim.scene import make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.runtime.ops.test_cpu import MEAN, STD
 from tests.tolerances import KERNEL_CHAIN, KERNEL_CONFIDENCE, KERNEL_RESIZE, NORMALISED_RGB
 
@@ -258,7 +258,7 @@ def test_tracks_are_the_cpus(shim: Shim) -> None:
     device, frame, host = started(shim, PLAIN)
     labels = labels_from_merged(host.prob, IDS)
     frame.tracks(device.upload(labels), frame.prob)
-    figures = frame.figures.read(device.download(frame.figures.block))
+    figures = frame.readback.read(device.download(frame.readback.buffer))
     areas, boxes, sums = (figures[f"track_{name}"] for name in ("areas", "boxes", "sums"))
     branches = ["given"] * 3
     expected = tracks_from_labels(labels, host.prob, IDS, branches, host.supports)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ import pytest
 from mpn.errors import InputError
 from mpn.runtime import overlay, preprocess
 from mpn.runtime.ops import cuda_images
-from tests.runtime.ops.cuda_shim.compare import largest_difference
-from tests.runtime.ops.cuda_shim.device import ShimDevice
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import largest_difference
+from tests.emulation.cuda_shim.device import ShimDevice
+from tests.emulation.cuda_shim.shim import Shim
 from tests.tolerances import FLOW_RESIZE_PX, KERNEL_RESIZE
 
 RNG = np.random.default_rng(0)

@@ -7,16 +7,16 @@ import inspect
 import numpy as np
 import pytest
 
+from mpn.cuda.array import DeviceArray, checked_arguments
+from mpn.cuda.registry import kernel_signatures
 from mpn.errors import InputError
 from mpn.runtime.ops import base, cpu
 from mpn.runtime.ops.cuda import CudaOps, box_rows, boxes_from_rows, normalisation
-from mpn.runtime.ops.cuda_array import DeviceArray, checked_arguments
-from mpn.runtime.ops.cuda_source import kernel_signatures
 from mpn.types import Roi
-from tests.runtime.ops.cuda_shim.compare import largest_difference
-from tests.runtime.ops.cuda_shim.device import ShimDevice
-from tests.runtime.ops.cuda_shim.scene import EVEN_HW, ODD_HW, make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import largest_difference
+from tests.emulation.cuda_shim.device import ShimDevice
+from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW, make_scene
+from tests.emulation.cuda_shim.shim import Shim
 from tests.runtime.ops.test_cpu import MEAN, STD
 from tests.tolerances import KERNEL_RESIZE, NORMALISED_RGB, WARP_VERSUS_FLOAT64
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpn.errors import EngineError
-from mpn.runtime.ops.cuda_source import (
+from mpn.cuda.registry import (
     KERNEL_FILES,
     kernel_signatures,
     kernel_source,
     signatures_in,
 )
+from mpn.errors import EngineError
 from mpn.runtime.ops.twins import twins
 
 KERNEL = (

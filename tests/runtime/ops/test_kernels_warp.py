@@ -8,9 +8,9 @@ import pytest
 
 from mpn.runtime.ops import cpu
 from mpn.types import Roi
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
-from tests.runtime.ops.cuda_shim.scene import EVEN_HW, ODD_HW, boxes_in, empty, make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW, boxes_in, empty, make_scene
+from tests.emulation.cuda_shim.shim import Shim
 from tests.runtime.ops.test_cpu import GOLDEN_WARPS
 from tests.tolerances import KERNEL_VERSUS_TWIN, WARP_VERSUS_FLOAT64
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine, DeviceTensor, Engine
 from mpn.errors import EngineError
 from mpn.runtime.ops.cuda import Dtype
-from mpn.runtime.ops.cuda_array import DeviceArray
 
 
 def device_engine(engine: Engine, *, object_id: int | None = None) -> DeviceEngine:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import replace
 from typing import Any
 
+from mpn.cuda.api import is_on_device
 from mpn.errors import EngineError
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.found import events_by_id
@@ -17,7 +18,6 @@ from mpn.runtime.flow import FlowEstimator, FlowFrame
 from mpn.runtime.labelled_video import LabelledVideo
 from mpn.runtime.object_engines import ObjectAdapterLike
 from mpn.runtime.ops.cuda import boxes_from_rows
-from mpn.runtime.ops.cuda_lane import is_on_device
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.preprocess import resize_rgb
 from mpn.runtime.state import State

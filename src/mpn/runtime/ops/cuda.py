@@ -1,7 +1,7 @@
 """The operations of :class:`mpn.runtime.ops.base.Ops` on device arrays.
 
 Each takes and gives what its counterpart of :mod:`mpn.runtime.ops.cpu` does, as
-:class:`mpn.runtime.ops.cuda_array.DeviceArray`, and starts its work without waiting for it. Boxes
+:class:`mpn.cuda.array.DeviceArray`, and starts its work without waiting for it. Boxes
 are given by the host here; :mod:`mpn.runtime.ops.cuda_frame` keeps them on the device.
 """
 
@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from mpn.cuda.array import DeviceArray, KernelDevice
 from mpn.errors import InputError
-from mpn.runtime.ops.cuda_array import DeviceArray, KernelDevice
 from mpn.types import Roi
 
 Dtype = Literal["float32", "float16"]

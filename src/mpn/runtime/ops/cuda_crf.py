@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpn.cuda.array import Arguments, DeviceArray, KernelDevice
 from mpn.runtime.crf_refine import CrfOptions
-from mpn.runtime.ops.cuda_array import Arguments, DeviceArray, KernelDevice
 from mpn.runtime.ops.cuda_crf_kernels import BilateralKernel, NormalisedKernel, SpatialKernel
 from mpn.runtime.ops.cuda_lattice import PixelRegions
 

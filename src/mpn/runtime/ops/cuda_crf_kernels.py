@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mpn.runtime.ops.cuda_array import Arguments, DeviceArray, KernelDevice
+from mpn.cuda.array import Arguments, DeviceArray, KernelDevice
 from mpn.runtime.ops.cuda_lattice import NARROWEST_SIGMA, CudaLattice, PixelRegions
 from mpn.types import Float32Array
 

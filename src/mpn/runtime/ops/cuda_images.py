@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mpn.cuda.array import Arguments, DeviceArray, KernelDevice
 from mpn.errors import InputError
 from mpn.runtime.ops.cuda import Dtype, check_rgb_array
-from mpn.runtime.ops.cuda_array import Arguments, DeviceArray, KernelDevice
 
 _UNCHANGED = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 

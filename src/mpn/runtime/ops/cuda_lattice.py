@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mpn.cuda.array import Arguments, DeviceArray, KernelDevice
 from mpn.errors import InputError
-from mpn.runtime.ops.cuda_array import Arguments, DeviceArray, KernelDevice
 from mpn.types import Float32Array
 
 DIMENSIONS = 5

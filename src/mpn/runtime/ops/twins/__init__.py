@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from mpn.runtime.ops.cuda_source import kernel_signatures
+from mpn.cuda.registry import kernel_signatures
 
 
 @cache

@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
+from mpn.cuda.registry import KERNEL_FILES, kernel_source
 from mpn.errors import BackendError, MissingExtraError, import_or_explain
-from mpn.runtime.ops.cuda_source import KERNEL_FILES, kernel_source
 
 ARCHS: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 """Architectures that the tests compile for: Turing to Blackwell."""
@@ -53,7 +53,7 @@ def compiled_kernels(
     """The machine code of a kernel family, from the cache if it is there.
 
     Args:
-        family: One of :data:`mpn.runtime.ops.cuda_source.KERNEL_FILES`.
+        family: One of :data:`mpn.cuda.registry.KERNEL_FILES`.
         arch: Like ``"sm_90"``.
         options: Default: the defaults.
         cache_dir: Folder of the cache; default: :func:`default_cache_dir`.

@@ -1,6 +1,6 @@
 """Arrays on a device, and what has to be able to launch kernels on them.
 
-The protocol has two implementations: :class:`mpn.runtime.ops.cuda_device.CudaDevice`, and one in
+The protocol has two implementations: :class:`mpn.cuda.device.CudaDevice`, and one in
 the tests that runs the same kernels on the CPU. Everything above it is therefore tested without a
 GPU. This module needs no CUDA.
 """
@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mpn.cuda.registry import KernelSignature
 from mpn.errors import InputError
-from mpn.runtime.ops.cuda_source import KernelSignature
 
 
 class DeviceArray:
@@ -135,7 +135,7 @@ class KernelDevice(Protocol):
         """Start a kernel.
 
         Args:
-            name: One of :func:`mpn.runtime.ops.cuda_source.kernel_signatures`.
+            name: One of :func:`mpn.cuda.registry.kernel_signatures`.
             **arguments: By parameter name: an array or None for a pointer, else a number.
 
         Raises:

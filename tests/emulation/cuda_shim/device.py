@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.cuda_array import DeviceArray, checked_arguments
-from tests.runtime.ops.cuda_shim.memory import Guard, GuardedMemory
-from tests.runtime.ops.cuda_shim.shim import Shim
+from mpn.cuda.array import DeviceArray, checked_arguments
+from tests.emulation.cuda_shim.memory import Guard, GuardedMemory
+from tests.emulation.cuda_shim.shim import Shim
 
 _POISON = 0xCD
 """What unwritten memory holds: as float32 -4.3e8, as int32 -842150451."""
 
 
 class ShimDevice:
-    """Implements :class:`mpn.runtime.ops.cuda_array.KernelDevice`.
+    """Implements :class:`mpn.cuda.array.KernelDevice`.
 
     Args:
         shim: The kernels.

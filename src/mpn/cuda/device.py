@@ -13,18 +13,18 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
+from mpn.cuda.api import Event, Graph
+from mpn.cuda.array import Argument, DeviceArray, checked_arguments
+from mpn.cuda.compile import compiled_kernels
+from mpn.cuda.driver import CudaEvent, Driver
+from mpn.cuda.registry import KernelSignature, kernel_signatures
 from mpn.errors import BackendError, InputError, import_or_explain
-from mpn.runtime.ops.cuda_array import Argument, DeviceArray, checked_arguments
-from mpn.runtime.ops.cuda_compile import compiled_kernels
-from mpn.runtime.ops.cuda_driver import CudaMark, Driver
-from mpn.runtime.ops.cuda_lane import Mark, Replay
-from mpn.runtime.ops.cuda_source import KernelSignature, kernel_signatures
 
 _PURPOSE = "the CUDA array operations"
 
 
 class CudaDevice:
-    """Implements :class:`mpn.runtime.ops.cuda_lane.Lane` on a GPU.
+    """Implements :class:`mpn.cuda.api.Stream` on a GPU.
 
     Kernels are compiled, or taken from the cache, when they are first launched; :meth:`load` does
     it before. To be used from the thread that made it, which the context is current in.
@@ -33,7 +33,7 @@ class CudaDevice:
         index: Number of the device.
         stream: A stream of cuda-core, or any object with ``__cuda_stream__`` (torch and CuPy
             streams have it), to work on; default: a new one.
-        cache_dir: See :func:`mpn.runtime.ops.cuda_compile.compiled_kernels`.
+        cache_dir: See :func:`mpn.cuda.compile.compiled_kernels`.
 
     Raises:
         BackendError: If there is no such device, or no driver.
@@ -99,20 +99,20 @@ class CudaDevice:
                     self._kernels[name] = module.get_kernel(name)
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
-        """See :class:`mpn.runtime.ops.cuda_array.KernelDevice`."""
+        """See :class:`mpn.cuda.array.KernelDevice`."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         buffer = self._device.allocate(max(nbytes, 1), stream=self._stream)
         return DeviceArray(int(buffer.handle), shape, dtype, buffer, stream_address=self.address)
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
-        """See :class:`mpn.runtime.ops.cuda_array.KernelDevice`."""
+        """See :class:`mpn.cuda.array.KernelDevice`."""
         array = self.empty(shape, dtype)
         if array.nbytes:
             self._driver.call("cuMemsetD8Async", array.address, 0, array.nbytes, self.address)
         return array
 
     def upload(self, array: npt.NDArray[Any], out: DeviceArray | None = None) -> DeviceArray:
-        """See :class:`mpn.runtime.ops.cuda_array.KernelDevice`.
+        """See :class:`mpn.cuda.array.KernelDevice`.
 
         From pageable memory the driver has taken its copy when this returns; from pinned memory it
         has not, and the array must stay as it is until the stream has come so far.
@@ -127,14 +127,14 @@ class CudaDevice:
         return out
 
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
-        """See :class:`mpn.runtime.ops.cuda_array.KernelDevice`."""
+        """See :class:`mpn.cuda.array.KernelDevice`."""
         target = np.empty(array.shape, array.dtype)
-        self.fetch(array, target)
+        self.download_async(array, target)
         self._driver.call("cuStreamSynchronize", self.address)
         return target
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
-        """See :class:`mpn.runtime.ops.cuda_array.KernelDevice`."""
+        """See :class:`mpn.cuda.array.KernelDevice`."""
         _check_same(source.shape, source.dtype, to)
         if source.nbytes:
             self._driver.call(
@@ -142,7 +142,7 @@ class CudaDevice:
             )
 
     def launch(self, name: str, **arguments: Argument) -> None:
-        """See :class:`mpn.runtime.ops.cuda_array.KernelDevice`.
+        """See :class:`mpn.cuda.array.KernelDevice`.
 
         Raises:
             BackendError: If the kernel does not compile for this device.
@@ -188,48 +188,47 @@ class CudaDevice:
 
     @property
     def address(self) -> int:
-        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
+        """See :class:`mpn.cuda.api.Stream`."""
         # A graph builder has this, too, and no handle of a stream.
         return int(self._stream.__cuda_stream__()[1])
 
-    def beside(self, *, is_urgent: bool = False) -> Self:
-        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
-        priority = self._driver.priority(is_urgent=is_urgent)
+    def create_stream(self, *, high_priority: bool = False) -> Self:
+        """See :class:`mpn.cuda.api.Stream`."""
+        priority = self._driver.priority(high_priority=high_priority)
         options = self._core.StreamOptions(nonblocking=True, priority=priority)
         return cast(Self, self.on(self._device.create_stream(options=options)))
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
+        """See :class:`mpn.cuda.api.Stream`."""
         return self._driver.pinned(shape, dtype)
 
-    def send(self, source: npt.NDArray[Any], to: DeviceArray) -> None:
-        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
+    def upload_async(self, source: npt.NDArray[Any], to: DeviceArray) -> None:
+        """See :class:`mpn.cuda.api.Stream`."""
         self.upload(source, to)  # which is asynchronous from pinned memory
 
-    def fetch(self, source: DeviceArray, to: npt.NDArray[Any]) -> None:
-        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
+    def download_async(self, source: DeviceArray, to: npt.NDArray[Any]) -> None:
+        """See :class:`mpn.cuda.api.Stream`."""
         _check_same(to.shape, to.dtype, source)
         if source.nbytes:
             self._driver.call(
                 "cuMemcpyDtoHAsync", to.ctypes.data, source.address, source.nbytes, self.address
             )
 
-    def mark(self, *, is_timed: bool = False) -> CudaMark:
-        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
-        return CudaMark(self._driver, self.address, is_timed=is_timed)
+    def record(self, *, timing: bool = False) -> CudaEvent:
+        """See :class:`mpn.cuda.api.Stream`."""
+        return CudaEvent(self._driver, self.address, timing=timing)
 
-    def follow(self, mark: Mark) -> None:
-        """See :class:`mpn.runtime.ops.cuda_lane.Lane`."""
-        cast(CudaMark, mark).let_wait(self.address)
+    def wait(self, event: Event) -> None:
+        """See :class:`mpn.cuda.api.Stream`."""
+        cast(CudaEvent, event).let_wait(self.address)
 
-    def capture(self, work: Callable[[], None]) -> Replay:
-        """See :class:`mpn.runtime.ops.cuda_lane.Lane`.
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """See :class:`mpn.cuda.api.Stream`.
 
         Raises:
             BackendError: If something in it cannot be captured.
         """
-        graph = self._driver.captured(self.address, work)
-        return lambda: graph.launch(self.address)
+        return self._driver.captured(self.address, work)
 
 
 def packed_arguments(signature: KernelSignature, values: Mapping[str, int | float]) -> list[Any]:
@@ -237,7 +236,7 @@ def packed_arguments(signature: KernelSignature, values: Mapping[str, int | floa
 
     Args:
         signature: Of the kernel.
-        values: From :func:`mpn.runtime.ops.cuda_array.checked_arguments`.
+        values: From :func:`mpn.cuda.array.checked_arguments`.
     """
     return [
         int(values[parameter.name])

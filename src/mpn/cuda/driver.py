@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpn.cuda.api import Event
 from mpn.errors import BackendError
-from mpn.runtime.ops.cuda_lane import Mark
 
 _NO_TIMING = 2
 _THREAD_LOCAL = "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"
@@ -43,10 +43,10 @@ class Driver:
             raise BackendError(f"{function} failed: {status.name}")
         return given[0] if len(given) == 1 else tuple(given)
 
-    def priority(self, *, is_urgent: bool) -> int:
+    def priority(self, *, high_priority: bool) -> int:
         """The highest or lowest priority that a stream can have here."""
         least, greatest = self.call("cuCtxGetStreamPriorityRange")
-        return int(greatest if is_urgent else least)
+        return int(greatest if high_priority else least)
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """A page-locked array; given back with its last view."""
@@ -74,7 +74,7 @@ class Driver:
             raise
         graph = self.call("cuStreamEndCapture", stream)
         try:
-            return CudaGraph(self, self.call("cuGraphInstantiate", graph, 0))
+            return CudaGraph(self, self.call("cuGraphInstantiate", graph, 0), stream)
         finally:
             self.call("cuGraphDestroy", graph)
 
@@ -84,45 +84,46 @@ class Driver:
 
 
 class CudaGraph:
-    """Work that is started as a whole.
+    """Implements :class:`mpn.cuda.api.Graph`.
 
     Args:
         driver: Of the device.
         handle: ``CUgraphExec``, owned from now on.
+        stream: Handle of the stream that captured it.
     """
 
-    def __init__(self, driver: Driver, handle: Any) -> None:
-        self._driver, self._handle = driver, handle
+    def __init__(self, driver: Driver, handle: Any, stream: int) -> None:
+        self._driver, self._handle, self._stream = driver, handle, stream
 
-    def launch(self, stream: int) -> None:
-        """Start it."""
-        self._driver.call("cuGraphLaunch", self._handle, stream)
+    def launch(self) -> None:
+        """See :class:`mpn.cuda.api.Graph`."""
+        self._driver.call("cuGraphLaunch", self._handle, self._stream)
 
     def __del__(self) -> None:
         self._driver.free("cuGraphExecDestroy", self._handle)
 
 
-class CudaMark:
-    """Implements :class:`mpn.runtime.ops.cuda_lane.Mark` by an event.
+class CudaEvent:
+    """Implements :class:`mpn.cuda.api.Event` by an event.
 
     Args:
         driver: Of the device.
         stream: That it is recorded on now.
-        is_timed: Whether time is measured.
+        timing: Whether time is measured.
     """
 
-    def __init__(self, driver: Driver, stream: int, *, is_timed: bool) -> None:
+    def __init__(self, driver: Driver, stream: int, *, timing: bool) -> None:
         self._driver = driver
-        self._event = driver.call("cuEventCreate", 0 if is_timed else _NO_TIMING)
+        self._event = driver.call("cuEventCreate", 0 if timing else _NO_TIMING)
         driver.call("cuEventRecord", self._event, stream)
 
-    def wait(self) -> None:
-        """See :class:`mpn.runtime.ops.cuda_lane.Mark`."""
+    def sync(self) -> None:
+        """See :class:`mpn.cuda.api.Event`."""
         self._driver.call("cuEventSynchronize", self._event)
 
-    def seconds_since(self, earlier: Mark) -> float:
-        """See :class:`mpn.runtime.ops.cuda_lane.Mark`."""
-        assert isinstance(earlier, CudaMark)
+    def elapsed_s(self, earlier: Event) -> float:
+        """See :class:`mpn.cuda.api.Event`."""
+        assert isinstance(earlier, CudaEvent)
         elapsed_ms = self._driver.call("cuEventElapsedTime", earlier._event, self._event)
         return float(elapsed_ms) / 1000
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.cuda_source import (
+from mpn.cuda.registry import (
     KernelSignature,
     kernel_signatures,
     kernel_source,
     signatures_in,
 )
-from tests.runtime.ops.cuda_shim.memory import Guard, GuardedMemory, array_in
+from tests.emulation.cuda_shim.memory import Guard, GuardedMemory, array_in
 
 HERE = Path(__file__).parent
 HEADERS = ("shim.h", "half.h", "fibres.cpp")
