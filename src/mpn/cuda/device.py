@@ -6,7 +6,6 @@ CuPy and the CUDA runtime in one process.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,157 +14,19 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from mpn.cuda.api import Mark, Replay
+from mpn.cuda.api import Event, Graph
 from mpn.cuda.array import Argument, DeviceArray, checked_arguments
 from mpn.cuda.compile import compiled_kernels
+from mpn.cuda.driver import CudaEvent, Driver
 from mpn.cuda.registry import KernelSignature, kernel_signatures
 from mpn.engines.base import DeviceTensor
 from mpn.errors import BackendError, EngineError, InputError, MpnError, import_or_explain
-
-_NO_TIMING = 2
-_THREAD_LOCAL = "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"
-
-
-class Driver:
-    """Calls of the driver whose every answer is looked at.
-
-    Args:
-        module: ``cuda.bindings.driver``.
-    """
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def call(self, function: str, *arguments: Any) -> Any:
-        """Call a function of the driver.
-
-        Returns:
-            What it gives beside its status: nothing, one value, or a tuple.
-
-        Raises:
-            BackendError: If it fails.
-        """
-        status, *given = getattr(self._module, function)(*arguments)
-        if int(status) != 0:
-            raise BackendError(f"{function} failed: {status.name}")
-        return given[0] if len(given) == 1 else tuple(given)
-
-    def priority(self, *, is_urgent: bool) -> int:
-        """The highest or lowest priority that a stream can have here."""
-        least, greatest = self.call("cuCtxGetStreamPriorityRange")
-        return int(greatest if is_urgent else least)
-
-    def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """A page-locked array; given back with its last view."""
-        nbytes = max(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize, 1)
-        memory = _Pinned(self, nbytes)
-        count = int(np.prod(shape, dtype=np.int64))
-        flat: npt.NDArray[Any] = np.frombuffer(memoryview(memory.buffer), np.dtype(dtype), count)
-        return flat.reshape(shape)
-
-    def captured(self, stream: int, work: Callable[[], None]) -> CudaGraph:
-        """What ``work`` starts on a stream, as a graph.
-
-        Raises:
-            BackendError: If something in it cannot be captured.
-        """
-        mode = getattr(self._module.CUstreamCaptureMode, _THREAD_LOCAL)
-        self.call("cuStreamBeginCapture", stream, mode)
-        try:
-            work()
-        except BaseException:
-            # Ends the capture, so that the stream can be used again; what it holds is no good.
-            status, graph = self._module.cuStreamEndCapture(stream)
-            if int(status) == 0 and graph is not None:
-                self._module.cuGraphDestroy(graph)
-            raise
-        graph = self.call("cuStreamEndCapture", stream)
-        try:
-            return CudaGraph(self, self.call("cuGraphInstantiate", graph, 0))
-        finally:
-            self.call("cuGraphDestroy", graph)
-
-    def free(self, function: str, handle: Any) -> None:
-        """Give something back. At the interpreter's end the driver may be gone: nothing is left."""
-        self._module and getattr(self._module, function)(handle)
-
-
-class CudaGraph:
-    """Work that is started as a whole.
-
-    Args:
-        driver: Of the device.
-        handle: ``CUgraphExec``, owned from now on.
-    """
-
-    def __init__(self, driver: Driver, handle: Any) -> None:
-        self._driver, self._handle = driver, handle
-
-    def launch(self, stream: int) -> None:
-        """Start it."""
-        self._driver.call("cuGraphLaunch", self._handle, stream)
-
-    def __del__(self) -> None:
-        self._driver.free("cuGraphExecDestroy", self._handle)
-
-
-class CudaMark:
-    """Implements :class:`mpn.cuda.api.Mark` by an event.
-
-    Args:
-        driver: Of the device.
-        stream: That it is recorded on now.
-        is_timed: Whether time is measured.
-    """
-
-    def __init__(self, driver: Driver, stream: int, *, is_timed: bool) -> None:
-        self._driver = driver
-        self._event = driver.call("cuEventCreate", 0 if is_timed else _NO_TIMING)
-        driver.call("cuEventRecord", self._event, stream)
-
-    def wait(self) -> None:
-        """See :class:`mpn.cuda.api.Mark`."""
-        self._driver.call("cuEventSynchronize", self._event)
-
-    def seconds_since(self, earlier: Mark) -> float:
-        """See :class:`mpn.cuda.api.Mark`."""
-        assert isinstance(earlier, CudaMark)
-        elapsed_ms = self._driver.call("cuEventElapsedTime", earlier._event, self._event)
-        return float(elapsed_ms) / 1000
-
-    def let_wait(self, stream: int) -> None:
-        """Let a stream wait for it."""
-        self._driver.call("cuStreamWaitEvent", stream, self._event, 0)
-
-    def __del__(self) -> None:
-        event = getattr(self, "_event", None)
-        if event is not None:
-            self._driver.free("cuEventDestroy", event)
-
-
-class _Pinned:
-    """Page-locked memory that lives as long as ``buffer``."""
-
-    def __init__(self, driver: Driver, nbytes: int) -> None:
-        address = int(driver.call("cuMemHostAlloc", nbytes, 0))
-        self.buffer = (ctypes.c_uint8 * nbytes).from_address(address)
-        # NumPy's views keep the buffer, and the buffer keeps this.
-        self.buffer._owner = _Owner(driver, address)  # type: ignore[attr-defined]
-
-
-class _Owner:
-    def __init__(self, driver: Driver, address: int) -> None:
-        self._driver, self._address = driver, address
-
-    def __del__(self) -> None:
-        self._driver.free("cuMemFreeHost", self._address)
-
 
 _PURPOSE = "the CUDA array operations"
 
 
 class CudaDevice:
-    """Implements :class:`mpn.cuda.api.Lane` on a GPU.
+    """Implements :class:`mpn.cuda.api.Stream` on a GPU.
 
     Kernels are compiled, or taken from the cache, when they are first launched; :meth:`load` does
     it before. To be used from the thread that made it, which the context is current in.
@@ -270,7 +131,7 @@ class CudaDevice:
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
         """See :class:`mpn.cuda.array.KernelDevice`."""
         target = np.empty(array.shape, array.dtype)
-        self.fetch(array, target)
+        self.download_async(array, target)
         self._driver.call("cuStreamSynchronize", self.address)
         return target
 
@@ -329,48 +190,47 @@ class CudaDevice:
 
     @property
     def address(self) -> int:
-        """See :class:`mpn.cuda.api.Lane`."""
+        """See :class:`mpn.cuda.api.Stream`."""
         # A graph builder has this, too, and no handle of a stream.
         return int(self._stream.__cuda_stream__()[1])
 
-    def beside(self, *, is_urgent: bool = False) -> Self:
-        """See :class:`mpn.cuda.api.Lane`."""
-        priority = self._driver.priority(is_urgent=is_urgent)
+    def create_stream(self, *, high_priority: bool = False) -> Self:
+        """See :class:`mpn.cuda.api.Stream`."""
+        priority = self._driver.priority(high_priority=high_priority)
         options = self._core.StreamOptions(nonblocking=True, priority=priority)
         return cast(Self, self.on(self._device.create_stream(options=options)))
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """See :class:`mpn.cuda.api.Lane`."""
+        """See :class:`mpn.cuda.api.Stream`."""
         return self._driver.pinned(shape, dtype)
 
-    def send(self, source: npt.NDArray[Any], to: DeviceArray) -> None:
-        """See :class:`mpn.cuda.api.Lane`."""
+    def upload_async(self, source: npt.NDArray[Any], to: DeviceArray) -> None:
+        """See :class:`mpn.cuda.api.Stream`."""
         self.upload(source, to)  # which is asynchronous from pinned memory
 
-    def fetch(self, source: DeviceArray, to: npt.NDArray[Any]) -> None:
-        """See :class:`mpn.cuda.api.Lane`."""
+    def download_async(self, source: DeviceArray, to: npt.NDArray[Any]) -> None:
+        """See :class:`mpn.cuda.api.Stream`."""
         _check_same(to.shape, to.dtype, source)
         if source.nbytes:
             self._driver.call(
                 "cuMemcpyDtoHAsync", to.ctypes.data, source.address, source.nbytes, self.address
             )
 
-    def mark(self, *, is_timed: bool = False) -> CudaMark:
-        """See :class:`mpn.cuda.api.Lane`."""
-        return CudaMark(self._driver, self.address, is_timed=is_timed)
+    def record(self, *, timing: bool = False) -> CudaEvent:
+        """See :class:`mpn.cuda.api.Stream`."""
+        return CudaEvent(self._driver, self.address, timing=timing)
 
-    def follow(self, mark: Mark) -> None:
-        """See :class:`mpn.cuda.api.Lane`."""
-        cast(CudaMark, mark).let_wait(self.address)
+    def wait(self, event: Event) -> None:
+        """See :class:`mpn.cuda.api.Stream`."""
+        cast(CudaEvent, event).let_wait(self.address)
 
-    def capture(self, work: Callable[[], None]) -> Replay:
-        """See :class:`mpn.cuda.api.Lane`.
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """See :class:`mpn.cuda.api.Stream`.
 
         Raises:
             BackendError: If something in it cannot be captured.
         """
-        graph = self._driver.captured(self.address, work)
-        return lambda: graph.launch(self.address)
+        return self._driver.captured(self.address, work)
 
 
 def packed_arguments(signature: KernelSignature, values: Mapping[str, int | float]) -> list[Any]:
@@ -567,7 +427,7 @@ def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 _CUDA_DRIVER_PURPOSE = "running engines on a GPU"
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: such a stream does not wait for the default one."""
-_CUDA_DRIVER_NO_TIMING = 2
+_NO_TIMING = 2
 """CU_EVENT_DISABLE_TIMING: an event for order alone is cheaper."""
 
 
@@ -698,7 +558,7 @@ class CudaDevice_of_cuda_driver:
         if before == after:
             return
         self.activate()
-        event = self._call("cuEventCreate", _CUDA_DRIVER_NO_TIMING)
+        event = self._call("cuEventCreate", _NO_TIMING)
         try:
             self._call("cuEventRecord", event, before)
             self._call("cuStreamWaitEvent", after, event, 0)
@@ -724,7 +584,7 @@ class CudaDevice_of_cuda_driver:
             raise
         graph = self._call("cuStreamEndCapture", stream)
         try:
-            return CudaGraph_of_cuda_driver(self, self._call("cuGraphInstantiate", graph, 0))
+            return CudaGraph(self, self._call("cuGraphInstantiate", graph, 0))
         finally:
             self._call("cuGraphDestroy", graph)
 
@@ -741,7 +601,7 @@ class CudaDevice_of_cuda_driver:
         return values[0] if values else None
 
 
-class CudaGraph_of_cuda_driver:
+class CudaGraph:
     """An instantiated graph of a :class:`CudaDevice_of_cuda_driver`."""
 
     def __init__(self, device: CudaDevice_of_cuda_driver, handle: Any) -> None:

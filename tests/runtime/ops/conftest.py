@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.shim import Shim
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ import pytest
 
 from mpn.cuda import device as cuda_device
 from mpn.cuda.api import is_on_device
-from mpn.cuda.device import CudaDevice, Driver
+from mpn.cuda.device import CudaDevice
+from mpn.cuda.driver import Driver
 from mpn.errors import BackendError
 from tests.runtime.ops.conftest import need_or_skip
 
@@ -109,21 +110,21 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     return fake
 
 
-def test_a_lane_beside_has_a_stream_of_its_own(driver: FakeDriver) -> None:
+def test_create_stream_makes_a_stream_of_its_own(driver: FakeDriver) -> None:
     device = CudaDevice()
-    plain, urgent = device.beside(), device.beside(is_urgent=True)
+    plain, urgent = device.create_stream(), device.create_stream(high_priority=True)
     assert [device.address, plain.address, urgent.address] == [77, 88, 88]
     created = driver.named("create_stream")
     assert [call[1:] for call in created] == [(True, 0), (True, -5)], "not blocking; by priority"
 
 
-def test_marks_order_lanes_and_measure(driver: FakeDriver) -> None:
+def test_events_order_streams_and_measure(driver: FakeDriver) -> None:
     device = CudaDevice()
-    other = device.beside()
-    first, second = device.mark(is_timed=True), other.mark()
-    other.follow(first)
-    second.wait()
-    assert second.seconds_since(first) == 0.0025
+    other = device.create_stream()
+    first, second = device.record(timing=True), other.record()
+    other.wait(first)
+    second.sync()
+    assert second.elapsed_s(first) == 0.0025
     events = driver.named(
         "cuEventCreate", "cuEventRecord", "cuStreamWaitEvent", "cuEventSynchronize"
     )
@@ -146,9 +147,9 @@ def test_pinned_memory_is_copied_and_given_back_with_its_last_view(driver: FakeD
     staging = device.pinned((3, 4), np.float32)
     staging[:] = np.arange(12).reshape(3, 4)
     array = device.empty((3, 4), np.float32)
-    device.send(staging, array)
+    device.upload_async(staging, array)
     back = device.pinned((3, 4), np.float32)
-    device.fetch(array, back)
+    device.download_async(array, back)
     assert np.array_equal(back, staging)
     assert not driver.named("cuStreamSynchronize"), "nobody waits"
     view = staging[1:]
@@ -163,9 +164,9 @@ def test_pinned_memory_is_copied_and_given_back_with_its_last_view(driver: FakeD
 def test_work_is_captured_once_and_launched_as_often_as_wanted(driver: FakeDriver) -> None:
     device = CudaDevice()
     array = device.empty((4,), np.uint8)
-    replay = device.capture(lambda: device.copy(array, array))
-    replay()
-    replay()
+    graph = device.capture(lambda: device.copy(array, array))
+    graph.launch()
+    graph.launch()
     names = [call[0] for call in driver.calls]
     assert names[-7:] == [
         "cuStreamBeginCapture",
@@ -178,7 +179,7 @@ def test_work_is_captured_once_and_launched_as_often_as_wanted(driver: FakeDrive
     ]
     assert driver.named("cuStreamBeginCapture") == [("cuStreamBeginCapture", 77, "thread")]
     assert driver.named("cuGraphLaunch")[0] == ("cuGraphLaunch", "exec", 77)
-    del replay
+    del graph
     gc.collect()
     assert driver.named("cuGraphExecDestroy") == [("cuGraphExecDestroy", "exec")]
 
@@ -203,12 +204,12 @@ def test_every_call_stands_in_nvidias_bindings_with_so_many_arguments(driver: Fa
     except ImportError as error:
         need_or_skip(f"cuda-bindings cannot be used ({error}): install the extra [dev]")
     device = CudaDevice()
-    with_all = device.mark(is_timed=True)
-    device.beside().follow(with_all)
-    with_all.wait()
-    with_all.seconds_since(with_all)
+    with_all = device.record(timing=True)
+    device.create_stream().wait(with_all)
+    with_all.sync()
+    with_all.elapsed_s(with_all)
     device.pinned((1,), np.uint8)
-    device.capture(lambda: None)()
+    device.capture(lambda: None).launch()
     del with_all
     gc.collect()
     made = {call[0]: len(call) - 1 for call in driver.calls}

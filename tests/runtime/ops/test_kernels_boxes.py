@@ -6,9 +6,9 @@ import pytest
 from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.runtime.host.roi import box_from_prob, reachable_boxes, roi_from_prob
 from mpn.types import Roi
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs
-from tests.runtime.ops.cuda_shim.scene import EVEN_HW, ODD_HW, empty, make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs
+from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW, empty, make_scene
+from tests.emulation.cuda_shim.shim import Shim
 
 SUPPORTS = [Roi(5, 4, 20, 30), None, Roi(0, 0, 53, 37), Roi(52, 36, 53, 37)]
 

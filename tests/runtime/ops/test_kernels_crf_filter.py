@@ -5,8 +5,8 @@ import pytest
 
 from mpn.runtime.crf.permutohedral import PermutohedralLattice
 from mpn.runtime.device.lattice import AXES
-from tests.runtime.ops.cuda_shim.compare import Outputs, kernel_and_twin, largest_difference
-from tests.runtime.ops.cuda_shim.lattice import (
+from tests.emulation.cuda_shim.compare import Outputs, kernel_and_twin, largest_difference
+from tests.emulation.cuda_shim.lattice import (
     BLOCKS,
     CAPACITY,
     HERE,
@@ -15,7 +15,7 @@ from tests.runtime.ops.cuda_shim.lattice import (
     built_lattice,
     features_of,
 )
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_LATTICE_RELATIVE, KERNEL_VERSUS_TWIN
 
 

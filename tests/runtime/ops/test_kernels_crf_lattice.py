@@ -8,13 +8,13 @@ import pytest
 from mpn.errors import InputError
 from mpn.runtime.crf.permutohedral import locate_simplices
 from mpn.runtime.device.lattice import AXES, lattice_packing
-from tests.runtime.ops.cuda_shim.compare import (
+from tests.emulation.cuda_shim.compare import (
     Outputs,
     kernel_and_twin,
     largest_difference,
     twin_outputs,
 )
-from tests.runtime.ops.cuda_shim.lattice import (
+from tests.emulation.cuda_shim.lattice import (
     BLOCKS,
     CAPACITY,
     EMPTY_KEY,
@@ -27,8 +27,8 @@ from tests.runtime.ops.cuda_shim.lattice import (
     features_of,
     insert_arguments,
 )
-from tests.runtime.ops.cuda_shim.scene import empty
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.scene import empty
+from tests.emulation.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_VERSUS_TWIN
 
 

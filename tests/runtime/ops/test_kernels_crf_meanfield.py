@@ -9,9 +9,9 @@ from mpn.runtime.crf.refine import CrfOptions, _regions
 from mpn.runtime.device.crf import spatial_taps
 from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.types import Roi
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, largest_difference
-from tests.runtime.ops.cuda_shim.scene import empty, make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import kernel_and_twin, largest_difference
+from tests.emulation.cuda_shim.scene import empty, make_scene
+from tests.emulation.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_LOG, KERNEL_SUM_RELATIVE, KERNEL_VERSUS_TWIN
 
 SIZE_HW = (24, 36)

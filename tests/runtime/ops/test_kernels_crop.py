@@ -8,10 +8,10 @@ import pytest
 from mpn.runtime.device.images import box_rows, boxes_from_rows, normalisation
 from mpn.runtime.host import ops as cpu
 from mpn.types import Roi
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.scene import ODD_HW, boxes_in, empty, make_scene
+from tests.emulation.cuda_shim.shim import Shim
 from tests.runtime.host.test_ops import MEAN, STD
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
-from tests.runtime.ops.cuda_shim.scene import ODD_HW, boxes_in, empty, make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_HALF_RELATIVE, KERNEL_NORMALISED, NORMALISED_RGB
 
 SCENE = make_scene(ODD_HW)

@@ -10,9 +10,9 @@ from mpn.errors import InputError
 from mpn.runtime.device import images as cuda_images
 from mpn.runtime.host import preprocess
 from mpn.runtime.media import overlay
-from tests.runtime.ops.cuda_shim.compare import largest_difference
-from tests.runtime.ops.cuda_shim.device import ShimDevice
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import largest_difference
+from tests.emulation.cuda_shim.device import ShimDevice
+from tests.emulation.cuda_shim.shim import Shim
 from tests.tolerances import FLOW_RESIZE_PX, KERNEL_RESIZE
 
 RNG = np.random.default_rng(0)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs
+from tests.emulation.cuda_shim.shim import Shim
 
 MIRROR_ROWS = {"float32": "mirror_rows_f32", "float16": "mirror_rows_f16"}
 AVERAGE_MIRRORED = {"float32": "average_mirrored_f32", "float16": "average_mirrored_f16"}

@@ -14,11 +14,11 @@ from mpn.runtime.device.images import CudaOps, box_rows, boxes_from_rows, normal
 from mpn.runtime.host import ops as base
 from mpn.runtime.host import ops as cpu
 from mpn.types import Roi
+from tests.emulation.cuda_shim.compare import largest_difference
+from tests.emulation.cuda_shim.device import ShimDevice
+from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW, make_scene
+from tests.emulation.cuda_shim.shim import Shim
 from tests.runtime.host.test_ops import MEAN, STD
-from tests.runtime.ops.cuda_shim.compare import largest_difference
-from tests.runtime.ops.cuda_shim.device import ShimDevice
-from tests.runtime.ops.cuda_shim.scene import EVEN_HW, ODD_HW, make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_RESIZE, NORMALISED_RGB, WARP_VERSUS_FLOAT64
 
 BOXES = [Roi(5, 4, 47, 34), None, Roi(0, 0, 9, 30)]

@@ -8,9 +8,9 @@ import pytest
 from mpn.runtime.host.osvos import shifted_odds
 from mpn.runtime.host.reliability import colour_table, mean_ratio
 from mpn.types import Roi
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
-from tests.runtime.ops.cuda_shim.scene import ODD_HW
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.scene import ODD_HW
+from tests.emulation.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_CONFIDENCE, KERNEL_VERSUS_TWIN
 
 THRESHOLD = 0.5

@@ -5,9 +5,9 @@ import pytest
 
 from mpn.masks import DAVIS_PALETTE
 from mpn.runtime.media import overlay
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs
-from tests.runtime.ops.cuda_shim.scene import empty
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs
+from tests.emulation.cuda_shim.scene import empty
+from tests.emulation.cuda_shim.shim import Shim
 
 SIZE_HW = (37, 53)
 PALETTE = overlay._OVERLAY_PALETTE

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mpn.runtime.host.preprocess import flow_input, osvos_input, resize_rgb
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
-from tests.runtime.ops.cuda_shim.scene import empty
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.scene import empty
+from tests.emulation.cuda_shim.shim import Shim
 
 BGR_MEAN = (104.00699, 116.66877, 122.67892)
 SIZES = [

@@ -13,10 +13,10 @@ from mpn.runtime.host.osvos import OsvosStage
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import PipelineOptions
 from mpn.types import Roi
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.scene import empty
+from tests.emulation.cuda_shim.shim import Shim
 from tests.emulation.engines import fake_engine_set
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
-from tests.runtime.ops.cuda_shim.scene import empty
-from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_RESIZE, KERNEL_VERSUS_TWIN
 
 SIZE, SIZE_HW = 33, (41, 150)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.ops.cuda_shim.shim import KernelFaultError, Shim
+from tests.emulation.cuda_shim.shim import KernelFaultError, Shim
 
 HEADER = (
     "typedef unsigned char uint8; typedef unsigned short uint16; typedef unsigned int uint32;\n"

@@ -7,9 +7,9 @@ from mpn.runtime.device.images import boxes_from_rows
 from mpn.runtime.host.merge import labels_from_merged, merge
 from mpn.runtime.tracks import tracks_from_labels
 from mpn.types import Roi
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin
-from tests.runtime.ops.cuda_shim.scene import EVEN_HW, ODD_HW
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import kernel_and_twin
+from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW
+from tests.emulation.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_CONFIDENCE
 
 IDS = np.array([3, 7, 254], np.uint8)

@@ -8,10 +8,10 @@ import pytest
 
 from mpn.runtime.host import ops as cpu
 from mpn.types import Roi
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW, boxes_in, empty, make_scene
+from tests.emulation.cuda_shim.shim import Shim
 from tests.runtime.host.test_ops import GOLDEN_WARPS
-from tests.runtime.ops.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
-from tests.runtime.ops.cuda_shim.scene import EVEN_HW, ODD_HW, boxes_in, empty, make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_VERSUS_TWIN, WARP_VERSUS_FLOAT64
 
 SIGMAS = {"sigma_px": 3.0, "sigma_frac": 0.5}

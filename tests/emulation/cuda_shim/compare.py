@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpn.runtime.ops.twins import twins
-from tests.runtime.ops.cuda_shim.memory import Guard
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.memory import Guard
+from tests.emulation.cuda_shim.shim import Shim
 
 Outputs = dict[str, npt.NDArray[Any]]
 

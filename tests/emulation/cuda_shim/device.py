@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpn.cuda.array import DeviceArray, checked_arguments
-from tests.runtime.ops.cuda_shim.memory import Guard, GuardedMemory
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.memory import Guard, GuardedMemory
+from tests.emulation.cuda_shim.shim import Shim
 
 _POISON = 0xCD
 """What unwritten memory holds: as float32 -4.3e8, as int32 -842150451."""

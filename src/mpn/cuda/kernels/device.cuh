@@ -1,7 +1,7 @@
 // What every kernel needs: types, half precision, guarded vector loads and stores.
 //
 // No header of the CUDA toolkit is included: NVRTC compiles these files alone, and the tests compile
-// them with g++ through tests/runtime/ops/cuda_shim. They are compiled without contraction of
+// them with g++ through tests/emulation/cuda_shim. They are compiled without contraction of
 // multiply and add (see cuda_compile.py), so that both give the same bits.
 #pragma once
 

@@ -20,7 +20,7 @@ from mpn.cuda.registry import (
     kernel_source,
     signatures_in,
 )
-from tests.runtime.ops.cuda_shim.memory import Guard, GuardedMemory, array_in
+from tests.emulation.cuda_shim.memory import Guard, GuardedMemory, array_in
 
 HERE = Path(__file__).parent
 HEADERS = ("shim.h", "half.h", "fibres.cpp")
