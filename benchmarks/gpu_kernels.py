@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tests.reference.kernels import twins
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, times
 from mpn.cuda.api import Stream
@@ -28,7 +29,6 @@ from mpn.runtime.ops.cuda_images import (
     resize_prob,
     resize_rgb,
 )
-from mpn.runtime.ops.twins import twins
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.roi import box_from_prob
 from mpn.types import Roi

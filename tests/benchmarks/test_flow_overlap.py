@@ -12,8 +12,8 @@ from mpn.engines.manifest import FlowSource
 from mpn.errors import MpnError
 from mpn.runtime.flow import DisFlow, FlowFrame
 from result_format import check_result
+from tests.emulation.engines import fake_engine_set
 from tests.engine_dirs import make_engine_dir
-from tests.fakes import fake_engine_set
 from tests.synthetic import Square, squares_clip
 
 CLIP = squares_clip([Square(1, (30, 40), 24, (1, 2))], size_hw=(96, 128), frames=5)

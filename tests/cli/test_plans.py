@@ -11,9 +11,9 @@ from mpn.cli.plans import plan_text
 from mpn.engines.plans.progress import PlanProgress
 from mpn.runtime.labels import save_labels
 from tests.adapt_dirs import make_adapt_dir
+from tests.emulation.driver import install_driver
+from tests.emulation.tensorrt import install_tensorrt
 from tests.engine_dirs import make_engine_dir
-from tests.fake_cuda import install_driver
-from tests.fake_tensorrt import install_tensorrt
 from tests.runtime.media import SCENE_HW, scene, scene_labels, write_video
 
 

@@ -8,8 +8,8 @@ import pytest
 from mpn.engines.build import build_plans
 from mpn.errors import BackendError, ManifestError
 from tests.adapt_dirs import make_adapt_dir
-from tests.fake_cuda import FakeDriver, install_driver
-from tests.fake_tensorrt import install_tensorrt
+from tests.emulation.driver import FakeDriver, install_driver
+from tests.emulation.tensorrt import install_tensorrt
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_without_a_gpu_plans_are_built_for_rtx_alone(
     def no_gpu() -> Any:
         raise BackendError("there is no GPU")
 
-    monkeypatch.setattr("mpn.engines.build.open_device", no_gpu)
+    monkeypatch.setattr("mpn.engines.build.CudaDevice", no_gpu)
     install_tensorrt(monkeypatch, "rtx", None)
     plans = build_plans(directory)
     assert [plan.record.key.role for plan in plans] == ["propagation", "osvos"]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-import tests.fake_tensorrt as fakes
+import tests.emulation.tensorrt as fakes
 from mpn.engines import trt_api
 from mpn.engines.trt_api import TrtApi, TrtBackend, load_trt, major_minor
 from mpn.errors import BackendError, EngineError, MissingExtraError
-from tests.fake_tensorrt import Flavour, install_tensorrt
+from tests.emulation.tensorrt import Flavour, install_tensorrt
 
 API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text())["versions"]
 """Names in the real bindings, by version."""

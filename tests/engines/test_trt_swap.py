@@ -29,9 +29,9 @@ from mpn.engines.weights_data import read_weights
 from mpn.errors import BackendError, EngineError
 from mpn.types import Float32Array
 from tests.adapt_dirs import ROLES, make_adapt_dir
-from tests.fake_cuda import FakeDriver, install_driver
-from tests.fake_tensorrt import Flavour, install_tensorrt
-from tests.fakes import fake_engine_set
+from tests.emulation.driver import FakeDriver, install_driver
+from tests.emulation.engines import fake_engine_set
+from tests.emulation.tensorrt import Flavour, install_tensorrt
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])

@@ -11,7 +11,7 @@ from mpn.engines.manifest import Preprocessing, PropagationPreprocessing
 from mpn.engines.spec import Role
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
-from tests.fakes import FakeAdapter, Function, fake_engine_set
+from tests.emulation.engines import FakeAdapter, Function, fake_engine_set
 from tests.synthetic import Clip, KnownFlow, Square, squares_clip
 
 PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))

@@ -20,8 +20,8 @@ from mpn.runtime.adapt import AdaptProgress, ObjectAdapter
 from mpn.runtime.adapt_options import AdaptOptions
 from mpn.runtime.options import PipelineOptions
 from mpn.types import Float32Array
+from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel, nothing_found
 from tests.fake_adapt import FakeAdaptEngine
-from tests.fakes import FakeEngine, fake_engine_set, fourth_channel, nothing_found
 from tests.synthetic import Square, squares_clip
 
 CLIP = squares_clip(

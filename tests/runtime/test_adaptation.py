@@ -21,7 +21,7 @@ from mpn.runtime.adaptation import (
     options_for,
 )
 from mpn.runtime.options import PipelineOptions
-from tests.fakes import fake_engine_set, nothing_found
+from tests.emulation.engines import fake_engine_set, nothing_found
 
 ALL = PipelineOptions()
 

@@ -32,8 +32,8 @@ from mpn.runtime.options import PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.timing import STAGES
 from tests.adapt_dirs import make_adapt_dir
+from tests.emulation.engines import FakeEngine, fake_engine_set, nothing_found
 from tests.engine_dirs import make_engine_dir
-from tests.fakes import FakeEngine, fake_engine_set, nothing_found
 
 FRAMES, WARMUP = 3, 2
 SIZE_HW = (64, 96)

@@ -16,7 +16,7 @@ from mpn.runtime.flow import flow_estimator_from
 from mpn.runtime.ops import cpu
 from mpn.runtime.options import PipelineOptions
 from mpn.types import Float32Array
-from tests.fakes import FakeEngine, fake_engine_set, fourth_channel
+from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel
 from tests.synthetic import Square, iou, squares_clip
 
 PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))

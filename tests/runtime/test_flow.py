@@ -11,7 +11,7 @@ from mpn.engines.load import EngineSet
 from mpn.engines.manifest import FlowSource
 from mpn.errors import EngineError
 from mpn.runtime.flow import DisFlow, EngineFlow, flow_estimator_from, flow_px
-from tests.fakes import fake_engine_set
+from tests.emulation.engines import fake_engine_set
 from tests.synthetic import Square, squares_clip
 from tests.tolerances import DIS_FLOW_PX
 

@@ -14,7 +14,7 @@ from mpn.runtime.flow_ahead import FlowAhead
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.types import Float32Array, StepResult, UInt8Array
-from tests.fakes import fake_engine_set
+from tests.emulation.engines import fake_engine_set
 from tests.synthetic import Square, squares_clip
 
 PAN_XY = (2.5, -1.25)

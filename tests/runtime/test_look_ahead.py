@@ -12,7 +12,7 @@ from mpn.errors import VideoError
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.propagate import LooksAhead, frames_from_arrays, propagate_frames, with_next
 from mpn.types import Frame
-from tests.fakes import fake_engine_set
+from tests.emulation.engines import fake_engine_set
 
 FRAMES = [np.full((4, 5, 3), n, np.uint8) for n in range(4)]
 LABELS = np.ones((4, 5), np.uint8)

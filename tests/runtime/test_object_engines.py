@@ -7,7 +7,7 @@ import pytest
 
 from mpn.errors import EngineError, InputError
 from mpn.runtime.object_engines import ObjectEngines, adapted_engines
-from tests.fakes import FakeAdapter, fake_engine_set, fourth_channel, nothing_found
+from tests.emulation.engines import FakeAdapter, fake_engine_set, fourth_channel, nothing_found
 from tests.runtime.pipelines import PAN, TWO, adapter_of, make, propagation_calls, run
 from tests.synthetic import by_colour, iou
 from tests.tolerances import PASTED_IOU

@@ -14,7 +14,7 @@ from mpn.errors import EngineError
 from mpn.runtime.osvos_stage import shifted_odds
 from mpn.runtime.pipeline import Pipeline
 from mpn.types import Roi, StepResult
-from tests.fakes import FakeEngine, nothing_found
+from tests.emulation.engines import FakeEngine, nothing_found
 from tests.runtime.pipelines import PAN, adapter_of, make, run
 from tests.synthetic import Clip, Square, iou, squares_clip
 from tests.tolerances import PASTED_IOU

@@ -12,8 +12,8 @@ from mpn.engines.load import EngineSet, open_engines
 from mpn.engines.manifest import FlowSource
 from mpn.errors import EngineError, InputError, ManifestError, MaskError
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
+from tests.emulation.engines import fake_engine_set
 from tests.engine_dirs import make_engine_dir
-from tests.fakes import fake_engine_set
 from tests.runtime.pipelines import PAN, PLAIN, TWO, make, pan_engine, propagation_calls, run
 from tests.synthetic import Clip, KnownFlow, Square, by_colour, iou, squares_clip
 from tests.tolerances import FLOAT32_RESIZE, PASTED_IOU, PROBS_SUM, RESIZED_IOU

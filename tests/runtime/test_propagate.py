@@ -15,7 +15,7 @@ from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.propagate import propagate
 from mpn.runtime.video import open_video
 from mpn.types import StepResult
-from tests.fakes import fake_engine_set
+from tests.emulation.engines import fake_engine_set
 from tests.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media import index_from_frame, level_frame, write_folder, write_video
 

@@ -11,7 +11,7 @@ from mpn.runtime.ops import cpu
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.stages import Stages
 from mpn.types import Float32Array
-from tests.fakes import FakeEngine, fake_engine_set
+from tests.emulation.engines import FakeEngine, fake_engine_set
 
 ROI_SIZE = 65
 MOST = 4

@@ -1,8 +1,7 @@
-"""Arrays on a device, and what has to be able to launch kernels on them.
+"""Arrays in device memory, and the protocol of a device that runs kernels on them.
 
-The protocol has two implementations: :class:`mpn.cuda.device.CudaDevice`, and one in
-the tests that runs the same kernels on the CPU. Everything above it is therefore tested without a
-GPU. This module needs no CUDA.
+The protocol has two implementations: :class:`mpn.cuda.device.CudaDevice`, and one in the tests
+that runs the same kernels on the CPU. This module needs no CUDA.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpn.cuda.registry import KernelSignature
-from mpn.errors import InputError
+from mpn.errors import EngineError, InputError
 
 
 class DeviceArray:
@@ -141,6 +140,39 @@ class KernelDevice(Protocol):
         Raises:
             InputError: If an argument is missing, unknown, or of another dtype than declared.
         """
+
+
+def array_from_interface(foreign: Any) -> DeviceArray:
+    """Return an array over another library's device memory, without a copy.
+
+    Args:
+        foreign: A :class:`DeviceArray`, or an array with ``__cuda_array_interface__`` (torch,
+            CuPy, Numba, PyCUDA), C-contiguous. Its work must be complete, or on the stream that
+            the result is used on.
+
+    Raises:
+        EngineError: If it is neither, or not contiguous.
+    """
+    if isinstance(foreign, DeviceArray):
+        return foreign
+    interface = getattr(foreign, "__cuda_array_interface__", None)
+    if interface is None:
+        raise EngineError(
+            f"an array on the device was expected, got {type(foreign).__name__}: give one with "
+            "__cuda_array_interface__ (torch, CuPy, Numba), or use run() with NumPy arrays"
+        )
+    shape = tuple(int(size) for size in interface["shape"])
+    dtype = np.dtype(interface["typestr"])
+    strides = interface.get("strides")
+    if strides is not None and tuple(strides) != _c_strides(shape, dtype.itemsize):
+        raise EngineError(
+            f"an array must be C-contiguous, got strides {tuple(strides)} of {shape}: copy it first"
+        )
+    return DeviceArray(int(interface["data"][0]), shape, dtype, foreign)
+
+
+def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape)))
 
 
 def checked_arguments(

@@ -10,9 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from mpn.cuda.device import CudaDevice, gpu_unavailable_reason
 from mpn.engines.base import Engine
-from mpn.engines.cuda_driver import open_device
-from mpn.engines.device import Device
 from mpn.engines.files import check_present, resolve_inside
 from mpn.engines.manifest import Manifest
 from mpn.engines.ort import OrtEngine, why_no_cuda
@@ -46,7 +45,7 @@ class OpenedRoles:
     note: str
     engines: Mapping[Role, Engine]
     store: PlanStore | None = None
-    device: Device | None = None
+    device: CudaDevice | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Opening:
                 f"cuda was asked for, but {reason}: uninstall onnxruntime and install mpn-runtime "
                 "with its extra [gpu], never together with [cpu], or use backend cpu"
             )
-        device = open_device()
+        device = CudaDevice()
 
         def open_one(role: Role) -> Engine:
             spec = self.manifest.spec(role)
@@ -114,7 +113,7 @@ class Opening:
 
     def _on_trt(self, backend: TrtBackend) -> OpenedRoles:
         api = load_trt(backend)
-        device = open_device()
+        device = CudaDevice()
         store = PlanStore(self.directory, self.manifest, api, device)
         notes = []
 
@@ -157,7 +156,7 @@ def open_with(opening: Opening, backend: Backend) -> OpenedRoles:
         opened = opening.on_gpu(backend)
         return _noted(opened, f"{backend}, as asked for")
     reasons = []
-    without = why_no_gpu()
+    without = gpu_unavailable_reason()
     if without is not None:
         # Said once: a library may be there and load, without a GPU it runs nothing.
         return OpenedRoles(
@@ -177,15 +176,6 @@ def open_with(opening: Opening, backend: Backend) -> OpenedRoles:
             passed_over = f" ({'; '.join(reasons)})" if reasons else ""
             return _noted(opened, f"{candidate}, because it works here{passed_over}")
     return OpenedRoles("cpu", f"cpu, because {'; '.join(reasons)}", opening.on_cpu())
-
-
-def why_no_gpu() -> str | None:
-    """Why no GPU can be used here; None if one can."""
-    try:
-        open_device()
-    except (BackendError, MissingExtraError) as error:
-        return str(error)
-    return None
 
 
 def _noted(opened: OpenedRoles, note: str) -> OpenedRoles:

@@ -9,8 +9,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from mpn.engines.cuda_driver import open_device
-from mpn.engines.device import Device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.manifest import load_manifest, verify_digests
 from mpn.engines.plans.options import BuildOptions
 from mpn.engines.plans.progress import OnPlanProgress
@@ -67,7 +66,7 @@ def refittable(options: BuildOptions) -> BuildOptions:
     return replace(options, refittable=True)
 
 
-def builder_for(backend: TrtBackend | None) -> tuple[TrtApi, Device | None]:
+def builder_for(backend: TrtBackend | None) -> tuple[TrtApi, CudaDevice | None]:
     """A library that can build here, and the GPU if there is one.
 
     Raises:
@@ -95,8 +94,8 @@ def builder_for(backend: TrtBackend | None) -> tuple[TrtApi, Device | None]:
     raise BackendError(f"no plans can be built here: {'; '.join(reasons)}")
 
 
-def _device_or_why() -> tuple[Device | None, str]:
+def _device_or_why() -> tuple[CudaDevice | None, str]:
     try:
-        return open_device(), ""
+        return CudaDevice(), ""
     except (BackendError, MissingExtraError) as error:
         return None, str(error)

@@ -10,9 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from mpn.closing import Closing
+from mpn.cuda.device import CudaDevice
 from mpn.engines.backends import BACKENDS, Backend, Opening, open_with
 from mpn.engines.base import Engine
-from mpn.engines.device import Device
 from mpn.engines.files import check_engine_dir
 from mpn.engines.manifest import (
     ENGINE_SOURCE,
@@ -64,7 +64,7 @@ class EngineSet(Closing):
     backend_note: str
     digests: Mapping[str, str]
     plans: PlanStore | None = None
-    device: Device | None = None
+    device: CudaDevice | None = None
     policy: PlanPolicy = field(default_factory=PlanPolicy)
 
     @property

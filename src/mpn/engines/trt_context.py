@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mpn.engines.base import DeviceTensor, EngineBuffers
-from mpn.engines.device import Device, DeviceGraph
+from mpn.cuda.array import DeviceArray
+from mpn.cuda.device import CudaDevice, CudaGraph
+from mpn.engines.base import EngineBuffers
 from mpn.engines.trt_api import TrtApi
 from mpn.errors import EngineError
 
@@ -21,11 +22,10 @@ class BoundContext:
     Args:
         api: The library.
         context: Made without device memory.
-        device: The GPU.
+        device: The GPU, on a stream of the engine's own: the default stream cannot be captured.
         buffers: What is bound, for this number of objects.
         profile: Index of the optimisation profile; None for an engine of fixed sizes.
-        scratch: Address and size in bytes of the memory it works in.
-        stream: For choosing the profile; it is waited for.
+        scratch: The memory it works in.
 
     Raises:
         EngineError: If the library refuses a shape or an address, or gives another output shape.
@@ -35,24 +35,23 @@ class BoundContext:
         self,
         api: TrtApi,
         context: Any,
-        device: Device,
+        device: CudaDevice,
         *,
         buffers: EngineBuffers,
         profile: int | None,
-        scratch: tuple[int, int],
-        stream: int,
+        scratch: DeviceArray,
     ) -> None:
         self._api, self._context, self._device = api, context, device
         self.buffers = buffers
-        self._graph: DeviceGraph | None = None
+        self._graph: CudaGraph | None = None
         self.why_no_graph: str | None = "none was captured yet"
-        context.set_device_memory(*scratch)
+        context.set_device_memory(scratch.address, scratch.nbytes)
         if profile is not None:  # also the first: the default of later contexts was none once
             api.check(
-                context.set_optimization_profile_async(profile, stream),
+                context.set_optimization_profile_async(profile, device.address),
                 f"choosing optimisation profile {profile}",
             )
-            device.synchronize(stream)
+            device.sync()
         for name, tensor in buffers.inputs.items():
             api.check(
                 context.set_input_shape(name, tensor.shape),
@@ -79,47 +78,45 @@ class BoundContext:
         asked = getattr(self._context, "is_stream_capturable", None)
         return True if asked is None else bool(asked(stream))
 
-    def warm_up(self, stream: int, *, capture: bool) -> None:
-        """Run once, so that nothing is left to be done at first use, and capture a graph.
+    def warm_up(self, *, capture: bool) -> None:
+        """Run once on the engine's stream, and capture a graph.
 
         Args:
-            stream: A stream of the engine's own: the default stream cannot be captured.
-            capture: Whether to. Where that fails, :attr:`why_no_graph` says why, and runs are
-                started kernel by kernel.
+            capture: Whether to capture. If that fails, :attr:`why_no_graph` holds the reason, and
+                runs are started kernel by kernel.
 
         Raises:
             EngineError: If the run fails.
         """
         # TensorRT asks for one run with a shape before it is captured.
-        self.start(stream)
-        self._device.synchronize(stream)
+        device = self._device
+        self.start(device.address)
+        device.sync()
         if not capture:
             self.why_no_graph = "it was not asked for"
-        elif not self.is_capturable(stream):
+        elif not self.is_capturable(device.address):
             self.why_no_graph = f"{self._api.title} says that this engine cannot be captured"
         else:
             try:
-                self._graph = self._device.capture(stream, lambda: self.start(stream))
+                self._graph = device.capture(lambda: self.start(device.address))
             except EngineError as error:
                 self.why_no_graph = str(error)
             else:
                 self.why_no_graph = None
 
-    def replay(self, stream: int) -> None:
-        """Start one run by its graph, or kernel by kernel where there is none."""
+    def launch(self, on: CudaDevice) -> None:
+        """Start one run on a stream, as a graph if there is one, else kernel by kernel."""
         if self._graph is None:
-            self.start(stream)
+            self.start(on.address)
         else:
-            self._graph.launch(stream)
+            self._graph.launch(on)
 
     def close(self) -> None:
         """Release graph and context, in this order; closing twice is allowed."""
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+        self._graph = None
         self._context = None
 
-    def _bind(self, tensors: Mapping[str, DeviceTensor], *, is_output: bool = False) -> None:
+    def _bind(self, tensors: Mapping[str, DeviceArray], *, is_output: bool = False) -> None:
         for name, tensor in tensors.items():
             shape = tuple(self._context.get_tensor_shape(name))
             if is_output and shape != tensor.shape:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mpn.closing import Closing
-from mpn.engines.base import DeviceTensor, EngineBuffers
-from mpn.engines.device import Device
+from mpn.cuda.array import DeviceArray
+from mpn.cuda.device import CudaDevice
+from mpn.engines.base import EngineBuffers
 from mpn.engines.device_buffers import DeviceBuffers
 from mpn.engines.files import write_bytes_atomically
 from mpn.engines.plans.options import object_profiles, profile_for
@@ -51,7 +52,7 @@ class TrtEngine(Closing):
         api: TrtApi,
         data: bytes,
         spec: EngineSpec,
-        device: Device,
+        device: CudaDevice,
         *,
         use_graphs: bool = True,
         weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
@@ -63,8 +64,8 @@ class TrtEngine(Closing):
         self._profiles = object_profiles(spec)
         self._contexts: dict[int, BoundContext] = {}
         self._buffers: DeviceBuffers | None = None
-        self._scratch = (0, 0)
-        self._stream = 0
+        self._scratch: DeviceArray | None = None
+        self._stream: CudaDevice | None = None
         self._kernel_cache = kernel_cache if api.is_rtx else None
         device.activate()
         self._runtime = api.check(api.module.Runtime(api.logger), "making a runtime")
@@ -78,10 +79,10 @@ class TrtEngine(Closing):
             refit(api, self._engine, weights)
         self._config: Any = self._runtime_config()
         try:
-            self._buffers = DeviceBuffers(spec, device, dtypes)
-            scratch_bytes = int(self._engine.device_memory_size_v2)
-            self._scratch = (device.allocate(scratch_bytes), scratch_bytes)
             self._stream = device.create_stream()
+            scratch_bytes = int(self._engine.device_memory_size_v2)
+            self._scratch = self._stream.empty((scratch_bytes,), np.uint8)
+            self._buffers = DeviceBuffers(spec, self._stream, dtypes)
         except BaseException:
             self.close()
             raise
@@ -101,14 +102,17 @@ class TrtEngine(Closing):
         return self._api.backend
 
     @property
-    def device(self) -> Device:
+    def device(self) -> CudaDevice:
         """The GPU it is on."""
         return self._device
 
     @property
     def can_be_captured(self) -> bool:
         """See :class:`mpn.engines.base.DeviceEngine`; known for sure after :meth:`prepare`."""
-        return all(context.is_capturable(self._stream) for context in self._contexts.values())
+        own = self._stream
+        return own is None or all(
+            context.is_capturable(own.address) for context in self._contexts.values()
+        )
 
     @property
     def why_no_graphs(self) -> Mapping[int, str]:
@@ -129,26 +133,28 @@ class TrtEngine(Closing):
         if objects in self._contexts:
             return
         buffers = own.of(objects)
-        if self._device.is_capturing(stream):
+        self._device.activate()
+        caller = self._device.on(stream)
+        if caller.is_capturing:
             raise EngineError(
                 f"the {self._spec.role} engine has not run with {objects} objects yet, and a "
                 "stream is being captured: call prepare() before"
             )
-        self._device.activate()
-        self._device.order(stream, self._stream)  # the scratch memory may still be at work there
+        assert self._stream is not None
+        assert self._scratch is not None
+        self._stream.wait(caller.record())  # a run there may still use the scratch memory
         context = self._api.check(
             self._engine.create_execution_context(self._config), "making an execution context"
         )
         bound = BoundContext(
             self._api,
             context,
-            self._device,
+            self._stream,
             buffers=buffers,
             profile=profile_for(self._profiles, objects) if self._profiles else None,
             scratch=self._scratch,
-            stream=self._stream,
         )
-        bound.warm_up(self._stream, capture=self._use_graphs)
+        bound.warm_up(capture=self._use_graphs)
         self._contexts[objects] = bound
 
     def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
@@ -157,24 +163,24 @@ class TrtEngine(Closing):
         context.start(stream)
         return context.buffers
 
-    def infer_on_device(
-        self, inputs: Mapping[str, DeviceTensor], stream: int
-    ) -> Mapping[str, DeviceTensor]:
+    def infer_on_device(self, inputs: Mapping[str, Any], stream: int) -> Mapping[str, DeviceArray]:
         """See :class:`mpn.engines.base.DeviceEngine`."""
         own = self._open_buffers()
         objects = own.objects_in(inputs)
         context = self._context(stream, objects)
-        own.copy_in(inputs, objects, stream)
-        if self._device.is_capturing(stream):
-            context.start(stream)  # a graph of somebody else's cannot hold a launch of ours
+        caller = self._device.on(stream)
+        own.copy_in(inputs, objects, caller)
+        if caller.is_capturing:
+            context.start(stream)  # the caller's graph cannot hold a launch of ours
         else:
-            context.replay(stream)
+            context.launch(caller)
         return context.buffers.outputs
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """See :class:`mpn.engines.base.Engine`; more objects than a batch holds run in several."""
         own = self._open_buffers()
-        return own.run_batches(inputs, self._stream, self._run_batch)
+        self._device.activate()
+        return own.run_batches(inputs, self._run_batch)
 
     def close(self) -> None:
         """Release graphs, contexts, engine and memory; closing twice is allowed."""
@@ -187,15 +193,11 @@ class TrtEngine(Closing):
         if self._buffers is not None:
             self._buffers.close()
             self._buffers = None
-        if self._scratch[0]:
-            self._device.free(self._scratch[0])
-            self._scratch = (0, 0)
-        if self._stream:
-            self._device.destroy_stream(self._stream)
-            self._stream = 0
+        self._scratch = self._stream = None
 
-    def _run_batch(self, stream: int, objects: int) -> None:
-        self._context(stream, objects).replay(stream)
+    def _run_batch(self, objects: int) -> None:
+        assert self._stream is not None
+        self._context(self._stream.address, objects).launch(self._stream)
 
     def _context(self, stream: int, objects: int) -> BoundContext:
         if objects not in self._contexts:

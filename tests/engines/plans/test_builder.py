@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mpn.engines.cuda_driver import open_device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.manifest import Manifest, load_manifest
 from mpn.engines.plans.builder import BuiltPlan, build_plan
 from mpn.engines.plans.options import BuildOptions
@@ -15,8 +15,8 @@ from mpn.engines.spec import Precision, Role
 from mpn.engines.trt_api import TrtApi, TrtBackend, load_trt
 from mpn.errors import BackendError, EngineError
 from tests.adapt_dirs import make_adapt_dir
-from tests.fake_cuda import FakeDriver, install_driver
-from tests.fake_tensorrt import Flavour, install_tensorrt
+from tests.emulation.driver import FakeDriver, install_driver
+from tests.emulation.tensorrt import Flavour, install_tensorrt
 
 BACKEND_OF: dict[Flavour, TrtBackend] = {
     "10": "tensorrt",
@@ -64,7 +64,7 @@ def built(
         directory / entry.onnx,
         manifest.spec(role),
         precision=precision or entry.precision,
-        device=None if without_gpu else open_device(),
+        device=None if without_gpu else CudaDevice(),
         **given,
     )
 
@@ -216,7 +216,7 @@ def test_a_graph_of_another_role_is_refused(
             directory / entry.onnx,
             manifest.spec("propagation"),
             precision=entry.precision,
-            device=open_device(),
+            device=CudaDevice(),
         )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mpn.cuda.device import gpu_unavailable_reason
 from mpn.engines.build import build_plans
-from mpn.engines.cuda_driver import why_no_device
 from mpn.engines.load import default_engine_dir
 from mpn.engines.manifest import load_manifest
 from mpn.engines.plans.builder import BuiltPlan, build_plan
@@ -120,7 +120,7 @@ def test_the_engines_that_ship_parse_with_their_ledger_and_weights(api: TrtApi, 
 def test_the_engines_that_ship_build_and_are_cached(
     api: TrtApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if why_no_device() is None:
+    if gpu_unavailable_reason() is None:
         pytest.skip("this machine has a GPU: gpu_check builds on it")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     directory = tmp_path / "engines"

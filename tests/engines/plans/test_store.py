@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import mpn
-from mpn.engines.cuda_driver import open_device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.files import sha256_of_file
 from mpn.engines.load import default_engine_dir
 from mpn.engines.manifest import load_manifest
@@ -17,8 +17,8 @@ from mpn.engines.plans.store import Plan, PlanStore, user_plans_dir
 from mpn.engines.trt_api import TrtBackend, load_trt
 from mpn.errors import BackendError, EngineError
 from tests.adapt_dirs import make_adapt_dir
-from tests.fake_cuda import FakeDriver, install_driver
-from tests.fake_tensorrt import Flavour, install_tensorrt
+from tests.emulation.driver import FakeDriver, install_driver
+from tests.emulation.tensorrt import Flavour, install_tensorrt
 
 NONE = BuildOptions()
 
@@ -42,7 +42,7 @@ def store_of(
 ) -> PlanStore:
     install_tensorrt(monkeypatch, flavour, driver)
     backend: TrtBackend = "tensorrt-rtx" if flavour == "rtx" else "tensorrt"
-    device = None if driver is None else open_device()
+    device = None if driver is None else CudaDevice()
     return PlanStore(directory, load_manifest(directory), load_trt(backend), device)
 
 

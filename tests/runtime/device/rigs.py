@@ -13,8 +13,8 @@ from mpn.runtime.device.options import DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
 from tests.emulation.cuda_shim.shim import Shim
+from tests.emulation.engines import Function
 from tests.emulation.streams import Order, Scheduler, ShimEngine, ShimStream
-from tests.fakes import Function
 from tests.runtime.pipelines import pan_engine
 
 

@@ -10,8 +10,8 @@ import pytest
 from mpn.runtime.device.options import DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from tests.emulation.cuda_shim.shim import Shim
+from tests.emulation.engines import fake_engine_set
 from tests.emulation.streams import Order, ShimEvent, ShimStream
-from tests.fakes import fake_engine_set
 from tests.runtime.device.rigs import device_pipeline, pan_both_ways, run
 from tests.runtime.device.test_device_pipeline import red, sharpened
 from tests.runtime.pipelines import ONE, PLAIN

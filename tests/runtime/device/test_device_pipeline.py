@@ -19,8 +19,8 @@ from mpn.runtime.device.options import HOST_ONLY, DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
 from tests.emulation.cuda_shim.shim import Shim
+from tests.emulation.engines import FakeAdapter, fake_engine_set, fourth_channel
 from tests.emulation.streams import OnDevice, ShimEngine, ShimStream
-from tests.fakes import FakeAdapter, fake_engine_set, fourth_channel
 from tests.runtime.device.rigs import device_pipeline, pan_both_ways, run
 from tests.runtime.pipelines import PAN, PLAIN, TWO, pan_engine
 from tests.synthetic import Clip, KnownFlow

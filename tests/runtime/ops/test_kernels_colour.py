@@ -11,11 +11,11 @@ from mpn.runtime.evidence import FLOW_CHECK_FRAC, weigh_in_box
 from mpn.runtime.ops import cpu
 from mpn.runtime.ops.cuda import boxes_from_rows
 from mpn.runtime.ops.cuda_colour import blur_taps, cube_root_table, gamma_table
-from mpn.runtime.ops.twins import twins
 from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.emulation.cuda_shim.device import ShimDevice
 from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW, Scene, empty, make_scene
 from tests.emulation.cuda_shim.shim import Shim
+from tests.reference.kernels import twins
 from tests.tolerances import KERNEL_VERSUS_TWIN, WARP_VERSUS_FLOAT64
 
 TABLES = {"gamma": gamma_table(), "cube_root": cube_root_table()}

@@ -26,7 +26,7 @@ from tests.emulation.cuda_shim.compare import largest_difference
 from tests.emulation.cuda_shim.device import ShimDevice
 from tests.emulation.cuda_shim.scene import make_scene
 from tests.emulation.cuda_shim.shim import Shim
-from tests.fakes import fake_engine_set
+from tests.emulation.engines import fake_engine_set
 from tests.runtime.ops.test_cpu import MEAN, STD
 from tests.tolerances import KERNEL_CHAIN, KERNEL_CONFIDENCE, KERNEL_RESIZE, NORMALISED_RGB
 

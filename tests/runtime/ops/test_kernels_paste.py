@@ -16,7 +16,7 @@ from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.emulation.cuda_shim.scene import empty
 from tests.emulation.cuda_shim.shim import Shim
-from tests.fakes import fake_engine_set
+from tests.emulation.engines import fake_engine_set
 from tests.tolerances import KERNEL_RESIZE, KERNEL_VERSUS_TWIN
 
 SIZE, SIZE_HW = 33, (41, 150)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpn.engines.device import Device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.entries import RoleEntry
 from mpn.engines.plans.options import BuildOptions, ObjectProfile, object_profiles
 from mpn.engines.plans.report import PlanPrecision
@@ -107,7 +107,7 @@ def plan_key(
     entry: RoleEntry,
     spec: EngineSpec,
     options: BuildOptions,
-    device: Device | None,
+    device: CudaDevice | None,
 ) -> PlanKey:
     """The key of the plan that this machine needs.
 

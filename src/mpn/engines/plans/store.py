@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mpn.engines.device import Device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.entries import utc_now_iso
 from mpn.engines.files import resolve_inside, write_bytes_atomically, write_text_atomically
 from mpn.engines.manifest import Manifest
@@ -65,7 +65,7 @@ class PlanStore:
     """
 
     def __init__(
-        self, directory: Path, manifest: Manifest, api: TrtApi, device: Device | None
+        self, directory: Path, manifest: Manifest, api: TrtApi, device: CudaDevice | None
     ) -> None:
         self.directory, self.manifest = directory, manifest
         self.api, self.device = api, device

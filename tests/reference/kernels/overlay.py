@@ -1,4 +1,4 @@
-"""Twin of kernels/overlay.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twin of kernels/overlay.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from mpn.cuda.registry import (
     signatures_in,
 )
 from mpn.errors import EngineError
-from mpn.runtime.ops.twins import twins
+from tests.reference.kernels import twins
 
 KERNEL = (
     "// launch: block 32 8; grid ceil(width,32) ceil(height,8) min(objects,2)\n"
@@ -27,7 +27,7 @@ KERNEL = (
 
 
 def test_every_kernel_file_of_the_package_is_listed() -> None:
-    folder = resources.files("mpn.runtime.ops") / "kernels"
+    folder = resources.files("mpn.cuda") / "kernels"
     found = {file.name.removesuffix(".cu") for file in folder.iterdir() if ".cu" in file.name}
     assert {name for name in found if not name.endswith("h")} == set(KERNEL_FILES)
 

@@ -1,4 +1,4 @@
-"""Twins of kernels/crop.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/crop.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins.boxes import Int32Array
-from mpn.runtime.ops.twins.sampling import inside
-from mpn.runtime.ops.twins.sampling import warped as warped_planes
-from mpn.runtime.ops.twins.taps import linear
 from mpn.types import Float32Array, UInt8Array
+from tests.reference.kernels.boxes import Int32Array
+from tests.reference.kernels.sampling import inside
+from tests.reference.kernels.sampling import warped as warped_planes
+from tests.reference.kernels.taps import linear
 
 
 def crop_pack_f32(

@@ -1,14 +1,14 @@
-"""Twins of kernels/warp.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/warp.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mpn.runtime.ops.twins.boxes import Int32Array, add_hits
-from mpn.runtime.ops.twins.sampling import confidence as confidence_of
-from mpn.runtime.ops.twins.sampling import inside
-from mpn.runtime.ops.twins.sampling import warped as warped_planes
 from mpn.types import Float32Array
+from tests.reference.kernels.boxes import Int32Array, add_hits
+from tests.reference.kernels.sampling import confidence as confidence_of
+from tests.reference.kernels.sampling import inside
+from tests.reference.kernels.sampling import warped as warped_planes
 
 
 def warp_bilinear(
