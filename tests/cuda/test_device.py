@@ -20,8 +20,8 @@ from mpn.cuda.array import DeviceArray, checked_arguments
 from mpn.cuda.device import CudaDevice, gpu_unavailable_reason, packed_arguments
 from mpn.cuda.registry import kernel_signatures
 from mpn.errors import BackendError, EngineError, InputError, MissingExtraError
+from tests.emulation.cuda_shim.fixtures import need_or_skip
 from tests.emulation.driver import CUresult, FakeDriver, install_driver
-from tests.runtime.ops.conftest import need_or_skip
 
 
 @pytest.fixture

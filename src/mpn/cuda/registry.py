@@ -31,7 +31,6 @@ KERNEL_FILES: Final = (
     "crop",
     "mirror",
     "osvos",
-    "overlay",
     "pack",
     "paste",
     "resize",

@@ -173,7 +173,7 @@ class Shim:
             wrappers = "\n".join(_wrapper(signature, resident) for signature in mine)
             code = f'#include "{HERE}/shim.h"\nnamespace {{\n{source}\n}}\n{wrappers}'
             scheduler = self._built(
-                "fibres", (HERE / "thread_emulation.cpp").read_text(), "-c", ".o"
+                "thread_emulation", (HERE / "thread_emulation.cpp").read_text(), "-c", ".o"
             )
             library = self._built(family, code, str(scheduler), ".so")
             self._libraries[family] = ctypes.CDLL(str(library))

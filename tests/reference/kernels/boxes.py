@@ -77,20 +77,6 @@ def reset_boxes(
         prob_sums[:objects] = 0
 
 
-def boxes_from_prob(
-    prob: Float32Array,
-    threshold: float,
-    objects: int,
-    height: int,
-    width: int,
-    boxes: Int32Array,
-    areas: Int32Array,
-) -> None:
-    """The pixels of every plane above the threshold."""
-    for k in range(objects):
-        add_hits(prob[k] > np.float32(threshold), boxes[k], areas[k : k + 1])
-
-
 def rois_from_boxes(
     boxes: Int32Array,
     areas: Int32Array,

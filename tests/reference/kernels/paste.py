@@ -13,22 +13,6 @@ from tests.reference.kernels.sampling import inside
 from tests.reference.kernels.taps import linear
 
 
-def paste(
-    crops: Float32Array,
-    rois: Int32Array,
-    slots: Int32Array,
-    objects: int,
-    height: int,
-    width: int,
-    size: int,
-    prob: Float32Array,
-) -> None:
-    """Each crop in its ROI, 0 outside it."""
-    for k in range(objects):
-        crop = None if slots[k] < 0 else crops.reshape(-1, size, size)[slots[k]]
-        prob[k] = _pasted(crop, rois[k], height, width)
-
-
 def paste_merge_f32(
     crops: npt.NDArray[Any] | None,
     rois: Int32Array,

@@ -112,50 +112,6 @@ def osvos_input(
     )
 
 
-def draw_overlay(
-    device: KernelDevice,
-    rgb: DeviceArray,
-    labels: DeviceArray,
-    palette: DeviceArray,
-    *,
-    opacity: float,
-) -> DeviceArray:
-    """:func:`mpn.runtime.overlay.draw_overlay` in the colours given.
-
-    Args:
-        device: Where to work.
-        rgb: (H, W, 3) uint8.
-        labels: (H, W) uint8 ids.
-        palette: (256, 3) uint8 RGB.
-        opacity: Of the tint, 0..1.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        InputError: If the shapes do not fit.
-    """
-    check_rgb_array(rgb)
-    if labels.shape != rgb.shape[:2] or palette.shape != (256, 3):
-        raise InputError(
-            f"labels must be {rgb.shape[:2]} like the frame and the palette (256, 3), got "
-            f"{labels.shape} and {palette.shape}"
-        )
-    drawn = device.empty(rgb.shape, np.uint8)
-    device.launch(
-        "draw_overlay",
-        rgb=rgb,
-        labels=labels,
-        palette=palette,
-        height=rgb.shape[0],
-        width=rgb.shape[1],
-        opacity=opacity,
-        rest=1 - opacity,
-        drawn=drawn,
-    )
-    return drawn
-
-
 def _packed(
     device: KernelDevice,
     rgb: DeviceArray,
