@@ -24,7 +24,7 @@ class DeviceArray:
         address: Device address of the first element.
         shape: Size of each axis.
         dtype: Of the elements.
-        owner: What keeps the memory; it lives as long as the array and its parts.
+        owner: Object that owns the memory; it lives as long as the array and its parts.
         stream_address: Handle of the CUDA stream that the array is ordered on, for
             ``__cuda_array_interface__``; None: complete already.
     """
@@ -58,7 +58,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3 of the interface that torch, CuPy, Numba and PyCUDA read."""
+        """Version 3 of the interface, which torch, CuPy, Numba and PyCUDA read."""
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -69,7 +69,7 @@ class DeviceArray:
         }
 
     def reshape(self, *shape: int) -> DeviceArray:
-        """The same memory with other axes.
+        """Return the same memory with other axes.
 
         Raises:
             InputError: If the number of elements differs.
@@ -81,7 +81,7 @@ class DeviceArray:
         )
 
     def part(self, start: int, stop: int) -> DeviceArray:
-        """Entries start..stop-1 of the first axis, in the same memory.
+        """Return entries start..stop-1 of the first axis, in the same memory.
 
         Raises:
             InputError: If they do not lie in the array.
@@ -102,7 +102,7 @@ class DeviceArray:
 
 
 Argument = DeviceArray | float | None
-"""Of a kernel: an array or None for a pointer, a number otherwise."""
+"""Argument of a kernel: an array or None for a pointer, a number otherwise."""
 Arguments = dict[str, Argument]
 """Arguments by parameter name."""
 
@@ -114,7 +114,7 @@ class KernelDevice(Protocol):
         """Allocate without initialising."""
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
-        """Allocate, all bytes 0."""
+        """Allocate with all bytes 0."""
 
     def upload(self, array: npt.NDArray[Any], out: DeviceArray | None = None) -> DeviceArray:
         """Copy to the device.
@@ -125,10 +125,10 @@ class KernelDevice(Protocol):
         """
 
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
-        """Copy from the device, waiting for everything that was started before."""
+        """Copy from the device, after a wait for everything started before."""
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
-        """Copy on the device, of the same size and dtype."""
+        """Copy on the device; both arrays have one shape and dtype."""
 
     def launch(self, name: str, **arguments: Argument) -> None:
         """Start a kernel.
@@ -178,7 +178,7 @@ def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 def checked_arguments(
     signature: KernelSignature, arguments: Mapping[str, Argument]
 ) -> dict[str, int | float]:
-    """Arguments as addresses and numbers, by parameter name in the kernel's order.
+    """Check arguments; return addresses and numbers by name in the kernel's order.
 
     Raises:
         InputError: If one is missing, unknown, or of another dtype than declared.

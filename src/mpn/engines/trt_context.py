@@ -1,4 +1,4 @@
-"""One execution context, bound for good to one number of objects and to fixed memory."""
+"""An execution context of TensorRT with fixed shapes and fixed memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpn.errors import EngineError
 
 
 class BoundContext:
-    """A context whose shapes and addresses never change, so that a CUDA graph of it stays valid.
+    """A context whose shapes and addresses never change: its CUDA graph stays valid.
 
     TensorRT documents that a captured graph is undefined once the context it was captured from has
     been given other shapes: there is a context for every number of objects. They share their
@@ -74,7 +74,7 @@ class BoundContext:
         self._api.check(self._context.execute_async_v3(stream), "starting a run")
 
     def is_capturable(self, stream: int) -> bool:
-        """Whether a run may be captured on the stream; what the library does not tell is true."""
+        """Return whether a run may be captured on the stream; True if the library has no call."""
         asked = getattr(self._context, "is_stream_capturable", None)
         return True if asked is None else bool(asked(stream))
 
