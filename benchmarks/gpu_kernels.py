@@ -8,20 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tests.reference.kernels import twins
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, times
 from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.cuda.registry import kernel_signatures
-from mpn.masks import DAVIS_PALETTE
 from mpn.runtime.crf.refine import CrfOptions, refine
 from mpn.runtime.device.crf import CudaCrf
 from mpn.runtime.device.images import (
-    CudaOps,
     box_rows,
-    draw_overlay,
     flow_input,
-    normalisation,
     osvos_input,
     resize_flow,
     resize_prob,
@@ -31,7 +28,6 @@ from mpn.runtime.device.state import CudaFrame
 from mpn.runtime.host.merge import merge
 from mpn.runtime.host.reliability import colour_table
 from mpn.runtime.host.roi import box_from_prob
-from mpn.runtime.ops.twins import twins
 from mpn.runtime.options import PipelineOptions
 from mpn.types import Roi
 
@@ -221,43 +217,8 @@ def frame_chain(stream: Any, scene: Scene) -> None:
 
 
 def single_operations(stream: Any, scene: Scene) -> None:
-    """CudaOps, and the kernels that a frame has no use for as it is."""
-    rgb, prob = stream.upload(scene.rgb), stream.upload(scene.prob)
-    there, back = stream.upload(scene.there), stream.upload(scene.back)
-    box = scene.boxes[1]
-    assert box is not None
-    for dtype in ("float32", "float16"):
-        ops = CudaOps(stream, dtype=dtype)  # type: ignore[arg-type]
-        ops.crop_resize_pack(rgb, prob, scene.boxes, size=scene.roi, mean=MEAN, std=STD)
-    ops = CudaOps(stream)
-    ops.warp_bilinear(prob, there, boxes=scene.boxes)
-    ops.flow_confidence(there, back, box=box, sigma_px=3.0, sigma_frac=0.5)
-    crops = stream.upload(np.random.default_rng(1).random((3, 1, scene.roi, scene.roi), np.float32))
-    ops.paste(crops, scene.boxes, scene.hw)
-    sizes = {"height": scene.hw[0], "width": scene.hw[1]}
-    rois = stream.upload(box_rows(scene.boxes))
-    for suffix, dtype in (("f32", np.float32), ("f16", np.float16)):
-        stream.launch(
-            f"warp_crop_pack_{suffix}",
-            rgb=rgb,
-            prob=prob,
-            flow_to_prev_px=there,
-            flow_from_prev_px=back,
-            reach=rois,
-            sigma_px=3.0,
-            sigma_frac=0.5,
-            rois=rois,
-            slots=3,
-            size=scene.roi,
-            packed=stream.zeros((3, 4, scene.roi, scene.roi), dtype),
-            **normalisation(MEAN, STD),
-            **sizes,
-        )
-    boxes = stream.upload(np.array([[scene.hw[1], scene.hw[0], 0, 0]] * 3, np.int32))
-    areas = stream.zeros((3,), np.int32)
-    stream.launch(
-        "boxes_from_prob", prob=prob, threshold=0.5, objects=3, boxes=boxes, areas=areas, **sizes
-    )
+    """Launch the kernels of which a frame uses another variant."""
+    prob = stream.upload(scene.prob)
     ids = stream.upload(np.array([1, 2, 3], np.uint8))
     pixels = scene.hw[0] * scene.hw[1]
     labels = stream.empty(scene.hw, np.uint8)
@@ -282,9 +243,6 @@ def pictures(stream: Any, scene: Scene) -> None:
     for dtype in ("float32", "float16"):
         flow_input(stream, rgb, (scene.flow_hw[0] + 64, scene.flow_hw[1]), dtype=dtype)  # type: ignore[arg-type]
         osvos_input(stream, rgb, scene.hw, channel_order="bgr", mean=(104, 117, 123), dtype=dtype)  # type: ignore[arg-type]
-    palette = stream.upload(np.asarray(DAVIS_PALETTE, np.uint8).reshape(256, 3))
-    labels = stream.upload((scene.prob[0] > 0.5).astype(np.uint8))
-    draw_overlay(stream, rgb, labels, palette, opacity=0.5)
 
 
 def mean_field(stream: Any, scene: Scene) -> None:

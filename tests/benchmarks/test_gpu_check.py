@@ -12,7 +12,7 @@ import pytest
 from gpu_bench import DRY, Bench, Budget, CannotRunError, Runner, Sizes, guarded
 from gpu_check import BUDGETS_S, main
 from result_format import load_result
-from tests.runtime.ops.conftest import shim as shim
+from tests.emulation.cuda_shim.fixtures import shim as shim
 
 WITHOUT_TORCH = "bandwidth,kernels,crf,masks,engines,speed"
 

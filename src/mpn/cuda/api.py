@@ -73,7 +73,7 @@ class Stream(KernelDevice, Protocol):
         """
 
     def array_from(self, foreign: Any) -> DeviceArray:
-        """An array of another library in this device's memory, without a copy.
+        """Return an array over device memory of another library, without a copy.
 
         Raises:
             InputError: If it is not on a device, or not C-contiguous.
@@ -81,7 +81,7 @@ class Stream(KernelDevice, Protocol):
 
 
 def is_on_device(array: object) -> bool:
-    """Whether an array of any library says that it lies in device memory."""
+    """Return whether an array of any library is in device memory."""
     if isinstance(array, np.ndarray):
         return False
     if hasattr(array, "__cuda_array_interface__"):

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
-import numpy as np
-
+from mpn.cuda.array import DeviceArray
 from mpn.engines.spec import EngineSpec
 from mpn.types import Float32Array
 
@@ -54,26 +53,6 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-class DeviceTensor(Protocol):
-    """A C-contiguous array in device memory, whoever owns it.
-
-    :class:`mpn.cuda.array.DeviceArray` is one; arrays of other libraries become one
-    through :func:`mpn.cuda.device.tensor_from_interface`.
-    """
-
-    @property
-    def address(self) -> int:
-        """Device address of the first element."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Size of each axis."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the elements."""
-
-
 @dataclass(frozen=True)
 class EngineBuffers:
     """Where a device engine reads and writes, for one number of objects.
@@ -86,8 +65,8 @@ class EngineBuffers:
         outputs: By name, in the order of the spec.
     """
 
-    inputs: Mapping[str, DeviceTensor]
-    outputs: Mapping[str, DeviceTensor]
+    inputs: Mapping[str, DeviceArray]
+    outputs: Mapping[str, DeviceArray]
 
 
 @runtime_checkable
@@ -146,9 +125,7 @@ class DeviceEngine(Engine, Protocol):
             EngineError: If ``objects`` does not fit, the engine is closed, or the start fails.
         """
 
-    def infer_on_device(
-        self, inputs: Mapping[str, DeviceTensor], stream: int
-    ) -> Mapping[str, DeviceTensor]:
+    def infer_on_device(self, inputs: Mapping[str, Any], stream: int) -> Mapping[str, DeviceArray]:
         """Start one run on device tensors, and return at once.
 
         Args:

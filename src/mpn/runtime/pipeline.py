@@ -577,9 +577,8 @@ class Pipeline(DeviceVideo):
                 from mpn.cuda.device import CudaDevice
 
                 device = CudaDevice(0 if engines.device is None else engines.device.index)
-                stream = device.create_stream(
-                    high_priority=True
-                )  # the objects go first, the rest beside them
+                # The work of the objects goes first, flow and OSVOS wait for it.
+                stream = device.create_stream(high_priority=True)
             pipeline = cls(
                 engines,
                 options=options,

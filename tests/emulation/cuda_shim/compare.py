@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins import twins
 from tests.emulation.cuda_shim.memory import Guard
 from tests.emulation.cuda_shim.shim import Shim
+from tests.reference.kernels import twins
 
 Outputs = dict[str, npt.NDArray[Any]]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mpn.runtime.device.lattice import AXES, lattice_packing
-from mpn.runtime.ops.twins import twins
 from tests.emulation.cuda_shim.scene import empty, make_scene
+from tests.reference.kernels import twins
 
 SIZE_HW = (24, 36)
 SXY, SRGB = 15.0, 7.0

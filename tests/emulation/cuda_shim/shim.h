@@ -1,6 +1,6 @@
 // Lets g++ compile the exact body of a .cu file, and every thread of a block run on its own.
 //
-// Each thread is a fibre (fibres.cpp). Fibres stop at barriers, at warp operations and, where the
+// Each thread is a fibre (thread_emulation.cpp). Fibres stop at barriers, at warp operations and, where the
 // seed says so, before atomic operations; which of them goes on is drawn from the seed. So a missing
 // barrier, or a result that depends on the order of threads, shows up as a difference between
 // seeds. Blocks of a source without shared memory run interleaved with each other.

@@ -23,7 +23,7 @@ from mpn.cuda.registry import (
 from tests.emulation.cuda_shim.memory import Guard, GuardedMemory, array_in
 
 HERE = Path(__file__).parent
-HEADERS = ("shim.h", "half.h", "fibres.cpp")
+HEADERS = ("shim.h", "half.h", "thread_emulation.cpp")
 FLAGS = (
     *("-std=c++17", "-O1", "-fPIC", "-w"),
     # As the package compiles for the GPU: no contraction, IEEE division and square root.
@@ -172,7 +172,9 @@ class Shim:
             resident = 1 if "__shared__" in source else _RESIDENT
             wrappers = "\n".join(_wrapper(signature, resident) for signature in mine)
             code = f'#include "{HERE}/shim.h"\nnamespace {{\n{source}\n}}\n{wrappers}'
-            scheduler = self._built("fibres", (HERE / "fibres.cpp").read_text(), "-c", ".o")
+            scheduler = self._built(
+                "thread_emulation", (HERE / "thread_emulation.cpp").read_text(), "-c", ".o"
+            )
             library = self._built(family, code, str(scheduler), ".so")
             self._libraries[family] = ctypes.CDLL(str(library))
         return self._libraries[family]

@@ -137,27 +137,6 @@ extern "C" __global__ void __launch_bounds__(256) reset_boxes(
   if (prob_sums != nullptr) prob_sums[k] = 0;
 }
 
-// mpn.runtime.roi.box_from_prob of every plane: adds the pixels above the threshold.
-// launch: block 256; grid ceil(height*width,1024) 1 objects
-extern "C" __global__ void __launch_bounds__(256) boxes_from_prob(
-    const float* __restrict__ prob, float threshold, int objects, int height, int width,
-    int* __restrict__ boxes, int* __restrict__ areas) {
-  const int pixels = height * width;
-  const int first = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
-  const int k = blockIdx.z;
-  Hits hits = Hits::none();
-  if (first < pixels) {
-    const int count = min(pixels - first, 4);
-    float value[4];
-    load4(prob + static_cast<long long>(k) * pixels + first, count, value);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i < count && value[i] > threshold) hits.add((first + i) % width, (first + i) / width);
-    }
-  }
-  add_hits(hits, boxes + 4 * k, areas + k);
-}
-
 // The ROI of each object from the box above the threshold, mpn.runtime.roi.with_margin. An object
 // is lost, its ROI and its support empty, if it has no such pixel, or fewer of them than the share
 // `lost_area_frac` of its first area. `supports` may be `reach`.

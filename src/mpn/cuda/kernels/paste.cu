@@ -162,27 +162,6 @@ __device__ __forceinline__ void paste_merge(
 
 }  // namespace
 
-// Ops.paste: (objects, height, width), each crop resized into its ROI, 0 outside it. `slots` gives
-// each object's crop, or -1.
-// launch: block 32 8; grid ceil(width,128) ceil(height,8) objects
-extern "C" __global__ void __launch_bounds__(256) paste(
-    const float* __restrict__ crops, const int* __restrict__ rois, const int* __restrict__ slots,
-    int objects, int height, int width, int size, float* __restrict__ prob) {
-  __shared__ TileTaps<TILE_COLUMNS, TILE_ROWS> taps;
-  const Tile tile = Tile::here();
-  const int k = blockIdx.z, slot = slots[k];
-  float value[PIXELS] = {};
-  if (slot >= 0) {
-    pasted(crops + static_cast<long long>(slot) * size * size, size, load_box(rois, k), tile, taps,
-           value);
-  }
-  float* out = prob + (static_cast<long long>(k) * height + tile.y) * width;
-#pragma unroll
-  for (int i = 0; i < PIXELS; ++i) {
-    if (tile.y < height && tile.x(i) < width) out[tile.x(i)] = value[i];
-  }
-}
-
 // Stages.paste, OsvosStage.ensemble, ensemble.merge and labels_from_merged at once:
 // (1 - warped_weight) * network + warped_weight * candidate inside each ROI, then the same with
 // OSVOS and its weight; merged probabilities, and their argmax as ids. Crop k belongs to object k;

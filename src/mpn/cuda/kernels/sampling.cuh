@@ -53,7 +53,7 @@ __device__ __forceinline__ float sample_border(
 }
 
 // How far the flow of a pixel comes back to where it started: exp(-d^2 / (2 s^2)), see
-// Ops.flow_confidence. 0 where it is no number.
+// flow_confidence of the host. 0 where it is no number.
 __device__ __forceinline__ float confidence_at(
     float flow_x, float flow_y, Position at, const float* __restrict__ flow_from_prev_px,
     int height, int width, float sigma_px, float sigma_frac) {

@@ -6,9 +6,7 @@ namespace {
 
 constexpr int PIXELS_PER_THREAD = 4;
 
-// Four neighbouring pixels of one object: 16 taps in flight. `hits` is gathered where a threshold
-// is asked for.
-template <bool FIND_BOX>
+// Four neighbouring pixels of one object: 16 taps in flight.
 __device__ __forceinline__ void warp_four(
     const float* prob, const float* flow_to_prev_px, const float* flow_from_prev_px, Box wanted,
     int height, int width, float sigma_px, float sigma_frac, float threshold, float* warped,
@@ -40,29 +38,16 @@ __device__ __forceinline__ void warp_four(
       value[i] *= confidence_at(flow_x[i], flow_y[i], at, flow_from_prev_px, height, width,
                                 sigma_px, sigma_frac);
     }
-    if (FIND_BOX && value[i] > threshold) hits.add(x, y);
+    if (value[i] > threshold) hits.add(x, y);
   }
   store4(out, count, value);
 }
 
 }  // namespace
 
-// Ops.warp_bilinear: (objects, height, width) sampled by the flow inside each object's box, 0
-// outside it. Without boxes everywhere.
-// launch: block 256; grid ceil(height*width,1024) 1 objects
-extern "C" __global__ void __launch_bounds__(256) warp_bilinear(
-    const float* __restrict__ prob, const float* __restrict__ flow_to_prev_px,
-    const int* __restrict__ boxes, int objects, int height, int width,
-    float* __restrict__ warped) {
-  const Box wanted =
-      boxes == nullptr ? Box{0, 0, width, height} : load_box(boxes, static_cast<int>(blockIdx.z));
-  Hits hits = Hits::none();
-  warp_four<false>(prob, flow_to_prev_px, nullptr, wanted, height, width, 0.0f, 0.0f, 0.0f,
-                   warped, hits);
-}
-
-// The same inside `reach`, times Ops.flow_confidence if there is a flow back; adds the pixels above
-// the threshold to `boxes` and `areas`, which reach_boxes or reset_boxes has emptied.
+// (objects, height, width) sampled by the flow inside `reach`, 0 outside it; times the flow check,
+// flow_confidence of the host, if there is a flow back. Adds the pixels above the threshold to
+// `boxes` and `areas`, which reach_boxes or reset_boxes has emptied.
 // launch: block 256; grid ceil(height*width,1024) 1 objects
 extern "C" __global__ void __launch_bounds__(256) warp_box(
     const float* __restrict__ prob, const float* __restrict__ flow_to_prev_px,
@@ -71,25 +56,7 @@ extern "C" __global__ void __launch_bounds__(256) warp_box(
     float* __restrict__ warped, int* __restrict__ boxes, int* __restrict__ areas) {
   const int k = blockIdx.z;
   Hits hits = Hits::none();
-  warp_four<true>(prob, flow_to_prev_px, flow_from_prev_px, load_box(reach, k), height, width,
-                  sigma_px, sigma_frac, threshold, warped, hits);
+  warp_four(prob, flow_to_prev_px, flow_from_prev_px, load_box(reach, k), height, width, sigma_px,
+            sigma_frac, threshold, warped, hits);
   add_hits(hits, boxes + 4 * k, areas + k);
-}
-
-// Ops.flow_confidence: (box_height, box_width) of the box at (x0, y0).
-// launch: block 32 8; grid ceil(box_width,32) ceil(box_height,8)
-extern "C" __global__ void __launch_bounds__(256) flow_confidence(
-    const float* __restrict__ flow_to_prev_px, const float* __restrict__ flow_from_prev_px, int x0,
-    int y0, int box_height, int box_width, int height, int width, float sigma_px,
-    float sigma_frac, float* __restrict__ confidence) {
-  const int column = blockIdx.x * blockDim.x + threadIdx.x;
-  const int row = blockIdx.y * blockDim.y + threadIdx.y;
-  if (column >= box_width || row >= box_height) return;
-  const int x = x0 + column, y = y0 + row;
-  const long long at = static_cast<long long>(y) * width + x;
-  const float flow_x = flow_to_prev_px[at];
-  const float flow_y = flow_to_prev_px[static_cast<long long>(height) * width + at];
-  const Position from = sample_position(flow_x, flow_y, x, y, height, width);
-  confidence[static_cast<long long>(row) * box_width + column] = confidence_at(
-      flow_x, flow_y, from, flow_from_prev_px, height, width, sigma_px, sigma_frac);
 }

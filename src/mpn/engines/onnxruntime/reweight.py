@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from mpn._common.closeable import Closing
-from mpn.cuda.device import Device, open_device
-from mpn.engines.base import DeviceEngine, DeviceTensor, Engine, EngineBuffers
+from mpn.cuda.array import DeviceArray
+from mpn.cuda.device import CudaDevice
+from mpn.engines.base import DeviceEngine, Engine, EngineBuffers
 from mpn.engines.directory.entries import AdaptEntry
 from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import Manifest
@@ -94,8 +95,8 @@ class AdaptedDeviceEngine(AdaptedEngine):
         return self._device_engine.enqueue(stream, objects)
 
     def infer_on_device(
-        self, inputs: Mapping[str, DeviceTensor], stream: int
-    ) -> Mapping[str, DeviceTensor]:
+        self, inputs: Mapping[str, DeviceArray], stream: int
+    ) -> Mapping[str, DeviceArray]:
         """See :class:`mpn.engines.base.DeviceEngine`."""
         return self._device_engine.infer_on_device(inputs, stream)
 
@@ -110,7 +111,7 @@ def open_adapted_engine(
     threads: int | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     base: Engine | None = None,
-    device: Device | None = None,
+    device: CudaDevice | None = None,
 ) -> AdaptedEngine:
     """Open an inference engine with other weights.
 
@@ -142,7 +143,7 @@ def open_adapted_engine(
     check_weights(entry.tensors, weights, complete=False)
     path = Path(directory)
     if backend == "cuda" and device is None:
-        device = open_device()
+        device = CudaDevice()
     opener = _Opener(path, manifest, role, entry, backend, threads, work_dir, device)
     adapted = opener.open(weights)
     try:
@@ -197,7 +198,7 @@ class _Opener:
         backend: OrtBackend,
         threads: int | None,
         work_dir: str | os.PathLike[str] | None,
-        device: Device | None = None,
+        device: CudaDevice | None = None,
     ) -> None:
         self.directory = directory
         self.role = role

@@ -9,7 +9,7 @@ import numpy as np
 
 from mpn.cuda.api import Event, Graph, Stream
 from mpn.cuda.array import DeviceArray
-from mpn.engines.base import DeviceEngine, DeviceTensor, Engine
+from mpn.engines.base import DeviceEngine, Engine
 from mpn.errors import EngineError
 from mpn.runtime.device.images import Dtype
 
@@ -99,7 +99,7 @@ def device_engine(engine: Engine, *, object_id: int | None = None) -> DeviceEngi
     )
 
 
-def array_from_tensor(tensor: DeviceTensor) -> DeviceArray:
+def array_from_tensor(tensor: DeviceArray) -> DeviceArray:
     """An engine's buffer as the kernels take it; it belongs to the engine."""
     return DeviceArray(tensor.address, tensor.shape, tensor.dtype, getattr(tensor, "owner", tensor))
 

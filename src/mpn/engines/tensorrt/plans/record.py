@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpn.cuda.device import Device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import RoleEntry
 from mpn.engines.directory.files import resolve_inside, sha256_of_file
 from mpn.engines.directory.manifest import Manifest
@@ -112,7 +112,7 @@ def plan_key(
     entry: RoleEntry,
     spec: EngineSpec,
     options: BuildOptions,
-    device: Device | None,
+    device: CudaDevice | None,
 ) -> PlanKey:
     """The key of the plan that this machine needs.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mpn.cuda.device import Device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import utc_now_iso
 from mpn.engines.directory.files import (
     resolve_inside,
@@ -69,7 +69,7 @@ class PlanStore:
     """
 
     def __init__(
-        self, directory: Path, manifest: Manifest, api: TrtApi, device: Device | None
+        self, directory: Path, manifest: Manifest, api: TrtApi, device: CudaDevice | None
     ) -> None:
         self.directory, self.manifest = directory, manifest
         self.api, self.device = api, device

@@ -1,4 +1,4 @@
-"""Twins of kernels/crf_lattice.cu: see :mod:`mpn.runtime.ops.twins`.
+"""Twins of kernels/crf_lattice.cu: see :mod:`tests.reference.kernels`.
 
 Slots and numbers of vertices depend on the order of threads in the kernels; what is the same are
 the keys behind them.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins.boxes import Int32Array
-from mpn.runtime.ops.twins.regions import regions_of, total_pixels
 from mpn.types import Float32Array, UInt8Array
+from tests.reference.kernels.boxes import Int32Array
+from tests.reference.kernels.regions import regions_of, total_pixels
 
 UInt64Array = npt.NDArray[np.uint64]
 Int64Array = npt.NDArray[np.int64]

@@ -1,12 +1,12 @@
-"""Twins of kernels/crf_meanfield.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/crf_meanfield.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mpn.runtime.ops.twins.boxes import Int32Array
-from mpn.runtime.ops.twins.regions import regions_of, total_pixels
 from mpn.types import Float32Array, UInt8Array
+from tests.reference.kernels.boxes import Int32Array
+from tests.reference.kernels.regions import regions_of, total_pixels
 
 _SMALLEST_PROB = np.float32(1e-5)
 _NARROWEST_SIGMA = np.float32(0.2)

@@ -1,4 +1,4 @@
-"""Twins of kernels/crop.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/crop.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins.boxes import Int32Array
-from mpn.runtime.ops.twins.sampling import inside
-from mpn.runtime.ops.twins.sampling import warped as warped_planes
-from mpn.runtime.ops.twins.taps import linear
 from mpn.types import Float32Array, UInt8Array
+from tests.reference.kernels.boxes import Int32Array
+from tests.reference.kernels.taps import linear
 
 
 def crop_pack_f32(
@@ -47,35 +45,3 @@ def crop_pack_f32(
 
 
 crop_pack_f16 = crop_pack_f32
-
-
-def warp_crop_pack_f32(
-    rgb: UInt8Array,
-    prob: Float32Array,
-    flow_to_prev_px: Float32Array,
-    flow_from_prev_px: Float32Array | None,
-    reach: Int32Array,
-    rois: Int32Array,
-    slots: int,
-    height: int,
-    width: int,
-    size: int,
-    sigma_px: float,
-    sigma_frac: float,
-    gain0: float,
-    gain1: float,
-    gain2: float,
-    offset0: float,
-    offset1: float,
-    offset2: float,
-    packed: npt.NDArray[Any],
-) -> None:
-    """The same from the previous frame's planes."""
-    carried = warped_planes(prob, flow_to_prev_px, flow_from_prev_px, sigma_px, sigma_frac)
-    for k in range(slots):
-        carried[k] *= inside(reach[k], height, width)
-    gains, offsets = (gain0, gain1, gain2), (offset0, offset1, offset2)
-    crop_pack_f32(rgb, carried, rois, None, slots, height, width, size, *gains, *offsets, packed)
-
-
-warp_crop_pack_f16 = warp_crop_pack_f32

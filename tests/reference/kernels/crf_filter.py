@@ -1,13 +1,13 @@
-"""Twins of kernels/crf_filter.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/crf_filter.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins.boxes import Int32Array
-from mpn.runtime.ops.twins.regions import total_pixels
 from mpn.types import Float32Array
+from tests.reference.kernels.boxes import Int32Array
+from tests.reference.kernels.regions import total_pixels
 
 UInt64Array = npt.NDArray[np.uint64]
 

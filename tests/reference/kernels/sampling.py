@@ -52,7 +52,7 @@ def confidence(
     sigma_px: float,
     sigma_frac: float,
 ) -> Float32Array:
-    """:meth:`mpn.runtime.host.ops.Ops.flow_confidence` of whole frames: (H, W) float32."""
+    """flow_confidence of the host for whole frames: (H, W) float32."""
     x, y = positions(flow_to_prev_px)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         trip_x, trip_y = (

@@ -1,4 +1,4 @@
-"""Twins of kernels/pack.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/pack.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins.taps import area_levels, linear_levels
 from mpn.types import UInt8Array
+from tests.reference.kernels.taps import area_levels, linear_levels
 
 
 def pack_rgb_f32(

@@ -10,11 +10,11 @@ from mpn.runtime.device.images import blur_taps, boxes_from_rows, cube_root_tabl
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host import reliability as colour
 from mpn.runtime.host.reliability import FLOW_CHECK_FRAC, weigh_in_box
-from mpn.runtime.ops.twins import twins
 from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.emulation.cuda_shim.device import ShimDevice
 from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW, Scene, empty, make_scene
 from tests.emulation.cuda_shim.shim import Shim
+from tests.reference.kernels import twins
 from tests.tolerances import KERNEL_VERSUS_TWIN, WARP_VERSUS_FLOAT64
 
 TABLES = {"gamma": gamma_table(), "cube_root": cube_root_table()}

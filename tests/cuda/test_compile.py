@@ -22,7 +22,7 @@ from mpn.cuda.compile import (
 )
 from mpn.cuda.registry import KERNEL_FILES, kernel_signatures
 from mpn.errors import BackendError, MissingExtraError
-from tests.runtime.ops.conftest import need_or_skip
+from tests.emulation.cuda_shim.fixtures import need_or_skip
 
 SMALL = 'extern "C" __global__ void one(float* out) { out[threadIdx.x] = 1.0f; }'
 ELF_MACHINE_CUDA = 190

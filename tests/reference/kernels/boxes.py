@@ -1,4 +1,4 @@
-"""Twins of kernels/boxes.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/boxes.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -75,20 +75,6 @@ def reset_boxes(
     areas[:objects] = 0
     if prob_sums is not None:
         prob_sums[:objects] = 0
-
-
-def boxes_from_prob(
-    prob: Float32Array,
-    threshold: float,
-    objects: int,
-    height: int,
-    width: int,
-    boxes: Int32Array,
-    areas: Int32Array,
-) -> None:
-    """The pixels of every plane above the threshold."""
-    for k in range(objects):
-        add_hits(prob[k] > np.float32(threshold), boxes[k], areas[k : k + 1])
 
 
 def rois_from_boxes(

@@ -1,13 +1,13 @@
-"""Twins of kernels/colour.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/colour.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins.boxes import Int32Array, add_hits
-from mpn.runtime.ops.twins.sampling import warped as warped_planes
 from mpn.types import Float32Array, UInt8Array
+from tests.reference.kernels.boxes import Int32Array, add_hits
+from tests.reference.kernels.sampling import warped as warped_planes
 
 UInt16Array = npt.NDArray[np.uint16]
 

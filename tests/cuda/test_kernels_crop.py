@@ -9,7 +9,7 @@ from mpn.runtime.device.images import box_rows, boxes_from_rows, normalisation
 from mpn.runtime.host import ops as cpu
 from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
-from tests.emulation.cuda_shim.scene import ODD_HW, boxes_in, empty, make_scene
+from tests.emulation.cuda_shim.scene import ODD_HW, empty, make_scene
 from tests.emulation.cuda_shim.shim import Shim
 from tests.runtime.host.test_ops import MEAN, STD
 from tests.tolerances import KERNEL_HALF_RELATIVE, KERNEL_NORMALISED, NORMALISED_RGB
@@ -79,53 +79,3 @@ def test_half_precision_is_float32_rounded(shim: Shim) -> None:
     assert np.array_equal(kernel["packed"], single.astype(np.float16))
     error = largest_difference(kernel["packed"], twin["packed"])
     assert error <= KERNEL_HALF_RELATIVE * np.abs(single).max()
-
-
-@pytest.mark.parametrize("is_checked", [False, True])
-def test_the_fused_warp_gives_the_same_numbers_as_warp_then_crop(
-    shim: Shim, *, is_checked: bool
-) -> None:
-    warp = {
-        "prob": SCENE.prob,
-        "flow_to_prev_px": SCENE.there,
-        "flow_from_prev_px": SCENE.back if is_checked else None,
-        "reach": boxes_in(ODD_HW),
-        **SCENE.sizes,
-        "sigma_px": 3.0,
-        "sigma_frac": 0.5,
-    }
-    warped = kernel_outputs(
-        shim,
-        "warp_box",
-        **warp,
-        objects=3,
-        threshold=0.5,
-        warped=empty(SCENE.prob.shape),
-        boxes=np.zeros((3, 4), np.int32),
-        areas=np.zeros(3, np.int32),
-    )["warped"]
-    rois = box_rows([Roi(3, 2, 41, 33), Roi(0, 0, 9, 9), Roi(20, 0, 53, 37)])
-    in_two = kernel_outputs(shim, "crop_pack_f32", **crop_arguments(33, prob=warped, rois=rois))[
-        "packed"
-    ]
-    fused = {
-        **warp,
-        "rgb": SCENE.rgb,
-        "rois": rois,
-        "slots": 3,
-        "size": 33,
-        **normalisation(MEAN, STD),
-        "packed": empty((3, 4, 33, 33)),
-    }
-    kernel, twin = kernel_and_twin(shim, "warp_crop_pack_f32", **fused)
-    assert np.array_equal(kernel["packed"], in_two)
-    assert largest_difference(kernel["packed"], twin["packed"]) <= KERNEL_NORMALISED
-    half = kernel_outputs(
-        shim, "warp_crop_pack_f16", **{**fused, "packed": empty((3, 4, 33, 33), np.float16)}
-    )
-    assert np.array_equal(half["packed"], in_two.astype(np.float16))
-    # Control: where the warp does not reach there is nothing.
-    fused["reach"] = np.zeros((3, 4), np.int32)
-    nothing = kernel_outputs(shim, "warp_crop_pack_f32", **fused)["packed"]
-    assert not nothing[:, 3].any()
-    assert np.array_equal(nothing[:, :3], in_two[:, :3])

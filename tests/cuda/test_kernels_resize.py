@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from mpn.runtime.host.preprocess import resize_prob
+from tests.cuda.test_kernels_pack import SIZES
 from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.emulation.cuda_shim.scene import empty
 from tests.emulation.cuda_shim.shim import Shim
-from tests.runtime.ops.test_kernels_pack import SIZES
 from tests.tolerances import FLOW_RESIZE_PX, KERNEL_RESIZE, KERNEL_VERSUS_TWIN
 
 

@@ -1,11 +1,11 @@
-"""Twins of kernels/resize.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/resize.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mpn.runtime.ops.twins.taps import area, linear
 from mpn.types import Float32Array
+from tests.reference.kernels.taps import area, linear
 
 
 def resize_planes(

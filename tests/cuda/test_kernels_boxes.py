@@ -92,40 +92,20 @@ def test_more_objects_than_threads(shim: Shim) -> None:
     assert np.array_equal(kernel["reach"][:4], kernel["reach"][-4:])
 
 
-@pytest.mark.parametrize("size_hw", [ODD_HW, EVEN_HW])
-def test_boxes_from_prob_are_the_cpus(shim: Shim, size_hw: tuple[int, int]) -> None:
-    prob = make_scene(size_hw).prob ** 8
-    prob[1] = 0
-    prob[2, :, 5] = np.nan
-    arguments = {
-        "prob": prob,
-        "threshold": 0.5,
-        "objects": 3,
-        "height": size_hw[0],
-        "width": size_hw[1],
-    }
-    reset = kernel_outputs(
+def test_reset_boxes_empties_boxes_areas_and_sums(shim: Shim) -> None:
+    kernel, twin = kernel_and_twin(
         shim,
         "reset_boxes",
         objects=3,
-        height=size_hw[0],
-        width=size_hw[1],
+        height=37,
+        width=53,
         boxes=empty((3, 4), np.int32),
         areas=empty((3,), np.int32),
         prob_sums=empty((3,), np.uint64),
     )
-    assert not reset.pop("prob_sums").any()
-    kernel, twin = kernel_and_twin(shim, "boxes_from_prob", **arguments, **reset)
-    assert np.array_equal(kernel["boxes"], twin["boxes"])
-    assert np.array_equal(kernel["areas"], (prob > 0.5).sum(axis=(1, 2)))
-    expected = tuple(box_from_prob(plane, 0.5) for plane in prob)
-    assert boxes_from_rows(kernel["boxes"]) == expected
-    assert expected[1] is None
-    # Control: what stands in the boxes before counts.
-    kernel = kernel_outputs(
-        shim, "boxes_from_prob", **arguments, boxes=kernel["boxes"], areas=kernel["areas"]
-    )
-    assert np.array_equal(kernel["areas"], 2 * twin["areas"])
+    assert kernel["boxes"].tolist() == twin["boxes"].tolist() == [[53, 37, 0, 0]] * 3
+    assert not kernel["areas"].any()
+    assert not kernel["prob_sums"].any()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mpn.runtime.ops.twins.boxes import Int32Array
+from tests.reference.kernels.boxes import Int32Array
 
 Window = tuple[slice, slice]
 

@@ -1,12 +1,12 @@
-"""Twins of kernels/osvos.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/osvos.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins.boxes import Int32Array
 from mpn.types import Float32Array
+from tests.reference.kernels.boxes import Int32Array
 
 _FIXED_ONE = np.float32(2**24)
 _LARGEST_RATIO = np.float32(2)

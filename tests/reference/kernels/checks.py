@@ -1,4 +1,4 @@
-"""Twins of kernels/checks.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/checks.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins.boxes import Int32Array
+from tests.reference.kernels.boxes import Int32Array
 
 
 def flag_not_finite_f32(values: npt.NDArray[Any], count: int, flag: Int32Array) -> None:

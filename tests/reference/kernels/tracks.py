@@ -1,12 +1,12 @@
-"""Twin of kernels/tracks.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twin of kernels/tracks.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins.boxes import Int32Array, add_hits
 from mpn.types import Float32Array, UInt8Array
+from tests.reference.kernels.boxes import Int32Array, add_hits
 
 _FIXED_ONE = np.float32(2**24)
 

@@ -21,75 +21,57 @@ def rois_from(boxes: np.ndarray) -> list[Roi | None]:
     return [Roi(*row) if row[2] > row[0] else None for row in boxes.tolist()]
 
 
-def warp_arguments(size_hw: tuple[int, int], boxes: np.ndarray | None) -> dict[str, Any]:
-    scene = make_scene(size_hw)
+def warp_arguments(
+    prob: np.ndarray, there: np.ndarray, reach: np.ndarray | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Arguments of warp_box without the flow check; everywhere without ``reach``."""
+    objects, height, width = prob.shape
     return {
-        "prob": scene.prob,
-        "flow_to_prev_px": scene.there,
-        "boxes": boxes,
-        "objects": 3,
-        **scene.sizes,
-        "warped": empty(scene.prob.shape),
+        "prob": prob,
+        "flow_to_prev_px": there,
+        "flow_from_prev_px": None,
+        "reach": np.array([[0, 0, width, height]] * objects, np.int32) if reach is None else reach,
+        "objects": objects,
+        "height": height,
+        "width": width,
+        **SIGMAS,
+        "threshold": 0.5,
+        "warped": empty(prob.shape),
+        "boxes": np.array([[width, height, 0, 0]] * objects, np.int32),
+        "areas": np.zeros(objects, np.int32),
+        **changes,
     }
-
-
-@pytest.mark.parametrize("size_hw", [ODD_HW, EVEN_HW, (1, 1), (1, 9), (9, 1), (2, 3)])
-def test_warp_equals_its_twin_and_the_cpu(shim: Shim, size_hw: tuple[int, int]) -> None:
-    arguments = warp_arguments((9, 9), None)
-    arguments = warp_arguments(size_hw, None) if min(size_hw) > 3 else tiny(size_hw)
-    kernel, twin = kernel_and_twin(shim, "warp_bilinear", **arguments)
-    assert largest_difference(kernel["warped"], twin["warped"]) <= KERNEL_VERSUS_TWIN
-    expected = cpu.warp_bilinear(arguments["prob"], arguments["flow_to_prev_px"])
-    assert largest_difference(kernel["warped"], expected) <= WARP_VERSUS_FLOAT64
 
 
 def tiny(size_hw: tuple[int, int]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     prob = rng.random((3, *size_hw), dtype=np.float32)
-    flow = rng.normal(0, 0.7, (2, *size_hw)).astype(np.float32)
-    return {
-        "prob": prob,
-        "flow_to_prev_px": flow,
-        "boxes": None,
-        "objects": 3,
-        "height": size_hw[0],
-        "width": size_hw[1],
-        "warped": empty(prob.shape),
-    }
+    return warp_arguments(prob, rng.normal(0, 0.7, (2, *size_hw)).astype(np.float32))
 
 
-@pytest.mark.parametrize("size_hw", [ODD_HW, EVEN_HW])
-def test_warp_in_boxes_equals_its_twin_and_the_cpu(shim: Shim, size_hw: tuple[int, int]) -> None:
-    boxes = boxes_in(size_hw)
-    arguments = warp_arguments(size_hw, boxes)
-    kernel, twin = kernel_and_twin(shim, "warp_bilinear", **arguments)
+@pytest.mark.parametrize("size_hw", [ODD_HW, EVEN_HW, (1, 1), (1, 9), (9, 1), (2, 3)])
+def test_warp_equals_its_reference_and_the_host(shim: Shim, size_hw: tuple[int, int]) -> None:
+    arguments = tiny(size_hw)
+    if min(size_hw) > 3:
+        scene = make_scene(size_hw)
+        arguments = warp_arguments(scene.prob, scene.there)
+    kernel, twin = kernel_and_twin(shim, "warp_box", **arguments)
     assert largest_difference(kernel["warped"], twin["warped"]) <= KERNEL_VERSUS_TWIN
-    expected = cpu.warp_bilinear(
-        arguments["prob"], arguments["flow_to_prev_px"], boxes=rois_from(boxes)
-    )
+    expected = cpu.warp_bilinear(arguments["prob"], arguments["flow_to_prev_px"])
     assert largest_difference(kernel["warped"], expected) <= WARP_VERSUS_FLOAT64
-    assert not kernel["warped"][1].any()
 
 
 @pytest.mark.parametrize("name", GOLDEN_WARPS)
 def test_warp_matches_the_golden_case(shim: Shim, golden: Path, name: str) -> None:
     case = np.load(golden / "warp" / f"{name}.npz")
-    prob = case["prob"][None]
-    arguments = {
-        "prob": prob,
-        "flow_to_prev_px": np.ascontiguousarray(case["flow"].transpose(2, 0, 1)),
-        "boxes": None,
-        "objects": 1,
-        "height": prob.shape[1],
-        "width": prob.shape[2],
-    }
-    warped = kernel_outputs(shim, "warp_bilinear", **arguments, warped=empty(prob.shape))["warped"]
+    there = np.ascontiguousarray(case["flow"].transpose(2, 0, 1))
+    arguments = warp_arguments(case["prob"][None], there)
+    warped = kernel_outputs(shim, "warp_box", **arguments)["warped"]
     error = largest_difference(warped[0], case["exact_zeros"].astype(np.float32))
     assert error <= WARP_VERSUS_FLOAT64
     # Control: with the sign of the flow wrong it fails wherever something moves.
     if name not in ("zero", "all_out"):
-        arguments["flow_to_prev_px"] = -arguments["flow_to_prev_px"]
-        other = kernel_outputs(shim, "warp_bilinear", **arguments, warped=empty(prob.shape))
+        other = kernel_outputs(shim, "warp_box", **{**arguments, "flow_to_prev_px": -there})
         assert largest_difference(other["warped"], warped) > 100 * WARP_VERSUS_FLOAT64
 
 
@@ -99,20 +81,19 @@ def test_warp_by_whole_pixels_is_an_exact_shift(shim: Shim, shift: tuple[int, in
     arguments["flow_to_prev_px"] = np.broadcast_to(
         np.array(shift, np.float32)[:, None, None], (2, 11, 14)
     ).copy()
-    warped = kernel_outputs(shim, "warp_bilinear", **arguments)["warped"]
+    warped = kernel_outputs(shim, "warp_box", **arguments)["warped"]
     padded = np.pad(arguments["prob"], ((0, 0), (9, 9), (9, 9)))
     dx, dy = shift
     assert np.array_equal(warped, padded[:, 9 + dy : 20 + dy, 9 + dx : 23 + dx])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38, 2.0**31, 4e9])
-def test_warp_gives_zero_where_the_coordinate_is_no_place(shim: Shim, value: float) -> None:
+def test_warp_is_zero_if_the_coordinate_is_no_place(shim: Shim, value: float) -> None:
     for axis in (0, 1):
         flow = np.zeros((2, 9, 13), np.float32)
         flow[axis, 2:5, 3:9] = value
-        arguments = tiny((9, 13)) | {"flow_to_prev_px": flow}
-        arguments["prob"] = np.ones((3, 9, 13), np.float32)
-        warped = kernel_outputs(shim, "warp_bilinear", **arguments)["warped"]
+        arguments = warp_arguments(np.ones((3, 9, 13), np.float32), flow)
+        warped = kernel_outputs(shim, "warp_box", **arguments)["warped"]
         assert not warped[:, 2:5, 3:9].any()
         assert warped.sum() == 3 * (9 * 13 - 18)
 
@@ -123,19 +104,8 @@ def test_warp_with_check_and_boxes(
     shim: Shim, size_hw: tuple[int, int], *, is_checked: bool
 ) -> None:
     scene, reach = make_scene(size_hw), boxes_in(size_hw)
-    arguments = {
-        "prob": scene.prob,
-        "flow_to_prev_px": scene.there,
-        "flow_from_prev_px": scene.back if is_checked else None,
-        "reach": reach,
-        "objects": 3,
-        **scene.sizes,
-        **SIGMAS,
-        "threshold": 0.5,
-        "warped": empty(scene.prob.shape),
-        "boxes": np.array([[size_hw[1], size_hw[0], 0, 0]] * 3, np.int32),
-        "areas": np.zeros(3, np.int32),
-    }
+    back = scene.back if is_checked else None
+    arguments = warp_arguments(scene.prob, scene.there, reach, flow_from_prev_px=back)
     kernel, twin = kernel_and_twin(shim, "warp_box", **arguments)
     assert largest_difference(kernel["warped"], twin["warped"]) <= KERNEL_VERSUS_TWIN
     assert np.array_equal(kernel["boxes"], twin["boxes"])
@@ -167,30 +137,23 @@ def test_warp_with_check_and_boxes(
 
 
 @pytest.mark.parametrize("sigmas", [(3.0, 0.5), (0.0, 0.5), (1.0, 0.0), (0.0, 0.0)])
-def test_flow_confidence_equals_its_twin_and_the_cpu(
+def test_flow_check_equals_its_reference_and_the_host(
     shim: Shim, sigmas: tuple[float, float]
 ) -> None:
-    scene, box = make_scene(ODD_HW), Roi(0, 0, 31, 30)
+    """With every probability 1 the result is the confidence, where the flow stays inside."""
+    scene, (height, width) = make_scene(ODD_HW), ODD_HW
     scene.there[:, 5, 5] = scene.back[:, 5, 5] = 0
     chosen = {"sigma_px": sigmas[0], "sigma_frac": sigmas[1]}
-    kernel, twin = kernel_and_twin(
-        shim,
-        "flow_confidence",
-        flow_to_prev_px=scene.there,
-        flow_from_prev_px=scene.back,
-        x0=box.x0,
-        y0=box.y0,
-        box_height=30,
-        box_width=31,
-        **scene.sizes,
-        **chosen,
-        confidence=empty((30, 31)),
-    )
-    assert largest_difference(kernel["confidence"], twin["confidence"]) <= KERNEL_VERSUS_TWIN
+    ones = np.ones((1, *ODD_HW), np.float32)
+    arguments = warp_arguments(ones, scene.there, flow_from_prev_px=scene.back, **chosen)
+    kernel, twin = kernel_and_twin(shim, "warp_box", **arguments)
+    assert largest_difference(kernel["warped"], twin["warped"]) <= KERNEL_VERSUS_TWIN
     with np.errstate(all="ignore"):
-        expected = cpu.flow_confidence(scene.there, scene.back, box=box, **chosen)
-    assert largest_difference(kernel["confidence"], expected) <= WARP_VERSUS_FLOAT64
-    assert kernel["confidence"][0, 0] == 0  # no number
-    assert kernel["confidence"][1, 1] == 0
+        confidence = cpu.flow_confidence(
+            scene.there, scene.back, box=Roi(0, 0, width, height), **chosen
+        )
+    expected = cpu.warp_bilinear(ones, scene.there)[0] * confidence
+    assert largest_difference(kernel["warped"][0], expected) <= WARP_VERSUS_FLOAT64
+    assert not kernel["warped"][0, [0, 1], [0, 1]].any()  # no number
     if sigmas != (0.0, 0.0):
-        assert kernel["confidence"][5, 5] == (1 if sigmas[0] else 0)
+        assert kernel["warped"][0, 5, 5] == (1 if sigmas[0] else 0)

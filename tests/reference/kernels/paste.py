@@ -1,4 +1,4 @@
-"""Twins of kernels/paste.cu: see :mod:`mpn.runtime.ops.twins`."""
+"""Twins of kernels/paste.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.runtime.ops.twins.boxes import Int32Array
-from mpn.runtime.ops.twins.sampling import inside
-from mpn.runtime.ops.twins.taps import linear
 from mpn.types import Float32Array, UInt8Array
-
-
-def paste(
-    crops: Float32Array,
-    rois: Int32Array,
-    slots: Int32Array,
-    objects: int,
-    height: int,
-    width: int,
-    size: int,
-    prob: Float32Array,
-) -> None:
-    """Each crop in its ROI, 0 outside it."""
-    for k in range(objects):
-        crop = None if slots[k] < 0 else crops.reshape(-1, size, size)[slots[k]]
-        prob[k] = _pasted(crop, rois[k], height, width)
+from tests.reference.kernels.boxes import Int32Array
+from tests.reference.kernels.sampling import inside
+from tests.reference.kernels.taps import linear
 
 
 def paste_merge_f32(
