@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpn.cuda.api import Lane
+from mpn.cuda.api import Stream
 from mpn.errors import BackendError, MissingExtraError
 from mpn.runtime.bench.result import summary_ms
 
@@ -77,9 +77,9 @@ class Bench:
 
     Attributes:
         sizes: How much is done.
-        is_dry: The lane is the tests' shim, and torch runs on the CPU.
-        lane: Of the device; None where there is none.
-        why_no_lane: Why.
+        is_dry: The stream is the tests' shim, and torch runs on the CPU.
+        stream: Of the device; None where there is none.
+        why_no_stream: Why.
         engine_dirs: Engine directories to run, the one that ships first.
         adapt_dirs: Those to fine-tune with.
         copy_gb_s: Measured bandwidth of a copy, bytes read and written; None before.
@@ -87,22 +87,22 @@ class Bench:
 
     sizes: Sizes
     is_dry: bool
-    lane: Lane | None
-    why_no_lane: str
+    stream: Stream | None
+    why_no_stream: str
     engine_dirs: list[str]
     adapt_dirs: list[str]
     copy_gb_s: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def need_lane(self) -> Lane:
-        """The lane.
+    def need_stream(self) -> Stream:
+        """The stream.
 
         Raises:
             CannotRunError: If there is none.
         """
-        if self.lane is None:
-            raise CannotRunError(self.why_no_lane)
-        return self.lane
+        if self.stream is None:
+            raise CannotRunError(self.why_no_stream)
+        return self.stream
 
     def need_torch(self) -> Any:
         """torch, with a device that it sees.
@@ -124,18 +124,18 @@ class Bench:
         return "cpu" if self.is_dry else "cuda"
 
     def seconds(
-        self, work: Callable[[], Any], *, repeats: int, lane: Lane | None = None
+        self, work: Callable[[], Any], *, repeats: int, stream: Stream | None = None
     ) -> list[float]:
         """Device time of each repetition, after one that does not count."""
-        lane = lane or self.need_lane()
+        stream = stream or self.need_stream()
         work()
         taken = []
         for _ in range(repeats):
-            start = lane.mark(is_timed=True)
+            start = stream.record(timing=True)
             work()
-            end = lane.mark(is_timed=True)
-            end.wait()
-            taken.append(end.seconds_since(start))
+            end = stream.record(timing=True)
+            end.sync()
+            taken.append(end.elapsed_s(start))
         return taken
 
     def torch_seconds(self, work: Callable[[], Any], *, repeats: int) -> list[float]:
@@ -267,7 +267,7 @@ def peak_memory(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def _used_mib(bench: Bench) -> float | None:
-    if bench.is_dry or bench.lane is None:
+    if bench.is_dry or bench.stream is None:
         return None
     try:
         from cuda.bindings import driver

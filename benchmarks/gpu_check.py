@@ -110,8 +110,8 @@ def run(wanted: list[str], engine_dirs: list[str], *, is_dry: bool) -> dict[str,
             if name in wanted:
                 runner.run(name, section, budget_s=BUDGETS_S[name])
         device = device_facts(bench)
-        if bench.lane is not None and not is_dry:
-            bench.lane.mark().wait()
+        if bench.stream is not None and not is_dry:
+            bench.stream.record().sync()
     not_measured = runner.could_not_run()
     if absent:
         not_measured.append(f"not installed, and not needed here: {', '.join(absent)}")
@@ -121,7 +121,7 @@ def run(wanted: list[str], engine_dirs: list[str], *, is_dry: bool) -> dict[str,
             "backend": {
                 "asked": "all that load",
                 "used": "cpu, dry run" if is_dry else str(device.get("name", "none")),
-                "note": "a dry run: its figures mean nothing" if is_dry else bench.why_no_lane,
+                "note": "a dry run: its figures mean nothing" if is_dry else bench.why_no_stream,
                 "threads": None,
             },
             "engine": None,
@@ -165,32 +165,32 @@ def open_bench(sizes: Any, engine_dirs: list[str], scratch: str, *, is_dry: bool
     from gpu_bench import Bench, one_line
     from mpn.engines.open import default_engine_dir
 
-    lane, why = None, ""
+    stream, why = None, ""
     dirs = [str(default_engine_dir()), *engine_dirs]
     try:
         if is_dry:
             sys.path.insert(0, str(ROOT))
-            from tests.emulation.streams import ShimLane
+            from tests.emulation.cuda_shim.shim import Shim
+            from tests.emulation.streams import ShimStream
             from tests.engine_dirs import make_engine_dir
-            from tests.runtime.ops.cuda_shim.shim import Shim
 
-            lane = ShimLane(Shim(Path(tempfile.gettempdir()) / "mpn-cuda-shim"))
+            stream = ShimStream(Shim(Path(tempfile.gettempdir()) / "mpn-cuda-shim"))
             dirs = [str(make_engine_dir(Path(scratch) / "tiny", with_osvos=True)), *engine_dirs]
         else:
             from mpn.cuda.device import CudaDevice
 
-            lane = CudaDevice()
+            stream = CudaDevice()
     except Exception as error:  # whatever it is, the result says it
         why = one_line(error)
-    return Bench(sizes, is_dry, lane, why, dirs, [str(default_engine_dir()), *engine_dirs])
+    return Bench(sizes, is_dry, stream, why, dirs, [str(default_engine_dir()), *engine_dirs])
 
 
 def device_facts(bench: Any) -> dict[str, Any]:
     """Name, memory and driver of the GPU, by torch or by the driver; empty without one."""
     facts: dict[str, Any] = {"python": platform.python_version()}
-    if bench.is_dry or bench.lane is None:
+    if bench.is_dry or bench.stream is None:
         return facts
-    facts["arch"] = bench.lane.arch
+    facts["arch"] = bench.stream.arch
     try:
         from cuda.bindings import driver
 

@@ -8,20 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tests.reference.kernels import twins
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, times
-from mpn.cuda.api import Lane
+from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.cuda.registry import kernel_signatures
-from mpn.masks import DAVIS_PALETTE
 from mpn.runtime.crf.refine import CrfOptions, refine
 from mpn.runtime.device.crf import CudaCrf
 from mpn.runtime.device.images import (
-    CudaOps,
     box_rows,
-    draw_overlay,
     flow_input,
-    normalisation,
     osvos_input,
     resize_flow,
     resize_prob,
@@ -31,7 +28,6 @@ from mpn.runtime.device.state import CudaFrame
 from mpn.runtime.host.merge import merge
 from mpn.runtime.host.reliability import colour_table
 from mpn.runtime.host.roi import box_from_prob
-from mpn.runtime.ops.twins import twins
 from mpn.runtime.options import PipelineOptions
 from mpn.types import Roi
 
@@ -46,31 +42,31 @@ LIMITS = {"float32": 2e-5, "float16": 2e-3, "uint8": 1.0}
 last place, and a tie of labels may go the other way. Whole numbers otherwise agree exactly."""
 
 
-class CheckedLane:
-    """A lane that holds every kernel it launches against its twin, once, and times it.
+class CheckedStream:
+    """A stream that holds every kernel it launches against its twin, once, and times it.
 
     Args:
         bench: Where.
-        lane: Launches.
+        stream: Launches.
         budget: When no further kernel is timed.
     """
 
-    def __init__(self, bench: Bench, lane: Lane, budget: Budget) -> None:
-        self._bench, self._lane, self._budget = bench, lane, budget
+    def __init__(self, bench: Bench, stream: Stream, budget: Budget) -> None:
+        self._bench, self._stream, self._budget = bench, stream, budget
         self.kernels: dict[str, dict[str, Any]] = {}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._lane, name)
+        return getattr(self._stream, name)
 
     def launch(self, name: str, **arguments: Any) -> None:
         """Launch, compare, and launch again for the time; what it wrote stays as of the first."""
         if name in self.kernels or self._budget.is_spent:
-            self._lane.launch(name, **arguments)
+            self._stream.launch(name, **arguments)
             return
         arrays = {key: a for key, a in arguments.items() if isinstance(a, DeviceArray)}
-        before = {a.address: self._lane.download(a) for a in arrays.values()}
-        self._lane.launch(name, **arguments)
-        after = {a.address: self._lane.download(a) for a in arrays.values()}
+        before = {a.address: self._stream.download(a) for a in arrays.values()}
+        self._stream.launch(name, **arguments)
+        after = {a.address: self._stream.download(a) for a in arrays.values()}
         entry = self.kernels[name] = {"status": "done"}
         given = {
             key: before[value.address].copy() if isinstance(value, DeviceArray) else value
@@ -85,10 +81,10 @@ class CheckedLane:
             entry |= guarded(lambda: _compared(name, arrays, after, given))
         nbytes = sum(array.nbytes for array in arrays.values())
         taken = self._bench.seconds(
-            lambda: self._lane.launch(name, **arguments), repeats=self._bench.sizes.repeats
+            lambda: self._stream.launch(name, **arguments), repeats=self._bench.sizes.repeats
         )
         for array in arrays.values():
-            self._lane.upload(after[array.address], array)
+            self._stream.upload(after[array.address], array)
         gb_s = nbytes / min(taken) / 1e9
         entry["times"] = times(taken)
         entry["mib_of_its_arrays"] = round(nbytes / 2**20, 3)
@@ -128,31 +124,31 @@ def _compared(
 
 def bandwidth(bench: Bench, budget: Budget) -> dict[str, Any]:
     """What a plain copy on the device moves: the measure of all kernels."""
-    lane = bench.need_lane()
+    stream = bench.need_stream()
     nbytes = bench.sizes.copy_mib * 2**20
-    source, to = lane.zeros((nbytes,), np.uint8), lane.empty((nbytes,), np.uint8)
-    taken = bench.seconds(lambda: lane.copy(source, to), repeats=10)
+    source, to = stream.zeros((nbytes,), np.uint8), stream.empty((nbytes,), np.uint8)
+    taken = bench.seconds(lambda: stream.copy(source, to), repeats=10)
     bench.copy_gb_s = 2 * nbytes / min(taken) / 1e9
     return {"copy": times(taken), "copy_gb_s": round(bench.copy_gb_s, 1)}
 
 
 def kernels(bench: Bench, budget: Budget) -> dict[str, Any]:
     """All kernels of the package on one scene: two frames through every stage."""
-    lane = CheckedLane(bench, bench.need_lane(), budget)
+    stream = CheckedStream(bench, bench.need_stream(), budget)
     scene = Scene(bench)
     figures: dict[str, Any] = {}
     for part in (frame_chain, single_operations, pictures, mean_field):
-        outcome = guarded(lambda part=part: part(lane, scene) or {})  # type: ignore[misc]
+        outcome = guarded(lambda part=part: part(stream, scene) or {})  # type: ignore[misc]
         if outcome["status"] != "done":
             figures[part.__name__] = outcome
-    missing = sorted(set(kernel_signatures()) - set(lane.kernels))
+    missing = sorted(set(kernel_signatures()) - set(stream.kernels))
     return {
         **figures,
-        "kernels": lane.kernels,
-        "checked": len(lane.kernels),
+        "kernels": stream.kernels,
+        "checked": len(stream.kernels),
         "of": len(kernel_signatures()),
         "not_launched": missing,
-        "differ": sorted(k for k, e in lane.kernels.items() if e.get("status") != "done"),
+        "differ": sorted(k for k, e in stream.kernels.items() if e.get("status") != "done"),
     }
 
 
@@ -187,14 +183,14 @@ class Scene:
         self.back = (-there + rng.normal(0, 0.3, there.shape)).astype(np.float32)
 
 
-def frame_chain(lane: Any, scene: Scene) -> None:
+def frame_chain(stream: Any, scene: Scene) -> None:
     """CudaFrame, with and without colours, in both precisions."""
     for options, dtype in (
         (PipelineOptions(), np.float32),
         (PipelineOptions(flow_check_px=3.0, colour_weight=0.7, propagation_weight=0.8), np.float16),
     ):
         frame = CudaFrame(
-            lane,
+            stream,
             object_ids=(1, 2, 3),
             size_hw=scene.hw,
             roi_size=scene.roi,
@@ -203,16 +199,16 @@ def frame_chain(lane: Any, scene: Scene) -> None:
             options=options,
         )
         frame.start(scene.prob, box_rows(scene.boxes), scene.areas, scene.tables)
-        rgb = lane.upload(scene.rgb)
-        frame.figures.clear("flags", "agreement")
-        frame.warp(rgb, lane.upload(scene.there), lane.upload(scene.back))
-        packed = lane.zeros((3, 4, scene.roi, scene.roi), dtype)
+        rgb = stream.upload(scene.rgb)
+        frame.readback.clear("flags", "agreement")
+        frame.warp(rgb, stream.upload(scene.there), stream.upload(scene.back))
+        packed = stream.zeros((3, 4, scene.roi, scene.roi), dtype)
         frame.crop(rgb, packed)
-        frame.mirror(packed, lane.zeros(packed.shape, dtype))
-        crops = lane.upload(np.clip(lane.download(packed)[:, 3:], 0, 1))
-        frame.average_mirrored(crops, lane.upload(lane.download(crops)))
-        planes = lane.upload(scene.prob[:2])
-        plane_of = lane.upload(np.array([0, 1, -1], np.int32))
+        frame.mirror(packed, stream.zeros(packed.shape, dtype))
+        crops = stream.upload(np.clip(stream.download(packed)[:, 3:], 0, 1))
+        frame.average_mirrored(crops, stream.upload(stream.download(crops)))
+        planes = stream.upload(scene.prob[:2])
+        plane_of = stream.upload(np.array([0, 1, -1], np.int32))
         frame.agreement(rgb, planes, plane_of)
         frame.flag_not_finite(crops, 0)
         frame.merge(crops, planes, plane_of)
@@ -220,89 +216,51 @@ def frame_chain(lane: Any, scene: Scene) -> None:
         frame.commit()
 
 
-def single_operations(lane: Any, scene: Scene) -> None:
-    """CudaOps, and the kernels that a frame has no use for as it is."""
-    rgb, prob = lane.upload(scene.rgb), lane.upload(scene.prob)
-    there, back = lane.upload(scene.there), lane.upload(scene.back)
-    box = scene.boxes[1]
-    assert box is not None
-    for dtype in ("float32", "float16"):
-        ops = CudaOps(lane, dtype=dtype)  # type: ignore[arg-type]
-        ops.crop_resize_pack(rgb, prob, scene.boxes, size=scene.roi, mean=MEAN, std=STD)
-    ops = CudaOps(lane)
-    ops.warp_bilinear(prob, there, boxes=scene.boxes)
-    ops.flow_confidence(there, back, box=box, sigma_px=3.0, sigma_frac=0.5)
-    crops = lane.upload(np.random.default_rng(1).random((3, 1, scene.roi, scene.roi), np.float32))
-    ops.paste(crops, scene.boxes, scene.hw)
-    sizes = {"height": scene.hw[0], "width": scene.hw[1]}
-    rois = lane.upload(box_rows(scene.boxes))
-    for suffix, dtype in (("f32", np.float32), ("f16", np.float16)):
-        lane.launch(
-            f"warp_crop_pack_{suffix}",
-            rgb=rgb,
-            prob=prob,
-            flow_to_prev_px=there,
-            flow_from_prev_px=back,
-            reach=rois,
-            sigma_px=3.0,
-            sigma_frac=0.5,
-            rois=rois,
-            slots=3,
-            size=scene.roi,
-            packed=lane.zeros((3, 4, scene.roi, scene.roi), dtype),
-            **normalisation(MEAN, STD),
-            **sizes,
-        )
-    boxes = lane.upload(np.array([[scene.hw[1], scene.hw[0], 0, 0]] * 3, np.int32))
-    areas = lane.zeros((3,), np.int32)
-    lane.launch(
-        "boxes_from_prob", prob=prob, threshold=0.5, objects=3, boxes=boxes, areas=areas, **sizes
-    )
-    ids = lane.upload(np.array([1, 2, 3], np.uint8))
+def single_operations(stream: Any, scene: Scene) -> None:
+    """Launch the kernels of which a frame uses another variant."""
+    prob = stream.upload(scene.prob)
+    ids = stream.upload(np.array([1, 2, 3], np.uint8))
     pixels = scene.hw[0] * scene.hw[1]
-    labels = lane.empty(scene.hw, np.uint8)
-    lane.launch(
+    labels = stream.empty(scene.hw, np.uint8)
+    stream.launch(
         "labels_from_merged", merged=prob, object_ids=ids, objects=3, pixels=pixels, labels=labels
     )
-    half = lane.upload(scene.prob.astype(np.float16))
-    flag = lane.zeros((1,), np.int32)
-    lane.launch("flag_not_finite_f16", values=half, count=half.size, flag=flag)
-    plane = lane.upload(scene.prob[0])
-    lane.launch("shift_odds", pixels=pixels, less=0.25, plane=plane)
+    half = stream.upload(scene.prob.astype(np.float16))
+    flag = stream.zeros((1,), np.int32)
+    stream.launch("flag_not_finite_f16", values=half, count=half.size, flag=flag)
+    plane = stream.upload(scene.prob[0])
+    stream.launch("shift_odds", pixels=pixels, less=0.25, plane=plane)
 
 
-def pictures(lane: Any, scene: Scene) -> None:
+def pictures(stream: Any, scene: Scene) -> None:
     """Frames and planes at the sizes of networks."""
-    rgb, prob = lane.upload(scene.rgb), lane.upload(scene.prob)
+    rgb, prob = stream.upload(scene.rgb), stream.upload(scene.prob)
     smaller = (scene.hw[0] // 2, scene.hw[1] // 2)
-    resize_rgb(lane, rgb, smaller)
-    resize_prob(lane, prob, smaller)
-    flow = lane.upload(np.zeros((2, *scene.flow_hw), np.float32) + 1.5)
-    resize_flow(lane, flow, scene.hw)
+    resize_rgb(stream, rgb, smaller)
+    resize_prob(stream, prob, smaller)
+    flow = stream.upload(np.zeros((2, *scene.flow_hw), np.float32) + 1.5)
+    resize_flow(stream, flow, scene.hw)
     for dtype in ("float32", "float16"):
-        flow_input(lane, rgb, (scene.flow_hw[0] + 64, scene.flow_hw[1]), dtype=dtype)  # type: ignore[arg-type]
-        osvos_input(lane, rgb, scene.hw, channel_order="bgr", mean=(104, 117, 123), dtype=dtype)  # type: ignore[arg-type]
-    palette = lane.upload(np.asarray(DAVIS_PALETTE, np.uint8).reshape(256, 3))
-    labels = lane.upload((scene.prob[0] > 0.5).astype(np.uint8))
-    draw_overlay(lane, rgb, labels, palette, opacity=0.5)
+        flow_input(stream, rgb, (scene.flow_hw[0] + 64, scene.flow_hw[1]), dtype=dtype)  # type: ignore[arg-type]
+        osvos_input(stream, rgb, scene.hw, channel_order="bgr", mean=(104, 117, 123), dtype=dtype)  # type: ignore[arg-type]
 
 
-def mean_field(lane: Any, scene: Scene) -> None:
+def mean_field(stream: Any, scene: Scene) -> None:
     """The CRF, of two iterations: twins of the lattice take their time."""
     options = CrfOptions(iterations=2)
-    crf = CudaCrf(lane, objects=3, size_hw=scene.hw, options=options)
+    crf = CudaCrf(stream, objects=3, size_hw=scene.hw, options=options)
     crf.refine(
-        lane.upload(scene.prob),
-        lane.upload(scene.rgb),
-        lane.upload(box_rows(scene.boxes)),
-        refined=lane.zeros(scene.prob.shape, np.float32),
-        refined_boxes=lane.zeros((3, 4), np.int32),
+        stream.upload(scene.prob),
+        stream.upload(scene.rgb),
+        stream.upload(box_rows(scene.boxes)),
+        refined=stream.zeros(scene.prob.shape, np.float32),
+        refined_boxes=stream.zeros((3, 4), np.int32),
     )
 
 
 def crf(bench: Bench, budget: Budget) -> dict[str, Any]:
     """The CRF of one frame on the device, beside the host's."""
-    lane, scene = bench.need_lane(), Scene(bench)
+    stream, scene = bench.need_stream(), Scene(bench)
     figures: dict[str, Any] = {}
     for name, options in (
         ("regions", CrfOptions()),
@@ -311,24 +269,24 @@ def crf(bench: Bench, budget: Budget) -> dict[str, Any]:
         if budget.is_spent:
             figures[name] = {"status": "not run", "why": "the time for the section was spent"}
             continue
-        figures[name] = guarded(lambda options=options: _crf(bench, lane, scene, options))  # type: ignore[misc]
+        figures[name] = guarded(lambda options=options: _crf(bench, stream, scene, options))  # type: ignore[misc]
     return figures
 
 
-def _crf(bench: Bench, lane: Lane, scene: Scene, options: CrfOptions) -> dict[str, Any]:
+def _crf(bench: Bench, stream: Stream, scene: Scene, options: CrfOptions) -> dict[str, Any]:
     before = time.perf_counter()
     expected, _ = refine(scene.prob, scene.rgb, boxes=scene.boxes, options=options)
     host_s = time.perf_counter() - before
-    device = CudaCrf(lane, objects=3, size_hw=scene.hw, options=options)
-    merged, rgb = lane.upload(scene.prob), lane.upload(scene.rgb)
-    boxes = lane.upload(box_rows(scene.boxes))
-    refined = lane.empty(scene.prob.shape, np.float32)
-    refined_boxes = lane.empty((3, 4), np.int32)
+    device = CudaCrf(stream, objects=3, size_hw=scene.hw, options=options)
+    merged, rgb = stream.upload(scene.prob), stream.upload(scene.rgb)
+    boxes = stream.upload(box_rows(scene.boxes))
+    refined = stream.empty(scene.prob.shape, np.float32)
+    refined_boxes = stream.empty((3, 4), np.int32)
     work: Callable[[], None] = lambda: device.refine(
         merged, rgb, boxes, refined=refined, refined_boxes=refined_boxes
     )
     taken = bench.seconds(work, repeats=bench.sizes.repeats)
-    difference = np.abs(lane.download(refined) - expected)
+    difference = np.abs(stream.download(refined) - expected)
     if difference.max() > 0.05:
         raise CannotRunError(f"q differs from the host's by {difference.max():.3g}")
     return {

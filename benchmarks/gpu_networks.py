@@ -12,6 +12,8 @@ import numpy as np
 from gpu_bench import Bench, Budget, CannotRunError, guarded, times
 from mpn._common.closeable import Closeable
 from mpn.cuda.api import Lane
+from mpn._common.closeable import Closing
+from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine, EngineBuffers
 from mpn.engines.directory.manifest import load_manifest
@@ -56,7 +58,7 @@ def engines(bench: Bench, budget: Budget) -> dict[str, Any]:
 
 
 def _engines(bench: Bench, directory: str, backend: Any) -> dict[str, Any]:
-    lane = bench.need_lane()
+    stream = bench.need_stream()
     before = time.perf_counter()
     with open_engines(directory, backend=backend, threads=2) as opened:
         figures: dict[str, Any] = {
@@ -77,9 +79,9 @@ def _engines(bench: Bench, directory: str, backend: Any) -> dict[str, Any]:
                 for k in [
                     k for k in bench.sizes.objects if role == "propagation" and k <= most
                 ] or [1]:
-                    engine.prepare(lane.address, k)
+                    engine.prepare(stream.address, k)
                     taken = bench.seconds(
-                        lambda engine=engine, k=k: engine.enqueue(lane.address, k),  # type: ignore[misc]
+                        lambda engine=engine, k=k: engine.enqueue(stream.address, k),  # type: ignore[misc]
                         repeats=bench.sizes.repeats,
                     )
                     role_figures[f"objects {k}"] = times(taken)
@@ -115,7 +117,7 @@ class TorchEngine(Closeable):
 
     Args:
         bench: Where.
-        lane: Whose memory its buffers are in.
+        stream: Whose memory its buffers are in.
         role: Of the network.
         module: Behind the edges of its role.
         spec: Its tensors.
@@ -123,14 +125,14 @@ class TorchEngine(Closeable):
     """
 
     def __init__(
-        self, bench: Bench, lane: Lane, role: Role, module: Any, spec: EngineSpec, objects: int
+        self, bench: Bench, stream: Stream, role: Role, module: Any, spec: EngineSpec, objects: int
     ) -> None:
         self._torch, self._is_dry = bench.need_torch(), bench.is_dry
-        self._lane, self._module, self._spec = lane, module, spec
+        self._stream, self._module, self._spec = stream, module, spec
         self._rows = role == "propagation"
 
         def buffer(shape: tuple[int | str, ...]) -> DeviceArray:
-            return lane.empty(
+            return stream.empty(
                 tuple(objects if isinstance(n, str) else n for n in shape), np.float32
             )
 
@@ -172,7 +174,7 @@ class TorchEngine(Closeable):
         """See DeviceEngine."""
         buffers = self.buffers(objects)
         if self._is_dry:
-            self._lane.scheduler.put(stream, self._spec.role, lambda: self._run(buffers))  # type: ignore[attr-defined]
+            self._stream.scheduler.put(stream, self._spec.role, lambda: self._run(buffers))  # type: ignore[attr-defined]
         else:
             torch = self._torch
             with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
@@ -204,7 +206,7 @@ class TorchEngine(Closeable):
 
     def _view(self, array: Any) -> Any:
         if self._is_dry:
-            from tests.runtime.ops.cuda_shim.device import host_view
+            from tests.emulation.cuda_shim.device import host_view
 
             return self._torch.from_numpy(host_view(array))
         # The stream is torch's current one already: no ordering is asked of the interface.

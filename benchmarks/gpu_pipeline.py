@@ -14,6 +14,8 @@ from gpu_bench import Bench, Budget, CannotRunError, guarded, peak_memory, times
 from gpu_networks import DEVICE_BACKENDS, TorchEngine, role_spec, torch_modules
 from mpn._common.closeable import Closeable
 from mpn.cuda.api import Lane
+from mpn._common.closeable import Closing
+from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine, Engine, EngineBuffers
 from mpn.engines.directory.manifest import (
@@ -44,15 +46,15 @@ class BridgedEngine(Closeable):
 
     Args:
         engine: Of the host.
-        lane: The only one.
+        stream: The only one.
         objects: Rows of the buffers.
     """
 
-    def __init__(self, engine: Engine, lane: Lane, objects: int) -> None:
-        self._engine, self._lane = engine, lane
+    def __init__(self, engine: Engine, stream: Stream, objects: int) -> None:
+        self._engine, self._stream = engine, stream
 
         def buffer(shape: tuple[int | str, ...]) -> DeviceArray:
-            return lane.zeros(
+            return stream.zeros(
                 tuple(objects if isinstance(n, str) else n for n in shape), np.float32
             )
 
@@ -90,9 +92,9 @@ class BridgedEngine(Closeable):
     def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
         """See DeviceEngine."""
         buffers = self.buffers(objects)
-        given = {n: self._lane.download(a) for n, a in buffers.inputs.items()}  # type: ignore[arg-type]
+        given = {n: self._stream.download(a) for n, a in buffers.inputs.items()}  # type: ignore[arg-type]
         for name, answer in self._engine.run(given).items():
-            self._lane.upload(np.ascontiguousarray(answer), buffers.outputs[name])  # type: ignore[arg-type]
+            self._stream.upload(np.ascontiguousarray(answer), buffers.outputs[name])  # type: ignore[arg-type]
         return buffers
 
     def infer_on_device(self, inputs: Any, stream: int) -> Any:
@@ -120,7 +122,7 @@ def masks(bench: Bench, budget: Budget) -> dict[str, Any]:
 
 
 def _masks(bench: Bench, directory: str, objects: int) -> dict[str, Any]:
-    lane, sizes = bench.need_lane(), bench.sizes
+    stream, sizes = bench.need_stream(), bench.sizes
     clip = list(render_clip(frames=sizes.mask_frames, size_hw=sizes.mask_hw, objects=objects))
 
     def results(opened: EngineSet, **where: Any) -> list[np.ndarray]:
@@ -133,12 +135,12 @@ def _masks(bench: Bench, directory: str, objects: int) -> dict[str, Any]:
     most = opened.manifest.max_objects
     bridged = replace(
         opened,
-        propagation=BridgedEngine(opened.propagation, lane, most),
-        flow=None if opened.flow is None else BridgedEngine(opened.flow, lane, 1),
-        osvos=None if opened.osvos is None else BridgedEngine(opened.osvos, lane, 1),
+        propagation=BridgedEngine(opened.propagation, stream, most),
+        flow=None if opened.flow is None else BridgedEngine(opened.flow, stream, 1),
+        osvos=None if opened.osvos is None else BridgedEngine(opened.osvos, stream, 1),
     )
     plain = DeviceOptions(use_graphs=False, use_streams=False)
-    given = results(bridged, lane=lane, device_options=plain)
+    given = results(bridged, stream=stream, device_options=plain)
     ious = [
         np.count_nonzero((mine == k) & (theirs == k))
         / np.count_nonzero((mine == k) | (theirs == k))
@@ -159,7 +161,7 @@ def _masks(bench: Bench, directory: str, objects: int) -> dict[str, Any]:
 
 def speed(bench: Bench, budget: Budget) -> dict[str, Any]:
     """Frames a second with OSVOS in every frame and the CRF off, by engines and objects."""
-    bench.need_lane()
+    bench.need_stream()
     figures: dict[str, Any] = {}
     some = bench.sizes.objects[min(2, len(bench.sizes.objects) - 1)]
     runs: list[tuple[str, int, DeviceOptions, bool]] = [
@@ -208,7 +210,7 @@ def _engine_sets(bench: Bench) -> dict[str, Any]:
 
 def torch_engine_set(bench: Bench, precision: str) -> EngineSet:
     """Random networks of paper size that PyTorch runs eagerly, whose masks stay where they are."""
-    torch, lane = bench.need_torch(), bench.need_lane()
+    torch, stream = bench.need_torch(), bench.need_stream()
     most = max(bench.sizes.objects)
 
     class Kept(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -225,7 +227,7 @@ def torch_engine_set(bench: Bench, precision: str) -> EngineSet:
             return given[0][:, 3:4] * (1 - SHARE) + answer * SHARE
 
     engines: dict[Role, Engine] = {
-        role: TorchEngine(bench, lane, role, Kept(role, module), role_spec(bench, role), most)
+        role: TorchEngine(bench, stream, role, Kept(role, module), role_spec(bench, role), most)
         for role, module in torch_modules(bench, precision).items()
     }
     manifest = Manifest(
@@ -270,7 +272,7 @@ def _entry(spec: EngineSpec, precision: str) -> RoleEntry:
 def _fps(
     bench: Bench, engines: EngineSet, objects: int, options: DeviceOptions, *, crf: bool = False
 ) -> dict[str, Any]:
-    lane, sizes = bench.need_lane(), bench.sizes
+    stream, sizes = bench.need_stream(), bench.sizes
     if objects > engines.manifest.max_objects:
         engines.close()
         raise CannotRunError(f"the engines take {engines.manifest.max_objects} objects at most")
@@ -289,7 +291,7 @@ def _fps(
         Pipeline(
             engines,
             options=chosen,
-            lane=lane.beside(is_urgent=True),
+            stream=stream.create_stream(high_priority=True),
             device_options=options,
         ) as pipeline,
     ):

@@ -12,7 +12,7 @@ import pytest
 from gpu_bench import DRY, Bench, Budget, CannotRunError, Runner, Sizes, guarded
 from gpu_check import BUDGETS_S, main
 from result_format import load_result
-from tests.runtime.ops.conftest import shim as shim
+from tests.emulation.cuda_shim.fixtures import shim as shim
 
 WITHOUT_TORCH = "bandwidth,kernels,crf,masks,engines,speed"
 
@@ -63,7 +63,7 @@ def test_a_section_that_fails_is_recorded_and_the_rest_goes_on() -> None:
         raise ZeroDivisionError("in line\ntwo")
 
     def missing(bench: Bench, budget: Budget) -> dict[str, Any]:
-        return {"part": guarded(lambda: {"lane": bench.need_lane()})}
+        return {"part": guarded(lambda: {"stream": bench.need_stream()})}
 
     runner = Runner(bench, total_s=math.inf)
     runner.run("broken", broken, budget_s=1)
@@ -93,4 +93,4 @@ def test_all_sections_together_stay_under_eight_minutes() -> None:
     assert TOTAL_S <= 450, "and the last part may run over"
     assert all(seconds <= 120 for seconds in BUDGETS_S.values())
     with pytest.raises(CannotRunError, match="no device"):
-        Bench(DRY, True, None, "no device", [], []).need_lane()
+        Bench(DRY, True, None, "no device", [], []).need_stream()

@@ -1,14 +1,15 @@
-"""A CUDA driver without a GPU: device memory on the host, streams that do nothing until waited for.
+"""A CUDA driver without a GPU: device memory on the host, streams that run when synchronised.
 
-It stands where ``cuda.bindings.driver`` stands, below :class:`mpn.cuda.device.CudaDevice`,
-so that all of the project's own code runs. Work is queued by stream and done when somebody waits
-for the stream (or for an event on it): whoever forgets to wait reads old bytes. While a stream is
-captured its work is recorded instead, and waiting for it is an error, as with the real driver.
+It replaces ``cuda.bindings.driver`` and ``cuda.core`` below :class:`mpn.cuda.device.CudaDevice`, so
+that all of the project's own code runs. Work is queued per stream and done when the host waits for
+the stream or an event: without the wait the host reads old bytes. While a stream is captured its
+work is recorded instead, and waiting for it is an error, as with the real driver.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 import types
 from collections.abc import Callable
@@ -44,15 +45,11 @@ class CUstreamCaptureMode(IntEnum):
     CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
 
 
-class CUdevice_attribute(IntEnum):
-    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
-    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
-
-
 @dataclass
 class _Event:
     stream: int = 0
     is_done: bool = False
+    is_timed: bool = False
 
 
 @dataclass
@@ -75,7 +72,7 @@ class FakeDriver(types.ModuleType):
         fail: Function -> result that it gives from now on.
     """
 
-    CUresult, CUdevice_attribute = CUresult, CUdevice_attribute
+    CUresult = CUresult
     CUstreamCaptureStatus, CUstreamCaptureMode = CUstreamCaptureStatus, CUstreamCaptureMode
 
     def __init__(
@@ -89,8 +86,11 @@ class FakeDriver(types.ModuleType):
         self._blocks: dict[int, bytearray] = {}
         self._next = _FIRST_ADDRESS
         self._streams: dict[int, _Stream] = {0: _Stream()}
-        self._handles: dict[int, Any] = {}
+        self._stream_handles = itertools.count(0x1000)
+        self._host: dict[int, Any] = {}
         self.log: list[str] = []
+        self.priorities: list[int] = []
+        self.launches: list[tuple[Any, ...]] = []
         self.fail: dict[str, CUresult] = {}
         for function in [name for name in dir(type(self)) if name.startswith("_cu")]:
             setattr(self, function[1:], self._wrapped(function[1:], getattr(self, function)))
@@ -130,6 +130,8 @@ class FakeDriver(types.ModuleType):
             result = function(*arguments)
             if isinstance(result, CUresult):
                 return (result,)
+            if name == "cuCtxGetStreamPriorityRange":
+                return (CUresult.CUDA_SUCCESS, *result)
             return (CUresult.CUDA_SUCCESS,) if result is None else (CUresult.CUDA_SUCCESS, result)
 
         return call
@@ -139,20 +141,22 @@ class FakeDriver(types.ModuleType):
     def _cuDeviceGetCount(self) -> int:
         return 1
 
-    def _cuDeviceGet(self, index: int) -> int:
-        return index
+    def _cuCtxSetCurrent(self) -> None: ...
 
-    def _cuDeviceGetAttribute(self, attribute: CUdevice_attribute, device: int) -> int:
-        return self._capability[attribute - 75]
+    def _cuCtxSynchronize(self) -> None:
+        for stream in list(self._streams):
+            self._drain(stream)
 
-    def _cuDeviceGetName(self, length: int, device: int) -> bytes:
-        return self._name.encode().ljust(length, b"\0")
+    def _cuCtxGetStreamPriorityRange(self) -> tuple[int, int]:
+        return (0, -5)
 
-    def _cuDevicePrimaryCtxRetain(self, device: int) -> str:
-        return "primary context"
+    def _cuMemAllocHost(self, nbytes: int) -> int:
+        memory = ctypes.create_string_buffer(nbytes)
+        self._host[ctypes.addressof(memory)] = memory
+        return ctypes.addressof(memory)
 
-    def _cuCtxSetCurrent(self, context: str) -> None:
-        assert context == "primary context"
+    def _cuMemFreeHost(self, address: int) -> None:
+        del self._host[address]
 
     def _cuMemAlloc(self, nbytes: int) -> Any:
         if any(stream.recording is not None for stream in self._streams.values()):
@@ -165,16 +169,17 @@ class FakeDriver(types.ModuleType):
         self._next += (-(-nbytes // _ALIGNMENT) + 1) * _ALIGNMENT
         return address
 
-    def _cuMemFree(self, address: int) -> Any:
-        for stream in list(self._streams):
-            self._drain(stream)
+    def _cuMemFree(self, address: int, stream: int) -> Any:
+        if stream in self._streams:  # the collector may destroy the stream first
+            self._drain(stream)  # in its order: work of another stream then finds no memory
         if self._blocks.pop(address, None) is None:
             return CUresult.CUDA_ERROR_INVALID_VALUE
         return None
 
-    def _cuStreamCreate(self, flags: int) -> int:
+    def _cuStreamCreate(self, flags: int, priority: int) -> int:
         assert flags == 1, "a stream that waits for the default one serialises everything"
-        handle = 0x1000 + len(self.log)
+        self.priorities.append(priority)
+        handle = next(self._stream_handles)
         self._streams[handle] = _Stream()
         return handle
 
@@ -206,8 +211,7 @@ class FakeDriver(types.ModuleType):
         self.enqueue(stream, lambda: self._write(target, bytes([value]) * nbytes))
 
     def _cuEventCreate(self, flags: int) -> _Event:
-        assert flags == 2, "an event for order alone needs no time"
-        return _Event()
+        return _Event(is_timed=flags == 0)
 
     def _cuEventRecord(self, event: _Event, stream: int) -> None:
         event.stream, event.is_done = stream, False
@@ -216,6 +220,16 @@ class FakeDriver(types.ModuleType):
             event.is_done = True
 
         self.enqueue(stream, done)
+
+    def _cuEventSynchronize(self, event: _Event) -> None:
+        queue = self._streams[event.stream].queue
+        while not event.is_done:
+            queue.pop(0)()
+
+    def _cuEventElapsedTime(self, start: _Event, end: _Event) -> Any:
+        if not (start.is_timed and end.is_timed and start.is_done and end.is_done):
+            return CUresult.CUDA_ERROR_INVALID_VALUE
+        return 2.5
 
     def _cuStreamWaitEvent(self, stream: int, event: _Event, flags: int) -> None:
         def wait() -> None:
@@ -256,8 +270,7 @@ class FakeDriver(types.ModuleType):
 
     def _cuGraphDestroy(self, graph: Any) -> None: ...
 
-    def _cuGraphExecDestroy(self, graph: list[Work]) -> None:
-        graph.clear()
+    def _cuGraphExecDestroy(self, graph: list[Work]) -> None: ...
 
     def _drain(self, stream: int) -> None:
         queue = self._streams[stream].queue
@@ -281,11 +294,202 @@ class FakeDriver(types.ModuleType):
         block[offset : offset + len(data)] = data
 
 
+class CUDAError(Exception):
+    """The error of cuda.core."""
+
+
+@dataclass
+class StreamOptions:
+    nonblocking: bool = True
+    priority: int | None = None
+
+
+@dataclass
+class EventOptions:
+    timing_enabled: bool = False
+
+
+class FakeCore(types.ModuleType):
+    """The classes of ``cuda.core`` that the project uses, over a fake driver."""
+
+    StreamOptions, EventOptions = StreamOptions, EventOptions
+
+    def __init__(self, driver: FakeDriver) -> None:
+        super().__init__("cuda.core")
+        self.driver = driver
+        self.LEGACY_DEFAULT_STREAM = _CoreStream(self, 0, is_owned=False)
+        self.Stream = types.SimpleNamespace(
+            from_handle=lambda handle: _CoreStream(self, handle, is_owned=False)
+        )
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        status, *values = getattr(self.driver, function)(*arguments)
+        if status:
+            raise CUDAError(f"{status.name}: the API call failed")
+        return values[0] if values else None
+
+    def Device(self, index: int) -> _CoreDevice:
+        return _CoreDevice(self, index)
+
+    def LegacyPinnedMemoryResource(self) -> _PinnedResource:
+        return _PinnedResource(self)
+
+    # Kernels are noted, not run: tests/emulation/cuda_shim runs them.
+
+    LaunchConfig = types.SimpleNamespace
+
+    class ObjectCode:
+        @staticmethod
+        def from_cubin(cubin: bytes, *, name: str) -> Any:
+            return types.SimpleNamespace(get_kernel=lambda kernel: (cubin, name, kernel))
+
+    def launch(self, stream: _CoreStream, config: Any, kernel: Any, *arguments: Any) -> None:
+        self.driver.launches.append((stream, config, kernel, arguments))
+
+
+class _CoreDevice:
+    def __init__(self, core: FakeCore, index: int) -> None:
+        self._core = core
+        core.call("cuInit", 0)
+        count = core.call("cuDeviceGetCount")
+        if index >= count:
+            raise ValueError(f"there are {count} devices")
+        self.name = core.driver._name
+        self.arch = "".join(str(part) for part in core.driver._capability)
+
+    def set_current(self) -> None:
+        self._core.call("cuCtxSetCurrent")
+
+    def sync(self) -> None:
+        self._core.call("cuCtxSynchronize")
+
+    def create_stream(self, obj: Any = None, options: StreamOptions | None = None) -> _CoreStream:
+        if obj is not None:
+            return _CoreStream(self._core, obj.__cuda_stream__()[1], is_owned=False)
+        options = options or StreamOptions()
+        handle = self._core.call("cuStreamCreate", int(options.nonblocking), options.priority or 0)
+        return _CoreStream(self._core, handle, is_owned=True)
+
+    def allocate(self, size: int, *, stream: _CoreStream) -> _CoreBuffer:
+        assert size > 0
+        return _CoreBuffer(self._core, self._core.call("cuMemAlloc", size), size, stream)
+
+
+class _CoreStream:
+    def __init__(self, core: FakeCore, handle: int, *, is_owned: bool) -> None:
+        self._core, self.handle, self._is_owned = core, handle, is_owned
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return (0, self.handle)
+
+    def record(self, event: Any = None, options: EventOptions | None = None) -> _CoreEvent:
+        assert event is None
+        is_timed = options is not None and options.timing_enabled
+        recorded = _CoreEvent(self._core, self._core.call("cuEventCreate", 0 if is_timed else 2))
+        self._core.call("cuEventRecord", recorded.handle, self.handle)
+        return recorded
+
+    def wait(self, event: _CoreEvent) -> None:
+        self._core.call("cuStreamWaitEvent", self.handle, event.handle, 0)
+
+    def sync(self) -> None:
+        self._core.call("cuStreamSynchronize", self.handle)
+
+    def create_graph_builder(self) -> _GraphBuilder:
+        return _GraphBuilder(self._core, self)
+
+    def __del__(self) -> None:
+        if self._is_owned:
+            self._core.driver.cuStreamDestroy(self.handle)
+
+
+class _CoreEvent:
+    def __init__(self, core: FakeCore, handle: Any) -> None:
+        self._core, self.handle = core, handle
+
+    def sync(self) -> None:
+        self._core.call("cuEventSynchronize", self.handle)
+
+    def __sub__(self, earlier: _CoreEvent) -> float:
+        elapsed_ms: float = self._core.call("cuEventElapsedTime", earlier.handle, self.handle)
+        return elapsed_ms
+
+
+class _CoreBuffer:
+    def __init__(self, core: FakeCore, handle: int, size: int, stream: _CoreStream) -> None:
+        self._core, self.handle, self.size, self._stream = core, handle, size, stream
+
+    def fill(self, value: int, *, stream: _CoreStream) -> None:
+        self._core.call("cuMemsetD8Async", self.handle, value, self.size, stream.handle)
+
+    def __del__(self) -> None:
+        self._core.driver.cuMemFree(self.handle, self._stream.handle)
+
+
+class _PinnedResource:
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+
+    def allocate(self, size: int, *, stream: Any = None) -> _PinnedBuffer:
+        return _PinnedBuffer(self._core, self._core.call("cuMemAllocHost", size))
+
+
+class _PinnedBuffer:
+    def __init__(self, core: FakeCore, handle: int) -> None:
+        self._core, self.handle = core, handle
+
+    def __del__(self) -> None:
+        self._core.driver.cuMemFreeHost(self.handle)
+
+
+class _GraphBuilder:
+    def __init__(self, core: FakeCore, stream: _CoreStream) -> None:
+        self._core, self._stream = core, stream
+        self._captured: Any = None
+        self._is_building = False
+
+    def begin_building(self, mode: str = "relaxed") -> _GraphBuilder:
+        assert mode == "thread_local", "another thread may allocate meanwhile"
+        self._core.call(
+            "cuStreamBeginCapture",
+            self._stream.handle,
+            CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+        )
+        self._is_building = True
+        return self
+
+    def end_building(self) -> _GraphBuilder:
+        assert self._is_building
+        self._is_building = False
+        self._captured = self._core.call("cuStreamEndCapture", self._stream.handle)
+        return self
+
+    def complete(self) -> _CoreGraph:
+        assert not self._is_building
+        return _CoreGraph(self._core, self._core.call("cuGraphInstantiate", self._captured, 0))
+
+    def close(self) -> None:
+        assert not self._is_building, "the stream would stay in the capture"
+        self._core.driver.cuGraphDestroy(self._captured)
+
+
+class _CoreGraph:
+    def __init__(self, core: FakeCore, handle: Any) -> None:
+        self._core, self._handle = core, handle
+
+    def launch(self, stream: _CoreStream) -> None:
+        self._core.call("cuGraphLaunch", self._handle, stream.handle)
+
+    def __del__(self) -> None:
+        self._core.driver.cuGraphExecDestroy(self._handle)
+
+
 def install_driver(monkeypatch: pytest.MonkeyPatch, **given: Any) -> FakeDriver:
-    """Put a fake driver in the place of NVIDIA's bindings, for one test."""
+    """Replace cuda.bindings.driver and cuda.core by fakes, for one test."""
     driver = FakeDriver(**given)
     bindings = types.ModuleType("cuda.bindings")
     bindings.driver = driver  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
+    monkeypatch.setitem(sys.modules, "cuda.core", FakeCore(driver))
     return driver

@@ -1,7 +1,7 @@
-"""Lanes whose work is done late, early or in any order that their marks allow.
+"""Streams whose work is done late, early or in any order that their events allow.
 
-What a lane is given is kept until somebody waits for it. A buffer that is written or read without
-the mark that should stand before it is then wrong in one of the orders.
+What a stream is given is kept until somebody waits for it. A buffer that is written or read without
+the event that should stand before it is then wrong in one of the orders.
 """
 
 from __future__ import annotations
@@ -16,30 +16,32 @@ import numpy.typing as npt
 
 from mpn._common.closeable import Closeable
 from mpn.cuda.api import Replay
+from mpn._common.closeable import Closing
+from mpn.cuda.api import Graph
 from mpn.cuda.array import DeviceArray, checked_arguments
 from mpn.engines.base import Engine, EngineBuffers
 from mpn.engines.spec import EngineSpec
 from mpn.errors import InputError
 from mpn.types import Float32Array
-from tests.runtime.ops.cuda_shim.device import ShimDevice, host_view
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.device import ShimDevice, host_view
+from tests.emulation.cuda_shim.shim import Shim
 
 Order = Literal["at once", "late", "random"]
-"""``late`` does only what is waited for, and what that must follow."""
+"""``late`` does only what is waited for, and what must come before it."""
 
 
 @dataclass
-class ShimMark:
+class ShimEvent:
     scheduler: Scheduler
-    lane: int
+    stream: int
     is_reached: bool = False
 
-    def wait(self) -> None:
+    def sync(self) -> None:
         self.scheduler.host_waits += 1
-        self.scheduler.log.append(("host", "wait"))
+        self.scheduler.log.append(("host", "sync"))
         self.scheduler.run_until(self)
 
-    def seconds_since(self, earlier: ShimMark) -> float:
+    def elapsed_s(self, earlier: ShimEvent) -> float:
         assert self.is_reached
         assert earlier.is_reached
         return 0.001
@@ -47,10 +49,10 @@ class ShimMark:
 
 @dataclass
 class Scheduler:
-    """What all lanes of one device share.
+    """What all streams of one device share.
 
     Attributes:
-        log: (lane, what) of everything started, in the order in which it was.
+        log: (stream, what) of everything started, in the order in which it was.
         host_waits: How often the host has waited.
         allocations: Arrays made so far.
     """
@@ -68,64 +70,64 @@ class Scheduler:
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
 
-    def put(self, lane: int, what: str, work: Callable[[], None]) -> None:
-        self.log.append((str(lane), what))
-        if self.capturing is not None and self.capturing[0] == lane:
+    def put(self, stream: int, what: str, work: Callable[[], None]) -> None:
+        self.log.append((str(stream), what))
+        if self.capturing is not None and self.capturing[0] == stream:
             self.capturing[1].append((what, work))
             return
-        self.queues[lane].append((what, work))
+        self.queues[stream].append((what, work))
         if self.order == "at once":
-            while self.queues[lane]:
-                assert self._step(lane), "in program order nothing has to be waited for"
+            while self.queues[stream]:
+                assert self._step(stream), "in program order nothing has to be waited for"
 
-    def put_wait(self, lane: int, mark: ShimMark) -> None:
+    def put_wait(self, stream: int, event: ShimEvent) -> None:
         assert self.capturing is None, "waiting for what is not captured ends a capture"
-        self.log.append((str(lane), "follow"))
-        if not mark.is_reached:
-            self.queues[lane].append(("follow", mark))
+        self.log.append((str(stream), "wait"))
+        if not event.is_reached:
+            self.queues[stream].append(("wait", event))
 
-    def run_until(self, mark: ShimMark) -> None:
-        while not mark.is_reached:
+    def run_until(self, event: ShimEvent) -> None:
+        while not event.is_reached:
             if self.order == "random":
-                ready = [lane for lane in self.queues if self._is_ready(lane)]
-                assert ready, "the lanes wait for each other"
+                ready = [stream for stream in self.queues if self._is_ready(stream)]
+                assert ready, "the streams wait for each other"
                 self._step(int(self._random.choice(ready)))
             else:
-                self._serve(mark.lane)
+                self._serve(event.stream)
 
-    def _serve(self, lane: int) -> None:
-        what, work = self.queues[lane][0]
-        if isinstance(work, ShimMark) and what == "follow":
+    def _serve(self, stream: int) -> None:
+        what, work = self.queues[stream][0]
+        if isinstance(work, ShimEvent) and what == "wait":
             if not work.is_reached:
                 self.run_until(work)
-            self.queues[lane].popleft()
+            self.queues[stream].popleft()
         else:
-            self._step(lane)
+            self._step(stream)
 
-    def _is_ready(self, lane: int) -> bool:
-        if not self.queues[lane]:
+    def _is_ready(self, stream: int) -> bool:
+        if not self.queues[stream]:
             return False
-        what, work = self.queues[lane][0]
-        return what != "follow" or work.is_reached
+        what, work = self.queues[stream][0]
+        return what != "wait" or work.is_reached
 
-    def _step(self, lane: int) -> bool:
-        if not self._is_ready(lane):
+    def _step(self, stream: int) -> bool:
+        if not self._is_ready(stream):
             return False
-        what, work = self.queues[lane].popleft()
-        if what == "mark":
+        what, work = self.queues[stream].popleft()
+        if what == "record":
             work.is_reached = True
-        elif what != "follow":
-            self.done.append((lane, what))
+        elif what != "wait":
+            self.done.append((stream, what))
             work()
         return True
 
 
-class ShimLane(ShimDevice):
-    """Implements :class:`mpn.cuda.api.Lane` on host memory.
+class ShimStream(ShimDevice):
+    """Implements :class:`mpn.cuda.api.Stream` on host memory.
 
     Args:
         shim: The kernels.
-        scheduler: Shared by the lanes of a device.
+        scheduler: Shared by the streams of a device.
     """
 
     def __init__(self, shim: Shim, scheduler: Scheduler | None = None) -> None:
@@ -133,16 +135,15 @@ class ShimLane(ShimDevice):
         self.scheduler = scheduler or Scheduler()
         self._address = len(self.scheduler.queues) + 1
         self.scheduler.queues[self._address] = deque()
-        self.ignored_follows = 0
 
     @property
     def address(self) -> int:
         return self._address
 
-    def beside(self, *, is_urgent: bool = False) -> ShimLane:
-        lane = type(self)(self._shim, self.scheduler)
-        lane.launched = self.launched
-        return lane
+    def create_stream(self, *, high_priority: bool = False) -> ShimStream:
+        stream = type(self)(self._shim, self.scheduler)
+        stream.launched = self.launched
+        return stream
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
         assert self.scheduler.capturing is None
@@ -163,7 +164,7 @@ class ShimLane(ShimDevice):
         return out
 
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
-        self.mark().wait()
+        self.record().sync()
         return super().download(array)
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
@@ -180,25 +181,25 @@ class ShimLane(ShimDevice):
             .reshape(shape)
         )
 
-    def send(self, source: npt.NDArray[Any], to: DeviceArray) -> None:
-        self._put("send", lambda: np.copyto(host_view(to), source))
+    def upload_async(self, source: npt.NDArray[Any], to: DeviceArray) -> None:
+        self._put("upload_async", lambda: np.copyto(host_view(to), source))
 
-    def fetch(self, source: DeviceArray, to: npt.NDArray[Any]) -> None:
+    def download_async(self, source: DeviceArray, to: npt.NDArray[Any]) -> None:
         assert source.shape == to.shape
-        self._put("fetch", lambda: np.copyto(to, host_view(source)))
+        self._put("download_async", lambda: np.copyto(to, host_view(source)))
 
-    def mark(self, *, is_timed: bool = False) -> ShimMark:
+    def record(self, *, timing: bool = False) -> ShimEvent:
         assert self.scheduler.capturing is None
-        mark = ShimMark(self.scheduler, self._address)
-        self.scheduler.queues[self._address].append(("mark", mark))
+        event = ShimEvent(self.scheduler, self._address)
+        self.scheduler.queues[self._address].append(("record", event))
         if self.scheduler.order == "at once":
-            self.scheduler.run_until(mark)
-        return mark
+            self.scheduler.run_until(event)
+        return event
 
-    def follow(self, mark: Any) -> None:
-        self.scheduler.put_wait(self._address, mark)
+    def wait(self, event: Any) -> None:
+        self.scheduler.put_wait(self._address, event)
 
-    def capture(self, work: Callable[[], None]) -> Replay:
+    def capture(self, work: Callable[[], None]) -> Graph:
         taken: list[tuple[str, Any]] = []
         self.scheduler.capturing = (self._address, taken)
         try:
@@ -206,12 +207,7 @@ class ShimLane(ShimDevice):
         finally:
             self.scheduler.capturing = None
         self.scheduler.graphs += 1
-
-        def replay() -> None:
-            for what, one in taken:
-                self._put(what, one)
-
-        return replay
+        return ShimGraph(self, taken)
 
     def array_from(self, foreign: Any) -> DeviceArray:
         array = getattr(foreign, "array", None)
@@ -223,22 +219,32 @@ class ShimLane(ShimDevice):
         self.scheduler.put(self._address, what, work)
 
 
+@dataclass
+class ShimGraph:
+    stream: ShimStream
+    captured: list[tuple[str, Any]]
+
+    def launch(self) -> None:
+        for what, work in self.captured:
+            self.stream._put(what, work)
+
+
 class OnDevice:
     """An array of another library that says it is on a device, in that library's own words."""
 
-    def __init__(self, lane: ShimLane, values: npt.NDArray[Any]) -> None:
-        self.array = lane.upload(values)
-        lane.mark().wait()
+    def __init__(self, stream: ShimStream, values: npt.NDArray[Any]) -> None:
+        self.array = stream.upload(values)
+        stream.record().sync()
         self.shape, self.dtype = list(values.shape), f"torch.{values.dtype}"
         self.__cuda_array_interface__ = self.array.__cuda_array_interface__
 
 
-class ShimEngine(Closeable):
-    """A DeviceEngine: any engine of the host, run when its lane has come so far.
+class ShimEngine(Closing):
+    """A DeviceEngine: any engine of the host, run when its stream has come so far.
 
     Args:
         engine: Runs the network.
-        lane: Of the device.
+        stream: Of the device.
         objects: Rows of the buffers.
         dtype: Of the inputs.
         can_be_captured: What it says.
@@ -247,18 +253,18 @@ class ShimEngine(Closeable):
     def __init__(
         self,
         engine: Engine,
-        lane: ShimLane,
+        stream: ShimStream,
         *,
         objects: int = 8,
         dtype: str = "float32",
         can_be_captured: bool = True,
     ) -> None:
-        self.engine, self._scheduler = engine, lane.scheduler
+        self.engine, self._scheduler = engine, stream.scheduler
         self._can = can_be_captured
 
         def buffer(shape: tuple[int | str, ...], dtype: str) -> DeviceArray:
             sizes = tuple(objects if isinstance(size, str) else size for size in shape)
-            return ShimDevice.empty(lane, sizes, dtype)
+            return ShimDevice.empty(stream, sizes, dtype)
 
         self._rows = any(isinstance(size, str) for size in engine.spec.inputs[0].shape)
         self._inputs = {t.name: buffer(t.shape, dtype) for t in engine.spec.inputs}

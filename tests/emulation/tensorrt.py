@@ -1,9 +1,9 @@
 """A ``tensorrt`` module without a GPU, of the shape of 10.14, 11.x or TensorRT for RTX.
 
 Its "plans" hold the ONNX graph, and its engines run it with onnxruntime on the CPU when the stream
-of :mod:`tests.emulation.driver` comes to it: everything between a file and a mask is the project's own
-code, and numbers mean something. What differs between the versions differs here: the names are
-compared with those of the real bindings (``tests/engines/tensorrt_api.json``).
+of :mod:`tests.emulation.driver` comes to it: everything between a file and a mask is the
+project's own code, and numbers mean something. What differs between the versions differs here: the
+names are compared with those of the real bindings (``tests/engines/tensorrt_api.json``).
 """
 
 from __future__ import annotations

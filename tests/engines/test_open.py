@@ -40,7 +40,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
 
     monkeypatch.setattr(backends_module, "OrtEngine", fake)
     monkeypatch.setattr(backends_module, "OrtCudaEngine", fake_cuda)
-    monkeypatch.setattr(backends_module, "open_device", lambda: "a GPU")
+    monkeypatch.setattr(backends_module, "gpu_unavailable_reason", lambda: None)
+    monkeypatch.setattr(backends_module, "CudaDevice", lambda: "a GPU")
     monkeypatch.setattr(backends_module, "load_trt", no_trt)
     monkeypatch.setattr(backends_module, "why_no_cuda", lambda: None)
     return engines
@@ -130,7 +131,7 @@ def test_a_gpu_backend_never_becomes_another_where_there_is_no_gpu(
     def no_gpu() -> None:
         raise BackendError("CUDA device 0 cannot be used")
 
-    monkeypatch.setattr(backends_module, "open_device", no_gpu)
+    monkeypatch.setattr(backends_module, "CudaDevice", no_gpu)
     monkeypatch.setattr(backends_module, "load_trt", lambda name: name)
     monkeypatch.setattr(backends_module, "why_no_cuda", lambda: None)
     with pytest.raises(BackendError, match="CUDA device 0 cannot be used"):
@@ -153,10 +154,7 @@ def test_a_library_that_is_not_installed_names_its_extra(
 def test_auto_without_a_gpu_says_why_it_takes_the_cpu(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_gpu() -> None:
-        raise BackendError("there is no driver")
-
-    monkeypatch.setattr(backends_module, "open_device", no_gpu)
+    monkeypatch.setattr(backends_module, "gpu_unavailable_reason", lambda: "there is no driver")
     with open_engines(directory) as engines:
         assert engines.backend == "cpu"
         assert engines.backend_note == ("cpu, because no GPU can be used here: there is no driver")
@@ -208,7 +206,7 @@ def test_explicit_cuda_never_becomes_the_cpu(
     def refuse(*args: Any, threads: int | None) -> None:
         raise BackendError("cuda does not work")
 
-    monkeypatch.setattr(backends_module, "open_device", lambda: "a GPU")
+    monkeypatch.setattr(backends_module, "CudaDevice", lambda: "a GPU")
     monkeypatch.setattr(backends_module, "why_no_cuda", lambda: None)
     monkeypatch.setattr(backends_module, "OrtCudaEngine", refuse)
     with pytest.raises(BackendError, match="cuda does not work"):

@@ -1,1 +1,1 @@
-"""Everything that touches a CUDA device."""
+"""Arrays, kernels, streams, events and graphs of a CUDA device; imports CUDA when one opens."""

@@ -1,8 +1,7 @@
-"""Several streams of one device, and what orders them: events, pinned memory, graphs.
+"""Protocols of a CUDA device: streams, events and graphs.
 
-A lane is a :class:`mpn.cuda.array.KernelDevice` whose stream others can wait for. Like
-that protocol it has two implementations, :class:`mpn.cuda.device.CudaDevice` and one in
-the tests that runs what the lanes hold in any order that the marks allow.
+:class:`mpn.cuda.device.CudaDevice` implements :class:`Stream` on a GPU. The tests have a second
+implementation that runs the same kernels on the CPU, in any order that the events allow.
 """
 
 from __future__ import annotations
@@ -15,65 +14,66 @@ import numpy.typing as npt
 
 from mpn.cuda.array import DeviceArray, KernelDevice
 
-Replay = Callable[[], None]
-"""Starts everything that was captured, once more."""
+
+class Graph(Protocol):
+    """Work of a stream that was captured and can be launched as a whole."""
+
+    def launch(self) -> None:
+        """Launch on the stream that captured it, with the same addresses and numbers."""
 
 
-class Mark(Protocol):
-    """A point in the order of a lane."""
+class Event(Protocol):
+    """A point in the order of a stream."""
 
-    def wait(self) -> None:
-        """Make the host wait until the lane has come to it."""
+    def sync(self) -> None:
+        """Block the host until the stream has reached the event."""
 
-    def seconds_since(self, earlier: Mark) -> float:
-        """Device time between two timed marks that the host has waited for."""
+    def elapsed_s(self, earlier: Event) -> float:
+        """Return the device time in seconds between two timed events that are reached."""
 
 
-class Lane(KernelDevice, Protocol):
-    """A stream of a device, beside others of the same memory and kernels."""
+class Stream(KernelDevice, Protocol):
+    """A stream of a device. Streams of one device share memory and kernels."""
 
     @property
     def address(self) -> int:
         """Handle of the stream (``CUstream``), for engines."""
 
-    def beside(self, *, is_urgent: bool = False) -> Self:
-        """A new lane of the same device, not ordered after anything.
+    def create_stream(self, *, high_priority: bool = False) -> Self:
+        """Create a stream of the same device, ordered after nothing.
 
         Args:
-            is_urgent: Its kernels go before those of other lanes where both wait.
+            high_priority: Schedule its kernels before those of other streams.
         """
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array of the host that the device copies from and to without help of the host."""
+        """Allocate a page-locked host array, which the device copies from and to."""
 
-    def send(self, source: npt.NDArray[Any], to: DeviceArray) -> None:
-        """Start a copy from a pinned array, which must stay as it is until it is done."""
+    def upload_async(self, source: npt.NDArray[Any], to: DeviceArray) -> None:
+        """Start a copy from a pinned array, which must not change until the copy is done."""
 
-    def fetch(self, source: DeviceArray, to: npt.NDArray[Any]) -> None:
+    def download_async(self, source: DeviceArray, to: npt.NDArray[Any]) -> None:
         """Start a copy into a pinned array."""
 
-    def mark(self, *, is_timed: bool = False) -> Mark:
-        """A mark behind everything started so far.
+    def record(self, *, timing: bool = False) -> Event:
+        """Record an event after everything started so far.
 
         Args:
-            is_timed: Whether :meth:`Mark.seconds_since` will be asked.
+            timing: Allow :meth:`Event.elapsed_s`.
         """
 
-    def follow(self, mark: Mark) -> None:
-        """Let everything started from now on wait for a mark of any lane; the host does not."""
+    def wait(self, event: Event) -> None:
+        """Order everything started later after an event of any stream; the host does not wait."""
 
-    def capture(self, work: Callable[[], None]) -> Replay:
-        """Note what ``work`` starts on this lane, instead of starting it.
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Capture what ``work`` starts on this stream, without running it.
 
-        ``work`` may launch, copy, fetch and run engines that can be captured; it must not allocate,
-        upload, download, mark or wait.
-
-        Returns:
-            Starts it on this lane, with the same addresses and numbers.
+        ``work`` may launch, copy, call :meth:`download_async` and run engines that can be
+        captured. It must not allocate, upload, download, record or wait.
         """
 
     def array_from(self, foreign: Any) -> DeviceArray:
-        """An array of another library in this device's memory, without a copy.
+        """Return an array over device memory of another library, without a copy.
 
         Raises:
             InputError: If it is not on a device, or not C-contiguous.
@@ -81,7 +81,7 @@ class Lane(KernelDevice, Protocol):
 
 
 def is_on_device(array: object) -> bool:
-    """Whether an array of any library says that it lies in device memory."""
+    """Return whether an array of any library is in device memory."""
     if isinstance(array, np.ndarray):
         return False
     if hasattr(array, "__cuda_array_interface__"):

@@ -1,8 +1,7 @@
-"""Arrays on a device, and what has to be able to launch kernels on them.
+"""Arrays in device memory, and the protocol of a device that runs kernels on them.
 
-The protocol has two implementations: :class:`mpn.cuda.device.CudaDevice`, and one in
-the tests that runs the same kernels on the CPU. Everything above it is therefore tested without a
-GPU. This module needs no CUDA.
+The protocol has two implementations: :class:`mpn.cuda.device.CudaDevice`, and one in the tests
+that runs the same kernels on the CPU. This module needs no CUDA.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpn.cuda.registry import KernelSignature
-from mpn.errors import InputError
+from mpn.errors import EngineError, InputError
 
 
 class DeviceArray:
@@ -25,7 +24,7 @@ class DeviceArray:
         address: Device address of the first element.
         shape: Size of each axis.
         dtype: Of the elements.
-        owner: What keeps the memory; it lives as long as the array and its parts.
+        owner: Object that owns the memory; it lives as long as the array and its parts.
         stream_address: Handle of the CUDA stream that the array is ordered on, for
             ``__cuda_array_interface__``; None: complete already.
     """
@@ -59,7 +58,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3 of the interface that torch, CuPy, Numba and PyCUDA read."""
+        """Version 3 of the interface, which torch, CuPy, Numba and PyCUDA read."""
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -70,7 +69,7 @@ class DeviceArray:
         }
 
     def reshape(self, *shape: int) -> DeviceArray:
-        """The same memory with other axes.
+        """Return the same memory with other axes.
 
         Raises:
             InputError: If the number of elements differs.
@@ -82,7 +81,7 @@ class DeviceArray:
         )
 
     def part(self, start: int, stop: int) -> DeviceArray:
-        """Entries start..stop-1 of the first axis, in the same memory.
+        """Return entries start..stop-1 of the first axis, in the same memory.
 
         Raises:
             InputError: If they do not lie in the array.
@@ -103,7 +102,7 @@ class DeviceArray:
 
 
 Argument = DeviceArray | float | None
-"""Of a kernel: an array or None for a pointer, a number otherwise."""
+"""Argument of a kernel: an array or None for a pointer, a number otherwise."""
 Arguments = dict[str, Argument]
 """Arguments by parameter name."""
 
@@ -115,7 +114,7 @@ class KernelDevice(Protocol):
         """Allocate without initialising."""
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
-        """Allocate, all bytes 0."""
+        """Allocate with all bytes 0."""
 
     def upload(self, array: npt.NDArray[Any], out: DeviceArray | None = None) -> DeviceArray:
         """Copy to the device.
@@ -126,10 +125,10 @@ class KernelDevice(Protocol):
         """
 
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
-        """Copy from the device, waiting for everything that was started before."""
+        """Copy from the device, after a wait for everything started before."""
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
-        """Copy on the device, of the same size and dtype."""
+        """Copy on the device; both arrays have one shape and dtype."""
 
     def launch(self, name: str, **arguments: Argument) -> None:
         """Start a kernel.
@@ -143,10 +142,43 @@ class KernelDevice(Protocol):
         """
 
 
+def array_from_interface(foreign: Any) -> DeviceArray:
+    """Return an array over another library's device memory, without a copy.
+
+    Args:
+        foreign: A :class:`DeviceArray`, or an array with ``__cuda_array_interface__`` (torch,
+            CuPy, Numba, PyCUDA), C-contiguous. Its work must be complete, or on the stream that
+            the result is used on.
+
+    Raises:
+        EngineError: If it is neither, or not contiguous.
+    """
+    if isinstance(foreign, DeviceArray):
+        return foreign
+    interface = getattr(foreign, "__cuda_array_interface__", None)
+    if interface is None:
+        raise EngineError(
+            f"an array on the device was expected, got {type(foreign).__name__}: give one with "
+            "__cuda_array_interface__ (torch, CuPy, Numba), or use run() with NumPy arrays"
+        )
+    shape = tuple(int(size) for size in interface["shape"])
+    dtype = np.dtype(interface["typestr"])
+    strides = interface.get("strides")
+    if strides is not None and tuple(strides) != _c_strides(shape, dtype.itemsize):
+        raise EngineError(
+            f"an array must be C-contiguous, got strides {tuple(strides)} of {shape}: copy it first"
+        )
+    return DeviceArray(int(interface["data"][0]), shape, dtype, foreign)
+
+
+def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape)))
+
+
 def checked_arguments(
     signature: KernelSignature, arguments: Mapping[str, Argument]
 ) -> dict[str, int | float]:
-    """Arguments as addresses and numbers, by parameter name in the kernel's order.
+    """Check arguments; return addresses and numbers by name in the kernel's order.
 
     Raises:
         InputError: If one is missing, unknown, or of another dtype than declared.

@@ -1,8 +1,8 @@
-"""CUDA C++ to machine code, by NVRTC through cuda-core. Needs no GPU.
+"""Compile CUDA C++ to cubins with NVRTC through cuda.core, and cache them. Needs no GPU.
 
-Cubins are kept in a folder of the user, keyed by everything that decides what they contain: source
-with its headers, options, architecture and the compiler's version. They are a cache and nothing
-else: a file that is damaged or cannot be written costs a compilation.
+The cache is a folder of the user. Its key covers the source with its headers, the options, the
+architecture and the compiler's version. A damaged file, or a folder that cannot be written, costs
+a compilation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """How kernels are compiled.
+    """Options of the compiler.
 
     Attributes:
         std: C++ standard.
@@ -51,7 +51,7 @@ def compiled_kernels(
     options: CompileOptions | None = None,
     cache_dir: Path | None = None,
 ) -> bytes:
-    """The machine code of a kernel family, from the cache if it is there.
+    """Return the cubin of a kernel family, from the cache if it is there.
 
     Args:
         family: One of :data:`mpn.cuda.registry.KERNEL_FILES`.
@@ -117,7 +117,7 @@ def compile_cubin(
 
 
 def compiler_version() -> str:
-    """Version of NVRTC, like ``"13.0"``.
+    """Return the version of NVRTC, for example ``"13.0"``.
 
     Raises:
         MissingExtraError: If it is not installed.
@@ -137,13 +137,13 @@ def compiler_version() -> str:
 
 
 def cache_key(source: str, arch: str, options: CompileOptions, version: str) -> str:
-    """Hexadecimal digest of everything that decides what a cubin contains."""
+    """Return the hexadecimal digest of everything that a cubin depends on."""
     settings = [f"{field.name}={getattr(options, field.name)}" for field in fields(options)]
     return hashlib.sha256("\0".join([version, arch, *settings, source]).encode()).hexdigest()
 
 
 def default_cache_dir() -> Path | None:
-    """Where cubins are kept: see :data:`CACHE_DIR_VARIABLE`; else in the user's cache folder."""
+    """Return the folder of :data:`CACHE_DIR_VARIABLE`, else one in the user's cache folder."""
     given = os.environ.get(CACHE_DIR_VARIABLE)
     if given is not None:
         return Path(given) if given else None
@@ -151,7 +151,7 @@ def default_cache_dir() -> Path | None:
 
 
 def _cached(path: Path) -> bytes | None:
-    """The cubin in a file, unless there is none or it is damaged."""
+    """Read the cubin in a file; None if there is none or it is damaged."""
     try:
         kept = path.read_bytes()
     except OSError:
@@ -161,7 +161,7 @@ def _cached(path: Path) -> bytes | None:
 
 
 def _keep(path: Path, cubin: bytes) -> None:
-    """Write a cubin under its name once it is whole: its digest, then its bytes."""
+    """Write digest and bytes of a cubin, and rename the complete file."""
     # A read-only home or a full disk must not stop a run: the cache only saves time.
     with contextlib.suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)

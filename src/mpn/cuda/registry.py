@@ -1,8 +1,7 @@
-"""The CUDA sources of this package, and what stands in them: signatures and launch geometry.
+"""Signatures and launch geometry of the kernels, read from their CUDA sources.
 
-Host code launches a kernel by the types of its own declaration and by the ``// launch:`` line above
-it. Nothing is written down twice, so an argument of the wrong type or a grid that is too small
-cannot come from two files that have drifted apart. This module needs no CUDA.
+Host code launches a kernel by the types of its declaration and by the ``// launch:`` line above it.
+Nothing is written twice, so host and kernel cannot disagree. This module needs no CUDA.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ KERNEL_FILES: Final = (
     "crop",
     "mirror",
     "osvos",
-    "overlay",
     "pack",
     "paste",
     "resize",
@@ -50,7 +48,7 @@ DTYPES: Final[Mapping[str, npt.DTypeLike]] = {
     "uint64": np.uint64,
     "Half": np.float16,
 }
-"""Types of kernel parameters, as NumPy knows them."""
+"""NumPy dtype of each type of kernel parameters."""
 
 _INCLUDE = re.compile(r'^#include "(?P<file>[a-z_]+\.cuh)"$', re.MULTILINE)
 _KERNEL = re.compile(
@@ -101,7 +99,7 @@ class KernelSignature:
     _grid: tuple[CodeType, ...]
 
     def grid(self, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
-        """Blocks of a launch with these arguments, by parameter name: (x, y, z)."""
+        """Compute the blocks (x, y, z) of a launch from its arguments by parameter name."""
         sizes = [
             int(eval(axis, {"ceil": _ceil_div, "min": min}, dict(arguments))) for axis in self._grid
         ]
@@ -110,7 +108,7 @@ class KernelSignature:
 
 @cache
 def kernel_source(family: str) -> str:
-    """The source of a kernel family with its headers in place, each once.
+    """Return the source of a kernel family with each header inserted once.
 
     Args:
         family: One of :data:`KERNEL_FILES`.
@@ -134,7 +132,7 @@ def kernel_source(family: str) -> str:
 
 @cache
 def kernel_signatures() -> Mapping[str, KernelSignature]:
-    """Every kernel of the package by name."""
+    """Return every kernel of the package by name."""
     found: dict[str, KernelSignature] = {}
     for family in KERNEL_FILES:
         for signature in signatures_in(kernel_source(family), family):
@@ -145,7 +143,7 @@ def kernel_signatures() -> Mapping[str, KernelSignature]:
 
 
 def signatures_in(source: str, family: str) -> list[KernelSignature]:
-    """The kernels of one source.
+    """Parse the kernels of one source.
 
     Args:
         source: CUDA C++.
@@ -200,7 +198,7 @@ def _parameter(text: str, kernel: str) -> Parameter:
 
 
 def _geometry(axis: str, names: set[str], kernel: str) -> CodeType:
-    """One axis of a grid: whole numbers, parameters, + and *, ceil(a,b) and min(a,b)."""
+    """Parse one axis of a grid: whole numbers, parameters, + and *, ceil(a,b) and min(a,b)."""
     tree = ast.parse(axis, mode="eval")
     for node in ast.walk(tree):
         is_number = isinstance(node, ast.Constant) and isinstance(node.value, int)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from mpn._common.closeable import SupportsClose
+from mpn.cuda.array import DeviceArray
 from mpn.engines.spec import EngineSpec
 from mpn.types import Float32Array
 
@@ -45,26 +46,6 @@ class Engine(SupportsClose, Protocol):
         """Release the engine; it cannot run afterwards. A second call does nothing."""
 
 
-class DeviceTensor(Protocol):
-    """C-contiguous array in device memory of any owner.
-
-    :class:`mpn.cuda.array.DeviceArray` is one; arrays of other libraries become one
-    through :func:`mpn.cuda.device.tensor_from_interface`.
-    """
-
-    @property
-    def address(self) -> int:
-        """Device address of the first element."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Size of each axis."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the elements."""
-
-
 @dataclass(frozen=True)
 class EngineBuffers:
     """Input and output buffers of a device engine, for one number of objects.
@@ -77,8 +58,8 @@ class EngineBuffers:
         outputs: Buffers by name, in the order of the spec.
     """
 
-    inputs: Mapping[str, DeviceTensor]
-    outputs: Mapping[str, DeviceTensor]
+    inputs: Mapping[str, DeviceArray]
+    outputs: Mapping[str, DeviceArray]
 
 
 @runtime_checkable
@@ -140,10 +121,8 @@ class DeviceEngine(Engine, Protocol):
             EngineError: If ``objects`` does not fit, the engine is closed, or the start fails.
         """
 
-    def infer_on_device(
-        self, inputs: Mapping[str, DeviceTensor], stream: int
-    ) -> Mapping[str, DeviceTensor]:
-        """Start one run on device tensors and return at once.
+    def infer_on_device(self, inputs: Mapping[str, Any], stream: int) -> Mapping[str, DeviceArray]:
+        """Start one run on device tensors, and return at once.
 
         Args:
             inputs: Every input of the spec by name, complete on ``stream`` at the time of the run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ import numpy.typing as npt
 from mpn._common.closeable import Closeable
 from mpn.cuda.device import Device, Tensor, nbytes_of, tensor_from_interface
 from mpn.engines.base import DeviceTensor, EngineBuffers
+from mpn._common.closeable import Closing
+from mpn.cuda.array import DeviceArray, array_from_interface
+from mpn.cuda.device import CudaDevice
+from mpn.engines.base import EngineBuffers
 from mpn.engines.spec import OBJECTS_AXIS, EngineSpec, TensorSpec
 from mpn.errors import EngineError
 from mpn.types import Float32Array
 
-StartBatch = Callable[[int, int], None]
-"""Starts one run: (stream, number of objects)."""
+StartBatch = Callable[[int], None]
+"""Starts one run with a number of objects on the stream of the engine."""
 
 
 class DeviceBuffers(Closeable):
@@ -24,24 +29,24 @@ class DeviceBuffers(Closeable):
 
     Args:
         spec: The engine's interface.
-        device: The GPU.
+        device: The GPU, on the engine's own stream.
         dtypes: Type of each tensor by name; the spec's where it is not named.
 
     Raises:
-        EngineError: If there is not enough memory; what was had is given back.
+        EngineError: If there is not enough memory; what was allocated is released.
     """
 
     def __init__(
-        self, spec: EngineSpec, device: Device, dtypes: Mapping[str, str] | None = None
+        self, spec: EngineSpec, device: CudaDevice, dtypes: Mapping[str, str] | None = None
     ) -> None:
         self._spec, self._device = spec, device
-        self._tensors: dict[str, Tensor] = {}
+        self._arrays: dict[str, DeviceArray] = {}
         try:
             for tensor in (*spec.inputs, *spec.outputs):
                 dtype = (dtypes or {}).get(tensor.name, tensor.dtype)
                 shape = _shape_for(tensor, self.most_objects)
-                address = device.allocate(nbytes_of(shape, dtype))
-                self._tensors[tensor.name] = Tensor(address, shape, dtype)
+                self._arrays[tensor.name] = device.empty(shape, dtype)
+            device.sync()  # allocated in the order of one stream, used on any
         except BaseException:
             self.close()
             raise
@@ -72,8 +77,8 @@ class DeviceBuffers(Closeable):
             outputs=self._part(self._spec.outputs, objects),
         )
 
-    def objects_in(self, inputs: Mapping[str, DeviceTensor]) -> int:
-        """How many objects device tensors hold, once they fit the engine.
+    def objects_in(self, inputs: Mapping[str, Any]) -> int:
+        """Check device arrays against the engine and return their number of objects.
 
         Raises:
             EngineError: If a name, shape or dtype does not fit.
@@ -85,35 +90,39 @@ class DeviceBuffers(Closeable):
             )
         objects = 1
         for tensor in self._spec.inputs:
-            given = tensor_from_interface(inputs[tensor.name])
-            buffer = self._tensors[tensor.name]
+            given = array_from_interface(inputs[tensor.name])
+            buffer = self._arrays[tensor.name]
             if tensor.dynamic_axes and given.shape:
                 objects = given.shape[0]
-            if given.shape != _shape_for(tensor, objects) or np.dtype(given.dtype) != buffer.dtype:
+            if given.shape != _shape_for(tensor, objects) or given.dtype != buffer.dtype:
                 raise EngineError(
                     f"tensor '{tensor.name}' must be {buffer.dtype} {tensor.shape} on the device, "
-                    f"got {np.dtype(given.dtype)} {given.shape}"
+                    f"got {given.dtype} {given.shape}"
                 )
         self.of(objects)
         return objects
 
-    def copy_in(self, inputs: Mapping[str, DeviceTensor], objects: int, stream: int) -> None:
-        """Copy device tensors, checked by :meth:`objects_in`, to where they are not already."""
+    def copy_in(self, inputs: Mapping[str, Any], objects: int, on: CudaDevice) -> None:
+        """Copy device arrays, checked by :meth:`objects_in`, into the buffers.
+
+        Args:
+            inputs: By name; an array that is its buffer is not copied.
+            objects: How many rows they have.
+            on: The device, on the stream to copy on.
+        """
         for name, buffer in self.of(objects).inputs.items():
-            given = tensor_from_interface(inputs[name])
+            given = array_from_interface(inputs[name])
             if given.address != buffer.address:
-                size = nbytes_of(buffer.shape, buffer.dtype)
-                self._device.copy(given.address, buffer.address, size, stream)
+                on.copy(given, buffer)
 
     def run_batches(
-        self, inputs: Mapping[str, Float32Array], stream: int, start: StartBatch
+        self, inputs: Mapping[str, Float32Array], start: StartBatch
     ) -> dict[str, Float32Array]:
         """Run on host arrays: copy in, start, copy out, wait; in several batches if need be.
 
         Args:
             inputs: As the spec says, float32; any number of objects.
-            stream: To work on.
-            start: Starts one run on the buffers.
+            start: Starts one run on the buffers, on the engine's own stream.
 
         Returns:
             New float32 arrays.
@@ -136,21 +145,26 @@ class DeviceBuffers(Closeable):
         }
         for first in range(0, total, self.most_objects):
             last = min(first + self.most_objects, total)
-            self._run_batch(inputs, outputs, (first, last), stream, start)
+            self._run_batch(inputs, outputs, (first, last), start)
         return outputs
 
     def close(self) -> None:
-        """Give the memory back; closing twice is allowed."""
-        tensors, self._tensors = self._tensors, {}
-        for tensor in tensors.values():
-            self._device.free(tensor.address)
+        """Release the memory once no stream uses it; closing twice is allowed.
+
+        Arrays of :meth:`of` that are still referenced keep theirs.
+        """
+        if self._arrays:
+            # It is released in the order of the engine's stream, and may be in use on another.
+            with suppress(EngineError):  # reported where it was waited for
+                self._device.activate()
+                self._device.sync_all()
+            self._arrays = {}
 
     def _run_batch(
         self,
         inputs: Mapping[str, Float32Array],
         outputs: Mapping[str, Float32Array],
         rows: tuple[int, int],
-        stream: int,
         start: StartBatch,
     ) -> None:
         part = slice(*rows) if self.has_objects else slice(None)
@@ -158,22 +172,23 @@ class DeviceBuffers(Closeable):
         for name, buffer in buffers.inputs.items():
             # Rounded to nearest, as a cast on the device would round.
             array = np.ascontiguousarray(inputs[name][part], dtype=buffer.dtype)
-            self._device.upload(array, buffer.address, stream)
-        start(stream, rows[1] - rows[0])
+            self._device.upload(array, buffer)
+        start(rows[1] - rows[0])
         arrived: dict[str, npt.NDArray[Any]] = {}
         for name, buffer in buffers.outputs.items():
             arrived[name] = np.empty(buffer.shape, buffer.dtype)
-            self._device.download(buffer.address, arrived[name], stream)
-        self._device.synchronize(stream)
+            self._device.download_async(buffer, arrived[name])
+        self._device.sync()
         for name, array in arrived.items():
             outputs[name][part] = array
 
-    def _part(self, tensors: tuple[TensorSpec, ...], objects: int) -> dict[str, DeviceTensor]:
-        found: dict[str, DeviceTensor] = {}
+    def _part(self, tensors: tuple[TensorSpec, ...], objects: int) -> dict[str, DeviceArray]:
+        found: dict[str, DeviceArray] = {}
         for tensor in tensors:
-            whole = self._tensors[tensor.name]
-            found[tensor.name] = Tensor(
-                whole.address, _shape_for(tensor, objects), whole.dtype, self
+            whole = self._arrays[tensor.name]
+            # Without a stream: the caller orders itself after the stream that the engine ran on.
+            found[tensor.name] = DeviceArray(
+                whole.address, _shape_for(tensor, objects), whole.dtype, whole.owner
             )
         return found
 

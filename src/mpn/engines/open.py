@@ -14,6 +14,8 @@ import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn.cuda.device import Device, open_device
+from mpn._common.closeable import Closing
+from mpn.cuda.device import CudaDevice, gpu_unavailable_reason
 from mpn.engines.base import Engine
 from mpn.engines.directory.files import check_engine_dir, check_present, resolve_inside
 from mpn.engines.directory.manifest import (
@@ -57,7 +59,7 @@ class OpenedRoles:
     note: str
     engines: Mapping[Role, Engine]
     store: PlanStore | None = None
-    device: Device | None = None
+    device: CudaDevice | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Opening:
                 f"cuda was asked for, but {reason}: uninstall onnxruntime and install mpn-runtime "
                 "with its extra [gpu], never together with [cpu], or use backend cpu"
             )
-        device = open_device()
+        device = CudaDevice()
 
         def open_one(role: Role) -> Engine:
             spec = self.manifest.spec(role)
@@ -125,7 +127,7 @@ class Opening:
 
     def _on_trt(self, backend: TrtBackend) -> OpenedRoles:
         api = load_trt(backend)
-        device = open_device()
+        device = CudaDevice()
         store = PlanStore(self.directory, self.manifest, api, device)
         notes = []
 
@@ -168,7 +170,7 @@ def open_with(opening: Opening, backend: Backend) -> OpenedRoles:
         opened = opening.on_gpu(backend)
         return _noted(opened, f"{backend}, as asked for")
     reasons = []
-    without = why_no_gpu()
+    without = gpu_unavailable_reason()
     if without is not None:
         # Said once: a library may be there and load, without a GPU it runs nothing.
         return OpenedRoles(
@@ -188,15 +190,6 @@ def open_with(opening: Opening, backend: Backend) -> OpenedRoles:
             passed_over = f" ({'; '.join(reasons)})" if reasons else ""
             return _noted(opened, f"{candidate}, because it works here{passed_over}")
     return OpenedRoles("cpu", f"cpu, because {'; '.join(reasons)}", opening.on_cpu())
-
-
-def why_no_gpu() -> str | None:
-    """Why no GPU can be used here; None if one can."""
-    try:
-        open_device()
-    except (BackendError, MissingExtraError) as error:
-        return str(error)
-    return None
 
 
 def _noted(opened: OpenedRoles, note: str) -> OpenedRoles:
@@ -263,7 +256,7 @@ class EngineSet(Closeable):
     backend_note: str
     digests: Mapping[str, str]
     plans: PlanStore | None = None
-    device: Device | None = None
+    device: CudaDevice | None = None
     policy: PlanPolicy = field(default_factory=PlanPolicy)
 
     @property

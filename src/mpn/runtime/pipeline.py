@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from mpn._common.closeable import Closeable
 from mpn._common.concurrency import OpenCvThreads
-from mpn.cuda.api import Lane, is_on_device
+from mpn.cuda.api import Stream, is_on_device
 from mpn.engines.open import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
 from mpn.errors import EngineError, InputError
 from mpn.runtime.candidates import (
@@ -462,7 +462,7 @@ class Pipeline(DeviceVideo):
         ops: Array operations; default: the CPU's.
         adapter: Fine-tunes the networks on each object that is given; closed with the pipeline.
             None: all objects use the engines as they are.
-        lane: Where frames are worked on, with engines that take device memory; None: on the host.
+        stream: Where frames are worked on, with engines that take device memory; None: on the host.
             ``ops`` has no say then, and ``flow`` is asked only where no engine gives it.
         device_options: How the device is used.
 
@@ -479,7 +479,7 @@ class Pipeline(DeviceVideo):
         flow: FlowEstimator | None = None,
         ops: Ops = cpu,
         adapter: ObjectAdapterLike | None = None,
-        lane: Lane | None = None,
+        stream: Stream | None = None,
         device_options: DeviceOptions | None = None,
     ) -> None:
         advice = engines.manifest.runtime_defaults
@@ -492,16 +492,16 @@ class Pipeline(DeviceVideo):
         is_flow_of_host = flow is not None or engines.flow is None
         flow = flow_estimator_from(engines) if flow is None else flow
         super().__init__(
-            options, flow if lane is None or is_flow_of_host else FlowOfDevice(), adapter
+            options, flow if stream is None or is_flow_of_host else FlowOfDevice(), adapter
         )
         self._to_close.callback(engines.close)
         self._engines = engines
         self._stages = Stages(engines, options, ops, self._objects)
         self._osvos = OsvosStage(engines, options, self._objects)
-        if lane is not None:
+        if stream is not None:
             self._work_on(
                 DeviceStages(
-                    lane,
+                    stream,
                     engines,
                     options,
                     self._objects,
@@ -572,17 +572,18 @@ class Pipeline(DeviceVideo):
                         on_progress=on_adapt,
                     )
                 )
-            lane = None
+            stream = None
             if engines.backend != "cpu":
                 from mpn.cuda.device import CudaDevice
 
                 device = CudaDevice(0 if engines.device is None else engines.device.index)
-                lane = device.beside(is_urgent=True)  # the objects go first, the rest beside them
+                # The work of the objects goes first, flow and OSVOS wait for it.
+                stream = device.create_stream(high_priority=True)
             pipeline = cls(
                 engines,
                 options=options,
                 adapter=adapter,
-                lane=lane,
+                stream=stream,
                 device_options=device_options,
             )
             opened.pop_all()
@@ -702,7 +703,7 @@ class Pipeline(DeviceVideo):
         has_lost = is_sought and any(support is None for support in state.supports)
         if not has_lost and any(wanted) and not frame.has_osvos_for(wanted):
             on.sight.see_osvos(frame, object_ids, wanted)
-        on.follow_flow(frame)
+        on.wait_for_flow(frame)
         if not has_lost:
             self._start_frame(on, frame, object_ids, planes_for=wanted)
             if expected is not None:
@@ -743,7 +744,7 @@ class Pipeline(DeviceVideo):
         back.append(("output", on.output))
         on.segment("until propagation", frame, front)
         if has_planes:
-            on.follow_osvos(frame)
+            on.wait_for_osvos(frame)
         on.segment("from merge on", frame, back, key=(plane_of, has_planes, is_blended))
 
     def _decide_on_host(
@@ -754,7 +755,7 @@ class Pipeline(DeviceVideo):
         with on.timed("warp"):
             on.warp(frame)
         found = on.found()
-        on.sight.wait()  # engines run on the host's arrays now, in no lane's order
+        on.sight.wait()  # engines run on the host's arrays now, in no stream's order
         wanted = osvos.wanted(state.index + 1, found, object_ids, state.trust)
         planes: tuple[Any, ...] = (None,) * len(object_ids)
         if any(wanted):

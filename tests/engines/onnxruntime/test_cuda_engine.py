@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mpn.cuda.device import Tensor, open_device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.base import DeviceEngine
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.onnxruntime.cuda_engine import OrtCudaEngine
@@ -115,7 +115,7 @@ def ort(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> Any:
 @pytest.fixture
 def engine(directory: Path, ort: Any) -> Iterator[OrtCudaEngine]:
     spec = load_manifest(directory).spec("propagation")
-    with OrtCudaEngine(directory / "propagation.onnx", spec, open_device(), threads=1) as opened:
+    with OrtCudaEngine(directory / "propagation.onnx", spec, CudaDevice(), threads=1) as opened:
         yield opened
 
 
@@ -153,31 +153,25 @@ def test_the_session_works_on_the_engines_stream_with_float32_kept(
 def test_runs_are_ordered_with_the_callers_stream_and_nothing_waits(
     engine: OrtCudaEngine, directory: Path, driver: FakeDriver, ort: Any
 ) -> None:
-    device = open_device()
-    stream = device.create_stream()
+    device = CudaDevice()
+    stream = device.address
     inputs = crops(2)
-    address = driver.cuMemAlloc(inputs["rgb_prob"].nbytes)[1]
+    given = device.empty(inputs["rgb_prob"].shape, np.float32)
     engine.prepare(stream, 2)
     driver.log.clear()
     # The upload is on the caller's stream: a run that did not wait for it would miss it.
-    device.upload(inputs["rgb_prob"], address, stream)
-    outputs = engine.infer_on_device(
-        {"rgb_prob": Tensor(address, (2, 4, 65, 65), np.float32)}, stream
-    )
+    device.upload(inputs["rgb_prob"], given)
+    outputs = engine.infer_on_device({"rgb_prob": given}, stream)
     assert "cuStreamSynchronize" not in driver.log
-    prob = outputs["prob"]
-    got = np.empty(prob.shape, np.float32)
-    device.download(prob.address, got, stream)  # and the caller's stream waits for the run
-    device.synchronize(stream)
+    got = device.download(outputs["prob"])  # on the caller's stream, which waits for the run
     np.testing.assert_array_equal(got, expected(directory, inputs))
     assert len(ort.sessions[0].bindings) == 1, "bound once for two objects"
 
 
 def test_it_cannot_be_captured_and_says_so(engine: OrtCudaEngine) -> None:
-    device = open_device()
-    stream = device.create_stream()
+    device = CudaDevice()
     with pytest.raises(EngineError, match="cannot be captured into a CUDA graph"):
-        device.capture(stream, lambda: engine.enqueue(stream) and None)
+        device.capture(lambda: engine.enqueue(device.address) and None)
 
 
 def test_a_failing_run_is_one_line(engine: OrtCudaEngine, ort: Any) -> None:
@@ -190,9 +184,10 @@ def test_a_closed_engine_says_so_and_gives_everything_back(
     engine: OrtCudaEngine, driver: FakeDriver
 ) -> None:
     engine.run(crops(1))
+    streams = driver.open_streams
     engine.close()
     engine.close()
-    assert (driver.allocated, driver.open_streams) == (0, 0)
+    assert (driver.allocated, driver.open_streams) == (0, streams - 1)
     with pytest.raises(EngineError, match="is closed"):
         engine.run(crops(1))
 
@@ -203,16 +198,16 @@ def test_a_provider_that_became_another_is_refused_and_leaves_nothing(
     monkeypatch.setattr(
         ort.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"]
     )
-    spec = load_manifest(directory).spec("propagation")
+    spec, device = load_manifest(directory).spec("propagation"), CudaDevice()
     with pytest.raises(BackendError, match="onnxruntime would run CPUExecutionProvider"):
-        OrtCudaEngine(directory / "propagation.onnx", spec, open_device())
-    assert (driver.allocated, driver.open_streams) == (0, 0)
+        OrtCudaEngine(directory / "propagation.onnx", spec, device)
+    assert (driver.allocated, driver.open_streams) == (0, 1)
 
 
 def test_a_graph_of_another_role_is_refused(directory: Path, ort: Any, driver: FakeDriver) -> None:
     spec = load_manifest(directory).spec("propagation")
     with pytest.raises(EngineError, match="is not the propagation engine"):
-        OrtCudaEngine(directory / "osvos.onnx", spec, open_device())
+        OrtCudaEngine(directory / "osvos.onnx", spec, CudaDevice())
 
 
 def test_an_engine_directory_opens_on_it(
@@ -237,7 +232,7 @@ def test_exchanged_weights_run_on_device_memory_too(directory: Path, ort: Any) -
         for name, values in read_weights(directory, entry.tensors).items()
     }
     image = {"image": np.random.default_rng(0).standard_normal((1, 3, 64, 96), np.float32)}
-    device = open_device()
+    device = CudaDevice()
     with (
         open_adapted_engine(directory, manifest, "osvos", weights, backend="cuda") as engine,
         open_adapted_engine(directory, manifest, "osvos", weights, backend="cpu") as on_cpu,
@@ -246,11 +241,7 @@ def test_exchanged_weights_run_on_device_memory_too(directory: Path, ort: Any) -
         assert isinstance(engine, DeviceEngine)
         want = on_cpu.run(image)["prob"]
         np.testing.assert_array_equal(engine.run(image)["prob"], want)
-        stream = device.create_stream()
-        engine.prepare(stream)
-        device.upload(image["image"], engine.buffers().inputs["image"].address, stream)
-        prob = engine.enqueue(stream).outputs["prob"]
-        got = np.empty(prob.shape, np.float32)
-        device.download(prob.address, got, stream)
-        device.synchronize(stream)
+        engine.prepare(device.address)
+        device.upload(image["image"], engine.buffers().inputs["image"])
+        got = device.download(engine.enqueue(device.address).outputs["prob"])
         np.testing.assert_array_equal(got, want)

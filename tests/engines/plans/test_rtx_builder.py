@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mpn.cuda.device import why_no_device
+from mpn.cuda.device import gpu_unavailable_reason
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import default_engine_dir
 from mpn.engines.spec import Role
@@ -119,7 +119,7 @@ def test_the_engines_that_ship_parse_with_their_ledger_and_weights(api: TrtApi, 
 def test_the_engines_that_ship_build_and_are_cached(
     api: TrtApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if why_no_device() is None:
+    if gpu_unavailable_reason() is None:
         pytest.skip("this machine has a GPU: gpu_check builds on it")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     directory = tmp_path / "engines"

@@ -43,7 +43,7 @@ def test_without_a_gpu_plans_are_built_for_rtx_alone(
     def no_gpu() -> Any:
         raise BackendError("there is no GPU")
 
-    monkeypatch.setattr("mpn.engines.tensorrt.open.open_device", no_gpu)
+    monkeypatch.setattr("mpn.engines.tensorrt.open.CudaDevice", no_gpu)
     install_tensorrt(monkeypatch, "rtx", None)
     plans = build_plans(directory)
     assert [plan.record.key.role for plan in plans] == ["propagation", "osvos"]

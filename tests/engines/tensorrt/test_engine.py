@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.cuda.device import Tensor, open_device
+from mpn.cuda.array import DeviceArray
+from mpn.cuda.device import CudaDevice
 from mpn.engines.base import DeviceEngine
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.onnxruntime.engine import OrtEngine
@@ -68,7 +69,7 @@ class World:
         self.driver = driver
         self.backend = BACKEND_OF[flavour]
         self.manifest = load_manifest(self.directory)
-        self.store = PlanStore(self.directory, self.manifest, load_trt(self.backend), open_device())
+        self.store = PlanStore(self.directory, self.manifest, load_trt(self.backend), CudaDevice())
 
     def open(self, role: Role = "propagation", **policy: Any) -> TrtEngine:
         return open_trt_engine(self.store, role, PlanPolicy(**policy))[0]
@@ -92,10 +93,9 @@ def world(
 
 @pytest.fixture
 def stream(driver: FakeDriver) -> Iterator[int]:
-    device = open_device()
-    handle = device.create_stream()
-    yield handle
-    device.destroy_stream(handle)
+    own = CudaDevice()
+    yield own.address
+    del own  # the stream lives until here
 
 
 def crops(objects: int, seed: int = 0) -> dict[str, Float32Array]:
@@ -103,10 +103,10 @@ def crops(objects: int, seed: int = 0) -> dict[str, Float32Array]:
     return {"rgb_prob": np.random.default_rng(seed).standard_normal(shape, np.float32)}
 
 
-def on_device(driver: FakeDriver, array: Float32Array) -> Tensor:
+def on_device(driver: FakeDriver, array: Float32Array) -> DeviceArray:
     address = driver.cuMemAlloc(array.nbytes)[1]
     driver.array(address, array.shape, array.dtype)[...] = array
-    return Tensor(address, array.shape, array.dtype)
+    return DeviceArray(address, array.shape, array.dtype, None)
 
 
 @pytest.mark.parametrize("use_graphs", [True, False])
@@ -115,7 +115,7 @@ def test_host_arrays_give_what_onnxruntime_gives(
     world: World, use_graphs: bool, objects: int
 ) -> None:
     """9 objects are more than the plan's 4: they run in three batches."""
-    inputs = crops(objects)
+    inputs, streams = crops(objects), world.driver.open_streams
     with world.open(use_graphs=use_graphs) as engine:
         assert isinstance(engine, DeviceEngine)
         assert engine.backend == world.backend
@@ -126,7 +126,7 @@ def test_host_arrays_give_what_onnxruntime_gives(
         assert (again != first).any()
         assert bool(engine.why_no_graphs) is not use_graphs
     assert world.driver.allocated == 0
-    assert world.driver.open_streams == 0
+    assert world.driver.open_streams == streams
 
 
 def test_engines_without_objects_run_too(world: World) -> None:
@@ -154,7 +154,7 @@ def test_device_tensors_go_in_and_come_out_without_waiting(world: World, stream:
         expected = world.expected(inputs)
         # Control: nobody has waited yet, and what is there is of the warm-up.
         assert not np.array_equal(there, expected)
-        open_device().synchronize(stream)
+        CudaDevice().on(stream).sync()
         np.testing.assert_array_equal(there, expected)
 
 
@@ -169,7 +169,7 @@ def test_what_lies_in_the_buffers_already_is_not_copied(world: World, stream: in
         outputs = engine.infer_on_device(own.inputs, stream)
         assert "cuMemcpyDtoDAsync" not in world.driver.log
         assert ("cuGraphLaunch" in world.driver.log) is True
-        open_device().synchronize(stream)
+        CudaDevice().on(stream).sync()
         prob = outputs["prob"]
         got = world.driver.array(prob.address, prob.shape, prob.dtype)
         np.testing.assert_array_equal(got, world.expected(inputs))
@@ -187,10 +187,10 @@ def test_addresses_stay_from_loading_to_closing(world: World, stream: int) -> No
 
 
 def test_a_run_is_recorded_into_a_graph_of_the_caller(world: World, stream: int) -> None:
-    device = open_device()
+    device = CudaDevice().on(stream)
     with world.open() as engine:
         with pytest.raises(EngineError, match="call prepare"):
-            device.capture(stream, lambda: engine.enqueue(stream, 2) and None)
+            device.capture(lambda: engine.enqueue(stream, 2) and None)
         engine.prepare(stream, 2)
         assert engine.can_be_captured
         source = engine.buffers(2).inputs["rgb_prob"]
@@ -201,16 +201,15 @@ def test_a_run_is_recorded_into_a_graph_of_the_caller(world: World, stream: int)
             engine.infer_on_device(engine.buffers(2).inputs, stream)
 
         world.driver.log.clear()
-        graph = device.capture(stream, frame)
+        graph = device.capture(frame)
         assert "cuGraphLaunch" not in world.driver.log, "a graph cannot hold a launch of another"
         for seed in (5, 6):
             inputs = crops(2, seed)
             world.driver.array(source.address, source.shape, source.dtype)[...] = inputs["rgb_prob"]
-            graph.launch(stream)
-            device.synchronize(stream)
+            graph.launch()
+            device.sync()
             got = world.driver.array(prob.address, prob.shape, prob.dtype)
             np.testing.assert_array_equal(got, world.expected(inputs))
-        graph.close()
 
 
 def test_a_context_is_run_before_it_is_captured_and_made_once(world: World, stream: int) -> None:
@@ -253,7 +252,7 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel_and_says_so(
     with world.open() as engine:
         inputs = crops(1)
         np.testing.assert_array_equal(engine.run(inputs)["prob"], world.expected(inputs))
-        assert "cuGraphInstantiate failed" in engine.why_no_graphs[1]
+        assert "capturing a CUDA graph failed: CUDA_ERROR_INVALID_VALUE" in engine.why_no_graphs[1]
     world.driver.fail.clear()
     world.module.behaviour.capturable = False
     with world.open() as engine:
@@ -279,9 +278,9 @@ def test_device_tensors_that_do_not_fit_are_refused(
 ) -> None:
     with world.open() as engine:
         with pytest.raises(EngineError, match=says):
-            engine.infer_on_device({"rgb_prob": Tensor(0, shape, dtype)}, stream)
+            engine.infer_on_device({"rgb_prob": DeviceArray(0, shape, dtype, None)}, stream)
         with pytest.raises(EngineError, match="takes"):
-            engine.infer_on_device({"image": Tensor(0, shape, dtype)}, stream)
+            engine.infer_on_device({"image": DeviceArray(0, shape, dtype, None)}, stream)
 
 
 def test_host_arrays_that_do_not_fit_are_refused(world: World) -> None:
@@ -333,7 +332,7 @@ def test_a_closed_engine_says_so(world: World, stream: int) -> None:
 def test_a_loading_that_fails_gives_its_memory_back(world: World) -> None:
     world.open().close()
     world.driver.fail["cuStreamCreate"] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
-    with pytest.raises(EngineError, match="cuStreamCreate failed"):
+    with pytest.raises(EngineError, match="creating a stream failed: CUDA_ERROR_OUT_OF_MEMORY"):
         world.open()
     assert world.driver.allocated == 0
 
@@ -399,10 +398,12 @@ def test_half_inputs_are_rounded_on_the_host_and_taken_from_the_device(
         assert np.abs(expected - world.expected(crops(2, seed=1))).max() > 10 * PLAN_HALF_INPUT_ABS
         half = on_device(driver, inputs["rgb_prob"].astype(np.float16))
         prob = engine.infer_on_device({"rgb_prob": half}, stream)["prob"]
-        open_device().synchronize(stream)
+        CudaDevice().on(stream).sync()
         np.testing.assert_array_equal(driver.array(prob.address, prob.shape, prob.dtype), got)
         with pytest.raises(EngineError, match="must be float16"):
-            engine.infer_on_device({"rgb_prob": Tensor(0, (2, 4, 65, 65), np.float32)}, stream)
+            engine.infer_on_device(
+                {"rgb_prob": DeviceArray(0, (2, 4, 65, 65), np.float32, None)}, stream
+            )
 
 
 def test_rtx_keeps_the_kernels_it_compiled(

@@ -1,1 +1,1 @@
-from tests.runtime.ops.conftest import shim as shim  # the fixture
+from tests.emulation.cuda_shim.fixtures import shim as shim  # the fixture

@@ -12,17 +12,17 @@ from mpn.engines.open import EngineSet
 from mpn.runtime.options import DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
+from tests.emulation.cuda_shim.shim import Shim
 from tests.emulation.engines import Function
-from tests.emulation.streams import Order, Scheduler, ShimEngine, ShimLane
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.streams import Order, Scheduler, ShimEngine, ShimStream
 from tests.runtime.pipelines import pan_engine
 
 
-def device_set(engines: EngineSet, lane: ShimLane, **options: Any) -> EngineSet:
+def device_set(engines: EngineSet, stream: ShimStream, **options: Any) -> EngineSet:
     """The engines on a device."""
 
     def wrapped(engine: Any) -> Any:
-        return None if engine is None else ShimEngine(engine, lane, **options)
+        return None if engine is None else ShimEngine(engine, stream, **options)
 
     return replace(
         engines,
@@ -44,18 +44,18 @@ def device_pipeline(
     device_options: DeviceOptions | None = None,
     engine_options: dict[str, Any] | None = None,
     adapter: Any = None,
-) -> tuple[Pipeline, ShimLane]:
-    """A pipeline on the shim, and its lane of the objects."""
-    lane = ShimLane(shim, Scheduler(order, seed))
+) -> tuple[Pipeline, ShimStream]:
+    """A pipeline on the shim, and its stream of the objects."""
+    stream = ShimStream(shim, Scheduler(order, seed))
     pipeline = Pipeline(
-        device_set(engines, lane, **(engine_options or {})),
+        device_set(engines, stream, **(engine_options or {})),
         options=options,
         flow=flow,
-        lane=lane,
+        stream=stream,
         device_options=device_options,
         adapter=adapter,
     )
-    return pipeline, lane
+    return pipeline, stream
 
 
 def run(

@@ -12,9 +12,9 @@ from mpn.runtime.options import HOST_ONLY
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.synthetic import render_clip
 from mpn.types import StepResult
-from tests.emulation.streams import ShimLane
+from tests.emulation.cuda_shim.shim import Shim
+from tests.emulation.streams import ShimStream
 from tests.runtime.device.helpers import device_pipeline, iou, run
-from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.tolerances import DEVICE_IOU_MEAN, DEVICE_IOU_WORST, DEVICE_SMALL_AREA_PX
 
 SIZE_HW, FRAMES = (120, 160), 60
@@ -60,13 +60,13 @@ def test_a_wrong_argument_of_one_kernel_is_seen(
     shim: Shim, monkeypatch: pytest.MonkeyPatch, kernel: str, argument: str, factor: float
 ) -> None:
     """Control."""
-    launch = ShimLane.launch
+    launch = ShimStream.launch
 
-    def wrong(self: ShimLane, name: str, **arguments: Any) -> None:
+    def wrong(self: ShimStream, name: str, **arguments: Any) -> None:
         if name == kernel:
             arguments[argument] = factor * arguments[argument]
         launch(self, name, **arguments)
 
-    monkeypatch.setattr(ShimLane, "launch", wrong)
+    monkeypatch.setattr(ShimStream, "launch", wrong)
     found, _ = ious(shim, 1, 12)
     assert np.mean(found) < DEVICE_IOU_MEAN or np.min(found) < DEVICE_IOU_WORST

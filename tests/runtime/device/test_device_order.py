@@ -1,4 +1,4 @@
-"""What orders the lanes, and that the host waits once a frame."""
+"""What orders the streams, and that the host waits once a frame."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from mpn.runtime.options import DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
+from tests.emulation.cuda_shim.shim import Shim
 from tests.emulation.engines import fake_engine_set
-from tests.emulation.streams import Order, ShimLane, ShimMark
+from tests.emulation.streams import Order, ShimEvent, ShimStream
 from tests.runtime.device.helpers import device_pipeline, pan_both_ways, run
 from tests.runtime.device.test_device_pipeline import red, sharpened
-from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.runtime.pipelines import ONE, PLAIN
 from tests.synthetic import squares_clip
 
@@ -21,7 +21,7 @@ CLIP = squares_clip([ONE], pan_xy=(3, 2), frames=9)
 OPTIONS = PipelineOptions(osvos="blend", flow_check_px=3.0, size=40)
 
 
-def started(shim: Shim, **options: Any) -> tuple[Pipeline, ShimLane]:
+def started(shim: Shim, **options: Any) -> tuple[Pipeline, ShimStream]:
     engines = fake_engine_set(
         flow=pan_both_ways(), osvos=red, propagation=sharpened, preprocessing=PLAIN
     )
@@ -38,7 +38,7 @@ def probs(shim: Shim, *, expects: bool, **options: Any) -> np.ndarray:
 @pytest.mark.parametrize("use_graphs", [False, True])
 @pytest.mark.parametrize("expects", [False, True], ids=["each frame by itself", "next expected"])
 @pytest.mark.parametrize(("order", "seed"), [("late", 0), ("random", 1), ("random", 2)])
-def test_no_order_that_the_marks_allow_changes_a_bit(
+def test_no_order_that_the_events_allow_changes_a_bit(
     shim: Shim, order: Order, seed: int, *, expects: bool, use_graphs: bool
 ) -> None:
     options = DeviceOptions(use_graphs=use_graphs)
@@ -48,21 +48,21 @@ def test_no_order_that_the_marks_allow_changes_a_bit(
 
 
 @pytest.mark.parametrize("awaited", ["flow", "osvos"])
-def test_a_mark_that_is_not_awaited_is_found(
+def test_an_event_that_is_not_awaited_is_found(
     shim: Shim, awaited: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: without one of the waits, work done late gives another result."""
     expected = probs(shim, expects=True)
     monkeypatch.setattr(
-        f"mpn.runtime.device.backend.DeviceStages.follow_{awaited}", lambda *_: None
+        f"mpn.runtime.device.backend.DeviceStages.wait_for_{awaited}", lambda *_: None
     )
-    monkeypatch.setattr(ShimMark, "seconds_since", lambda *_: 0.001)
+    monkeypatch.setattr(ShimEvent, "elapsed_s", lambda *_: 0.001)
     assert probs(shim, expects=True, order="late").tobytes() != expected.tobytes()
 
 
 def test_the_host_waits_once_a_frame_and_nothing_is_allocated(shim: Shim) -> None:
-    pipeline, lane = started(shim, order="late")
-    scheduler = lane.scheduler
+    pipeline, stream = started(shim, order="late")
+    scheduler = stream.scheduler
     with pipeline:
         pipeline.start(CLIP.frames[0], CLIP.labels[0])
         for n, frame in enumerate(CLIP.frames[1:-1], start=1):
@@ -75,26 +75,29 @@ def test_the_host_waits_once_a_frame_and_nothing_is_allocated(shim: Shim) -> Non
             pipeline.step(frame)
             assert scheduler.host_waits == waits + 1
             log = scheduler.log[start:]
-            waited = log.index(("host", "wait"))
-            main = [what for where, what in log if where == str(lane.address)]
+            waited = log.index(("host", "sync"))
+            main = [what for where, what in log if where == str(stream.address)]
             assert main[-2:] == ["copy", "copy"], "after the labels, the state is taken over"
             assert all(where != "host" for where, _ in log[:waited])
             if n > 1:  # which object has which plane is told once
                 assert scheduler.allocations == allocations
-        copies = [what for _, what in log if what in ("send", "fetch", "upload")]
-    assert copies == ["fetch", "fetch", "send"], "labels and figures out, the next frame in"
+        copies = [what for _, what in log if what in ("upload_async", "download_async", "upload")]
+    assert copies == ["download_async", "download_async", "upload_async"], (
+        "labels and figures out, the next frame in"
+    )
 
 
 def test_flow_and_osvos_of_the_next_frame_do_not_wait_for_this_one(shim: Shim) -> None:
     """In the order that starts late, they stay behind until the next frame asks for them."""
-    pipeline, lane = started(shim, order="late")
+    pipeline, stream = started(shim, order="late")
     with pipeline:
         pipeline.start(CLIP.frames[0], CLIP.labels[0])
         for n, frame in enumerate(CLIP.frames[1:5], start=1):
             pipeline.expect(CLIP.frames[n + 1])
             pipeline.step(frame)
         held = {
-            address: [what for what, _ in queue] for address, queue in lane.scheduler.queues.items()
+            address: [what for what, _ in queue]
+            for address, queue in stream.scheduler.queues.items()
         }
     assert [what for what in held[2] if what == "flow"] == ["flow", "flow"], "there and back"
     assert "osvos" in held[3]
@@ -114,8 +117,8 @@ def test_another_frame_than_the_expected_one_is_worked_on_all_the_same(shim: Shi
 
 def test_engines_that_cannot_be_captured_are_left_out_of_graphs(shim: Shim) -> None:
     expected = probs(shim, expects=False)
-    pipeline, lane = started(shim, engine_options={"can_be_captured": False})
+    pipeline, stream = started(shim, engine_options={"can_be_captured": False})
     with pipeline:
         results = run(pipeline, CLIP.frames, CLIP.labels[0])
-    assert lane.scheduler.graphs == 0
+    assert stream.scheduler.graphs == 0
     assert np.stack([result.probs for result in results]).tobytes() == expected.tobytes()

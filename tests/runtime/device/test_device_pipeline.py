@@ -1,7 +1,7 @@
 """A pipeline on a device gives the host's results, whatever the options and whatever happens.
 
 The device is the shim: kernels compiled by g++ from their own source, engines run by the host when
-their lane has come so far.
+their stream has come so far.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mpn.errors import EngineError, InputError
 from mpn.runtime.options import HOST_ONLY, DeviceOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
+from tests.emulation.cuda_shim.shim import Shim
 from tests.emulation.engines import FakeAdapter, fake_engine_set, fourth_channel
-from tests.emulation.streams import OnDevice, ShimEngine, ShimLane
+from tests.emulation.streams import OnDevice, ShimEngine, ShimStream
 from tests.runtime.device.helpers import device_pipeline, pan_both_ways, run
-from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.runtime.pipelines import PAN, PLAIN, TWO, pan_engine
 from tests.synthetic import Clip, KnownFlow
 from tests.tolerances import DEVICE_CONFIDENCE, DEVICE_PROB
@@ -78,7 +78,7 @@ CASES: dict[str, tuple[Clip, dict[str, Any], dict[str, Any]]] = {
 
 def both(
     shim: Shim, clip: Clip, options: dict[str, Any], engines: dict[str, Any], **device: Any
-) -> tuple[Pipeline, Pipeline, ShimLane]:
+) -> tuple[Pipeline, Pipeline, ShimStream]:
     both_ways = engines.get("flow") is pan_both_ways
     sets = [
         fake_engine_set(
@@ -95,8 +95,8 @@ def both(
     flows = None if "flow" in engines or "size" in options else clip.flows_to_prev_px
     known = [None if flows is None else KnownFlow(flows) for _ in range(2)]
     host = Pipeline(sets[0], options=chosen, flow=known[0])
-    on_device, lane = device_pipeline(shim, sets[1], chosen, flow=known[1], **device)
-    return host, on_device, lane
+    on_device, stream = device_pipeline(shim, sets[1], chosen, flow=known[1], **device)
+    return host, on_device, stream
 
 
 def assert_same(given: list[StepResult], expected: list[StepResult], *, crf: bool = False) -> None:
@@ -113,20 +113,20 @@ def assert_same(given: list[StepResult], expected: list[StepResult], *, crf: boo
 @pytest.mark.parametrize("case", CASES)
 def test_results_are_the_hosts(shim: Shim, case: str) -> None:
     clip, options, engines = CASES[case]
-    host, device, lane = both(shim, clip, options, engines)
+    host, device, stream = both(shim, clip, options, engines)
     with host, device:
         expected = run(host, clip.frames, clip.labels[0])
         given = run(device, clip.frames, clip.labels[0])
     assert_same(given, expected, crf="crf" in options)
     assert any(np.unique(result.labels).size > 1 for result in given[1:])
-    assert lane.scheduler.graphs > 0, "the last frames were graphs"
+    assert stream.scheduler.graphs > 0, "the last frames were graphs"
     stages = {stage for result in given for stage in result.timings}
     assert stages >= {"input", "flow", "until propagation", "from merge on"}
 
 
 def test_without_graphs_and_on_one_stream_it_is_the_same_with_stage_times(shim: Shim) -> None:
     plain = DeviceOptions(use_graphs=False, use_streams=False)
-    host, device, lane = both(
+    host, device, stream = both(
         shim, PAN, {"osvos": "blend", "crf": True}, {"osvos": red}, device_options=plain
     )
     with host, device:
@@ -135,8 +135,8 @@ def test_without_graphs_and_on_one_stream_it_is_the_same_with_stage_times(shim: 
         )
         stages = {"input", "flow", "osvos", "warp", "crop", "propagation", "merge", "crf"}
         assert set(device.timings) >= stages | {"output"}
-    assert lane.scheduler.graphs == 0
-    assert len(lane.scheduler.queues) == 1
+    assert stream.scheduler.graphs == 0
+    assert len(stream.scheduler.queues) == 1
 
 
 def lost_on_the_way() -> Clip:
@@ -173,8 +173,8 @@ def adapted(engine_set: Any, roles: tuple[str, ...]) -> FakeAdapter:
 class OnLane:
     """Puts the engines that an adapter hands out on a device."""
 
-    def __init__(self, adapter: FakeAdapter, lanes: list[ShimLane]) -> None:
-        self._adapter, self._lanes = adapter, lanes
+    def __init__(self, adapter: FakeAdapter, streams: list[ShimStream]) -> None:
+        self._adapter, self._lanes = adapter, streams
 
     def adapt(self, *given: Any) -> dict[Any, Any]:
         made = self._adapter.adapt(*given)
@@ -198,14 +198,14 @@ def test_objects_with_engines_of_their_own(shim: Shim, roles: tuple[str, ...], f
     engines = {"preprocessing": PLAIN, "osvos": green}
     host_set, device_engines = fake_engine_set(**engines), fake_engine_set(**engines)
     host = Pipeline(host_set, flow=KnownFlow(flow), adapter=adapted(host_set, roles))
-    lanes: list[ShimLane] = []
-    device, lane = device_pipeline(
+    streams: list[ShimStream] = []
+    device, stream = device_pipeline(
         shim,
         device_engines,
         flow=KnownFlow(flow),
-        adapter=OnLane(adapted(device_engines, roles), lanes),
+        adapter=OnLane(adapted(device_engines, roles), streams),
     )
-    lanes.append(lane)
+    streams.append(stream)
     with host, device:
         expected = run(host, TWO.frames, TWO.labels[0])
         given = run(device, TWO.frames, TWO.labels[0])
@@ -285,13 +285,13 @@ def test_an_osvos_that_answers_with_nan_is_an_error(shim: Shim) -> None:
 
 
 def test_probabilities_are_there_until_the_next_frame(shim: Shim) -> None:
-    _, device, lane = both(shim, PAN, {}, {})
+    _, device, stream = both(shim, PAN, {}, {})
     with device:
         device.start(PAN.frames[0], PAN.labels[0])
         first = device.step(PAN.frames[1])
-        before = lane.downloads
+        before = stream.downloads
         assert "probs=(1, 60, 90)" in repr(first)
-        assert lane.downloads == before, "nobody has read them"
+        assert stream.downloads == before, "nobody has read them"
         assert first.probs.shape == (1, 60, 90)
         second = device.step(PAN.frames[2])
         assert first.probs.any(), "read in time, they stay"
@@ -305,13 +305,13 @@ def test_frames_in_device_memory_are_taken_as_they_are(shim: Shim) -> None:
     """Also where the host has to look at one, for an object that is lost."""
     clip = lost_on_the_way()
     engines = {"flow": pan_engine, "osvos": green, "preprocessing": PLAIN}
-    host, device, lane = both(shim, clip, {}, engines)
+    host, device, stream = both(shim, clip, {}, engines)
     with host, device:
         expected = run(host, clip.frames, clip.labels[0])
-        first: Any = OnDevice(lane, clip.frames[0])
+        first: Any = OnDevice(stream, clip.frames[0])
         given = [device.start(first, clip.labels[0])]
         for frame in clip.frames[1:]:
-            given.append(device.step(OnDevice(lane, frame)))  # type: ignore[arg-type]
+            given.append(device.step(OnDevice(stream, frame)))  # type: ignore[arg-type]
             assert given[-1].probs is not None
         for wrong, message in (
             (np.zeros((10, 20, 3), np.uint8), "the frame is 20x10 but"),
@@ -319,7 +319,7 @@ def test_frames_in_device_memory_are_taken_as_they_are(shim: Shim) -> None:
             (np.zeros((60, 90), np.uint8), "must be .* uint8 RGB"),
         ):
             with pytest.raises(InputError, match=message):
-                device.step(OnDevice(lane, wrong))  # type: ignore[arg-type]
+                device.step(OnDevice(stream, wrong))  # type: ignore[arg-type]
     assert_same(given, expected)
 
 
@@ -376,14 +376,14 @@ def test_engines_of_one_crop_cannot_be_shown_its_mirror_image(shim: Shim) -> Non
 
 
 def test_what_a_device_cannot_do_is_an_error(shim: Shim) -> None:
-    lane = ShimLane(shim)
+    stream = ShimStream(shim)
     with pytest.raises(EngineError, match="takes arrays of the host only"):
-        Pipeline(fake_engine_set(), lane=lane)
-    _, device, lane = both(shim, PAN, {}, {})
+        Pipeline(fake_engine_set(), stream=stream)
+    _, device, stream = both(shim, PAN, {}, {})
     with device:
         device.start(PAN.frames[0], PAN.labels[0])
         with pytest.raises(InputError, match="OpenCV DIS"):
-            device.step(OnDevice(lane, PAN.frames[1]))  # type: ignore[arg-type]
+            device.step(OnDevice(stream, PAN.frames[1]))  # type: ignore[arg-type]
         with pytest.raises(InputError, match="the frame is 10x10"):
             device.step(np.zeros((10, 10, 3), np.uint8))
         assert device.step(PAN.frames[1]).labels.any(), "it stands where it stood"

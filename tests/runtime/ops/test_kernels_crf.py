@@ -16,10 +16,10 @@ from mpn.runtime.device import lattice as cuda_lattice
 from mpn.runtime.device.crf import CudaCrf
 from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.types import Roi
-from tests.runtime.ops.cuda_shim.compare import largest_difference
-from tests.runtime.ops.cuda_shim.device import ShimDevice
-from tests.runtime.ops.cuda_shim.scene import empty, make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import largest_difference
+from tests.emulation.cuda_shim.device import ShimDevice
+from tests.emulation.cuda_shim.scene import empty, make_scene
+from tests.emulation.cuda_shim.shim import Shim
 from tests.tolerances import (
     CRF_ARGMAX_AGREEMENT,
     CRF_MEAN_ABSOLUTE,

@@ -21,12 +21,12 @@ from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.tracks import tracks_from_labels
 from mpn.types import Roi
+from tests.emulation.cuda_shim.compare import largest_difference
+from tests.emulation.cuda_shim.device import ShimDevice
+from tests.emulation.cuda_shim.scene import make_scene
+from tests.emulation.cuda_shim.shim import Shim
 from tests.emulation.engines import fake_engine_set
 from tests.runtime.host.test_ops import MEAN, STD
-from tests.runtime.ops.cuda_shim.compare import largest_difference
-from tests.runtime.ops.cuda_shim.device import ShimDevice
-from tests.runtime.ops.cuda_shim.scene import make_scene
-from tests.runtime.ops.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_CHAIN, KERNEL_CONFIDENCE, KERNEL_RESIZE, NORMALISED_RGB
 
 SIZE_HW, SIZE, IDS = (45, 70), 33, (2, 5, 9)
@@ -257,7 +257,7 @@ def test_tracks_are_the_cpus(shim: Shim) -> None:
     device, frame, host = started(shim, PLAIN)
     labels = labels_from_merged(host.prob, IDS)
     frame.tracks(device.upload(labels), frame.prob)
-    figures = frame.figures.read(device.download(frame.figures.block))
+    figures = frame.readback.read(device.download(frame.readback.buffer))
     areas, boxes, sums = (figures[f"track_{name}"] for name in ("areas", "boxes", "sums"))
     branches = ["given"] * 3
     expected = tracks_from_labels(labels, host.prob, IDS, branches, host.supports)  # type: ignore[arg-type]

@@ -9,10 +9,9 @@ import pytest
 from mpn.errors import InputError
 from mpn.runtime.device import images as cuda_images
 from mpn.runtime.host import preprocess
-from mpn.runtime.media import overlay
-from tests.runtime.ops.cuda_shim.compare import largest_difference
-from tests.runtime.ops.cuda_shim.device import ShimDevice
-from tests.runtime.ops.cuda_shim.shim import Shim
+from tests.emulation.cuda_shim.compare import largest_difference
+from tests.emulation.cuda_shim.device import ShimDevice
+from tests.emulation.cuda_shim.shim import Shim
 from tests.tolerances import FLOW_RESIZE_PX, KERNEL_RESIZE
 
 RNG = np.random.default_rng(0)
@@ -55,18 +54,6 @@ def test_planes_and_flows_are_the_cpus(device: ShimDevice, size_hw: tuple[int, i
     assert largest_difference(flow, expected) <= FLOW_RESIZE_PX
 
 
-def test_the_overlay_is_the_cpus_bit_for_bit(device: ShimDevice) -> None:
-    labels = RNG.integers(0, 3, (40, 50), dtype=np.uint8)
-    drawn = cuda_images.draw_overlay(
-        device,
-        device.upload(RGB),
-        device.upload(labels),
-        device.upload(overlay._OVERLAY_PALETTE),
-        opacity=0.4,
-    )
-    assert np.array_equal(device.download(drawn), overlay.draw_overlay(RGB, labels, opacity=0.4))
-
-
 def test_a_network_input_goes_where_it_is_wanted(device: ShimDevice) -> None:
     out = device.empty((1, 3, 64, 64), np.float32)
     rgb = device.upload(RGB)
@@ -76,10 +63,3 @@ def test_a_network_input_goes_where_it_is_wanted(device: ShimDevice) -> None:
         cuda_images.flow_input(device, rgb, (64, 65), out=out)
     with pytest.raises(InputError, match="float16"):
         cuda_images.flow_input(device, rgb, (64, 64), dtype="float16", out=out)
-
-
-def test_labels_of_another_size_are_refused(device: ShimDevice) -> None:
-    palette = device.empty((256, 3), np.uint8)
-    labels = device.empty((40, 51), np.uint8)
-    with pytest.raises(InputError, match=r"\(40, 50\) like the frame .* got \(40, 51\)"):
-        cuda_images.draw_overlay(device, device.upload(RGB), labels, palette, opacity=0.5)

@@ -16,6 +16,10 @@ from mpn._common.closeable import Closeable
 from mpn._common.text import one_line
 from mpn.cuda.device import Device
 from mpn.engines.base import DeviceTensor, EngineBuffers
+from mpn._common.closeable import Closing
+from mpn.cuda.array import DeviceArray
+from mpn.cuda.device import CudaDevice
+from mpn.engines.base import EngineBuffers
 from mpn.engines.buffers import DeviceBuffers
 from mpn.engines.onnxruntime.engine import check_interface, import_onnxruntime, open_session
 from mpn.engines.spec import EngineSpec
@@ -46,7 +50,7 @@ class OrtCudaEngine(Closeable):
         self,
         onnx_path: str | os.PathLike[str],
         spec: EngineSpec,
-        device: Device,
+        device: CudaDevice,
         *,
         threads: int | None = None,
     ) -> None:
@@ -55,7 +59,7 @@ class OrtCudaEngine(Closeable):
         self._buffers: DeviceBuffers | None = None
         self._bindings: dict[int, Any] = {}
         device.activate()
-        self._stream = device.create_stream()
+        self._stream: CudaDevice | None = device.create_stream()
         try:
             self._session = open_session(
                 self._path,
@@ -63,11 +67,11 @@ class OrtCudaEngine(Closeable):
                 threads,
                 cuda_options={
                     "device_id": str(device.index),
-                    "user_compute_stream": str(self._stream),
+                    "user_compute_stream": str(self._stream.address),
                 },
             )
             check_interface(self._path, spec, self._session)
-            self._buffers = DeviceBuffers(spec, device)
+            self._buffers = DeviceBuffers(spec, self._stream)
         except BaseException:
             self.close()
             raise
@@ -90,7 +94,7 @@ class OrtCudaEngine(Closeable):
         return "cuda"
 
     @property
-    def device(self) -> Device:
+    def device(self) -> CudaDevice:
         """The GPU it is on."""
         return self._device
 
@@ -106,35 +110,35 @@ class OrtCudaEngine(Closeable):
     def prepare(self, stream: int, objects: int = 1) -> None:
         """See :class:`mpn.engines.base.DeviceEngine`."""
         self.enqueue(stream, objects)
-        self._device.synchronize(stream)
+        self._device.on(stream).sync()
 
     def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
         """See :class:`mpn.engines.base.DeviceEngine`."""
-        buffers = self.buffers(objects)
-        if self._device.is_capturing(stream):
+        buffers, own = self.buffers(objects), self._own_stream()
+        self._device.activate()
+        caller = self._device.on(stream)
+        if caller.is_capturing:
             raise EngineError(
                 "an engine of backend cuda cannot be captured into a CUDA graph: run it outside, "
                 "or use backend tensorrt"
             )
-        self._device.activate()
-        self._device.order(stream, self._stream)
-        self._start(self._stream, objects)
-        self._device.order(self._stream, stream)
+        own.wait(caller.record())
+        self._start(objects)
+        caller.wait(own.record())
         return buffers
 
-    def infer_on_device(
-        self, inputs: Mapping[str, DeviceTensor], stream: int
-    ) -> Mapping[str, DeviceTensor]:
+    def infer_on_device(self, inputs: Mapping[str, Any], stream: int) -> Mapping[str, DeviceArray]:
         """See :class:`mpn.engines.base.DeviceEngine`."""
         own = self._open_buffers()
         objects = own.objects_in(inputs)
-        own.copy_in(inputs, objects, stream)
+        self._device.activate()
+        own.copy_in(inputs, objects, self._device.on(stream))
         return self.enqueue(stream, objects).outputs
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """See :class:`mpn.engines.base.Engine`; more objects than a batch holds run in several."""
         self._device.activate()
-        return self._open_buffers().run_batches(inputs, self._stream, self._start)
+        return self._open_buffers().run_batches(inputs, self._start)
 
     def close(self) -> None:
         """Release session and memory; closing twice is allowed."""
@@ -143,12 +147,10 @@ class OrtCudaEngine(Closeable):
         if self._buffers is not None:
             self._buffers.close()
             self._buffers = None
-        if self._stream:
-            self._device.destroy_stream(self._stream)
-            self._stream = 0
+        self._stream = None
 
-    def _start(self, stream: int, objects: int) -> None:
-        """Start one run; ``stream`` is the session's own."""
+    def _start(self, objects: int) -> None:
+        """Start one run on the session's stream."""
         binding = self._bindings.get(objects) or self._bind(objects)
         try:
             self._session.run_with_iobinding(binding, self._run_options)
@@ -175,6 +177,10 @@ class OrtCudaEngine(Closeable):
                 )
         self._bindings[objects] = binding
         return binding
+
+    def _own_stream(self) -> CudaDevice:
+        assert self._stream is not None  # closed engines have no buffers, which raises before
+        return self._stream
 
     def _open_buffers(self) -> DeviceBuffers:
         if self._buffers is None:

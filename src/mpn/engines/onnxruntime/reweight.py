@@ -19,6 +19,10 @@ from mpn._common.closeable import Closeable
 from mpn._common.files import output_errors
 from mpn.cuda.device import Device, open_device
 from mpn.engines.base import DeviceEngine, DeviceTensor, Engine, EngineBuffers
+from mpn._common.closeable import Closing
+from mpn.cuda.array import DeviceArray
+from mpn.cuda.device import CudaDevice
+from mpn.engines.base import DeviceEngine, Engine, EngineBuffers
 from mpn.engines.directory.entries import AdaptEntry
 from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import Manifest
@@ -95,8 +99,8 @@ class AdaptedDeviceEngine(AdaptedEngine):
         return self._device_engine.enqueue(stream, objects)
 
     def infer_on_device(
-        self, inputs: Mapping[str, DeviceTensor], stream: int
-    ) -> Mapping[str, DeviceTensor]:
+        self, inputs: Mapping[str, DeviceArray], stream: int
+    ) -> Mapping[str, DeviceArray]:
         """See :class:`mpn.engines.base.DeviceEngine`."""
         return self._device_engine.infer_on_device(inputs, stream)
 
@@ -111,7 +115,7 @@ def open_adapted_engine(
     threads: int | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     base: Engine | None = None,
-    device: Device | None = None,
+    device: CudaDevice | None = None,
 ) -> AdaptedEngine:
     """Open an inference engine with other weights.
 
@@ -143,7 +147,7 @@ def open_adapted_engine(
     check_weights(entry.tensors, weights, complete=False)
     path = Path(directory)
     if backend == "cuda" and device is None:
-        device = open_device()
+        device = CudaDevice()
     opener = _Opener(path, manifest, role, entry, backend, threads, work_dir, device)
     adapted = opener.open(weights)
     try:
@@ -198,7 +202,7 @@ class _Opener:
         backend: OrtBackend,
         threads: int | None,
         work_dir: str | os.PathLike[str] | None,
-        device: Device | None = None,
+        device: CudaDevice | None = None,
     ) -> None:
         self.directory = directory
         self.role = role

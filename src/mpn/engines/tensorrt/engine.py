@@ -12,6 +12,10 @@ from mpn._common.closeable import Closeable
 from mpn._common.files import write_bytes_atomically
 from mpn.cuda.device import Device, DeviceGraph
 from mpn.engines.base import DeviceTensor, EngineBuffers
+from mpn._common.closeable import Closing
+from mpn.cuda.array import DeviceArray
+from mpn.cuda.device import CudaDevice, CudaGraph
+from mpn.engines.base import EngineBuffers
 from mpn.engines.buffers import DeviceBuffers
 from mpn.engines.spec import EngineSpec
 from mpn.engines.tensorrt.api import TrtApi
@@ -22,7 +26,7 @@ from mpn.types import Float32Array
 
 
 class BoundContext:
-    """A context whose shapes and addresses never change, so that a CUDA graph of it stays valid.
+    """A context whose shapes and addresses never change: its CUDA graph stays valid.
 
     TensorRT documents that a captured graph is undefined once the context it was captured from has
     been given other shapes: there is a context for every number of objects. They share their
@@ -31,11 +35,10 @@ class BoundContext:
     Args:
         api: The library.
         context: Made without device memory.
-        device: The GPU.
+        device: The GPU, on a stream of the engine's own: the default stream cannot be captured.
         buffers: What is bound, for this number of objects.
         profile: Index of the optimisation profile; None for an engine of fixed sizes.
-        scratch: Address and size in bytes of the memory it works in.
-        stream: For choosing the profile; it is waited for.
+        scratch: The memory it works in.
 
     Raises:
         EngineError: If the library refuses a shape or an address, or gives another output shape.
@@ -45,24 +48,23 @@ class BoundContext:
         self,
         api: TrtApi,
         context: Any,
-        device: Device,
+        device: CudaDevice,
         *,
         buffers: EngineBuffers,
         profile: int | None,
-        scratch: tuple[int, int],
-        stream: int,
+        scratch: DeviceArray,
     ) -> None:
         self._api, self._context, self._device = api, context, device
         self.buffers = buffers
-        self._graph: DeviceGraph | None = None
+        self._graph: CudaGraph | None = None
         self.why_no_graph: str | None = "none was captured yet"
-        context.set_device_memory(*scratch)
+        context.set_device_memory(scratch.address, scratch.nbytes)
         if profile is not None:  # also the first: the default of later contexts was none once
             api.check(
-                context.set_optimization_profile_async(profile, stream),
+                context.set_optimization_profile_async(profile, device.address),
                 f"choosing optimisation profile {profile}",
             )
-            device.synchronize(stream)
+            device.sync()
         for name, tensor in buffers.inputs.items():
             api.check(
                 context.set_input_shape(name, tensor.shape),
@@ -85,51 +87,49 @@ class BoundContext:
         self._api.check(self._context.execute_async_v3(stream), "starting a run")
 
     def is_capturable(self, stream: int) -> bool:
-        """Whether a run may be captured on the stream; what the library does not tell is true."""
+        """Return whether a run may be captured on the stream; True if the library has no call."""
         asked = getattr(self._context, "is_stream_capturable", None)
         return True if asked is None else bool(asked(stream))
 
-    def warm_up(self, stream: int, *, capture: bool) -> None:
-        """Run once, so that nothing is left to be done at first use, and capture a graph.
+    def warm_up(self, *, capture: bool) -> None:
+        """Run once on the engine's stream, and capture a graph.
 
         Args:
-            stream: A stream of the engine's own: the default stream cannot be captured.
-            capture: Whether to. Where that fails, :attr:`why_no_graph` says why, and runs are
-                started kernel by kernel.
+            capture: Whether to capture. If that fails, :attr:`why_no_graph` holds the reason, and
+                runs are started kernel by kernel.
 
         Raises:
             EngineError: If the run fails.
         """
         # TensorRT asks for one run with a shape before it is captured.
-        self.start(stream)
-        self._device.synchronize(stream)
+        device = self._device
+        self.start(device.address)
+        device.sync()
         if not capture:
             self.why_no_graph = "it was not asked for"
-        elif not self.is_capturable(stream):
+        elif not self.is_capturable(device.address):
             self.why_no_graph = f"{self._api.title} says that this engine cannot be captured"
         else:
             try:
-                self._graph = self._device.capture(stream, lambda: self.start(stream))
+                self._graph = device.capture(lambda: self.start(device.address))
             except EngineError as error:
                 self.why_no_graph = str(error)
             else:
                 self.why_no_graph = None
 
-    def replay(self, stream: int) -> None:
-        """Start one run by its graph, or kernel by kernel where there is none."""
+    def launch(self, on: CudaDevice) -> None:
+        """Start one run on a stream, as a graph if there is one, else kernel by kernel."""
         if self._graph is None:
-            self.start(stream)
+            self.start(on.address)
         else:
-            self._graph.launch(stream)
+            self._graph.launch(on)
 
     def close(self) -> None:
         """Release graph and context, in this order; closing twice is allowed."""
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+        self._graph = None
         self._context = None
 
-    def _bind(self, tensors: Mapping[str, DeviceTensor], *, is_output: bool = False) -> None:
+    def _bind(self, tensors: Mapping[str, DeviceArray], *, is_output: bool = False) -> None:
         for name, tensor in tensors.items():
             shape = tuple(self._context.get_tensor_shape(name))
             if is_output and shape != tensor.shape:
@@ -172,7 +172,7 @@ class TrtEngine(Closeable):
         api: TrtApi,
         data: bytes,
         spec: EngineSpec,
-        device: Device,
+        device: CudaDevice,
         *,
         use_graphs: bool = True,
         weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
@@ -184,8 +184,8 @@ class TrtEngine(Closeable):
         self._profiles = object_profiles(spec)
         self._contexts: dict[int, BoundContext] = {}
         self._buffers: DeviceBuffers | None = None
-        self._scratch = (0, 0)
-        self._stream = 0
+        self._scratch: DeviceArray | None = None
+        self._stream: CudaDevice | None = None
         self._kernel_cache = kernel_cache if api.is_rtx else None
         device.activate()
         self._runtime = api.check(api.module.Runtime(api.logger), "making a runtime")
@@ -199,10 +199,10 @@ class TrtEngine(Closeable):
             refit(api, self._engine, weights)
         self._config: Any = self._runtime_config()
         try:
-            self._buffers = DeviceBuffers(spec, device, dtypes)
-            scratch_bytes = int(self._engine.device_memory_size_v2)
-            self._scratch = (device.allocate(scratch_bytes), scratch_bytes)
             self._stream = device.create_stream()
+            scratch_bytes = int(self._engine.device_memory_size_v2)
+            self._scratch = self._stream.empty((scratch_bytes,), np.uint8)
+            self._buffers = DeviceBuffers(spec, self._stream, dtypes)
         except BaseException:
             self.close()
             raise
@@ -222,14 +222,17 @@ class TrtEngine(Closeable):
         return self._api.backend
 
     @property
-    def device(self) -> Device:
+    def device(self) -> CudaDevice:
         """The GPU it is on."""
         return self._device
 
     @property
     def can_be_captured(self) -> bool:
         """See :class:`mpn.engines.base.DeviceEngine`; known for sure after :meth:`prepare`."""
-        return all(context.is_capturable(self._stream) for context in self._contexts.values())
+        own = self._stream
+        return own is None or all(
+            context.is_capturable(own.address) for context in self._contexts.values()
+        )
 
     @property
     def why_no_graphs(self) -> Mapping[int, str]:
@@ -250,26 +253,28 @@ class TrtEngine(Closeable):
         if objects in self._contexts:
             return
         buffers = own.of(objects)
-        if self._device.is_capturing(stream):
+        self._device.activate()
+        caller = self._device.on(stream)
+        if caller.is_capturing:
             raise EngineError(
                 f"the {self._spec.role} engine has not run with {objects} objects yet, and a "
                 "stream is being captured: call prepare() before"
             )
-        self._device.activate()
-        self._device.order(stream, self._stream)  # the scratch memory may still be at work there
+        assert self._stream is not None
+        assert self._scratch is not None
+        self._stream.wait(caller.record())  # a run there may still use the scratch memory
         context = self._api.check(
             self._engine.create_execution_context(self._config), "making an execution context"
         )
         bound = BoundContext(
             self._api,
             context,
-            self._device,
+            self._stream,
             buffers=buffers,
             profile=profile_for(self._profiles, objects) if self._profiles else None,
             scratch=self._scratch,
-            stream=self._stream,
         )
-        bound.warm_up(self._stream, capture=self._use_graphs)
+        bound.warm_up(capture=self._use_graphs)
         self._contexts[objects] = bound
 
     def enqueue(self, stream: int, objects: int = 1) -> EngineBuffers:
@@ -278,24 +283,24 @@ class TrtEngine(Closeable):
         context.start(stream)
         return context.buffers
 
-    def infer_on_device(
-        self, inputs: Mapping[str, DeviceTensor], stream: int
-    ) -> Mapping[str, DeviceTensor]:
+    def infer_on_device(self, inputs: Mapping[str, Any], stream: int) -> Mapping[str, DeviceArray]:
         """See :class:`mpn.engines.base.DeviceEngine`."""
         own = self._open_buffers()
         objects = own.objects_in(inputs)
         context = self._context(stream, objects)
-        own.copy_in(inputs, objects, stream)
-        if self._device.is_capturing(stream):
-            context.start(stream)  # a graph of somebody else's cannot hold a launch of ours
+        caller = self._device.on(stream)
+        own.copy_in(inputs, objects, caller)
+        if caller.is_capturing:
+            context.start(stream)  # the caller's graph cannot hold a launch of ours
         else:
-            context.replay(stream)
+            context.launch(caller)
         return context.buffers.outputs
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """See :class:`mpn.engines.base.Engine`; more objects than a batch holds run in several."""
         own = self._open_buffers()
-        return own.run_batches(inputs, self._stream, self._run_batch)
+        self._device.activate()
+        return own.run_batches(inputs, self._run_batch)
 
     def close(self) -> None:
         """Release graphs, contexts, engine and memory; closing twice is allowed."""
@@ -308,15 +313,11 @@ class TrtEngine(Closeable):
         if self._buffers is not None:
             self._buffers.close()
             self._buffers = None
-        if self._scratch[0]:
-            self._device.free(self._scratch[0])
-            self._scratch = (0, 0)
-        if self._stream:
-            self._device.destroy_stream(self._stream)
-            self._stream = 0
+        self._scratch = self._stream = None
 
-    def _run_batch(self, stream: int, objects: int) -> None:
-        self._context(stream, objects).replay(stream)
+    def _run_batch(self, objects: int) -> None:
+        assert self._stream is not None
+        self._context(self._stream.address, objects).launch(self._stream)
 
     def _context(self, stream: int, objects: int) -> BoundContext:
         if objects not in self._contexts:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpn.cuda.device import Device, open_device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.manifest import load_manifest, verify_digests
 from mpn.engines.spec import Role
 from mpn.engines.tensorrt.api import TRT_BACKENDS, TrtApi, TrtBackend, load_trt
@@ -148,7 +148,7 @@ def refittable(options: BuildOptions) -> BuildOptions:
     return replace(options, refittable=True)
 
 
-def builder_for(backend: TrtBackend | None) -> tuple[TrtApi, Device | None]:
+def builder_for(backend: TrtBackend | None) -> tuple[TrtApi, CudaDevice | None]:
     """A library that can build here, and the GPU if there is one.
 
     Raises:
@@ -176,8 +176,8 @@ def builder_for(backend: TrtBackend | None) -> tuple[TrtApi, Device | None]:
     raise BackendError(f"no plans can be built here: {'; '.join(reasons)}")
 
 
-def _device_or_why() -> tuple[Device | None, str]:
+def _device_or_why() -> tuple[CudaDevice | None, str]:
     try:
-        return open_device(), ""
+        return CudaDevice(), ""
     except (BackendError, MissingExtraError) as error:
         return None, str(error)

@@ -1,6 +1,6 @@
 """The stages of a frame on a device: warp, crop, propagation, merge, CRF, output.
 
-Their order is the pipeline's business. A stage starts its work on the lane of the objects and
+Their order is the pipeline's business. A stage starts its work on the stream of the objects and
 returns; the host waits once, in :meth:`DeviceStages.told`.
 """
 
@@ -15,13 +15,15 @@ import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn.cuda.api import Lane
+from mpn._common.closeable import Closing
+from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine
 from mpn.engines.open import EngineSet
 from mpn.errors import EngineError, InputError
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.crf import CudaCrf
-from mpn.runtime.device.graphs import Segments, Stopwatch, array_from_tensor, device_engine
+from mpn.runtime.device.graphs import GraphCache, StreamTimer, array_from_tensor, device_engine
 from mpn.runtime.device.images import box_rows, boxes_from_rows, check_rgb_array, resize_prob
 from mpn.runtime.device.ingest import SeenFrame, Sight
 from mpn.runtime.device.readback import Told
@@ -64,7 +66,7 @@ class DeviceStages(Closeable):
     """The objects of one video on a device, and what carries them from frame to frame.
 
     Args:
-        lane: Of the objects; others are made beside it.
+        stream: Of the objects; others are made beside it.
         engines: Open engines that take device memory.
         options: The pipeline's, in force.
         objects: The objects' own engines.
@@ -78,7 +80,7 @@ class DeviceStages(Closeable):
 
     def __init__(
         self,
-        lane: Lane,
+        stream: Stream,
         engines: EngineSet,
         options: PipelineOptions,
         objects: ObjectEngines,
@@ -88,15 +90,15 @@ class DeviceStages(Closeable):
     ) -> None:
         check_options(options)
         device_options = device_options or DeviceOptions()
-        self._lane, self._engines = lane, engines
+        self._stream, self._engines = stream, engines
         self._options, self._objects = options, objects
         self._use_graphs = device_options.use_graphs
         self._propagation = device_engine(engines.propagation)
-        self.sight = Sight(lane, engines, objects, options, device_options, host_flow=host_flow)
-        self._segments = Segments(lane, is_capturing=False)
+        self.sight = Sight(stream, engines, objects, options, device_options, host_flow=host_flow)
+        self._segments = GraphCache(stream, is_capturing=False)
         self._is_capturing = False
-        self._watch = Stopwatch(lane)
-        self._inner_watch = Stopwatch(lane, is_running=False)
+        self._watch = StreamTimer(stream)
+        self._inner_watch = StreamTimer(stream, is_running=False)
         self._frame: CudaFrame | None = None
         self._crf: CudaCrf | None = None
         self._plane_lists: dict[tuple[int, ...], DeviceArray] = {}
@@ -110,8 +112,8 @@ class DeviceStages(Closeable):
         Args:
             state: Of the host, complete.
         """
-        lane, manifest = self._lane, self._engines.manifest
-        lane.mark().wait()
+        stream, manifest = self._stream, self._engines.manifest
+        stream.record().sync()
         self._frames_told += 1
         objects, self._object_ids = len(state.object_ids), state.object_ids
         self._input_hw, self._working_hw = state.input_hw, state.working_hw
@@ -126,7 +128,7 @@ class DeviceStages(Closeable):
             *(("OSVOS", k) for k in state.object_ids if self._objects.get("osvos", k) is not None),
         ]
         frame = CudaFrame(
-            lane,
+            stream,
             object_ids=state.object_ids,
             size_hw=state.working_hw,
             roi_size=manifest.roi_size,
@@ -138,36 +140,36 @@ class DeviceStages(Closeable):
         tables = np.stack(state.colour_tables)
         frame.start(state.prob, box_rows(state.supports), state.first_areas_px, tables)
         size = manifest.roi_size
-        self._crops = lane.empty((objects, 1, size, size), np.float32)
+        self._crops = stream.empty((objects, 1, size, size), np.float32)
         self._crf = None
         if self._options.crf:
-            self._refined = lane.empty((objects, *state.working_hw), np.float32)
+            self._refined = stream.empty((objects, *state.working_hw), np.float32)
             self._crf = CudaCrf(
-                lane,
+                stream,
                 objects=objects,
                 size_hw=state.working_hw,
                 options=self._options.crf_options,
             )
         is_resized = state.input_hw != state.working_hw
         wide = (objects, *state.input_hw)
-        self._soft_wide = lane.empty(wide, np.float32) if is_resized else frame.merged
+        self._soft_wide = stream.empty(wide, np.float32) if is_resized else frame.merged
         self._result_wide = self._soft_wide
         if self._options.crf:
-            self._result_wide = lane.empty(wide, np.float32) if is_resized else self._refined
+            self._result_wide = stream.empty(wide, np.float32) if is_resized else self._refined
         self._labels = frame.labels
         if is_resized or self._options.crf:
-            self._labels = lane.empty(state.input_hw, np.uint8)
-        self._labels_told = lane.pinned(state.input_hw, np.uint8)
-        self._figures_told = lane.pinned(frame.figures.block.shape, np.uint8)
+            self._labels = stream.empty(state.input_hw, np.uint8)
+        self._labels_told = stream.pinned(state.input_hw, np.uint8)
+        self._figures_told = stream.pinned(frame.readback.buffer.shape, np.uint8)
         self._plane_lists.clear()
         self._frame = frame
         for batch in self._batches:
-            batch.engine.prepare(lane.address, batch.crops)
+            batch.engine.prepare(stream.address, batch.crops)
         self._is_capturing = self._use_graphs and all(
             batch.engine.can_be_captured for batch in self._batches
         )
-        self._segments = Segments(lane, is_capturing=self._is_capturing)
-        self._inner_watch = Stopwatch(lane, is_running=not self._is_capturing)
+        self._segments = GraphCache(stream, is_capturing=self._is_capturing)
+        self._inner_watch = StreamTimer(stream, is_running=not self._is_capturing)
         host_flow = state.flow_frame if self.sight.flow_is_of_host else None
         self.sight.begin(state.frame, host_flow, state.input_hw, state.object_ids)
 
@@ -203,20 +205,20 @@ class DeviceStages(Closeable):
         """Time what is started inside, outside of :meth:`segment`."""
         return self._watch.stage(stage)
 
-    def follow_flow(self, frame: SeenFrame) -> None:
+    def wait_for_flow(self, frame: SeenFrame) -> None:
         """Let the objects wait for the frame and its flow."""
         assert frame.flow is not None
-        self._lane.follow(frame.flow)
+        self._stream.wait(frame.flow)
 
-    def follow_osvos(self, frame: SeenFrame) -> None:
+    def wait_for_osvos(self, frame: SeenFrame) -> None:
         """Let the objects wait for OSVOS, where it was asked."""
         if frame.osvos is not None:
-            self._lane.follow(frame.osvos)
+            self._stream.wait(frame.osvos)
 
     def warp(self, frame: SeenFrame) -> None:
         """See :meth:`mpn.runtime.host.backend.Stages.warp`."""
         held = self._held
-        held.figures.clear("flags", "agreement")
+        held.readback.clear("flags", "agreement")
         held.warp(frame.frame, frame.flow_to_prev_px, frame.flow_from_prev_px)
 
     def propagate(self, frame: SeenFrame) -> None:
@@ -228,7 +230,7 @@ class DeviceStages(Closeable):
                     self._held.mirror(batch.packed, batch.mirrored)
             count = len(batch.members)
             with self._inner_watch.stage("propagation"):
-                prob = batch.engine.enqueue(self._lane.address, batch.crops).outputs["prob"]
+                prob = batch.engine.enqueue(self._stream.address, batch.crops).outputs["prob"]
                 answers = array_from_tensor(prob).part(0, batch.crops)
                 self._held.flag_not_finite(answers, flag)
                 answer = answers.part(0, count)
@@ -238,7 +240,7 @@ class DeviceStages(Closeable):
                 self._crops = answer
                 continue
             for row, k in enumerate(batch.members):
-                self._lane.copy(answer.part(row, row + 1), self._crops.part(k, k + 1))
+                self._stream.copy(answer.part(row, row + 1), self._crops.part(k, k + 1))
 
     def agree(self, frame: SeenFrame) -> None:
         """Count what OSVOS says of the objects where they are expected."""
@@ -249,8 +251,8 @@ class DeviceStages(Closeable):
         """Paste, ensemble and merge: see ``Stages.paste``, ``OsvosStage.ensemble``, ``merge``."""
         if frame.flags is not None and any(plane >= 0 for plane in frame.plane_of):
             first = len(self._batches)
-            flags = self._held.figures["flags"].part(first, len(self._flag_owners))
-            self._lane.copy(frame.flags, flags)
+            flags = self._held.readback["flags"].part(first, len(self._flag_owners))
+            self._stream.copy(frame.flags, flags)
         self._held.merge(
             self._crops if has_crops else None,
             frame.planes if is_blended else None,
@@ -266,17 +268,17 @@ class DeviceStages(Closeable):
             frame.frame,
             held.merged_supports,
             refined=self._refined,
-            refined_boxes=held.figures["refined_supports"],
+            refined_boxes=held.readback["refined_supports"],
         )
 
     def output(self) -> None:
         """Probabilities, labels and tracks at input size, on their way to the host."""
-        lane, held = self._lane, self._held
-        resize_prob(lane, held.merged, self._input_hw, out=self._soft_wide)
+        stream, held = self._stream, self._held
+        resize_prob(stream, held.merged, self._input_hw, out=self._soft_wide)
         if self._crf is not None:
-            resize_prob(lane, self._refined, self._input_hw, out=self._result_wide)
+            resize_prob(stream, self._refined, self._input_hw, out=self._result_wide)
         if self._labels is not held.labels:
-            lane.launch(
+            stream.launch(
                 "labels_from_merged",
                 merged=self._result_wide,
                 object_ids=held.object_ids,
@@ -285,8 +287,8 @@ class DeviceStages(Closeable):
                 labels=self._labels,
             )
         held.tracks(self._labels, self._soft_wide)
-        lane.fetch(self._labels, self._labels_told)
-        lane.fetch(held.figures.block, self._figures_told)
+        stream.download_async(self._labels, self._labels_told)
+        stream.download_async(held.readback.buffer, self._figures_told)
 
     def told(self) -> Told:
         """Wait for the frame: the one time that the host waits.
@@ -294,9 +296,9 @@ class DeviceStages(Closeable):
         Raises:
             EngineError: If a network answered with what is not finite.
         """
-        self._lane.mark().wait()
+        self._stream.record().sync()
         self._frames_told += 1
-        figures = self._held.figures.read(self._figures_told.copy())
+        figures = self._held.readback.read(self._figures_told.copy())
         for (role, object_id), flag in zip(self._flag_owners, figures["flags"], strict=True):
             if flag:
                 raise not_finite_error(role, object_id)
@@ -312,8 +314,8 @@ class DeviceStages(Closeable):
 
     def found(self, branch: TrackBranch = "propagation") -> Candidates:
         """What the warp has found, on the host; the host waits for it."""
-        self._lane.mark().wait()
-        held, download = self._held, self._lane.download
+        self._stream.record().sync()
+        held, download = self._held, self._stream.download
         rois = boxes_from_rows(download(held.rois))
         return Candidates(
             prob=download(held.candidates),
@@ -329,7 +331,7 @@ class DeviceStages(Closeable):
             candidates: In the place of what the warp has found.
             planes: Of OSVOS, for each object or None; they become those of the ensemble.
         """
-        held, upload = self._held, self._lane.upload
+        held, upload = self._held, self._stream.upload
         upload(candidates.prob, held.candidates)
         upload(box_rows(candidates.rois), held.rois)
         upload(box_rows(candidates.supports), held.reach)
@@ -353,14 +355,14 @@ class DeviceStages(Closeable):
         """Go on from a frame that was told."""
         held = self._held
         if self._options.crf_feedback and self._crf is not None:
-            held.commit(self._refined, held.figures["refined_supports"])
+            held.commit(self._refined, held.readback["refined_supports"])
         else:
             held.commit()
         self.sight.commit(frame)
 
     def recover(self) -> None:
         """Wait for everything, after a frame that failed; the state is the one before it."""
-        self._lane.mark().wait()
+        self._stream.record().sync()
         self.sight.wait()
         self.sight.forget_ahead()
         self._watch.taken()
@@ -376,7 +378,7 @@ class DeviceStages(Closeable):
                     "the probabilities of this frame are gone from the device: read 'probs' of a "
                     "result before the next frame"
                 )
-            probs: Float32Array = self._lane.download(source)
+            probs: Float32Array = self._stream.download(source)
             return probs
 
         return load
@@ -387,15 +389,15 @@ class DeviceStages(Closeable):
         Raises:
             InputError: If it is not (H, W, 3) uint8, or not C-contiguous.
         """
-        view = self._lane.array_from(foreign)
+        view = self._stream.array_from(foreign)
         check_rgb_array(view)
         return view.shape
 
     def on_host(self, foreign: Any) -> UInt8Array:
         """A frame of another library on the host."""
-        view = self._lane.array_from(foreign)
+        view = self._stream.array_from(foreign)
         check_rgb_array(view)
-        frame: UInt8Array = self._lane.download(view)
+        frame: UInt8Array = self._stream.download(view)
         return frame
 
     def overwriting(self) -> None:
@@ -407,7 +409,7 @@ class DeviceStages(Closeable):
 
         Equal ones are one array.
         """
-        held, download = self._held, self._lane.download
+        held, download = self._held, self._stream.download
         soft = download(self._soft_wide)
         result = soft if self._result_wide is self._soft_wide else download(self._result_wide)
         if self._input_hw != self._working_hw:
@@ -418,7 +420,7 @@ class DeviceStages(Closeable):
     def close(self) -> None:
         """Wait for the device and forget what is on it; closing twice is allowed."""
         if self._frame is not None:
-            self._lane.mark().wait()
+            self._stream.record().sync()
             self.sight.wait()
         self._frame = self._crf = None
         self._segments.clear()
@@ -432,7 +434,7 @@ class DeviceStages(Closeable):
     def _plane_list(self, plane_of: tuple[int, ...]) -> DeviceArray:
         """(K,) int32 on the device; those met before are kept."""
         if plane_of not in self._plane_lists:
-            self._plane_lists[plane_of] = self._lane.upload(np.array(plane_of, np.int32))
+            self._plane_lists[plane_of] = self._stream.upload(np.array(plane_of, np.int32))
         return self._plane_lists[plane_of]
 
     def _make_batches(self, object_ids: Sequence[int]) -> list[_Batch]:
@@ -460,6 +462,6 @@ class DeviceStages(Closeable):
             count = len(members)
             taken = array_from_tensor(engine.buffers(count * times).inputs["rgb_prob"])
             mirrored = taken.part(count, 2 * count) if self._options.mirror else None
-            rows = None if self._is_direct else self._lane.upload(np.array(members, np.int32))
+            rows = None if self._is_direct else self._stream.upload(np.array(members, np.int32))
             made.append(_Batch(engine, tuple(members), rows, taken.part(0, count), mirrored, owner))
         return made

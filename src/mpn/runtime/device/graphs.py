@@ -7,36 +7,36 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from mpn.cuda.api import Lane, Mark, Replay
+from mpn.cuda.api import Event, Graph, Stream
 from mpn.cuda.array import DeviceArray
-from mpn.engines.base import DeviceEngine, DeviceTensor, Engine
+from mpn.engines.base import DeviceEngine, Engine
 from mpn.errors import EngineError
 from mpn.runtime.device.images import Dtype
 
 
-class Segments:
-    """Work on one lane that becomes a graph when it comes for the second time.
+class GraphCache:
+    """Work on one stream that becomes a graph when it comes for the second time.
 
     The first time it runs as it is: kernels are loaded then, and engines make what they need.
 
     Args:
-        lane: Where it runs.
+        stream: Where it runs.
         is_capturing: False runs everything as it is.
     """
 
-    def __init__(self, lane: Lane, *, is_capturing: bool) -> None:
-        self._lane = lane
+    def __init__(self, stream: Stream, *, is_capturing: bool) -> None:
+        self._stream = stream
         self._is_capturing = is_capturing
         self._seen: set[Hashable] = set()
-        self._replays: dict[Hashable, Replay] = {}
+        self._graphs: dict[Hashable, Graph] = {}
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
         """Start ``work``, which starts the same on the same addresses for the same key."""
-        if key in self._replays:
-            self._replays[key]()
+        if key in self._graphs:
+            self._graphs[key].launch()
         elif self._is_capturing and key in self._seen:
-            self._replays[key] = self._lane.capture(work)
-            self._replays[key]()
+            self._graphs[key] = self._stream.capture(work)
+            self._graphs[key].launch()
         else:
             work()
             self._seen.add(key)
@@ -44,21 +44,21 @@ class Segments:
     def clear(self) -> None:
         """Forget the graphs: buffers or engines are others from now on."""
         self._seen.clear()
-        self._replays.clear()
+        self._graphs.clear()
 
 
-class Stopwatch:
-    """Device time by stage, on one lane.
+class StreamTimer:
+    """Device time by stage, on one stream.
 
     Args:
-        lane: Whose.
+        stream: Whose.
         is_running: False takes no times, for what is captured.
     """
 
-    def __init__(self, lane: Lane, *, is_running: bool = True) -> None:
-        self._lane = lane
+    def __init__(self, stream: Stream, *, is_running: bool = True) -> None:
+        self._stream = stream
         self._is_running = is_running
-        self._spans: list[tuple[str, Mark, Mark]] = []
+        self._spans: list[tuple[str, Event, Event]] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -66,16 +66,16 @@ class Stopwatch:
         if not self._is_running:
             yield
             return
-        start = self._lane.mark(is_timed=True)
+        start = self._stream.record(timing=True)
         yield
-        self._spans.append((name, start, self._lane.mark(is_timed=True)))
+        self._spans.append((name, start, self._stream.record(timing=True)))
 
     def taken(self) -> dict[str, float]:
         """Seconds by stage since this was last asked; the host has waited for all of them."""
         spans, self._spans = self._spans, []
         seconds: dict[str, float] = {}
         for name, start, end in spans:
-            seconds[name] = seconds.get(name, 0.0) + end.seconds_since(start)
+            seconds[name] = seconds.get(name, 0.0) + end.elapsed_s(start)
         return seconds
 
 
@@ -99,7 +99,7 @@ def device_engine(engine: Engine, *, object_id: int | None = None) -> DeviceEngi
     )
 
 
-def array_from_tensor(tensor: DeviceTensor) -> DeviceArray:
+def array_from_tensor(tensor: DeviceArray) -> DeviceArray:
     """An engine's buffer as the kernels take it; it belongs to the engine."""
     return DeviceArray(tensor.address, tensor.shape, tensor.dtype, getattr(tensor, "owner", tensor))
 

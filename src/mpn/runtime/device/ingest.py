@@ -1,7 +1,7 @@
 """Frames as they come in: copied to the device, and what needs images only, the flow and OSVOS.
 
-Each frame has a place of its own in device memory until the one after the next needs it. Two lanes
-work here, beside the one that carries the objects: nothing here waits for a mask.
+Each frame has a place of its own in device memory until the one after the next needs it. Two
+streams work here, beside the one that carries the objects: nothing here waits for a mask.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpn.cuda.api import Lane, Mark
+from mpn.cuda.api import Event, Stream
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine
 from mpn.engines.open import EngineSet
 from mpn.errors import InputError
 from mpn.runtime.device.graphs import (
-    Segments,
-    Stopwatch,
+    GraphCache,
+    StreamTimer,
     array_from_tensor,
     device_engine,
     dtype_name,
@@ -74,12 +74,12 @@ class SeenFrame:
     flags: DeviceArray | None
     given: Any = None
     flow_frame: FlowFrame | None = None
-    seen: Mark | None = None
-    flow: Mark | None = None
-    osvos: Mark | None = None
+    seen: Event | None = None
+    flow: Event | None = None
+    osvos: Event | None = None
     plane_of: tuple[int, ...] = ()
     is_done: bool = True
-    watches: tuple[Stopwatch, ...] = field(default=())
+    watches: tuple[StreamTimer, ...] = field(default=())
 
     def has_osvos_for(self, wanted: Sequence[bool]) -> bool:
         """Whether OSVOS was started for just these objects."""
@@ -93,7 +93,7 @@ class Sight:
     """Takes frames in.
 
     Args:
-        lane: The lane of the objects; two others are made beside it.
+        stream: The stream of the objects; two others are made beside it.
         engines: Open engines.
         objects: The objects' own engines.
         options: The pipeline's, in force.
@@ -106,7 +106,7 @@ class Sight:
 
     def __init__(
         self,
-        lane: Lane,
+        stream: Stream,
         engines: EngineSet,
         objects: ObjectEngines,
         options: PipelineOptions,
@@ -116,14 +116,14 @@ class Sight:
     ) -> None:
         self._engines, self._objects, self._options = engines, objects, options
         self._host_flow = host_flow
-        self._flow_lane = lane.beside() if device_options.use_streams else lane
-        self._osvos_lane = lane.beside() if device_options.use_streams else lane
+        self._flow_stream = stream.create_stream() if device_options.use_streams else stream
+        self._osvos_stream = stream.create_stream() if device_options.use_streams else stream
         flow = None if engines.flow is None else device_engine(engines.flow)
         self._flow_engine = flow if host_flow is None else None
         self._osvos_engine = None if engines.osvos is None else device_engine(engines.osvos)
         self._use_graphs = device_options.use_graphs
-        self._flow_segments = Segments(self._flow_lane, is_capturing=False)
-        self._osvos_segments = Segments(self._osvos_lane, is_capturing=False)
+        self._flow_segments = GraphCache(self._flow_stream, is_capturing=False)
+        self._osvos_segments = GraphCache(self._osvos_stream, is_capturing=False)
         self._places: list[SeenFrame] = []
         self._current: SeenFrame | None = None
         self._ahead: deque[SeenFrame] = deque(maxlen=PLACES - 1)
@@ -158,18 +158,18 @@ class Sight:
         engines = [self._engine_of(k) for k in (None, *own) if self._osvos_engine is not None]
         self._prepare(engines)  # before they are asked whether they can be captured
         flow = [] if self._flow_engine is None else [self._flow_engine]
-        self._flow_segments = self._new_segments(self._flow_lane, flow)
-        self._osvos_segments = self._new_segments(self._osvos_lane, engines)
+        self._flow_segments = self._new_segments(self._flow_stream, flow)
+        self._osvos_segments = self._new_segments(self._osvos_stream, engines)
         self._working_hw = working_hw
         if engines:
-            self._no_flags = self._osvos_lane.zeros((len(engines),), np.int32)
+            self._no_flags = self._osvos_stream.zeros((len(engines),), np.int32)
         self._places = [self._place(n, input_hw, working_hw) for n in range(PLACES)]
         self._ahead.clear()
         current = self._places[0]
         current.flow_frame = flow_frame
-        self._flow_lane.upload(frame, current.frame)
-        current.seen = self._flow_lane.mark()
-        current.seen.wait()
+        self._flow_stream.upload(frame, current.frame)
+        current.seen = self._flow_stream.record()
+        current.seen.sync()
         self._current = current
 
     def frame_for(self, given: Any, *, osvos_for: Sequence[int] = ()) -> SeenFrame:
@@ -221,15 +221,15 @@ class Sight:
             self._own_planes.get(k, 0) if is_wanted else -1
             for k, is_wanted in zip(object_ids, wanted, strict=True)
         )
-        lane, numbers = self._osvos_lane, sorted(set(plane_of) - {-1})
-        lane.follow(frame.seen)
-        watch = Stopwatch(lane)
+        stream, numbers = self._osvos_stream, sorted(set(plane_of) - {-1})
+        stream.wait(frame.seen)
+        watch = StreamTimer(stream)
         with watch.stage("osvos"):
             self._osvos_segments.run(
                 (frame.place, tuple(numbers)), lambda: self._run_osvos(frame, numbers)
             )
         frame.watches += (watch,)
-        frame.plane_of, frame.osvos = plane_of, lane.mark()
+        frame.plane_of, frame.osvos = plane_of, stream.record()
 
     def commit(self, frame: SeenFrame) -> None:
         """Go on from a frame; the host has waited for all that reads it but the next flow."""
@@ -239,9 +239,9 @@ class Sight:
         frame.is_done = True
 
     def wait(self) -> None:
-        """Make the host wait for both lanes, where the engines are to run otherwise."""
-        for lane in (self._flow_lane, self._osvos_lane):
-            lane.mark().wait()
+        """Make the host wait for both streams, where the engines are to run otherwise."""
+        for stream in (self._flow_stream, self._osvos_stream):
+            stream.record().sync()
 
     def forget_ahead(self) -> None:
         """Forget what was taken in behind the current frame: its arrays may be filled anew."""
@@ -256,25 +256,25 @@ class Sight:
         self._osvos_segments.clear()
 
     def _take_in(self, frame: SeenFrame, given: Any) -> None:
-        lane = self._flow_lane
+        stream = self._flow_stream
         if not frame.is_done and frame.seen is not None:
-            frame.seen.wait()  # it was expected and never asked for: its staging may be in use
+            frame.seen.sync()  # it was expected and never asked for: its staging may be in use
         if frame.osvos is not None:
-            lane.follow(frame.osvos)
-        watch = Stopwatch(lane)
+            stream.wait(frame.osvos)
+        watch = StreamTimer(stream)
         with watch.stage("input"):
             if isinstance(given, np.ndarray):
                 np.copyto(frame.staging, given)
-                lane.send(frame.staging, frame.rgb)
+                stream.upload_async(frame.staging, frame.rgb)
             else:
-                lane.copy(lane.array_from(given), frame.rgb)
-            resize_rgb(lane, frame.rgb, self._working_hw, out=frame.frame)
+                stream.copy(stream.array_from(given), frame.rgb)
+            resize_rgb(stream, frame.rgb, self._working_hw, out=frame.frame)
         frame.given, frame.is_done = given, False
-        frame.seen, frame.watches = lane.mark(), (watch,)
+        frame.seen, frame.watches = stream.record(), (watch,)
 
     def _see_flow(self, frame: SeenFrame, before: SeenFrame) -> None:
-        lane = self._flow_lane
-        watch = Stopwatch(lane)
+        stream = self._flow_stream
+        watch = StreamTimer(stream)
         with watch.stage("flow"):
             if self._flow_engine is None:
                 self._flow_of_host(frame, before)
@@ -283,7 +283,7 @@ class Sight:
                     (frame.place, before.place), lambda: self._run_flow(frame, before)
                 )
         frame.watches += (watch,)
-        frame.flow = lane.mark()
+        frame.flow = stream.record()
 
     def _run_flow(self, frame: SeenFrame, before: SeenFrame) -> None:
         self._flow_between(frame.frame, before.frame, frame.flow_to_prev_px)
@@ -291,16 +291,16 @@ class Sight:
             self._flow_between(before.frame, frame.frame, frame.flow_from_prev_px)
 
     def _flow_between(self, frame0: DeviceArray, frame1: DeviceArray, out: DeviceArray) -> None:
-        engine, lane = self._flow_engine, self._flow_lane
+        engine, stream = self._flow_engine, self._flow_stream
         assert engine is not None
         inputs, size_hw = engine.buffers().inputs, network_hw(engine)
         for name, frame in (("frame0", frame0), ("frame1", frame1)):
             buffer = array_from_tensor(inputs[name])
-            flow_input(lane, frame, size_hw, dtype=dtype_name(buffer), out=buffer)
-        answer = array_from_tensor(engine.enqueue(lane.address).outputs["flow_px"])
+            flow_input(stream, frame, size_hw, dtype=dtype_name(buffer), out=buffer)
+        answer = array_from_tensor(engine.enqueue(stream.address).outputs["flow_px"])
         flow_px = answer.reshape(2, *answer.shape[2:])
-        if resize_flow(lane, flow_px, self._working_hw, out=out) is flow_px:
-            lane.copy(flow_px, out)
+        if resize_flow(stream, flow_px, self._working_hw, out=out) is flow_px:
+            stream.copy(flow_px, out)
 
     def _flow_of_host(self, frame: SeenFrame, before: SeenFrame) -> None:
         assert self._host_flow is not None
@@ -316,14 +316,14 @@ class Sight:
         if frame.flow_from_prev_px is not None:
             pairs.append((before.flow_frame, frame.flow_frame, frame.flow_from_prev_px))
         for from_frame, to_frame, out in pairs:
-            self._flow_lane.upload(self._host_flow.between(from_frame, to_frame), out)
+            self._flow_stream.upload(self._host_flow.between(from_frame, to_frame), out)
 
     def _run_osvos(self, frame: SeenFrame, numbers: Sequence[int]) -> None:
         assert frame.planes is not None
         assert frame.flags is not None
-        lane, own = self._osvos_lane, {n: k for k, n in self._own_planes.items()}
+        stream, own = self._osvos_stream, {n: k for k, n in self._own_planes.items()}
         assert self._no_flags is not None
-        lane.copy(self._no_flags, frame.flags)
+        stream.copy(self._no_flags, frame.flags)
         preprocessing, threshold = (
             self._engines.manifest.preprocessing.osvos,
             self._options.osvos_threshold,
@@ -333,7 +333,7 @@ class Sight:
             engine = self._engine_of(own.get(number))
             image = array_from_tensor(engine.buffers().inputs["image"])
             osvos_input(
-                lane,
+                stream,
                 frame.frame,
                 network_hw(engine),
                 channel_order=preprocessing.channel_order,
@@ -341,16 +341,16 @@ class Sight:
                 dtype=dtype_name(image),
                 out=image,
             )
-            answer = array_from_tensor(engine.enqueue(lane.address).outputs["prob"])
+            answer = array_from_tensor(engine.enqueue(stream.address).outputs["prob"])
             flag = frame.flags.part(number, number + 1)
-            lane.launch("flag_not_finite_f32", values=answer, count=answer.size, flag=flag)
+            stream.launch("flag_not_finite_f32", values=answer, count=answer.size, flag=flag)
             prob = answer.reshape(1, *answer.shape[2:])
             plane = frame.planes.part(number, number + 1)
-            if resize_prob(lane, prob, self._working_hw, out=plane) is prob:
-                lane.copy(prob, plane)
+            if resize_prob(stream, prob, self._working_hw, out=plane) is prob:
+                stream.copy(prob, plane)
             if threshold != 0.5:
                 less = (1 - threshold) / threshold
-                lane.launch("shift_odds", pixels=height * width, less=less, plane=plane)
+                stream.launch("shift_odds", pixels=height * width, less=less, plane=plane)
 
     def _engine_of(self, object_id: int | None) -> DeviceEngine:
         """An object's own OSVOS, or the common one."""
@@ -361,33 +361,33 @@ class Sight:
         assert own is not None
         return device_engine(own, object_id=object_id)
 
-    def _new_segments(self, lane: Lane, engines: Sequence[DeviceEngine]) -> Segments:
+    def _new_segments(self, stream: Stream, engines: Sequence[DeviceEngine]) -> GraphCache:
         can_be_captured = bool(engines) and all(engine.can_be_captured for engine in engines)
-        return Segments(lane, is_capturing=self._use_graphs and can_be_captured)
+        return GraphCache(stream, is_capturing=self._use_graphs and can_be_captured)
 
     def _prepare(self, osvos: Sequence[DeviceEngine]) -> None:
         if self._flow_engine is not None:
-            self._flow_engine.prepare(self._flow_lane.address)
+            self._flow_engine.prepare(self._flow_stream.address)
         for engine in osvos:
-            engine.prepare(self._osvos_lane.address)
+            engine.prepare(self._osvos_stream.address)
 
     def _place(
         self, number: int, input_hw: tuple[int, int], working_hw: tuple[int, int]
     ) -> SeenFrame:
-        lane = self._flow_lane
-        rgb = lane.empty((*input_hw, 3), np.uint8)
+        stream = self._flow_stream
+        rgb = stream.empty((*input_hw, 3), np.uint8)
         flow_hw = (2, *working_hw)
         has_osvos = self._osvos_engine is not None
         planes = 1 + len(self._own_planes)
         return SeenFrame(
             place=number,
-            staging=lane.pinned((*input_hw, 3), np.uint8),
+            staging=stream.pinned((*input_hw, 3), np.uint8),
             rgb=rgb,
-            frame=rgb if input_hw == working_hw else lane.empty((*working_hw, 3), np.uint8),
-            flow_to_prev_px=lane.empty(flow_hw, np.float32),
+            frame=rgb if input_hw == working_hw else stream.empty((*working_hw, 3), np.uint8),
+            flow_to_prev_px=stream.empty(flow_hw, np.float32),
             flow_from_prev_px=(
-                lane.empty(flow_hw, np.float32) if self._options.flow_check_px else None
+                stream.empty(flow_hw, np.float32) if self._options.flow_check_px else None
             ),
-            planes=lane.empty((planes, *working_hw), np.float32) if has_osvos else None,
-            flags=lane.zeros((planes,), np.int32) if has_osvos else None,
+            planes=stream.empty((planes, *working_hw), np.float32) if has_osvos else None,
+            flags=stream.zeros((planes,), np.int32) if has_osvos else None,
         )

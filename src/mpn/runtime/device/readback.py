@@ -107,7 +107,7 @@ _ALIGNMENT = 16
 """Of each array in the block, in bytes."""
 
 
-class Figures:
+class ReadbackBlock:
     """Arrays on the device by name, and the same arrays in a copy of the block.
 
     Args:
@@ -124,7 +124,7 @@ class Figures:
             self._places[name] = (offset, shape, np.dtype(dtype))
             nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
             offset += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
-        self.block = device.zeros((offset,), np.uint8)
+        self.buffer = device.zeros((offset,), np.uint8)
         """All of them, (bytes,) uint8."""
         self._zeros = device.zeros((offset,), np.uint8)
         self._device = device
@@ -132,19 +132,19 @@ class Figures:
     def __getitem__(self, name: str) -> DeviceArray:
         """One of them, on the device."""
         offset, shape, dtype = self._places[name]
-        return DeviceArray(self.block.address + offset, shape, dtype, self.block.owner)
+        return DeviceArray(self.buffer.address + offset, shape, dtype, self.buffer.owner)
 
     def clear(self, *names: str) -> None:
         """Set some of them to 0."""
         for name in names:
             array = self[name]
-            raw = DeviceArray(array.address, (array.nbytes,), np.uint8, self.block.owner)
+            raw = DeviceArray(array.address, (array.nbytes,), np.uint8, self.buffer.owner)
             self._device.copy(self._zeros.part(0, array.nbytes), raw)
 
-    def read(self, block: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    def read(self, buffer: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """All of them in a copy of the block on the host, as views."""
         return {
-            name: block[offset : offset + int(np.prod(shape)) * dtype.itemsize]
+            name: buffer[offset : offset + int(np.prod(shape)) * dtype.itemsize]
             .view(dtype)
             .reshape(shape)
             for name, (offset, shape, dtype) in self._places.items()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mpn.cuda.array import Arguments, DeviceArray, KernelDevice
 from mpn.errors import InputError
 from mpn.runtime.device.images import blur_taps, cube_root_table, gamma_table, normalisation
-from mpn.runtime.device.readback import Figures
+from mpn.runtime.device.readback import ReadbackBlock
 from mpn.runtime.host.reliability import FLOW_CHECK_FRAC
 from mpn.runtime.options import PipelineOptions
 from mpn.types import Float32Array
@@ -74,7 +74,7 @@ class CudaFrame:
         self._boxes = device.empty((objects, 4), np.int32)
         self._first_areas_px = device.empty((objects,), np.float64)
         self._colour_tables: DeviceArray | None = None
-        self.figures = Figures(
+        self.readback = ReadbackBlock(
             device,
             {
                 "track_sums": ((objects,), np.uint64),
@@ -95,13 +95,13 @@ class CudaFrame:
         """(K, 4) int32: boxes outside which ``prob`` is exactly 0."""
         self.candidates = device.empty((objects, height, width), np.float32)
         """(K, H, W) float32: ``prob`` carried into the current frame."""
-        self.reach = self.figures["reach"]
+        self.reach = self.readback["reach"]
         """(K, 4) int32: boxes outside which ``candidates`` is exactly 0."""
-        self.rois = self.figures["rois"]
+        self.rois = self.readback["rois"]
         """(K, 4) int32: what the propagation network looks at; empty if the object is lost."""
         self.merged = device.zeros((objects, height, width), np.float32)
         """(K, H, W) float32: ``prob`` of the current frame, until :meth:`commit`."""
-        self.merged_supports = self.figures["merged_supports"]
+        self.merged_supports = self.readback["merged_supports"]
         """(K, 4) int32: boxes outside which ``merged`` is exactly 0."""
         self.labels = device.zeros(size_hw, np.uint8)
         """(H, W) uint8: the objects' ids."""
@@ -336,7 +336,7 @@ class CudaFrame:
             objects=self._sizes["objects"],
             pixels=self._pixels,
             threshold=self._options.threshold,
-            sums=self.figures["agreement"],
+            sums=self.readback["agreement"],
         )
 
     def flag_not_finite(self, values: DeviceArray, flag: int) -> None:
@@ -345,7 +345,7 @@ class CudaFrame:
             f"flag_not_finite_{_suffix(values)}",
             values=values,
             count=values.size,
-            flag=self.figures["flags"].part(flag, flag + 1),
+            flag=self.readback["flags"].part(flag, flag + 1),
         )
 
     def tracks(self, labels: DeviceArray, prob: DeviceArray) -> None:
@@ -356,9 +356,9 @@ class CudaFrame:
             prob: (K, H, W) float32, whose sum over an object's pixels is taken, in 2^-24.
         """
         counted: Arguments = {
-            "boxes": self.figures["track_boxes"],
-            "areas": self.figures["track_areas"],
-            "prob_sums": self.figures["track_sums"],
+            "boxes": self.readback["track_boxes"],
+            "areas": self.readback["track_areas"],
+            "prob_sums": self.readback["track_sums"],
             "objects": self._sizes["objects"],
             "height": labels.shape[0],
             "width": labels.shape[1],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mpn.cuda.device import open_device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.spec import Precision, Role
 from mpn.engines.tensorrt.api import TrtApi, TrtBackend, load_trt
@@ -64,7 +64,7 @@ def built(
         directory / entry.onnx,
         manifest.spec(role),
         precision=precision or entry.precision,
-        device=None if without_gpu else open_device(),
+        device=None if without_gpu else CudaDevice(),
         **given,
     )
 
@@ -216,7 +216,7 @@ def test_a_graph_of_another_role_is_refused(
             directory / entry.onnx,
             manifest.spec("propagation"),
             precision=entry.precision,
-            device=open_device(),
+            device=CudaDevice(),
         )
 
 

@@ -8,6 +8,8 @@ import pytest
 import mpn
 from mpn._common.files import sha256_of_file
 from mpn.cuda.device import open_device
+from mpn.cuda.device import CudaDevice
+from mpn.engines.directory.files import sha256_of_file
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import default_engine_dir
 from mpn.engines.tensorrt.api import TrtBackend, load_trt
@@ -41,7 +43,7 @@ def store_of(
 ) -> PlanStore:
     install_tensorrt(monkeypatch, flavour, driver)
     backend: TrtBackend = "tensorrt-rtx" if flavour == "rtx" else "tensorrt"
-    device = None if driver is None else open_device()
+    device = None if driver is None else CudaDevice()
     return PlanStore(directory, load_manifest(directory), load_trt(backend), device)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpn.cuda.device import Device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.spec import OBJECTS_AXIS, EngineSpec, Precision, TensorSpec
 from mpn.engines.tensorrt.api import TrtApi
 from mpn.engines.tensorrt.plans.options import BuildOptions, ObjectProfile, object_profiles
@@ -219,7 +219,7 @@ def build_plan(
     *,
     precision: Precision,
     options: BuildOptions | None = None,
-    device: Device | None = None,
+    device: CudaDevice | None = None,
     trained_weights: Sequence[str] = (),
     timing_cache: bytes | None = None,
     on_progress: OnPlanProgress | None = None,
@@ -280,7 +280,7 @@ def build_plan(
     )
 
 
-def _check_device(api: TrtApi, options: BuildOptions, device: Device | None) -> None:
+def _check_device(api: TrtApi, options: BuildOptions, device: CudaDevice | None) -> None:
     if device is not None:
         return
     if not api.is_rtx:
@@ -305,7 +305,9 @@ def _make_builder(api: TrtApi) -> Any:
     return api.check(builder, "making a builder")
 
 
-def _make_config(api: TrtApi, builder: Any, options: BuildOptions, device: Device | None) -> Any:
+def _make_config(
+    api: TrtApi, builder: Any, options: BuildOptions, device: CudaDevice | None
+) -> Any:
     module = api.module
     config = api.check(builder.create_builder_config(), "making a builder configuration")
     flags = module.BuilderFlag
@@ -371,7 +373,7 @@ def _use_timing_cache(api: TrtApi, config: Any, data: bytes | None) -> Any:
 
 
 def _look_inside(
-    api: TrtApi, data: bytes, options: BuildOptions, device: Device | None
+    api: TrtApi, data: bytes, options: BuildOptions, device: CudaDevice | None
 ) -> tuple[Any, str]:
     """Layers of the built engine, or None and why."""
     if device is None:

@@ -23,6 +23,7 @@ from mpn._common.records import (
 )
 from mpn._common.text import one_line
 from mpn.cuda.device import Device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import RoleEntry
 from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import Manifest
@@ -93,7 +94,7 @@ def plan_key(
     entry: RoleEntry,
     spec: EngineSpec,
     options: BuildOptions,
-    device: Device | None,
+    device: CudaDevice | None,
 ) -> PlanKey:
     """Return the key of the plan that this machine needs.
 

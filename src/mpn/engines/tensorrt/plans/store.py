@@ -12,6 +12,7 @@ from pathlib import Path
 from mpn._common.cache_dirs import user_cache_dir
 from mpn._common.files import write_bytes_atomically, write_text_atomically
 from mpn.cuda.device import Device
+from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import utc_now_iso
 from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import Manifest
@@ -66,7 +67,7 @@ class PlanStore:
     """
 
     def __init__(
-        self, directory: Path, manifest: Manifest, api: TrtApi, device: Device | None
+        self, directory: Path, manifest: Manifest, api: TrtApi, device: CudaDevice | None
     ) -> None:
         self.directory, self.manifest = directory, manifest
         self.api, self.device = api, device

@@ -1,0 +1,1 @@
+from tests.emulation.cuda_shim.fixtures import shim as shim  # the fixture

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs
+from tests.emulation.cuda_shim.shim import Shim
+
+MIRROR_ROWS = {"float32": "mirror_rows_f32", "float16": "mirror_rows_f16"}
+AVERAGE_MIRRORED = {"float32": "average_mirrored_f32", "float16": "average_mirrored_f16"}
+SIZES = [(1, 1), (3, 65), (4, 128), (5, 289)]
+
+
+def values_of(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape, dtype=np.float32).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("rows", "width"), SIZES)
+def test_rows_are_read_from_right_to_left(shim: Shim, rows: int, width: int, dtype: str) -> None:
+    values = values_of((rows, width), dtype)
+    kernel, twin = kernel_and_twin(
+        shim, MIRROR_ROWS[dtype],
+        values=values, rows=rows, width=width, mirrored=np.zeros_like(values),
+    )  # fmt: skip
+    assert np.array_equal(kernel["mirrored"], twin["mirrored"])
+    assert np.array_equal(kernel["mirrored"], values[:, ::-1])
+    if width > 1:  # control: it is not a copy
+        assert not np.array_equal(kernel["mirrored"], values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("rows", "width"), SIZES)
+def test_answers_are_averaged_as_on_the_cpu(shim: Shim, rows: int, width: int, dtype: str) -> None:
+    values, mirrored = values_of((rows, width), dtype), values_of((rows, width), dtype, seed=1)
+    name = AVERAGE_MIRRORED[dtype]
+    sizes = {"rows": rows, "width": width}
+    kernel, twin = kernel_and_twin(shim, name, mirrored=mirrored, **sizes, values=values)
+    assert np.array_equal(kernel["values"], twin["values"])
+    if dtype == "float32":
+        expected = (values + mirrored[:, ::-1]) * np.float32(0.5)
+        assert np.array_equal(kernel["values"], expected)
+    if width > 1:  # control: the order of the mirrored row counts
+        other = kernel_outputs(
+            shim, name, mirrored=mirrored[:, ::-1].copy(), **sizes, values=values
+        )
+        assert not np.array_equal(other["values"], kernel["values"])

@@ -1,0 +1,77 @@
+"""A kernel through the shim, several times, beside its twin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.emulation.cuda_shim.memory import Guard
+from tests.emulation.cuda_shim.shim import Shim
+from tests.reference.kernels import twins
+
+Outputs = dict[str, npt.NDArray[Any]]
+
+RUNS: tuple[tuple[int, Guard], ...] = ((0, "end"), (1, "start"))
+"""Threads in order and in another one; guard pages behind and before every array."""
+
+
+def kernel_outputs(shim: Shim, name: str, **arguments: Any) -> Outputs:
+    """What a kernel writes, the same in every run.
+
+    Args:
+        shim: The kernels.
+        name: Of the kernel.
+        **arguments: By parameter name. Arrays are copied, whatever the kernel does to them.
+    """
+    runs = []
+    for seed, guard in RUNS:
+        given = _copied(arguments)
+        shim.launch(name, seed=seed, guard=guard, **given)
+        runs.append(_written(shim, name, given))
+    for other in runs[1:]:
+        for parameter, array in runs[0].items():
+            assert array.tobytes() == other[parameter].tobytes(), (
+                f"{parameter} of {name} depends on the order of its threads"
+            )
+    return runs[0]
+
+
+def twin_outputs(shim: Shim, name: str, **arguments: Any) -> Outputs:
+    """What its twin writes."""
+    given = _copied(arguments)
+    twins()[name](**given)
+    return _written(shim, name, given)
+
+
+def kernel_and_twin(shim: Shim, name: str, **arguments: Any) -> tuple[Outputs, Outputs]:
+    """Both, on the same arguments."""
+    return kernel_outputs(shim, name, **arguments), twin_outputs(shim, name, **arguments)
+
+
+def largest_difference(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+    """The same shape and dtype are needed; a NaN in either is infinitely far."""
+    assert one.shape == other.shape
+    assert one.dtype == other.dtype
+    difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    return float(np.where(np.isnan(difference), np.inf, difference).max(initial=0))
+
+
+def _copied(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arrays copied; one that is given twice stays one."""
+    copies: dict[int, npt.NDArray[Any]] = {}
+    given: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, np.ndarray):
+            value = copies.setdefault(id(value), value.copy())
+        given[name] = value
+    return given
+
+
+def _written(shim: Shim, name: str, given: dict[str, Any]) -> Outputs:
+    return {
+        parameter.name: given[parameter.name]
+        for parameter in shim.signatures[name].parameters
+        if parameter.is_pointer and not parameter.is_const and given[parameter.name] is not None
+    }

@@ -1,0 +1,31 @@
+"""Twins of kernels/mirror.cu: see :mod:`tests.reference.kernels`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def mirror_rows_f32(
+    values: npt.NDArray[Any], rows: int, width: int, mirrored: npt.NDArray[Any]
+) -> None:
+    """Each of ``rows`` rows of ``width`` values from right to left."""
+    count = rows * width
+    flipped = values.reshape(-1)[:count].reshape(rows, width)[:, ::-1]
+    mirrored.reshape(-1)[:count] = flipped.reshape(-1)
+
+
+def average_mirrored_f32(
+    mirrored: npt.NDArray[Any], rows: int, width: int, values: npt.NDArray[Any]
+) -> None:
+    """The mean of ``values`` and of ``mirrored``, read from right to left; in single precision."""
+    count = rows * width
+    flipped = mirrored.reshape(-1)[:count].reshape(rows, width)[:, ::-1].astype(np.float32)
+    kept = values.reshape(-1)[:count].reshape(rows, width)
+    kept[...] = ((kept.astype(np.float32) + flipped) * np.float32(0.5)).astype(values.dtype)
+
+
+mirror_rows_f16 = mirror_rows_f32
+average_mirrored_f16 = average_mirrored_f32
