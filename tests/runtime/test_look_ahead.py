@@ -10,7 +10,7 @@ import pytest
 
 from mpn.errors import VideoError
 from mpn.runtime.pipeline import Pipeline
-from mpn.runtime.propagate import LooksAhead, frames_from_arrays, propagate_frames, with_next
+from mpn.runtime.propagate import SupportsPrefetch, frames_from_arrays, propagate_frames, with_next
 from mpn.types import Frame
 from tests.fakes import fake_engine_set
 
@@ -21,7 +21,7 @@ LABELS = np.ones((4, 5), np.uint8)
 class Watched:
     """Notes what a pipeline is told."""
 
-    looks_ahead = True
+    supports_prefetch = True
     object_ids = (1,)
 
     def __init__(self) -> None:
@@ -32,20 +32,20 @@ class Watched:
             raise AttributeError(name)
         return lambda rgb, *_: self.told.append((name, int(rgb[0, 0, 0])))
 
-    def expect(self, rgb: np.ndarray) -> None:
-        self.told.append(("expect", int(rgb[0, 0, 0])))
+    def prefetch_frame(self, rgb: np.ndarray) -> None:
+        self.told.append(("prefetch_frame", int(rgb[0, 0, 0])))
 
 
 def test_each_frame_is_expected_before_the_one_in_front_of_it_is_worked_on() -> None:
     pipeline: Any = Watched()
-    assert isinstance(pipeline, LooksAhead)
+    assert isinstance(pipeline, SupportsPrefetch)
     list(propagate_frames(frames_from_arrays(FRAMES), pipeline, LABELS))
     assert pipeline.told == [
-        ("expect", 1),
+        ("prefetch_frame", 1),
         ("start", 0),
-        ("expect", 2),
+        ("prefetch_frame", 2),
         ("step", 1),
-        ("expect", 3),
+        ("prefetch_frame", 3),
         ("step", 2),
         ("step", 3),
     ]
@@ -64,7 +64,7 @@ def test_a_live_source_is_not_waited_for(is_live: bool) -> None:
     results = propagate_frames(source(), pipeline, LABELS, is_live=is_live)
     next(results)
     assert read == ([0] if is_live else [0, 1])
-    assert (("expect", 1) in pipeline.told) is not is_live
+    assert (("prefetch_frame", 1) in pipeline.told) is not is_live
 
 
 def test_a_video_that_is_cut_short_is_worked_on_up_to_there() -> None:
@@ -85,5 +85,5 @@ def test_a_video_that_is_cut_short_is_worked_on_up_to_there() -> None:
 
 def test_a_pipeline_of_the_host_is_told_and_does_not_care() -> None:
     with Pipeline(fake_engine_set()) as pipeline:
-        assert not pipeline.looks_ahead
-        pipeline.expect(FRAMES[0])
+        assert not pipeline.supports_prefetch
+        pipeline.prefetch_frame(FRAMES[0])

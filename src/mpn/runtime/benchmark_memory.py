@@ -16,12 +16,12 @@ from mpn.engines.spec import ROLES, Role
 from mpn.runtime.benchmark_result import fps_from_seconds, summary_ms
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.flow import EngineFlow
+from mpn.runtime.host.stages import Stages
 from mpn.runtime.ops import cpu
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.preprocess import one_hot, osvos_input, resize_prob, resize_rgb, working_size_hw
 from mpn.runtime.roi import roi_from_prob
-from mpn.runtime.stages import Stages
 from mpn.runtime.state import object_ids_from_labels
 from mpn.types import Float32Array, TrackBranch, UInt8Array
 

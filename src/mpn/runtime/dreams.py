@@ -21,10 +21,10 @@ from mpn.runtime.dreams_clip import DreamClip, DreamRange
 from mpn.runtime.dreams_prior import damaged
 from mpn.runtime.dreams_scene import DreamScene
 from mpn.runtime.flow import FlowEstimator, FlowFrame
+from mpn.runtime.host.stages import Stages
 from mpn.runtime.ops.base import Ops
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.roi import box_from_prob
-from mpn.runtime.stages import Stages
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 OBJECT_FRAC = 0.93

@@ -1,4 +1,4 @@
-"""What became of each object, read off the labels."""
+"""Tracks: area, box, confidence and state of each object in the labels of a frame."""
 
 from __future__ import annotations
 
@@ -25,35 +25,23 @@ class Measured(NamedTuple):
     confidence: float
 
 
-def tracks_from_labels(
+def measure_objects(
     labels: UInt8Array,
     probs: Float32Array,
     object_ids: Sequence[int],
-    branches: Sequence[TrackBranch],
     boxes: Sequence[Roi | None],
-    *,
-    events: Mapping[int, tuple[TrackEvent, ...]] | None = None,
-    lost_before: Collection[int] = (),
-) -> tuple[Track, ...]:
-    """One track an object.
+) -> tuple[Measured, ...]:
+    """Measure each object in the labels.
 
     Args:
         labels: (H, W) uint8 ids.
         probs: (K, H, W) float32, merged, before CRF.
         object_ids: The K ids.
-        branches: What each object's probability came from. An object without a pixel becomes
-            ``"none"`` and is lost, unless the user gave it so.
-        boxes: For each object a box outside which it has no pixel in the labels, or None.
-        events: What the stages did, by the id of the object. Nothing came of it for an object
-            without a pixel.
-        lost_before: Ids of the objects that had no pixel in the frame before either.
+        boxes: Per object a box outside which it has no pixel in the labels, or None.
     """
-    measured = [
-        _measured(labels, probs[k], object_id, box)
+    return tuple(
+        _measure(labels, probs[k], object_id, box)
         for k, (object_id, box) in enumerate(zip(object_ids, boxes, strict=True))
-    ]
-    return tracks_from_measured(
-        measured, object_ids, branches, events=events, lost_before=lost_before
     )
 
 
@@ -65,7 +53,16 @@ def tracks_from_measured(
     events: Mapping[int, tuple[TrackEvent, ...]] | None = None,
     lost_before: Collection[int] = (),
 ) -> tuple[Track, ...]:
-    """:func:`tracks_from_labels` of objects that are measured already."""
+    """Make one track per object.
+
+    Args:
+        measured: Per object its measurement.
+        object_ids: The K ids.
+        branches: Per object the source of its probability. An object without a pixel becomes
+            ``"none"`` and is lost, unless the user gave it so.
+        events: Events of the stages by object id; dropped for an object without a pixel.
+        lost_before: Ids of the objects that had no pixel in the frame before either.
+    """
     tracks = []
     for found, object_id, branch in zip(measured, object_ids, branches, strict=True):
         found_state: TrackState = "tracked" if found.area_px else "lost"
@@ -87,8 +84,7 @@ def tracks_from_measured(
     return tuple(tracks)
 
 
-def _measured(labels: UInt8Array, prob: Float32Array, object_id: int, box: Roi | None) -> Measured:
-    """Area, bounding box and mean probability of an object's own pixels."""
+def _measure(labels: UInt8Array, prob: Float32Array, object_id: int, box: Roi | None) -> Measured:
     if box is None:
         return Measured(0, None, 0.0)
     window = (slice(box.y0, box.y1), slice(box.x0, box.x1))

@@ -1,13 +1,13 @@
-"""How far an object's track can be believed, from what its last frames looked like.
+"""Memory of an object's track: whether its last frames make it uncertain.
 
-The *confidence* of an object is the mean probability of its own pixels, before CRF: at most 1, and
-with one object above 0.5, since a pixel is the object's if its probability is. A network that is
-sure of an object says 0.9 and more inside it; one that follows something else by its old outline
-alone says less. An *area* that halves or doubles against the mean of the last frames is an
-occlusion, or a mask that leaks. And OSVOS may have *denied* the object: it sees something else
-where propagation follows it, and has nowhere else to propose yet.
+The *confidence* of an object is the mean probability of its own pixels, before CRF. With one object
+it is above 0.5, since a pixel belongs to the object if its probability does. A network that fits
+the object returns 0.9 and more inside it; one that only copies an old outline returns less. An
+*area* that halves or doubles against the mean of the last frames means an occlusion or a leaking
+mask. And OSVOS may have *rejected* the object: it finds something else at the object's place and
+has no better candidate yet.
 
-None of these says that the object is lost: it says that OSVOS should be asked, again and again.
+An uncertain object is not lost: OSVOS runs for it in each frame until it is certain again.
 """
 
 from __future__ import annotations
@@ -18,58 +18,58 @@ from mpn.types import Track, TrackState
 
 _AREA_MEMORY = 0.2
 """Weight of the newest frame in the mean area: a memory of about five frames. An object that
-shrinks by a tenth in every frame has 0.56 of that mean, and is not yet suspicious at a half."""
+shrinks by a tenth per frame has 0.56 of that mean, which a factor of 2 still accepts."""
 
 
 @dataclass(frozen=True)
-class Trust:
-    """What is remembered of an object's track.
+class TrackMemory:
+    """State of an object's track that the next frame needs.
 
     Attributes:
         state: In the last frame.
-        mean_area_px: Of the last frames with the object, exponentially forgotten; pixels of the
+        mean_area_px: Exponential mean over the last frames with the object, in pixels of the
             labels at input size.
-        is_doubtful: Whether its confidence was too low, its area changed too suddenly, or OSVOS
-            denied it.
+        is_uncertain: True if its confidence was too low, its area changed too fast, or OSVOS
+            rejected it.
     """
 
     state: TrackState
     mean_area_px: float
-    is_doubtful: bool
+    is_uncertain: bool
 
 
-def trust_from_track(
+def update_track_memory(
     track: Track,
-    before: Trust | None,
+    before: TrackMemory | None,
     *,
     doubt_confidence: float,
     doubt_area_factor: float,
-    is_denied: bool = False,
-) -> Trust:
-    """What to remember after a frame.
+    is_rejected: bool = False,
+) -> TrackMemory:
+    """Compute the memory of an object after a frame.
 
     Args:
         track: The object in this frame.
-        before: What was remembered so far; None for a new object.
+        before: Its memory before the frame; None for a new object.
         doubt_confidence: See :class:`mpn.runtime.options.PipelineOptions`.
         doubt_area_factor: See there.
-        is_denied: Whether OSVOS saw something else where it is.
+        is_rejected: Whether OSVOS rejected the object in this frame.
 
     Returns:
-        An object that the user gave is beyond doubt, and its area starts anew. One that is lost is
-        not doubtful but lost, and keeps the area that it had.
+        An object that the user gave is certain, and its mean area restarts. A lost object is lost,
+        not uncertain, and keeps its mean area.
     """
     area_px = float(track.area_px)
     if before is None or track.state == "given":
-        return Trust(track.state, area_px, False)
+        return TrackMemory(track.state, area_px, False)
     mean_px = before.mean_area_px
     if track.state == "lost":
-        return Trust(track.state, mean_px, False)
+        return TrackMemory(track.state, mean_px, False)
     if before.state == "lost" or mean_px == 0:
         mean_px = area_px  # after an absence it may have any size
     is_sudden = not mean_px / doubt_area_factor <= area_px <= mean_px * doubt_area_factor
-    return Trust(
+    return TrackMemory(
         track.state,
         mean_px + _AREA_MEMORY * (area_px - mean_px),
-        is_denied or is_sudden or track.confidence < doubt_confidence,
+        is_rejected or is_sudden or track.confidence < doubt_confidence,
     )

@@ -9,16 +9,14 @@ import pytest
 
 from mpn.cuda.array import DeviceArray
 from mpn.errors import InputError
-from mpn.runtime.candidates import Candidates
 from mpn.runtime.colour import colour_table
 from mpn.runtime.ensemble import blend, labels_from_merged, merge
 from mpn.runtime.evidence import weigh_in_box
-from mpn.runtime.object_engines import ObjectEngines
+from mpn.runtime.host.osvos import blend_osvos
 from mpn.runtime.ops import cpu
 from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
 from mpn.runtime.ops.cuda_frame import CudaFrame
 from mpn.runtime.options import PipelineOptions
-from mpn.runtime.osvos_stage import OsvosStage
 from mpn.runtime.roi import box_from_prob, reachable_boxes, roi_from_prob
 from mpn.runtime.tracks import tracks_from_labels
 from mpn.types import Roi
@@ -26,7 +24,6 @@ from tests.emulation.cuda_shim.compare import largest_difference
 from tests.emulation.cuda_shim.device import ShimDevice
 from tests.emulation.cuda_shim.scene import make_scene
 from tests.emulation.cuda_shim.shim import Shim
-from tests.fakes import fake_engine_set
 from tests.runtime.ops.test_cpu import MEAN, STD
 from tests.tolerances import KERNEL_CHAIN, KERNEL_CONFIDENCE, KERNEL_RESIZE, NORMALISED_RGB
 
@@ -93,12 +90,11 @@ class Cpu:
             if weight != 1:
                 prob = blend(prob, self.candidates, self.rois, other_weight=1 - weight)
         if foreground is not None:
-            stage = OsvosStage(fake_engine_set(), self.options, ObjectEngines())
             rois = tuple(self.rois)
-            found = Candidates(prob, rois, rois, ("propagation",) * len(prob))
             if crops is None:  # only what lies in the ROIs is blended and goes on
                 prob = blend(prob, prob, rois, other_weight=0.0)
-            prob, _ = stage.ensemble(prob, [foreground] * len(prob), found)
+            planes, weight = [foreground] * len(prob), self.options.ensemble_weight
+            prob = blend_osvos(prob, planes, rois, osvos_weight=weight)
         is_in_rois = crops is not None or foreground is not None
         self.supports = tuple(self.rois if is_in_rois else self.reach)
         self.prob = merge(prob, self.supports)

@@ -1,4 +1,4 @@
-"""Engines on device memory, as the stages use them."""
+"""Engines on device memory: checks and buffers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mpn.runtime.ops.cuda import Dtype
 
 
 def device_engine(engine: Engine, *, object_id: int | None = None) -> DeviceEngine:
-    """An engine, once it is known that it takes device memory.
+    """Check that an engine takes device memory, and return it.
 
     Args:
         engine: Any.
-        object_id: The object whose own engine it is, for the message.
+        object_id: The object of the engine, for the message.
 
     Raises:
         EngineError: If it takes host memory only.
@@ -31,17 +31,17 @@ def device_engine(engine: Engine, *, object_id: int | None = None) -> DeviceEngi
 
 
 def array_from_tensor(tensor: DeviceTensor) -> DeviceArray:
-    """An engine's buffer as the kernels take it; it belongs to the engine."""
+    """Wrap an engine's buffer for the kernels; the engine owns it."""
     return DeviceArray(tensor.address, tensor.shape, tensor.dtype, getattr(tensor, "owner", tensor))
 
 
 def dtype_name(buffer: DeviceArray) -> Dtype:
-    """Dtype of an engine's input."""
+    """Return the dtype of an engine's input."""
     return "float16" if buffer.dtype == np.float16 else "float32"
 
 
 def network_hw(engine: Engine) -> tuple[int, int]:
-    """(height, width) of the frames that a flow or OSVOS engine takes.
+    """Return (height, width) of the frames that a flow or OSVOS engine takes.
 
     Raises:
         EngineError: If they are not fixed.

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mpn.errors import EngineError
+from mpn.runtime.host.stages import Stages
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.ops import cpu
 from mpn.runtime.options import PipelineOptions
-from mpn.runtime.stages import Stages
 from mpn.types import Float32Array
 from tests.fakes import FakeEngine, fake_engine_set
 

@@ -1,7 +1,4 @@
-"""The stages of a frame around the propagation network: warp, crop, propagate, paste.
-
-Their order is the pipeline's business.
-"""
+"""Stages of a frame around the propagation network: warp, crop, propagate, paste."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from mpn.types import Float32Array, Roi, TrackBranch, UInt8Array
 
 
 class Stages:
-    """The stages with what they need bound to them; every method is pure.
+    """Stages as functions of arrays; every method is pure.
 
     Args:
         engines: Open engines.
@@ -49,23 +46,23 @@ class Stages:
         self,
         rgb: UInt8Array,
         prob: Float32Array,
-        supports: Sequence[Roi | None],
+        bounds: Sequence[Roi | None],
         first_areas_px: Sequence[float],
         flow_to_prev_px: Float32Array,
         flow_from_prev_px: Float32Array | None = None,
         colour_tables: Sequence[Float32Array] | None = None,
     ) -> Candidates:
-        """Carry the objects into the current frame and find their ROIs.
+        """Warp the objects into the current frame and compute their ROIs.
 
         Args:
             rgb: (h, w, 3) uint8 RGB, the current frame.
             prob: (K, h, w) float32 of the previous frame.
-            supports: Boxes outside which it is 0.
-            first_areas_px: Area of each object when it was given.
+            bounds: Per object a box outside which it is 0, or None.
+            first_areas_px: Per object its area when it was given.
             flow_to_prev_px: (2, h, w) float32.
-            flow_from_prev_px: (2, h, w) float32 on the previous frame's grid, to check it with;
-                None to believe it.
-            colour_tables: Colours of each object; None to leave them out.
+            flow_from_prev_px: (2, h, w) float32 on the previous frame's grid, for the flow check;
+                None: no check.
+            colour_tables: Per object its colours; None: no colour likelihood.
 
         Raises:
             EngineError: If the flow has another size than the frame.
@@ -75,10 +72,10 @@ class Stages:
                 f"the flow must be (2, {prob.shape[1]}, {prob.shape[2]}) like the frame, "
                 f"got {flow_to_prev_px.shape}"
             )
-        reach = reachable_boxes(supports, flow_to_prev_px)
-        warped = self._ops.warp_bilinear(prob, flow_to_prev_px, boxes=reach)
+        warp_bounds = reachable_boxes(bounds, flow_to_prev_px)
+        warped = self._ops.warp_bilinear(prob, flow_to_prev_px, boxes=warp_bounds)
         tables = (None,) * len(warped) if colour_tables is None else colour_tables
-        for plane, table, box in zip(warped, tables, reach, strict=True):
+        for plane, table, box in zip(warped, tables, warp_bounds, strict=True):
             if box is not None:
                 weigh_in_box(
                     plane,
@@ -93,23 +90,23 @@ class Stages:
                 )
         rois = [
             self._roi(plane, box, area)
-            for plane, box, area in zip(warped, reach, first_areas_px, strict=True)
+            for plane, box, area in zip(warped, warp_bounds, first_areas_px, strict=True)
         ]
-        for plane, roi, box in zip(warped, rois, reach, strict=True):
-            if roi is None and box is not None:  # what is left of a lost object is no candidate
+        for plane, roi, box in zip(warped, rois, warp_bounds, strict=True):
+            if roi is None and box is not None:  # leftovers of a lost object are no candidate
                 plane[box.y0 : box.y1, box.x0 : box.x1] = 0
         branch: TrackBranch = "propagation"
         return Candidates(
             prob=warped,
-            supports=tuple(
-                None if roi is None else box for roi, box in zip(rois, reach, strict=True)
+            bounds=tuple(
+                None if roi is None else box for roi, box in zip(rois, warp_bounds, strict=True)
             ),
             rois=tuple(rois),
             branches=(branch,) * len(rois),
         )
 
     def crop(self, rgb: UInt8Array, candidates: Candidates) -> Float32Array:
-        """The propagation network's input for every object that is not lost.
+        """Make the propagation network's input for every object that is not lost.
 
         Args:
             rgb: (h, w, 3) uint8, the current frame.
@@ -129,31 +126,31 @@ class Stages:
         )
 
     def propagate(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
-        """Run the propagation network: each object on its own engine, the others all at once.
+        """Run the propagation network: each object on its own engine, the others in one batch.
 
-        With option ``mirror`` every crop goes through it mirrored, too, and the answers are
-        averaged. More crops than an engine takes go through it in several batches.
+        With option ``mirror`` every crop is flipped horizontally as well, and both outputs are
+        averaged. More crops than an engine takes run in several batches.
 
         Args:
             packed: (N, 4, S, S) float32.
-            object_ids: Whose crops they are, N ids.
+            object_ids: Per crop the id of its object.
 
         Returns:
             (N, 1, S, S) float32 foreground probability.
 
         Raises:
-            EngineError: If an engine fails or its answer is not finite.
+            EngineError: If an engine fails or its output is not finite.
         """
         if not self._options.mirror:
-            return self._answers(packed, object_ids)
+            return self._run_all(packed, object_ids)
         both = np.concatenate((packed, packed[..., ::-1]))
-        answers = self._answers(both, [*object_ids, *object_ids])
-        prob, mirrored = answers[: len(packed)], answers[len(packed) :]
-        mean: Float32Array = (prob + mirrored[..., ::-1]) * np.float32(0.5)
+        outputs = self._run_all(both, [*object_ids, *object_ids])
+        prob, flipped = outputs[: len(packed)], outputs[len(packed) :]
+        mean: Float32Array = (prob + flipped[..., ::-1]) * np.float32(0.5)
         return mean
 
-    def _answers(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
-        """What each crop's engine answers, in batches of one engine."""
+    def _run_all(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
+        """Run each crop on its engine, in batches per engine."""
         own: dict[int, tuple[Engine, list[int]]] = {}
         common: list[int] = []
         for n, object_id in enumerate(object_ids):
@@ -172,9 +169,9 @@ class Stages:
         return prob
 
     def paste(self, crops: Float32Array, candidates: Candidates) -> Float32Array:
-        """Put the network's answer into the frame: (N, 1, S, S) -> (K, h, w), 0 outside the ROIs.
+        """Paste the network's output: (N, 1, S, S) -> (K, h, w), 0 outside the ROIs.
 
-        With a ``propagation_weight`` under 1 the rest comes from what the network was given.
+        With a ``propagation_weight`` under 1 the rest comes from the warped probability.
         """
         size_hw = (candidates.prob.shape[1], candidates.prob.shape[2])
         prob = self._ops.paste(crops, candidates.rois, size_hw)
@@ -199,12 +196,12 @@ class Stages:
         check_finite(prob, "propagation", object_id)
         return prob
 
-    def _roi(self, warped: Float32Array, reach: Roi | None, first_area_px: float) -> Roi | None:
-        if reach is None:
+    def _roi(self, warped: Float32Array, within: Roi | None, first_area_px: float) -> Roi | None:
+        if within is None:
             return None
         options = self._options
         if options.lost_area_frac > 0:
-            inside = warped[reach.y0 : reach.y1, reach.x0 : reach.x1]
+            inside = warped[within.y0 : within.y1, within.x0 : within.x1]
             area_px = np.count_nonzero(inside > options.threshold)
             if area_px < options.lost_area_frac * first_area_px:
                 return None
@@ -213,5 +210,5 @@ class Stages:
             threshold=options.threshold,
             margin_frac=options.roi_margin_frac,
             margin_px_min=options.roi_margin_px_min,
-            within=reach,
+            within=within,
         )

@@ -1,0 +1,255 @@
+"""The backend in NumPy and OpenCV: arrays of the host, engines that take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mpn.closing import Closing
+from mpn.engines.load import EngineSet
+from mpn.runtime.backend import FrameMemory, OsvosMaps, QueuedBackend, Readback
+from mpn.runtime.candidates import Candidates
+from mpn.runtime.crf_refine import refine
+from mpn.runtime.ensemble import labels_from_merged, merge
+from mpn.runtime.flow import FlowEstimator, FlowFrame
+from mpn.runtime.host.osvos import OsvosRunner, blend_osvos
+from mpn.runtime.host.stages import Stages
+from mpn.runtime.object_engines import ObjectEngines
+from mpn.runtime.ops import cpu
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.preprocess import resize_prob, resize_rgb
+from mpn.runtime.roi import scaled_boxes, tight_boxes
+from mpn.runtime.state import VideoState
+from mpn.runtime.timing import StageTimer
+from mpn.runtime.tracks import measure_objects
+from mpn.types import Float32Array, Roi, UInt8Array, check_rgb
+
+Boxes = tuple[Roi | None, ...]
+
+
+@dataclass(frozen=True)
+class HostFrame:
+    """One frame on the host.
+
+    Attributes:
+        frame: (h, w, 3) uint8 RGB at working size.
+        flow_frame: The frame, prepared for flow.
+        flow_to_prev_px: (2, h, w) float32, from this frame to the one before.
+        flow_from_prev_px: The same back, on the grid of the one before; None without flow check.
+    """
+
+    frame: UInt8Array
+    flow_frame: FlowFrame
+    flow_to_prev_px: Float32Array
+    flow_from_prev_px: Float32Array | None
+
+
+@dataclass
+class _Work:
+    """Results of the stages of a frame that is not committed yet.
+
+    Attributes:
+        frame: The frame.
+        candidates: Of the warp, or as re-detected.
+        maps: OSVOS of the frame; None: it does not run.
+        pasted: (K, h, w) float32, output of the propagation network.
+        merged: (K, h, w) float32, and per object a box outside which it is exactly 0.
+        refined: The same after CRF; ``merged`` without CRF.
+        memory: Arrays of the frame once it is committed.
+        readback: Results of the frame.
+    """
+
+    frame: HostFrame
+    candidates: Candidates | None = None
+    maps: OsvosMaps | None = None
+    pasted: Float32Array | None = None
+    merged: tuple[Float32Array, Boxes] | None = None
+    refined: tuple[Float32Array, Boxes] | None = None
+    memory: FrameMemory | None = None
+    readback: Readback | None = None
+
+
+class HostBackend(Closing):
+    """Implements :class:`mpn.runtime.backend.FrameBackend`; a stage returns when it is done.
+
+    Args:
+        engines: Open engines.
+        options: The pipeline's, in force.
+        objects: The objects' own engines.
+        flow: Estimates the flow.
+        timer: Takes the times of the stages.
+    """
+
+    queue: QueuedBackend[HostFrame] | None = None
+    supports_prefetch = False
+
+    def __init__(
+        self,
+        engines: EngineSet,
+        options: PipelineOptions,
+        objects: ObjectEngines,
+        flow: FlowEstimator,
+        timer: StageTimer,
+    ) -> None:
+        self._options, self._timer = options, timer
+        self._flow = flow
+        self._stages = Stages(engines, options, cpu, objects)
+        self._osvos = OsvosRunner(engines, options, objects)
+        self._state: VideoState | None = None
+        self._memory: FrameMemory | None = None
+        self._bounds: Boxes = ()
+        self._work: _Work | None = None
+
+    def frame_shape(self, rgb: UInt8Array) -> tuple[int, ...]:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        check_rgb(rgb)
+        return rgb.shape
+
+    def to_host(self, rgb: UInt8Array) -> UInt8Array:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        return rgb
+
+    def load(self, state: VideoState, memory: FrameMemory) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._work = None
+        self._state, self._memory, self._bounds = state, memory, state.bounds
+
+    def snapshot(self) -> FrameMemory:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        return self._current
+
+    def ingest(self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = ()) -> HostFrame:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        before = self._current
+        with self._timer.stage("input"):
+            frame = resize_rgb(rgb, (before.frame.shape[0], before.frame.shape[1]))
+        with self._timer.stage("flow"):
+            flow_frame = self._flow.prepare(frame)
+            flow_to_prev_px = self._flow.between(flow_frame, before.flow_frame)
+            flow_from_prev_px = None
+            if self._options.flow_check_px:
+                flow_from_prev_px = self._flow.between(before.flow_frame, flow_frame)
+        taken = HostFrame(frame, flow_frame, flow_to_prev_px, flow_from_prev_px)
+        self._work = _Work(taken)
+        return taken
+
+    def prefetch(self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = ()) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`; does nothing."""
+
+    def warp(self, frame: HostFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        state = self._loaded
+        with self._timer.stage("warp"):
+            self._current_work.candidates = self._stages.warp(
+                frame.frame,
+                self._current.prob,
+                self._bounds,
+                state.first_areas_px,
+                frame.flow_to_prev_px,
+                frame.flow_from_prev_px,
+                state.colour_tables if self._options.colour_weight else None,
+            )
+
+    def candidates(self) -> Candidates:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        found = self._current_work.candidates
+        assert found is not None
+        return found
+
+    def osvos_maps(self, frame: HostFrame, osvos_for: Sequence[bool]) -> OsvosMaps:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        return self._osvos.maps(frame.frame, self._loaded.object_ids, osvos_for)
+
+    def set_candidates(self, candidates: Candidates, maps: OsvosMaps | None) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        work = self._current_work
+        work.candidates, work.maps = candidates, maps
+
+    def propagate(self, frame: HostFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        found, timed = self.candidates(), self._timer.stage
+        with timed("crop"):
+            packed = self._stages.crop(frame.frame, found)
+        with timed("propagation"):
+            crops = self._stages.propagate(packed, found.present(self._loaded.object_ids))
+        with timed("paste"):
+            self._current_work.pasted = self._stages.paste(crops, found)
+
+    def merge(self, frame: HostFrame, *, use_crops: bool, blends: bool) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        work, found = self._current_work, self.candidates()
+        if use_crops:
+            assert work.pasted is not None
+            prob, bounds = work.pasted, found.rois
+        else:
+            prob, bounds = found.prob, tight_boxes(found.prob, found.bounds)
+        if blends and work.maps is not None:
+            with self._timer.stage("osvos"):
+                weight = self._options.ensemble_weight
+                prob = blend_osvos(prob, work.maps.planes, found.rois, osvos_weight=weight)
+                bounds = found.rois
+        with self._timer.stage("merge"):
+            work.merged = work.refined = (merge(prob, bounds), bounds)
+
+    def refine(self, frame: HostFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        work = self._current_work
+        assert work.merged is not None
+        prob, bounds = work.merged
+        with self._timer.stage("crf"):
+            work.refined = refine(
+                prob, frame.frame, boxes=bounds, options=self._options.crf_options
+            )
+
+    def emit(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        state, options, work = self._loaded, self._options, self._current_work
+        assert work.merged is not None
+        assert work.refined is not None
+        (prob, bounds), (refined, refined_bounds) = work.merged, work.refined
+        with self._timer.stage("output"):
+            soft_prob = result_prob = resize_prob(prob, state.input_hw)
+            if options.crf:
+                result_prob = resize_prob(refined, state.input_hw)
+            boxes = scaled_boxes(refined_bounds, state.working_hw, state.input_hw)
+            if options.crf_feedback:
+                prob, bounds = work.refined
+            labels = labels_from_merged(result_prob, state.object_ids, boxes)
+            measured = measure_objects(labels, soft_prob, state.object_ids, boxes)
+        frame = work.frame
+        work.memory = FrameMemory(frame.frame, frame.flow_frame, prob, result_prob, soft_prob)
+        work.readback = Readback(labels, measured, bounds, self.candidates().rois, (), result_prob)
+
+    def readback(self) -> Readback:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        readback = self._current_work.readback
+        assert readback is not None
+        return readback
+
+    def commit(self, frame: HostFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._memory, self._bounds = self._current_work.memory, self.readback().bounds
+        self._work = None
+
+    def rollback(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._work = None
+
+    def close(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._state = self._memory = self._work = None
+
+    @property
+    def _current_work(self) -> _Work:
+        assert self._work is not None
+        return self._work
+
+    @property
+    def _current(self) -> FrameMemory:
+        assert self._memory is not None
+        return self._memory
+
+    @property
+    def _loaded(self) -> VideoState:
+        assert self._state is not None
+        return self._state
