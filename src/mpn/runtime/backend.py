@@ -110,7 +110,7 @@ class FrameBackend(Protocol[FrameT]):
     """Planes of all objects of one video, and the stages of one frame on them.
 
     On a device each method enqueues its work and returns. Only :meth:`candidates`,
-    :meth:`osvos_maps`, :meth:`readback` and :meth:`snapshot` wait.
+    :meth:`osvos_maps`, :meth:`readback`, :meth:`snapshot` and :meth:`wait` wait.
 
     Results of a frame replace those of the frame before in :meth:`commit` only, so that a frame
     that fails changes nothing.
@@ -142,8 +142,11 @@ class FrameBackend(Protocol[FrameT]):
             memory: Arrays of the frame.
         """
 
+    def wait(self) -> None:
+        """Let the host wait for all work, that of prefetched frames included."""
+
     def snapshot(self) -> FrameMemory:
-        """Return the arrays of the last committed frame; stop work on any later frame."""
+        """Return the arrays of the last committed frame; waits for all work."""
 
     def ingest(self, rgb: Any, *, osvos_for: Sequence[bool] = ()) -> FrameT:
         """Take the next frame: copy, resize, flow.

@@ -399,6 +399,7 @@ class Pipeline(Closing):
         self, rgb: UInt8Array, working_hw: tuple[int, int]
     ) -> tuple[UInt8Array, FlowFrame]:
         """Resize a frame to working size, and prepare it for flow."""
+        self._backend.wait()  # a flow estimator is for one thread at a time
         with self._timer.stage("input"):
             frame = resize_rgb(rgb, working_hw)
         with self._timer.stage("flow"):

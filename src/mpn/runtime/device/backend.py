@@ -212,9 +212,14 @@ class DeviceBackend(Closing):
         self._ingest.begin(memory.frame, host_flow, state.input_hw, state.object_ids)
         self._memory = memory
 
+    def wait(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._stream.record().sync()
+        self._ingest.wait()
+
     def snapshot(self) -> FrameMemory:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
-        self._ingest.wait()
+        self.wait()
         if self._memory is None:
             state, download = self._state, self._stream.download
             soft = download(self._soft_wide)
@@ -425,8 +430,7 @@ class DeviceBackend(Closing):
 
     def rollback(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`; waits for all streams."""
-        self._stream.record().sync()
-        self._ingest.wait()
+        self.wait()
         self._ingest.drop_prefetched()
         self._watch.taken()
         self._host_maps = None
@@ -436,8 +440,7 @@ class DeviceBackend(Closing):
     def close(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         if self._planes is not None:
-            self._stream.record().sync()
-            self._ingest.wait()
+            self.wait()
         self._planes = self._crf = self._memory = None
         self._graphs.clear()
         self._ingest.release()

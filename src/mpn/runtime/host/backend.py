@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from mpn.closing import Closing
@@ -26,6 +28,9 @@ from mpn.types import Float32Array, Roi, UInt8Array, check_rgb
 
 Boxes = tuple[Roi | None, ...]
 
+_WAKE_S = 0.5
+"""A wait without a timeout cannot be interrupted by Ctrl-C on Windows; waits are this short."""
+
 
 @dataclass(frozen=True)
 class HostFrame:
@@ -42,6 +47,21 @@ class HostFrame:
     flow_frame: FlowFrame
     flow_to_prev_px: Float32Array
     flow_from_prev_px: Float32Array | None
+
+
+@dataclass(frozen=True)
+class _Prefetched:
+    """The next frame, computed in a thread.
+
+    Attributes:
+        rgb: The caller's array, which identifies the frame.
+        before: The frame before it, prepared for flow.
+        frame: The result.
+    """
+
+    rgb: UInt8Array
+    before: FlowFrame
+    frame: Future[HostFrame]
 
 
 @dataclass
@@ -72,6 +92,9 @@ class _Work:
 class HostBackend(Closing):
     """Implements :class:`mpn.runtime.backend.FrameBackend`; a stage returns when it is done.
 
+    A thread computes the flow of the next frame beside the current one: flow needs images only, and
+    onnxruntime and OpenCV release the interpreter lock.
+
     Args:
         engines: Open engines.
         options: The pipeline's, in force.
@@ -81,7 +104,7 @@ class HostBackend(Closing):
     """
 
     queue: QueuedBackend[HostFrame] | None = None
-    supports_prefetch = False
+    supports_prefetch = True
 
     def __init__(
         self,
@@ -99,6 +122,8 @@ class HostBackend(Closing):
         self._memory: FrameMemory | None = None
         self._bounds: Boxes = ()
         self._work: _Work | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mpn-flow")
+        self._prefetched: _Prefetched | None = None
 
     def frame_shape(self, rgb: UInt8Array) -> tuple[int, ...]:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
@@ -114,27 +139,35 @@ class HostBackend(Closing):
         self._work = None
         self._state, self._memory, self._bounds = state, memory, state.bounds
 
+    def wait(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        if self._prefetched is not None:
+            _wait(self._prefetched.frame)
+
     def snapshot(self) -> FrameMemory:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self.wait()
         return self._current
 
     def ingest(self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = ()) -> HostFrame:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
-        before = self._current
-        with self._timer.stage("input"):
-            frame = resize_rgb(rgb, (before.frame.shape[0], before.frame.shape[1]))
-        with self._timer.stage("flow"):
-            flow_frame = self._flow.prepare(frame)
-            flow_to_prev_px = self._flow.between(flow_frame, before.flow_frame)
-            flow_from_prev_px = None
-            if self._options.flow_check_px:
-                flow_from_prev_px = self._flow.between(before.flow_frame, flow_frame)
-        taken = HostFrame(frame, flow_frame, flow_to_prev_px, flow_from_prev_px)
-        self._work = _Work(taken)
-        return taken
+        before = self._current.flow_frame
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is not None:
+            with self._timer.stage("flow"):
+                _wait(prefetched.frame)
+        if prefetched is not None and prefetched.rgb is rgb and prefetched.before is before:
+            frame = prefetched.frame.result()
+        else:
+            frame = self._ingest(rgb, before, self._timer.stage)
+        self._work = _Work(frame)
+        return frame
 
     def prefetch(self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = ()) -> None:
-        """See :class:`mpn.runtime.backend.FrameBackend`; does nothing."""
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        before = self._current_work.frame.flow_frame
+        frame = self._thread.submit(self._ingest, rgb, before, lambda _: nullcontext())
+        self._prefetched = _Prefetched(rgb, before, frame)
 
     def warp(self, frame: HostFrame) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
@@ -233,11 +266,30 @@ class HostBackend(Closing):
 
     def rollback(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
-        self._work = None
+        self.wait()
+        self._work = self._prefetched = None
 
     def close(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
-        self._state = self._memory = self._work = None
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._state = self._memory = self._work = self._prefetched = None
+
+    def _ingest(
+        self,
+        rgb: UInt8Array,
+        before: FlowFrame,
+        timed: Callable[[str], AbstractContextManager[None]],
+    ) -> HostFrame:
+        """Resize a frame, and estimate its flow; runs in one thread at a time."""
+        with timed("input"):
+            frame = resize_rgb(rgb, before.size_hw)
+        with timed("flow"):
+            flow_frame = self._flow.prepare(frame)
+            flow_to_prev_px = self._flow.between(flow_frame, before)
+            flow_from_prev_px = None
+            if self._options.flow_check_px:
+                flow_from_prev_px = self._flow.between(before, flow_frame)
+        return HostFrame(frame, flow_frame, flow_to_prev_px, flow_from_prev_px)
 
     @property
     def _current_work(self) -> _Work:
@@ -253,3 +305,8 @@ class HostBackend(Closing):
     def _loaded(self) -> VideoState:
         assert self._state is not None
         return self._state
+
+
+def _wait(future: Future[HostFrame]) -> None:
+    while not future.done():
+        wait([future], timeout=_WAKE_S)
