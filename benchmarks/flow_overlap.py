@@ -86,7 +86,7 @@ def measure(
     ratios = np.divide(fps["prefetch"], fps["in turn"])
     return {
         "rounds": fps,
-        "median_fps": medians,
+        "medians": medians,
         "ratio_of_medians": round(medians["prefetch"] / medians["in turn"], 3),
         "median_of_ratios": round(float(np.median(ratios)), 3),
     }
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     entry = measure(results, clip.video, mask, options, given)
                     runs.append({"objects": count, "options": kind, **entry})
                     print(
-                        f"K = {count}, {kind}: {entry['median_fps']}, "
+                        f"K = {count}, {kind}: {entry['medians']}, "
                         f"{entry['ratio_of_medians']}x, load {load_average()}",
                         flush=True,
                     )

@@ -18,7 +18,7 @@ from mpn.runtime.ops.cuda import box_rows, boxes_from_rows
 from mpn.runtime.ops.cuda_frame import CudaFrame
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.roi import box_from_prob, reachable_boxes, roi_from_prob
-from mpn.runtime.tracks import tracks_from_labels
+from mpn.runtime.tracks import measure_objects
 from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import largest_difference
 from tests.emulation.cuda_shim.device import ShimDevice
@@ -256,11 +256,13 @@ def test_tracks_are_the_cpus(shim: Shim) -> None:
     frame.tracks(device.upload(labels), frame.prob)
     figures = frame.readback.read(device.download(frame.readback.buffer))
     areas, boxes, sums = (figures[f"track_{name}"] for name in ("areas", "boxes", "sums"))
-    branches = ["given"] * 3
-    expected = tracks_from_labels(labels, host.prob, IDS, branches, host.supports)  # type: ignore[arg-type]
-    for track, area, box, total in zip(expected, areas, boxes_from_rows(boxes), sums, strict=True):
-        assert (area, None if box is None else box.box_xyxy) == (track.area_px, track.box_xyxy)
-        assert abs(int(total) / 2**24 / area - track.confidence) <= KERNEL_CONFIDENCE
+    expected = measure_objects(labels, host.prob, IDS, host.supports)  # type: ignore[arg-type]
+    for measured, area, box, total in zip(
+        expected, areas, boxes_from_rows(boxes), sums, strict=True
+    ):
+        found = area, None if box is None else box.box_xyxy
+        assert found == (measured.area_px, measured.box_xyxy)
+        assert abs(int(total) / 2**24 / area - measured.confidence) <= KERNEL_CONFIDENCE
 
 
 def test_what_is_missing_is_said(shim: Shim) -> None:
