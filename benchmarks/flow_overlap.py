@@ -1,11 +1,11 @@
-"""Wall FPS of mpn-run with and without the prefetch of the host backend, interleaved.
+"""Measure wall FPS of mpn-run with and without the prefetch on the host.
 
     python benchmarks/flow_overlap.py [--engine-dir DIR] [--objects 1,3] [--rounds 5]
         [--frames 60] [--threads 2] [-o RESULT.json]
 
 Each run decodes the built-in clip at 854x480 from H.264, segments it, and writes label PNGs and the
 overlay video. *in turn* computes the flow of a frame before its other stages; *prefetch* computes
-the flow of the next frame in a thread beside them. Options: those of ``--fast``, and the default
+the flow of the next frame in a thread during them. Options: those of ``--fast``, and the default
 without fine-tuning. Both must write the same masks, else nothing is written.
 """
 

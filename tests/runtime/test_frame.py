@@ -1,4 +1,4 @@
-"""A frame that fails in any stage leaves the host pipeline in the state before it."""
+"""Rollback on the host: a frame that fails in any stage changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Telling a pipeline the next frame while it is given the one before."""
+"""Prefetch of the next frame during the current one."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ LABELS = np.ones((4, 5), np.uint8)
 
 
 class Watched:
-    """Notes what a pipeline is told."""
+    """Records the calls of a pipeline."""
 
     supports_prefetch = True
     object_ids = (1,)
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, int]] = []
+        self.calls: list[tuple[str, int]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda rgb, *_: self.told.append((name, int(rgb[0, 0, 0])))
+        return lambda rgb, *_: self.calls.append((name, int(rgb[0, 0, 0])))
 
     def prefetch_frame(self, rgb: np.ndarray) -> None:
-        self.told.append(("prefetch_frame", int(rgb[0, 0, 0])))
+        self.calls.append(("prefetch_frame", int(rgb[0, 0, 0])))
 
 
-def test_each_frame_is_expected_before_the_one_in_front_of_it_is_worked_on() -> None:
+def test_propagate_announces_each_frame_one_step_early() -> None:
     pipeline: Any = Watched()
     assert isinstance(pipeline, SupportsPrefetch)
     list(propagate_frames(frames_from_arrays(FRAMES), pipeline, LABELS))
-    assert pipeline.told == [
+    assert pipeline.calls == [
         ("prefetch_frame", 1),
         ("start", 0),
         ("prefetch_frame", 2),
@@ -67,7 +67,7 @@ def test_a_live_source_is_not_waited_for(is_live: bool) -> None:
     results = propagate_frames(source(), pipeline, LABELS, is_live=is_live)
     next(results)
     assert read == ([0] if is_live else [0, 1])
-    assert (("prefetch_frame", 1) in pipeline.told) is not is_live
+    assert (("prefetch_frame", 1) in pipeline.calls) is not is_live
 
 
 def test_a_video_that_is_cut_short_is_worked_on_up_to_there() -> None:
@@ -87,7 +87,7 @@ def test_a_video_that_is_cut_short_is_worked_on_up_to_there() -> None:
 
 
 def probs(*, announced: list[int], fails_at: int = -1, flow_check_px: float = 3.0) -> np.ndarray:
-    """Results of five frames; ``announced`` has the frame announced before each step."""
+    """Segment five frames; ``announced`` has the frame announced before each step."""
     options = PipelineOptions(flow_check_px=flow_check_px, size=40)
     results = []
     with Pipeline(fake_engine_set(preprocessing=PLAIN), options=options) as pipeline:

@@ -118,7 +118,7 @@ class FrameBackend(Protocol[FrameT]):
 
     @property
     def queue(self) -> QueuedBackend[FrameT] | None:
-        """The same backend if it enqueues its work; None if a stage returns when it is done."""
+        """This backend if it enqueues work; None if a stage returns when it is done."""
 
     @property
     def supports_prefetch(self) -> bool:
@@ -160,7 +160,7 @@ class FrameBackend(Protocol[FrameT]):
         """
 
     def prefetch(self, rgb: Any, *, osvos_for: Sequence[bool] = ()) -> None:
-        """Start the work of :meth:`ingest` for the frame after the current one, and return.
+        """Start :meth:`ingest` for the frame after the current one, and return.
 
         Args:
             rgb: As for :meth:`ingest`, which must get this very array later, unchanged.
@@ -231,7 +231,7 @@ class QueuedBackend(FrameBackend[FrameT], Protocol[FrameT]):
     """A backend whose work runs behind the host, in queues and graphs."""
 
     def run_osvos(self, frame: FrameT, osvos_for: Sequence[bool]) -> None:
-        """Enqueue OSVOS beside the objects, unless it ran for just these objects."""
+        """Enqueue OSVOS on a separate stream, unless it ran for these objects."""
 
     def wait_for_osvos(self, frame: FrameT) -> None:
         """Let the objects wait for OSVOS of the frame; the host does not."""
@@ -251,7 +251,7 @@ class QueuedBackend(FrameBackend[FrameT], Protocol[FrameT]):
 
 
 class LazyStepResult(StepResult):
-    """A :class:`mpn.types.StepResult` whose ``probs`` are copied to the host when first read.
+    """A :class:`mpn.types.StepResult` that copies ``probs`` when it is first read.
 
     On a device the copy must happen before the next frame, which overwrites them; after that,
     reading them raises. All other attributes stay valid. ``probs`` is given as an array, or as a

@@ -1,4 +1,4 @@
-"""Candidates: where each object is expected in a frame, before the propagation network runs."""
+"""Candidates: expected places of the objects before the propagation network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROPAGATION: TrackBranch = "propagation"
 
 @dataclass(frozen=True)
 class Candidates:
-    """Where each object is expected in the current frame.
+    """Expected place of each object in the current frame.
 
     Attributes:
         prob: (K, h, w) float32: warped from the previous frame, or from OSVOS if re-detected. Its

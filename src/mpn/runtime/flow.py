@@ -46,7 +46,7 @@ class FlowFrame:
 
 
 class FlowEstimator(Protocol):
-    """Estimates flow between two frames of the same size. Not for two threads at once."""
+    """Estimates flow between two frames of one size; for one thread at a time."""
 
     def prepare(self, rgb: UInt8Array) -> FlowFrame:
         """Prepare a frame, (H, W, 3) uint8 RGB, for :meth:`between`."""

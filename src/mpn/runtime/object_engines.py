@@ -1,4 +1,4 @@
-"""Engines of single objects, which were fine-tuned on them, and the interface that makes them."""
+"""Engines that were fine-tuned on single objects, and the interface of adapters."""
 
 from __future__ import annotations
 

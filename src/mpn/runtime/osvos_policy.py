@@ -1,4 +1,4 @@
-"""Decisions about OSVOS: for which objects it runs, and where it re-detects a lost object."""
+"""Decide for which objects OSVOS runs, and where it re-detects a lost object."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 class OsvosPolicy:
     """Decides what OSVOS does in a frame; every method is pure.
 
-    The engine directory's OSVOS is one network for "any object". An object that it was fine-tuned
-    on has an engine of its own, whose output counts for this object alone.
+    The engine directory's OSVOS is one network for "any object". An engine that was fine-tuned on
+    an object counts for this object alone.
 
     Args:
         options: Options in force.
@@ -105,7 +105,7 @@ class OsvosPolicy:
         )
 
     def must_redetect_lost(self, places: Sequence[Roi | None]) -> bool:
-        """Return whether an object without a place must be re-detected by OSVOS."""
+        """Return whether OSVOS must re-detect an object without a place."""
         return self._redetects and any(place is None for place in places)
 
     def must_redetect(self, readback: Readback, plan: FramePlan, state: VideoState) -> bool:
@@ -126,7 +126,9 @@ class OsvosPolicy:
         )
 
     def redetect(self, candidates: Candidates, maps: OsvosMaps, state: VideoState) -> Candidates:
-        """Re-detect lost objects, and tracked ones that OSVOS contradicts, by ascending id.
+        """Re-detect lost objects, and tracked ones that OSVOS contradicts.
+
+        Objects are processed by ascending id.
 
         Args:
             candidates: Result of the warp.
@@ -177,7 +179,7 @@ class OsvosPolicy:
         )
 
     def _blends(self, object_ids: Sequence[int]) -> bool:
-        """Whether OSVOS is averaged with the propagation."""
+        """Return whether OSVOS is averaged with the propagation."""
         mode = self._options.osvos
         return mode == "blend" or (mode == "auto" and self._objects.all_have("osvos", object_ids))
 
@@ -185,14 +187,14 @@ class OsvosPolicy:
         return any(map(self._may_move, object_ids))
 
     def _may_move(self, object_id: int) -> bool:
-        """Whether OSVOS may move a tracked object elsewhere."""
+        """Return whether OSVOS may move a tracked object elsewhere."""
         return (
             self._options.retrieve_agreement > 0
             and self._objects.get("osvos", object_id) is not None
         )
 
     def _is_contradicted(self, object_id: int, agreement: tuple[float, float] | None) -> bool:
-        """Whether measured agreement is too low; :meth:`_contradicts` on device figures."""
+        """Return whether a measured agreement is too low; see :meth:`_contradicts`."""
         if not self._may_move(object_id):
             return False
         if agreement is None:
@@ -209,7 +211,7 @@ class OsvosPolicy:
         plane: Float32Array,
         state: VideoState,
     ) -> bool:
-        """Whether the candidate of a tracked object fails the rules for a re-detection."""
+        """Return whether a tracked object fails the rules for a re-detection."""
         box = candidates.bounds[k]
         if box is None or not self._may_move(state.object_ids[k]):
             return False
@@ -226,7 +228,7 @@ class OsvosPolicy:
         k: int,
         state: VideoState,
     ) -> Iterable[Redetection]:
-        """Components of OSVOS for object ``k``: large, free, and of its colours."""
+        """Find components for object ``k``: large, free, and of its colours."""
         options, table = self._options, state.colour_tables[k]
 
         def has_its_colours(mask: BoolArray, box: Roi) -> bool:

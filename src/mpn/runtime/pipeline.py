@@ -62,7 +62,7 @@ class Pipeline(Closing):
         flow: Estimates the flow on the host; default: the estimator that the manifest names, and
             with a stream the flow engine if there is one.
         adapter: Fine-tunes the networks on each object that is given; closed with the pipeline.
-            None: all objects use the engines as they are.
+            None: no fine-tuning.
         stream: CUDA stream of the objects, with engines that take device memory; None: frames are
             segmented on the host.
         device_options: How the device is used.
@@ -150,9 +150,9 @@ class Pipeline(Closing):
             plans: Whether missing TensorRT plans are built, see ``open_engines``.
 
         Raises:
-            BackendError: If the backend asked for cannot run here.
-            EngineError: If an engine cannot be opened, OSVOS is asked for and not there, or nothing
-                that runs can be fine-tuned although it is asked for.
+            BackendError: If the backend cannot run here.
+            EngineError: If an engine cannot be opened, OSVOS is requested and missing, or
+                fine-tuning is requested and no running network supports it.
             InputError: If ``threads`` is under 1.
             ManifestError: If the directory or its manifest cannot be used.
             MissingExtraError: If onnxruntime is not installed.
@@ -189,9 +189,7 @@ class Pipeline(Closing):
                 from mpn.cuda.device import CudaDevice
 
                 device = CudaDevice(0 if engines.device is None else engines.device.index)
-                stream = device.create_stream(
-                    high_priority=True
-                )  # the objects go first, the rest beside them
+                stream = device.create_stream(high_priority=True)
             pipeline = cls(
                 engines,
                 options=options,
@@ -235,7 +233,7 @@ class Pipeline(Closing):
         return self._backend.supports_prefetch
 
     def adapt_report(self) -> list[dict[str, Any]]:
-        """Return a report of fine-tuning: one JSON entry per object and network since start."""
+        """Return one JSON entry per object and network fine-tuned since start."""
         return [] if self._adapter is None else self._adapter.report_as_json()
 
     def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
@@ -306,7 +304,7 @@ class Pipeline(Closing):
     def prefetch_frame(self, rgb: UInt8Array) -> None:
         """Announce the frame after the one that :meth:`step` gets next.
 
-        Its copy, its flow and, if it runs in every frame, its OSVOS are computed beside that frame.
+        Its copy, its flow and, if it runs in every frame, its OSVOS are computed during that frame.
         Results are the same either way.
 
         Args:

@@ -53,7 +53,7 @@ class PipelineLike(Protocol):
 
 @runtime_checkable
 class SupportsPrefetch(Protocol):
-    """A pipeline that can work on the next frame beside the current one."""
+    """A pipeline that can compute parts of the next frame early."""
 
     @property
     def supports_prefetch(self) -> bool:

@@ -99,7 +99,7 @@ class VideoState:
         if tuple(shape[:2]) != self.input_hw:
             raise InputError(
                 f"the frame is {shape[1]}x{shape[0]} but the video began with "
-                f"{self.input_hw[1]}x{self.input_hw[0]} (width x height): start anew for "
+                f"{self.input_hw[1]}x{self.input_hw[0]} (width x height): call start for "
                 "another video"
             )
 

@@ -1,6 +1,6 @@
 """Memory of an object's track: whether its last frames make it uncertain.
 
-The *confidence* of an object is the mean probability of its own pixels, before CRF. With one object
+The *confidence* of an object is the mean probability of its pixels, before CRF. With one object
 it is above 0.5, since a pixel belongs to the object if its probability does. A network that fits
 the object returns 0.9 and more inside it; one that only copies an old outline returns less. An
 *area* that halves or doubles against the mean of the last frames means an occlusion or a leaking

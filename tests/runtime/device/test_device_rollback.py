@@ -1,4 +1,4 @@
-"""A frame that fails in any stage leaves the device pipeline in the state before it."""
+"""Rollback on a device: a frame that fails in any stage changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backend in CUDA: warp, crop, propagation, merge, CRF and output on one stream.
+"""The CUDA backend: warp, crop, propagation, merge, CRF and output.
 
 A stage enqueues its work on the stream of the objects and returns; the host waits once a frame, in
 :meth:`DeviceBackend.readback`.
@@ -74,7 +74,7 @@ class DeviceBackend(Closing):
     three frames: a frame that fails has overwritten nothing that the frame before needs.
 
     Args:
-        stream: Of the objects; others are created beside it.
+        stream: Of the objects; the backend creates others.
         engines: Open engines that take device memory.
         options: The pipeline's, in force.
         objects: The objects' own engines.
@@ -503,7 +503,7 @@ class DeviceBackend(Closing):
         return self._plane_lists[plane_of]
 
     def _make_batches(self, object_ids: Sequence[int]) -> list[_Batch]:
-        """Put objects without an engine of their own in batches of the common one."""
+        """Put objects without a fine-tuned engine in batches of the common one."""
         common: list[int] = []
         runs: list[tuple[DeviceEngine, list[int], int | None]] = []
         for k, object_id in enumerate(object_ids):

@@ -1,7 +1,7 @@
-"""Copy frames to the device, and run the networks that need images only: flow and OSVOS.
+"""Copy frames to the device, and run flow and OSVOS, which need images only.
 
-Each frame has a slot in device memory until the frame after the next needs it. Two streams work
-here, beside the stream of the objects: nothing here waits for a mask.
+Each frame has a slot in device memory until the frame after the next needs it. Two streams do
+this work, separate from the stream of the objects: nothing here waits for a mask.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class FrameIngest:
     """Copies frames to a ring of slots, and enqueues their flow and OSVOS.
 
     Args:
-        stream: The stream of the objects; two others are created beside it.
+        stream: The stream of the objects; the ingest creates two others.
         engines: Open engines.
         objects: The objects' own engines.
         options: The pipeline's, in force.

@@ -36,7 +36,9 @@ def measured_from_fields(fields: Mapping[str, npt.NDArray[Any]]) -> tuple[Measur
 def agreement_from_fields(
     fields: Mapping[str, npt.NDArray[Any]],
 ) -> tuple[tuple[float, float] | None, ...]:
-    """Compute per object the means of OSVOS and of the colour log ratio over its candidate.
+    """Compute per object the means of OSVOS and colour log ratio.
+
+    Both are means over the pixels of its candidate.
 
     None for an object whose candidate has no pixel.
 

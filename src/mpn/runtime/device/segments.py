@@ -60,7 +60,7 @@ class StreamTimer:
         self._spans.append((name, start, self._stream.record(timing=True)))
 
     def taken(self) -> dict[str, float]:
-        """Return seconds by stage since the last call; the host has waited for the stream."""
+        """Return seconds by stage since the last call, after the host has waited."""
         spans, self._spans = self._spans, []
         seconds: dict[str, float] = {}
         for name, start, end in spans:

@@ -90,10 +90,10 @@ class _Work:
 
 
 class HostBackend(Closing):
-    """Implements :class:`mpn.runtime.backend.FrameBackend`; a stage returns when it is done.
+    """Implements :class:`mpn.runtime.backend.FrameBackend` on the host.
 
-    A thread computes the flow of the next frame beside the current one: flow needs images only, and
-    onnxruntime and OpenCV release the interpreter lock.
+    A thread computes the flow of the next frame during the current one: flow needs images only,
+    and onnxruntime and OpenCV release the interpreter lock.
 
     Args:
         engines: Open engines.

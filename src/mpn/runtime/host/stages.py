@@ -126,7 +126,9 @@ class Stages:
         )
 
     def propagate(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
-        """Run the propagation network: each object on its own engine, the others in one batch.
+        """Run the propagation network on all crops.
+
+        An object with a fine-tuned engine runs on that engine, all others in one batch.
 
         With option ``mirror`` every crop is flipped horizontally as well, and both outputs are
         averaged. More crops than an engine takes run in several batches.
