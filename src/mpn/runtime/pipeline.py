@@ -189,6 +189,7 @@ class Pipeline(Closing):
                 from mpn.cuda.device import CudaDevice
 
                 device = CudaDevice(0 if engines.device is None else engines.device.index)
+                # Kernels of the objects run before those of other streams.
                 stream = device.create_stream(high_priority=True)
             pipeline = cls(
                 engines,
