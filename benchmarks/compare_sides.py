@@ -70,10 +70,6 @@ class GivenFlow:
         self.answer_px = self._inner.between(frame0, frame1)
         return self.answer_px if self.given_px is None else self.given_px
 
-    def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
-        """See :meth:`mpn.runtime.host.flow.FlowEstimator.both_ways`."""
-        return self.between(frame0, frame1), self.between(frame1, frame0)
-
 
 class OurSide:
     """The package's own pipeline.

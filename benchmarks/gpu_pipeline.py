@@ -299,7 +299,7 @@ def _fps(
         taken, stages = [], {}
         for n, frame in enumerate(frames[1:], start=1):
             if n + 1 < len(frames):
-                pipeline.expect(frames[n + 1])
+                pipeline.prefetch_frame(frames[n + 1])
             before = time.perf_counter()
             result = pipeline.step(frame)
             if n > sizes.warmup:

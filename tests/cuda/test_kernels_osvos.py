@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.host.osvos import shifted_odds
+from mpn.runtime.host.osvos import recalibrate
 from mpn.runtime.host.reliability import colour_table, mean_ratio
 from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
@@ -23,7 +23,7 @@ def test_odds_are_shifted_as_on_the_cpu(shim: Shim, even_at: float) -> None:
     arguments: dict[str, Any] = {"pixels": plane.size, "less": (1 - even_at) / even_at}
     kernel, twin = kernel_and_twin(shim, "shift_odds", **arguments, plane=plane)
     assert largest_difference(kernel["plane"], twin["plane"]) <= KERNEL_VERSUS_TWIN
-    expected = shifted_odds(plane, even_at=even_at)
+    expected = recalibrate(plane, threshold=even_at)
     assert largest_difference(kernel["plane"], expected) <= KERNEL_VERSUS_TWIN
     # Control: it is a shift.
     assert largest_difference(kernel["plane"], plane) > 0.3

@@ -5,18 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.merge import blend, labels_from_merged, merge
-from mpn.runtime.host.osvos import OsvosStage
-from mpn.runtime.object_engines import ObjectEngines
+from mpn.runtime.host.osvos import blend_osvos
 from mpn.runtime.options import PipelineOptions
 from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.emulation.cuda_shim.scene import empty
 from tests.emulation.cuda_shim.shim import Shim
-from tests.emulation.engines import fake_engine_set
 from tests.tolerances import KERNEL_RESIZE, KERNEL_VERSUS_TWIN
 
 SIZE, SIZE_HW = 33, (41, 150)
@@ -61,10 +58,8 @@ def by_the_cpu(objects: int, warped_weight: float, foreground_of: np.ndarray | N
     if warped_weight:
         prob = blend(prob, CANDIDATES[:objects], boxes, other_weight=warped_weight)
     if foreground_of is not None:
-        candidates = Candidates(prob, boxes, boxes, ("propagation",) * objects)
         planes = [None if n < 0 else FOREGROUNDS[n] for n in foreground_of]
-        stage = OsvosStage(fake_engine_set(), PipelineOptions(), ObjectEngines())
-        prob, _ = stage.ensemble(prob, planes, candidates)
+        prob = blend_osvos(prob, planes, boxes, osvos_weight=PipelineOptions().ensemble_weight)
     return merge(prob, boxes)
 
 
@@ -100,9 +95,8 @@ def test_only_objects_with_a_plane_are_blended(shim: Shim) -> None:
     assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
     boxes = boxes_from_rows(rois)
     prob = pasted(CROPS, rois)
-    stage = OsvosStage(fake_engine_set(), PipelineOptions(), ObjectEngines())
-    candidates = Candidates(prob, boxes, boxes, ("propagation",) * 3)
-    blended, _ = stage.ensemble(prob, [None, FOREGROUNDS[1], None], candidates)
+    weight = PipelineOptions().ensemble_weight
+    blended = blend_osvos(prob, [None, FOREGROUNDS[1], None], boxes, osvos_weight=weight)
     assert largest_difference(kernel["prob"], merge(blended, boxes)) <= KERNEL_RESIZE
     # Control: what the others leave of a pixel counts.
     alone = prob.copy()

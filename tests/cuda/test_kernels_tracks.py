@@ -5,7 +5,7 @@ import pytest
 
 from mpn.runtime.device.images import boxes_from_rows
 from mpn.runtime.host.merge import labels_from_merged, merge
-from mpn.runtime.tracks import tracks_from_labels
+from mpn.runtime.tracks import measure_objects, tracks_from_measured
 from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import kernel_and_twin
 from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW
@@ -38,7 +38,8 @@ def test_tracks_are_the_cpus(shim: Shim, size_hw: tuple[int, int]) -> None:
     for name in ("boxes", "areas", "prob_sums"):
         assert np.array_equal(kernel[name], twin[name])
     frame = Roi(0, 0, size_hw[1], size_hw[0])
-    expected = tracks_from_labels(labels, merged, IDS.tolist(), ["propagation"] * 3, [frame] * 3)
+    measured = measure_objects(labels, merged, IDS.tolist(), [frame] * 3)
+    expected = tracks_from_measured(measured, IDS.tolist(), ["propagation"] * 3)
     found = boxes_from_rows(kernel["boxes"])
     for k, track in enumerate(expected):
         assert kernel["areas"][k] == track.area_px

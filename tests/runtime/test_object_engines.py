@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mpn.errors import EngineError, InputError
+from mpn.runtime.host.memory import labels_at_size
 from mpn.runtime.object_engines import ObjectEngines, adapted_engines
 from tests.emulation.engines import FakeAdapter, fake_engine_set, fourth_channel, nothing_found
 from tests.runtime.pipelines import PAN, TWO, adapter_of, make, propagation_calls, run
@@ -47,18 +48,21 @@ def test_objects_are_learnt_one_after_the_other_from_the_labels_of_all() -> None
     }
 
 
-def test_labels_of_a_larger_frame_are_brought_to_working_size() -> None:
-    adapter = an_adapter()
-    labels = np.kron(labels_of(2, 5), np.ones((2, 2), np.uint8))
-    adapted_engines(adapter, FRAME, labels, (2,))
-    assert np.array_equal(adapter.asked[0][1], labels_of(2, 5))
+def test_labels_at_size_takes_the_largest_share() -> None:
+    small = labels_of(2, 5)
+    large = np.kron(small, np.ones((2, 2), np.uint8))
+    assert np.array_equal(labels_at_size(large, small.shape), small)
+    assert labels_at_size(small, small.shape) is small
+    large[10:12, 4:6] = 0
+    assert labels_at_size(large, small.shape)[5, 2] == 0 != small[5, 2]
 
 
 def test_an_object_without_a_pixel_has_nothing_to_learn_from() -> None:
     adapter = an_adapter()
     labels = np.zeros((300, 450), np.uint8)
     labels[10, 10], labels[100:200, 100:200] = 3, 4
-    assert adapted_engines(adapter, FRAME, labels, (3, 4)).keys() == {4}
+    small = labels_at_size(labels, FRAME.shape[:2])
+    assert adapted_engines(adapter, FRAME, small, (3, 4)).keys() == {4}
 
 
 def test_when_one_object_fails_the_engines_of_the_others_are_closed() -> None:

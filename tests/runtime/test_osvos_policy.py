@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.osvos_policy import Retrieved, places
+from mpn.runtime.osvos_policy import Redetection, candidate_components
 from mpn.types import Roi
 
 
@@ -16,9 +16,9 @@ def foreground_of(*rectangles: tuple[int, int, int, int], value: float = 0.9) ->
     return foreground
 
 
-def find(foreground: np.ndarray, *others: np.ndarray, **options: Any) -> Retrieved | None:
+def find(foreground: np.ndarray, *others: np.ndarray, **options: Any) -> Redetection | None:
     rules: dict[str, Any] = {"threshold": 0.5, "min_area_px": 20, "iou_max": 0.3, **options}
-    return next(places(foreground, others, **rules), None)
+    return next(candidate_components(foreground, others, **rules), None)
 
 
 def test_the_largest_component_is_taken_and_the_others_are_left_out() -> None:
@@ -92,6 +92,9 @@ def test_the_largest_component_that_looks_like_the_object_is_taken() -> None:
 def test_every_place_is_told_the_largest_first() -> None:
     foreground = foreground_of((2, 3, 22, 23), (40, 10, 50, 20), (40, 30, 44, 34))
     boxes = [
-        place.box for place in places(foreground, (), threshold=0.5, min_area_px=20, iou_max=0.3)
+        found.box
+        for found in candidate_components(
+            foreground, (), threshold=0.5, min_area_px=20, iou_max=0.3
+        )
     ]
     assert boxes == [Roi(2, 3, 22, 23), Roi(40, 10, 50, 20)]

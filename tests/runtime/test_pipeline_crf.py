@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError
-from mpn.runtime import pipeline as pipeline_module
 from mpn.runtime.crf.refine import refine
+from mpn.runtime.host import backend as host_backend
 from mpn.types import StepResult
 from tests.runtime.pipelines import TWO, make, run
 from tests.synthetic import Clip, Square, iou, squares_clip
@@ -71,12 +71,10 @@ def test_the_next_frame_starts_from_before_the_crf_unless_asked_otherwise(
     before = make(clip, propagation=blurred, options={"size": size})
     before.start(clip.frames[0], clip.labels[0])
     result, plain = pipeline.step(clip.frames[1]), before.step(clip.frames[1])
-    state, plain_state = pipeline._state, before._state
-    assert state is not None
-    assert plain_state is not None
-    assert np.array_equal(state.prob, plain_state.prob) != feedback
+    prob, plain_prob = (each._backend.snapshot().prob for each in (pipeline, before))
+    assert np.array_equal(prob, plain_prob) != feedback
     if feedback and size == 480:
-        assert np.array_equal(state.prob, result.probs)
+        assert np.array_equal(prob, result.probs)
     # Either way the confidence is the network's.
     assert result.tracks[0].confidence == pytest.approx(plain.tracks[0].confidence, abs=0.1)
 
@@ -111,7 +109,7 @@ def test_the_stage_works_at_working_size_with_the_options_given(
         seen.append({"shape": merged.shape, "rgb": rgb.shape, **rest})
         return refine(merged, rgb, **rest)
 
-    monkeypatch.setattr(pipeline_module, "refine", noted)
+    monkeypatch.setattr(host_backend, "refine", noted)
     clip = Clip(STILL.frames, STILL.labels, (np.zeros((2, 30, 45), np.float32),) * 5)
     pipeline = make(clip, options={**CRF, "size": 30, "crf_iterations": 2})
     pipeline.start(clip.frames[0], clip.labels[0])
@@ -133,7 +131,7 @@ def test_a_frame_that_the_crf_refuses_leaves_the_pipeline_where_it_stood(
         raise InputError("unary has 1 values that are not finite")
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline_module, "refine", refuse)
+        patched.setattr(host_backend, "refine", refuse)
         with pytest.raises(InputError, match="not finite"):
             pipeline.step(STILL.frames[1])
     pipeline._flow._prepared = 1  # type: ignore[attr-defined]  # the clip counts frames

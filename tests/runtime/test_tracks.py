@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from mpn.runtime.tracks import tracks_from_labels
-from mpn.types import Roi, TrackEvent
+from mpn.runtime.tracks import measure_objects, tracks_from_measured
+from mpn.types import Roi, Track, TrackBranch, TrackEvent
 
 LABELS = np.zeros((10, 20), np.uint8)
 LABELS[2:5, 4:9] = 3
@@ -16,13 +18,22 @@ PROBS[2, 0, 0] = 0.4
 FRAME = Roi(0, 0, 20, 10)
 
 
+def tracks_of(
+    probs: np.ndarray,
+    object_ids: tuple[int, ...],
+    branches: tuple[TrackBranch, ...],
+    boxes: list[Roi | None],
+    **rest: Any,
+) -> tuple[Track, ...]:
+    measured = measure_objects(LABELS, probs, object_ids, boxes)
+    return tracks_from_measured(measured, object_ids, branches, **rest)
+
+
 @pytest.mark.parametrize(
     "boxes", [[FRAME, FRAME, FRAME], [Roi(4, 2, 9, 5), Roi(13, 5, 20, 10), Roi(0, 0, 3, 3)]]
 )
 def test_a_track_measures_its_own_pixels(boxes: list[Roi | None]) -> None:
-    three, eight, nine = tracks_from_labels(
-        LABELS, PROBS, (3, 8, 9), ("propagation", "blended", "osvos"), boxes
-    )
+    three, eight, nine = tracks_of(PROBS, (3, 8, 9), ("propagation", "blended", "osvos"), boxes)
     assert (three.object_id, three.area_px, three.box_xyxy) == (3, 15, (4, 2, 9, 5))
     assert (eight.object_id, eight.area_px, eight.box_xyxy) == (8, 10, (15, 6, 20, 8))
     assert (three.state, three.branch) == ("tracked", "propagation")
@@ -34,7 +45,7 @@ def test_a_track_measures_its_own_pixels(boxes: list[Roi | None]) -> None:
 
 
 def test_an_object_that_is_nowhere_is_lost() -> None:
-    (track,) = tracks_from_labels(LABELS, PROBS[:1], (5,), ("propagation",), [None])
+    (track,) = tracks_of(PROBS[:1], (5,), ("propagation",), [None])
     assert (track.state, track.branch, track.area_px) == ("lost", "none", 0)
 
 
@@ -44,8 +55,7 @@ def test_an_object_that_is_nowhere_is_lost() -> None:
 def test_lost_is_said_once_and_nothing_came_of_what_the_stages_did(
     lost_before: tuple[int, ...], events: tuple[TrackEvent, ...]
 ) -> None:
-    tracks = tracks_from_labels(
-        LABELS,
+    tracks = tracks_of(
         PROBS,
         (3, 8, 9),
         ("osvos", "propagation", "osvos"),
@@ -58,5 +68,5 @@ def test_lost_is_said_once_and_nothing_came_of_what_the_stages_did(
 
 
 def test_an_object_that_was_given_without_a_pixel_is_not_called_lost() -> None:
-    (track,) = tracks_from_labels(LABELS, PROBS[:1], (5,), ("given",), [None])
+    (track,) = tracks_of(PROBS[:1], (5,), ("given",), [None])
     assert (track.state, track.events) == ("given", ())

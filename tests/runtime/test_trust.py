@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpn.runtime.tracks import Trust, trust_from_track
+from mpn.runtime.tracks import TrackMemory, update_track_memory
 from mpn.types import Track, TrackState
 
 
@@ -11,41 +11,41 @@ def track(area_px: int, confidence: float = 0.9, state: TrackState | None = None
     return Track(1, state or found, "propagation", area_px, None, confidence)
 
 
-def after(before: Trust | None, now: Track) -> Trust:
-    return trust_from_track(now, before, doubt_confidence=0.7, doubt_area_factor=2.0)
+def after(before: TrackMemory | None, now: Track) -> TrackMemory:
+    return update_track_memory(now, before, doubt_confidence=0.7, doubt_area_factor=2.0)
 
 
-def history(*areas_px: float, confidence: float = 0.9) -> list[Trust]:
-    trusts: list[Trust] = [after(None, track(int(areas_px[0]), 1, "given"))]
+def history(*areas_px: float, confidence: float = 0.9) -> list[TrackMemory]:
+    trusts: list[TrackMemory] = [after(None, track(int(areas_px[0]), 1, "given"))]
     for area_px in areas_px[1:]:
         trusts.append(after(trusts[-1], track(int(area_px), confidence if area_px else 0)))
     return trusts
 
 
-@pytest.mark.parametrize(("confidence", "is_doubtful"), [(0.69, True), (0.71, False), (1, False)])
-def test_an_object_that_the_network_is_not_sure_of_is_doubtful(
-    confidence: float, is_doubtful: bool
+@pytest.mark.parametrize(("confidence", "is_uncertain"), [(0.69, True), (0.71, False), (1, False)])
+def test_an_object_that_the_network_is_not_sure_of_is_uncertain(
+    confidence: float, is_uncertain: bool
 ) -> None:
-    assert history(1000, 1000, confidence=confidence)[-1].is_doubtful == is_doubtful
+    assert history(1000, 1000, confidence=confidence)[-1].is_uncertain == is_uncertain
 
 
 @pytest.mark.parametrize(
-    ("area_px", "is_doubtful"), [(480, True), (520, False), (1900, False), (2100, True)]
+    ("area_px", "is_uncertain"), [(480, True), (520, False), (1900, False), (2100, True)]
 )
-def test_an_area_that_halves_or_doubles_at_once_is_doubtful(
-    area_px: int, is_doubtful: bool
+def test_an_area_that_halves_or_doubles_at_once_is_uncertain(
+    area_px: int, is_uncertain: bool
 ) -> None:
-    assert history(1000, 1000, area_px)[-1].is_doubtful == is_doubtful
+    assert history(1000, 1000, area_px)[-1].is_uncertain == is_uncertain
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_an_object_that_comes_or_goes_slowly_is_never_doubtful(factor: float) -> None:
     areas_px = [10_000 * factor**t for t in range(40)]
-    assert not any(trust.is_doubtful for trust in history(*areas_px))
+    assert not any(trust.is_uncertain for trust in history(*areas_px))
 
 
 def test_doubt_ends_when_the_new_area_stays() -> None:
-    doubts = [trust.is_doubtful for trust in history(1000, *[400] * 12)]
+    doubts = [trust.is_uncertain for trust in history(1000, *[400] * 12)]
     assert doubts[1:3] == [True] * 2
     assert doubts[-1] is False
 
@@ -53,20 +53,20 @@ def test_doubt_ends_when_the_new_area_stays() -> None:
 def test_a_lost_object_is_not_doubtful_and_may_return_at_any_size() -> None:
     trusts = history(1000, 1000, 0, 0, 90, 95)
     assert [trust.state for trust in trusts[2:]] == ["lost", "lost", "tracked", "tracked"]
-    assert not any(trust.is_doubtful for trust in trusts)
+    assert not any(trust.is_uncertain for trust in trusts)
     assert trusts[3].mean_area_px == 1000
 
 
 def test_what_the_user_gives_is_beyond_doubt() -> None:
     (*_, before) = history(1000, 1000)
     given = after(before, track(10, 0.1, "given"))
-    assert given == Trust("given", 10, False)
-    assert after(None, track(0, 0, "given")) == Trust("given", 0, False)
-    assert not after(Trust("given", 0, False), track(500)).is_doubtful
+    assert given == TrackMemory("given", 10, False)
+    assert after(None, track(0, 0, "given")) == TrackMemory("given", 0, False)
+    assert not after(TrackMemory("given", 0, False), track(500)).is_uncertain
 
 
-def test_what_osvos_denies_is_doubtful_and_what_is_lost_is_not() -> None:
+def test_what_osvos_denies_is_uncertain_and_what_is_lost_is_not() -> None:
     (*_, before) = history(1000, 1000)
     rule = {"doubt_confidence": 0.7, "doubt_area_factor": 2.0}
-    assert trust_from_track(track(1000), before, **rule, is_denied=True).is_doubtful
-    assert not trust_from_track(track(0, 0), before, **rule, is_denied=True).is_doubtful
+    assert update_track_memory(track(1000), before, **rule, is_rejected=True).is_uncertain
+    assert not update_track_memory(track(0, 0), before, **rule, is_rejected=True).is_uncertain

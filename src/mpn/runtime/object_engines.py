@@ -1,8 +1,4 @@
-"""Engines of single objects: where a network was fine-tuned on an object, that object has its own.
-
-Fine-tuning itself is an adapter's business; here is what the pipeline asks of one, and where the
-engines that it makes are kept until they are closed.
-"""
+"""Engines that were fine-tuned on single objects, and the interface of adapters."""
 
 from __future__ import annotations
 
@@ -13,10 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from mpn._common.closeable import Closeable
+from mpn._common.closeable import Closing
 from mpn.engines.base import Engine
 from mpn.engines.spec import Role
-from mpn.runtime.host.merge import labels_from_merged
-from mpn.runtime.host.preprocess import one_hot, resize_prob
 from mpn.types import UInt8Array
 
 
@@ -24,12 +19,12 @@ class ObjectAdapterLike(Protocol):
     """Fine-tunes networks on one object of a frame."""
 
     def adapt(self, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Mapping[Role, Engine]:
-        """Engines that know this object.
+        """Fine-tune networks on one object.
 
         Args:
             rgb: (h, w, 3) uint8 RGB, a frame at working size.
             labels: (h, w) uint8, the ids of all objects in it.
-            object_id: The object to learn; it has at least one pixel.
+            object_id: The object; it has at least one pixel.
 
         Returns:
             An engine for every role that was fine-tuned; the caller closes them.
@@ -39,14 +34,14 @@ class ObjectAdapterLike(Protocol):
         """
 
     def report_as_json(self) -> list[dict[str, Any]]:
-        """What was done, as JSON types: an entry an object and role."""
+        """Return a report in JSON types: one entry per object and role."""
 
     def close(self) -> None:
-        """Release what is held; engines that were handed out stay open."""
+        """Release all memory; engines that were returned stay open."""
 
 
 EnginesByObject = Mapping[int, Mapping[Role, Engine]]
-"""Object id -> role -> engine; an object or role that is not there uses the common engine."""
+"""Object id -> role -> engine; an object or role that is missing uses the common engine."""
 
 
 class ObjectEngines(Closeable):
@@ -56,20 +51,20 @@ class ObjectEngines(Closeable):
         self._engines: dict[int, Mapping[Role, Engine]] = {}
 
     def get(self, role: Role, object_id: int) -> Engine | None:
-        """The object's own engine, or None: it uses the common one."""
+        """Return the object's own engine, or None if it uses the common one."""
         own = self._engines.get(object_id)
         return None if own is None else own.get(role)
 
     def all_have(self, role: Role, object_ids: Iterable[int]) -> bool:
-        """Whether every one of the objects has its own engine of a role."""
+        """Return whether each of the objects has its own engine of a role."""
         return all(self.get(role, object_id) is not None for object_id in object_ids)
 
     def add(self, engines: EnginesByObject) -> None:
-        """Keep the engines of further objects; they are closed with the others."""
+        """Add the engines of further objects; they are closed with the others."""
         self._engines |= engines
 
     def replace(self, engines: EnginesByObject) -> None:
-        """Keep these engines, and close those kept so far."""
+        """Replace all engines, and close those held so far."""
         before, self._engines = self._engines, dict(engines)
         close_engines(before)
 
@@ -81,25 +76,20 @@ class ObjectEngines(Closeable):
 def adapted_engines(
     adapter: ObjectAdapterLike, rgb: UInt8Array, labels: UInt8Array, object_ids: Sequence[int]
 ) -> dict[int, Mapping[Role, Engine]]:
-    """Fine-tune for one object after the other.
+    """Fine-tune on one object after the other.
 
-    An object without a pixel at working size has nothing to learn from and stays with the common
-    engines.
+    An object without a pixel at working size gets no engines: it uses the common ones.
 
     Args:
         adapter: Does the work.
         rgb: (h, w, 3) uint8 RGB at working size.
-        labels: (H, W) uint8, the ids of all objects, at working or input size.
-        object_ids: The objects to learn.
+        labels: (h, w) uint8, the ids of all objects.
+        object_ids: The objects to fine-tune on.
 
     Returns:
         Their engines. If one object fails, the engines of the others are closed.
     """
     engines: dict[int, Mapping[Role, Engine]] = {}
-    size_hw = (rgb.shape[0], rgb.shape[1])
-    if labels.shape != size_hw:
-        all_ids = [int(i) for i in np.unique(labels) if i]
-        labels = labels_from_merged(resize_prob(one_hot(labels, all_ids), size_hw), all_ids)
     try:
         for object_id in object_ids:
             if (labels == object_id).any():
@@ -111,7 +101,7 @@ def adapted_engines(
 
 
 def close_engines(engines: EnginesByObject) -> None:
-    """Close all of them, the others too if one fails."""
+    """Close all engines, also those after one that fails."""
     with ExitStack() as stack:
         for own in engines.values():
             for engine in own.values():

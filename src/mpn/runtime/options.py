@@ -207,14 +207,13 @@ _SHARES = (
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """How the frame on a device is run.
+    """Options of a device; they change no mask.
 
     Attributes:
-        use_streams: Flow of the next frame and OSVOS on streams of their own; False puts
-            everything on one.
-        use_graphs: Start what does not change from frame to frame as CUDA graphs, from the second
-            time on, where the engines can be captured. Stages within a graph have no times of
-            their own.
+        use_streams: Run the flow of the next frame and OSVOS on separate streams; False runs all
+            on one.
+        use_graphs: Launch the stages as CUDA graphs from their second run on, if the engines can
+            be captured. A graph is timed as a whole.
     """
 
     use_streams: bool = True
@@ -226,11 +225,11 @@ class DeviceOptions:
 
 
 HOST_ONLY: Mapping[str, Any] = {"crf_working_scale": 1.0}
-"""Options that a device has no kernels for, and the one value of each that it can work with."""
+"""Options without kernels, and the one value of each that a device accepts."""
 
 
 def check_options(options: PipelineOptions) -> None:
-    """Raise InputError if an option asks for what only the host can do."""
+    """Raise InputError if an option has no kernels."""
     for name, possible in HOST_ONLY.items():
         value = getattr(options, name)
         if value != possible:

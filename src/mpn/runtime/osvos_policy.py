@@ -1,19 +1,256 @@
-"""Where an object that propagation has lost may be, in what OSVOS takes for foreground."""
+"""Decide for which objects OSVOS runs, and where it re-detects a lost object."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from mpn.types import BoolArray, Float32Array, Roi
+from mpn.runtime.backend import FramePlan, OsvosMaps, Readback
+from mpn.runtime.candidates import Candidates
+from mpn.runtime.host.reliability import mean_ratio
+from mpn.runtime.host.roi import with_margin
+from mpn.runtime.object_engines import ObjectEngines
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.state import VideoState
+from mpn.runtime.tracks import TrackMemory
+from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
+
+
+class OsvosPolicy:
+    """Decides what OSVOS does in a frame; every method is pure.
+
+    The engine directory's OSVOS is one network for "any object". An engine that was fine-tuned on
+    an object counts for this object alone.
+
+    Args:
+        options: Options in force.
+        objects: The objects' own engines.
+        has_osvos: Whether the engine directory has an OSVOS engine.
+    """
+
+    def __init__(
+        self, options: PipelineOptions, objects: ObjectEngines, *, has_osvos: bool
+    ) -> None:
+        self._options = options
+        self._objects = objects
+        self._redetects = has_osvos and options.osvos != "off"
+
+    def plan(self, state: VideoState) -> FramePlan:
+        """Plan the next frame under the assumption that no object gets lost in it.
+
+        Args:
+            state: Of the frame before.
+        """
+        object_ids = state.object_ids
+        osvos_for = self.osvos_for(
+            state.index + 1, (False,) * len(object_ids), object_ids, state.track_memory
+        )
+        return self._plan(osvos_for, state, scores_agreement=self._may_move_any(object_ids))
+
+    def plan_for(self, candidates: Candidates, state: VideoState) -> FramePlan:
+        """Plan the rest of a frame whose candidates are on the host.
+
+        Args:
+            candidates: Result of the warp.
+            state: Of the frame before.
+        """
+        is_lost = [roi is None for roi in candidates.rois]
+        osvos_for = self.osvos_for(state.index + 1, is_lost, state.object_ids, state.track_memory)
+        return self._plan(osvos_for, state, scores_agreement=False)
+
+    def every_frame(self, object_ids: Sequence[int]) -> tuple[bool, ...]:
+        """Return for which objects OSVOS runs in every frame; empty if for none.
+
+        Args:
+            object_ids: The K ids.
+        """
+        if not self._redetects or self._options.osvos_every != 1:
+            return ()
+        blends = self._blends(object_ids)
+        needed = tuple(blends or self._may_move(object_id) for object_id in object_ids)
+        return needed if any(needed) else ()
+
+    def osvos_for(
+        self,
+        index: int,
+        is_lost: Sequence[bool],
+        object_ids: Sequence[int],
+        track_memory: Mapping[int, TrackMemory],
+    ) -> tuple[bool, ...]:
+        """Return for which objects OSVOS runs in a frame.
+
+        Always for a lost object. For a tracked one in every ``osvos_every``-th frame and whenever
+        it is uncertain, if the output is blended or may move it elsewhere.
+
+        Args:
+            index: Number of the frame.
+            is_lost: Per object whether the warp has lost it.
+            object_ids: The K ids.
+            track_memory: Memory of each object by id.
+        """
+        if not self._redetects:
+            return (False,) * len(object_ids)
+        is_due = index % self._options.osvos_every == 0
+        blends = self._blends(object_ids)
+        return tuple(
+            lost
+            or (
+                (is_due or track_memory[object_id].is_uncertain)
+                and (blends or self._may_move(object_id))
+            )
+            for object_id, lost in zip(object_ids, is_lost, strict=True)
+        )
+
+    def must_redetect_lost(self, places: Sequence[Roi | None]) -> bool:
+        """Return whether OSVOS must re-detect an object without a place."""
+        return self._redetects and any(place is None for place in places)
+
+    def must_redetect(self, readback: Readback, plan: FramePlan, state: VideoState) -> bool:
+        """Return whether a frame must be repeated with :meth:`redetect`.
+
+        Args:
+            readback: Results of the frame on the device.
+            plan: How it ran.
+            state: Of the frame before.
+        """
+        if self.must_redetect_lost(readback.rois):
+            return True
+        return plan.scores_agreement and any(
+            has_map and self._is_contradicted(object_id, agreement)
+            for object_id, has_map, agreement in zip(
+                state.object_ids, plan.osvos_for, readback.agreement, strict=True
+            )
+        )
+
+    def redetect(self, candidates: Candidates, maps: OsvosMaps, state: VideoState) -> Candidates:
+        """Re-detect lost objects, and tracked ones that OSVOS contradicts.
+
+        Objects are processed by ascending id.
+
+        Args:
+            candidates: Result of the warp.
+            maps: OSVOS of the frame.
+            state: Of the frame before.
+
+        Returns:
+            The candidates with the re-detected objects in them, and with the rejected ones marked.
+        """
+        masks: dict[int, BoolArray] = {}  # of objects whose pixels the others must not take
+        found, options, rgb = candidates, self._options, maps.rgb
+        for k, (plane, roi) in enumerate(zip(maps.planes, candidates.rois, strict=True)):
+            is_tracked = roi is not None
+            if plane is None or (is_tracked and not self._contradicts(k, rgb, found, plane, state)):
+                continue
+            if not masks:
+                masks = {j: self._mask(found, j) for j, r in enumerate(found.rois) if r}
+            others = [mask for j, mask in masks.items() if j != k]
+            proposed = list(self._components(rgb, plane, others, k, state))
+            if is_tracked and any(
+                iou(component.mask, masks[k]) > options.retrieve_iou_max for component in proposed
+            ):
+                continue  # OSVOS finds it at its candidate, too
+            if proposed:
+                component = proposed[0]
+                masks[k] = component.mask
+                roi = with_margin(
+                    component.box,
+                    options.roi_margin_frac,
+                    options.roi_margin_px_min,
+                    plane.shape,
+                )
+                found = found.with_redetected(k, component.prob, component.box, roi)
+            elif is_tracked:
+                found = found.with_rejected(k)
+        return found
+
+    def _plan(
+        self, osvos_for: tuple[bool, ...], state: VideoState, *, scores_agreement: bool
+    ) -> FramePlan:
+        has_maps = any(osvos_for)
+        return FramePlan(
+            osvos_for=osvos_for,
+            use_propagation=self._options.use_propagation,
+            scores_agreement=has_maps and scores_agreement,
+            blends=has_maps and self._blends(state.object_ids),
+            use_crf=self._options.crf,
+        )
+
+    def _blends(self, object_ids: Sequence[int]) -> bool:
+        """Return whether OSVOS is averaged with the propagation."""
+        mode = self._options.osvos
+        return mode == "blend" or (mode == "auto" and self._objects.all_have("osvos", object_ids))
+
+    def _may_move_any(self, object_ids: Sequence[int]) -> bool:
+        return any(map(self._may_move, object_ids))
+
+    def _may_move(self, object_id: int) -> bool:
+        """Return whether OSVOS may move a tracked object elsewhere."""
+        return (
+            self._options.retrieve_agreement > 0
+            and self._objects.get("osvos", object_id) is not None
+        )
+
+    def _is_contradicted(self, object_id: int, agreement: tuple[float, float] | None) -> bool:
+        """Return whether a measured agreement is too low; see :meth:`_contradicts`."""
+        if not self._may_move(object_id):
+            return False
+        if agreement is None:
+            return True
+        osvos_mean, colour_ratio = agreement
+        options = self._options
+        return osvos_mean < options.retrieve_agreement or colour_ratio < options.retrieve_colour
+
+    def _contradicts(
+        self,
+        k: int,
+        rgb: UInt8Array,
+        candidates: Candidates,
+        plane: Float32Array,
+        state: VideoState,
+    ) -> bool:
+        """Return whether a tracked object fails the rules for a re-detection."""
+        box = candidates.bounds[k]
+        if box is None or not self._may_move(state.object_ids[k]):
+            return False
+        options, mask = self._options, self._mask(candidates, k)
+        if not mask.any() or plane[mask].mean() < options.retrieve_agreement:
+            return True
+        return mean_ratio(rgb, state.colour_tables[k], mask, box=box) < options.retrieve_colour
+
+    def _components(
+        self,
+        rgb: UInt8Array,
+        plane: Float32Array,
+        others: Sequence[BoolArray],
+        k: int,
+        state: VideoState,
+    ) -> Iterable[Redetection]:
+        """Find components for object ``k``: large, free, and of its colours."""
+        options, table = self._options, state.colour_tables[k]
+
+        def has_its_colours(mask: BoolArray, box: Roi) -> bool:
+            return mean_ratio(rgb, table, mask, box=box) >= options.retrieve_colour
+
+        return candidate_components(
+            plane,
+            others,
+            threshold=options.threshold,
+            min_area_px=options.retrieve_area_frac * state.first_areas_px[k],
+            iou_max=options.retrieve_iou_max,
+            is_like=has_its_colours,
+        )
+
+    def _mask(self, candidates: Candidates, k: int) -> BoolArray:
+        mask: BoolArray = candidates.prob[k] > self._options.threshold
+        return mask
 
 
 @dataclass(frozen=True)
-class Retrieved:
-    """A component of the foreground that is taken for the object.
+class Redetection:
+    """A component of the foreground that may be the object.
 
     Attributes:
         prob: (H, W) float32, OSVOS inside the box without the other components, 0 outside.
@@ -26,7 +263,7 @@ class Retrieved:
     mask: BoolArray
 
 
-def places(
+def candidate_components(
     foreground: Float32Array,
     others: Sequence[BoolArray],
     *,
@@ -34,12 +271,12 @@ def places(
     min_area_px: float,
     iou_max: float,
     is_like: Callable[[BoolArray, Roi], bool] | None = None,
-) -> Iterator[Retrieved]:
-    """Where an object may be, the largest place first.
+) -> Iterator[Redetection]:
+    """Find components of the foreground that may be an object, the largest first.
 
-    An 8-connected component above the threshold is a place if it is large enough, is not what
-    another object already covers, and looks like the object. The rule and its numbers follow
-    VS-ReID's re-identification, which compares looks by a network.
+    A candidate is an 8-connected component above the threshold that is large enough, is not covered
+    by another object, and resembles the object. The rule and its numbers follow VS-ReID's
+    re-identification, which compares appearances by a network.
 
     Args:
         foreground: (H, W) float32, 0..1, from OSVOS.
@@ -47,7 +284,7 @@ def places(
         threshold: 0..1; strict.
         min_area_px: Smallest component, in pixels.
         iou_max: Largest intersection over union with any of ``others``.
-        is_like: Whether pixels, given with their box, look like the object; None: all do.
+        is_like: Whether pixels, given with their box, resemble the object; None: all do.
     """
     count, components, stats, _ = cv2.connectedComponentsWithStats(
         (foreground > threshold).view(np.uint8), connectivity=8
@@ -69,10 +306,10 @@ def places(
         prob[rows, columns] = np.where(
             (inside == 0) | (inside == component), foreground[rows, columns], 0
         )
-        yield Retrieved(prob, box, mask)
+        yield Redetection(prob, box, mask)
 
 
 def iou(a: BoolArray, b: BoolArray) -> float:
-    """Intersection over union of two masks; 0 if both are empty."""
+    """Compute the intersection over union of two masks; 0 if both are empty."""
     union = int(np.count_nonzero(a | b))
     return int(np.count_nonzero(a & b)) / union if union else 0.0

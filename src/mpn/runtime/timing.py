@@ -1,4 +1,4 @@
-"""Where the time of a frame goes."""
+"""Times of the stages of a frame."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ STAGES: tuple[str, ...] = (
     "merge",
     "crf",
     "output",
-    "until propagation",
-    "from merge on",
+    "graph_front",
+    "graph_back",
 )
-"""Stages of a frame in their order; a frame reports those that it went through.
+"""Stages of a frame in their order; a frame reports those that ran.
 
-The last two are those of a device whose stages are one CUDA graph: warp, crop and propagation, and
-all stages behind them.
+The last two are CUDA graphs: warp, crop and propagation, and all stages after them.
 """
 
 
 class StageTimer:
-    """Wall-clock seconds by stage, of the current frame and of all frames together.
+    """Wall-clock seconds by stage, of the current frame and summed over all frames.
 
     Not for use from two threads at once.
     """
@@ -45,7 +44,7 @@ class StageTimer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside; a stage entered twice in a frame adds up.
+        """Time the body; a stage entered twice in a frame adds up.
 
         Args:
             name: One of :data:`STAGES`.
@@ -57,16 +56,20 @@ class StageTimer:
             self._frame_s[name] = self._frame_s.get(name, 0.0) + perf_counter() - start
 
     def add(self, name: str, seconds: float) -> None:
-        """Add seconds that something else has measured."""
+        """Add seconds that were measured elsewhere."""
         self._frame_s[name] = self._frame_s.get(name, 0.0) + seconds
 
     def finish_frame(self) -> dict[str, float]:
-        """End the frame: its seconds by stage, which also go into the totals."""
+        """Return the seconds of the frame by stage, and add them to the totals."""
         frame_s, self._frame_s = self._frame_s, {}
         for name, seconds in frame_s.items():
             self._total_s[name] = self._total_s.get(name, 0.0) + seconds
         return frame_s
 
     def drop_frame(self) -> None:
-        """Forget the current frame, which failed."""
+        """Drop the seconds of the current frame, which failed."""
         self._frame_s = {}
+
+    def reset(self) -> None:
+        """Drop all seconds."""
+        self._frame_s, self._total_s = {}, {}

@@ -1,4 +1,4 @@
-"""What became of each object, read off the labels."""
+"""Tracks: area, box, confidence and state of each object in a frame."""
 
 from __future__ import annotations
 
@@ -26,35 +26,23 @@ class Measured(NamedTuple):
     confidence: float
 
 
-def tracks_from_labels(
+def measure_objects(
     labels: UInt8Array,
     probs: Float32Array,
     object_ids: Sequence[int],
-    branches: Sequence[TrackBranch],
     boxes: Sequence[Roi | None],
-    *,
-    events: Mapping[int, tuple[TrackEvent, ...]] | None = None,
-    lost_before: Collection[int] = (),
-) -> tuple[Track, ...]:
-    """One track an object.
+) -> tuple[Measured, ...]:
+    """Measure each object in the labels.
 
     Args:
         labels: (H, W) uint8 ids.
         probs: (K, H, W) float32, merged, before CRF.
         object_ids: The K ids.
-        branches: What each object's probability came from. An object without a pixel becomes
-            ``"none"`` and is lost, unless the user gave it so.
-        boxes: For each object a box outside which it has no pixel in the labels, or None.
-        events: What the stages did, by the id of the object. Nothing came of it for an object
-            without a pixel.
-        lost_before: Ids of the objects that had no pixel in the frame before either.
+        boxes: Per object a box outside which it has no pixel in the labels, or None.
     """
-    measured = [
-        _measured(labels, probs[k], object_id, box)
+    return tuple(
+        _measure(labels, probs[k], object_id, box)
         for k, (object_id, box) in enumerate(zip(object_ids, boxes, strict=True))
-    ]
-    return tracks_from_measured(
-        measured, object_ids, branches, events=events, lost_before=lost_before
     )
 
 
@@ -66,7 +54,16 @@ def tracks_from_measured(
     events: Mapping[int, tuple[TrackEvent, ...]] | None = None,
     lost_before: Collection[int] = (),
 ) -> tuple[Track, ...]:
-    """:func:`tracks_from_labels` of objects that are measured already."""
+    """Make one track per object.
+
+    Args:
+        measured: Per object its measurement.
+        object_ids: The K ids.
+        branches: Per object the source of its probability. An object without a pixel becomes
+            ``"none"`` and is lost, unless the user gave it so.
+        events: Events of the stages by object id; dropped for an object without a pixel.
+        lost_before: Ids of the objects that had no pixel in the frame before either.
+    """
     tracks = []
     for found, object_id, branch in zip(measured, object_ids, branches, strict=True):
         found_state: TrackState = "tracked" if found.area_px else "lost"
@@ -88,8 +85,7 @@ def tracks_from_measured(
     return tuple(tracks)
 
 
-def _measured(labels: UInt8Array, prob: Float32Array, object_id: int, box: Roi | None) -> Measured:
-    """Area, bounding box and mean probability of an object's own pixels."""
+def _measure(labels: UInt8Array, prob: Float32Array, object_id: int, box: Roi | None) -> Measured:
     if box is None:
         return Measured(0, None, 0.0)
     window = (slice(box.y0, box.y1), slice(box.x0, box.x1))
@@ -105,58 +101,58 @@ def _measured(labels: UInt8Array, prob: Float32Array, object_id: int, box: Roi |
 
 _AREA_MEMORY = 0.2
 """Weight of the newest frame in the mean area: a memory of about five frames. An object that
-shrinks by a tenth in every frame has 0.56 of that mean, and is not yet suspicious at a half."""
+shrinks by a tenth per frame has 0.56 of that mean, which a factor of 2 still accepts."""
 
 
 @dataclass(frozen=True)
-class Trust:
-    """What is remembered of an object's track.
+class TrackMemory:
+    """State of an object's track that the next frame needs.
 
     Attributes:
         state: In the last frame.
-        mean_area_px: Of the last frames with the object, exponentially forgotten; pixels of the
+        mean_area_px: Exponential mean over the last frames with the object, in pixels of the
             labels at input size.
-        is_doubtful: Whether its confidence was too low, its area changed too suddenly, or OSVOS
-            denied it.
+        is_uncertain: True if its confidence was too low, its area changed too fast, or OSVOS
+            rejected it.
     """
 
     state: TrackState
     mean_area_px: float
-    is_doubtful: bool
+    is_uncertain: bool
 
 
-def trust_from_track(
+def update_track_memory(
     track: Track,
-    before: Trust | None,
+    before: TrackMemory | None,
     *,
     doubt_confidence: float,
     doubt_area_factor: float,
-    is_denied: bool = False,
-) -> Trust:
-    """What to remember after a frame.
+    is_rejected: bool = False,
+) -> TrackMemory:
+    """Compute the memory of an object after a frame.
 
     Args:
         track: The object in this frame.
-        before: What was remembered so far; None for a new object.
+        before: Its memory before the frame; None for a new object.
         doubt_confidence: See :class:`mpn.runtime.options.PipelineOptions`.
         doubt_area_factor: See there.
-        is_denied: Whether OSVOS saw something else where it is.
+        is_rejected: Whether OSVOS rejected the object in this frame.
 
     Returns:
-        An object that the user gave is beyond doubt, and its area starts anew. One that is lost is
-        not doubtful but lost, and keeps the area that it had.
+        An object that the user gave is certain, and its mean area restarts. A lost object is lost,
+        not uncertain, and keeps its mean area.
     """
     area_px = float(track.area_px)
     if before is None or track.state == "given":
-        return Trust(track.state, area_px, False)
+        return TrackMemory(track.state, area_px, False)
     mean_px = before.mean_area_px
     if track.state == "lost":
-        return Trust(track.state, mean_px, False)
+        return TrackMemory(track.state, mean_px, False)
     if before.state == "lost" or mean_px == 0:
         mean_px = area_px  # after an absence it may have any size
     is_sudden = not mean_px / doubt_area_factor <= area_px <= mean_px * doubt_area_factor
-    return Trust(
+    return TrackMemory(
         track.state,
         mean_px + _AREA_MEMORY * (area_px - mean_px),
-        is_denied or is_sudden or track.confidence < doubt_confidence,
+        is_rejected or is_sudden or track.confidence < doubt_confidence,
     )

@@ -65,7 +65,7 @@ def run(
     results = [pipeline.start(frames[0], labels)]
     for n, frame in enumerate(frames[1:], start=1):
         if expects and n + 1 < len(frames):
-            pipeline.expect(frames[n + 1])
+            pipeline.prefetch_frame(frames[n + 1])
         results.append(pipeline.step(frame))
         assert results[-1].probs is not None
     return results

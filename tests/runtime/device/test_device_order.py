@@ -54,7 +54,7 @@ def test_an_event_that_is_not_awaited_is_found(
     """Control: without one of the waits, work done late gives another result."""
     expected = probs(shim, expects=True)
     monkeypatch.setattr(
-        f"mpn.runtime.device.backend.DeviceStages.wait_for_{awaited}", lambda *_: None
+        f"mpn.runtime.device.backend.DeviceBackend.wait_for_{awaited}", lambda *_: None
     )
     monkeypatch.setattr(ShimEvent, "elapsed_s", lambda *_: 0.001)
     assert probs(shim, expects=True, order="late").tobytes() != expected.tobytes()
@@ -66,7 +66,7 @@ def test_the_host_waits_once_a_frame_and_nothing_is_allocated(shim: Shim) -> Non
     with pipeline:
         pipeline.start(CLIP.frames[0], CLIP.labels[0])
         for n, frame in enumerate(CLIP.frames[1:-1], start=1):
-            pipeline.expect(CLIP.frames[n + 1])
+            pipeline.prefetch_frame(CLIP.frames[n + 1])
             waits, allocations, start = (
                 scheduler.host_waits,
                 scheduler.allocations,
@@ -93,7 +93,7 @@ def test_flow_and_osvos_of_the_next_frame_do_not_wait_for_this_one(shim: Shim) -
     with pipeline:
         pipeline.start(CLIP.frames[0], CLIP.labels[0])
         for n, frame in enumerate(CLIP.frames[1:5], start=1):
-            pipeline.expect(CLIP.frames[n + 1])
+            pipeline.prefetch_frame(CLIP.frames[n + 1])
             pipeline.step(frame)
         held = {
             address: [what for what, _ in queue]
@@ -109,7 +109,7 @@ def test_another_frame_than_the_expected_one_is_worked_on_all_the_same(shim: Shi
     with pipeline:
         results = [pipeline.start(CLIP.frames[0], CLIP.labels[0])]
         for frame in CLIP.frames[1:]:
-            pipeline.expect(frame[::-1].copy())
+            pipeline.prefetch_frame(frame[::-1].copy())
             results.append(pipeline.step(frame))
             assert results[-1].probs is not None
     assert np.stack([result.probs for result in results]).tobytes() == expected.tobytes()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 
 import cv2
@@ -58,25 +57,6 @@ def test_dis_of_a_frame_prepared_once_is_the_same_as_of_the_image() -> None:
     )
 
 
-@pytest.mark.parametrize("preset", ["ultrafast", "medium"])
-def test_dis_both_ways_is_the_same_as_one_after_the_other(preset: str) -> None:
-    estimator = DisFlow(FlowSource("opencv-dis", preset))  # type: ignore[arg-type]
-    first, second = map(estimator.prepare, PAN.frames[:2])
-    there, back = estimator.both_ways(first, second)
-    assert np.array_equal(there, estimator.between(first, second))
-    assert np.array_equal(back, estimator.between(second, first))
-    assert not np.array_equal(there, back)
-
-
-def test_dis_both_ways_raises_what_either_way_raises_and_leaves_no_thread() -> None:
-    estimator = DisFlow(FlowSource("opencv-dis", "fast"))
-    first = estimator.prepare(PAN.frames[0])
-    other = estimator.prepare(PAN.frames[0][:40])
-    with pytest.raises(cv2.error):
-        estimator.both_ways(first, other)
-    assert not any(thread.name == "mpn-flow-back" for thread in threading.enumerate())
-
-
 @pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium"])
 @pytest.mark.parametrize(
     "size_hw", [(1, 1), (1, 100), (100, 1), (8, 8), (12, 60), (16, 500), (24, 854), (31, 31)]
@@ -117,12 +97,6 @@ def test_the_flow_engine_sees_resized_frames_and_its_pixels_are_scaled_back() ->
     expected = cv2.resize(PAN.frames[1], (192, 128)).transpose(2, 0, 1)
     assert np.array_equal(call["frame0"][0], expected)
     assert not np.array_equal(call["frame1"][0], expected)
-    frames = [estimator.prepare(rgb) for rgb in PAN.frames[:2]]
-    for both in estimator.both_ways(*frames):
-        assert np.array_equal(both, flow)
-    _, there, back = engines.flow.calls  # type: ignore[union-attr]
-    assert np.array_equal(there["frame0"], back["frame1"])
-    assert np.array_equal(there["frame1"], back["frame0"])
 
 
 def test_a_flow_of_the_frames_own_size_is_left_as_it_is() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mpn.errors import EngineError
-from mpn.runtime.host.osvos import shifted_odds
+from mpn.runtime.host.osvos import recalibrate
 from mpn.runtime.pipeline import Pipeline
 from mpn.types import Roi, StepResult
 from tests.emulation.engines import FakeEngine, nothing_found
@@ -400,7 +400,7 @@ def test_an_object_that_osvos_finds_where_it_is_stays_there() -> None:
         assert (track.events, track.branch) == ((), "propagation")
     state = pipeline._state
     assert state is not None
-    assert not state.trust[1].is_doubtful
+    assert not state.track_memory[1].is_uncertain
 
 
 def test_an_object_that_osvos_denies_is_looked_for_in_every_frame_until_it_is_found() -> None:
@@ -426,7 +426,7 @@ def test_an_object_that_osvos_denies_is_looked_for_in_every_frame_until_it_is_fo
     assert [r.index for r in results if "retrieved" in r.tracks[0].events] == [6]
 
 
-def test_retrieval_takes_the_shifted_odds() -> None:
+def test_redetection_takes_recalibrated_probabilities() -> None:
     for threshold, is_lost in ((0.5, False), (0.9, True)):
         pipeline = blind(
             STILL_TWO,
@@ -513,13 +513,13 @@ def test_an_object_that_vanishes_is_said_to_be_lost_once_and_its_masks_are_empty
 
 def test_an_osvos_threshold_shifts_the_odds_so_that_it_becomes_even() -> None:
     prob = np.float32([0.0, 0.5, 0.9, 0.95, 1.0])
-    shifted = shifted_odds(prob, even_at=0.9)
+    shifted = recalibrate(prob, threshold=0.9)
     assert np.allclose(shifted, [0.0, 0.1, 0.5, 19 / 28, 1.0], atol=1e-6)
     assert np.all(np.diff(shifted) > 0)
-    assert shifted_odds(prob, even_at=0.5) is prob
+    assert recalibrate(prob, threshold=0.5) is prob
 
 
-def test_the_blend_takes_the_shifted_odds() -> None:
+def test_blend_takes_recalibrated_probabilities() -> None:
     everywhere = np.ones((64, 96), np.uint8)
     found = {}
     for threshold in (0.5, 0.8):
@@ -540,11 +540,11 @@ def test_without_propagation_nothing_is_left_outside_the_roi() -> None:
     )
     labels = STILL.labels[0]
     pipeline.start(STILL.frames[0], labels)
-    faint = pipeline._state.prob.copy()  # type: ignore[union-attr]
+    memory, state = pipeline._backend.snapshot(), pipeline._state
+    assert state is not None
+    faint = memory.prob.copy()
     faint[0, 0, 95] = 0.25
-    pipeline._state = replace(  # type: ignore[type-var]
-        pipeline._state, prob=faint, supports=(Roi(0, 0, 96, 64),)
-    )
+    pipeline._backend.load(replace(state, bounds=(Roi(0, 0, 96, 64),)), replace(memory, prob=faint))
     result = pipeline.step(STILL.frames[1])
     assert result.tracks[0].branch == "blended"
     assert result.probs[0, 0, 95] == 0

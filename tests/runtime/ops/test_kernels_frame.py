@@ -9,23 +9,20 @@ import pytest
 
 from mpn.cuda.array import DeviceArray
 from mpn.errors import InputError
-from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.runtime.device.state import CudaFrame
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.merge import blend, labels_from_merged, merge
-from mpn.runtime.host.osvos import OsvosStage
+from mpn.runtime.host.osvos import blend_osvos
 from mpn.runtime.host.reliability import colour_table, weigh_in_box
 from mpn.runtime.host.roi import box_from_prob, reachable_boxes, roi_from_prob
-from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import PipelineOptions
-from mpn.runtime.tracks import tracks_from_labels
+from mpn.runtime.tracks import measure_objects
 from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import largest_difference
 from tests.emulation.cuda_shim.device import ShimDevice
 from tests.emulation.cuda_shim.scene import make_scene
 from tests.emulation.cuda_shim.shim import Shim
-from tests.emulation.engines import fake_engine_set
 from tests.runtime.host.test_ops import MEAN, STD
 from tests.tolerances import KERNEL_CHAIN, KERNEL_CONFIDENCE, KERNEL_RESIZE, NORMALISED_RGB
 
@@ -92,12 +89,11 @@ class Cpu:
             if weight != 1:
                 prob = blend(prob, self.candidates, self.rois, other_weight=1 - weight)
         if foreground is not None:
-            stage = OsvosStage(fake_engine_set(), self.options, ObjectEngines())
             rois = tuple(self.rois)
-            found = Candidates(prob, rois, rois, ("propagation",) * len(prob))
             if crops is None:  # only what lies in the ROIs is blended and goes on
                 prob = blend(prob, prob, rois, other_weight=0.0)
-            prob, _ = stage.ensemble(prob, [foreground] * len(prob), found)
+            planes, weight = [foreground] * len(prob), self.options.ensemble_weight
+            prob = blend_osvos(prob, planes, rois, osvos_weight=weight)
         is_in_rois = crops is not None or foreground is not None
         self.supports = tuple(self.rois if is_in_rois else self.reach)
         self.prob = merge(prob, self.supports)
@@ -259,11 +255,13 @@ def test_tracks_are_the_cpus(shim: Shim) -> None:
     frame.tracks(device.upload(labels), frame.prob)
     figures = frame.readback.read(device.download(frame.readback.buffer))
     areas, boxes, sums = (figures[f"track_{name}"] for name in ("areas", "boxes", "sums"))
-    branches = ["given"] * 3
-    expected = tracks_from_labels(labels, host.prob, IDS, branches, host.supports)  # type: ignore[arg-type]
-    for track, area, box, total in zip(expected, areas, boxes_from_rows(boxes), sums, strict=True):
-        assert (area, None if box is None else box.box_xyxy) == (track.area_px, track.box_xyxy)
-        assert abs(int(total) / 2**24 / area - track.confidence) <= KERNEL_CONFIDENCE
+    expected = measure_objects(labels, host.prob, IDS, host.supports)  # type: ignore[arg-type]
+    for measured, area, box, total in zip(
+        expected, areas, boxes_from_rows(boxes), sums, strict=True
+    ):
+        found = area, None if box is None else box.box_xyxy
+        assert found == (measured.area_px, measured.box_xyxy)
+        assert abs(int(total) / 2**24 / area - measured.confidence) <= KERNEL_CONFIDENCE
 
 
 def test_what_is_missing_is_said(shim: Shim) -> None:

@@ -9,7 +9,7 @@ constexpr float LARGEST_RATIO = 2.0f;  // mpn.runtime.colour bounds its tables b
 
 }  // namespace
 
-// osvos_stage.shifted_odds in place: less * p / (less * p + (1 - p)). Four pixels a thread.
+// host/osvos.recalibrate in place: less * p / (less * p + (1 - p)). Four pixels a thread.
 // launch: block 256; grid ceil(pixels,1024)
 extern "C" __global__ void __launch_bounds__(256) shift_odds(
     int pixels, float less, float* __restrict__ plane) {

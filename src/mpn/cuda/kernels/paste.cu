@@ -49,7 +49,7 @@ __device__ __forceinline__ float blended(float prob, float other, float other_we
   return (1.0f - other_weight) * prob + other_weight * other;
 }
 
-// OsvosStage.ensemble at the pixels of this thread, in place: where other objects are, OSVOS counts
+// host/osvos.blend_osvos at the pixels of this thread, in place: where other objects are, OSVOS counts
 // for what they leave. Those before k are blended already when k comes, so what they leave is kept
 // aside; those behind are not yet. Background and total are made anew.
 __device__ __forceinline__ void blend_foregrounds(
@@ -162,7 +162,7 @@ __device__ __forceinline__ void paste_merge(
 
 }  // namespace
 
-// Stages.paste, OsvosStage.ensemble, ensemble.merge and labels_from_merged at once:
+// Stages.paste, host/osvos.blend_osvos, ensemble.merge and labels_from_merged at once:
 // (1 - warped_weight) * network + warped_weight * candidate inside each ROI, then the same with
 // OSVOS and its weight; merged probabilities, and their argmax as ids. Crop k belongs to object k;
 // an empty ROI is 0 everywhere. Without crops the candidates are what is merged. `foreground_of`

@@ -23,7 +23,6 @@ from mpn.errors import EngineError
 from mpn.runtime.bench.result import fps_from_seconds, summary_ms
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.host import ops as cpu
-from mpn.runtime.host.backend import Stages
 from mpn.runtime.host.flow import EngineFlow
 from mpn.runtime.host.preprocess import (
     one_hot,
@@ -33,6 +32,7 @@ from mpn.runtime.host.preprocess import (
     working_size_hw,
 )
 from mpn.runtime.host.roi import roi_from_prob
+from mpn.runtime.host.stages import Stages
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.session.request import RunRequest

@@ -1,1 +1,1 @@
-"""The pipeline's frame on a device: streams, state in device memory, graphs."""
+"""The stages of a frame in CUDA: streams, state in device memory, graphs."""

@@ -1,52 +1,54 @@
-"""The stages of a frame on a device: warp, crop, propagation, merge, CRF, output.
+"""The CUDA backend: warp, crop, propagation, merge, CRF and output.
 
-Their order is the pipeline's business. A stage starts its work on the stream of the objects and
-returns; the host waits once, in :meth:`DeviceStages.told`.
+A stage enqueues its work on the stream of the objects and returns; the host waits once a frame, in
+:meth:`DeviceBackend.readback`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mpn._common.closeable import Closeable
-from mpn.cuda.api import Lane
 from mpn._common.closeable import Closing
-from mpn.cuda.api import Stream
+from mpn.cuda.api import Stream, is_on_device
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine
 from mpn.engines.open import EngineSet
 from mpn.errors import EngineError, InputError
+from mpn.runtime.backend import FrameMemory, OsvosMaps, Readback
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.crf import CudaCrf
 from mpn.runtime.device.graphs import GraphCache, StreamTimer, array_from_tensor, device_engine
 from mpn.runtime.device.images import box_rows, boxes_from_rows, check_rgb_array, resize_prob
-from mpn.runtime.device.ingest import SeenFrame, Sight
-from mpn.runtime.device.readback import Told
+from mpn.runtime.device.ingest import DeviceFrame, FrameIngest
+from mpn.runtime.device.readback import agreement_from_fields, measured_from_fields
 from mpn.runtime.device.state import CudaFrame
-from mpn.runtime.host.flow import FlowEstimator
+from mpn.runtime.host.flow import FlowEstimator, FlowFrame
 from mpn.runtime.host.merge import not_finite_error
+from mpn.runtime.host.osvos import OsvosRunner
+from mpn.runtime.host.preprocess import resize_rgb
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import DeviceOptions, PipelineOptions, check_options
-from mpn.runtime.state import State
-from mpn.types import Float32Array, TrackBranch, UInt8Array
+from mpn.runtime.state import VideoState
+from mpn.runtime.timing import StageTimer
+from mpn.types import Float32Array, TrackBranch, UInt8Array, check_rgb
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Objects whose crops go through one run of one engine.
+    """Objects whose crops one engine takes in one run.
 
     Attributes:
         engine: Common, or an object's own.
         members: Their indices.
         rows: The same on the device; None: all objects in their order.
         packed: (N, 4, S, S): the engine's input.
-        mirrored: (N, 4, S, S), behind it: where the same crops go mirrored; None without.
-        object_id: Whose own engine it is; None for the common one.
+        mirrored: (N, 4, S, S), after it: the same crops, flipped; None without flip TTA.
+        object_id: Object of the engine; None for the common one.
     """
 
     engine: DeviceEngine
@@ -58,25 +60,31 @@ class _Batch:
 
     @property
     def crops(self) -> int:
-        """Crops that go through the engine in one frame."""
+        """Number of crops that the engine takes in one frame."""
         return len(self.members) * (1 if self.mirrored is None else 2)
 
 
-class DeviceStages(Closeable):
-    """The objects of one video on a device, and what carries them from frame to frame.
+class DeviceBackend(Closing):
+    """Implements :class:`mpn.runtime.backend.QueuedBackend` on one CUDA device.
+
+    ``prob`` and ``merged`` are separate arrays, and so are the OSVOS planes, flows and images of
+    three frames: a frame that fails has overwritten nothing that the frame before needs.
 
     Args:
-        stream: Of the objects; others are made beside it.
+        stream: Of the objects; the backend creates others.
         engines: Open engines that take device memory.
         options: The pipeline's, in force.
         objects: The objects' own engines.
+        timer: Takes the times of the stages.
         device_options: How the device is used.
-        host_flow: Estimates the flow on the host, where no engine does.
+        host_flow: Estimates the flow on the host; None: the flow engine does.
 
     Raises:
         EngineError: If an engine takes host memory only.
         InputError: If an option has no kernels.
     """
+
+    supports_prefetch = True
 
     def __init__(
         self,
@@ -84,6 +92,7 @@ class DeviceStages(Closeable):
         engines: EngineSet,
         options: PipelineOptions,
         objects: ObjectEngines,
+        timer: StageTimer,
         *,
         device_options: DeviceOptions | None = None,
         host_flow: FlowEstimator | None = None,
@@ -92,42 +101,68 @@ class DeviceStages(Closeable):
         device_options = device_options or DeviceOptions()
         self._stream, self._engines = stream, engines
         self._options, self._objects = options, objects
+        self._timer = timer
         self._use_graphs = device_options.use_graphs
         self._propagation = device_engine(engines.propagation)
-        self.sight = Sight(stream, engines, objects, options, device_options, host_flow=host_flow)
-        self._segments = GraphCache(stream, is_capturing=False)
-        self._is_capturing = False
+        self._osvos = OsvosRunner(engines, options, objects)
+        self._ingest = FrameIngest(
+            stream, engines, objects, options, device_options, host_flow=host_flow
+        )
+        self._graphs = GraphCache(stream, is_capturing=False)
+        self._is_capturing = self._is_in_graph = False
         self._watch = StreamTimer(stream)
-        self._inner_watch = StreamTimer(stream, is_running=False)
-        self._frame: CudaFrame | None = None
+        self._planes: CudaFrame | None = None
         self._crf: CudaCrf | None = None
         self._plane_lists: dict[tuple[int, ...], DeviceArray] = {}
-        self._frames_told = 0
+        self._memory: FrameMemory | None = None
+        self._host_maps: tuple[DeviceArray | None, tuple[int, ...]] | None = None
+        self._generation = 0
 
-    def begin(self, state: State) -> None:
-        """Take over what the host knows: the user's labels, or what was found earlier.
+    @property
+    def queue(self) -> DeviceBackend:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        return self
 
-        Graphs are forgotten: objects, engines and sizes may be others from now on.
+    def frame_shape(self, rgb: Any) -> tuple[int, ...]:
+        """See :class:`mpn.runtime.backend.FrameBackend`.
 
-        Args:
-            state: Of the host, complete.
+        Raises:
+            InputError: If it is not (H, W, 3) uint8, or in device memory and not C-contiguous.
+        """
+        if not is_on_device(rgb):
+            check_rgb(rgb)
+            return tuple(rgb.shape)
+        view = self._stream.array_from(rgb)
+        check_rgb_array(view)
+        return view.shape
+
+    def to_host(self, rgb: Any) -> UInt8Array:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        frame: UInt8Array = rgb
+        if is_on_device(rgb):
+            view = self._stream.array_from(rgb)
+            check_rgb_array(view)
+            frame = self._stream.download(view)
+        return frame
+
+    def load(self, state: VideoState, memory: FrameMemory) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`.
+
+        All graphs are dropped: objects, engines and sizes may have changed.
         """
         stream, manifest = self._stream, self._engines.manifest
         stream.record().sync()
-        self._frames_told += 1
+        self._generation += 1
         objects, self._object_ids = len(state.object_ids), state.object_ids
         self._input_hw, self._working_hw = state.input_hw, state.working_hw
         preprocessing = manifest.preprocessing.propagation
         self._batches = self._make_batches(state.object_ids)
-        self._osvos_planes = 1 + sum(
-            self._objects.get("osvos", k) is not None for k in state.object_ids
-        )
         self._flag_owners: list[tuple[str, int | None]] = [
             *(("propagation", batch.object_id) for batch in self._batches),
             ("OSVOS", None),
             *(("OSVOS", k) for k in state.object_ids if self._objects.get("osvos", k) is not None),
         ]
-        frame = CudaFrame(
+        planes = CudaFrame(
             stream,
             object_ids=state.object_ids,
             size_hw=state.working_hw,
@@ -138,12 +173,13 @@ class DeviceStages(Closeable):
             flags=len(self._flag_owners),
         )
         tables = np.stack(state.colour_tables)
-        frame.start(state.prob, box_rows(state.supports), state.first_areas_px, tables)
+        planes.start(memory.prob, box_rows(state.bounds), state.first_areas_px, tables)
         size = manifest.roi_size
         self._crops = stream.empty((objects, 1, size, size), np.float32)
         self._crf = None
         if self._options.crf:
             self._refined = stream.empty((objects, *state.working_hw), np.float32)
+            self._kept = stream.empty((objects, *state.working_hw), np.float32)
             self._crf = CudaCrf(
                 stream,
                 objects=objects,
@@ -152,228 +188,283 @@ class DeviceStages(Closeable):
             )
         is_resized = state.input_hw != state.working_hw
         wide = (objects, *state.input_hw)
-        self._soft_wide = stream.empty(wide, np.float32) if is_resized else frame.merged
+        self._soft_wide = stream.empty(wide, np.float32) if is_resized else planes.merged
         self._result_wide = self._soft_wide
         if self._options.crf:
             self._result_wide = stream.empty(wide, np.float32) if is_resized else self._refined
-        self._labels = frame.labels
+        self._labels = planes.labels
         if is_resized or self._options.crf:
             self._labels = stream.empty(state.input_hw, np.uint8)
-        self._labels_told = stream.pinned(state.input_hw, np.uint8)
-        self._figures_told = stream.pinned(frame.readback.buffer.shape, np.uint8)
+        self._labels_host = stream.pinned(state.input_hw, np.uint8)
+        self._block_host = stream.pinned(planes.readback.buffer.shape, np.uint8)
         self._plane_lists.clear()
-        self._frame = frame
+        self._planes = planes
         for batch in self._batches:
             batch.engine.prepare(stream.address, batch.crops)
         self._is_capturing = self._use_graphs and all(
             batch.engine.can_be_captured for batch in self._batches
         )
-        self._segments = GraphCache(stream, is_capturing=self._is_capturing)
-        self._inner_watch = StreamTimer(stream, is_running=not self._is_capturing)
-        host_flow = state.flow_frame if self.sight.flow_is_of_host else None
-        self.sight.begin(state.frame, host_flow, state.input_hw, state.object_ids)
+        self._graphs = GraphCache(stream, is_capturing=self._is_capturing)
+        host_flow = memory.flow_frame if self._ingest.is_flow_of_host else None
+        self._ingest.begin(memory.frame, host_flow, state.input_hw, state.object_ids)
+        self._memory = memory
+
+    def wait(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._stream.record().sync()
+        self._ingest.wait()
+
+    def snapshot(self) -> FrameMemory:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self.wait()
+        if self._memory is None:
+            state, download = self._state, self._stream.download
+            soft = download(self._soft_wide)
+            result = soft if self._result_wide is self._soft_wide else download(self._result_wide)
+            prob = result if self._feeds_back else soft
+            if self._input_hw != self._working_hw:
+                prob = download(state.prob)
+            current = self._ingest.current
+            frame = resize_rgb(self.to_host(current.given), self._working_hw)
+            flow_frame = current.flow_frame or FlowFrame(frame, self._working_hw)
+            self._memory = FrameMemory(frame, flow_frame, prob, result, soft)
+        return self._memory
+
+    def ingest(self, rgb: Any, *, osvos_for: Sequence[bool] = ()) -> DeviceFrame:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._generation += 1  # the probabilities of the frame before will be overwritten
+        self._host_maps = None
+        frame = self._ingest.take(rgb, osvos_for=osvos_for)
+        self.wait_for_flow(frame)
+        return frame
+
+    def prefetch(self, rgb: Any, *, osvos_for: Sequence[bool] = ()) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._ingest.prefetch(rgb, osvos_for=osvos_for)
+
+    def run_osvos(self, frame: DeviceFrame, osvos_for: Sequence[bool]) -> None:
+        """See :class:`mpn.runtime.backend.QueuedBackend`."""
+        if not frame.has_osvos_for(osvos_for):
+            self._ingest.enqueue_osvos(frame, osvos_for)
+
+    def wait_for_flow(self, frame: DeviceFrame) -> None:
+        """Let the objects wait for the frame and its flow; the host does not."""
+        assert frame.flow is not None
+        self._stream.wait(frame.flow)
+
+    def wait_for_osvos(self, frame: DeviceFrame) -> None:
+        """See :class:`mpn.runtime.backend.QueuedBackend`."""
+        if frame.osvos is not None:
+            self._stream.wait(frame.osvos)
 
     def segment(
-        self,
-        name: str,
-        frame: SeenFrame,
-        parts: Sequence[tuple[str, Callable[[], None]]],
-        *,
-        key: tuple[Any, ...] = (),
+        self, name: str, frame: DeviceFrame, key: Hashable, work: Callable[[], None]
     ) -> None:
-        """Start stages that are the same whenever frame's place and ``key`` are.
+        """See :class:`mpn.runtime.backend.QueuedBackend`.
 
-        Args:
-            name: Of the stages together; their time where they are a graph.
-            frame: The current frame.
-            parts: Stages by name, in order; ``""`` for one that takes its times itself.
-            key: What else decides what is started.
+        A graph is timed as a whole; otherwise each stage is.
         """
-
-        def work() -> None:
-            for stage, start in parts:
-                with self._inner_watch.stage(stage) if stage else nullcontext():
-                    start()
-
         if not self._is_capturing:
             work()
             return
         with self._watch.stage(name):
-            self._segments.run((name, frame.place, *key), work)
+            self._is_in_graph = True
+            try:
+                self._graphs.run((name, frame.slot, key), work)
+            finally:
+                self._is_in_graph = False
 
-    def timed(self, stage: str) -> AbstractContextManager[None]:
-        """Time what is started inside, outside of :meth:`segment`."""
-        return self._watch.stage(stage)
+    def warp(self, frame: DeviceFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        state = self._state
+        with self._timed("warp"):
+            state.readback.clear("flags", "agreement")
+            state.warp(frame.frame, frame.flow_to_prev_px, frame.flow_from_prev_px)
 
-    def wait_for_flow(self, frame: SeenFrame) -> None:
-        """Let the objects wait for the frame and its flow."""
-        assert frame.flow is not None
-        self._stream.wait(frame.flow)
-
-    def wait_for_osvos(self, frame: SeenFrame) -> None:
-        """Let the objects wait for OSVOS, where it was asked."""
-        if frame.osvos is not None:
-            self._stream.wait(frame.osvos)
-
-    def warp(self, frame: SeenFrame) -> None:
-        """See :meth:`mpn.runtime.host.backend.Stages.warp`."""
-        held = self._held
-        held.readback.clear("flags", "agreement")
-        held.warp(frame.frame, frame.flow_to_prev_px, frame.flow_from_prev_px)
-
-    def propagate(self, frame: SeenFrame) -> None:
-        """See ``crop`` and ``propagate`` of :class:`mpn.runtime.host.backend.Stages`."""
-        for flag, batch in enumerate(self._batches):
-            with self._inner_watch.stage("crop"):
-                self._held.crop(frame.frame, batch.packed, batch.rows)
-                if batch.mirrored is not None:
-                    self._held.mirror(batch.packed, batch.mirrored)
-            count = len(batch.members)
-            with self._inner_watch.stage("propagation"):
-                prob = batch.engine.enqueue(self._stream.address, batch.crops).outputs["prob"]
-                answers = array_from_tensor(prob).part(0, batch.crops)
-                self._held.flag_not_finite(answers, flag)
-                answer = answers.part(0, count)
-                if batch.mirrored is not None:
-                    self._held.average_mirrored(answer, answers.part(count, 2 * count))
-            if self._is_direct:
-                self._crops = answer
-                continue
-            for row, k in enumerate(batch.members):
-                self._stream.copy(answer.part(row, row + 1), self._crops.part(k, k + 1))
-
-    def agree(self, frame: SeenFrame) -> None:
-        """Count what OSVOS says of the objects where they are expected."""
-        assert frame.planes is not None
-        self._held.agreement(frame.frame, frame.planes, self._plane_list(frame.plane_of))
-
-    def merge(self, frame: SeenFrame, *, has_crops: bool, is_blended: bool) -> None:
-        """Paste, ensemble and merge: see ``Stages.paste``, ``OsvosStage.ensemble``, ``merge``."""
-        if frame.flags is not None and any(plane >= 0 for plane in frame.plane_of):
-            first = len(self._batches)
-            flags = self._held.readback["flags"].part(first, len(self._flag_owners))
-            self._stream.copy(frame.flags, flags)
-        self._held.merge(
-            self._crops if has_crops else None,
-            frame.planes if is_blended else None,
-            self._plane_list(frame.plane_of) if is_blended else None,
-        )
-
-    def refine(self, frame: SeenFrame) -> None:
-        """See :func:`mpn.runtime.crf.refine.refine`."""
-        held = self._held
-        assert self._crf is not None
-        self._crf.refine(
-            held.merged,
-            frame.frame,
-            held.merged_supports,
-            refined=self._refined,
-            refined_boxes=held.readback["refined_supports"],
-        )
-
-    def output(self) -> None:
-        """Probabilities, labels and tracks at input size, on their way to the host."""
-        stream, held = self._stream, self._held
-        resize_prob(stream, held.merged, self._input_hw, out=self._soft_wide)
-        if self._crf is not None:
-            resize_prob(stream, self._refined, self._input_hw, out=self._result_wide)
-        if self._labels is not held.labels:
-            stream.launch(
-                "labels_from_merged",
-                merged=self._result_wide,
-                object_ids=held.object_ids,
-                objects=len(self._object_ids),
-                pixels=self._input_hw[0] * self._input_hw[1],
-                labels=self._labels,
-            )
-        held.tracks(self._labels, self._soft_wide)
-        stream.download_async(self._labels, self._labels_told)
-        stream.download_async(held.readback.buffer, self._figures_told)
-
-    def told(self) -> Told:
-        """Wait for the frame: the one time that the host waits.
-
-        Raises:
-            EngineError: If a network answered with what is not finite.
-        """
+    def candidates(self) -> Candidates:
+        """See :class:`mpn.runtime.backend.FrameBackend`; waits for all streams."""
         self._stream.record().sync()
-        self._frames_told += 1
-        figures = self._held.readback.read(self._figures_told.copy())
-        for (role, object_id), flag in zip(self._flag_owners, figures["flags"], strict=True):
-            if flag:
-                raise not_finite_error(role, object_id)
-        return Told(self._labels_told.copy(), figures)
-
-    def timings(self, frame: SeenFrame) -> dict[str, float]:
-        """Device time by stage, of everything done for a frame that was told."""
-        seconds: dict[str, float] = {}
-        for watch in (*frame.watches, self._watch, self._inner_watch):
-            for stage, taken in watch.taken().items():
-                seconds[stage] = seconds.get(stage, 0.0) + taken
-        return seconds
-
-    def found(self, branch: TrackBranch = "propagation") -> Candidates:
-        """What the warp has found, on the host; the host waits for it."""
-        self._stream.record().sync()
-        held, download = self._held, self._stream.download
-        rois = boxes_from_rows(download(held.rois))
-        return Candidates(
-            prob=download(held.candidates),
-            supports=boxes_from_rows(download(held.reach)),
+        state, download = self._state, self._stream.download
+        rois = boxes_from_rows(download(state.rois))
+        branch: TrackBranch = "propagation"
+        found = Candidates(
+            prob=download(state.candidates),
+            bounds=boxes_from_rows(download(state.reach)),
             rois=rois,
             branches=(branch,) * len(rois),
         )
+        self._ingest.wait()  # engines may run on arrays of the host now, in the order of no stream
+        return found
 
-    def replace_found(self, candidates: Candidates, planes: Sequence[Float32Array | None]) -> None:
-        """Go on with what the host has made of the candidates.
+    def osvos_maps(self, frame: DeviceFrame, osvos_for: Sequence[bool]) -> OsvosMaps:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        small = resize_rgb(self.to_host(frame.given), self._working_hw)
+        return self._osvos.maps(small, self._object_ids, osvos_for)
 
-        Args:
-            candidates: In the place of what the warp has found.
-            planes: Of OSVOS, for each object or None; they become those of the ensemble.
-        """
-        held, upload = self._held, self._stream.upload
-        upload(candidates.prob, held.candidates)
-        upload(box_rows(candidates.rois), held.rois)
-        upload(box_rows(candidates.supports), held.reach)
-        distinct: dict[int, Float32Array] = {
-            id(plane): plane for plane in planes if plane is not None
-        }
+    def set_candidates(self, candidates: Candidates, maps: OsvosMaps | None) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        state, upload = self._state, self._stream.upload
+        upload(candidates.prob, state.candidates)
+        upload(box_rows(candidates.rois), state.rois)
+        upload(box_rows(candidates.bounds), state.reach)
+        planes: Sequence[Float32Array | None] = () if maps is None else maps.planes
+        distinct = {id(plane): plane for plane in planes if plane is not None}
         numbers = {key: n for n, key in enumerate(distinct)}
-        self._host_plane_of = tuple(-1 if p is None else numbers[id(p)] for p in planes)
-        self._host_planes = upload(np.stack(list(distinct.values()))) if distinct else None
+        plane_of = tuple(-1 if plane is None else numbers[id(plane)] for plane in planes)
+        stacked = upload(np.stack(list(distinct.values()))) if distinct else None
+        self._host_maps = (stacked, plane_of)
 
-    def merge_replaced(self, *, has_crops: bool, is_blended: bool) -> None:
-        """:meth:`merge` after :meth:`replace_found`."""
-        is_blended = is_blended and self._host_planes is not None
-        self._held.merge(
-            self._crops if has_crops else None,
-            self._host_planes if is_blended else None,
-            self._plane_list(self._host_plane_of) if is_blended else None,
+    def propagate(self, frame: DeviceFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        state = self._state
+        for flag, batch in enumerate(self._batches):
+            with self._timed("crop"):
+                state.crop(frame.frame, batch.packed, batch.rows)
+                if batch.mirrored is not None:
+                    state.mirror(batch.packed, batch.mirrored)
+            count = len(batch.members)
+            with self._timed("propagation"):
+                prob = batch.engine.enqueue(self._stream.address, batch.crops).outputs["prob"]
+                outputs = array_from_tensor(prob).part(0, batch.crops)
+                state.flag_not_finite(outputs, flag)
+                output = outputs.part(0, count)
+                if batch.mirrored is not None:
+                    state.average_mirrored(output, outputs.part(count, 2 * count))
+            if self._is_direct:
+                self._crops = output
+                continue
+            for row, k in enumerate(batch.members):
+                self._stream.copy(output.part(row, row + 1), self._crops.part(k, k + 1))
+
+    def score_agreement(self, frame: DeviceFrame) -> None:
+        """See :class:`mpn.runtime.backend.QueuedBackend`."""
+        assert frame.planes is not None
+        with self._timed("osvos"):
+            self._state.agreement(frame.frame, frame.planes, self._plane_list(frame.plane_of))
+
+    def merge(self, frame: DeviceFrame, *, use_crops: bool, blends: bool) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        state = self._state
+        with self._timed("merge"):
+            planes, plane_of = frame.planes, frame.plane_of
+            if self._host_maps is not None:
+                planes, plane_of = self._host_maps
+            elif frame.flags is not None and any(plane >= 0 for plane in plane_of):
+                flags = state.readback["flags"]
+                self._stream.copy(
+                    frame.flags, flags.part(len(self._batches), len(self._flag_owners))
+                )
+            is_blended = blends and planes is not None
+            state.merge(
+                self._crops if use_crops else None,
+                planes if is_blended else None,
+                self._plane_list(plane_of) if is_blended else None,
+            )
+
+    def refine(self, frame: DeviceFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        state = self._state
+        assert self._crf is not None
+        with self._timed("crf"):
+            self._crf.refine(
+                state.merged,
+                frame.frame,
+                state.merged_supports,
+                refined=self._refined,
+                refined_boxes=state.readback["refined_supports"],
+            )
+
+    def emit(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        stream, state = self._stream, self._state
+        with self._timed("output"):
+            self._resize_results()
+            if self._labels is not state.labels:
+                stream.launch(
+                    "labels_from_merged",
+                    merged=self._result_wide,
+                    object_ids=state.object_ids,
+                    objects=len(self._object_ids),
+                    pixels=self._input_hw[0] * self._input_hw[1],
+                    labels=self._labels,
+                )
+            state.tracks(self._labels, self._soft_wide)
+            stream.download_async(self._labels, self._labels_host)
+            stream.download_async(state.readback.buffer, self._block_host)
+
+    def readback(self) -> Readback:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._stream.record().sync()
+        self._generation += 1
+        fields = self._state.readback.read(self._block_host.copy())
+        for (role, object_id), flag in zip(self._flag_owners, fields["flags"], strict=True):
+            if flag:
+                raise not_finite_error(role, object_id)
+        return Readback(
+            labels=self._labels_host.copy(),
+            measured=measured_from_fields(fields),
+            bounds=boxes_from_rows(fields["merged_supports"]),
+            rois=boxes_from_rows(fields["rois"]),
+            agreement=agreement_from_fields(fields),
+            probs=self._probs_loader(),
         )
 
-    def commit(self, frame: SeenFrame) -> None:
-        """Go on from a frame that was told."""
-        held = self._held
-        if self._options.crf_feedback and self._crf is not None:
-            held.commit(self._refined, held.readback["refined_supports"])
+    def commit(self, frame: DeviceFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        state = self._state
+        if self._feeds_back:
+            self._stream.copy(state.merged, self._kept)
+            state.commit(self._refined, state.readback["refined_supports"])
         else:
-            held.commit()
-        self.sight.commit(frame)
+            if self._crf is not None:
+                self._stream.copy(self._refined, self._kept)
+            state.commit()
+        self._ingest.commit(frame)
+        self._memory = None
+        for watch in (*frame.watches, self._watch):
+            for stage, seconds in watch.taken().items():
+                self._timer.add(stage, seconds)
 
-    def recover(self) -> None:
-        """Wait for everything, after a frame that failed; the state is the one before it."""
-        self._stream.record().sync()
-        self.sight.wait()
-        self.sight.forget_ahead()
+    def rollback(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`; waits for all streams."""
+        self.wait()
+        self._ingest.drop_prefetched()
         self._watch.taken()
-        self._inner_watch.taken()
+        self._host_maps = None
+        if self._memory is None:
+            self._restore_results()
 
-    def probs_loader(self) -> Callable[[], Float32Array]:
-        """Downloads the probabilities of the frame just told, as long as it is the last one."""
-        told, source = self._frames_told, self._result_wide
+    def close(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        if self._planes is not None:
+            self.wait()
+        self._planes = self._crf = self._memory = None
+        self._graphs.clear()
+        self._ingest.release()
+
+    def _resize_results(self) -> None:
+        resize_prob(self._stream, self._state.merged, self._input_hw, out=self._soft_wide)
+        if self._crf is not None:
+            resize_prob(self._stream, self._refined, self._input_hw, out=self._result_wide)
+
+    def _restore_results(self) -> None:
+        """Compute the results of the last committed frame again, for :meth:`snapshot`."""
+        state, copy = self._state, self._stream.copy
+        if self._feeds_back:
+            copy(self._kept, state.merged)
+            copy(state.prob, self._refined)
+        else:
+            copy(state.prob, state.merged)
+            if self._crf is not None:
+                copy(self._kept, self._refined)
+        self._resize_results()
+
+    def _probs_loader(self) -> Callable[[], Float32Array]:
+        """Return a function that downloads the probabilities of the last frame."""
+        generation, source = self._generation, self._result_wide
 
         def load() -> Float32Array:
-            if told != self._frames_told or self._frame is None:
+            if generation != self._generation or self._planes is None:
                 raise InputError(
                     "the probabilities of this frame are gone from the device: read 'probs' of a "
                     "result before the next frame"
@@ -383,62 +474,33 @@ class DeviceStages(Closeable):
 
         return load
 
-    def shape_of(self, foreign: Any) -> tuple[int, ...]:
-        """Shape of a frame of another library in device memory.
-
-        Raises:
-            InputError: If it is not (H, W, 3) uint8, or not C-contiguous.
-        """
-        view = self._stream.array_from(foreign)
-        check_rgb_array(view)
-        return view.shape
-
-    def on_host(self, foreign: Any) -> UInt8Array:
-        """A frame of another library on the host."""
-        view = self._stream.array_from(foreign)
-        check_rgb_array(view)
-        frame: UInt8Array = self._stream.download(view)
-        return frame
-
-    def overwriting(self) -> None:
-        """Say that the probabilities of the frame before are about to be overwritten."""
-        self._frames_told += 1
-
-    def state_arrays(self) -> tuple[Float32Array, Float32Array, Float32Array]:
-        """``prob``, ``soft_prob`` and ``result_prob`` of the last frame, on the host.
-
-        Equal ones are one array.
-        """
-        held, download = self._held, self._stream.download
-        soft = download(self._soft_wide)
-        result = soft if self._result_wide is self._soft_wide else download(self._result_wide)
-        if self._input_hw != self._working_hw:
-            return download(held.prob), soft, result
-        is_fed_back = self._options.crf_feedback and self._crf is not None
-        return (result if is_fed_back else soft), soft, result
-
-    def close(self) -> None:
-        """Wait for the device and forget what is on it; closing twice is allowed."""
-        if self._frame is not None:
-            self._stream.record().sync()
-            self.sight.wait()
-        self._frame = self._crf = None
-        self._segments.clear()
-        self.sight.release()
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Time what the body enqueues, unless it is part of a graph."""
+        if self._is_in_graph:
+            yield
+            return
+        with self._watch.stage(stage):
+            yield
 
     @property
-    def _held(self) -> CudaFrame:
-        assert self._frame is not None
-        return self._frame
+    def _feeds_back(self) -> bool:
+        """Whether the next frame starts from the output of CRF."""
+        return self._options.crf_feedback and self._crf is not None
+
+    @property
+    def _state(self) -> CudaFrame:
+        assert self._planes is not None
+        return self._planes
 
     def _plane_list(self, plane_of: tuple[int, ...]) -> DeviceArray:
-        """(K,) int32 on the device; those met before are kept."""
+        """Upload the plane of each object, (K,) int32, once per distinct list."""
         if plane_of not in self._plane_lists:
             self._plane_lists[plane_of] = self._stream.upload(np.array(plane_of, np.int32))
         return self._plane_lists[plane_of]
 
     def _make_batches(self, object_ids: Sequence[int]) -> list[_Batch]:
-        """Each object on its own engine, the others together, as many as the common one takes."""
+        """Put objects without a fine-tuned engine in batches of the common one."""
         common: list[int] = []
         runs: list[tuple[DeviceEngine, list[int], int | None]] = []
         for k, object_id in enumerate(object_ids):

@@ -1,4 +1,4 @@
-"""Parts of a frame that are the same in every frame: started as graphs, and timed by events."""
+"""Parts of a frame as CUDA graphs, and their times by events."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from mpn.runtime.device.images import Dtype
 
 
 class GraphCache:
-    """Work on one stream that becomes a graph when it comes for the second time.
+    """Captures work of one stream as a graph when it runs for the second time.
 
-    The first time it runs as it is: kernels are loaded then, and engines make what they need.
+    The first time it runs uncaptured: kernels are loaded then, and engines allocate.
 
     Args:
-        stream: Where it runs.
-        is_capturing: False runs everything as it is.
+        stream: Runs the work.
+        is_capturing: False runs everything uncaptured.
     """
 
     def __init__(self, stream: Stream, *, is_capturing: bool) -> None:
         self._stream = stream
         self._is_capturing = is_capturing
-        self._seen: set[Hashable] = set()
+        self._warm: set[Hashable] = set()
         self._graphs: dict[Hashable, Graph] = {}
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Start ``work``, which starts the same on the same addresses for the same key."""
+        """Run ``work``, which enqueues the same on the same addresses for the same key."""
         if key in self._graphs:
             self._graphs[key].launch()
-        elif self._is_capturing and key in self._seen:
+        elif self._is_capturing and key in self._warm:
             self._graphs[key] = self._stream.capture(work)
             self._graphs[key].launch()
         else:
             work()
-            self._seen.add(key)
+            self._warm.add(key)
 
     def clear(self) -> None:
-        """Forget the graphs: buffers or engines are others from now on."""
-        self._seen.clear()
+        """Drop all graphs: buffers or engines will change."""
+        self._warm.clear()
         self._graphs.clear()
 
 
@@ -51,27 +51,22 @@ class StreamTimer:
     """Device time by stage, on one stream.
 
     Args:
-        stream: Whose.
-        is_running: False takes no times, for what is captured.
+        stream: Runs the stages.
     """
 
-    def __init__(self, stream: Stream, *, is_running: bool = True) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._is_running = is_running
         self._spans: list[tuple[str, Event, Event]] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is started inside."""
-        if not self._is_running:
-            yield
-            return
+        """Time what the body enqueues."""
         start = self._stream.record(timing=True)
         yield
         self._spans.append((name, start, self._stream.record(timing=True)))
 
     def taken(self) -> dict[str, float]:
-        """Seconds by stage since this was last asked; the host has waited for all of them."""
+        """Return seconds by stage since the last call, after the host has waited."""
         spans, self._spans = self._spans, []
         seconds: dict[str, float] = {}
         for name, start, end in spans:
@@ -80,11 +75,11 @@ class StreamTimer:
 
 
 def device_engine(engine: Engine, *, object_id: int | None = None) -> DeviceEngine:
-    """An engine, once it is known that it takes device memory.
+    """Check that an engine takes device memory, and return it.
 
     Args:
         engine: Any.
-        object_id: The object whose own engine it is, for the message.
+        object_id: The object of the engine, for the message.
 
     Raises:
         EngineError: If it takes host memory only.
@@ -100,17 +95,17 @@ def device_engine(engine: Engine, *, object_id: int | None = None) -> DeviceEngi
 
 
 def array_from_tensor(tensor: DeviceArray) -> DeviceArray:
-    """An engine's buffer as the kernels take it; it belongs to the engine."""
+    """Wrap an engine's buffer for the kernels; the engine owns it."""
     return DeviceArray(tensor.address, tensor.shape, tensor.dtype, getattr(tensor, "owner", tensor))
 
 
 def dtype_name(buffer: DeviceArray) -> Dtype:
-    """Dtype of an engine's input."""
+    """Return the dtype of an engine's input."""
     return "float16" if buffer.dtype == np.float16 else "float32"
 
 
 def network_hw(engine: Engine) -> tuple[int, int]:
-    """(height, width) of the frames that a flow or OSVOS engine takes.
+    """Return (height, width) of the frames that a flow or OSVOS engine takes.
 
     Raises:
         EngineError: If they are not fixed.

@@ -1,9 +1,8 @@
-"""What the host is told of a frame on a device: labels, and figures in one block."""
+"""Decode the readback of a frame: sums that kernels count in integers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,95 +11,51 @@ import numpy.typing as npt
 from mpn.cuda.array import DeviceArray, KernelDevice
 from mpn.runtime.device.images import boxes_from_rows
 from mpn.runtime.tracks import Measured
-from mpn.types import Float32Array, Roi, StepResult, UInt8Array
 
 _FIXED_ONE = 2.0**24
 _LARGEST_RATIO = 2.0
 
 
-@dataclass(frozen=True)
-class Told:
-    """What the host is told of a frame.
+def measured_from_fields(fields: Mapping[str, npt.NDArray[Any]]) -> tuple[Measured, ...]:
+    """Compute area, box and confidence of each object.
 
-    Attributes:
-        labels: (H, W) uint8 at input size.
-        figures: See :class:`mpn.runtime.device.state.CudaFrame`.
+    Args:
+        fields: Of :class:`mpn.runtime.device.readback.ReadbackBlock`.
     """
-
-    labels: UInt8Array
-    figures: dict[str, npt.NDArray[Any]]
-
-    @property
-    def rois(self) -> tuple[Roi | None, ...]:
-        """What the propagation network looked at."""
-        return boxes_from_rows(self.figures["rois"])
-
-    @property
-    def reach(self) -> tuple[Roi | None, ...]:
-        """Where the warp can have put the objects."""
-        return boxes_from_rows(self.figures["reach"])
-
-    def measured(self) -> tuple[Measured, ...]:
-        """Area, box and confidence of each object."""
-        figures = self.figures
-        boxes = boxes_from_rows(figures["track_boxes"])
-        return tuple(
-            Measured(int(area), box.box_xyxy, int(total) / _FIXED_ONE / int(area))
-            if area and box is not None
-            else Measured(0, None, 0.0)
-            for area, box, total in zip(
-                figures["track_areas"], boxes, figures["track_sums"], strict=True
-            )
+    return tuple(
+        Measured(int(area), box.box_xyxy, int(total) / _FIXED_ONE / int(area))
+        if area and box is not None
+        else Measured(0, None, 0.0)
+        for area, box, total in zip(
+            fields["track_areas"],
+            boxes_from_rows(fields["track_boxes"]),
+            fields["track_sums"],
+            strict=True,
         )
-
-    def agreement(self) -> tuple[tuple[float, float] | None, ...]:
-        """For each object the mean of OSVOS and of the colours' ratio where it is expected.
-
-        None where it is expected nowhere.
-        """
-        return tuple(
-            (
-                int(plane) / _FIXED_ONE / int(count),
-                int(ratio) / _FIXED_ONE / int(count) - _LARGEST_RATIO,
-            )
-            if count
-            else None
-            for count, plane, ratio in self.figures["agreement"]
-        )
+    )
 
 
-class DeviceStepResult(StepResult):
-    """A :class:`mpn.types.StepResult`; ``probs`` are copied to the host when first read.
+def agreement_from_fields(
+    fields: Mapping[str, npt.NDArray[Any]],
+) -> tuple[tuple[float, float] | None, ...]:
+    """Compute per object the means of OSVOS and colour log ratio.
 
-    That must happen before the next frame: then they are overwritten, and reading them is an
-    error. The other attributes stay valid. Make one with ``probs`` an array, or a function without
-    arguments that copies it.
+    Both are means over the pixels of its candidate.
+
+    None for an object whose candidate has no pixel.
+
+    Args:
+        fields: See :func:`measured_from_fields`.
     """
-
-    @property
-    def probs(self) -> Float32Array:
-        """(K, H, W) float32; see the class.
-
-        Raises:
-            InputError: If the next frame was begun meanwhile.
-        """
-        held: Float32Array | Callable[[], Float32Array] = self.__dict__["_probs"]
-        if callable(held):
-            held = held()
-            held.setflags(write=False)
-            self.__dict__["_probs"] = held
-        return held
-
-    @probs.setter
-    def probs(self, value: Float32Array | Callable[[], Float32Array]) -> None:
-        self.__dict__["_probs"] = value
-
-    def __repr__(self) -> str:
-        shape = (len(self.object_ids), *self.labels.shape)
-        return (
-            f"DeviceStepResult(index={self.index}, labels={self.labels.shape}, "
-            f"probs={shape}, object_ids={self.object_ids})"
+    return tuple(
+        (
+            int(plane) / _FIXED_ONE / int(count),
+            int(ratio) / _FIXED_ONE / int(count) - _LARGEST_RATIO,
         )
+        if count
+        else None
+        for count, plane, ratio in fields["agreement"]
+    )
 
 
 _ALIGNMENT = 16

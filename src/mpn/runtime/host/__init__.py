@@ -1,1 +1,1 @@
-"""The frame backend in NumPy and OpenCV: the reference."""
+"""The stages of a frame in NumPy and OpenCV: the reference of those in CUDA."""

@@ -1,216 +1,312 @@
-"""The stages of a frame around the propagation network: warp, crop, propagate, paste.
-
-Their order is the pipeline's business.
-"""
+"""The backend in NumPy and OpenCV: arrays of the host, engines that take them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
-import numpy as np
-
-from mpn.engines.base import Engine
+from mpn._common.closeable import Closing
 from mpn.engines.open import EngineSet
-from mpn.errors import EngineError
+from mpn.runtime.backend import FrameMemory, OsvosMaps, QueuedBackend, Readback
 from mpn.runtime.candidates import Candidates
-from mpn.runtime.host.merge import blend, check_finite
-from mpn.runtime.host.ops import Ops
-from mpn.runtime.host.reliability import weigh_in_box
-from mpn.runtime.host.roi import reachable_boxes, roi_from_prob
+from mpn.runtime.crf.refine import refine
+from mpn.runtime.host import ops as cpu
+from mpn.runtime.host.flow import FlowEstimator, FlowFrame
+from mpn.runtime.host.merge import labels_from_merged, merge
+from mpn.runtime.host.osvos import OsvosRunner, blend_osvos
+from mpn.runtime.host.preprocess import resize_prob, resize_rgb
+from mpn.runtime.host.roi import scaled_boxes, tight_boxes
+from mpn.runtime.host.stages import Stages
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import PipelineOptions
-from mpn.types import Float32Array, Roi, TrackBranch, UInt8Array
+from mpn.runtime.state import VideoState
+from mpn.runtime.timing import StageTimer
+from mpn.runtime.tracks import measure_objects
+from mpn.types import Float32Array, Roi, UInt8Array, check_rgb
+
+Boxes = tuple[Roi | None, ...]
+
+_WAKE_S = 0.5
+"""A wait without a timeout cannot be interrupted by Ctrl-C on Windows; waits are this short."""
 
 
-class Stages:
-    """The stages with what they need bound to them; every method is pure.
+@dataclass(frozen=True)
+class HostFrame:
+    """One frame on the host.
+
+    Attributes:
+        frame: (h, w, 3) uint8 RGB at working size.
+        flow_frame: The frame, prepared for flow.
+        flow_to_prev_px: (2, h, w) float32, from this frame to the one before.
+        flow_from_prev_px: The same back, on the grid of the one before; None without flow check.
+    """
+
+    frame: UInt8Array
+    flow_frame: FlowFrame
+    flow_to_prev_px: Float32Array
+    flow_from_prev_px: Float32Array | None
+
+
+@dataclass(frozen=True)
+class _Prefetched:
+    """The next frame, computed in a thread.
+
+    Attributes:
+        rgb: The caller's array, which identifies the frame.
+        before: The frame before it, prepared for flow.
+        frame: The result.
+    """
+
+    rgb: UInt8Array
+    before: FlowFrame
+    frame: Future[HostFrame]
+
+
+@dataclass
+class _Work:
+    """Results of the stages of a frame that is not committed yet.
+
+    Attributes:
+        frame: The frame.
+        candidates: Of the warp, or as re-detected.
+        maps: OSVOS of the frame; None: it does not run.
+        pasted: (K, h, w) float32, output of the propagation network.
+        merged: (K, h, w) float32, and per object a box outside which it is exactly 0.
+        refined: The same after CRF; ``merged`` without CRF.
+        memory: Arrays of the frame once it is committed.
+        readback: Results of the frame.
+    """
+
+    frame: HostFrame
+    candidates: Candidates | None = None
+    maps: OsvosMaps | None = None
+    pasted: Float32Array | None = None
+    merged: tuple[Float32Array, Boxes] | None = None
+    refined: tuple[Float32Array, Boxes] | None = None
+    memory: FrameMemory | None = None
+    readback: Readback | None = None
+
+
+class HostBackend(Closing):
+    """Implements :class:`mpn.runtime.backend.FrameBackend` on the host.
+
+    A thread computes the flow of the next frame during the current one: flow needs images only,
+    and onnxruntime and OpenCV release the interpreter lock.
 
     Args:
         engines: Open engines.
-        options: Options in force.
-        ops: Array operations.
-        objects: The objects' own engines; None: all use the common ones.
+        options: The pipeline's, in force.
+        objects: The objects' own engines.
+        flow: Estimates the flow.
+        timer: Takes the times of the stages.
     """
+
+    queue: QueuedBackend[HostFrame] | None = None
+    supports_prefetch = True
 
     def __init__(
         self,
         engines: EngineSet,
         options: PipelineOptions,
-        ops: Ops,
-        objects: ObjectEngines | None = None,
+        objects: ObjectEngines,
+        flow: FlowEstimator,
+        timer: StageTimer,
     ) -> None:
-        self._engines = engines
-        self._options = options
-        self._ops = ops
-        self._objects = ObjectEngines() if objects is None else objects
+        self._options, self._timer = options, timer
+        self._flow = flow
+        self._stages = Stages(engines, options, cpu, objects)
+        self._osvos = OsvosRunner(engines, options, objects)
+        self._state: VideoState | None = None
+        self._memory: FrameMemory | None = None
+        self._bounds: Boxes = ()
+        self._work: _Work | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mpn-flow")
+        self._prefetched: _Prefetched | None = None
 
-    def warp(
+    def frame_shape(self, rgb: UInt8Array) -> tuple[int, ...]:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        check_rgb(rgb)
+        return rgb.shape
+
+    def to_host(self, rgb: UInt8Array) -> UInt8Array:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        return rgb
+
+    def load(self, state: VideoState, memory: FrameMemory) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._work = None
+        self._state, self._memory, self._bounds = state, memory, state.bounds
+
+    def wait(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        if self._prefetched is not None:
+            _wait(self._prefetched.frame)
+
+    def snapshot(self) -> FrameMemory:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self.wait()
+        return self._current
+
+    def ingest(self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = ()) -> HostFrame:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        before = self._current.flow_frame
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is not None:
+            with self._timer.stage("flow"):
+                _wait(prefetched.frame)
+        if prefetched is not None and prefetched.rgb is rgb and prefetched.before is before:
+            frame = prefetched.frame.result()
+        else:
+            frame = self._ingest(rgb, before, self._timer.stage)
+        self._work = _Work(frame)
+        return frame
+
+    def prefetch(self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = ()) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        before = self._current_work.frame.flow_frame
+        frame = self._thread.submit(self._ingest, rgb, before, lambda _: nullcontext())
+        self._prefetched = _Prefetched(rgb, before, frame)
+
+    def warp(self, frame: HostFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        state = self._loaded
+        with self._timer.stage("warp"):
+            self._current_work.candidates = self._stages.warp(
+                frame.frame,
+                self._current.prob,
+                self._bounds,
+                state.first_areas_px,
+                frame.flow_to_prev_px,
+                frame.flow_from_prev_px,
+                state.colour_tables if self._options.colour_weight else None,
+            )
+
+    def candidates(self) -> Candidates:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        found = self._current_work.candidates
+        assert found is not None
+        return found
+
+    def osvos_maps(self, frame: HostFrame, osvos_for: Sequence[bool]) -> OsvosMaps:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        return self._osvos.maps(frame.frame, self._loaded.object_ids, osvos_for)
+
+    def set_candidates(self, candidates: Candidates, maps: OsvosMaps | None) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        work = self._current_work
+        work.candidates, work.maps = candidates, maps
+
+    def propagate(self, frame: HostFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        found, timed = self.candidates(), self._timer.stage
+        with timed("crop"):
+            packed = self._stages.crop(frame.frame, found)
+        with timed("propagation"):
+            crops = self._stages.propagate(packed, found.present(self._loaded.object_ids))
+        with timed("paste"):
+            self._current_work.pasted = self._stages.paste(crops, found)
+
+    def merge(self, frame: HostFrame, *, use_crops: bool, blends: bool) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        work, found = self._current_work, self.candidates()
+        if use_crops:
+            assert work.pasted is not None
+            prob, bounds = work.pasted, found.rois
+        else:
+            prob, bounds = found.prob, tight_boxes(found.prob, found.bounds)
+        if blends and work.maps is not None:
+            with self._timer.stage("osvos"):
+                weight = self._options.ensemble_weight
+                prob = blend_osvos(prob, work.maps.planes, found.rois, osvos_weight=weight)
+                bounds = found.rois
+        with self._timer.stage("merge"):
+            work.merged = work.refined = (merge(prob, bounds), bounds)
+
+    def refine(self, frame: HostFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        work = self._current_work
+        assert work.merged is not None
+        prob, bounds = work.merged
+        with self._timer.stage("crf"):
+            work.refined = refine(
+                prob, frame.frame, boxes=bounds, options=self._options.crf_options
+            )
+
+    def emit(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        state, options, work = self._loaded, self._options, self._current_work
+        assert work.merged is not None
+        assert work.refined is not None
+        (prob, bounds), (refined, refined_bounds) = work.merged, work.refined
+        with self._timer.stage("output"):
+            soft_prob = result_prob = resize_prob(prob, state.input_hw)
+            if options.crf:
+                result_prob = resize_prob(refined, state.input_hw)
+            boxes = scaled_boxes(refined_bounds, state.working_hw, state.input_hw)
+            if options.crf_feedback:
+                prob, bounds = work.refined
+            labels = labels_from_merged(result_prob, state.object_ids, boxes)
+            measured = measure_objects(labels, soft_prob, state.object_ids, boxes)
+        frame = work.frame
+        work.memory = FrameMemory(frame.frame, frame.flow_frame, prob, result_prob, soft_prob)
+        work.readback = Readback(labels, measured, bounds, self.candidates().rois, (), result_prob)
+
+    def readback(self) -> Readback:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        readback = self._current_work.readback
+        assert readback is not None
+        return readback
+
+    def commit(self, frame: HostFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._memory, self._bounds = self._current_work.memory, self.readback().bounds
+        self._work = None
+
+    def rollback(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self.wait()
+        self._work = self._prefetched = None
+
+    def close(self) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._state = self._memory = self._work = self._prefetched = None
+
+    def _ingest(
         self,
         rgb: UInt8Array,
-        prob: Float32Array,
-        supports: Sequence[Roi | None],
-        first_areas_px: Sequence[float],
-        flow_to_prev_px: Float32Array,
-        flow_from_prev_px: Float32Array | None = None,
-        colour_tables: Sequence[Float32Array] | None = None,
-    ) -> Candidates:
-        """Carry the objects into the current frame and find their ROIs.
+        before: FlowFrame,
+        timed: Callable[[str], AbstractContextManager[None]],
+    ) -> HostFrame:
+        """Resize a frame, and estimate its flow; runs in one thread at a time."""
+        with timed("input"):
+            frame = resize_rgb(rgb, before.size_hw)
+        with timed("flow"):
+            flow_frame = self._flow.prepare(frame)
+            flow_to_prev_px = self._flow.between(flow_frame, before)
+            flow_from_prev_px = None
+            if self._options.flow_check_px:
+                flow_from_prev_px = self._flow.between(before, flow_frame)
+        return HostFrame(frame, flow_frame, flow_to_prev_px, flow_from_prev_px)
 
-        Args:
-            rgb: (h, w, 3) uint8 RGB, the current frame.
-            prob: (K, h, w) float32 of the previous frame.
-            supports: Boxes outside which it is 0.
-            first_areas_px: Area of each object when it was given.
-            flow_to_prev_px: (2, h, w) float32.
-            flow_from_prev_px: (2, h, w) float32 on the previous frame's grid, to check it with;
-                None to believe it.
-            colour_tables: Colours of each object; None to leave them out.
+    @property
+    def _current_work(self) -> _Work:
+        assert self._work is not None
+        return self._work
 
-        Raises:
-            EngineError: If the flow has another size than the frame.
-        """
-        if flow_to_prev_px.shape != (2, *prob.shape[1:]):
-            raise EngineError(
-                f"the flow must be (2, {prob.shape[1]}, {prob.shape[2]}) like the frame, "
-                f"got {flow_to_prev_px.shape}"
-            )
-        reach = reachable_boxes(supports, flow_to_prev_px)
-        warped = self._ops.warp_bilinear(prob, flow_to_prev_px, boxes=reach)
-        tables = (None,) * len(warped) if colour_tables is None else colour_tables
-        for plane, table, box in zip(warped, tables, reach, strict=True):
-            if box is not None:
-                weigh_in_box(
-                    plane,
-                    box,
-                    flow_to_prev_px=flow_to_prev_px,
-                    flow_from_prev_px=flow_from_prev_px,
-                    flow_check_px=self._options.flow_check_px,
-                    rgb=rgb,
-                    colour_table=table,
-                    colour_weight=self._options.colour_weight,
-                    ops=self._ops,
-                )
-        rois = [
-            self._roi(plane, box, area)
-            for plane, box, area in zip(warped, reach, first_areas_px, strict=True)
-        ]
-        for plane, roi, box in zip(warped, rois, reach, strict=True):
-            if roi is None and box is not None:  # what is left of a lost object is no candidate
-                plane[box.y0 : box.y1, box.x0 : box.x1] = 0
-        branch: TrackBranch = "propagation"
-        return Candidates(
-            prob=warped,
-            supports=tuple(
-                None if roi is None else box for roi, box in zip(rois, reach, strict=True)
-            ),
-            rois=tuple(rois),
-            branches=(branch,) * len(rois),
-        )
+    @property
+    def _current(self) -> FrameMemory:
+        assert self._memory is not None
+        return self._memory
 
-    def crop(self, rgb: UInt8Array, candidates: Candidates) -> Float32Array:
-        """The propagation network's input for every object that is not lost.
+    @property
+    def _loaded(self) -> VideoState:
+        assert self._state is not None
+        return self._state
 
-        Args:
-            rgb: (h, w, 3) uint8, the current frame.
-            candidates: Where the objects are expected.
 
-        Returns:
-            (N, 4, S, S) float32.
-        """
-        preprocessing = self._engines.manifest.preprocessing.propagation
-        return self._ops.crop_resize_pack(
-            rgb,
-            candidates.prob,
-            candidates.rois,
-            size=self._engines.manifest.roi_size,
-            mean=preprocessing.mean_rgb,
-            std=preprocessing.std_rgb,
-        )
-
-    def propagate(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
-        """Run the propagation network: each object on its own engine, the others all at once.
-
-        With option ``mirror`` every crop goes through it mirrored, too, and the answers are
-        averaged. More crops than an engine takes go through it in several batches.
-
-        Args:
-            packed: (N, 4, S, S) float32.
-            object_ids: Whose crops they are, N ids.
-
-        Returns:
-            (N, 1, S, S) float32 foreground probability.
-
-        Raises:
-            EngineError: If an engine fails or its answer is not finite.
-        """
-        if not self._options.mirror:
-            return self._answers(packed, object_ids)
-        both = np.concatenate((packed, packed[..., ::-1]))
-        answers = self._answers(both, [*object_ids, *object_ids])
-        prob, mirrored = answers[: len(packed)], answers[len(packed) :]
-        mean: Float32Array = (prob + mirrored[..., ::-1]) * np.float32(0.5)
-        return mean
-
-    def _answers(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
-        """What each crop's engine answers, in batches of one engine."""
-        own: dict[int, tuple[Engine, list[int]]] = {}
-        common: list[int] = []
-        for n, object_id in enumerate(object_ids):
-            engine = self._objects.get("propagation", object_id)
-            if engine is None:
-                common.append(n)
-            else:
-                own.setdefault(object_id, (engine, []))[1].append(n)
-        if not own:
-            return self._run(self._engines.propagation, packed)
-        prob = np.empty((len(packed), 1, *packed.shape[2:]), np.float32)
-        if common:
-            prob[common] = self._run(self._engines.propagation, packed[common])
-        for object_id, (engine, rows) in own.items():
-            prob[rows] = self._run(engine, packed[rows], object_id)
-        return prob
-
-    def paste(self, crops: Float32Array, candidates: Candidates) -> Float32Array:
-        """Put the network's answer into the frame: (N, 1, S, S) -> (K, h, w), 0 outside the ROIs.
-
-        With a ``propagation_weight`` under 1 the rest comes from what the network was given.
-        """
-        size_hw = (candidates.prob.shape[1], candidates.prob.shape[2])
-        prob = self._ops.paste(crops, candidates.rois, size_hw)
-        weight = self._options.propagation_weight
-        if weight == 1:
-            return prob
-        return blend(prob, candidates.prob, candidates.rois, other_weight=1 - weight)
-
-    def _run(
-        self, engine: Engine, packed: Float32Array, object_id: int | None = None
-    ) -> Float32Array:
-        if len(packed) == 0:
-            return np.zeros((0, 1, *packed.shape[2:]), np.float32)
-        most = self._engines.manifest.max_objects
-        if len(packed) <= most:
-            prob = engine.run({"rgb_prob": packed})["prob"]
-        else:
-            prob = np.empty((len(packed), 1, *packed.shape[2:]), np.float32)
-            for first in range(0, len(packed), most):
-                batch = slice(first, first + most)
-                prob[batch] = engine.run({"rgb_prob": packed[batch]})["prob"]
-        check_finite(prob, "propagation", object_id)
-        return prob
-
-    def _roi(self, warped: Float32Array, reach: Roi | None, first_area_px: float) -> Roi | None:
-        if reach is None:
-            return None
-        options = self._options
-        if options.lost_area_frac > 0:
-            inside = warped[reach.y0 : reach.y1, reach.x0 : reach.x1]
-            area_px = np.count_nonzero(inside > options.threshold)
-            if area_px < options.lost_area_frac * first_area_px:
-                return None
-        return roi_from_prob(
-            warped,
-            threshold=options.threshold,
-            margin_frac=options.roi_margin_frac,
-            margin_px_min=options.roi_margin_px_min,
-            within=reach,
-        )
+def _wait(future: Future[HostFrame]) -> None:
+    while not future.done():
+        wait([future], timeout=_WAKE_S)

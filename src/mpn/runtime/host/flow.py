@@ -1,8 +1,8 @@
-"""Where the flow between two frames comes from: the flow engine, or OpenCV DIS.
+"""Flow between two frames, by the flow engine or by OpenCV DIS.
 
-Both take what they need of a frame once (:meth:`FlowEstimator.prepare`), so that the current frame
-is not prepared again when it is the previous one. Flow needs images only, never masks: the flow of
-the next frame can be estimated while the current one is still being segmented.
+Both prepare a frame once (:meth:`FlowEstimator.prepare`), and keep it as the previous frame of the
+next. Flow needs images only, never masks: the flow of the next frame can be estimated while the
+current one is segmented.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from mpn.engines.base import Engine
 from mpn.engines.directory.manifest import DIS_SOURCE, FlowSource
 from mpn.engines.open import EngineSet
 from mpn.errors import EngineError
-from mpn.runtime.aside import Aside
 from mpn.runtime.host.preprocess import flow_input
 from mpn.types import Float32Array, UInt8Array
 
@@ -29,16 +28,16 @@ _DIS_PRESETS = {
 }
 
 _DIS_MIN_SIDE_PX = 32
-"""DIS ends its pyramid at 1/4 with patches of 8 px; below this side it raises, answers NaN or kills
+"""DIS ends its pyramid at 1/4 with patches of 8 px; below this side it raises, returns NaN or kills
 the process, depending on the other side (opencv/opencv#14554; 5.0.0 still does)."""
 
 
 @dataclass(frozen=True)
 class FlowFrame:
-    """What an estimator needs of one frame.
+    """One frame, prepared by an estimator.
 
     Attributes:
-        data: The estimator's own form of the frame.
+        data: The frame in the estimator's format.
         size_hw: (height, width) of the frame, and of the flow on its grid.
     """
 
@@ -47,30 +46,27 @@ class FlowFrame:
 
 
 class FlowEstimator(Protocol):
-    """Estimates flow between two frames of the same size. Not for two threads at once."""
+    """Estimates flow between two frames of one size; for one thread at a time."""
 
     def prepare(self, rgb: UInt8Array) -> FlowFrame:
-        """Take from a frame, (H, W, 3) uint8 RGB, what :meth:`between` needs."""
+        """Prepare a frame, (H, W, 3) uint8 RGB, for :meth:`between`."""
 
     def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
-        """Flow from ``frame0`` to ``frame1``.
+        """Estimate the flow from ``frame0`` to ``frame1``.
 
         Returns:
             (2, H, W) float32 on the grid of ``frame0``: axis 0 is (x, y), in pixels of the frame,
-            so that frame0(x) looks like frame1(x + flow(x)).
+            so that frame0(x) is close to frame1(x + flow(x)).
         """
-
-    def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
-        """``between(frame0, frame1)`` and ``between(frame1, frame0)``, in less time if possible."""
 
 
 def flow_px(estimator: FlowEstimator, rgb0: UInt8Array, rgb1: UInt8Array) -> Float32Array:
-    """Flow from one image to another; see :meth:`FlowEstimator.between`."""
+    """Estimate the flow from one image to another; see :meth:`FlowEstimator.between`."""
     return estimator.between(estimator.prepare(rgb0), estimator.prepare(rgb1))
 
 
 def flow_estimator_from(engines: EngineSet) -> FlowEstimator:
-    """The estimator that the manifest of an engine directory names.
+    """Make the estimator that the manifest of an engine directory names.
 
     Raises:
         EngineError: If it names the flow engine and that is not open.
@@ -88,21 +84,17 @@ def flow_estimator_from(engines: EngineSet) -> FlowEstimator:
 class DisFlow:
     """OpenCV's dense inverse search on grey values.
 
-    Both ways are estimated in two threads, side by side.
-
     Args:
         source: Preset, and scale of the image it runs on.
     """
 
     def __init__(self, source: FlowSource) -> None:
         self._scale = source.scale
-        # An object of OpenCV's keeps its buffers, so it is for one thread.
-        self._dis, self._dis_back = (
-            cv2.DISOpticalFlow.create(_DIS_PRESETS[source.preset]) for _ in range(2)
-        )
+        # OpenCV's object keeps its buffers, so it is for one thread.
+        self._dis = cv2.DISOpticalFlow.create(_DIS_PRESETS[source.preset])
 
     def prepare(self, rgb: UInt8Array) -> FlowFrame:
-        """Grey values at the scale of the source."""
+        """Compute grey values at the scale of the source."""
         size_hw = (rgb.shape[0], rgb.shape[1])
         grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
         height, width = (max(round(side * self._scale), 1) for side in size_hw)
@@ -113,15 +105,6 @@ class DisFlow:
     def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
         """See :meth:`FlowEstimator.between`."""
         return _dis_flow(self._dis, frame0, frame1)
-
-    def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
-        """See :meth:`FlowEstimator.both_ways`."""
-        back = Aside(lambda: _dis_flow(self._dis_back, frame1, frame0), name="mpn-flow-back")
-        try:
-            there = _dis_flow(self._dis, frame0, frame1)
-        finally:
-            back.wait()
-        return there, back.result()
 
 
 class EngineFlow:
@@ -141,17 +124,13 @@ class EngineFlow:
         self._network_hw = (height, width)
 
     def prepare(self, rgb: UInt8Array) -> FlowFrame:
-        """RGB 0..255 at the size of the network."""
+        """Resize the frame to the network, RGB 0..255."""
         return FlowFrame(flow_input(rgb, self._network_hw), (rgb.shape[0], rgb.shape[1]))
 
     def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
         """See :meth:`FlowEstimator.between`."""
         outputs = self._engine.run({"frame0": frame0.data, "frame1": frame1.data})
         return _at_size(outputs["flow_px"][0], frame0.size_hw)
-
-    def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
-        """See :meth:`FlowEstimator.both_ways`. One after the other: a run takes all threads."""
-        return self.between(frame0, frame1), self.between(frame1, frame0)
 
 
 def _dis_flow(dis: Any, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
@@ -162,7 +141,7 @@ def _dis_flow(dis: Any, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
 
 
 def _at_least(grey: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """``grey`` with its last row and column repeated until DIS can work on it."""
+    """Repeat the last row and column of ``grey`` up to the smallest side of DIS."""
     below = max(_DIS_MIN_SIDE_PX - grey.shape[0], 0)
     right = max(_DIS_MIN_SIDE_PX - grey.shape[1], 0)
     if not below and not right:
@@ -174,7 +153,7 @@ def _at_least(grey: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _at_size(planes_px: Float32Array, size_hw: tuple[int, int]) -> Float32Array:
-    """Flow resized, and its pixels with it."""
+    """Resize a flow, and scale its vectors with it."""
     height, width = size_hw
     found_h, found_w = planes_px.shape[1:]
     if (found_h, found_w) == size_hw:

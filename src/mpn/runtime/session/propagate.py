@@ -52,15 +52,15 @@ class PipelineLike(Protocol):
 
 
 @runtime_checkable
-class LooksAhead(Protocol):
-    """A pipeline that makes use of knowing the next frame."""
+class SupportsPrefetch(Protocol):
+    """A pipeline that can compute parts of the next frame early."""
 
     @property
-    def looks_ahead(self) -> bool:
-        """Whether it does."""
+    def supports_prefetch(self) -> bool:
+        """Whether :meth:`prefetch_frame` makes the next frame faster."""
 
-    def expect(self, rgb: UInt8Array) -> None:
-        """Say which frame will come after the next one."""
+    def prefetch_frame(self, rgb: UInt8Array) -> None:
+        """Announce the frame after the one that :meth:`step` gets next."""
 
 
 def propagate(
@@ -155,8 +155,8 @@ def propagate_frames(
 ) -> Iterator[tuple[Frame, StepResult]]:
     """The loop over the frames: start, then step, and the user's masks where they belong.
 
-    A pipeline that looks ahead is told of each frame while it is given the one before, unless the
-    source is live: then the newest frame is not kept waiting for the next.
+    A pipeline that prefetches gets each frame while it segments the one before, unless the
+    source is live: then the newest frame does not wait for the next.
 
     Args:
         frames: In order; the first one starts the pipeline.
@@ -191,13 +191,13 @@ def follow_frames(
     """As :func:`propagate_frames`, with ``begin`` for the first frame."""
     pending = dict(corrections)
     last_index = -1
-    ahead = pipeline if isinstance(pipeline, LooksAhead) and pipeline.looks_ahead else None
+    can_prefetch = isinstance(pipeline, SupportsPrefetch) and pipeline.supports_prefetch
     pairs: Iterable[tuple[Frame, Frame | None]] = (
-        ((frame, None) for frame in frames) if ahead is None or is_live else with_next(frames)
+        ((frame, None) for frame in frames) if is_live or not can_prefetch else with_next(frames)
     )
     for position, (frame, following) in enumerate(pairs):
-        if ahead is not None and following is not None:
-            ahead.expect(following.rgb)
+        if isinstance(pipeline, SupportsPrefetch) and following is not None:
+            pipeline.prefetch_frame(following.rgb)
         last_index = frame.index
         result = pipeline.step(frame.rgb) if position else begin(frame)
         given = pending.pop(frame.index, None)

@@ -20,10 +20,10 @@ from mpn.errors import EngineError, MaskError
 from mpn.runtime.finetune.augment.clip import DreamClip, DreamRange
 from mpn.runtime.finetune.augment.mask import damaged
 from mpn.runtime.finetune.augment.scene import DreamScene
-from mpn.runtime.host.backend import Stages
 from mpn.runtime.host.flow import FlowEstimator, FlowFrame
 from mpn.runtime.host.ops import Ops
 from mpn.runtime.host.roi import box_from_prob
+from mpn.runtime.host.stages import Stages
 from mpn.runtime.options import PipelineOptions
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 

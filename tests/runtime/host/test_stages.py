@@ -7,7 +7,7 @@ import pytest
 
 from mpn.errors import EngineError
 from mpn.runtime.host import ops as cpu
-from mpn.runtime.host.backend import Stages
+from mpn.runtime.host.stages import Stages
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import PipelineOptions
 from mpn.types import Float32Array

@@ -1,0 +1,284 @@
+"""The interface between the order of a frame and the place where its arrays are.
+
+:mod:`mpn.runtime.frame` runs the stages of a frame in order. A backend holds the planes of all
+objects and implements each stage: :class:`mpn.runtime.host.backend.HostBackend` in NumPy and
+OpenCV, :class:`mpn.runtime.device.backend.DeviceBackend` in CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from mpn.runtime.candidates import Candidates
+from mpn.runtime.tracks import Measured
+from mpn.types import Float32Array, Roi, StepResult, UInt8Array
+
+if TYPE_CHECKING:
+    from mpn.runtime.host.flow import FlowFrame
+    from mpn.runtime.state import VideoState
+
+FrameT = TypeVar("FrameT")
+"""A backend's handle of one frame."""
+
+
+@dataclass(frozen=True)
+class FrameMemory:
+    """Arrays of the current frame on the host. Replaced as a whole, never changed.
+
+    Attributes:
+        frame: (h, w, 3) uint8 RGB at working size.
+        flow_frame: The frame, prepared for flow; unused if a flow engine runs on a device.
+        prob: (K, h, w) float32, merged; input of the next warp. Read-only.
+        result_prob: (K, H, W) float32, source of the labels: ``prob`` at input size (the same array
+            if the sizes agree), or the output of CRF. Read-only, since the caller gets it.
+        soft_prob: ``result_prob`` before CRF; the same array without CRF.
+    """
+
+    frame: UInt8Array
+    flow_frame: FlowFrame
+    prob: Float32Array
+    result_prob: Float32Array
+    soft_prob: Float32Array
+
+    def __post_init__(self) -> None:
+        self.prob.setflags(write=False)
+        self.result_prob.setflags(write=False)
+
+
+@dataclass(frozen=True)
+class OsvosMaps:
+    """OSVOS of one frame on the host.
+
+    Attributes:
+        rgb: (h, w, 3) uint8 RGB, the frame at working size.
+        planes: Per object (h, w) float32 foreground probability; None: OSVOS did not run for it.
+    """
+
+    rgb: UInt8Array
+    planes: tuple[Float32Array | None, ...]
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """Stages that a frame runs.
+
+    Attributes:
+        osvos_for: Per object whether OSVOS runs for it.
+        use_propagation: Whether the propagation network runs.
+        scores_agreement: Whether OSVOS and colours are compared with the candidates on the device.
+        blends: Whether OSVOS is averaged with the propagation.
+        use_crf: Whether DenseCRF runs.
+    """
+
+    osvos_for: tuple[bool, ...]
+    use_propagation: bool
+    scores_agreement: bool
+    blends: bool
+    use_crf: bool
+
+    @property
+    def needs_osvos(self) -> bool:
+        """Whether OSVOS runs for any object."""
+        return any(self.osvos_for)
+
+
+@dataclass(frozen=True)
+class Readback:
+    """Results of one frame on the host.
+
+    Attributes:
+        labels: (H, W) uint8 ids at input size.
+        measured: Per object its area, box and confidence in the labels.
+        bounds: Per object a box at working size outside which its merged probability is exactly 0.
+        rois: Per object the input region of the propagation network; None if it is lost.
+        agreement: Per object the means of OSVOS and of the colour log ratio over its candidate, or
+            None without a pixel. Empty on the host, which compares the arrays themselves.
+        probs: (K, H, W) float32, or a function that copies them from the device.
+    """
+
+    labels: UInt8Array
+    measured: tuple[Measured, ...]
+    bounds: tuple[Roi | None, ...]
+    rois: tuple[Roi | None, ...]
+    agreement: tuple[tuple[float, float] | None, ...]
+    probs: Float32Array | Callable[[], Float32Array]
+
+
+class FrameBackend(Protocol[FrameT]):
+    """Planes of all objects of one video, and the stages of one frame on them.
+
+    On a device each method enqueues its work and returns. Only :meth:`candidates`,
+    :meth:`osvos_maps`, :meth:`readback`, :meth:`snapshot` and :meth:`wait` wait.
+
+    Results of a frame replace those of the frame before in :meth:`commit` only, so that a frame
+    that fails changes nothing.
+    """
+
+    @property
+    def queue(self) -> QueuedBackend[FrameT] | None:
+        """This backend if it enqueues work; None if a stage returns when it is done."""
+
+    @property
+    def supports_prefetch(self) -> bool:
+        """Whether :meth:`prefetch` makes the next frame faster."""
+
+    def frame_shape(self, rgb: Any) -> tuple[int, ...]:
+        """Return the shape of a frame.
+
+        Raises:
+            InputError: If it is not (H, W, 3) uint8 in memory that the backend can read.
+        """
+
+    def to_host(self, rgb: Any) -> UInt8Array:
+        """Return a frame as a NumPy array."""
+
+    def load(self, state: VideoState, memory: FrameMemory) -> None:
+        """Replace the state: labels of the user, or results found earlier.
+
+        Args:
+            state: Ids, boxes and colours of all objects.
+            memory: Arrays of the frame.
+        """
+
+    def wait(self) -> None:
+        """Let the host wait for all work, that of prefetched frames included."""
+
+    def snapshot(self) -> FrameMemory:
+        """Return the arrays of the last committed frame; waits for all work."""
+
+    def ingest(self, rgb: Any, *, osvos_for: Sequence[bool] = ()) -> FrameT:
+        """Take the next frame: copy, resize, flow.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB; on a device also an array in its memory.
+            osvos_for: Per object whether OSVOS should start for it now; empty: for none.
+
+        Raises:
+            EngineError: If the flow fails.
+        """
+
+    def prefetch(self, rgb: Any, *, osvos_for: Sequence[bool] = ()) -> None:
+        """Start :meth:`ingest` for the frame after the current one, and return.
+
+        Args:
+            rgb: As for :meth:`ingest`, which must get this very array later, unchanged.
+            osvos_for: See there.
+        """
+
+    def warp(self, frame: FrameT) -> None:
+        """Warp the objects into the frame: flow check, colours and ROIs included."""
+
+    def candidates(self) -> Candidates:
+        """Return the result of :meth:`warp` on the host."""
+
+    def osvos_maps(self, frame: FrameT, osvos_for: Sequence[bool]) -> OsvosMaps:
+        """Run OSVOS and return its maps on the host.
+
+        Args:
+            frame: The current frame.
+            osvos_for: Per object whether OSVOS runs for it.
+
+        Raises:
+            EngineError: If an engine fails or its output is not finite.
+        """
+
+    def set_candidates(self, candidates: Candidates, maps: OsvosMaps | None) -> None:
+        """Replace the result of :meth:`warp`, and give :meth:`merge` these maps."""
+
+    def propagate(self, frame: FrameT) -> None:
+        """Crop, run the propagation network of each object, and paste.
+
+        Raises:
+            EngineError: If an engine fails or its output is not finite; on a device the latter is
+                raised by :meth:`readback`.
+        """
+
+    def merge(self, frame: FrameT, *, use_crops: bool, blends: bool) -> None:
+        """Blend with OSVOS and merge all objects.
+
+        Args:
+            frame: The current frame.
+            use_crops: Whether :meth:`propagate` ran; otherwise the candidates are merged.
+            blends: Whether OSVOS is averaged with the propagation.
+        """
+
+    def refine(self, frame: FrameT) -> None:
+        """Refine the merged probabilities by DenseCRF."""
+
+    def emit(self) -> None:
+        """Compute labels and measurements at input size."""
+
+    def readback(self) -> Readback:
+        """Return the results of the frame; on a device this waits for it.
+
+        Raises:
+            EngineError: If the output of a network is not finite.
+        """
+
+    def commit(self, frame: FrameT) -> None:
+        """Make the frame the current one."""
+
+    def rollback(self) -> None:
+        """Drop all work since the last :meth:`commit`."""
+
+    def close(self) -> None:
+        """Release all memory; closing twice is allowed."""
+
+
+class QueuedBackend(FrameBackend[FrameT], Protocol[FrameT]):
+    """A backend whose work runs behind the host, in queues and graphs."""
+
+    def run_osvos(self, frame: FrameT, osvos_for: Sequence[bool]) -> None:
+        """Enqueue OSVOS on a separate stream, unless it ran for these objects."""
+
+    def wait_for_osvos(self, frame: FrameT) -> None:
+        """Let the objects wait for OSVOS of the frame; the host does not."""
+
+    def score_agreement(self, frame: FrameT) -> None:
+        """Compare OSVOS and colours with the candidates: see :class:`Readback`."""
+
+    def segment(self, name: str, frame: FrameT, key: Hashable, work: Callable[[], None]) -> None:
+        """Run ``work``, or launch it as a graph.
+
+        Args:
+            name: Name of the segment, one of :data:`mpn.runtime.timing.STAGES`.
+            frame: The current frame.
+            key: All that decides which work is enqueued, but for the frame.
+            work: Enqueues the same work for the same frame slot and key.
+        """
+
+
+class LazyStepResult(StepResult):
+    """A :class:`mpn.types.StepResult` that copies ``probs`` when it is first read.
+
+    On a device the copy must happen before the next frame, which overwrites them; after that,
+    reading them raises. All other attributes stay valid. ``probs`` is given as an array, or as a
+    function without arguments that copies it.
+    """
+
+    @property
+    def probs(self) -> Float32Array:
+        """(K, H, W) float32; see the class.
+
+        Raises:
+            InputError: If the next frame was begun meanwhile.
+        """
+        held: Float32Array | Callable[[], Float32Array] = self.__dict__["_probs"]
+        if callable(held):
+            held = held()
+            held.setflags(write=False)
+            self.__dict__["_probs"] = held
+        return held
+
+    @probs.setter
+    def probs(self, value: Float32Array | Callable[[], Float32Array]) -> None:
+        self.__dict__["_probs"] = value
+
+    def __repr__(self) -> str:
+        shape = (len(self.object_ids), *self.labels.shape)
+        return (
+            f"StepResult(index={self.index}, labels={self.labels.shape}, "
+            f"probs={shape}, object_ids={self.object_ids})"
+        )
