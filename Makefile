@@ -33,7 +33,7 @@ format: $(DEV_STAMP)  ## format the code
 	$(BIN)/ruff format .
 
 docs: $(DOCS_STAMP)  ## build the documentation site into build/site
-	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: $(DEV_STAMP)  ## build sdist and wheel into dist, install the wheel alone and check it
 	rm -rf dist

@@ -1,7 +1,7 @@
 """Make the pictures of the README: frames of a video under the masks of a real run on it.
 
 python benchmarks/readme_picture.py                           # the demo clip: docs/pictures/demo.jpg
-python benchmarks/readme_picture.py --davis-root DAVIS --sequence horsejump-high --at 0 20 40
+python benchmarks/readme_picture.py --davis-root DAVIS --sequence horsejump-high --at 0 24 48
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mpn import AdaptOptions
+from mpn import FinetuneOptions
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import load_labels
 from mpn.runtime.atomic import write_atomically
@@ -45,13 +45,16 @@ class Source:
         video: Path as ``mpn-run`` takes it.
         first_mask: Palette PNG of the first frame.
         frames: (H, W, 3) uint8 RGB by frame number.
-        name: Text in the corner of the first panel, or "".
+        name: Text in the corner of the first panel.
+        is_finetuned: Whether to fine-tune on the first frame, as ``mpn-run`` does by default;
+            ``mpn demo`` does not.
     """
 
     video: Path
     first_mask: Path
     frames: dict[int, np.ndarray]
     name: str
+    is_finetuned: bool
 
 
 @contextmanager
@@ -61,7 +64,7 @@ def demo_clip(at: list[int]) -> Iterator[Source]:
     with tempfile.TemporaryDirectory() as folder:
         clip = write_clip(Path(folder) / "clip", frames=count)
         rendered = {n: f.rgb for n, f in enumerate(render_clip(frames=count)) if n in at}
-        yield Source(clip.video, clip.first_mask, rendered, "rendered clip")
+        yield Source(clip.video, clip.first_mask, rendered, "rendered clip", False)
 
 
 @contextmanager
@@ -77,11 +80,11 @@ def davis_sequence(root: Path, sequence: str, at: list[int]) -> Iterator[Source]
         raise InputError(f"{video} has {len(files)} frames, frame {max(at)} was asked for")
     first_mask = root / "Annotations" / RESOLUTION / sequence / f"{files[0].stem}.png"
     frames = {n: np.asarray(Image.open(files[n]).convert("RGB")) for n in at}
-    yield Source(video, first_mask, frames, f"{sequence}, DAVIS 2016, CC BY-NC 4.0")
+    yield Source(video, first_mask, frames, f"{sequence}, DAVIS 2016, CC BY-NC 4.0", True)
 
 
 def strip_of_overlays(source: Source, engine_dir: Path | None) -> np.ndarray:
-    """Segment the video with the default options and put its frames side by side.
+    """Segment the video and put its frames side by side.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -92,8 +95,7 @@ def strip_of_overlays(source: Source, engine_dir: Path | None) -> np.ndarray:
             masks={None: source.first_mask},
             out=Path(folder) / "out",
             engine_dir=engine_dir,
-            adapt=AdaptOptions(),
-            must_adapt=True,
+            finetune=FinetuneOptions() if source.is_finetuned else None,
             save=frozenset({"masks"}),
         )
         masks = Path(run_video(request)["out"]["masks"])

@@ -22,6 +22,7 @@ PAGES = {
 }
 """Page of the site -> file of the repository."""
 _SOURCES = {source: page for page, source in PAGES.items()}
+_ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):(?=<code)")
 _LINK = re.compile(r"(\]\()([^)\s#]+\.md)(#[^)\s]*)?\)|(\]\()(docs/[^)\s]+|LICENSE)\)")
 
 
@@ -47,6 +48,11 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         return f"{opening}{_page_of(path)}{anchor})"
 
     return _LINK.sub(link, markdown)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Remove the roles of reStructuredText in docstrings, as in :class:`Pipeline`."""
+    return _ROLE.sub("", html)
 
 
 def _page_of(path: str) -> str:
