@@ -1,6 +1,6 @@
-"""Make the pictures of the README: frames of a video under the masks of a real run on it.
+"""Draw frames of a video with the masks of a run, for the README.
 
-python benchmarks/readme_picture.py                           # the demo clip: docs/pictures/demo.jpg
+python benchmarks/readme_picture.py    # the demo clip: docs/pictures/demo.jpg
 python benchmarks/readme_picture.py --davis-root DAVIS --sequence horsejump-high --at 0 24 48
 """
 
@@ -77,7 +77,7 @@ def davis_sequence(root: Path, sequence: str, at: list[int]) -> Iterator[Source]
     video = root / "JPEGImages" / RESOLUTION / sequence
     files = sorted(video.glob("[!.]*.jpg"))
     if not files or max(at) >= len(files):
-        raise InputError(f"{video} has {len(files)} frames, frame {max(at)} was asked for")
+        raise InputError(f"{video} has {len(files)} frames, expected at least {max(at) + 1}")
     first_mask = root / "Annotations" / RESOLUTION / sequence / f"{files[0].stem}.png"
     frames = {n: np.asarray(Image.open(files[n]).convert("RGB")) for n in at}
     yield Source(video, first_mask, frames, f"{sequence}, DAVIS 2016, CC BY-NC 4.0", True)

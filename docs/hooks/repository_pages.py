@@ -1,4 +1,4 @@
-"""MkDocs hook: show the Markdown files of the repository's top folder as pages of the site.
+"""Show Markdown files outside docs/ as pages of the site (a MkDocs hook).
 
 README.md becomes the start page. Links between these files and docs/ are rewritten, so that the
 same text works in a checkout and on the site.
@@ -38,7 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Turn links between files of the repository into links between pages of the site."""
+    """Replace links between files by links between pages of the site."""
     source = PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     folder = posixpath.dirname(source)
 

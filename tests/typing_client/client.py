@@ -1,4 +1,4 @@
-"""A small program that uses the installed package; mypy checks it in strict mode."""
+"""Use the installed package; mypy checks this file in strict mode."""
 
 from pathlib import Path
 

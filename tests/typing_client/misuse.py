@@ -1,4 +1,4 @@
-"""Wrong calls: mypy must report each of them, or it did not read the package's types."""
+"""Make wrong calls: mypy reports each of them if it reads the package's types."""
 
 from mpn import Pipeline, PipelineOptions
 
