@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mpn import FinetuneOptions
+from mpn import FinetuneOptions, PipelineOptions
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import load_labels
 from mpn.runtime.atomic import write_atomically
@@ -95,7 +95,7 @@ def strip_of_overlays(source: Source, engine_dir: Path | None) -> np.ndarray:
             masks={None: source.first_mask},
             out=Path(folder) / "out",
             engine_dir=engine_dir,
-            finetune=FinetuneOptions() if source.is_finetuned else None,
+            options=PipelineOptions(finetune=FinetuneOptions() if source.is_finetuned else None),
             save=frozenset({"masks"}),
         )
         masks = Path(run_video(request)["out"]["masks"])
