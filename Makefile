@@ -41,7 +41,7 @@ dist: $(DEV_STAMP)  ## build sdist and wheel into dist, install the wheel alone 
 	.ci/check_wheel dist $(BIN)/mypy
 
 picture: $(RUNTIME_STAMP)  ## make the README's picture of the demo clip again
-	$(BIN)/python benchmarks/readme_picture.py
+	$(BIN)/python -m benchmarks.readme_picture
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) demo-out build dist

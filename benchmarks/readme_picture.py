@@ -1,7 +1,7 @@
 """Draw frames of a video with the masks of a run, for the README.
 
-python benchmarks/readme_picture.py    # the demo clip: docs/pictures/demo.jpg
-python benchmarks/readme_picture.py --davis-root DAVIS --sequence horsejump-high --at 0 24 48
+python -m benchmarks.readme_picture    # the demo clip: docs/pictures/demo.jpg
+python -m benchmarks.readme_picture --davis-root DAVIS --sequence horsejump-high --at 0 24 48
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _write(panel: Image.Image, text: str, y: int) -> None:
 
 
 def main() -> int:
-    """Parse, run, write."""
+    """Parse the arguments, run and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engine-dir", type=Path, default=None, help="default: the package's own")
     parser.add_argument("--at", type=int, nargs="+", default=[0, 22, 46], metavar="FRAME")
