@@ -5,9 +5,10 @@ TORCH ?= 2.13.0
 BIN := $(VENV)/bin
 RUNTIME_STAMP := $(VENV)/.installed-runtime
 DEV_STAMP := $(VENV)/.installed-dev
+DOCS_STAMP := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fullsize check format picture clean
+.PHONY: help demo test test-fullsize check format docs dist picture clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,13 +33,21 @@ format: $(DEV_STAMP)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-picture: $(RUNTIME_STAMP)  ## make the README's picture again
-	$(BIN)/python benchmarks/readme_picture.py
+docs: $(DOCS_STAMP)  ## build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-clean:  ## remove the environment and what demo wrote
-	rm -rf $(VENV) demo-out build
+dist: $(DEV_STAMP)  ## build sdist and wheel into dist, install the wheel alone and check it
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	.ci/check_wheel dist $(BIN)/mypy
 
-# The runtime alone: no torch. pip is quiet, but says what it is doing.
+picture: $(RUNTIME_STAMP)  ## make the README's picture of the demo clip again
+	$(BIN)/python -m benchmarks.readme_picture
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) demo-out build dist
+
+# The runtime alone: no torch.
 $(RUNTIME_STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: apt-get install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
@@ -47,9 +56,15 @@ $(RUNTIME_STAMP): pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu]'
 	@touch $@
 
-# Everything for development. torch alone and first: the one version that all numbers come from.
+# Everything for development. torch first and pinned: all results come from this version.
 $(DEV_STAMP): $(RUNTIME_STAMP) pyproject.toml
 	@echo "installing torch $(TORCH) and the development tools into $(VENV) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'torch==$(TORCH)'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu,export,dev]'
+	@touch $@
+
+# The site is built from the sources as text: it needs neither torch nor the runtime.
+$(DOCS_STAMP): $(RUNTIME_STAMP) pyproject.toml
+	@echo "installing the documentation tools into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu,docs]'
 	@touch $@

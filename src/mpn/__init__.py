@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mpn.runtime.session.propagate import propagate as propagate
     from mpn.types import StepResult as StepResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "AdaptOptions": "mpn.runtime.finetune.options",
