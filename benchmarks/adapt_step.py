@@ -36,16 +36,16 @@ from torch import nn
 
 from eager_networks import deeplab_from_graph
 from facts import cpu_backend, head, write_result
-from mpn.engines.directory.entries import ADAPT_OPTIMIZERS, AdaptOptimizer
+from mpn.engines.directory.entries import FINETUNE_OPTIMIZERS, FinetuneOptimizer
 from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.onnxruntime.engine import OrtEngine
-from mpn.engines.onnxruntime.finetune import OrtAdaptEngine
-from mpn.engines.onnxruntime.reweight import open_adapted_engine
+from mpn.engines.onnxruntime.finetune import OrtFinetuneEngine
+from mpn.engines.onnxruntime.reweight import open_finetuned_engine
 from mpn.engines.open import default_engine_dir, open_engines
 from mpn.engines.spec import Role
 from mpn.errors import MpnError
 from mpn.export.finetune.parity import TorchStep, step_example
-from mpn.export.finetune.write import ADAPTABLE_ROLES, WrittenAdapt, write_adapt
+from mpn.export.finetune.write import FINETUNABLE_ROLES, WrittenFinetune, write_adapt
 from mpn.export.options import roles_from_text
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
 from mpn.runtime.bench.result import engine_facts, load_average, summary_ms
@@ -60,7 +60,7 @@ SHAPES: Mapping[Role, tuple[tuple[int, int, int], ...]] = {
     "osvos": ((4, 192, 192), (1, 240, 432)),
 }
 """Timed; the first of each is what fine-tuning uses by default."""
-RATES: Mapping[tuple[Role, AdaptOptimizer], float] = {
+RATES: Mapping[tuple[Role, FinetuneOptimizer], float] = {
     ("propagation", "sgd"): 1e-3,
     ("propagation", "adamw"): 1e-4,
     ("osvos", "sgd"): 1e-4,
@@ -96,14 +96,14 @@ def network_of(role: Role, engine_dir: Path) -> nn.Module:
 
 
 def agreement(
-    role: Role, written: WrittenAdapt, folder: Path, steps: int, threads: int
+    role: Role, written: WrittenFinetune, folder: Path, steps: int, threads: int
 ) -> dict[str, Any]:
     """Both sides' steps from the same start."""
     optimizer = written.entry.optimizer
     rate = RATES[role, optimizer]
     examples = [step_example(role, AGREEMENT_SHAPE, seed) for seed in range(EXAMPLES)]
     losses: dict[str, list[float]] = {"onnxruntime": [], "torch": []}
-    with OrtAdaptEngine(folder, role, written.entry, threads=threads) as engine:
+    with OrtFinetuneEngine(folder, role, written.entry, threads=threads) as engine:
         start = engine.weights()
         reference = TorchStep(role, written.network, written.settings, start)
         after_one = 0.0
@@ -139,7 +139,7 @@ def agreement(
 
 def timed(
     role: Role,
-    written: WrittenAdapt,
+    written: WrittenFinetune,
     folder: Path,
     shape: tuple[int, int, int],
     *,
@@ -149,7 +149,7 @@ def timed(
     """Steps of one size, the sides in turn."""
     example = step_example(role, shape)
     rate = 1e-6  # so small that what is timed stays the same
-    with OrtAdaptEngine(folder, role, written.entry, threads=threads) as engine:
+    with OrtFinetuneEngine(folder, role, written.entry, threads=threads) as engine:
         start = engine.weights()
         plain = TorchStep(role, written.network, written.settings, start)
         last = TorchStep(
@@ -205,7 +205,7 @@ def exchanged(role: Role, folder: Path, manifest: Manifest, threads: int) -> dic
             OrtEngine(path, spec, threads=threads).close()
             plain.append(time.perf_counter() - began)
             began = time.perf_counter()
-            adapted = open_adapted_engine(
+            adapted = open_finetuned_engine(
                 folder, manifest, role, weights, threads=threads, base=base
             )
             swaps.append(time.perf_counter() - began)
@@ -217,7 +217,7 @@ def _nudged(folder: Path, manifest: Manifest, role: Role) -> dict[str, Float32Ar
     entry = manifest.roles[role].adapt
     if entry is None:
         raise MpnError(f"{folder} cannot fine-tune {role}: export it without --no-adapt")
-    with OrtAdaptEngine(folder, role, entry) as engine:
+    with OrtFinetuneEngine(folder, role, entry) as engine:
         return {name: values * np.float32(1.01) for name, values in engine.weights().items()}
 
 
@@ -244,7 +244,7 @@ def measure(
             for file in manifest.roles[role].files:
                 shutil.copyfile(engine_dir / file.path, folder / file.path)
             result: dict[str, Any] = {"role": role, "agreement": {}, "times": {}}
-            for optimizer in ADAPT_OPTIMIZERS:
+            for optimizer in FINETUNE_OPTIMIZERS:
                 written = write_adapt(role, network, folder, precision="fp32", optimizer=optimizer)
                 print(f"{role} {optimizer}: {steps} steps ...", file=sys.stderr, flush=True)
                 result["agreement"][optimizer] = agreement(role, written, folder, steps, threads)
@@ -299,7 +299,7 @@ def main() -> None:
     """Parse, measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--engine-dir", type=Path)
-    parser.add_argument("--roles", type=roles_from_text, default=ADAPTABLE_ROLES)
+    parser.add_argument("--roles", type=roles_from_text, default=FINETUNABLE_ROLES)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=30)

@@ -32,8 +32,9 @@ from mpn.engines.open import default_engine_dir, open_engines
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import DavisSequence, SequenceEvaluator, load_annotation, load_davis
 from mpn.runtime.bench.result import check_result_path, engine_facts, load_average
-from mpn.runtime.finetune.options import ADAPTABLE_ROLES, AdaptOptions, AdaptScope
+from mpn.runtime.finetune.options import FinetuneOptions
 from mpn.runtime.media.video_images import load_rgb
+from mpn.runtime.options import FINETUNABLE_ROLES, FinetuneOptions, FinetuneScope
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ def run_sequence(
         given.engine_dir,
         backend="cpu",
         threads=given.threads,
-        options=PipelineOptions(**dict(map(option, given.option))),
-        adapt=adapt if steps else None,
+        options=PipelineOptions(finetune=adapt if steps else None).with_values(
+            dict(map(option, given.option))
+        ),
     ) as pipeline:
         for index, annotation in enumerate(frames):
             truth = load_annotation(annotation)
@@ -85,7 +87,7 @@ def run_sequence(
             if not index:
                 start_cpu_s = process_time() - cpu_s
             evaluator.feed(truth, result.labels, source=annotation)
-        reports = pipeline.adapt_report()
+        reports = pipeline.finetune_report()
     found = []
     for score in evaluator.conclude().objects:
         object_id = int(score.name.rpartition("_")[2])
@@ -109,9 +111,9 @@ def run_sequence(
     return found
 
 
-def adapt_options(given: argparse.Namespace, *, steps: int, seed: int) -> AdaptOptions:
+def adapt_options(given: argparse.Namespace, *, steps: int, seed: int) -> FinetuneOptions:
     """What fine-tuning is asked for; nothing is kept for another run."""
-    return AdaptOptions(
+    return FinetuneOptions(
         roles=tuple(given.roles.split(",")),
         steps=steps,
         size=given.size,
@@ -174,9 +176,9 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     for name, numbers in (("steps", steps), ("seeds", seeds)):
         if min(numbers) < 0 or len(set(numbers)) < len(numbers):
             raise InputError(f"--{name} takes numbers of at least 0, each once, got {numbers}")
-    unknown = set(given.roles.split(",")) - set(ADAPTABLE_ROLES)
+    unknown = set(given.roles.split(",")) - set(FINETUNABLE_ROLES)
     if unknown:
-        raise InputError(f"--roles are of {', '.join(ADAPTABLE_ROLES)}, got {', '.join(unknown)}")
+        raise InputError(f"--roles are of {', '.join(FINETUNABLE_ROLES)}, got {', '.join(unknown)}")
     dataset = load_davis(given.davis_root, given.set)
     wanted = None if given.sequences is None else set(given.sequences.split(","))
     sequences = [s for s in dataset.sequences if wanted is None or s.name in wanted]
@@ -253,7 +255,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, help="of the crops; default: the recipe's")
     parser.add_argument("--batch", type=int, help="crops a step; default: the recipe's")
     parser.add_argument("--learning-rate", type=float, help="default: the recipe's")
-    parser.add_argument("--scope", choices=get_args(AdaptScope), help="default: the recipe's")
+    parser.add_argument("--scope", choices=get_args(FinetuneScope), help="default: the recipe's")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("adaptation.json"))

@@ -43,7 +43,9 @@ from mpn.engines.spec import Role
 from mpn.errors import MpnError
 from mpn.export.options import frame_size_hw_from_text
 from mpn.runtime.bench.result import engine_facts, load_average
+from mpn.runtime.crf.refine import CrfOptions
 from mpn.runtime.host.flow import DisFlow, flow_estimator_from, flow_px
+from mpn.runtime.options import OsvosOptions
 from mpn.synthetic import render_clip
 from mpn.synthetic.clip import SyntheticFrame
 
@@ -53,7 +55,7 @@ rounding alone, and pixels at the threshold may fall either way. A CRF that sees
 one that sees the objects' surroundings differ in IoU by 0.006 on the built-in clip at 854x480, and
 by 0.015 on random masks there."""
 
-SHIPPED_OPTIONS: dict[str, Any] = {"flow_check_px": 0.0, "colour_weight": 0.0, "mirror": False}
+SHIPPED_OPTIONS: dict[str, Any] = {"flow_check_px": 0.0, "colour_weight": 0.0, "flip_tta": False}
 """Stages that the paper does not have are off on both sides."""
 
 
@@ -109,7 +111,9 @@ def compare(job: Job, engine_dir: Path, networks: dict[Role, nn.Module]) -> dict
 def _sides(job: Job, engines: EngineSet, networks: dict[Role, nn.Module]) -> dict[str, Side]:
     manifest = engines.manifest
     options = PipelineOptions(
-        osvos="blend" if "osvos" in networks else "off", crf=job.crf, **SHIPPED_OPTIONS
+        crf=CrfOptions() if job.crf else None,
+        **SHIPPED_OPTIONS,
+        osvos=OsvosOptions(mode="blend" if "osvos" in networks else "off"),
     ).with_defaults(manifest.runtime_defaults)
     flow = GivenFlow(flow_estimator_from(engines))
     dis = None

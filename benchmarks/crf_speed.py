@@ -35,7 +35,7 @@ from mpn.errors import InputError
 from mpn.evaluation import load_annotation as load_truth
 from mpn.runtime.bench.result import check_result_path, load_average
 from mpn.runtime.crf.dense import dense_crf
-from mpn.runtime.crf.refine import CrfOptions
+from mpn.runtime.crf.refine import ResolvedCrf
 from mpn.synthetic import render_clip
 
 FRAME_HW = (480, 854)
@@ -46,7 +46,7 @@ CASES = (
     ("frame", FRAME_HW, 4),
 )
 ITERATIONS = 5
-_DEFAULTS = CrfOptions()
+_DEFAULTS = ResolvedCrf()
 PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "default": {
         "sxy_gaussian": _DEFAULTS.sxy_gaussian,

@@ -21,7 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -39,8 +39,9 @@ from mpn.evaluation.scores import DatasetScore, SequenceScore, json_from_score
 from mpn.masks import load_labels, save_labels
 from mpn.runtime.bench.result import check_result_path, engine_facts, load_average
 from mpn.runtime.bench.variants import pipeline_on_shared_engines
-from mpn.runtime.finetune.options import ADAPTABLE_ROLES, AdaptOptions
+from mpn.runtime.finetune.options import FinetuneOptions
 from mpn.runtime.media.video_images import load_rgb
+from mpn.runtime.options import FINETUNABLE_ROLES, FinetuneOptions
 
 MAX_IDS = 254
 
@@ -149,7 +150,7 @@ def figures(ablation: Ablation, done: Collected, set_name: str) -> dict[str, Any
     adapt_s = done.adapt_s
     body: dict[str, Any] = {
         "stages": list(ablation.stages),
-        "options": asdict(ablation.options),
+        "options": ablation.options.as_json(),
         **told["global"],
         "objects": told["objects"],
         "wall": summary_ms(done.wall_s),
@@ -216,7 +217,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         ablations, left_out = ablations_of(
             engines.manifest,
             given.ablation.split(","),
-            AdaptOptions(
+            FinetuneOptions(
                 roles=tuple(given.adapt_roles.split(",")), steps=given.adapt_steps, seed=given.seed
             ),
         )
@@ -292,7 +293,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--adapt-roles",
-        default=",".join(ADAPTABLE_ROLES),
+        default=",".join(FINETUNABLE_ROLES),
         help="networks to fine-tune: %(default)s",
     )
     parser.add_argument("--adapt-steps", type=int, help="default: the recipe of each network")

@@ -15,8 +15,8 @@ from typing import Any
 
 from mpn.engines.directory.manifest import Manifest
 from mpn.errors import InputError
-from mpn.runtime.finetune.options import ADAPTABLE_ROLES, AdaptOptions, adaptable_roles, options_for
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.finetune.options import finetunable_roles, options_for
+from mpn.runtime.options import FINETUNABLE_ROLES, FinetuneOptions, PipelineOptions
 
 CHAIN = ("warp", "propagation", "adapted", "osvos", "crf")
 PAPER = "paper-"
@@ -25,7 +25,7 @@ DEFAULT = (*CHAIN, "paper-warp", "paper-propagation", "paper-crf")
 NOT_IN_THE_PAPER: Mapping[str, Any] = {
     "flow_check_px": 0.0,
     "colour_weight": 0.0,
-    "mirror": False,
+    "flip_tta": False,
 }
 
 
@@ -43,11 +43,11 @@ class Ablation:
     name: str
     stages: tuple[str, ...]
     options: PipelineOptions
-    adapt: AdaptOptions | None
+    adapt: FinetuneOptions | None
 
 
 def ablations_of(
-    manifest: Manifest, names: Sequence[str], adapt: AdaptOptions
+    manifest: Manifest, names: Sequence[str], adapt: FinetuneOptions
 ) -> tuple[list[Ablation], list[str]]:
     """The sets of stages that an engine directory can run, and a line on each that it cannot.
 
@@ -96,8 +96,8 @@ def with_variants(ablations: Sequence[Ablation], given: Sequence[str]) -> list[A
         if base not in known:
             raise InputError(f"variant '{text}': the set '{base}' does not run here")
         try:
-            changed = replace(known[base].options, **dict(map(option, options.split(","))))
-        except TypeError as error:
+            changed = known[base].options.with_values(dict(map(option, options.split(","))))
+        except InputError as error:
             raise InputError(f"variant '{text}': {error}") from error
         known[name] = replace(known[base], name=name, options=changed)
     return list(known.values())
@@ -128,7 +128,7 @@ def _missing(manifest: Manifest) -> dict[str, str]:
     if "osvos" not in manifest.roles:
         missing["osvos"] = f"the engines '{manifest.name}' have no OSVOS"
     advised = PipelineOptions().with_defaults(manifest.runtime_defaults)
-    if "propagation" not in adaptable_roles(manifest, advised):
+    if "propagation" not in finetunable_roles(manifest, advised):
         missing["adapted"] = (
             f"the engines '{manifest.name}' have no graph to fine-tune propagation with"
         )
@@ -136,20 +136,20 @@ def _missing(manifest: Manifest) -> dict[str, str]:
 
 
 def _ablation(
-    name: str, stages: tuple[str, ...], manifest: Manifest, adapt: AdaptOptions
+    name: str, stages: tuple[str, ...], manifest: Manifest, adapt: FinetuneOptions
 ) -> Ablation:
     advised = PipelineOptions().with_defaults(manifest.runtime_defaults)
     given: dict[str, Any] = dict(NOT_IN_THE_PAPER) if name.startswith(PAPER) else {}
     # The paper averages OSVOS with the propagation; these engines may advise otherwise.
-    is_advised = not name.startswith(PAPER) and advised.osvos != "off"
-    osvos = advised.osvos if is_advised else "auto"
+    is_advised = not name.startswith(PAPER) and advised.osvos.mode != "off"
+    osvos = advised.osvos.mode if is_advised else "auto"
     given |= {
         "use_propagation": "propagation" in stages,
         "crf": "crf" in stages,
-        "osvos": osvos if "osvos" in stages else "off",
+        "osvos.mode": osvos if "osvos" in stages else "off",
     }
-    options = PipelineOptions(**given).with_defaults(manifest.runtime_defaults)
+    options = PipelineOptions().with_values(given).with_defaults(manifest.runtime_defaults)
     wanted = "adapted" in stages or "osvos" in stages
-    roles = tuple(r for r in ADAPTABLE_ROLES if r in adaptable_roles(manifest, options))
+    roles = tuple(r for r in FINETUNABLE_ROLES if r in finetunable_roles(manifest, options))
     tuned = options_for(manifest, options, adapt) if wanted and roles else None
     return Ablation(name, stages, options, tuned)

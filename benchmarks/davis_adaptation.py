@@ -9,8 +9,8 @@ from typing import Any
 
 from davis_ablations import Ablation
 from mpn import Pipeline
-from mpn.runtime.finetune.options import AdaptOptions, as_seen_in_training
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.finetune.options import options_affecting_weights
+from mpn.runtime.options import FinetuneOptions, PipelineOptions
 
 
 class LearningCosts:
@@ -28,7 +28,7 @@ class LearningCosts:
             sequence: Name of the sequence.
             reports: From :func:`reports_of`.
         """
-        seen = as_seen_in_training(ablation.options)
+        seen = options_affecting_weights(ablation.options)
         total_s = 0.0
         for report in reports:
             known = self._seconds.setdefault((sequence, report["object_id"], report["role"]), {})
@@ -43,9 +43,9 @@ def reports_of(pipeline: Pipeline, ablation: Ablation) -> list[dict[str, Any]]:
     """What was learnt for the current sequence; those of earlier ones stand before it."""
     if ablation.adapt is None:
         return []
-    return pipeline.adapt_report()[-len(pipeline.object_ids) * len(ablation.adapt.roles) :]
+    return pipeline.finetune_report()[-len(pipeline.object_ids) * len(ablation.adapt.roles) :]
 
 
-def kept_in(adapt: AdaptOptions | None, folder: Path) -> AdaptOptions | None:
+def kept_in(adapt: FinetuneOptions | None, folder: Path) -> FinetuneOptions | None:
     """The same fine-tuning, its weights kept for the other sets of stages."""
     return None if adapt is None else replace(adapt, cache_dir=folder)

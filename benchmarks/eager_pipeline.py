@@ -23,7 +23,7 @@ from mpn.engines.spec import FLOW_SIZE_MULTIPLE, Role, padded_size_hw
 from mpn.errors import InputError
 from mpn.export.tracing import deployed
 from mpn.runtime.crf.dense import dense_crf
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.timing import StageTimer
 from mpn.types import Float32Array, UInt8Array
 
@@ -72,7 +72,7 @@ class EagerPipeline:
     def __init__(
         self,
         networks: Mapping[Role, nn.Module],
-        options: PipelineOptions,
+        options: ResolvedOptions,
         preprocessing: Preprocessing,
         *,
         roi_size: int,
@@ -82,7 +82,7 @@ class EagerPipeline:
         if (
             options.flow_check_px
             or options.colour_weight
-            or options.mirror
+            or options.flip_tta
             or options.propagation_weight != 1
         ):
             raise InputError("the eager pipeline has the stages of the paper and no others")
@@ -124,7 +124,7 @@ class EagerPipeline:
             warped = [warp_by_grid_sample(prob, flow_px) for prob in self._prob]
             boxes = [self._roi(prob) for prob in warped]
         foreground = None
-        if self._options.osvos == "blend" and "osvos" in self._networks:
+        if self._options.osvos.mode == "blend" and "osvos" in self._networks:
             with timed("osvos"):
                 foreground = self._foreground(image)
         with timed("crop"):
@@ -206,7 +206,7 @@ class EagerPipeline:
         return self._run("osvos", ordered - torch.tensor(chosen.mean)[:, None, None])[0, 0]
 
     def _blended(self, prob: Tensor, foreground: Tensor, boxes: list[Box | None]) -> Tensor:
-        weight = self._options.ensemble_weight
+        weight = self._options.osvos.blend_weight
         blended = prob.clone()
         for k, box in enumerate(boxes):
             if box is None:
@@ -223,12 +223,12 @@ class EagerPipeline:
         q = dense_crf(
             -every.clamp(_CRF_SMALLEST_PROB, 1).log().numpy(),
             rgb,
-            sxy_gaussian=options.crf_sxy_gaussian,
-            compat_gaussian=options.crf_compat_gaussian,
-            sxy_bilateral=options.crf_sxy_bilateral,
-            srgb_bilateral=options.crf_srgb_bilateral,
-            compat_bilateral=options.crf_compat_bilateral,
-            iterations=options.crf_iterations,
+            sxy_gaussian=options.crf.sxy_gaussian,
+            compat_gaussian=options.crf.compat_gaussian,
+            sxy_bilateral=options.crf.sxy_bilateral,
+            srgb_bilateral=options.crf.srgb_bilateral,
+            compat_bilateral=options.crf.compat_bilateral,
+            iterations=options.crf.iterations,
         )
         return torch.from_numpy(q[1:])
 

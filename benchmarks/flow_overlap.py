@@ -35,7 +35,7 @@ SIZE_HW = (480, 854)
 WARMUP = 3
 SIDES = {"in turn": False, "prefetch": True}
 OPTIONS = {
-    "fast": PipelineOptions(mirror=False),
+    "fast": PipelineOptions(flip_tta=False),
     "default, not fine-tuned": PipelineOptions(),
 }
 

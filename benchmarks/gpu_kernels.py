@@ -14,7 +14,7 @@ from gpu_bench import Bench, Budget, CannotRunError, guarded, times
 from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.cuda.registry import kernel_signatures
-from mpn.runtime.crf.refine import CrfOptions, refine
+from mpn.runtime.crf.refine import ResolvedCrf, refine
 from mpn.runtime.device.crf import CudaCrf
 from mpn.runtime.device.images import (
     box_rows,
@@ -247,7 +247,7 @@ def pictures(stream: Any, scene: Scene) -> None:
 
 def mean_field(stream: Any, scene: Scene) -> None:
     """The CRF, of two iterations: twins of the lattice take their time."""
-    options = CrfOptions(iterations=2)
+    options = ResolvedCrf(iterations=2)
     crf = CudaCrf(stream, objects=3, size_hw=scene.hw, options=options)
     crf.refine(
         stream.upload(scene.prob),
@@ -263,8 +263,8 @@ def crf(bench: Bench, budget: Budget) -> dict[str, Any]:
     stream, scene = bench.need_stream(), Scene(bench)
     figures: dict[str, Any] = {}
     for name, options in (
-        ("regions", CrfOptions()),
-        ("whole frame", CrfOptions(whole_frame=True)),
+        ("regions", ResolvedCrf()),
+        ("whole frame", ResolvedCrf(whole_frame=True)),
     ):
         if budget.is_spent:
             figures[name] = {"status": "not run", "why": "the time for the section was spent"}
@@ -273,7 +273,7 @@ def crf(bench: Bench, budget: Budget) -> dict[str, Any]:
     return figures
 
 
-def _crf(bench: Bench, stream: Stream, scene: Scene, options: CrfOptions) -> dict[str, Any]:
+def _crf(bench: Bench, stream: Stream, scene: Scene, options: ResolvedCrf) -> dict[str, Any]:
     before = time.perf_counter()
     expected, _ = refine(scene.prob, scene.rgb, boxes=scene.boxes, options=options)
     host_s = time.perf_counter() - before

@@ -11,8 +11,6 @@ import numpy as np
 
 from gpu_bench import Bench, Budget, CannotRunError, guarded, times
 from mpn._common.closeable import Closeable
-from mpn.cuda.api import Lane
-from mpn._common.closeable import Closing
 from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine, EngineBuffers
@@ -279,9 +277,9 @@ def _eager(bench: Bench, budget: Budget, precision: str) -> dict[str, Any]:
 
 def adaptation(bench: Bench, budget: Budget) -> dict[str, Any]:
     """Fine-tuning of OSVOS on one object of the given frame, by the directory's own graph."""
-    from mpn.runtime.finetune.adapter import ObjectAdapter
-    from mpn.runtime.finetune.options import AdaptOptions, options_for
-    from mpn.runtime.options import PipelineOptions
+    from mpn.runtime.finetune.adapter import ObjectFinetuner
+    from mpn.runtime.finetune.options import options_for
+    from mpn.runtime.options import FinetuneOptions, PipelineOptions
     from mpn.synthetic import render_clip
 
     figures: dict[str, Any] = {}
@@ -293,11 +291,11 @@ def adaptation(bench: Bench, budget: Budget) -> dict[str, Any]:
             def work(directory: str = directory, backend: Any = backend) -> dict[str, Any]:
                 with open_engines(directory, backend=backend, threads=4) as opened:
                     options = PipelineOptions().with_defaults(opened.manifest.runtime_defaults)
-                    asked = AdaptOptions(roles=("osvos",), cache_dir=None)
+                    asked = FinetuneOptions(roles=("osvos",), cache_dir=None)
                     chosen = with_steps(
                         options_for(opened.manifest, options, asked), bench.sizes.adapt_steps
                     )
-                    with ObjectAdapter(directory, opened, chosen, options, threads=4) as adapter:
+                    with ObjectFinetuner(directory, opened, chosen, options, threads=4) as adapter:
                         before = time.perf_counter()
                         for engine in adapter.adapt(frame.rgb, frame.labels, 1).values():
                             engine.close()

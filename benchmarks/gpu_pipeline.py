@@ -13,8 +13,6 @@ import numpy as np
 from gpu_bench import Bench, Budget, CannotRunError, guarded, peak_memory, times
 from gpu_networks import DEVICE_BACKENDS, TorchEngine, role_spec, torch_modules
 from mpn._common.closeable import Closeable
-from mpn.cuda.api import Lane
-from mpn._common.closeable import Closing
 from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine, Engine, EngineBuffers
@@ -28,7 +26,8 @@ from mpn.engines.directory.manifest import (
 from mpn.engines.open import EngineSet, open_engines
 from mpn.engines.spec import OPSET, EngineSpec, Role
 from mpn.runtime.bench.result import fps_from_seconds
-from mpn.runtime.options import DeviceOptions
+from mpn.runtime.crf.refine import CrfOptions
+from mpn.runtime.options import DeviceOptions, OsvosOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.synthetic import render_clip
 
@@ -281,10 +280,9 @@ def _fps(
         raise CannotRunError(f"the engines run on {engines.backend}")
     frames, labels = moving_discs(sizes.frame_hw, objects, sizes.warmup + sizes.frames + 1)
     chosen = PipelineOptions(
-        osvos="blend" if engines.osvos is not None else "off",
-        ensemble_weight=0.01,  # of a network that knows nothing
-        mirror=False,
-        crf=crf,
+        flip_tta=False,
+        crf=CrfOptions() if crf else None,
+        osvos=OsvosOptions(mode="blend" if engines.osvos is not None else "off", blend_weight=0.01),
     )
     with (
         peak_memory(bench) as figures,

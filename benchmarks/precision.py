@@ -31,8 +31,9 @@ from mpn.evaluation import load_annotation as load_truth
 from mpn.evaluation.scores import DatasetScore, SequenceScore, json_from_score
 from mpn.masks import load_labels
 from mpn.runtime.bench.result import check_result_path, engine_facts, load_average
-from mpn.runtime.finetune.options import AdaptOptions
+from mpn.runtime.finetune.options import FinetuneOptions
 from mpn.runtime.media.video_images import load_rgb
+from mpn.runtime.options import FinetuneOptions, PipelineOptions
 
 MAX_IDS = 254
 
@@ -102,7 +103,9 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
                     directory,
                     backend="cpu",
                     threads=given.threads,
-                    adapt=AdaptOptions(seed=given.seed) if given.adapt else None,
+                    options=PipelineOptions(
+                        finetune=FinetuneOptions(seed=given.seed) if given.adapt else None
+                    ),
                 )
             )
         scores, ious = compare(dataset, images, pipelines)

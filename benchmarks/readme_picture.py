@@ -22,7 +22,6 @@ from PIL import Image, ImageDraw, ImageFont
 from mpn import FinetuneOptions, PipelineOptions
 from mpn._common.files import write_atomically
 from mpn.errors import InputError, MpnError
-from mpn.evaluation import load_labels
 from mpn.runtime.media.overlay import draw_overlay
 from mpn.runtime.session.request import RunRequest
 from mpn.runtime.session.session import run_video

@@ -10,7 +10,6 @@ the first frame after its return in which its mask has an IoU of at least 0.5 wi
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from facts import cpu_backend, head, write_result
 from mpn import Pipeline, PipelineOptions
 from mpn.evaluation import region_similarity
 from mpn.runtime.bench.result import engine_facts, load_average
-from mpn.runtime.finetune.options import AdaptOptions
+from mpn.runtime.options import FinetuneOptions
 from vanish_clip import VanishingClip, write_clip
 
 FOUND_IOU = 0.5
@@ -34,7 +33,7 @@ def follow(clip: VanishingClip, pipeline: Pipeline) -> dict[str, Any]:
     """Segment a clip; what became of the object before, while it is away, and after."""
     ious: list[float] = []
     areas_px: list[int] = []
-    events: dict[str, list[int]] = {"lost": [], "retrieved": [], "blended": []}
+    events: dict[str, list[int]] = {"lost": [], "redetected": [], "blended": []}
     for t, (rgb, truth) in enumerate(clip.frames()):
         result = pipeline.step(rgb) if t else pipeline.start(rgb, truth)
         (track,) = result.tracks
@@ -60,25 +59,23 @@ def follow(clip: VanishingClip, pipeline: Pipeline) -> dict[str, Any]:
 def run_clip(clip: VanishingClip, arguments: argparse.Namespace) -> dict[str, Any]:
     """One clip with OSVOS and without."""
     sides: dict[str, Any] = {}
-    for side, off in (("with_osvos", {}), ("without_osvos", {"osvos": "off"})):
-        options = PipelineOptions(**{**dict(arguments.option), **off})
+    for side, off in (("with_osvos", {}), ("without_osvos", {"osvos.mode": "off"})):
         adapt = None
         if not arguments.no_adapt:
-            adapt = AdaptOptions(
+            adapt = FinetuneOptions(
                 steps=arguments.adapt_steps, seed=arguments.seed, cache_dir=arguments.adapt_cache
             )
         with Pipeline.from_engines(
             arguments.engine_dir,
             backend="cpu",
             threads=arguments.threads,
-            options=options,
-            adapt=adapt,
+            options=PipelineOptions(finetune=adapt).with_values({**dict(arguments.option), **off}),
         ) as pipeline:
             sides[side] = follow(clip, pipeline)
-            sides[side]["adapt_s"] = round(pipeline.timings.get("adapt", 0.0), 2)
+            sides[side]["adapt_s"] = round(pipeline.timings.get("finetune", 0.0), 2)
             if side == "with_osvos":
                 sides["facts"] = {
-                    "options": asdict(pipeline.options),
+                    "options": pipeline.options.as_json(),
                     "engine": engine_facts(pipeline.engines),
                 }
         print(f"{clip.name:34} {side:14} {_summary(sides[side])}", flush=True)

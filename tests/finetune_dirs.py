@@ -18,8 +18,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mpn._common.files import sha256_of_file
-from mpn.engines.directory.entries import AdaptEntry, AdaptOptimizer
-from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.entries import FinetuneEntry, FinetuneOptimizer
+from mpn.engines.directory.files import FileDigest, sha256_of_file
 from mpn.engines.directory.manifest import (
     FlowSource,
     Manifest,
@@ -51,7 +51,7 @@ def make_adapt_dir(
     path: Path,
     *,
     precision: Precision = "fp32",
-    optimizers: Mapping[Role, AdaptOptimizer] | None = None,
+    optimizers: Mapping[Role, FinetuneOptimizer] | None = None,
 ) -> Path:
     """Write a directory with both roles and their steps; return ``path``."""
     path.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _rounded(values: Float32Array) -> Float32Array:
 
 
 def _write_role(
-    folder: Path, spec: EngineSpec, precision: Precision, optimizer: AdaptOptimizer | None
+    folder: Path, spec: EngineSpec, precision: Precision, optimizer: FinetuneOptimizer | None
 ) -> RoleEntry:
     role = spec.role
     forward = tiny_forward(role)
@@ -147,7 +147,7 @@ def _write_role(
         variant="tiny",
         parameters=sum(value.size for value in forward.weights.values()),
     )
-    adapt = AdaptEntry(
+    adapt = FinetuneEntry(
         optimizer=settings.name,
         settings=settings.as_json(),
         state=settings.state,

@@ -15,8 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mpn._common.files import sha256_of_file
-from mpn.engines.directory.entries import AdaptEntry, WeightTensor
-from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.entries import FinetuneEntry, WeightTensor
+from mpn.engines.directory.files import FileDigest, sha256_of_file
 from mpn.engines.directory.manifest import load_manifest, save_manifest
 from mpn.engines.spec import OPSET
 from tests.engine_dirs import IR_VERSION, make_engine_dir
@@ -34,7 +34,7 @@ def make_adaptable_engine_dir(path: Path, **options: Any) -> Path:
     onnx.save_model(_step(), path / ADAPT_NAME)
     manifest = load_manifest(path)
     data = manifest.roles["propagation"].external_data[0].path
-    entry = AdaptEntry(
+    entry = FinetuneEntry(
         optimizer="sgd",
         settings={"momentum": 0.9},
         state=("momentum",),

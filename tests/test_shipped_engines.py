@@ -27,7 +27,7 @@ def clip() -> list[SyntheticFrame]:
 def _mean_j(clip: list[SyntheticFrame], **options: object) -> float:
     evaluator = SequenceEvaluator("demo")
     with Pipeline.from_engines(
-        backend="cpu", threads=2, options=PipelineOptions(**options)
+        backend="cpu", threads=2, options=PipelineOptions().with_values(options)
     ) as pipeline:
         for result, frame in zip(_results(pipeline, clip), clip, strict=True):
             evaluator.feed(frame.labels, result)

@@ -11,27 +11,38 @@ from typing import TYPE_CHECKING, Any
 from mpn.errors import MpnError
 
 if TYPE_CHECKING:
-    from mpn.runtime.finetune.options import AdaptOptions as AdaptOptions
+    from mpn.runtime.options import CrfOptions as CrfOptions
+    from mpn.runtime.options import FinetuneOptions as FinetuneOptions
+    from mpn.runtime.options import OsvosOptions as OsvosOptions
+    from mpn.runtime.options import PipelineOptions as PipelineOptions
+    from mpn.runtime.options import RedetectOptions as RedetectOptions
     from mpn.runtime.pipeline import Pipeline as Pipeline
-    from mpn.runtime.pipeline import PipelineOptions as PipelineOptions
     from mpn.runtime.session.propagate import propagate as propagate
     from mpn.types import StepResult as StepResult
 
 __version__ = "0.2.0"
 
 _LAZY = {
-    "AdaptOptions": "mpn.runtime.finetune.options",
+    "CrfOptions": "mpn.runtime.options",
+    "FinetuneOptions": "mpn.runtime.options",
+    "OsvosOptions": "mpn.runtime.options",
     "Pipeline": "mpn.runtime.pipeline",
-    "PipelineOptions": "mpn.runtime.pipeline",
+    "PipelineOptions": "mpn.runtime.options",
+    "RedetectOptions": "mpn.runtime.options",
     "propagate": "mpn.runtime.session.propagate",
     "StepResult": "mpn.types",
 }
 
+_RENAMED = {"AdaptOptions": "FinetuneOptions"}
+
 __all__ = [
-    "AdaptOptions",
+    "CrfOptions",
+    "FinetuneOptions",
     "MpnError",
+    "OsvosOptions",
     "Pipeline",
     "PipelineOptions",
+    "RedetectOptions",
     "StepResult",
     "__version__",
     "propagate",
@@ -41,4 +52,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name in _RENAMED:  # an AttributeError would lose its message in "from mpn import"
+        raise ImportError(f"{name} is now {_RENAMED[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

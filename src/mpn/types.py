@@ -25,11 +25,11 @@ TrackState = Literal["given", "tracked", "lost"]
 TrackBranch = Literal["given", "propagation", "blended", "osvos", "none"]
 """Source of a mask: the user's labels, propagation, both blended, OSVOS, or none."""
 
-TrackEvent = Literal["lost", "retrieved", "blended"]
+TrackEvent = Literal["lost", "redetected", "blended"]
 """Events of an object in a frame, in this order.
 
 ``lost``: it had pixels in the previous frame and has none now, or OSVOS rejected the followed
-region; ``retrieved``: OSVOS found it, and propagation continues there; ``blended``: its probability
+region; ``redetected``: OSVOS found it, and propagation continues there; ``blended``: its probability
 is the weighted mean of propagation and OSVOS.
 """
 

@@ -134,7 +134,7 @@ def davis_result() -> dict[str, Any]:
         scores = {"J-Mean": score, "F-Mean": score + 0.02}
         ablations[name] = {
             "stages": stages,
-            "options": {"mirror": False, "crf": False},
+            "options": {"flip_tta": False, "crf": False},
             **scores,
             "J&F-Mean": score + 0.01,
             "objects": {"bear_1": dict(scores), "dog_1": dict(scores)},

@@ -42,8 +42,8 @@ SIZE_HW = (96, 160)
 PAPER_STAGES: dict[str, Any] = {
     "flow_check_px": 0.0,
     "colour_weight": 0.0,
-    "mirror": False,
-    "osvos": "off",
+    "flip_tta": False,
+    "osvos.mode": "off",
 }
 STAGES_OF_PAPER = {
     "input", "flow", "warp", "osvos", "crop", "propagation", "paste", "merge", "crf", "output",
@@ -197,7 +197,9 @@ def test_eager_pipeline_does_what_ours_does(
         differing = int((ours_now.labels != theirs_now.labels).sum())
         return float(np.abs(ours_now.probs - theirs_now.probs).max()), differing
 
-    options = PipelineOptions(**PAPER_STAGES).with_defaults(lite.manifest.runtime_defaults)
+    options = (
+        PipelineOptions().with_values(PAPER_STAGES).with_defaults(lite.manifest.runtime_defaults)
+    )
     prob, pixels = difference(options, options)
     assert prob <= EAGER_PROB
     assert pixels <= 2

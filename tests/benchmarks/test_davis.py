@@ -16,7 +16,7 @@ from mpn.engines.open import open_engines
 from mpn.errors import InputError
 from mpn.evaluation import evaluate_dataset, load_davis
 from mpn.masks import save_labels
-from mpn.runtime.finetune.options import AdaptOptions
+from mpn.runtime.options import FinetuneOptions
 from mpn.synthetic import render_clip
 from tests.engine_dirs import make_engine_dir
 from tests.finetune_dirs import make_adapt_dir
@@ -99,7 +99,7 @@ def test_weights_that_several_sets_need_cost_each_the_same(engine_dir: Path) -> 
     """They are learnt once, and the sets that find them kept are told what they cost."""
     names = ["adapted", "osvos", "paper-osvos"]
     manifest = replace(load_manifest(engine_dir), runtime_defaults={"flow_check_px": 10.0})
-    built, _ = ablations_of(manifest, names, AdaptOptions())
+    built, _ = ablations_of(manifest, names, FinetuneOptions())
     adapted, osvos, paper = built
 
     def report(role: str, seconds: float) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def test_scores_are_those_of_mpn_eval_on_the_masks_written(
 
 def test_stages_that_the_engines_lack_are_left_out_and_said(tmp_path: Path) -> None:
     manifest = load_manifest(make_engine_dir(tmp_path / "engines"))
-    built, left_out = ablations_of(manifest, DEFAULT, AdaptOptions())
+    built, left_out = ablations_of(manifest, DEFAULT, FinetuneOptions())
     assert [ablation.name for ablation in built] == [
         "warp", "propagation", "crf", "paper-warp", "paper-propagation", "paper-crf",
     ]  # fmt: skip
@@ -158,7 +158,7 @@ def test_the_paper_has_neither_flow_check_nor_colours(tmp_path: Path) -> None:
     advice = {"flow_check_px": 10.0, "colour_weight": 0.75}
     directory = make_engine_dir(tmp_path / "engines", runtime_defaults=advice)
     names = ["warp", "paper-warp"]
-    ours, paper = ablations_of(load_manifest(directory), names, AdaptOptions())[0]
+    ours, paper = ablations_of(load_manifest(directory), names, FinetuneOptions())[0]
     assert (ours.options.flow_check_px, ours.options.colour_weight) == (10.0, 0.75)
     assert (paper.options.flow_check_px, paper.options.colour_weight) == (0.0, 0.0)
 
@@ -167,7 +167,7 @@ def test_the_paper_has_neither_flow_check_nor_colours(tmp_path: Path) -> None:
 def test_other_names_are_refused(names: list[str], tmp_path: Path) -> None:
     manifest = load_manifest(make_engine_dir(tmp_path / "engines"))
     with pytest.raises(InputError, match="ablation"):
-        ablations_of(manifest, names, AdaptOptions())
+        ablations_of(manifest, names, FinetuneOptions())
 
 
 def test_a_variant_is_a_set_with_other_options(
@@ -202,7 +202,7 @@ def test_a_variant_is_a_set_with_other_options(
     ],
 )
 def test_other_variants_are_refused(variant: str, told: str, engine_dir: Path) -> None:
-    built, _ = ablations_of(load_manifest(engine_dir), ["warp"], AdaptOptions())
+    built, _ = ablations_of(load_manifest(engine_dir), ["warp"], FinetuneOptions())
     with pytest.raises(InputError, match=told):
         with_variants(built, [variant])
 

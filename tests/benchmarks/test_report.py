@@ -197,7 +197,7 @@ def test_benchmarks_with_plots() -> None:
 def test_a_variant_is_told_by_the_options_that_it_changes() -> None:
     result = davis_result()
     before = result["ablations"]["propagation"]
-    changed = before["options"] | {"mirror": True}
+    changed = before["options"] | {"flip_tta": True}
     result["ablations"]["twice"] = before | {"options": changed}
     assert "| twice: + propagation, `mirror=True` |" in davis_table(result, is_short=True)
 

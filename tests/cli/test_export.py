@@ -91,7 +91,6 @@ def test_a_checkpoint_becomes_engines_and_a_table(
         (["--frame-size", "32x32"], "32x32 is too small"),
         (["--roi-size", "512"], "16 n + 1"),
         (["--precision", "int8"], "the precisions are fp32, fp16"),
-        (["--opset", "20"], "NVIDIA/TensorRT#4646"),
         (["--plans-for", "tensorrt"], "leave out --plans-for, or add --build"),
         (["--build", "--plans-for", "openvino"], "are built for tensorrt or tensorrt-rtx"),
         (["--roles", "depth"], "unknown role 'depth'"),
@@ -100,8 +99,14 @@ def test_a_checkpoint_becomes_engines_and_a_table(
         (["--parity-images", "none"], "is not a folder"),
         (["--init-fourth-channel", "ones"], "zero, mean, normal"),
         (["--flow-preset", "slow"], "unknown flow preset"),
-        (["--adapt-optimizer", "lion"], "unknown optimiser 'lion': the optimisers are sgd, adamw"),
-        (["--no-adapt", "--adapt-optimizer", "sgd"], "leave out either --adapt-optimizer or"),
+        (
+            ["--finetune-optimizer", "lion"],
+            "unknown optimiser 'lion': the optimisers are sgd, adamw",
+        ),
+        (
+            ["--no-finetune", "--finetune-optimizer", "sgd"],
+            "leave out either --finetune-optimizer or",
+        ),
         (["-o", ""], "current folder"),
     ],
 )

@@ -18,8 +18,9 @@ from mpn.cli import main as cli
 from mpn.cli.run import BackendName, DecodeName, ScopeName
 from mpn.engines.open import BACKENDS
 from mpn.masks import save_labels
-from mpn.runtime.finetune.options import DEFAULT_RECIPES, AdaptRecipe, AdaptScope
 from mpn.runtime.media.video import DECODERS
+from mpn.runtime.options import DEFAULT_RECIPES, FinetuneRecipe, FinetuneScope
+from mpn.runtime.session.outputs import SaveKind
 from tests.engine_dirs import make_engine_dir
 from tests.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media.clips import (
@@ -100,22 +101,22 @@ def test_run_writes_results_beside_you_and_says_where(run, capsys) -> None:
     assert len(list(Path("clip-mpn/masks").glob("*.png"))) == FRAMES
 
 
-def test_every_option_arrives(run, capsys) -> None:
+def test_each_option_arrives(run, capsys) -> None:
     code = run(
         "@clip.mp4", "--mask", "@binary.png", "--mask", "3:@first.png", "-o", "res", "--json",
         "--backend", "cpu", "--threads", "1", "--crf", "--no-osvos", "--osvos-every", "5",
-        "--no-adapt", "--size", "32", "--start", "1", "--end", "4", "--save", "rle, probs,masks",
+        "--no-finetune", "--size", "32", "--start", "1", "--end", "4", "--save", "rle, probs,masks",
     )  # fmt: skip
     out, _ = capsys.readouterr()
     assert code == 0
     report = json.loads(out)
     assert report == json.loads(Path("res/run.json").read_text())
     assert report["options"]["size"] == 32
-    assert report["options"]["osvos"] == "off"
-    assert report["options"]["osvos_every"] == 5
-    assert report["options"]["crf"] is True
+    assert report["options"]["osvos"]["mode"] == "off"
+    assert report["options"]["osvos"]["every"] == 5
+    assert report["options"]["crf"]["iterations"] == 5
     assert report["stages"]["crf"]["frames"] == 2
-    assert report["adapt"] == {"ran": False, "why": "not wanted"}
+    assert report["finetune"] == {"ran": False, "why": "not wanted"}
     assert report["backend"]["threads"] == 1
     assert report["saved"] == ["masks", "probs", "rle"]
     assert report["object_ids"] == [1, 2]
@@ -132,28 +133,27 @@ def test_defaults_leave_the_engines_advice_in_force(run, capsys, tmp_path: Path)
     assert json.loads(capsys.readouterr().out)["options"]["size"] == 40
 
 
-def test_engines_without_graphs_to_fine_tune_with_run_as_they_are_and_the_report_says_so(
-    run, capsys
-) -> None:
+def test_missing_finetune_graph_falls_back_and_is_reported(run, capsys) -> None:
     assert run("@clip.mp4", "--mask", "@first.png", "--seed", "3", "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["adapt"]["ran"] is False
-    assert "no graphs to fine-tune with" in report["adapt"]["why"]
-    assert report["fps_after_adapt"] == report["fps"]
-    assert report["fingerprint"]["adapt"] is None
-    assert report["options"]["crf"] is False
+    assert report["finetune"]["ran"] is False
+    assert "no graphs to fine-tune with" in report["finetune"]["why"]
+    assert report["fps_after_finetune"] == report["fps"]
+    assert report["fingerprint"]["finetune"] is None
+    assert report["options"]["crf"] is None
 
 
-QUICK = ("--adapt-steps", "3", "--adapt-size", "65")
+QUICK = ("--finetune-steps", "3", "--finetune-size", "65")
 
 
-def test_every_option_of_fine_tuning_arrives(run, capsys) -> None:
+def test_each_finetune_option_arrives(run, capsys) -> None:
     code = run(
         "@clip.mp4", "--mask", "@first.png", "--engine-dir", "@learning", "--json", *QUICK,
-        "--adapt-seconds", "60", "--adapt-scope", "all", "--adapt-cache", "kept", "--seed", "9",
+        "--finetune-seconds", "60", "--finetune-scope", "all", "--finetune-cache", "kept",
+        "--seed", "9",
     )  # fmt: skip
     assert code == 0
-    told = json.loads(capsys.readouterr().out)["adapt"]
+    told = json.loads(capsys.readouterr().out)["finetune"]
     assert told["ran"] is True
     asked = {"steps": 3, "size": 65, "seconds": 60.0, "scope": "all", "seed": 9}
     assert asked.items() <= told["options"].items()
@@ -164,29 +164,29 @@ def test_every_option_of_fine_tuning_arrives(run, capsys) -> None:
 def test_engines_that_can_learn_do_so_by_default_and_keep_what_they_learnt(
     run, capsys, monkeypatch, tmp_path: Path
 ) -> None:
-    recipe = AdaptRecipe(steps=2, size_px=65, batch=1, learning_rate=1e-3)
+    recipe = FinetuneRecipe(steps=2, size_px=65, batch=1, learning_rate=1e-3)
     monkeypatch.setitem(DEFAULT_RECIPES, "propagation", recipe)  # type: ignore[arg-type]
     arguments = ("@clip.mp4", "--mask", "@first.png", "--engine-dir", "@learning")
     assert run(*arguments) == 0
     summary = capsys.readouterr().out
     assert re.search(r"[\d.]+ FPS on cpu \([\d.]+ after \d+ s of fine-tuning\)", summary)
     assert len(list((tmp_path / "caches/mpn-runtime/adapt").iterdir())) == 2
-    for more, cached in (((), [True, True]), (("--no-adapt-cache",), [False, False])):
+    for more, cached in (((), [True, True]), (("--no-finetune-cache",), [False, False])):
         assert run(*arguments, *more, "--json") == 0
-        told = json.loads(capsys.readouterr().out)["adapt"]
+        told = json.loads(capsys.readouterr().out)["finetune"]
         assert [o["cached"] for o in told["objects"]] == cached
-    assert run(*arguments, "--no-adapt", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["adapt"] == {"ran": False, "why": "not wanted"}
+    assert run(*arguments, "--no-finetune", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["finetune"] == {"ran": False, "why": "not wanted"}
 
 
 @pytest.mark.parametrize(("more", "crf"), [((), False), (("--crf",), True)])
-def test_fast_leaves_out_what_the_engines_advise_and_nothing_that_was_asked_for(
+def test_fast_overrules_advice_but_not_given_options(
     run, capsys, tmp_path: Path, more: tuple[str, ...], crf: bool
 ) -> None:
     engines = make_engine_dir(
         tmp_path / "advising",
         frame_size_hw=SCENE_HW,
-        runtime_defaults={"mirror": True, "crf": True, "size": 40},
+        runtime_defaults={"flip_tta": True, "crf": True, "size": 40},
     )
     arguments = ("@clip.mp4", "--mask", "@first.png", "--engine-dir", str(engines), "--json")
     told = {}
@@ -195,9 +195,10 @@ def test_fast_leaves_out_what_the_engines_advise_and_nothing_that_was_asked_for(
         report = json.loads(capsys.readouterr().out)
         told[fast] = report["options"]
         assert report["options"]["size"] == 40
-    assert (told[()]["mirror"], told[()]["crf"]) == (True, True)
-    assert (told["--fast",]["mirror"], told["--fast",]["crf"]) == (False, crf)
-    assert report["adapt"] == {"ran": False, "why": "not wanted"}
+    assert (told[()]["flip_tta"], told[()]["crf"] is not None) == (True, True)
+    fast = told["--fast",]
+    assert (fast["flip_tta"], fast["crf"] is not None) == (False, crf)
+    assert report["finetune"] == {"ran": False, "why": "not wanted"}
 
 
 def test_progress_of_fine_tuning_is_told_with_its_eta_and_on_stderr_alone(
@@ -210,9 +211,9 @@ def test_progress_of_fine_tuning_is_told_with_its_eta_and_on_stderr_alone(
     json.loads(out)
     lines = err.splitlines()
     assert re.fullmatch(
-        r"learning object 1 \(propagation\): step 1 of 3, ETA \d+ s, loss [\d.]+", lines[0]
+        r"fine-tuning object 1 \(propagation\): step 1 of 3, ETA \d+ s, loss [\d.]+", lines[0]
     )
-    assert lines[5].startswith("learning object 2 (propagation): step 3 of 3, ETA 0 s")
+    assert lines[5].startswith("fine-tuning object 2 (propagation): step 3 of 3, ETA 0 s")
     assert re.fullmatch(r"frame 5 of 5, ETA 0 s, [\d.]+ FPS", lines[-1])
     assert run(*arguments, "--quiet") == 0
     assert capsys.readouterr() == ("", "")
@@ -237,7 +238,6 @@ def test_folder_of_images_takes_a_frame_rate(run, capsys, inputs: Path) -> None:
 
 
 def test_interrupted_run_is_resumed(run, capsys, monkeypatch) -> None:
-    from mpn.runtime.session.session import session
 
     original = session._Run._write
 
@@ -249,7 +249,7 @@ def test_interrupted_run_is_resumed(run, capsys, monkeypatch) -> None:
     monkeypatch.setattr(session._Run, "_write", interrupt)
     assert run("@clip.mp4", "--mask", "@first.png") == 130
     assert capsys.readouterr().err == (
-        "interrupted: 3 frames are done and kept, --resume goes on from there\n"
+        "interrupted: 3 frames are done and kept, continue with --resume\n"
     )
     monkeypatch.setattr(session._Run, "_write", original)
     assert run("@clip.mp4", "--mask", "@first.png", "--resume", "--json") == 0
@@ -297,12 +297,12 @@ def test_interrupted_run_is_resumed(run, capsys, monkeypatch) -> None:
         pytest.param(["@clip.mp4", "--mask", "3:@first.png"], "--start 3", id="no first mask"),
         pytest.param(["@clip.mp4", "--mask", "@first.png", "--fps", "25"],
                      "only be given for images", id="fps of a file"),
-        pytest.param(["@clip.mp4", "--mask", "@first.png", "--adapt-steps", "3"],
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--finetune-steps", "3"],
                      "the engines 'tiny' have no graphs to fine-tune with", id="cannot adapt"),
-        pytest.param(["@clip.mp4", "--mask", "@first.png", "--adapt-size", "100"],
-                     "option size must be 16 n + 1", id="adapt size"),
-        pytest.param(["@clip.mp4", "--mask", "@first.png", "--adapt-seconds", "0"],
-                     "option seconds must be", id="adapt seconds"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--finetune-size", "100"],
+                     "option finetune.size must be 16 n + 1", id="adapt size"),
+        pytest.param(["@clip.mp4", "--mask", "@first.png", "--finetune-seconds", "0"],
+                     "option finetune.seconds must be", id="adapt seconds"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing_behind(
@@ -359,13 +359,14 @@ def test_full_disk_is_one_line(run, capsys, tiny_disk: Path) -> None:
         (["@clip.mp4", "--mask", "a.png", "--backend", "vulkan"], "vulkan"),
         (["@clip.mp4", "--mask", "a.png", "--start", "-1"], "--start"),
         (["@clip.mp4", "--mask", "a.png", "--osvos-every", "0"], "--osvos-every"),
-        (["@clip.mp4", "--mask", "a.png", "--no-adapt", "--adapt-steps", "3"],
-         "--no-adapt contradicts"),
-        (["@clip.mp4", "--mask", "a.png", "--fast", "--adapt-seconds", "3"], "--fast contradicts"),
-        (["@clip.mp4", "--mask", "a.png", "--adapt-cache", "c", "--no-adapt-cache"],
-         "--adapt-cache contradicts"),
-        (["@clip.mp4", "--mask", "a.png", "--adapt-scope", "tail"], "tail"),
-        (["@clip.mp4", "--mask", "a.png", "--adapt-steps", "0"], "--adapt-steps"),
+        (["@clip.mp4", "--mask", "a.png", "--no-finetune", "--finetune-steps", "3"],
+         "--no-finetune contradicts"),
+        (["@clip.mp4", "--mask", "a.png", "--fast", "--finetune-seconds", "3"],
+         "--fast contradicts"),
+        (["@clip.mp4", "--mask", "a.png", "--finetune-cache", "c", "--no-finetune-cache"],
+         "--finetune-cache contradicts"),
+        (["@clip.mp4", "--mask", "a.png", "--finetune-scope", "tail"], "tail"),
+        (["@clip.mp4", "--mask", "a.png", "--finetune-steps", "0"], "--finetune-steps"),
     ],
 )  # fmt: skip
 def test_wrong_usage(run, capsys, arguments: list[str], message: str) -> None:
@@ -378,7 +379,8 @@ def test_wrong_usage(run, capsys, arguments: list[str], message: str) -> None:
 
 def test_names_in_the_command_line_are_those_of_the_runtime() -> None:
     assert tuple(name.value for name in BackendName) == BACKENDS
-    assert tuple(name.value for name in ScopeName) == get_args(AdaptScope)
+    assert set(SAVE_KINDS) == set(get_args(SaveKind))
+    assert tuple(name.value for name in ScopeName) == get_args(FinetuneScope)
     assert tuple(name.value for name in DecodeName) == DECODERS
 
 

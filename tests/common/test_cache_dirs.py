@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from mpn._common.cache_dirs import user_cache_dir
-from mpn.cli.run import default_adapt_cache
 from mpn.engines.tensorrt.plans.store import user_plans_dir
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folders of Linux")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.crf.refine import CrfOptions, _regions
+from mpn.runtime.crf.refine import ResolvedCrf, _regions
 from mpn.runtime.device.crf import spatial_taps
 from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.types import Roi
@@ -65,7 +65,7 @@ def test_regions_are_the_cpus(
         region_of_object=empty((OBJECTS,), np.int32),
         refined_boxes=empty((OBJECTS, 4), np.int32),
     )
-    expected = _regions(boxes, CrfOptions(margin_px=margin_px, whole_frame=whole_frame), SIZE_HW)
+    expected = _regions(boxes, ResolvedCrf(margin_px=margin_px, whole_frame=whole_frame), SIZE_HW)
     for found in (kernel, twin):
         members = {
             box: sorted(np.flatnonzero(found["region_of_object"] == region).tolist())
@@ -106,7 +106,7 @@ def test_many_objects_that_join_one_after_the_other(shim: Shim) -> None:
             (regions[r], tuple(np.flatnonzero(kernel["region_of_object"] == r).tolist()))
             for r in set(kernel["region_of_object"].tolist())
         }
-        expected = _regions(boxes, CrfOptions(margin_px=1), (80, 80))
+        expected = _regions(boxes, ResolvedCrf(margin_px=1), (80, 80))
         assert found == {(box, tuple(members)) for box, members in expected}
 
 

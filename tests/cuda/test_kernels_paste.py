@@ -9,7 +9,7 @@ from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.merge import blend, labels_from_merged, merge
 from mpn.runtime.host.osvos import blend_osvos
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
 from tests.emulation.cuda_shim.scene import empty
@@ -59,7 +59,7 @@ def by_the_cpu(objects: int, warped_weight: float, foreground_of: np.ndarray | N
         prob = blend(prob, CANDIDATES[:objects], boxes, other_weight=warped_weight)
     if foreground_of is not None:
         planes = [None if n < 0 else FOREGROUNDS[n] for n in foreground_of]
-        prob = blend_osvos(prob, planes, boxes, osvos_weight=PipelineOptions().ensemble_weight)
+        prob = blend_osvos(prob, planes, boxes, osvos_weight=ResolvedOptions().osvos.blend_weight)
     return merge(prob, boxes)
 
 
@@ -95,7 +95,7 @@ def test_only_objects_with_a_plane_are_blended(shim: Shim) -> None:
     assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
     boxes = boxes_from_rows(rois)
     prob = pasted(CROPS, rois)
-    weight = PipelineOptions().ensemble_weight
+    weight = ResolvedOptions().osvos.blend_weight
     blended = blend_osvos(prob, [None, FOREGROUNDS[1], None], boxes, osvos_weight=weight)
     assert largest_difference(kernel["prob"], merge(blended, boxes)) <= KERNEL_RESIZE
     # Control: what the others leave of a pixel counts.

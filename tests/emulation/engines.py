@@ -82,7 +82,7 @@ def nothing_found(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]
     return {"prob": np.zeros_like(inputs["image"][:, :1])}
 
 
-class FakeAdapter(Closeable):
+class FakeFinetuner(Closeable):
     """Hands out fake engines of single objects, as a real adapter hands out fine-tuned ones.
 
     Args:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from mpn._common.closeable import Closeable
-from mpn.engines.directory.entries import AdaptScope
+from mpn.engines.directory.entries import FinetuneScope
 from mpn.engines.onnxruntime.finetune import Features
 from mpn.engines.spec import Role
 from mpn.errors import EngineError
 from mpn.types import Float32Array
 
 
-class FakeAdaptEngine(Closeable):
+class FakeFinetuneEngine(Closeable):
     """``prob = scale * last input channel``, trained by gradient descent on the squared error.
 
     Args:
@@ -38,7 +38,7 @@ class FakeAdaptEngine(Closeable):
         self,
         role: Role = "propagation",
         *,
-        scope: AdaptScope = "all",
+        scope: FinetuneScope = "all",
         bad_at: int = 0,
         bad: float = math.nan,
     ) -> None:

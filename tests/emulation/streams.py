@@ -15,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mpn._common.closeable import Closeable
-from mpn.cuda.api import Replay
-from mpn._common.closeable import Closing
 from mpn.cuda.api import Graph
 from mpn.cuda.array import DeviceArray, checked_arguments
 from mpn.engines.base import Engine, EngineBuffers
@@ -239,7 +237,7 @@ class OnDevice:
         self.__cuda_array_interface__ = self.array.__cuda_array_interface__
 
 
-class ShimEngine(Closing):
+class ShimEngine(Closeable):
     """A DeviceEngine: any engine of the host, run when its stream has come so far.
 
     Args:

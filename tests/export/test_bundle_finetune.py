@@ -12,8 +12,8 @@ from torch import nn
 
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.directory.parity import load_parity
-from mpn.engines.onnxruntime.finetune import open_adapt_engine
-from mpn.engines.onnxruntime.reweight import open_adapted_engine
+from mpn.engines.onnxruntime.finetune import open_finetune_engine
+from mpn.engines.onnxruntime.reweight import open_finetuned_engine
 from mpn.engines.open import open_engines
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import ExportError
@@ -97,12 +97,12 @@ def test_an_export_can_be_fine_tuned_and_run(checkpoints: list[Path], tmp_path: 
     with open_engines(out, backend="cpu", threads=1) as engines:
         assert engines.osvos is not None
         before = engines.osvos.run({"image": image})["prob"]
-        with open_adapt_engine(out, manifest, "osvos", threads=1) as engine:
+        with open_finetune_engine(out, manifest, "osvos", threads=1) as engine:
             example = step_example("osvos", (1, 64, 64))
             losses = [engine.step(example.inputs, example.target, 3e-3) for _ in range(3)]
             weights = engine.weights()
         assert losses[-1] < losses[0]
-        with open_adapted_engine(
+        with open_finetuned_engine(
             out, manifest, "osvos", weights, threads=1, base=engines.osvos
         ) as adapted:
             assert not np.array_equal(adapted.run({"image": image})["prob"], before)
@@ -150,7 +150,7 @@ def test_an_interrupted_export_goes_on_where_it_stopped(
 
 
 def test_another_optimizer_is_another_export(checkpoints: list[Path], tmp_path: Path) -> None:
-    options = ExportOptions(verify=False, adapt_optimizer="sgd", **SIZES)  # type: ignore[arg-type]
+    options = ExportOptions(verify=False, finetune_optimizer="sgd", **SIZES)  # type: ignore[arg-type]
     manifest = export_bundle(checkpoints, tmp_path / "engines", options).manifest
     for role in ("propagation", "osvos"):
         entry = manifest.roles[role].adapt  # type: ignore[index]

@@ -21,7 +21,6 @@ def test_the_defaults_are_the_contract() -> None:
     assert options.frame_size_hw == (480, 854)
     assert options.roi_size == 513
     assert options.max_objects == 8
-    assert options.opset == 18
     assert options.verify
     assert (options.flow_preset, options.flow_scale) == ("ultrafast", 1.0)
 
@@ -37,7 +36,6 @@ def test_the_defaults_are_the_contract() -> None:
         ({"roi_size": 49}, "at least 65 .* got 49"),
         ({"max_objects": 0}, "max_objects must be at least 1, got 0"),
         ({"max_objects": 255}, "max_objects must be at most 254, got 255"),
-        ({"opset": 20}, r"opset 20 .* only 18 .* nearest \(NVIDIA/TensorRT#4646\)"),
         ({"roles": ()}, "no role is given"),
         ({"verify": False, "parity_images": Path("x")}, "leave out either"),
         ({"flow_preset": "slow"}, "unknown flow preset 'slow'"),

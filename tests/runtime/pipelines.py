@@ -11,7 +11,7 @@ from mpn.engines.directory.manifest import Preprocessing, PropagationPreprocessi
 from mpn.engines.spec import Role
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
-from tests.emulation.engines import FakeAdapter, Function, fake_engine_set
+from tests.emulation.engines import FakeFinetuner, Function, fake_engine_set
 from tests.synthetic import Clip, KnownFlow, Square, squares_clip
 
 PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))
@@ -39,7 +39,7 @@ def make(
         clip: Where the flow comes from; None: OpenCV DIS, or a flow engine.
         options: Of the pipeline.
         flows: Other flow than the clip's.
-        adapts: See FakeAdapter; None: no adapter.
+        adapts: See FakeFinetuner; None: no adapter.
         engines: See fake_engine_set.
     """
     engines.setdefault("preprocessing", PLAIN)
@@ -47,9 +47,9 @@ def make(
     engine_set = fake_engine_set(**engines)
     return Pipeline(
         engine_set,
-        options=PipelineOptions(**(options or {})),
+        options=PipelineOptions().with_values(options or {}),
         flow=None if known is None else KnownFlow(known),
-        adapter=None if adapts is None else FakeAdapter(engine_set, adapts),
+        adapter=None if adapts is None else FakeFinetuner(engine_set, adapts),
     )
 
 
@@ -65,9 +65,9 @@ def pan_engine(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"flow_px": flow}
 
 
-def adapter_of(pipeline: Pipeline) -> FakeAdapter:
+def adapter_of(pipeline: Pipeline) -> FakeFinetuner:
     adapter = pipeline._adapter
-    assert isinstance(adapter, FakeAdapter)
+    assert isinstance(adapter, FakeFinetuner)
     return adapter
 
 

@@ -13,13 +13,13 @@ from mpn.runtime.pipeline import Pipeline
 from tests.runtime.pipelines import TWO, make
 
 OPTIONS = {
-    "osvos": "blend",
+    "osvos.mode": "blend",
     "flow_check_px": 3.0,
     "colour_weight": 0.5,
     "propagation_weight": 0.8,
     "size": 40,
     "crf": True,
-    "crf_feedback": True,
+    "crf.feedback": True,
 }
 STAGES = (
     "host.backend.resize_rgb",

@@ -7,8 +7,8 @@ import pytest
 
 from mpn.errors import EngineError, InputError
 from mpn.runtime.host.memory import labels_at_size
-from mpn.runtime.object_engines import ObjectEngines, adapted_engines
-from tests.emulation.engines import FakeAdapter, fake_engine_set, fourth_channel, nothing_found
+from mpn.runtime.object_engines import ObjectEngines, finetuned_engines
+from tests.emulation.engines import FakeFinetuner, fake_engine_set, fourth_channel, nothing_found
 from tests.runtime.pipelines import PAN, TWO, adapter_of, make, propagation_calls, run
 from tests.synthetic import by_colour, iou
 from tests.tolerances import PASTED_IOU
@@ -16,7 +16,7 @@ from tests.tolerances import PASTED_IOU
 FRAME = np.zeros((30, 45, 3), np.uint8)
 
 
-def ids_asked(adapter: FakeAdapter) -> list[int]:
+def ids_asked(adapter: FakeFinetuner) -> list[int]:
     return [object_id for _, _, object_id in adapter.asked]
 
 
@@ -27,10 +27,10 @@ def labels_of(*ids: int, size_hw: tuple[int, int] = (30, 45)) -> np.ndarray:
     return labels
 
 
-def an_adapter(**options: int) -> FakeAdapter:
+def an_adapter(**options: int) -> FakeFinetuner:
     engine_set = fake_engine_set(osvos=nothing_found)
     functions = {"propagation": lambda k: fourth_channel, "osvos": lambda k: nothing_found}
-    return FakeAdapter(engine_set, functions, **options)  # type: ignore[arg-type]
+    return FakeFinetuner(engine_set, functions, **options)  # type: ignore[arg-type]
 
 
 def nobody_home(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -39,7 +39,7 @@ def nobody_home(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_objects_are_learnt_one_after_the_other_from_the_labels_of_all() -> None:
     adapter, labels = an_adapter(), labels_of(2, 5, 9)
-    engines = adapted_engines(adapter, FRAME, labels, (2, 9))
+    engines = finetuned_engines(adapter, FRAME, labels, (2, 9))
     assert ids_asked(adapter) == [2, 9]
     assert all(np.array_equal(seen, labels) for _, seen, _ in adapter.asked)
     assert {object_id: set(own) for object_id, own in engines.items()} == {
@@ -62,27 +62,27 @@ def test_an_object_without_a_pixel_has_nothing_to_learn_from() -> None:
     labels = np.zeros((300, 450), np.uint8)
     labels[10, 10], labels[100:200, 100:200] = 3, 4
     small = labels_at_size(labels, FRAME.shape[:2])
-    assert adapted_engines(adapter, FRAME, small, (3, 4)).keys() == {4}
+    assert finetuned_engines(adapter, FRAME, small, (3, 4)).keys() == {4}
 
 
 def test_when_one_object_fails_the_engines_of_the_others_are_closed() -> None:
     adapter = an_adapter(fails_for=9)
     with pytest.raises(EngineError, match="object 9"):
-        adapted_engines(adapter, FRAME, labels_of(2, 9), (2, 9))
+        finetuned_engines(adapter, FRAME, labels_of(2, 9), (2, 9))
     assert [engine.is_closed for engine in adapter.engines] == [True, True]
 
 
 def test_engines_are_found_by_role_and_object_and_closed_when_replaced() -> None:
     adapter, objects = an_adapter(), ObjectEngines()
-    first = adapted_engines(adapter, FRAME, labels_of(2), (2,))
+    first = finetuned_engines(adapter, FRAME, labels_of(2), (2,))
     objects.add(first)
-    objects.add(adapted_engines(adapter, FRAME, labels_of(5), (5,)))
+    objects.add(finetuned_engines(adapter, FRAME, labels_of(5), (5,)))
     assert objects.get("propagation", 2) is first[2]["propagation"]
     assert objects.get("flow", 2) is None
     assert objects.get("osvos", 3) is None
     assert objects.all_have("osvos", (2, 5))
     assert not objects.all_have("osvos", (2, 3))
-    objects.replace(adapted_engines(adapter, FRAME, labels_of(2), (2,)))
+    objects.replace(finetuned_engines(adapter, FRAME, labels_of(2), (2,)))
     assert [engine.is_closed for engine in adapter.engines] == [True] * 4 + [False] * 2
     objects.close()
     objects.close()
@@ -112,10 +112,10 @@ def test_every_object_goes_through_its_own_network_and_the_others_through_the_co
 def test_adapting_is_a_stage_of_the_frames_that_bring_objects() -> None:
     pipeline = make(TWO, adapts={"propagation": lambda k: by_colour})
     first = pipeline.start(TWO.frames[0], np.where(TWO.labels[0] == 7, 7, 0).astype(np.uint8))
-    assert "adapt" in first.timings
-    assert "adapt" not in pipeline.step(TWO.frames[1]).timings
+    assert "finetune" in first.timings
+    assert "finetune" not in pipeline.step(TWO.frames[1]).timings
     added = pipeline.add_objects(np.where(TWO.labels[1] == 2, 2, 0).astype(np.uint8))
-    assert "adapt" in added.timings
+    assert "finetune" in added.timings
     adapter = adapter_of(pipeline)
     assert ids_asked(adapter) == [7, 2]
     rgb, labels, _ = adapter.asked[1]

@@ -2,149 +2,386 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import mpn
+from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.open import default_engine_dir
 from mpn.errors import InputError, ManifestError
-from mpn.runtime.crf.refine import CrfOptions
-from mpn.runtime.options import PipelineOptions
+from mpn.export.options import ExportOptions
+from mpn.runtime.options import (
+    CONSTANTS_OF_0_1,
+    OPTIONS_OF_0_1,
+    UNSET,
+    CrfOptions,
+    FinetuneOptions,
+    OsvosOptions,
+    PipelineOptions,
+    RedetectOptions,
+    ResolvedCrf,
+    ResolvedOptions,
+    ResolvedOsvos,
+    ResolvedRedetect,
+    option_names,
+)
+from mpn.runtime.pipeline import Pipeline
+from mpn.runtime.session.propagate import propagate
+from tests.emulation.engines import fake_engine_set
+from tests.runtime.pipelines import PLAIN, TWO, run
+from tests.synthetic import KnownFlow
 
-
-def test_the_defaults_are_those_of_the_design() -> None:
-    assert dataclasses.asdict(PipelineOptions()) == {
-        "size": 480,
+CRF_VALUES = {
+    "feedback": False,
+    "sxy_gaussian": 1.0,
+    "compat_gaussian": 5.0,
+    "sxy_bilateral": 15.0,
+    "srgb_bilateral": 7.0,
+    "compat_bilateral": 9.0,
+    "iterations": 5,
+    "margin_px": 16,
+    "whole_frame": False,
+    "working_scale": 1.0,
+}
+DEFAULTS: dict[str, Any] = {
+    "size": 480,
+    "threshold": 0.5,
+    "flow_check_px": 0.0,
+    "colour_weight": 0.0,
+    "roi_margin_frac": 0.15,
+    "roi_margin_px_min": 16,
+    "use_propagation": True,
+    "flip_tta": False,
+    "propagation_weight": 1.0,
+    "lost_area_frac": 0.0,
+    "osvos": {
+        "mode": "auto",
         "threshold": 0.5,
-        "flow_check_px": 0.0,
-        "colour_weight": 0.0,
-        "roi_margin_frac": 0.15,
-        "roi_margin_px_min": 16,
-        "use_propagation": True,
-        "propagation_weight": 1.0,
-        "lost_area_frac": 0.0,
-        "osvos": "auto",
-        "osvos_threshold": 0.5,
-        "osvos_every": 1,
-        "doubt_confidence": 0.7,
-        "doubt_area_factor": 2.0,
-        "ensemble_weight": 0.5,
-        "retrieve_area_frac": 0.1,
-        "retrieve_iou_max": 0.3,
-        "retrieve_colour": 0.4,
-        "retrieve_agreement": 0.2,
-        "mirror": False,
-        "crf": False,
-        "crf_feedback": False,
-        "crf_sxy_gaussian": 1.0,
-        "crf_compat_gaussian": 5.0,
-        "crf_sxy_bilateral": 15.0,
-        "crf_srgb_bilateral": 7.0,
-        "crf_compat_bilateral": 9.0,
-        "crf_iterations": 5,
-        "crf_margin_px": 16,
-        "crf_whole_frame": False,
-        "crf_working_scale": 1.0,
-    }
+        "every": 1,
+        "blend_weight": 0.5,
+        "confidence_min": 0.7,
+    },
+    "redetect": {"area_frac_min": 0.1, "colour_min": 0.4, "agreement_min": 0.2},
+    "crf": None,
+}
+SHIPPED: dict[str, Any] = {
+    **DEFAULTS,
+    "flow_check_px": 10,
+    "colour_weight": 0.75,
+    "roi_margin_frac": 0.05,
+    "flip_tta": True,
+    "osvos": {**DEFAULTS["osvos"], "threshold": 0.9, "every": 2},
+}
+"""Values in force with the engines of the package, as version 0.1 resolved them."""
+
+
+def advice() -> dict[str, Any]:
+    return dict(load_manifest(default_engine_dir()).runtime_defaults)
+
+
+def test_options_resolve_to_documented_defaults() -> None:
+    resolved = PipelineOptions().with_defaults({})
+    assert resolved.as_json() == DEFAULTS
+    assert resolved == ResolvedOptions()
+    assert PipelineOptions(crf=CrfOptions()).with_defaults({}).as_json()["crf"] == CRF_VALUES
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("given", "changed"),
     [
-        {"size": 0},
-        {"size": -2},
-        {"size": 480.0},
-        {"size": True},
-        {"threshold": -0.1},
-        {"threshold": 1.1},
-        {"threshold": "0.5"},
-        {"threshold": float("nan")},
-        {"threshold": None},
-        {"flow_check_px": -1},
-        {"colour_weight": -0.1},
-        {"colour_weight": float("nan")},
-        {"flow_check_px": float("inf")},
-        {"roi_margin_frac": -0.1},
-        {"roi_margin_frac": float("inf")},
-        {"roi_margin_px_min": -1},
-        {"roi_margin_px_min": 1.5},
-        {"use_propagation": 1},
-        {"mirror": "yes"},
-        {"osvos": "on"},
-        {"osvos": None},
-        {"osvos_threshold": 0},
-        {"osvos_threshold": 1},
-        {"osvos_every": 0},
-        {"osvos_every": 2.0},
-        {"doubt_confidence": 1.5},
-        {"doubt_area_factor": 0.9},
-        {"doubt_area_factor": float("inf")},
-        {"ensemble_weight": 2},
-        {"retrieve_agreement": -0.1},
-        {"retrieve_colour": -2.1},
-        {"retrieve_colour": True},
-        {"crf": 1},
-        {"crf_feedback": None},
-        {"propagation_weight": False},
+        (PipelineOptions(), {}),
+        (PipelineOptions(flip_tta=False, crf=None), {"flip_tta": False}),
+        (PipelineOptions(crf=CrfOptions()), {"crf": CRF_VALUES}),
+    ],
+    ids=["default", "--fast", "--crf"],
+)
+def test_shipped_advice_resolves_as_in_0_1(given: PipelineOptions, changed: dict[str, Any]) -> None:
+    assert given.with_defaults(advice()).as_json() == {**SHIPPED, **changed}
+    assert SHIPPED != DEFAULTS  # the advice has an effect
+
+
+def test_replace_keeps_unset_options_unset() -> None:
+    replaced = dataclasses.replace(PipelineOptions(), size=720)
+    assert replaced == PipelineOptions(size=720)
+    assert replaced.threshold is UNSET
+    assert replaced.with_defaults(advice()).as_json() == {**SHIPPED, "size": 720}
+    every = OsvosOptions(every=5)
+    group = dataclasses.replace(PipelineOptions(), osvos=dataclasses.replace(every, threshold=0.3))
+    osvos = group.with_defaults(advice()).osvos
+    assert (osvos.every, osvos.threshold, osvos.blend_weight) == (5, 0.3, 0.5)
+
+
+def test_replace_gives_the_masks_of_the_constructor() -> None:
+    """With advice that changes the masks, which replaced options must follow too."""
+    advised = {"roi_margin_frac": 0.9, "propagation_weight": 0.2}
+
+    def probs(options: PipelineOptions) -> list[np.ndarray]:
+        with Pipeline(
+            fake_engine_set(preprocessing=PLAIN, runtime_defaults=advised),
+            options=options,
+            flow=KnownFlow(TWO.flows_to_prev_px),
+        ) as pipeline:
+            return [result.probs for result in run(pipeline, TWO)]
+
+    def is_same(a: PipelineOptions, b: PipelineOptions) -> bool:
+        return all(np.array_equal(x, y) for x, y in zip(probs(a), probs(b), strict=True))
+
+    replaced = dataclasses.replace(PipelineOptions(), lost_area_frac=0.01)
+    assert is_same(replaced, PipelineOptions(lost_area_frac=0.01))
+    all_given = ResolvedOptions(lost_area_frac=0.01)  # as replace() gave it in version 0.1
+    assert not is_same(all_given, PipelineOptions(lost_area_frac=0.01))
+
+
+def test_given_options_win_over_advice() -> None:
+    given = PipelineOptions(size=480, threshold=0.4)
+    resolved = given.with_defaults({"size": 360, "threshold": 0.3, "roi_margin_frac": 0.25})
+    assert resolved == ResolvedOptions(size=480, threshold=0.4, roi_margin_frac=0.25)
+    osvos = OsvosOptions(every=1)
+    resolved = PipelineOptions(osvos=osvos).with_defaults({"osvos.every": 3, "osvos.mode": "off"})
+    assert resolved.osvos == ResolvedOsvos(every=1, mode="off")
+
+
+def test_resolved_options_ignore_advice() -> None:
+    resolved = PipelineOptions(threshold=0.4).with_defaults(advice())
+    assert resolved.with_defaults({"size": 240, "threshold": 0.1, "crf": True}) == resolved
+
+
+@pytest.mark.parametrize(
+    ("given", "advised", "crf"),
+    [
+        (UNSET, {}, None),
+        (UNSET, {"crf": True}, ResolvedCrf()),
+        (UNSET, {"crf": False, "crf.iterations": 2}, None),
+        (UNSET, {"crf": True, "crf_iterations": 2}, ResolvedCrf(iterations=2)),
+        (None, {"crf": True}, None),
+        (CrfOptions(), {"crf_iterations": 2}, ResolvedCrf(iterations=2)),
+        (CrfOptions(iterations=3), {"crf.iterations": 2}, ResolvedCrf(iterations=3)),
     ],
 )
-def test_a_value_that_does_not_fit_is_refused_by_name(options: dict[str, Any]) -> None:
-    (name,) = options
-    with pytest.raises(InputError, match=f"option {name} must be"):
-        PipelineOptions(**options)
-    with pytest.raises(ManifestError, match=rf"runtime_defaults.*option {name} must be"):
-        PipelineOptions().with_defaults(options)
+def test_crf_is_none_or_a_group(given: Any, advised: dict[str, Any], crf: Any) -> None:
+    assert PipelineOptions(crf=given).with_defaults(advised).crf == crf
+
+
+def test_repr_shows_given_options_only() -> None:
+    assert repr(PipelineOptions()) == "PipelineOptions()"
+    given = PipelineOptions(size=480, osvos=OsvosOptions(every=1), crf=None)
+    expected = "PipelineOptions(size=480, osvos=OsvosOptions(every=1), crf=None)"
+    assert repr(given) == expected
+    assert repr(FinetuneOptions(steps=3)) == "FinetuneOptions(steps=3)"
+    assert "threshold=0.5" in repr(given.with_defaults({}))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copy_keeps_unset_options_unset(copied: Any) -> None:
+    options = copied(PipelineOptions(size=-1, osvos=OsvosOptions(every=2)))
+    assert options == PipelineOptions(size=-1, osvos=OsvosOptions(every=2))
+    assert options.threshold is UNSET
+    assert options.osvos.mode is UNSET
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"crf_sxy_gaussian": 0}, {"crf_compat_bilateral": -1}, {"crf_iterations": 0},
-     {"crf_margin_px": 1.5}, {"crf_whole_frame": 1}],
-)  # fmt: skip
-def test_a_value_that_does_not_fit_the_crf_is_refused_by_name(options: dict[str, Any]) -> None:
-    (name,) = options
-    with pytest.raises(InputError, match=f"CRF option {name.removeprefix('crf_')} must be"):
-        PipelineOptions(**options)
+    ("given", "resolved"),
+    [
+        (PipelineOptions, ResolvedOptions),
+        (OsvosOptions, ResolvedOsvos),
+        (RedetectOptions, ResolvedRedetect),
+        (CrfOptions, ResolvedCrf),
+    ],
+)
+def test_resolved_class_has_each_field_with_a_value(given: type, resolved: type) -> None:
+    names = [option.name for option in dataclasses.fields(given)]
+    assert [option.name for option in dataclasses.fields(resolved)] == names
+    assert set(resolved.__annotations__) | {"finetune"} >= set(names)
+    assert all(getattr(resolved(), name) is not UNSET for name in names)
+    assert all(f"{name}:" in str(given.__doc__) for name in names)
 
 
-def test_every_option_of_the_crf_can_be_set() -> None:
-    given = {"sxy_gaussian": 2.0, "compat_gaussian": 3.0, "sxy_bilateral": 20.0,
-             "srgb_bilateral": 8.0, "compat_bilateral": 4.0, "iterations": 2, "margin_px": 4,
-             "whole_frame": True, "working_scale": 0.5}  # fmt: skip
-    options = PipelineOptions(**{f"crf_{name}": value for name, value in given.items()})
-    assert options.crf_options == CrfOptions(**given)
-    assert set(given) == {option.name for option in dataclasses.fields(CrfOptions)}
+BAD_VALUES: list[tuple[str, Any]] = [
+    ("size", 0),
+    ("size", -2),
+    ("size", 480.0),
+    ("size", True),
+    ("threshold", -0.1),
+    ("threshold", 1.1),
+    ("threshold", "0.5"),
+    ("threshold", float("nan")),
+    ("threshold", None),
+    ("flow_check_px", -1),
+    ("flow_check_px", float("inf")),
+    ("colour_weight", -0.1),
+    ("colour_weight", float("nan")),
+    ("roi_margin_frac", -0.1),
+    ("roi_margin_frac", float("inf")),
+    ("roi_margin_px_min", -1),
+    ("roi_margin_px_min", 1.5),
+    ("use_propagation", 1),
+    ("flip_tta", "yes"),
+    ("propagation_weight", False),
+    ("lost_area_frac", 1.5),
+    ("osvos.mode", "on"),
+    ("osvos.mode", None),
+    ("osvos.threshold", 0),
+    ("osvos.threshold", 1),
+    ("osvos.every", 0),
+    ("osvos.every", 2.0),
+    ("osvos.confidence_min", 1.5),
+    ("osvos.blend_weight", 2),
+    ("redetect.area_frac_min", -1),
+    ("redetect.agreement_min", -0.1),
+    ("redetect.colour_min", -2.1),
+    ("redetect.colour_min", True),
+    ("crf", 1),
+    ("crf.feedback", None),
+    ("crf.sxy_gaussian", 0),
+    ("crf.compat_bilateral", -1),
+    ("crf.iterations", 0),
+    ("crf.margin_px", 1.5),
+    ("crf.whole_frame", 1),
+    ("crf.working_scale", 2),
+]
 
 
-def test_other_defaults_hold_for_options_that_were_not_given() -> None:
-    options = PipelineOptions(size=480, threshold=0.4).with_defaults(
-        {"size": 360, "threshold": 0.3, "roi_margin_frac": 0.25}
-    )
-    assert options == PipelineOptions(size=480, threshold=0.4, roi_margin_frac=0.25)
-    assert options.given == {"size", "threshold"}
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES, ids=str)
+def test_bad_value_raises_with_the_name(name: str, value: Any) -> None:
+    message = rf"option {name.replace('.', '[.]')} must be"
+    crf = {"crf": True} if name.startswith("crf.") else {}
+    with pytest.raises(InputError, match=message):
+        PipelineOptions().with_values({**crf, name: value})
+    with pytest.raises(ManifestError, match=rf"runtime_defaults.*{message}"):
+        PipelineOptions().with_defaults({name: value})
+    if "." not in name and name != "crf":
+        with pytest.raises(InputError, match=message):
+            PipelineOptions(**{name: value})
 
 
-def test_defaults_can_be_replaced_again_and_leave_the_original_alone() -> None:
-    original = PipelineOptions(threshold=0.4)
-    first = original.with_defaults({"size": 360})
-    assert first.with_defaults({"size": 240, "threshold": 0.1}).size == 240
-    assert original.size == 480
+def test_each_option_has_a_bad_value_in_the_table() -> None:
+    untested = {"crf.compat_gaussian", "crf.sxy_bilateral", "crf.srgb_bilateral"}
+    assert {name for name, _ in BAD_VALUES} | untested == set(option_names())
 
 
-def test_a_bad_default_is_refused_even_if_an_option_overrides_it() -> None:
+@pytest.mark.parametrize(
+    "group",
+    [{"osvos": "off"}, {"osvos": None}, {"crf": True}, {"redetect": {}}, {"finetune": True}],
+)
+def test_group_of_another_type_raises_with_an_example(group: dict[str, Any]) -> None:
+    (name,) = group
+    with pytest.raises(InputError, match=rf"option {name} must be {name.capitalize()}Options\("):
+        PipelineOptions(**group)
+
+
+def test_bad_advice_raises_if_the_option_is_given() -> None:
     with pytest.raises(ManifestError, match="size"):
         PipelineOptions(size=480).with_defaults({"size": "large"})
 
 
-def test_an_unknown_default_is_refused_with_the_names_that_exist() -> None:
-    with pytest.raises(ManifestError, match=r"'runtime_defaults\.margin' .*roi_margin_frac"):
+def test_unknown_name_raises_with_the_known_names() -> None:
+    with pytest.raises(ManifestError, match=r"'runtime_defaults\.margin' .*roi_margin_frac.*crf\."):
         PipelineOptions().with_defaults({"margin": 1})
+    with pytest.raises(InputError, match=r"no option margin: .*osvos\.every"):
+        PipelineOptions().with_values({"margin": 1})
 
 
-@pytest.mark.parametrize("copied", [copy.copy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_copy_remembers_what_was_given(copied: Any) -> None:
-    options = copied(PipelineOptions(size=-1))
-    assert options == PipelineOptions(size=-1)
-    assert options.with_defaults({"size": 360, "threshold": 0.3}) == PipelineOptions(
-        size=-1, threshold=0.3
+def test_with_values_changes_groups_by_name() -> None:
+    given = PipelineOptions(size=320).with_values(
+        {"osvos.every": 3, "osvos.mode": "off", "flip_tta": True, "crf.iterations": 2, "crf": True}
     )
+    assert given == PipelineOptions(
+        size=320,
+        flip_tta=True,
+        osvos=OsvosOptions(every=3, mode="off"),
+        crf=CrfOptions(iterations=2),
+    )
+    resolved = ResolvedOptions().with_values({"crf": True, "redetect.colour_min": 0})
+    assert resolved == ResolvedOptions(crf=ResolvedCrf(), redetect=ResolvedRedetect(colour_min=0))
+    assert resolved.with_values({"crf": False}).crf is None
+    with pytest.raises(InputError, match=r"option crf\.iterations needs crf=true"):
+        PipelineOptions().with_values({"crf.iterations": 2})
+
+
+def test_as_json_leaves_out_finetune() -> None:
+    options = PipelineOptions(finetune=FinetuneOptions(cache_dir=Path("kept"))).with_defaults({})
+    assert options.finetune == FinetuneOptions(cache_dir=Path("kept"))
+    assert json.loads(json.dumps(options.as_json())) == DEFAULTS
+
+
+MANIFEST_OF_0_1: dict[str, Any] = {
+    "mirror": (True, "flip_tta"),
+    "osvos": ("off", "osvos.mode"),
+    "osvos_threshold": (0.8, "osvos.threshold"),
+    "osvos_every": (3, "osvos.every"),
+    "ensemble_weight": (0.3, "osvos.blend_weight"),
+    "doubt_confidence": (0.6, "osvos.confidence_min"),
+    "retrieve_area_frac": (0.3, "redetect.area_frac_min"),
+    "retrieve_colour": (0.1, "redetect.colour_min"),
+    "retrieve_agreement": (0.3, "redetect.agreement_min"),
+    **{f"crf_{name}": (2, f"crf.{name}") for name in CRF_VALUES if name.startswith(("s", "c"))},
+    "crf_iterations": (2, "crf.iterations"),
+    "crf_margin_px": (4, "crf.margin_px"),
+    "crf_feedback": (True, "crf.feedback"),
+    "crf_whole_frame": (True, "crf.whole_frame"),
+    "crf_working_scale": (0.5, "crf.working_scale"),
+}
+
+
+@pytest.mark.parametrize("old", MANIFEST_OF_0_1)
+def test_manifest_of_0_1_is_translated(old: str) -> None:
+    value, new = MANIFEST_OF_0_1[old]
+    on = {"crf": True}
+    resolved = PipelineOptions().with_defaults({**on, old: value})
+    assert resolved == PipelineOptions().with_defaults({**on, new: value})
+    assert resolved != PipelineOptions().with_defaults(on)
+
+
+def test_manifest_table_holds_each_renamed_option() -> None:
+    assert set(MANIFEST_OF_0_1) == set(OPTIONS_OF_0_1) | {"osvos"}
+
+
+def test_manifest_may_not_name_an_option_twice() -> None:
+    with pytest.raises(ManifestError, match="gives flip_tta twice, also as flip_tta"):
+        PipelineOptions().with_defaults({"mirror": True, "flip_tta": False})
+
+
+def test_manifest_mode_of_0_1_is_translated() -> None:
+    resolved = PipelineOptions().with_defaults({"osvos": "retrieve-only"})
+    assert resolved.osvos.mode == "redetect-only"
+    with pytest.raises(InputError, match="'retrieve-only' is now 'redetect-only'"):
+        OsvosOptions(mode="retrieve-only")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", CONSTANTS_OF_0_1)
+def test_manifest_may_only_repeat_a_constant(name: str) -> None:
+    same = PipelineOptions().with_defaults({name: CONSTANTS_OF_0_1[name]})
+    assert same == ResolvedOptions()
+    with pytest.raises(ManifestError, match=rf"runtime_defaults\.{name}' is a constant now, "):
+        PipelineOptions().with_defaults({name: 0.25})
+
+
+OLD_KEYWORDS: list[tuple[Any, str, str]] = [
+    *((PipelineOptions, old, new) for old, new in OPTIONS_OF_0_1.items()),
+    *((PipelineOptions, old, f"a constant, {v}") for old, v in CONSTANTS_OF_0_1.items()),
+    (Pipeline.from_engines, "adapt", "options=PipelineOptions(finetune=...)"),
+    (Pipeline.from_engines, "on_adapt", "on_finetune"),
+    (propagate, "adapt", "options=PipelineOptions(finetune=...)"),
+    (ExportOptions, "adapt", "finetune"),
+    (ExportOptions, "adapt_optimizer", "finetune_optimizer"),
+    (ExportOptions, "opset", "a constant, 18"),
+]
+
+
+@pytest.mark.parametrize(("function", "old", "new"), OLD_KEYWORDS, ids=str)
+def test_old_keyword_raises_with_the_new_one(function: Any, old: str, new: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        function(**{old: None})
+    assert str(caught.value) == f"{old} is now {new}"
+
+
+def test_old_class_name_raises_with_the_new_one() -> None:
+    with pytest.raises(ImportError, match="AdaptOptions is now FinetuneOptions"):
+    assert mpn.FinetuneOptions is FinetuneOptions
+    assert mpn.OsvosOptions is OsvosOptions
+    assert mpn.CrfOptions is CrfOptions

@@ -11,6 +11,7 @@ import pytest
 from mpn.engines.directory.manifest import FlowSource
 from mpn.engines.open import EngineSet, open_engines
 from mpn.errors import EngineError, InputError, ManifestError, MaskError
+from mpn.runtime.options import OsvosOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from tests.emulation.engines import fake_engine_set
 from tests.engine_dirs import make_engine_dir
@@ -434,7 +435,7 @@ def test_a_directory_of_real_engines_runs_the_same(tmp_path: Path, with_osvos: b
         frame_size_hw=(60, 90),
         flow_px=(-3 * 128 / 90, -2 * 64 / 60),
     )
-    options = PipelineOptions(osvos="off")
+    options = PipelineOptions(osvos=OsvosOptions(mode="off"))
     with Pipeline.from_engines(directory, backend="cpu", options=options) as pipeline:
         assert pipeline.backend == "cpu"
         assert pipeline.engines.osvos is None  # off: not even loaded
@@ -448,7 +449,7 @@ def test_a_directory_of_real_engines_runs_the_same(tmp_path: Path, with_osvos: b
 def test_osvos_of_a_directory_is_opened_and_runs(tmp_path: Path) -> None:
     directory = make_engine_dir(tmp_path / "engines", with_osvos=True)
     for mode, branch in (("blend", "blended"), ("auto", "propagation")):
-        options = PipelineOptions(osvos=mode)  # type: ignore[arg-type]
+        options = PipelineOptions(osvos=OsvosOptions(mode=mode))  # type: ignore[arg-type]
         with Pipeline.from_engines(directory, backend="cpu", options=options) as pipeline:
             assert run(pipeline, PAN)[-1].tracks[0].branch == branch
 

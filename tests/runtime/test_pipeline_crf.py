@@ -17,7 +17,7 @@ from tests.synthetic import Clip, Square, iou, squares_clip
 from tests.tolerances import PROBS_SUM
 
 STILL = squares_clip([Square(1, (20, 15), 24, (0, 0))])
-CRF = {"crf": True, "crf_srgb_bilateral": 30.0}
+CRF = {"crf": True, "crf.srgb_bilateral": 30.0}
 """The squares are textured: colours of one object differ more than in a photograph."""
 
 
@@ -65,7 +65,7 @@ def test_the_next_frame_starts_from_before_the_crf_unless_asked_otherwise(
     shape = STILL.labels[0].shape
     hw = shape if size == 480 else (30, 45)
     clip = Clip(STILL.frames, STILL.labels, (np.zeros((2, *hw), np.float32),) * 5)
-    options = {**CRF, "crf_feedback": feedback, "size": size}
+    options = {**CRF, "crf.feedback": feedback, "size": size}
     pipeline = make(clip, propagation=blurred, options=options)
     pipeline.start(clip.frames[0], clip.labels[0])
     before = make(clip, propagation=blurred, options={"size": size})
@@ -111,7 +111,7 @@ def test_the_stage_works_at_working_size_with_the_options_given(
 
     monkeypatch.setattr(host_backend, "refine", noted)
     clip = Clip(STILL.frames, STILL.labels, (np.zeros((2, 30, 45), np.float32),) * 5)
-    pipeline = make(clip, options={**CRF, "size": 30, "crf_iterations": 2})
+    pipeline = make(clip, options={**CRF, "size": 30, "crf.iterations": 2})
     pipeline.start(clip.frames[0], clip.labels[0])
     result = pipeline.step(clip.frames[1])
     assert result.probs.shape == (1, 60, 90)

@@ -60,11 +60,11 @@ def test_lost_is_said_once_and_nothing_came_of_what_the_stages_did(
         (3, 8, 9),
         ("osvos", "propagation", "osvos"),
         [FRAME] * 3,
-        events={3: ("retrieved", "blended"), 9: ("retrieved",)},
+        events={3: ("redetected", "blended"), 9: ("redetected",)},
         lost_before=lost_before,
     )
-    assert [track.events for track in tracks] == [("retrieved", "blended"), (), events]
-    assert tracks[0].as_json()["events"] == ["retrieved", "blended"]
+    assert [track.events for track in tracks] == [("redetected", "blended"), (), events]
+    assert tracks[0].as_json()["events"] == ["redetected", "blended"]
 
 
 def test_an_object_that_was_given_without_a_pixel_is_not_called_lost() -> None:

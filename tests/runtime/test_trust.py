@@ -12,7 +12,7 @@ def track(area_px: int, confidence: float = 0.9, state: TrackState | None = None
 
 
 def after(before: TrackMemory | None, now: Track) -> TrackMemory:
-    return update_track_memory(now, before, doubt_confidence=0.7, doubt_area_factor=2.0)
+    return update_track_memory(now, before, doubt_confidence=0.7)
 
 
 def history(*areas_px: float, confidence: float = 0.9) -> list[TrackMemory]:
@@ -67,6 +67,6 @@ def test_what_the_user_gives_is_beyond_doubt() -> None:
 
 def test_what_osvos_denies_is_uncertain_and_what_is_lost_is_not() -> None:
     (*_, before) = history(1000, 1000)
-    rule = {"doubt_confidence": 0.7, "doubt_area_factor": 2.0}
+    rule = {"doubt_confidence": 0.7}
     assert update_track_memory(track(1000), before, **rule, is_rejected=True).is_uncertain
     assert not update_track_memory(track(0, 0), before, **rule, is_rejected=True).is_uncertain

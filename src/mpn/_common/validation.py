@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeGuard, TypeVar
 
+import numpy as np
+
 from mpn.errors import InputError, MpnError
 
 T = TypeVar("T")
@@ -42,17 +44,21 @@ def check_int(
 
     Args:
         name: First words of the message, for example ``"option steps"``.
-        value: The value; a NumPy integer is refused, since JSON cannot hold it.
+        value: An int or a NumPy integer.
         least: Smallest allowed value.
         most: Largest allowed value.
         kind: Noun of the message, for example ``"a number of pixels"``.
         error: Class of the exception.
 
+    Returns:
+        An int.
+
     Raises:
         InputError: If it is of another type or out of bounds; ``error`` replaces the class.
     """
-    if is_int(value) and (least is None or value >= least) and (most is None or value <= most):
-        return value
+    is_whole = is_int(value) or isinstance(value, np.integer)
+    if is_whole and (least is None or value >= least) and (most is None or value <= most):
+        return int(value)
     raise error(f"{name} must be {kind}{_bounds(least, most)}, got {value!r}")
 
 
@@ -71,7 +77,7 @@ def check_number(
 
     Args:
         name: First words of the message, for example ``"option threshold"``.
-        value: The value.
+        value: An int, a float or a NumPy number.
         least: Smallest allowed value.
         above: Lower bound that is not allowed itself; not together with ``least``.
         most: Largest allowed value.
@@ -79,17 +85,21 @@ def check_number(
         kind: Noun of the message, for example ``"a share"``.
         error: Class of the exception.
 
+    Returns:
+        A float.
+
     Raises:
         InputError: If it is of another type or out of bounds; ``error`` replaces the class.
     """
+    number = value.item() if isinstance(value, np.integer | np.floating) else value
     if (
-        is_number(value)
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (most is None or value <= most)
-        and (below is None or value < below)
+        is_number(number)
+        and (least is None or number >= least)
+        and (above is None or number > above)
+        and (most is None or number <= most)
+        and (below is None or number < below)
     ):
-        return float(value)
+        return float(number)
     raise error(f"{name} must be {kind}{_bounds(least, most, above, below)}, got {value!r}")
 
 

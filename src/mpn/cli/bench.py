@@ -33,11 +33,15 @@ def bench(
     variants: str = typer.Option(
         None,
         metavar="NAME,NAME,...",
-        help="default (what mpn-run does), plain, or osvos, crf, adapt joined by +.",
+        help="default (what mpn-run does), plain, or osvos, crf, finetune joined by +.",
         show_default="all that DIR can run without fine-tuning",
     ),
-    adapt_steps: int = typer.Option(
-        None, metavar="N", min=1, help="Steps of fine-tuning.", show_default="by network"
+    finetune_steps: int = typer.Option(
+        None,
+        metavar="N",
+        min=1,
+        help="Fine-tune for N steps per object and network.",
+        show_default="by network",
     ),
     backend: BackendName = typer.Option(BackendName.AUTO, help="Backend of the networks."),
     threads: int = typer.Option(
@@ -50,16 +54,17 @@ def bench(
 ) -> None:
     """Measure the speed of an engine directory on this machine, on a rendered clip.
 
-    Measures three figures for each number of objects, with and without OSVOS and CRF: the networks
-    alone, the pipeline with frames in memory, and the whole run from an H.264 file to masks and
-    overlay. With adapt, networks are fine-tuned first. Takes minutes; run nothing else meanwhile.
+    Three figures side by side, for each number of objects, without OSVOS and CRF and with them: the
+    networks alone, the pipeline with frames in memory, and the whole way from an H.264 file to
+    masks and overlay. With finetune, networks are fine-tuned first. Takes minutes; nothing else
+    should run meanwhile.
     """
     numbers = _numbers(objects)
     size_hw = _size_hw(frame_size)
 
     from mpn.runtime.bench.benchmark import BenchmarkOptions, run_benchmark
     from mpn.runtime.bench.result import check_result_path, save_result
-    from mpn.runtime.finetune.options import AdaptOptions
+    from mpn.runtime.options import FinetuneOptions
 
     options = BenchmarkOptions(
         objects=numbers,
@@ -67,7 +72,7 @@ def bench(
         frames=frames,
         warmup=warmup,
         variants=None if variants is None else tuple(variants.split(",")),
-        adapt=AdaptOptions(steps=adapt_steps),
+        finetune=FinetuneOptions(steps=finetune_steps),
         backend=backend.value,
         threads=threads,
     )

@@ -1,4 +1,4 @@
-"""The ``mpn export`` command, also installed as ``mpn-export``."""
+"""Define the ``mpn export`` command, also installed as ``mpn-export``."""
 
 from __future__ import annotations
 
@@ -119,94 +119,101 @@ def export(
     checkpoints: list[Path] = typer.Argument(
         ...,
         metavar="CKPT",
-        help="Own checkpoint (one or several roles) or a public file; with --build also an engine "
-        "directory, whose plans are then built.",
+        help="A checkpoint (one or several roles) or a public file; with --build also an engine "
+        "directory, to build its plans.",
     ),
     out: Path = typer.Option(
-        Path("engines"), "-o", "--out", metavar="DIR", help="Engine directory to write."
+        Path("engines"), "-o", "--out", metavar="DIR", help="Write the engine directory here."
     ),
-    precision: str = typer.Option("fp32", metavar="fp32|fp16", help="Of the layers inside."),
+    precision: str = typer.Option("fp32", metavar="fp32|fp16", help="Precision of the layers."),
     frame_size: str = typer.Option(
-        "854x480", metavar="WxH", help="Working frame of flow and OSVOS."
+        "854x480", metavar="WxH", help="Run flow and OSVOS at this frame size."
     ),
-    roi_size: int = typer.Option(513, metavar="S", help="Propagation crop, 16 n + 1."),
+    roi_size: int = typer.Option(
+        513, metavar="S", help="Side of the propagation crop, 16 n + 1 pixels."
+    ),
     max_objects: int = typer.Option(8, metavar="K", help="Largest object batch of plans."),
     roles: str = typer.Option(
         "",
         metavar="LIST",
-        help="Only these roles, such as propagation,osvos.",
+        help="Export only these roles, such as propagation,osvos.",
         show_default="all",
     ),
-    opset: int = typer.Option(18, help="ONNX opset; 18 and no other."),
     build: bool = typer.Option(
-        False, "--build/--no-build", help="Build the plans of TensorRT (or for RTX) too."
+        False, "--build/--no-build", help="Also build plans of TensorRT or TensorRT for RTX."
     ),
     plans_for: str | None = typer.Option(
         None,
         metavar="tensorrt|tensorrt-rtx",
-        help="Which library's.",
+        help="Build the plans of this library.",
         show_default="tensorrt on a GPU, else tensorrt-rtx",
     ),
     any_gpu: bool = typer.Option(
-        False, "--any-gpu", help="Plans that also run on other GPUs, from Ampere on (slower)."
+        False, "--any-gpu", help="Build plans for each GPU from Ampere on (slower)."
     ),
     any_version: bool = typer.Option(
-        False, "--any-version", help="Plans that also run with later versions of TensorRT."
+        False, "--any-version", help="Build plans that later versions of TensorRT can run."
     ),
     triton: Path | None = typer.Option(
         None,
         metavar="DIR",
-        help="Write a model repository for Triton, too; alone with an engine directory as CKPT.",
+        help="Also write a model repository for Triton; only that if CKPT is an engine directory.",
         show_default="none",
     ),
     verify: bool = typer.Option(
         True, "--verify/--no-verify", help="Compare every graph with its PyTorch module."
     ),
-    adapt: bool = typer.Option(
+    finetune: bool = typer.Option(
         True,
-        "--adapt/--no-adapt",
-        help="Write the step that fine-tunes on the given frame (propagation, OSVOS).",
+        "--finetune/--no-finetune",
+        help="Write the graph of the fine-tuning step (propagation, OSVOS).",
     ),
-    adapt_optimizer: str | None = typer.Option(
+    finetune_optimizer: str | None = typer.Option(
         None,
         metavar="sgd|adamw",
-        help="Of that step.",
+        help="Optimiser of the fine-tuning step.",
         show_default="adamw for propagation, sgd for osvos",
     ),
     parity_images: Path | None = typer.Option(
-        None, metavar="DIR", help="Pictures to compare on.", show_default="rendered ones"
+        None, metavar="DIR", help="Compare on these images.", show_default="rendered images"
     ),
     flow_variant: str | None = typer.Option(
         None,
         metavar="FlowNet2|FlowNet2CSS|...",
         help="Refuse a flow checkpoint that is another member of the family.",
-        show_default="what its keys say",
+        show_default="the member its keys match",
     ),
     init_fourth_channel: str | None = typer.Option(
-        None, metavar="zero|mean|normal", help="For DeepLab weights with 3 input channels."
+        None,
+        metavar="zero|mean|normal",
+        help="Fill the fourth input channel of DeepLab weights that have three.",
     ),
     flow_preset: str = typer.Option(
         "ultrafast",
         metavar="ultrafast|fast|medium",
-        help="OpenCV DIS, where no flow checkpoint is given.",
+        help="Preset of OpenCV DIS, used without a flow checkpoint.",
     ),
     flow_scale: float = typer.Option(
-        1.0, metavar="S", help="Size of the frames DIS sees, over 0 to 1."
+        1.0, metavar="S", help="Run DIS on frames of this scale, above 0 and at most 1."
     ),
     runtime_default: list[str] = typer.Option(
-        [], metavar="NAME=VALUE", help="Pipeline option that suits these weights; repeatable."
+        [],
+        metavar="NAME=VALUE",
+        help="Advise this value of a pipeline option, such as osvos.every=2; repeatable.",
     ),
-    name: str = typer.Option("", help="For people.", show_default="the folder's name"),
+    name: str = typer.Option(
+        "", help="Name of the engine directory.", show_default="the folder's name"
+    ),
     licence: str = typer.Option(
-        "", help="Of the weights.", show_default="what the checkpoint says"
+        "", help="Licence of the weights.", show_default="as in the checkpoint"
     ),
-    quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+    quiet: bool = typer.Option(False, "--quiet", help="Print no progress."),
 ) -> None:
     """Export checkpoints to an engine directory: ONNX graphs, manifest and parity report.
 
     Public files are recognised by their keys: NVIDIA FlowNet2 (and CSS, CS, C, S, SD), jfzhang95
     DeepLab Xception, OSVOS-PyTorch. Every graph is compared with its PyTorch module, and one that
-    differs is refused. An interrupted export goes on where it stopped.
+    differs is refused. An interrupted export continues where it stopped.
     """
     from mpn.cli.export import PlanArguments, build_alone
 
@@ -241,12 +248,11 @@ def export(
         frame_size=frame_size,
         roi_size=roi_size,
         max_objects=max_objects,
-        opset=opset,
         roles=roles_from_text(roles) if roles else None,
         verify=verify,
         parity_images=parity_images,
-        adapt=adapt,
-        adapt_optimizer=adapt_optimizer,
+        finetune=finetune,
+        finetune_optimizer=finetune_optimizer,
         flow_variant=flow_variant,
         init_fourth_channel=init_fourth_channel,
         flow_preset=flow_preset,

@@ -16,10 +16,12 @@ from mpn.cli.demo import demo
 from mpn.cli.eval import evaluate
 from mpn.cli.export import export
 from mpn.cli.inspect import inspect
+from mpn.cli.renamed import refusal_of
 from mpn.cli.run import run
 from mpn.cli.train import train_app
 from mpn.errors import MpnError
 
+USAGE_ERROR = 2
 _EPILOG = "Add --debug to any command to see the traceback of an error."
 
 app = typer.Typer(
@@ -67,6 +69,9 @@ def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> in
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
+    if (refusal := refusal_of(given)) is not None:
+        _print_error(refusal)
+        return USAGE_ERROR
     try:
         application(args=given)  # usage errors and Ctrl-C raise SystemExit with their exit code
     except SystemExit as stop:

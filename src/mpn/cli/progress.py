@@ -15,7 +15,7 @@ from mpn.cli.export import plan_text
 
 if TYPE_CHECKING:
     from mpn.engines.tensorrt.plans.progress import PlanProgress
-    from mpn.runtime.finetune.loop import AdaptProgress
+    from mpn.runtime.finetune.loop import FinetuneProgress
     from mpn.runtime.session.request import Progress
 
 _PLAIN_PROGRESS_EVERY_S = 5.0
@@ -28,12 +28,12 @@ class ProgressDisplay:
 
     Attributes:
         frame: After every frame.
-        adapt: After every step of fine-tuning.
+        finetune: After every step of fine-tuning.
         build: While a plan is built.
     """
 
     frame: Callable[[Progress], None]
-    adapt: Callable[[AdaptProgress], None]
+    finetune: Callable[[FinetuneProgress], None]
     build: Callable[[PlanProgress], None]
 
 
@@ -42,7 +42,7 @@ def progress_display(quiet: bool) -> Iterator[ProgressDisplay]:
     """What to call with the progress of a run while the ``with`` statement lasts."""
     if quiet:
         yield ProgressDisplay(
-            frame=lambda progress: None, adapt=lambda progress: None, build=lambda progress: None
+            frame=lambda progress: None, finetune=lambda progress: None, build=lambda progress: None
         )
     elif sys.stderr.isatty():
         with _rich_display() as display:
@@ -101,9 +101,9 @@ def _rich_display() -> Iterator[ProgressDisplay]:
         rate = frame_rate.after(progress)
         show("frames", progress.done, total, f"{rate:.1f} FPS", _eta_text(progress, rate))
 
-    def adapt(progress: AdaptProgress) -> None:
+    def finetune(progress: FinetuneProgress) -> None:
         show(
-            _adapt_name(progress),
+            _finetune_name(progress),
             progress.step,
             progress.steps,
             f"loss {progress.loss:.3f}",
@@ -116,7 +116,7 @@ def _rich_display() -> Iterator[ProgressDisplay]:
         show(f"building the plan of {progress.role}", percent, 100, "", eta)
 
     with bars:
-        yield ProgressDisplay(frame, adapt, build)
+        yield ProgressDisplay(frame, finetune, build)
 
 
 def _plain_display() -> ProgressDisplay:
@@ -140,10 +140,10 @@ def _plain_display() -> ProgressDisplay:
 
         say(text)
 
-    def adapt(progress: AdaptProgress) -> None:
+    def finetune(progress: FinetuneProgress) -> None:
         say(
             lambda: (
-                f"{_adapt_name(progress)}: step {progress.step} of {progress.steps}, "
+                f"{_finetune_name(progress)}: step {progress.step} of {progress.steps}, "
                 f"ETA {progress.eta_s:.0f} s, loss {progress.loss:.3f}"
             )
         )
@@ -151,8 +151,8 @@ def _plain_display() -> ProgressDisplay:
     def build(progress: PlanProgress) -> None:
         say(lambda: plan_text(progress))
 
-    return ProgressDisplay(frame, adapt, build)
+    return ProgressDisplay(frame, finetune, build)
 
 
-def _adapt_name(progress: AdaptProgress) -> str:
-    return f"learning object {progress.object_id} ({progress.role})"
+def _finetune_name(progress: FinetuneProgress) -> str:
+    return f"fine-tuning object {progress.object_id} ({progress.role})"

@@ -1,4 +1,4 @@
-"""The ``mpn run`` command, also installed as ``mpn-run``."""
+"""Define the ``mpn run`` command, also installed as ``mpn-run``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from mpn.cli.progress import progress_display
 
 if TYPE_CHECKING:
-    from mpn.runtime.finetune.options import AdaptOptions
+    from mpn.runtime.options import FinetuneOptions
     from mpn.runtime.session.outputs import SaveKind
     from mpn.runtime.session.request import Progress, RunRequest
 
@@ -22,7 +22,7 @@ _FRAME_AND_FILE = re.compile(r"(\d+):(.+)", re.DOTALL)
 
 
 def missing_video(engine_dir: Path | None) -> str:
-    """What to say when the video was forgotten."""
+    """Return the error message for a missing VIDEO argument."""
     if engine_dir is not None and engine_dir.suffix and not engine_dir.is_dir():
         return (
             f"VIDEO is missing, and {engine_dir} is no engine directory; did you mean "
@@ -32,7 +32,7 @@ def missing_video(engine_dir: Path | None) -> str:
 
 
 def masks_by_frame(given: list[str]) -> dict[int | None, Path]:
-    """``--mask``: FILE or FRAME:FILE, each -> frame index (None: the first frame) and file."""
+    """Convert ``--mask`` (FILE or FRAME:FILE) to frame index -> file; None: the first frame."""
     if not given:
         raise typer.BadParameter(
             "no mask was given: add --mask FIRST.png, the mask of the first frame"
@@ -52,7 +52,7 @@ def masks_by_frame(given: list[str]) -> dict[int | None, Path]:
 
 
 def save_kinds(text: str) -> frozenset[SaveKind]:
-    """``--save``: kinds separated by commas."""
+    """Convert ``--save``, kinds separated by commas."""
     known: dict[str, SaveKind] = {
         "masks": "masks", "overlay": "overlay", "probs": "probs", "rle": "rle",
     }  # fmt: skip
@@ -66,7 +66,7 @@ def save_kinds(text: str) -> frozenset[SaveKind]:
 
 
 def rate_from_text(text: str | None) -> Any:
-    """``--fps``: a fraction, or None if it was not given."""
+    """Convert ``--fps`` to a fraction; None if it was not given."""
     if text is None:
         return None
     from fractions import Fraction
@@ -80,8 +80,8 @@ def rate_from_text(text: str | None) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptArguments:
-    """The ``--adapt-*`` options as they were typed; None or False: not given."""
+class FinetuneArguments:
+    """Hold the ``--finetune-*`` options of the command line; None or False: not given."""
 
     off: bool
     off_by: str
@@ -95,12 +95,12 @@ class AdaptArguments:
 
     @property
     def are_given(self) -> bool:
-        """Whether fine-tuning was asked for by one of them; a seed alone asks for nothing."""
+        """Whether one of them requires fine-tuning; a seed alone does not."""
         given = (self.steps, self.seconds, self.size, self.scope, self.cache)
         return any(value is not None for value in given)
 
-    def options(self) -> AdaptOptions | None:
-        """What the runtime takes; None: no fine-tuning.
+    def options(self) -> FinetuneOptions | None:
+        """Return the options of the runtime; None: no fine-tuning.
 
         Raises:
             typer.BadParameter: If they contradict each other.
@@ -108,26 +108,29 @@ class AdaptArguments:
         """
         if self.off:
             if self.are_given:
-                raise typer.BadParameter(f"{self.off_by} contradicts the other --adapt options")
+                raise typer.BadParameter(f"{self.off_by} contradicts the --finetune options")
             return None
         if self.cache is not None and self.no_cache:
-            raise typer.BadParameter("--adapt-cache contradicts --no-adapt-cache")
-        from mpn.runtime.finetune.options import AdaptOptions
+            raise typer.BadParameter("--finetune-cache contradicts --no-finetune-cache")
+        from mpn.runtime.options import FinetuneOptions
 
         given: dict[str, Any] = {
             "steps": self.steps,
             "seconds": self.seconds,
             "size": self.size,
             "scope": self.scope,
-            "cache_dir": None if self.no_cache else self.cache or default_adapt_cache(),
+            "cache_dir": None if self.no_cache else self.cache or default_finetune_cache(),
         }
         if self.seed is not None:
             given["seed"] = self.seed
-        return AdaptOptions(**given)
+        return FinetuneOptions(**given)
 
 
-def default_adapt_cache() -> Path | None:
-    """Return the default folder of fine-tuned weights; None if the user has no home."""
+def default_finetune_cache() -> Path | None:
+    """Return the default folder of fine-tuned weights; None if the user has no home folder.
+
+    It keeps the name it had in version 0.1, so that weights kept then are still found.
+    """
     from mpn._common.cache_dirs import user_cache_dir
 
     return user_cache_dir("adapt")
@@ -137,7 +140,7 @@ INTERRUPTED = 130
 
 
 class BackendName(StrEnum):
-    """What ``--backend`` takes; a test keeps it equal to ``mpn.engines.open.BACKENDS``."""
+    """List the values of ``--backend``; a test compares it with ``mpn.engines.open.BACKENDS``."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -155,7 +158,7 @@ class DecodeName(StrEnum):
 
 
 class ScopeName(StrEnum):
-    """What ``--adapt-scope`` takes; a test keeps it equal to ``AdaptScope``."""
+    """List the values of ``--finetune-scope``; a test compares it with ``FinetuneScope``."""
 
     ALL = "all"
     HEAD = "head"
@@ -165,8 +168,8 @@ def run(
     video: str = typer.Argument(
         None,
         metavar="VIDEO",
-        help="A file, a folder of images, a pattern like 'frames/%05d.jpg', a camera index, or an "
-        "rtsp:// address.",
+        help="A video file, a folder of images, a pattern such as 'frames/%05d.jpg', a camera "
+        "index, or an rtsp:// address.",
         show_default=False,
     ),
     mask: list[str] = typer.Option(
@@ -177,106 +180,107 @@ def run(
         show_default=False,
     ),
     engine_dir: Path = typer.Option(
-        None, metavar="DIR", help="What mpn-export wrote.", show_default="ships with the package"
+        None,
+        metavar="DIR",
+        help="Use the engines that mpn-export wrote to DIR.",
+        show_default="the engines of the package",
     ),
     out: Path = typer.Option(
         None,
         "--out",
         "-o",
         metavar="OUT",
-        help="Folder for the results.",
+        help="Write the results to this folder.",
         show_default="<video>-mpn",
     ),
-    backend: BackendName = typer.Option(BackendName.AUTO, help="What runs the networks."),
+    backend: BackendName = typer.Option(BackendName.AUTO, help="Run the networks with this."),
     threads: int = typer.Option(
-        None, metavar="N", min=1, help="CPU threads.", show_default="all cores"
+        None, metavar="N", min=1, help="Use N CPU threads.", show_default="all cores"
     ),
     fast: bool = typer.Option(
         False,
         "--fast",
-        help="The quickest masks: no fine-tuning, no mirrored second look, no CRF unless --crf.",
+        help="Disable fine-tuning, flip averaging and CRF (--crf still enables the CRF).",
     ),
     build: bool = typer.Option(
         True,
         "--build/--no-build",
-        help="Build a plan of TensorRT that is missing or does not fit this GPU.",
+        help="Build a TensorRT plan that is missing or does not fit this GPU.",
     ),
-    no_osvos: bool = typer.Option(
-        False, "--no-osvos", help="Leave OSVOS out, also where the engines have it."
-    ),
+    no_osvos: bool = typer.Option(False, "--no-osvos", help="Disable OSVOS."),
     osvos_every: int = typer.Option(
         None,
         metavar="N",
         min=1,
-        help="Run OSVOS on every N-th frame, and on all for objects that are lost or doubtful.",
-        show_default="what the engines advise, else 1",
+        help="Run OSVOS every N frames, and in each frame for objects that are lost or uncertain.",
+        show_default="as the engines advise, else 1",
     ),
     crf: bool = typer.Option(
         None,
         "--crf/--no-crf",
-        help="Sharpen the masks with a dense CRF.",
-        show_default="what the engines advise, else no",
+        help="Refine the masks with a dense CRF.",
+        show_default="as the engines advise, else no",
     ),
-    no_adapt: bool = typer.Option(
-        False, "--no-adapt", help="Do not fine-tune the networks on the given masks."
+    no_finetune: bool = typer.Option(
+        False, "--no-finetune", help="Disable first-frame fine-tuning."
     ),
-    adapt_steps: int = typer.Option(
+    finetune_steps: int = typer.Option(
         None,
         metavar="N",
         min=1,
-        help="Steps of fine-tuning, an object and network.",
+        help="Fine-tune for N steps per object and network.",
         show_default="by network",
     ),
-    adapt_seconds: float = typer.Option(
+    finetune_seconds: float = typer.Option(
         None,
         metavar="S",
-        help="Seconds after which fine-tuning ends, an object and network. The masks then depend "
-        "on the speed of the machine.",
+        help="Stop fine-tuning after S seconds per object and network. The masks then depend on "
+        "the speed of the machine.",
         show_default="no limit",
     ),
-    adapt_size: int = typer.Option(
+    finetune_size: int = typer.Option(
         None,
         metavar="PX",
-        help="Side of the crops to learn from, 16 n + 1.",
+        help="Fine-tune on crops of this side in pixels, 16 n + 1.",
         show_default="by network",
     ),
-    adapt_scope: ScopeName = typer.Option(
+    finetune_scope: ScopeName = typer.Option(
         None,
-        help="Fine-tune all weights, or the last layers alone (faster).",
+        help="Fine-tune all weights, or only the last layers (faster).",
         show_default="by network",
     ),
-    adapt_cache: Path = typer.Option(
+    finetune_cache: Path = typer.Option(
         None,
         metavar="DIR",
-        help="Where fine-tuned weights are kept for the next run on the same masks.",
+        help="Keep fine-tuned weights in DIR for the next run on the same masks.",
         show_default="~/.cache/mpn-runtime/adapt",
     ),
-    no_adapt_cache: bool = typer.Option(
-        False, "--no-adapt-cache", help="Keep no fine-tuned weights, and use none."
+    no_finetune_cache: bool = typer.Option(
+        False, "--no-finetune-cache", help="Neither keep nor reuse fine-tuned weights."
     ),
     seed: int = typer.Option(
-        None, metavar="N", min=0, help="Seed of fine-tuning.", show_default="0"
+        None, metavar="N", min=0, help="Seed the fine-tuning.", show_default="0"
     ),
     size: int = typer.Option(
         None,
         metavar="PX",
-        help="Work at this short side; -1 for the video's own.",
-        show_default="what the engines advise, else 480",
+        help="Work at this short side in pixels; -1 for the size of the video.",
+        show_default="as the engines advise, else 480",
     ),
     start: int = typer.Option(
         None,
         metavar="FRAME",
         min=0,
-        help="First frame, counted from 0; --mask belongs to it.",
+        help="Start at this frame, counted from 0; --mask is its mask.",
         show_default="0",
     ),
     end: int = typer.Option(
-        None, metavar="FRAME", min=1, help="Stop before this frame.", show_default="the whole video"
+        None, metavar="FRAME", min=1, help="Stop before this frame.", show_default="the last frame"
     ),
     fps: str = typer.Option(
         None,
         metavar="RATE",
-        help="Frame rate of a folder of images, as 25 or 30000/1001.",
+        help="Frame rate of a folder of images, such as 25 or 30000/1001.",
         show_default="24",
     ),
     decode: DecodeName = typer.Option(
@@ -285,44 +289,43 @@ def run(
         "if the networks run there and the extra is installed.",
     ),
     save: str = typer.Option(
-        "masks,overlay", metavar="KINDS", help="Comma-separated: masks, overlay, probs, rle."
+        "masks,overlay",
+        metavar="KINDS",
+        help="Save these, separated by commas: masks, overlay, probs, rle.",
     ),
-    resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted run in OUT."),
+    resume: bool = typer.Option(False, "--resume", help="Continue an interrupted run in OUT."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
     as_json: bool = typer.Option(
-        False, "--json", help="Print run.json to stdout when done; progress goes to stderr."
+        False, "--json", help="Print run.json to stdout at the end; progress goes to stderr."
     ),
 ) -> None:
     """Segment VIDEO from the mask of its first frame: a mask for every frame, and an overlay video.
 
-    OUT gets masks/00000.png (a palette PNG a frame), overlay.mp4, tracks.jsonl and run.json. For a
-    sequence of a data set in DAVIS layout the masks go to OUT/<sequence>/00000.png and the rest to
-    OUT/_runs/<sequence>/. Results of an earlier run in OUT are replaced.
+    OUT gets masks/00000.png (a palette PNG per frame), overlay.mp4, tracks.jsonl and run.json. For
+    a sequence of a data set in DAVIS layout the masks go to OUT/<sequence>/00000.png and the rest
+    to OUT/_runs/<sequence>/. Results of an earlier run in OUT are replaced.
     """
     if video is None:
         raise typer.BadParameter(missing_video(engine_dir))
     masks = masks_by_frame(mask)
     kinds = save_kinds(save)
-    adapt = AdaptArguments(
-        off=no_adapt or fast,
-        off_by="--no-adapt" if no_adapt else "--fast",
-        steps=adapt_steps,
-        seconds=adapt_seconds,
-        size=adapt_size,
-        scope=None if adapt_scope is None else adapt_scope.value,
-        cache=adapt_cache,
-        no_cache=no_adapt_cache,
+    finetune = FinetuneArguments(
+        off=no_finetune or fast,
+        off_by="--no-finetune" if no_finetune else "--fast",
+        steps=finetune_steps,
+        seconds=finetune_seconds,
+        size=finetune_size,
+        scope=None if finetune_scope is None else finetune_scope.value,
+        cache=finetune_cache,
+        no_cache=no_finetune_cache,
         seed=seed,
     )
 
-    from mpn.runtime.options import PipelineOptions
+    from mpn.runtime.options import UNSET, CrfOptions, OsvosOptions, PipelineOptions
     from mpn.runtime.session.request import RunRequest
     from mpn.runtime.session.session import run_video
 
-    given: dict[str, Any] = {"size": size, "osvos_every": osvos_every, "crf": crf}
-    if fast:
-        given |= {"mirror": False, "crf": bool(crf)}
-    given |= {"osvos": "off"} if no_osvos else {}
+    is_crf_off = crf is False or (fast and crf is None)
     request = RunRequest(
         video=video,
         masks=masks,
@@ -330,9 +333,17 @@ def run(
         engine_dir=engine_dir,
         backend=backend.value,
         threads=threads,
-        options=PipelineOptions(**{k: v for k, v in given.items() if v is not None}),
-        adapt=adapt.options(),
-        must_adapt=adapt.are_given,
+        options=PipelineOptions(
+            size=UNSET if size is None else size,
+            flip_tta=False if fast else UNSET,
+            osvos=OsvosOptions(
+                mode="off" if no_osvos else UNSET,
+                every=UNSET if osvos_every is None else osvos_every,
+            ),
+            crf=CrfOptions() if crf else None if is_crf_off else UNSET,
+            finetune=finetune.options(),
+        ),
+        must_finetune=finetune.are_given,
         start=start,
         end=end,
         fps=rate_from_text(fps),
@@ -363,12 +374,12 @@ def _run_with_progress(
 
         try:
             return run_video(
-                request, on_progress=on_progress, on_adapt=show.adapt, on_build=show.build
+                request, on_progress=on_progress, on_finetune=show.finetune, on_build=show.build
             )
         except KeyboardInterrupt:
             interrupted_at = done
     typer.echo(
-        f"interrupted: {interrupted_at} frames are done and kept, --resume goes on from there"
+        f"interrupted: {interrupted_at} frames are done and kept, continue with --resume"
         if interrupted_at
         else "interrupted",
         err=True,
@@ -381,11 +392,11 @@ def _summary(report: dict[str, Any]) -> str:
     masks = f"masks in {out['masks']}, the rest in {out['folder']}"
     if "masks" not in report["saved"]:
         masks = f"results in {out['folder']}"
-    learnt = ""
-    if report["adapt"]["ran"]:
-        seconds, fps = report["adapt"]["seconds"], report["fps_after_adapt"]
-        learnt = f" ({fps:.1f} after {seconds:.0f} s of fine-tuning)"
+    finetuned = ""
+    if report["finetune"]["ran"]:
+        seconds, fps = report["finetune"]["seconds"], report["fps_after_finetune"]
+        finetuned = f" ({fps:.1f} after {seconds:.0f} s of fine-tuning)"
     return (
-        f"{report['frames']} frames, {report['fps']:.1f} FPS on {used}{learnt}, "
+        f"{report['frames']} frames, {report['fps']:.1f} FPS on {used}{finetuned}, "
         f"objects {', '.join(map(str, report['object_ids']))}: {masks}"
     )

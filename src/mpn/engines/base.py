@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from mpn._common.closeable import SupportsClose
 from mpn.cuda.array import DeviceArray
 from mpn.engines.spec import EngineSpec

@@ -10,9 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mpn._common.closeable import Closeable
-from mpn.cuda.device import Device, Tensor, nbytes_of, tensor_from_interface
-from mpn.engines.base import DeviceTensor, EngineBuffers
-from mpn._common.closeable import Closing
 from mpn.cuda.array import DeviceArray, array_from_interface
 from mpn.cuda.device import CudaDevice
 from mpn.engines.base import EngineBuffers

@@ -13,8 +13,6 @@ from typing import Literal
 import numpy as np
 
 from mpn._common.closeable import Closeable
-from mpn.cuda.device import Device, open_device
-from mpn._common.closeable import Closing
 from mpn.cuda.device import CudaDevice, gpu_unavailable_reason
 from mpn.engines.base import Engine
 from mpn.engines.directory.files import check_engine_dir, check_present, resolve_inside
@@ -27,7 +25,7 @@ from mpn.engines.directory.manifest import (
 )
 from mpn.engines.onnxruntime.cuda_engine import OrtCudaEngine
 from mpn.engines.onnxruntime.engine import OrtBackend, OrtEngine, why_no_cuda
-from mpn.engines.onnxruntime.reweight import open_adapted_engine
+from mpn.engines.onnxruntime.reweight import open_finetuned_engine
 from mpn.engines.spec import Role
 from mpn.engines.tensorrt.api import TrtBackend, load_trt
 from mpn.engines.tensorrt.open import PlanPolicy, open_trt_engine
@@ -387,7 +385,7 @@ def open_object_engine(
     """
     if engines.plans is not None:
         return open_refitted_engine(engines.plans, role, weights, engines.policy, threads=threads)
-    return open_adapted_engine(
+    return open_finetuned_engine(
         directory,
         engines.manifest,
         role,

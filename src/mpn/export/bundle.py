@@ -14,8 +14,8 @@ from torch import nn
 from mpn import __version__
 from mpn._common.files import output_error, sha256_of_file, write_text_atomically
 from mpn._common.records import json_from_record
-from mpn.engines.directory.entries import AdaptEntry, Preprocessing
-from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.entries import FinetuneEntry, Preprocessing
+from mpn.engines.directory.files import FileDigest, sha256_of_file
 from mpn.engines.directory.manifest import Manifest, RoleEntry, save_manifest, verify_digests
 from mpn.engines.directory.parity import PARITY_NAME
 from mpn.engines.spec import ROLES, Role
@@ -31,7 +31,7 @@ from mpn.export.description import (
     timed,
 )
 from mpn.export.finetune.parity import verify_step
-from mpn.export.finetune.write import ADAPTABLE_ROLES, write_adapt
+from mpn.export.finetune.write import FINETUNABLE_ROLES, write_adapt
 from mpn.export.graph import export_graph
 from mpn.export.options import ExportOptions
 from mpn.export.parity import CaseParity, parity_document, parity_text, verify_graph
@@ -200,8 +200,8 @@ def _key(
         "max_objects": options.max_objects,
         "init_fourth_channel": options.init_fourth_channel,
         "pictures": None if pictures is None else pictures.digest,
-        "adapt": options.adapt,
-        "adapt_optimizer": options.adapt_optimizer,
+        "adapt": options.finetune,
+        "adapt_optimizer": options.finetune_optimizer,
     }
 
 
@@ -216,7 +216,7 @@ def _exported(
     role = weights.role
     path = staging.path / f"{role}.onnx"
     spec = spec_of(role, options)
-    adaptable = options.adapt and role in ADAPTABLE_ROLES
+    adaptable = options.finetune and role in FINETUNABLE_ROLES
     try:
         with timed(progress, role, "load"):
             network = build_network(weights)
@@ -266,10 +266,10 @@ def _exported(
 
 def _adapt(
     role: Role, network: nn.Module, folder: Path, options: ExportOptions
-) -> tuple[AdaptEntry, tuple[CaseParity, ...]]:
+) -> tuple[FinetuneEntry, tuple[CaseParity, ...]]:
     """Write the fine-tuning step of a role and, if requested, compare it."""
     written = write_adapt(
-        role, network, folder, precision=options.precision, optimizer=options.adapt_optimizer
+        role, network, folder, precision=options.precision, optimizer=options.finetune_optimizer
     )
     if not options.verify:
         return written.entry, ()

@@ -16,7 +16,7 @@ from mpn._common.records import record_from_json
 from mpn.engines.directory.entries import (
     DIS_SOURCE,
     ENGINE_SOURCE,
-    AdaptEntry,
+    FinetuneEntry,
     FlowSource,
     Preprocessing,
     Provenance,
@@ -25,6 +25,7 @@ from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest, RoleEntry, utc_now_iso
 from mpn.engines.spec import (
     FLOW_SIZE_MULTIPLE,
+    OPSET,
     OSVOS_SIZE_MULTIPLE,
     ROI_SIZE_STEP,
     EngineSpec,
@@ -83,7 +84,7 @@ def role_entry(weights: RoleWeights, options: ExportOptions, finished: FinishedR
     adapt = (
         None
         if facts["adapt"] is None
-        else record_from_json(facts["adapt"], AdaptEntry, ManifestError)
+        else record_from_json(facts["adapt"], FinetuneEntry, ManifestError)
     )
     of_adapt = set() if adapt is None else {file.path for file in adapt.files}
     graph, *external_data = (file for file in finished.files if file.path not in of_adapt)
@@ -92,7 +93,7 @@ def role_entry(weights: RoleWeights, options: ExportOptions, finished: FinishedR
         onnx=graph.path,
         sha256=graph.sha256,
         external_data=tuple(external_data),
-        opset=options.opset,
+        opset=OPSET,
         precision=options.precision,
         half_weights=summary["half_weights"],
         total_weights=summary["total_weights"],

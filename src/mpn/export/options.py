@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from mpn._common.options import refuse_old_fields
 from mpn._common.records import Scalar
-from mpn.engines.directory.entries import ADAPT_OPTIMIZERS, DIS_PRESETS, PRECISIONS, DisPreset
+from mpn.engines.directory.entries import DIS_PRESETS, FINETUNE_OPTIMIZERS, PRECISIONS, DisPreset
 from mpn.engines.spec import OPSET, ROLES, Precision, Role, propagation_spec
 from mpn.errors import EngineError, InputError
 
@@ -26,6 +27,13 @@ _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*")
 _MAX_NAME = 80
 
 
+@refuse_old_fields(
+    {
+        "adapt": "finetune",
+        "adapt_optimizer": "finetune_optimizer",
+        "opset": f"a constant, {OPSET}",
+    }
+)
 @dataclass(frozen=True)
 class ExportOptions:
     """Options of an export.
@@ -34,19 +42,18 @@ class ExportOptions:
         precision: Precision of the layers; inputs and outputs are always float32.
         frame_size_hw: (height, width) of the working frame, for flow and OSVOS.
         roi_size: Side of the propagation crop, 16 n + 1.
-        max_objects: Largest object batch of the plans; onnxruntime accepts any.
-        opset: 18 and no other.
+        max_objects: Largest object batch that plans are built for; onnxruntime takes any.
         roles: Which roles of the checkpoints to export; None for all.
-        verify: Compare each graph with its module, and refuse to write one that differs.
-        parity_images: Folder of images to compare on; None renders some.
-        adapt: Write the fine-tuning step of the roles that have one, with weights in a separate
-            file.
-        adapt_optimizer: ``"sgd"`` or ``"adamw"`` for all of them; None for the default of each.
-        flow_variant: Required FlowNet 2.0 variant of the flow checkpoint, for example
-            ``"FlowNet2"``; None accepts the variant of its keys.
-        init_fourth_channel: How to initialise the fourth channel of DeepLab weights with three.
-        flow_preset: Preset of OpenCV's DIS if no flow network is exported.
-        flow_scale: Resolution of DIS, relative to the working frame.
+        verify: Compare each graph with its module, and refuse to write what differs.
+        parity_images: Folder of pictures to compare on; None renders some.
+        finetune: Write the fine-tuning step of the roles that have one, with their weights in
+            separate files.
+        finetune_optimizer: ``"sgd"`` or ``"adamw"`` for all roles; None for the default of each.
+        flow_variant: Member of the FlowNet 2.0 family that the flow checkpoint must be, for example
+            ``"FlowNet2"``; None takes what its keys say.
+        init_fourth_channel: How to fill the fourth channel of DeepLab weights that have three.
+        flow_preset: Preset of OpenCV's DIS where no flow network is exported.
+        flow_scale: Size at which DIS runs, relative to the working frame.
         runtime_defaults: Pipeline options that suit these weights.
         name: Display name; empty for the name of the directory.
         licence: Licence of the weights; empty for that of the checkpoints.
@@ -60,12 +67,11 @@ class ExportOptions:
     frame_size_hw: tuple[int, int] = (480, 854)
     roi_size: int = 513
     max_objects: int = 8
-    opset: int = OPSET
     roles: tuple[Role, ...] | None = None
     verify: bool = True
     parity_images: Path | None = None
-    adapt: bool = True
-    adapt_optimizer: str | None = None
+    finetune: bool = True
+    finetune_optimizer: str | None = None
     flow_variant: str | None = None
     init_fourth_channel: str | None = None
     flow_preset: DisPreset = "ultrafast"
@@ -87,12 +93,6 @@ class ExportOptions:
             raise InputError(str(error)) from error
         if self.max_objects > MAX_OBJECTS:
             raise InputError(f"max_objects must be at most {MAX_OBJECTS}, got {self.max_objects}")
-        if self.opset != OPSET:
-            raise InputError(
-                f"opset {self.opset} is not supported, only {OPSET} is: from 20 on "
-                "TensorRT's parser reads the renamed GridSample mode as nearest "
-                "(NVIDIA/TensorRT#4646), and under 18 the exporter converts down"
-            )
         if self.roles is not None and not self.roles:
             raise InputError(f"no role is given: the roles are {', '.join(ROLES)}")
         if self.parity_images is not None and not self.verify:
@@ -100,15 +100,15 @@ class ExportOptions:
                 "parity images are given, but verification is off: "
                 "leave out either --parity-images or --no-verify"
             )
-        if self.adapt_optimizer not in (None, *ADAPT_OPTIMIZERS):
+        if self.finetune_optimizer not in (None, *FINETUNE_OPTIMIZERS):
             raise InputError(
-                f"unknown optimiser '{self.adapt_optimizer}': the optimisers are "
-                f"{', '.join(ADAPT_OPTIMIZERS)}"
+                f"unknown optimiser '{self.finetune_optimizer}': the optimisers are "
+                f"{', '.join(FINETUNE_OPTIMIZERS)}"
             )
-        if self.adapt_optimizer is not None and not self.adapt:
+        if self.finetune_optimizer is not None and not self.finetune:
             raise InputError(
-                "an optimiser is given, but fine-tuning is off: leave out either "
-                "--adapt-optimizer or --no-adapt"
+                "an optimiser was given, but fine-tuning was switched off: leave out either "
+                "--finetune-optimizer or --no-finetune"
             )
         if self.flow_preset not in DIS_PRESETS:
             raise InputError(
@@ -173,9 +173,9 @@ def runtime_defaults_from_texts(texts: list[str]) -> dict[str, Scalar]:
     defaults: dict[str, Scalar] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
+        if not equals or not all(part.isidentifier() for part in name.split(".")):
             raise InputError(
-                f"a runtime default must be NAME=VALUE such as ensemble_weight=0.5, got '{text}'"
+                f"a runtime default must be NAME=VALUE such as osvos.every=2, got '{text}'"
             )
         if name in defaults:
             raise InputError(f"the runtime default '{name}' is given twice: give it once")

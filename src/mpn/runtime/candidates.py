@@ -51,7 +51,7 @@ class Candidates:
         bounds, rois, branches = list(self.bounds), list(self.rois), list(self.branches)
         bounds[k], rois[k], branches[k] = box, roi, "osvos"
         happened: tuple[TrackEvent, ...] = (
-            ("retrieved",) if self.rois[k] is None else ("lost", "retrieved")
+            ("redetected",) if self.rois[k] is None else ("lost", "redetected")
         )
         return replace(
             self,

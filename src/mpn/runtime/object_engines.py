@@ -6,16 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
-import numpy as np
-
 from mpn._common.closeable import Closeable
-from mpn._common.closeable import Closing
 from mpn.engines.base import Engine
 from mpn.engines.spec import Role
 from mpn.types import UInt8Array
 
 
-class ObjectAdapterLike(Protocol):
+class ObjectFinetunerLike(Protocol):
     """Fine-tunes networks on one object of a frame."""
 
     def adapt(self, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Mapping[Role, Engine]:
@@ -73,8 +70,8 @@ class ObjectEngines(Closeable):
         self.replace({})
 
 
-def adapted_engines(
-    adapter: ObjectAdapterLike, rgb: UInt8Array, labels: UInt8Array, object_ids: Sequence[int]
+def finetuned_engines(
+    adapter: ObjectFinetunerLike, rgb: UInt8Array, labels: UInt8Array, object_ids: Sequence[int]
 ) -> dict[int, Mapping[Role, Engine]]:
     """Fine-tune on one object after the other.
 

@@ -1,96 +1,469 @@
-"""The options of the pipeline: what the paper leaves open, each as one documented field."""
+"""Define the options of the pipeline, in groups, and resolve them.
+
+Options that the caller does not give are UNSET. :meth:`PipelineOptions.with_defaults` resolves
+them: a given value wins, else the advice in the manifest of the engine directory, else the
+documented default. The pipeline itself works with :class:`ResolvedOptions`, without UNSET.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, get_args
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_args
 
+from mpn._common.options import UNSET as UNSET
+from mpn._common.options import GivenRepr, Unset, refuse_old_fields
 from mpn._common.validation import check_bool, check_choice, check_int, check_number, is_int
+from mpn.engines.directory.entries import FinetuneOptimizer as FinetuneOptimizer
+from mpn.engines.directory.entries import FinetuneScope as FinetuneScope
+from mpn.engines.spec import ROI_SIZE_STEP, Role
 from mpn.errors import InputError, ManifestError
-from mpn.runtime.crf.refine import CrfOptions
+from mpn.runtime.crf.refine import CrfOptions as CrfOptions
+from mpn.runtime.crf.refine import ResolvedCrf as ResolvedCrf
 from mpn.runtime.host.preprocess import NATIVE_SIZE
 
-OsvosMode = Literal["auto", "blend", "retrieve-only", "off"]
+OsvosMode = Literal["auto", "blend", "redetect-only", "off"]
+
+T = TypeVar("T")
+
+OPTIONS_OF_0_1: Mapping[str, str] = {
+    "mirror": "flip_tta",
+    "osvos_threshold": "osvos.threshold",
+    "osvos_every": "osvos.every",
+    "ensemble_weight": "osvos.blend_weight",
+    "doubt_confidence": "osvos.confidence_min",
+    "retrieve_area_frac": "redetect.area_frac_min",
+    "retrieve_colour": "redetect.colour_min",
+    "retrieve_agreement": "redetect.agreement_min",
+    **{f"crf_{option.name}": f"crf.{option.name}" for option in fields(CrfOptions)},
+}
+"""Name in version 0.1 -> name now. Manifests keep the old names and are translated when read."""
+
+CONSTANTS_OF_0_1: Mapping[str, float] = {"doubt_area_factor": 2.0, "retrieve_iou_max": 0.3}
+"""Options of version 0.1 that are constants now, and their values."""
+
+_MODES_OF_0_1 = {"retrieve-only": "redetect-only"}
+
+
+def _check_shares(options: object, prefix: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not UNSET:
+            check_number(f"option {prefix}{name}", value, least=0, most=1)
+
+
+def _check_group(name: str, value: object, cls: type, example: str) -> None:
+    if not isinstance(value, cls):
+        raise InputError(f"option {name} must be {example}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class OsvosOptions(GivenRepr):
+    """Set when OSVOS runs and how it is blended. It needs an OSVOS engine.
+
+    Attributes:
+        mode: ``"blend"``: average OSVOS with the propagation inside the ROI of each object, and
+            redetect lost objects. ``"redetect-only"``: redetect lost objects. ``"off"``: do not run
+            OSVOS. ``"auto"``: ``"blend"`` if each object has a fine-tuned OSVOS, otherwise
+            ``"redetect-only"``, since the common network does not separate objects.
+            [default: "auto"]
+        threshold: Probability of OSVOS that is mapped to 0.5, above 0 and below 1: the odds are
+            multiplied by (1 - threshold) / threshold. Its class-balanced loss overestimates
+            foreground; the public TensorFlow demo thresholds at 162/255. [default: 0.5]
+        every: Run OSVOS every N frames, at least 1, and in each frame for objects that are lost or
+            uncertain. 1 is the paper. [default: 1]
+        blend_weight: Weight of OSVOS in the blend, 0..1; 0.5 is the average of the paper. The blend
+            is 0 outside the ROI: the propagation is 0 there, so that no weight up to 0.5 reaches a
+            probability of 0.5. [default: 0.5]
+        confidence_min: An object is uncertain if the mean probability of its pixels in the previous
+            frame was below this, 0..1; see :mod:`mpn.runtime.tracks`. 0 disables the test.
+            [default: 0.7]
+
+    Raises:
+        InputError: If a value has another type or is out of range.
+    """
+
+    mode: OsvosMode | Unset = UNSET
+    threshold: float | Unset = UNSET
+    every: int | Unset = UNSET
+    blend_weight: float | Unset = UNSET
+    confidence_min: float | Unset = UNSET
+
+    def __post_init__(self) -> None:
+        if self.mode in _MODES_OF_0_1:
+            raise InputError(
+                f"option osvos.mode '{self.mode}' is now '{_MODES_OF_0_1[str(self.mode)]}'"
+            )
+        if self.mode is not UNSET:
+            check_choice("option osvos.mode", self.mode, get_args(OsvosMode))
+        if self.threshold is not UNSET:
+            check_number("option osvos.threshold", self.threshold, above=0, below=1)
+        if self.every is not UNSET:
+            check_int("option osvos.every", self.every, least=1, kind="a number of frames")
+        _check_shares(self, "osvos.", ("blend_weight", "confidence_min"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineOptions:
-    """How the stages of a frame work.
+class ResolvedOsvos(OsvosOptions):
+    """Hold a value for each of :class:`OsvosOptions`, by default the documented one."""
 
-    Options that are not given take what the engine directory advises (``runtime_defaults`` of its
-    manifest, since some weights want another margin or blend) and otherwise the defaults here. An
-    option that is given always wins, even if it is given its default value.
+    mode: OsvosMode = "auto"
+    threshold: float = 0.5
+    every: int = 1
+    blend_weight: float = 0.5
+    confidence_min: float = 0.7
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RedetectOptions(GivenRepr):
+    """Set which components of the OSVOS foreground are accepted as a lost object.
 
     Attributes:
-        size: Short side that frames are worked on at; larger frames are averaged down to it,
-            smaller ones are left alone, -1 works at the input's size. 480 is DAVIS.
-        threshold: Warped probability above which a pixel counts for the ROI and for being found.
-            Source: VS-ReID, whose argmax of two classes is the same.
-        flow_check_px: Where the flow to the previous frame and the flow back do not meet, the
-            warped probability is lowered, by exp(-d^2 / (2 s^2)): d is by how many pixels they miss
-            each other, s this many pixels plus half of the flow's length. 0, the paper, warps
-            unchecked and estimates one flow a frame instead of two.
-        colour_weight: Weight of the colours of the frame whose labels were given, as evidence for
-            or against the warped probability; see :mod:`mpn.runtime.host.reliability`. 0, the paper, has no
-            such stage.
-        roi_margin_frac: Margin of the ROI a side, as a share of the box's side. Source: VS-ReID.
-        roi_margin_px_min: Smallest margin in pixels: a tiny object needs its surroundings too.
-        use_propagation: False leaves the network out: masks are warped and nothing else (the
-            ablation that a network must beat).
-        mirror: Whether the network sees every crop mirrored, too, and the answers are averaged:
-            steadier masks for twice its cost. The paper says nothing of it.
-        propagation_weight: Inside the ROI, weight * network + (1 - weight) * warped. 1 is the
-            paper; less holds back a network that drifts.
-        lost_area_frac: An object is lost when no warped pixel is above the threshold, or fewer than
-            this share of its first area. VS-ReID gives up at 0.1. The default 0 does not: an
-            object that drives away shrinks below a tenth and is still there to be tracked.
-        osvos: What OSVOS is for, if the engine directory has it. ``"blend"``: averaged with the
-            propagation inside each object's ROI, and lost objects are looked for.
-            ``"retrieve-only"``: lost objects are looked for. ``"off"``: it never runs. ``"auto"``:
-            blend where every object has an OSVOS fine-tuned on it; retrieve-only otherwise,
-            because the common network answers "something", not "which".
-        osvos_threshold: Probability of OSVOS that means even odds; its answers are shifted so that
-            this becomes 0.5, odds * (1 - threshold) / threshold. Its class-balanced loss makes it
-            answer as if half of the frame were object; the public TensorFlow demo cuts its masks
-            at 162/255. 0.5 takes the answers as they are.
-        osvos_every: OSVOS runs on every N-th frame; on the others only for objects that are lost
-            or doubtful. 1, the paper, runs it on all.
-        doubt_confidence: An object is doubtful when the mean probability of its own pixels was
-            under this in the frame before; see :mod:`mpn.runtime.tracks`. 0: never for this reason.
-        doubt_area_factor: An object is doubtful when its area was over this many times the mean of
-            its last frames, or under that mean divided by it; at least 1.
-        ensemble_weight: Weight of OSVOS in the blend. The paper says "ensemble"; 0.5 is its plain
-            average. Outside the ROI the propagation is 0 and, up to 0.5, no blend could make an
-            object of it, so the blend ends there.
-        retrieve_area_frac: Smallest component that is taken for a lost object, as a share of the
-            object's first area. Source: VS-ReID.
-        retrieve_iou_max: Largest overlap of that component with another object. Source: VS-ReID.
-        retrieve_colour: Smallest mean log-likelihood ratio of that component's colours, object
-            against its surroundings in the frame where it was given (:mod:`mpn.runtime.host.reliability`);
-            -2 takes any. VS-ReID compares looks by a network.
-        retrieve_agreement: A tracked object is looked for too where the OSVOS that was fine-tuned
-            on it gives the pixels it is expected at less than this mean probability, or their
-            colours would not pass ``retrieve_colour``: propagation may follow something else then,
-            for instance what the object went behind. It is moved only to another place that passes
-            all tests; while there is none it is doubtful. 0: what propagation follows is believed.
-        crf: Whether a dense CRF is the last stage of a frame, see :mod:`mpn.runtime.crf.refine`.
-        crf_feedback: Whether the next frame starts from the probability after CRF. By default it
-            starts from the one before: the paper propagates the mask probability and calls CRF the
-            final stage.
-        crf_sxy_gaussian: See :class:`mpn.runtime.crf.refine.CrfOptions`, as for those that follow.
-        crf_compat_gaussian: See there.
-        crf_sxy_bilateral: See there.
-        crf_srgb_bilateral: See there.
-        crf_compat_bilateral: See there.
-        crf_iterations: See there.
-        crf_margin_px: See there.
-        crf_whole_frame: See there.
-        crf_working_scale: See there.
+        area_frac_min: Smallest area of a component, as a fraction of the object's area in the frame
+            where it was given, 0..1. Source: VS-ReID. [default: 0.1]
+        colour_min: Smallest mean log-likelihood ratio of the component's colours, object against
+            its surroundings in the frame where it was given, -2..2; -2 accepts any. See
+            :mod:`mpn.runtime.host.reliability`. VS-ReID compares appearance by a network. [default: 0.4]
+        agreement_min: A tracked object is checked too: it is redetected elsewhere, or uncertain, if
+            the mean probability of its own fine-tuned OSVOS over its pixels is below this, 0..1, or
+            its colours fail ``colour_min``. 0 disables the check. [default: 0.2]
 
     Raises:
-        InputError: If a value is of another type or out of range.
+        InputError: If a value has another type or is out of range.
     """
+
+    area_frac_min: float | Unset = UNSET
+    colour_min: float | Unset = UNSET
+    agreement_min: float | Unset = UNSET
+
+    def __post_init__(self) -> None:
+        _check_shares(self, "redetect.", ("area_frac_min", "agreement_min"))
+        if self.colour_min is not UNSET:
+            check_number("option redetect.colour_min", self.colour_min, least=-2, most=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRedetect(RedetectOptions):
+    """Hold a value for each of :class:`RedetectOptions`, by default the documented one."""
+
+    area_frac_min: float = 0.1
+    colour_min: float = 0.4
+    agreement_min: float = 0.2
+
+
+FINETUNABLE_ROLES: tuple[Role, ...] = ("propagation", "osvos")
+"""Networks that can be fine-tuned, in the order in which they are."""
+
+_SMALLEST_SIZE_PX = 65
+_LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe:
+    """Hold how one network is fine-tuned.
+
+    Attributes:
+        steps: Steps of the optimiser.
+        size_px: Side of the square training crops, in pixels.
+        batch: Crops per step.
+        learning_rate: Highest learning rate. It rises in the first steps and falls to zero at the
+            end of the steps, or of the seconds if those end first.
+        scope: ``"all"``: train each weight; ``"head"``: train the layers after a frozen trunk.
+    """
+
+    steps: int
+    size_px: int
+    batch: int
+    learning_rate: float
+    scope: FinetuneScope = "all"
+
+
+DEFAULT_RECIPES: Mapping[Role, FinetuneRecipe] = {
+    "propagation": FinetuneRecipe(steps=80, size_px=161, batch=4, learning_rate=5e-5),
+    "osvos": FinetuneRecipe(steps=40, size_px=192, batch=4, learning_rate=3e-4),
+}
+"""Recipes with AdamW. docs/adaptation.md has the measurements behind the numbers."""
+
+SGD_RATES: Mapping[Role, float] = {"propagation": 3e-3, "osvos": 1e-2}
+"""Default learning rates if the step was exported with SGD."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FinetuneOptions(GivenRepr):
+    """Fine-tune networks on the given frame, one set of weights per object.
+
+    None takes the value of the role's :data:`DEFAULT_RECIPES`. The default budget is in steps: the
+    same seed then gives the same weights. A budget in seconds depends on the machine.
+
+    Attributes:
+        roles: Networks to fine-tune, of those that the engine directory can fine-tune.
+            [default: propagation and OSVOS]
+        steps: Steps per object and network, at least 1. [default: by role, 80 and 40]
+        seconds: Wall time per object and network, above 0. Fine-tuning ends after the seconds or
+            the steps, whichever come first. [default: no limit]
+        size: Side of the training crops in pixels, 16 n + 1, at least 65. OSVOS uses one pixel
+            less. [default: by role, 161 and 193]
+        scope: ``"all"``: train each weight; ``"head"``: train the head on cached features of the
+            trunk. [default: "all"]
+        learning_rate: Highest learning rate, above 0. [default: by role and optimiser]
+        batch: Crops per step, at least 1. [default: 4]
+        seed: Seed of everything random, 0..2^63 - 1. The object's id and the network are mixed in.
+            [default: 0]
+        cache_dir: Folder that keeps fine-tuned weights for the next run on the same frame; None
+            keeps nothing. [default: None]
+
+    Raises:
+        InputError: If a value has another type or is out of range.
+    """
+
+    roles: tuple[Role, ...] = FINETUNABLE_ROLES
+    steps: int | None = None
+    seconds: float | None = None
+    size: int | None = None
+    scope: FinetuneScope | None = None
+    learning_rate: float | None = None
+    batch: int | None = None
+    seed: int = 0
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.roles, tuple) or not self.roles:
+            raise InputError(f"option finetune.roles must be a tuple of roles, got {self.roles!r}")
+        for role in self.roles:
+            if role not in FINETUNABLE_ROLES:
+                raise InputError(
+                    f"option finetune.roles must be of {', '.join(FINETUNABLE_ROLES)}, got {role!r}"
+                )
+        if len(set(self.roles)) != len(self.roles):
+            raise InputError(
+                f"option finetune.roles names a network twice: {', '.join(self.roles)}"
+            )
+        for name in ("steps", "batch"):
+            value = getattr(self, name)
+            if value is not None:
+                check_int(f"option finetune.{name}", value, least=1, kind="a number")
+        if self.size is not None and (
+            not is_int(self.size)
+            or self.size < _SMALLEST_SIZE_PX
+            or (self.size - 1) % ROI_SIZE_STEP
+        ):
+            raise InputError(
+                f"option finetune.size must be 16 n + 1 and at least {_SMALLEST_SIZE_PX} "
+                f"(161, 193, 225), got {self.size!r}"
+            )
+        if self.scope is not None:
+            check_choice("option finetune.scope", self.scope, get_args(FinetuneScope))
+        for name, kind in (("seconds", "seconds"), ("learning_rate", "a rate")):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(f"option finetune.{name}", value, above=0, kind=kind)
+        if not is_int(self.seed) or not 0 <= self.seed <= _LARGEST_SEED:
+            raise InputError(
+                f"option finetune.seed must be a number of 0..2^63 - 1, got {self.seed!r}"
+            )
+        if self.cache_dir is not None and not isinstance(self.cache_dir, Path):
+            raise InputError(
+                f"option finetune.cache_dir must be a path or None, got {self.cache_dir!r}"
+            )
+
+    def recipe(self, role: Role, optimizer: FinetuneOptimizer = "adamw") -> FinetuneRecipe:
+        """Return the default recipe of a role, changed by the options that are given.
+
+        Args:
+            role: The network.
+            optimizer: Optimiser of its exported step; the default learning rate depends on it.
+
+        Raises:
+            InputError: If the network of this role cannot be fine-tuned.
+        """
+        if role not in DEFAULT_RECIPES:
+            raise InputError(
+                f"the {role} network cannot be fine-tuned, only {', '.join(FINETUNABLE_ROLES)}"
+            )
+        default = DEFAULT_RECIPES[role]
+        rate = default.learning_rate if optimizer == "adamw" else SGD_RATES[role]
+        size = self.size if role == "propagation" or self.size is None else self.size - 1
+        return FinetuneRecipe(
+            steps=_or(self.steps, default.steps),
+            size_px=_or(size, default.size_px),
+            batch=_or(self.batch, default.batch),
+            learning_rate=_or(self.learning_rate, rate),
+            scope=_or(self.scope, default.scope),
+        )
+
+
+@refuse_old_fields(
+    {**OPTIONS_OF_0_1, **{name: f"a constant, {v}" for name, v in CONSTANTS_OF_0_1.items()}}
+)
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PipelineOptions(GivenRepr):
+    """Set how the stages of a frame work.
+
+    An option that is not given is UNSET. It then takes the value that the manifest of the engine
+    directory advises (``runtime_defaults``), or else its default. A given option always wins, even
+    if it equals the default. ``dataclasses.replace`` keeps UNSET options UNSET.
+
+    Attributes:
+        size: Short side of the working frame in pixels, at least 1; larger frames are averaged
+            down, smaller ones are not enlarged. -1 works at the size of the input. 480 is DAVIS.
+            [default: 480]
+        threshold: Warped probability above which a pixel counts for the ROI and as tracked, 0..1.
+            Source: VS-ReID, whose argmax of two classes is the same. [default: 0.5]
+        flow_check_px: Tolerance s of the forward-backward flow check in pixels, at least 0: the
+            warped probability is multiplied by exp(-d^2 / (2 t^2)), with d the round-trip error in
+            pixels and t = s + half of the flow's length. 0 is the paper: no check, one flow per
+            frame instead of two. [default: 0]
+        colour_weight: Weight of the colours of the frame where the object was given, as evidence
+            for or against the warped probability, at least 0; see :mod:`mpn.runtime.host.reliability`. 0 is
+            the paper: no such stage. [default: 0]
+        roi_margin_frac: Margin of the ROI on each side, as a fraction of the box's side, at least
+            0. Source: VS-ReID. [default: 0.15]
+        roi_margin_px_min: Smallest margin in pixels, at least 0, so that a tiny object has
+            surroundings. [default: 16]
+        use_propagation: False omits the propagation network: masks are only warped, the ablation
+            that a network must improve on. [default: True]
+        flip_tta: Also run the network on each crop flipped horizontally and average both, at twice
+            its cost. Not in the paper. [default: False]
+        propagation_weight: Inside the ROI the result is weight * network + (1 - weight) * warped,
+            0..1. 1 is the paper. [default: 1]
+        lost_area_frac: An object is lost if no warped pixel is above the threshold, or fewer than
+            this fraction of its first area, 0..1. VS-ReID uses 0.1; at 0 an object that moves away
+            stays tracked. [default: 0]
+        osvos: When OSVOS runs and how it is blended.
+        redetect: Which components are accepted as a lost object.
+        crf: ``CrfOptions()`` runs a dense CRF as the last stage of a frame; None does not.
+            [default: None]
+        finetune: ``FinetuneOptions()`` fine-tunes the networks on each object that is given; None
+            does not. [default: None]
+
+    Raises:
+        InputError: If a value has another type or is out of range.
+        TypeError: If an option has its name of version 0.1; the message gives the new one.
+    """
+
+    size: int | Unset = UNSET
+    threshold: float | Unset = UNSET
+    flow_check_px: float | Unset = UNSET
+    colour_weight: float | Unset = UNSET
+    roi_margin_frac: float | Unset = UNSET
+    roi_margin_px_min: int | Unset = UNSET
+    use_propagation: bool | Unset = UNSET
+    flip_tta: bool | Unset = UNSET
+    propagation_weight: float | Unset = UNSET
+    lost_area_frac: float | Unset = UNSET
+    osvos: OsvosOptions = OsvosOptions()
+    redetect: RedetectOptions = RedetectOptions()
+    crf: CrfOptions | Unset | None = UNSET
+    finetune: FinetuneOptions | None = None
+
+    def __post_init__(self) -> None:
+        _check_group("osvos", self.osvos, OsvosOptions, "OsvosOptions(mode=...)")
+        _check_group("redetect", self.redetect, RedetectOptions, "RedetectOptions(...)")
+        if self.crf is not None and self.crf is not UNSET:
+            _check_group("crf", self.crf, CrfOptions, "CrfOptions() or None")
+        if self.finetune is not None:
+            _check_group("finetune", self.finetune, FinetuneOptions, "FinetuneOptions() or None")
+        if self.size is not UNSET and (
+            not is_int(self.size) or (self.size != NATIVE_SIZE and self.size < 1)
+        ):
+            raise InputError(
+                f"option size must be a short side in pixels or {NATIVE_SIZE} (native), "
+                f"got {self.size!r}"
+            )
+        if self.roi_margin_px_min is not UNSET:
+            check_int(
+                "option roi_margin_px_min",
+                self.roi_margin_px_min,
+                least=0,
+                kind="a number of pixels",
+            )
+        for name in ("use_propagation", "flip_tta"):
+            value = getattr(self, name)
+            if value is not UNSET:
+                check_bool(f"option {name}", value)
+        _check_shares(self, "", ("threshold", "propagation_weight", "lost_area_frac"))
+        for name, kind in (
+            ("roi_margin_frac", "a fraction"),
+            ("flow_check_px", "a number of pixels"),
+            ("colour_weight", "a weight"),
+        ):
+            value = getattr(self, name)
+            if value is not UNSET:
+                check_number(f"option {name}", value, least=0, kind=kind)
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """Return a copy with some values replaced by name.
+
+        Args:
+            values: Name -> value. ``"osvos.every"`` names a field of a group; ``"crf"`` is true or
+                false and comes before the fields of its group.
+
+        Raises:
+            InputError: If a name is unknown, a value does not fit, or a field of the CRF is given
+                while the CRF is off.
+        """
+        unknown = sorted(set(values) - set(option_names()))
+        if unknown:
+            raise InputError(
+                f"there is no option {unknown[0]}: the options are {', '.join(option_names())}"
+            )
+        changed: dict[str, Any] = {k: v for k, v in values.items() if "." not in k and k != "crf"}
+        if "crf" in values:
+            check_bool("option crf", values["crf"])
+            if not values["crf"]:
+                changed["crf"] = None
+            elif self.crf is None or self.crf is UNSET:
+                changed["crf"] = _EMPTY_CRF[isinstance(self, ResolvedOptions)]
+        for group in ("osvos", "redetect", "crf"):
+            of_group = {
+                name.partition(".")[2]: value
+                for name, value in values.items()
+                if name.startswith(f"{group}.")
+            }
+            if not of_group:
+                continue
+            before = changed.get(group, getattr(self, group))
+            if before is None or before is UNSET:
+                raise InputError(f"option {group}.{min(of_group)} needs {group}=true")
+            changed[group] = replace(before, **of_group)
+        return replace(self, **changed)
+
+    def with_defaults(self, advice: Mapping[str, Any]) -> ResolvedOptions:
+        """Resolve the options: given, else advised, else the documented default.
+
+        Args:
+            advice: Option names to values, as in the ``runtime_defaults`` of a manifest; names of
+                version 0.1 are translated.
+
+        Raises:
+            ManifestError: If a name is unknown or a value does not fit its option. Advice for
+                options that are given is checked too.
+        """
+        values = _advice_of_today(advice)
+        try:
+            is_crf_advised = check_bool("option crf", values.pop("crf", False))
+            advised = PipelineOptions(crf=CrfOptions()).with_values(values)
+        except InputError as error:
+            raise ManifestError(f"field 'runtime_defaults': {error}") from error
+        crf = self.crf
+        if crf is UNSET:
+            crf = CrfOptions() if is_crf_advised else None
+        assert isinstance(advised.crf, CrfOptions)
+        return _resolved(
+            ResolvedOptions,
+            self,
+            advised,
+            osvos=_resolved(ResolvedOsvos, self.osvos, advised.osvos),
+            redetect=_resolved(ResolvedRedetect, self.redetect, advised.redetect),
+            crf=None if crf is None else _resolved(ResolvedCrf, crf, advised.crf),
+            finetune=self.finetune,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptions(PipelineOptions):
+    """Hold a value for each of :class:`PipelineOptions`, by default the documented one."""
 
     size: int = 480
     threshold: float = 0.5
@@ -99,121 +472,87 @@ class PipelineOptions:
     roi_margin_frac: float = 0.15
     roi_margin_px_min: int = 16
     use_propagation: bool = True
-    mirror: bool = False
+    flip_tta: bool = False
     propagation_weight: float = 1.0
     lost_area_frac: float = 0.0
-    osvos: OsvosMode = "auto"
-    osvos_threshold: float = 0.5
-    osvos_every: int = 1
-    doubt_confidence: float = 0.7
-    doubt_area_factor: float = 2.0
-    ensemble_weight: float = 0.5
-    retrieve_area_frac: float = 0.1
-    retrieve_iou_max: float = 0.3
-    retrieve_colour: float = 0.4
-    retrieve_agreement: float = 0.2
-    crf: bool = False
-    crf_feedback: bool = False
-    crf_sxy_gaussian: float = CrfOptions.sxy_gaussian
-    crf_compat_gaussian: float = CrfOptions.compat_gaussian
-    crf_sxy_bilateral: float = CrfOptions.sxy_bilateral
-    crf_srgb_bilateral: float = CrfOptions.srgb_bilateral
-    crf_compat_bilateral: float = CrfOptions.compat_bilateral
-    crf_iterations: int = CrfOptions.iterations
-    crf_margin_px: int = CrfOptions.margin_px
-    crf_whole_frame: bool = CrfOptions.whole_frame
-    crf_working_scale: float = CrfOptions.working_scale
+    osvos: ResolvedOsvos = ResolvedOsvos()
+    redetect: ResolvedRedetect = ResolvedRedetect()
+    crf: ResolvedCrf | None = None
 
-    def __new__(cls, **given: Any) -> Self:
-        """Note which options are given: __init__ only sees them filled up with defaults."""
-        self = super().__new__(cls)
-        object.__setattr__(self, "_given", frozenset(given))
-        return self
+    def as_json(self) -> dict[str, Any]:
+        """Return all values but ``finetune`` as JSON types, a dict per group."""
+        values = asdict(replace(self, finetune=None))
+        del values["finetune"]
+        return values
 
-    def __post_init__(self) -> None:
-        if self.size != NATIVE_SIZE or not is_int(self.size):
-            kind = f"{NATIVE_SIZE} (native) or a short side in pixels"
-            check_int("option size", self.size, least=1, kind=kind)
-        check_int(
-            "option roi_margin_px_min", self.roi_margin_px_min, least=0, kind="a number of pixels"
-        )
-        check_int("option osvos_every", self.osvos_every, least=1, kind="a number of frames")
-        check_number("option doubt_area_factor", self.doubt_area_factor, least=1)
-        for name in ("use_propagation", "mirror", "crf", "crf_feedback"):
-            check_bool(f"option {name}", getattr(self, name))
-        self.crf_options
-        check_choice("option osvos", self.osvos, get_args(OsvosMode))
-        check_number("option osvos_threshold", self.osvos_threshold, above=0, below=1)
-        check_number("option retrieve_colour", self.retrieve_colour, least=-2, most=2)
-        for name in _SHARES:
-            check_number(f"option {name}", getattr(self, name), least=0, most=1)
-        for name, kind in (
-            ("roi_margin_frac", "a share"),
-            ("flow_check_px", "pixels"),
-            ("colour_weight", "a weight"),
-        ):
-            check_number(f"option {name}", getattr(self, name), least=0, kind=kind)
 
-    @property
-    def given(self) -> frozenset[str]:
-        """Names of the options that were given rather than left to their defaults."""
-        given: frozenset[str] = self.__dict__["_given"]
-        return given
+_EMPTY_CRF = {False: CrfOptions(), True: ResolvedCrf()}
 
-    @property
-    def crf_options(self) -> CrfOptions:
-        """The options of the CRF stage."""
-        return CrfOptions(
-            **{option.name: getattr(self, f"crf_{option.name}") for option in fields(CrfOptions)}
-        )
 
-    def with_defaults(self, defaults: Mapping[str, Any]) -> PipelineOptions:
-        """These options, with other defaults for those that were not given.
+def option_names() -> tuple[str, ...]:
+    """Return the names that :meth:`PipelineOptions.with_values` takes."""
+    groups = {"osvos": OsvosOptions, "redetect": RedetectOptions, "crf": CrfOptions}
+    names = [
+        option.name
+        for option in fields(PipelineOptions)
+        if option.name not in ("osvos", "redetect", "finetune")
+    ]
+    for group, cls in groups.items():
+        names += [f"{group}.{option.name}" for option in fields(cls)]
+    return tuple(names)
 
-        Args:
-            defaults: Option names to values, as in the ``runtime_defaults`` of a manifest.
 
-        Raises:
-            ManifestError: If a name is unknown or a value does not fit its option.
-        """
-        known = {option.name for option in fields(self)}
-        unknown = sorted(set(defaults) - known)
-        if unknown:
+def _advice_of_today(advice: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the names of version 0.1 in the ``runtime_defaults`` of a manifest."""
+    today: dict[str, Any] = {}
+    for name, value in advice.items():
+        if name in CONSTANTS_OF_0_1:
+            if value != CONSTANTS_OF_0_1[name]:
+                raise ManifestError(
+                    f"field 'runtime_defaults.{name}' is a constant now, {CONSTANTS_OF_0_1[name]}: "
+                    "remove it from the manifest"
+                )
+            continue
+        new = "osvos.mode" if name == "osvos" else OPTIONS_OF_0_1.get(name, name)
+        if new not in option_names():
             raise ManifestError(
-                f"field 'runtime_defaults.{unknown[0]}' is no option of this version: the options "
-                f"are {', '.join(sorted(known))}"
+                f"field 'runtime_defaults.{name}' is no option of this version: the options are "
+                f"{', '.join(option_names())}"
             )
-        try:
-            PipelineOptions(**defaults)  # also those that are overridden must be valid
-            given = {name: getattr(self, name) for name in self.given}
-            options = PipelineOptions(**{**defaults, **given})
-        except InputError as error:
-            raise ManifestError(f"field 'runtime_defaults': {error}") from error
-        object.__setattr__(options, "_given", self.given)
-        return options
+        if new in today:
+            raise ManifestError(f"field 'runtime_defaults' gives {new} twice, also as {name}")
+        is_old_mode = name == "osvos" and isinstance(value, str)
+        today[new] = _MODES_OF_0_1.get(value, value) if is_old_mode else value
+    return today
 
 
-_SHARES = (
-    "threshold",
-    "propagation_weight",
-    "lost_area_frac",
-    "doubt_confidence",
-    "ensemble_weight",
-    "retrieve_area_frac",
-    "retrieve_iou_max",
-    "retrieve_agreement",
-)
+def _resolved(cls: type[T], given: Any, advised: Any, **groups: Any) -> T:
+    """Return ``cls`` with the values of ``given``, else of ``advised``, else its defaults."""
+    values = dict(groups)
+    for option in fields(advised):
+        for source in (given, advised):
+            value = getattr(source, option.name)
+            if option.name not in values and value is not UNSET:
+                values[option.name] = value
+    return cls(**values)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """Options of a device; they change no mask.
+    """Set how a frame runs on a device. No option changes a mask.
 
     Attributes:
-        use_streams: Run the flow of the next frame and OSVOS on separate streams; False runs all
-            on one.
-        use_graphs: Launch the stages as CUDA graphs from their second run on, if the engines can
-            be captured. A graph is timed as a whole.
+        use_streams: Run the flow of the next frame and OSVOS on separate streams. [default: True]
+        use_graphs: Replay work that is the same in each frame as CUDA graphs, from the second frame
+            on, if the engines support capture. Stages inside a graph are not timed.
+            [default: True]
+
+    Raises:
+        InputError: If a value is not a bool.
     """
 
     use_streams: bool = True
@@ -224,16 +563,20 @@ class DeviceOptions:
             check_bool(f"device option {name}", getattr(self, name))
 
 
-HOST_ONLY: Mapping[str, Any] = {"crf_working_scale": 1.0}
-"""Options without kernels, and the one value of each that a device accepts."""
+HOST_ONLY: Mapping[str, Any] = {"crf.working_scale": 1.0}
+"""Options without CUDA kernels, and the one value of each that a device supports."""
 
 
-def check_options(options: PipelineOptions) -> None:
-    """Raise InputError if an option has no kernels."""
-    for name, possible in HOST_ONLY.items():
-        value = getattr(options, name)
-        if value != possible:
+def check_options(options: ResolvedOptions) -> None:
+    """Raise InputError if an option has a value that a device does not support."""
+    for name, supported in HOST_ONLY.items():
+        group, _, field = name.partition(".")
+        of_group = getattr(options, group)
+        if of_group is None:
+            continue
+        value = getattr(of_group, field)
+        if value != supported:
             raise InputError(
-                f"option {name} is {value!r}, which only backend 'cpu' can do: give it as "
-                f"{possible!r}, or use backend 'cpu'"
+                f"option {name} is {value!r}, not supported on a device: set it to {supported!r}, "
+                "or use backend 'cpu'"
             )

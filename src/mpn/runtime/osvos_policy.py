@@ -13,7 +13,7 @@ from mpn.runtime.candidates import Candidates
 from mpn.runtime.host.reliability import mean_ratio
 from mpn.runtime.host.roi import with_margin
 from mpn.runtime.object_engines import ObjectEngines
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.state import VideoState
 from mpn.runtime.tracks import TrackMemory
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
@@ -32,11 +32,11 @@ class OsvosPolicy:
     """
 
     def __init__(
-        self, options: PipelineOptions, objects: ObjectEngines, *, has_osvos: bool
+        self, options: ResolvedOptions, objects: ObjectEngines, *, has_osvos: bool
     ) -> None:
         self._options = options
         self._objects = objects
-        self._redetects = has_osvos and options.osvos != "off"
+        self._redetects = has_osvos and options.osvos.mode != "off"
 
     def plan(self, state: VideoState) -> FramePlan:
         """Plan the next frame under the assumption that no object gets lost in it.
@@ -67,7 +67,7 @@ class OsvosPolicy:
         Args:
             object_ids: The K ids.
         """
-        if not self._redetects or self._options.osvos_every != 1:
+        if not self._redetects or self._options.osvos.every != 1:
             return ()
         blends = self._blends(object_ids)
         needed = tuple(blends or self._may_move(object_id) for object_id in object_ids)
@@ -82,7 +82,7 @@ class OsvosPolicy:
     ) -> tuple[bool, ...]:
         """Return for which objects OSVOS runs in a frame.
 
-        Always for a lost object. For a tracked one in every ``osvos_every``-th frame and whenever
+        Always for a lost object. For a tracked one in every ``osvos.every``-th frame and whenever
         it is uncertain, if the output is blended or may move it elsewhere.
 
         Args:
@@ -93,7 +93,7 @@ class OsvosPolicy:
         """
         if not self._redetects:
             return (False,) * len(object_ids)
-        is_due = index % self._options.osvos_every == 0
+        is_due = index % self._options.osvos.every == 0
         blends = self._blends(object_ids)
         return tuple(
             lost
@@ -149,7 +149,7 @@ class OsvosPolicy:
             others = [mask for j, mask in masks.items() if j != k]
             proposed = list(self._components(rgb, plane, others, k, state))
             if is_tracked and any(
-                iou(component.mask, masks[k]) > options.retrieve_iou_max for component in proposed
+                iou(component.mask, masks[k]) > IOU_MAX for component in proposed
             ):
                 continue  # OSVOS finds it at its candidate, too
             if proposed:
@@ -175,12 +175,12 @@ class OsvosPolicy:
             use_propagation=self._options.use_propagation,
             scores_agreement=has_maps and scores_agreement,
             blends=has_maps and self._blends(state.object_ids),
-            use_crf=self._options.crf,
+            use_crf=self._options.crf is not None,
         )
 
     def _blends(self, object_ids: Sequence[int]) -> bool:
-        """Return whether OSVOS is averaged with the propagation."""
-        mode = self._options.osvos
+        """Whether OSVOS is averaged with the propagation."""
+        mode = self._options.osvos.mode
         return mode == "blend" or (mode == "auto" and self._objects.all_have("osvos", object_ids))
 
     def _may_move_any(self, object_ids: Sequence[int]) -> bool:
@@ -189,7 +189,7 @@ class OsvosPolicy:
     def _may_move(self, object_id: int) -> bool:
         """Return whether OSVOS may move a tracked object elsewhere."""
         return (
-            self._options.retrieve_agreement > 0
+            self._options.redetect.agreement_min > 0
             and self._objects.get("osvos", object_id) is not None
         )
 
@@ -201,7 +201,10 @@ class OsvosPolicy:
             return True
         osvos_mean, colour_ratio = agreement
         options = self._options
-        return osvos_mean < options.retrieve_agreement or colour_ratio < options.retrieve_colour
+        return (
+            osvos_mean < options.redetect.agreement_min
+            or colour_ratio < options.redetect.colour_min
+        )
 
     def _contradicts(
         self,
@@ -216,9 +219,9 @@ class OsvosPolicy:
         if box is None or not self._may_move(state.object_ids[k]):
             return False
         options, mask = self._options, self._mask(candidates, k)
-        if not mask.any() or plane[mask].mean() < options.retrieve_agreement:
+        if not mask.any() or plane[mask].mean() < options.redetect.agreement_min:
             return True
-        return mean_ratio(rgb, state.colour_tables[k], mask, box=box) < options.retrieve_colour
+        return mean_ratio(rgb, state.colour_tables[k], mask, box=box) < options.redetect.colour_min
 
     def _components(
         self,
@@ -232,20 +235,24 @@ class OsvosPolicy:
         options, table = self._options, state.colour_tables[k]
 
         def has_its_colours(mask: BoolArray, box: Roi) -> bool:
-            return mean_ratio(rgb, table, mask, box=box) >= options.retrieve_colour
+            return mean_ratio(rgb, table, mask, box=box) >= options.redetect.colour_min
 
         return candidate_components(
             plane,
             others,
             threshold=options.threshold,
-            min_area_px=options.retrieve_area_frac * state.first_areas_px[k],
-            iou_max=options.retrieve_iou_max,
+            min_area_px=options.redetect.area_frac_min * state.first_areas_px[k],
+            iou_max=IOU_MAX,
             is_like=has_its_colours,
         )
 
     def _mask(self, candidates: Candidates, k: int) -> BoolArray:
         mask: BoolArray = candidates.prob[k] > self._options.threshold
         return mask
+
+
+IOU_MAX = 0.3
+"""Largest overlap of a component with another object. Source: VS-ReID."""
 
 
 @dataclass(frozen=True)

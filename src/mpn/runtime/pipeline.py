@@ -9,16 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
 from mpn._common.concurrency import OpenCvThreads
+from mpn._common.options import refuse_old_arguments
 from mpn.cuda.api import Stream
 from mpn.engines.open import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
 from mpn.errors import EngineError, InputError
 from mpn.runtime.backend import FrameBackend, FrameMemory, LazyStepResult, Readback
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.backend import DeviceBackend
-from mpn.runtime.finetune.loop import AdaptProgress
-from mpn.runtime.finetune.options import AdaptOptions, as_seen_in_training, options_for
+from mpn.runtime.finetune.loop import FinetuneProgress
+from mpn.runtime.finetune.options import options_affecting_weights, options_for
 from mpn.runtime.frame import Outcome, segment_frame
 from mpn.runtime.host.backend import HostBackend
 from mpn.runtime.host.flow import FlowEstimator, FlowFrame, flow_estimator_from
@@ -32,11 +33,11 @@ from mpn.runtime.host.memory import (
 from mpn.runtime.host.preprocess import resize_rgb, working_size_hw
 from mpn.runtime.object_engines import (
     EnginesByObject,
-    ObjectAdapterLike,
     ObjectEngines,
-    adapted_engines,
+    ObjectFinetunerLike,
+    finetuned_engines,
 )
-from mpn.runtime.options import DeviceOptions
+from mpn.runtime.options import DeviceOptions, ResolvedOptions
 from mpn.runtime.options import PipelineOptions as PipelineOptions
 from mpn.runtime.osvos_policy import OsvosPolicy
 from mpn.runtime.state import VideoState, object_ids_from_labels
@@ -44,10 +45,10 @@ from mpn.runtime.timing import StageTimer
 from mpn.runtime.tracks import tracks_from_measured, update_track_memory
 from mpn.types import StepResult, Track, UInt8Array, check_labels, check_rgb
 
-OnAdapt = Callable[[AdaptProgress], None]
+OnFinetune = Callable[[FinetuneProgress], None]
 
 
-class Pipeline(Closing):
+class Pipeline(Closeable):
     """Segments a video frame by frame, from labels of its first frame.
 
     Use it in a ``with`` statement, or close it. The arrays of a result stay valid; ``probs`` is
@@ -76,15 +77,20 @@ class Pipeline(Closing):
         *,
         options: PipelineOptions | None = None,
         flow: FlowEstimator | None = None,
-        adapter: ObjectAdapterLike | None = None,
+        adapter: ObjectFinetunerLike | None = None,
         stream: Stream | None = None,
         device_options: DeviceOptions | None = None,
     ) -> None:
         advice = engines.manifest.runtime_defaults
         options = (options or PipelineOptions()).with_defaults(advice)
-        if options.osvos in ("blend", "retrieve-only") and engines.osvos is None:
+        if options.finetune is not None and adapter is None:
+            raise InputError(
+                "option finetune needs the engine directory: open it with "
+                "Pipeline.from_engines, or give an adapter"
+            )
+        if options.osvos.mode in ("blend", "redetect-only") and engines.osvos is None:
             raise EngineError(
-                f"option osvos is '{options.osvos}', but no OSVOS engine is open: export the "
+                f"option osvos is '{options.osvos.mode}', but no OSVOS engine is open: export the "
                 "engine directory with one, or use osvos 'auto' or 'off'"
             )
         is_flow_of_host = stream is None or flow is not None or engines.flow is None
@@ -121,6 +127,9 @@ class Pipeline(Closing):
         self._to_close.callback(self._backend.close)
 
     @classmethod
+    @refuse_old_arguments(
+        {"adapt": "options=PipelineOptions(finetune=...)", "on_adapt": "on_finetune"}
+    )
     def from_engines(
         cls,
         directory: str | os.PathLike[str] | None = None,
@@ -128,8 +137,7 @@ class Pipeline(Closing):
         backend: Backend = "auto",
         threads: int | None = None,
         options: PipelineOptions | None = None,
-        adapt: AdaptOptions | None = None,
-        on_adapt: OnAdapt | None = None,
+        on_finetune: OnFinetune | None = None,
         device_options: DeviceOptions | None = None,
         plans: PlanPolicy | None = None,
     ) -> Self:
@@ -142,8 +150,7 @@ class Pipeline(Closing):
                 the whole process: it is set here and set back by :meth:`close`. None leaves both
                 alone.
             options: See the class.
-            adapt: How the networks are fine-tuned on each object that is given; None: not at all.
-            on_adapt: Called after every step of fine-tuning.
+            on_finetune: Called after every step of fine-tuning.
             device_options: How the device of a backend other than ``"cpu"`` is used.
             plans: Whether missing TensorRT plans are built, see ``open_engines``.
 
@@ -162,24 +169,25 @@ class Pipeline(Closing):
                     path,
                     backend=backend,
                     threads=threads,
-                    with_osvos=options is None or options.osvos != "off",
+                    with_osvos=options is None or options.osvos.mode != "off",
                     plans=plans,
                 )
             )
             adapter = None
-            if adapt is not None:
-                advice = engines.manifest.runtime_defaults
-                options = (options or PipelineOptions()).with_defaults(advice)
-                from mpn.runtime.finetune.adapter import ObjectAdapter
+            if options is not None and options.finetune is not None:
+                resolved = options.with_defaults(engines.manifest.runtime_defaults)
+                finetune = options_for(engines.manifest, resolved, options.finetune)
+                options = replace(resolved, finetune=finetune)
+                from mpn.runtime.finetune.adapter import ObjectFinetuner
 
                 adapter = opened.enter_context(
-                    ObjectAdapter(
+                    ObjectFinetuner(
                         path,
                         engines,
-                        options_for(engines.manifest, options, adapt),
-                        as_seen_in_training(options),
+                        finetune,
+                        options_affecting_weights(resolved),
                         threads=threads,
-                        on_progress=on_adapt,
+                        on_progress=on_finetune,
                     )
                 )
             stream = None
@@ -212,7 +220,7 @@ class Pipeline(Closing):
         return self._engines.backend
 
     @property
-    def options(self) -> PipelineOptions:
+    def options(self) -> ResolvedOptions:
         """The options in force, the manifest's advice included."""
         return self._options
 
@@ -231,8 +239,8 @@ class Pipeline(Closing):
         """Whether :meth:`prefetch_frame` makes the next frame faster."""
         return self._backend.supports_prefetch
 
-    def adapt_report(self) -> list[dict[str, Any]]:
-        """Return one JSON entry per object and network fine-tuned since start."""
+    def finetune_report(self) -> list[dict[str, Any]]:
+        """Return a report of fine-tuning: one JSON entry per object and network since start."""
         return [] if self._adapter is None else self._adapter.report_as_json()
 
     def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
@@ -410,9 +418,9 @@ class Pipeline(Closing):
         """Fine-tune on some objects; ``labels`` hold all, at input size."""
         if self._adapter is None:
             return {}
-        with self._timer.stage("adapt"):
+        with self._timer.stage("finetune"):
             small = labels_at_size(labels, (frame.shape[0], frame.shape[1]))
-            return adapted_engines(self._adapter, frame, small, object_ids)
+            return finetuned_engines(self._adapter, frame, small, object_ids)
 
     def _load(self, state: VideoState, memory: FrameMemory) -> StepResult:
         """Make arrays of the host the current frame."""
@@ -447,8 +455,7 @@ class Pipeline(Closing):
             track.object_id: update_track_memory(
                 track,
                 state.track_memory.get(track.object_id),
-                doubt_confidence=options.doubt_confidence,
-                doubt_area_factor=options.doubt_area_factor,
+                doubt_confidence=options.osvos.confidence_min,
                 is_rejected=track.object_id in state.rejected_ids,
             )
             for track in tracks

@@ -103,6 +103,10 @@ _AREA_MEMORY = 0.2
 """Weight of the newest frame in the mean area: a memory of about five frames. An object that
 shrinks by a tenth per frame has 0.56 of that mean, which a factor of 2 still accepts."""
 
+_AREA_FACTOR_MAX = 2.0
+"""An object is uncertain if its area exceeds this many times the mean of its last
+frames, or falls below that mean divided by it."""
+
 
 @dataclass(frozen=True)
 class TrackMemory:
@@ -126,7 +130,6 @@ def update_track_memory(
     before: TrackMemory | None,
     *,
     doubt_confidence: float,
-    doubt_area_factor: float,
     is_rejected: bool = False,
 ) -> TrackMemory:
     """Compute the memory of an object after a frame.
@@ -134,8 +137,7 @@ def update_track_memory(
     Args:
         track: The object in this frame.
         before: Its memory before the frame; None for a new object.
-        doubt_confidence: See :class:`mpn.runtime.options.PipelineOptions`.
-        doubt_area_factor: See there.
+        doubt_confidence: See :class:`mpn.runtime.options.OsvosOptions`.
         is_rejected: Whether OSVOS rejected the object in this frame.
 
     Returns:
@@ -150,7 +152,7 @@ def update_track_memory(
         return TrackMemory(track.state, mean_px, False)
     if before.state == "lost" or mean_px == 0:
         mean_px = area_px  # after an absence it may have any size
-    is_sudden = not mean_px / doubt_area_factor <= area_px <= mean_px * doubt_area_factor
+    is_sudden = not mean_px / _AREA_FACTOR_MAX <= area_px <= mean_px * _AREA_FACTOR_MAX
     return TrackMemory(
         track.state,
         mean_px + _AREA_MEMORY * (area_px - mean_px),

@@ -15,7 +15,7 @@ from mpn.engines.base import DeviceEngine
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.onnxruntime.cuda_engine import OrtCudaEngine
 from mpn.engines.onnxruntime.engine import OrtEngine
-from mpn.engines.onnxruntime.reweight import AdaptedDeviceEngine, open_adapted_engine
+from mpn.engines.onnxruntime.reweight import FinetunedDeviceEngine, open_finetuned_engine
 from mpn.engines.open import open_engines
 from mpn.engines.weights import read_weights
 from mpn.errors import BackendError, EngineError
@@ -234,10 +234,10 @@ def test_exchanged_weights_run_on_device_memory_too(directory: Path, ort: Any) -
     image = {"image": np.random.default_rng(0).standard_normal((1, 3, 64, 96), np.float32)}
     device = CudaDevice()
     with (
-        open_adapted_engine(directory, manifest, "osvos", weights, backend="cuda") as engine,
-        open_adapted_engine(directory, manifest, "osvos", weights, backend="cpu") as on_cpu,
+        open_finetuned_engine(directory, manifest, "osvos", weights, backend="cuda") as engine,
+        open_finetuned_engine(directory, manifest, "osvos", weights, backend="cpu") as on_cpu,
     ):
-        assert isinstance(engine, AdaptedDeviceEngine)
+        assert isinstance(engine, FinetunedDeviceEngine)
         assert isinstance(engine, DeviceEngine)
         want = on_cpu.run(image)["prob"]
         np.testing.assert_array_equal(engine.run(image)["prob"], want)

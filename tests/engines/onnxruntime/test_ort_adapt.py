@@ -13,7 +13,7 @@ import pytest
 from mpn._common.files import sha256_of_file
 from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest, load_manifest
-from mpn.engines.onnxruntime.finetune import AdaptEngine, Features, open_adapt_engine
+from mpn.engines.onnxruntime.finetune import Features, FinetuneEngine, open_finetune_engine
 from mpn.engines.spec import Role
 from mpn.errors import BackendError, EngineError, InputError, ManifestError
 from mpn.types import Float32Array
@@ -47,8 +47,8 @@ def example(
     return noise + 2 * target, target
 
 
-def opened(directory: Path, manifest: Manifest, role: Role, **options: Any) -> AdaptEngine:
-    return open_adapt_engine(directory, manifest, role, threads=1, **options)
+def opened(directory: Path, manifest: Manifest, role: Role, **options: Any) -> FinetuneEngine:
+    return open_finetune_engine(directory, manifest, role, threads=1, **options)
 
 
 def same(left: Mapping[str, Float32Array], right: Mapping[str, Float32Array]) -> bool:
@@ -102,7 +102,7 @@ def test_weights_are_copies(directory: Path, manifest: Manifest) -> None:
 def test_beginning_again_forgets_steps_and_momentum(
     directory: Path, manifest: Manifest, role: Role
 ) -> None:
-    def losses(engine: AdaptEngine) -> list[float]:
+    def losses(engine: FinetuneEngine) -> list[float]:
         return [engine.step(*example(role), RATE[role]) for _ in range(5)]
 
     with opened(directory, manifest, role) as engine:
@@ -291,7 +291,7 @@ def test_what_a_directory_cannot_adapt_is_refused(directory: Path, manifest: Man
     with pytest.raises(EngineError, match="in scope 'head', only in all"):
         opened(directory, narrow, "osvos", scope="head")
     with pytest.raises(InputError, match="threads must be a whole number of at least 1"):
-        open_adapt_engine(directory, manifest, "osvos", threads=0)
+        open_finetune_engine(directory, manifest, "osvos", threads=0)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_backend_that_is_not_there_is_an_error(directory: Path, manifest: Mani
     if why_no_cuda() is None:
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(BackendError, match="cuda was asked for"):
-        open_adapt_engine(directory, manifest, "osvos", backend="cuda")
+        open_finetune_engine(directory, manifest, "osvos", backend="cuda")
 
 
 def test_the_graphs_hold_no_weights(directory: Path, manifest: Manifest) -> None:
@@ -356,17 +356,17 @@ def test_a_half_directory_begins_with_its_weights_unscaled(tmp_path: Path) -> No
 def test_fine_tuning_needs_neither_torch_nor_onnx(directory: Path) -> None:
     code = (
         "import numpy as np\n"
-        "from mpn.engines.onnxruntime.finetune import open_adapt_engine\n"
+        "from mpn.engines.onnxruntime.finetune import open_finetune_engine\n"
         "from mpn.engines.directory.manifest import load_manifest\n"
-        "from mpn.engines.onnxruntime.reweight import open_adapted_engine\n"
+        "from mpn.engines.onnxruntime.reweight import open_finetuned_engine\n"
         f"directory = {str(directory)!r}\n"
         "manifest = load_manifest(directory)\n"
-        "with open_adapt_engine(directory, manifest, 'osvos', threads=1) as engine:\n"
+        "with open_finetune_engine(directory, manifest, 'osvos', threads=1) as engine:\n"
         "    target = np.zeros((1, 1, 8, 8), np.float32)\n"
         "    target[..., 2:5] = 1\n"
         "    engine.step(np.ones((1, 3, 8, 8), np.float32), target, 0.1)\n"
         "    weights = engine.weights()\n"
-        "with open_adapted_engine(directory, manifest, 'osvos', weights, threads=1) as adapted:\n"
+        "with open_finetuned_engine(directory, manifest, 'osvos', weights, threads=1) as adapted:\n"
         "    print(len(adapted.changed))\n"
     )
     done = run_blocked(code, BLOCKED_ALWAYS)

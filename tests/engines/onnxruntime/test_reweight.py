@@ -15,7 +15,7 @@ from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.onnxruntime import reweight as swap
 from mpn.engines.onnxruntime.engine import OrtEngine
-from mpn.engines.onnxruntime.reweight import open_adapted_engine
+from mpn.engines.onnxruntime.reweight import open_finetuned_engine
 from mpn.engines.spec import Precision, Role
 from mpn.engines.weights import read_weights
 from mpn.errors import EngineError, ManifestError, OutputError
@@ -49,7 +49,7 @@ def own_weights(directory: Path, manifest: Manifest, role: Role) -> dict[str, Fl
 
 
 def opened(directory: Path, manifest: Manifest, role: Role, weights: Any, **more: Any) -> Any:
-    return open_adapted_engine(directory, manifest, role, weights, threads=1, **more)
+    return open_finetuned_engine(directory, manifest, role, weights, threads=1, **more)
 
 
 def exported_with(

@@ -11,7 +11,7 @@ from mpn.engines import open as adapted_module
 from mpn.engines.base import DeviceEngine
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.onnxruntime import reweight as swap_module
-from mpn.engines.onnxruntime.reweight import AdaptedEngine, exchanged_graph
+from mpn.engines.onnxruntime.reweight import FinetunedEngine, exchanged_graph
 from mpn.engines.open import EngineSet, PlanPolicy, open_engines, step_backend
 from mpn.engines.spec import Role
 from mpn.engines.tensorrt.engine import TrtEngine
@@ -78,8 +78,10 @@ def open_object_engine(directory: Path, engines: EngineSet, role: Role, weights:
     return adapted_module.open_object_engine(directory, engines, role, weights, threads=1)
 
 
-def open_adapted_engine(directory: Path, manifest: Any, role: Role, weights: Any) -> AdaptedEngine:
-    return swap_module.open_adapted_engine(directory, manifest, role, weights, threads=1)
+def open_finetuned_engine(
+    directory: Path, manifest: Any, role: Role, weights: Any
+) -> FinetunedEngine:
+    return swap_module.open_finetuned_engine(directory, manifest, role, weights, threads=1)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -91,7 +93,7 @@ def test_exchanged_weights_give_what_onnxruntime_gives_with_them(
     before = engines.engines[role].run(probe)["prob"]
     with (
         open_object_engine(directory, engines, role, weights) as engine,
-        open_adapted_engine(directory, engines.manifest, role, weights) as reference,
+        open_finetuned_engine(directory, engines.manifest, role, weights) as reference,
     ):
         assert isinstance(engine, DeviceEngine)
         got = engine.run(probe)["prob"]
@@ -119,7 +121,7 @@ def test_some_weights_alone_leave_the_others(engines: EngineSet, directory: Path
     probe = probe_for(engines.manifest.spec("propagation"))
     with (
         open_object_engine(directory, engines, "propagation", head) as engine,
-        open_adapted_engine(directory, engines.manifest, "propagation", head) as reference,
+        open_finetuned_engine(directory, engines.manifest, "propagation", head) as reference,
     ):
         np.testing.assert_array_equal(engine.run(probe)["prob"], reference.run(probe)["prob"])
 
@@ -183,7 +185,7 @@ def test_a_change_within_the_limits_must_still_arrive(
     precision = engines.manifest.roles["osvos"].precision
     weights = learned(directory, "osvos", 1.002 if precision == "fp16" else 1.0005)
     probe = probe_for(engines.manifest.spec("osvos"))
-    with open_adapted_engine(directory, engines.manifest, "osvos", weights) as reference:
+    with open_finetuned_engine(directory, engines.manifest, "osvos", weights) as reference:
         change = differences(
             reference.run(probe)["prob"], engines.engines["osvos"].run(probe)["prob"]
         )
@@ -270,7 +272,7 @@ def test_on_the_cpu_sessions_are_built_anew(directory: Path) -> None:
     with open_engines(directory, backend="cpu") as engines:
         weights = learned(directory, "osvos")
         with open_object_engine(directory, engines, "osvos", weights) as engine:
-            assert isinstance(engine, AdaptedEngine)
+            assert isinstance(engine, FinetunedEngine)
             assert not isinstance(engine, DeviceEngine)
             assert engine.backend == "cpu"
 

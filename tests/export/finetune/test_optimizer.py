@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from mpn.engines.directory.entries import ADAPT_OPTIMIZERS
+from mpn.engines.directory.entries import FINETUNE_OPTIMIZERS
 from mpn.engines.spec import Role
 from mpn.errors import InputError
 from mpn.export.autodiff import GraphBuilder
@@ -122,7 +122,7 @@ def _difference(graph_settings: OptimizerSettings, torch_settings: OptimizerSett
 
 
 @pytest.mark.parametrize("role", ["propagation", "osvos"])
-@pytest.mark.parametrize("name", ADAPT_OPTIMIZERS)
+@pytest.mark.parametrize("name", FINETUNE_OPTIMIZERS)
 def test_steps_are_those_of_torch(role: Role, name: str) -> None:
     settings = optimizer_settings(role, name)
     assert _difference(settings, settings) < UPDATES_RELATIVE

@@ -12,18 +12,18 @@ import onnxruntime as ort
 import pytest
 from torch import nn
 
-from mpn.engines.directory.entries import ADAPT_SCOPES, AdaptOptimizer, AdaptScope
+from mpn.engines.directory.entries import FINETUNE_SCOPES, FinetuneOptimizer, FinetuneScope
 from mpn.engines.spec import Role
 from mpn.errors import ExportError, OutputError
 from mpn.export.finetune.optimizer import OptimizerSettings, TensorGroup, optimizer_settings
 from mpn.export.finetune.parity import StepExample, TorchStep, step_example
-from mpn.export.finetune.step import AdaptGraph, adapt_graph, save_graph, trained_names
+from mpn.export.finetune.step import FinetuneGraph, adapt_graph, save_graph, trained_names
 from mpn.export.finetune.write import INPUT_NAMES, ForwardGraph
 from mpn.types import Float32Array
 from tests.tolerances import ADAPT_PROB, ADAPT_WEIGHT_RELATIVE
 
 ROLES: tuple[Role, ...] = ("propagation", "osvos")
-RATES: Mapping[tuple[Role, AdaptOptimizer], float] = {
+RATES: Mapping[tuple[Role, FinetuneOptimizer], float] = {
     ("propagation", "sgd"): 3e-2,
     ("propagation", "adamw"): 1e-3,
     ("osvos", "sgd"): 3e-3,
@@ -38,7 +38,7 @@ Forwards = Callable[[Role], ForwardGraph]
 class GraphStep:
     """Graph of a step in onnxruntime, with all inputs and outputs per step."""
 
-    def __init__(self, graph: AdaptGraph, forward: ForwardGraph) -> None:
+    def __init__(self, graph: FinetuneGraph, forward: ForwardGraph) -> None:
         self.session = _session(graph.model)
         self.features = None if graph.features is None else _session(graph.features)
         self.forward = forward
@@ -87,7 +87,7 @@ def _both(
     network: nn.Module,
     settings: OptimizerSettings,
     *,
-    scope: AdaptScope = "all",
+    scope: FinetuneScope = "all",
     graph_settings: OptimizerSettings | None = None,
     examples: Sequence[StepExample] | None = None,
     steps: int = STEPS,
@@ -136,10 +136,10 @@ def test_inputs_and_outputs_are_those_of_the_contract(forwards: Forwards, role: 
     assert graph.trained == tuple(forward.weights)
 
 
-@pytest.mark.parametrize("scope", ADAPT_SCOPES)
+@pytest.mark.parametrize("scope", FINETUNE_SCOPES)
 @pytest.mark.parametrize("role", ROLES)
 def test_a_graph_is_small_and_holds_no_weights(
-    forwards: Forwards, role: Role, scope: AdaptScope, tmp_path: Path
+    forwards: Forwards, role: Role, scope: FinetuneScope, tmp_path: Path
 ) -> None:
     graph = adapt_graph(forwards(role), optimizer_settings(role), scope)
     for model in (graph.model, graph.features):
@@ -167,7 +167,7 @@ def test_steps_are_those_of_torch(
     forwards: Forwards,
     adapt_networks: Mapping[Role, nn.Module],
     role: Role,
-    optimizer: AdaptOptimizer,
+    optimizer: FinetuneOptimizer,
 ) -> None:
     settings = optimizer_settings(role, optimizer)
     examples = [step_example(role, seed=seed) for seed in range(3)]

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from torch import nn
 
-from mpn.engines.directory.entries import ADAPT_SCOPES
+from mpn.engines.directory.entries import FINETUNE_SCOPES
 from mpn.engines.directory.files import check_digest
 from mpn.engines.spec import Precision, Role
 from mpn.engines.weights import read_weights
@@ -22,9 +22,9 @@ from mpn.export.finetune.optimizer import optimizer_settings
 from mpn.export.finetune.parity import GRADIENT_LIMIT, LOSS_LIMIT, UPDATE_LIMIT, verify_step
 from mpn.export.finetune.step import adapt_graph, save_graph
 from mpn.export.finetune.write import (
-    ADAPTABLE_ROLES,
+    FINETUNABLE_ROLES,
     ForwardGraph,
-    WrittenAdapt,
+    WrittenFinetune,
     trace_forward,
     write_adapt,
 )
@@ -34,7 +34,7 @@ from tests.tolerances import HALF_STEP, HALF_STEP_OF_SCALED
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 Forwards = Callable[[Role], ForwardGraph]
-Write = Callable[..., WrittenAdapt]
+Write = Callable[..., WrittenFinetune]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def write(
     """Function that writes the step of a role next to its inference graph."""
     monkeypatch.setattr(adapt_write, "trace_forward", lambda role, _network: forwards(role))
 
-    def written(role: Role, precision: Precision = "fp32", **options: Any) -> WrittenAdapt:
+    def written(role: Role, precision: Precision = "fp32", **options: Any) -> WrittenFinetune:
         write_inference_graph(forwards(role), tiny_spec(role), precision, tmp_path / f"{role}.onnx")
         network = adapt_networks[role]
         return write_adapt(role, network, tmp_path, precision=precision, **options)
@@ -56,7 +56,7 @@ def write(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("role", ADAPTABLE_ROLES)
+@pytest.mark.parametrize("role", FINETUNABLE_ROLES)
 def test_a_written_step_is_that_of_torch(
     write: Write, tmp_path: Path, role: Role, precision: Precision
 ) -> None:
@@ -68,7 +68,7 @@ def test_a_written_step_is_that_of_torch(
     }
     for file in written.entry.files:
         check_digest(tmp_path, file)
-    for scope in ADAPT_SCOPES:
+    for scope in FINETUNE_SCOPES:
         case = verify_step(role, written, tmp_path, scope)
         assert [measure.limit for measure in case.measures] == [
             LOSS_LIMIT,
@@ -101,13 +101,13 @@ def test_the_manifest_finds_every_weight(
     assert {tensor.dtype for tensor in entry.tensors} == {"float16" if half else "float32"}
 
 
-def _replace_graph(written: WrittenAdapt, folder: Path, forward: ForwardGraph) -> None:
+def _replace_graph(written: WrittenFinetune, folder: Path, forward: ForwardGraph) -> None:
     """Replace the step by one with another momentum."""
     other = replace(written.settings, momentum=0.5, betas=(0.5, 0.9))
     save_graph(adapt_graph(forward, other).model, folder / f"{forward.role}_adapt.onnx")
 
 
-@pytest.mark.parametrize("role", ADAPTABLE_ROLES)
+@pytest.mark.parametrize("role", FINETUNABLE_ROLES)
 def test_a_step_that_differs_is_refused(
     write: Write, tmp_path: Path, forwards: Forwards, role: Role, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +122,7 @@ def test_a_step_that_differs_is_refused(
     written = write(role)
     with pytest.raises(ExportError, match=r"differs from PyTorch's: gradient_relative is") as info:
         verify_step(role, written, tmp_path, "all")
-    assert "--no-adapt" in str(info.value)
+    assert "--no-finetune" in str(info.value)
     assert "\n" not in str(info.value)
 
 
@@ -192,7 +192,7 @@ def test_the_optimizer_can_be_chosen(write: Write) -> None:
 
 
 def test_flow_is_not_fine_tuned(adapt_networks: Mapping[Role, nn.Module]) -> None:
-    assert ADAPTABLE_ROLES == ("propagation", "osvos")
+    assert FINETUNABLE_ROLES == ("propagation", "osvos")
     with pytest.raises(ExportError, match="the flow network is not fine-tuned"):
         trace_forward("flow", adapt_networks["osvos"])
 

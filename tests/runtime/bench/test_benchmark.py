@@ -25,8 +25,13 @@ from mpn.runtime.bench.result import (
     summary_ms,
 )
 from mpn.runtime.bench.variants import labels_of_objects, make_clip, variants_of
-from mpn.runtime.finetune.options import AdaptOptions
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import (
+    UNSET,
+    FinetuneOptions,
+    OsvosOptions,
+    PipelineOptions,
+    ResolvedOptions,
+)
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.timing import STAGES
 from tests.emulation.engines import FakeEngine, fake_engine_set, nothing_found
@@ -265,7 +270,7 @@ def test_networks_alone_run_on_the_same_inputs_every_time(two_objects: np.ndarra
         flow=lambda inputs: {"flow_px": inputs["frame0"][:, :2] * 0},
         max_objects=2,
     )
-    figure = NetworkFigure(engines, PipelineOptions(), frames, labels_of_objects(two_objects, 3))
+    figure = NetworkFigure(engines, ResolvedOptions(), frames, labels_of_objects(two_objects, 3))
     for _ in range(4):
         figure.step()
     calls = {role: engine.calls for role, engine in engines.engines.items() if _is_fake(engine)}
@@ -300,7 +305,7 @@ def test_networks_alone_see_mirrored_crops_where_the_pipeline_shows_them(
     frames = [np.zeros((50, 60, 3), np.uint8)] * 2
     labels = labels_of_objects(two_objects, 3)
     engines = fake_engine_set(max_objects=4)
-    NetworkFigure(engines, PipelineOptions(mirror=True), frames, labels, one_by_one).step()
+    NetworkFigure(engines, ResolvedOptions(flip_tta=True), frames, labels, one_by_one).step()
     calls = engines.propagation.calls  # type: ignore[attr-defined]
     assert [len(call["rgb_prob"]) for call in calls] == batches
     every = np.concatenate([call["rgb_prob"] for call in calls])
@@ -311,14 +316,16 @@ def test_networks_alone_see_mirrored_crops_where_the_pipeline_shows_them(
     ("mode", "objects", "runs"),
     [
         ("auto", 1, False), ("blend", 1, True), ("blend", 2, True),
-        ("retrieve-only", 1, False), ("off", 1, False),
+        ("redetect-only", 1, False), ("off", 1, False),
     ],
 )  # fmt: skip
 def test_osvos_counts_as_a_network_of_every_frame_only_where_it_is(
     two_objects: np.ndarray, mode: Any, objects: int, runs: bool
 ) -> None:
     engines = fake_engine_set(osvos=nothing_found)
-    figure = PipelineFigure(Pipeline(engines, options=PipelineOptions(osvos=mode)))
+    figure = PipelineFigure(
+        Pipeline(engines, options=PipelineOptions(osvos=OsvosOptions(mode=mode)))
+    )
     frame = np.zeros((50, 60, 3), np.uint8)
     figure.start(frame, labels_of_objects(two_objects, objects))
     for _ in range(2):
@@ -331,7 +338,7 @@ def test_networks_of_single_objects_run_one_by_one(two_objects: np.ndarray) -> N
     engines = fake_engine_set(osvos=nothing_found)
     labels = labels_of_objects(two_objects, 3)
     roles: tuple[Role, ...] = ("propagation", "osvos")
-    figure = NetworkFigure(engines, PipelineOptions(), frames, labels, one_by_one=roles)
+    figure = NetworkFigure(engines, ResolvedOptions(), frames, labels, one_by_one=roles)
     figure.step()
     calls = {role: engine.calls for role, engine in engines.engines.items() if _is_fake(engine)}
     assert [len(call["rgb_prob"]) for call in calls["propagation"]] == [1, 1, 1]
@@ -367,16 +374,16 @@ def test_pipelines_on_shared_engines_leave_them_open(engine_dir: Path) -> None:
 
 def test_fine_tuning_is_told_apart(tmp_path: Path) -> None:
     directory = make_adapt_dir(tmp_path / "engines")
-    quick = AdaptOptions(steps=3, size=65, batch=2)
+    quick = FinetuneOptions(steps=3, size=65, batch=2)
     result = run_benchmark(
-        directory, options(objects=(2,), variants=("plain", "crf+adapt"), adapt=quick)
+        directory, options(objects=(2,), variants=("plain", "crf+finetune"), finetune=quick)
     )
     plain, tuned = result["runs"]
     assert plain["adapt"] is None
     assert tuned["adapt"]["roles"] == ["propagation"]
     assert tuned["adapt"]["recipes"]["propagation"]["steps"] == 3
-    assert "adapt" not in plain["pipeline"]["start_stages_ms"]
-    adapt_ms = tuned["pipeline"]["start_stages_ms"]["adapt"]
+    assert "finetune" not in plain["pipeline"]["start_stages_ms"]
+    adapt_ms = tuned["pipeline"]["start_stages_ms"]["finetune"]
     assert 0 < adapt_ms <= tuned["pipeline"]["start_ms"]
     assert plain["wall"]["adapt_ms"] == 0
     assert 0 < tuned["wall"]["adapt_ms"] <= tuned["wall"]["until_first_mask_ms"]
@@ -386,36 +393,36 @@ def test_fine_tuning_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_osvos_is_in_every_frame_of_its_variants_whatever_is_advised(tmp_path: Path) -> None:
-    advice = {"osvos": "off", "osvos_every": 3, "mirror": True}
+    advice = {"osvos.mode": "off", "osvos.every": 3, "flip_tta": True}
     manifest = replace(
         load_manifest(make_engine_dir(tmp_path / "e", with_osvos=True)), runtime_defaults=advice
     )
     plain, osvos = (v.options for v in variants_of(manifest, ("plain", "osvos")))
-    assert (plain.osvos, osvos.osvos, osvos.osvos_every) == ("off", "blend", 1)
-    assert plain.mirror is osvos.mirror is True
+    assert (plain.osvos.mode, osvos.osvos.mode, osvos.osvos.every) == ("off", "blend", 1)
+    assert plain.flip_tta is osvos.flip_tta is True
 
 
 def test_the_default_variant_is_what_a_run_does(tmp_path: Path) -> None:
-    advice = {"osvos_every": 3, "crf": True}
+    advice = {"osvos.every": 3, "crf": True}
     plain = replace(load_manifest(make_engine_dir(tmp_path / "e")), runtime_defaults=advice)
     able = replace(load_manifest(make_adapt_dir(tmp_path / "a")), runtime_defaults=advice)
     for manifest, roles in ((plain, None), (able, ("propagation", "osvos"))):
         (variant,) = variants_of(manifest, ("default",))
         assert variant.options == PipelineOptions().with_defaults(advice)
-        assert (variant.adapt and variant.adapt.roles) == roles
+        assert (variant.finetune and variant.finetune.roles) == roles
 
 
 def test_fine_tuning_that_the_engines_cannot_do_is_an_error(tmp_path: Path) -> None:
     directory = make_engine_dir(tmp_path / "engines")
-    with pytest.raises(InputError, match=r"variant 'adapt' cannot be run: .* have no graphs"):
-        run_benchmark(directory, options(variants=("adapt",)))
+    with pytest.raises(InputError, match=r"variant 'finetune' cannot be run: .* have no graphs"):
+        run_benchmark(directory, options(variants=("finetune",)))
 
 
 def test_wall_figure_counts_what_the_writers_still_had_to_do() -> None:
     report = {
         "frames": 4,
         "backend": {"used": "cpu"},
-        "adapt": {"ran": False, "why": "not wanted"},
+        "finetune": {"ran": False, "why": "not wanted"},
         "stages": {"flow": {"frames": 3, "min_s": 0.001, "median_s": 0.002, "p95_s": 0.0045}},
     }
     run = WallRun(report, (1.0, 1.5, 1.6, 1.8), total_s=1.9, peak_memory_mib=None)
@@ -428,9 +435,10 @@ def test_wall_figure_counts_what_the_writers_still_had_to_do() -> None:
 
 
 def test_options_reach_another_process_with_what_was_given() -> None:
-    given = PipelineOptions(osvos="off", threshold=0.4)
+    given = PipelineOptions(threshold=0.4, osvos=OsvosOptions(mode="off"))
     there = pickle.loads(pickle.dumps(given))
-    assert (there, there.given) == (given, given.given)
+    assert there == given
+    assert there.size is UNSET
 
 
 def test_peak_memory_is_of_the_size_of_a_process() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mpn.errors import InputError
 from mpn.runtime.crf.dense import dense_crf
-from mpn.runtime.crf.refine import CrfOptions, refine
+from mpn.runtime.crf.refine import ResolvedCrf, refine
 from mpn.runtime.host.merge import labels_from_merged, merge
 from mpn.types import Roi
 from tests.tolerances import PROBS_SUM
@@ -61,7 +61,7 @@ def test_objects_end_where_their_colour_ends(boxes: list[Roi], whole_frame: bool
         merged,
         rgb,
         boxes=[grown(box, 8) for box in boxes],
-        options=CrfOptions(whole_frame=whole_frame),
+        options=ResolvedCrf(whole_frame=whole_frame),
     )
     ids = range(1, len(boxes) + 1)
     before, after = labels_from_merged(merged, ids), labels_from_merged(refined, ids)
@@ -74,7 +74,7 @@ def test_a_smaller_picture_decides_nearly_the_same() -> None:
     """Better than nothing by far, on a quarter of the pixels; not the same as on all of them."""
     rgb, truth, merged = scene(NEAR)
     whole, _ = refine(merged, rgb)
-    half, boxes = refine(merged, rgb, options=CrfOptions(working_scale=0.5))
+    half, boxes = refine(merged, rgb, options=ResolvedCrf(working_scale=0.5))
     found = labels_from_merged(half, (1, 2))
     for k in (1, 2):
         assert iou(labels_from_merged(merged, (1, 2)) == k, truth == k) < 0.85
@@ -87,14 +87,14 @@ def test_a_smaller_picture_decides_nearly_the_same() -> None:
 
 def test_a_scale_that_rounds_to_the_whole_picture_changes_nothing() -> None:
     rgb, _, merged = scene(NEAR[:1])
-    same = refine(merged, rgb, options=CrfOptions(working_scale=0.999))[0]
+    same = refine(merged, rgb, options=ResolvedCrf(working_scale=0.999))[0]
     assert iou(same[0] > 0.5, refine(merged, rgb)[0][0] > 0.5) > 0.99
 
 
 def test_a_region_of_one_pixel_can_be_halved() -> None:
     prob = np.full((1, 1, 1), 0.75, np.float32)
     rgb = np.zeros((1, 1, 3), np.uint8)
-    kept, _ = refine(prob, rgb, options=CrfOptions(working_scale=0.4))
+    kept, _ = refine(prob, rgb, options=ResolvedCrf(working_scale=0.4))
     assert kept.shape == (1, 1, 1)
     assert 0.5 < kept[0, 0, 0] <= 1
 
@@ -116,7 +116,7 @@ def test_the_result_is_merged_again_and_its_boxes_hold_it() -> None:
 
 def test_outside_the_regions_nothing_changes() -> None:
     rgb, _, merged = scene(APART)
-    options = CrfOptions(margin_px=5)
+    options = ResolvedCrf(margin_px=5)
     refined, boxes = refine(merged, rgb, boxes=[grown(box, 8) for box in APART], options=options)
     assert boxes == tuple(grown(box, 13) for box in APART)
     changed = (refined != merged).any(axis=0)
@@ -141,7 +141,7 @@ def test_objects_that_touch_share_one_crf() -> None:
     rgb, _, merged = scene(NEAR)
     refined, _ = refine(merged, rgb, boxes=None)
     prob = np.concatenate([1 - merged.sum(axis=0, keepdims=True), merged])
-    options = CrfOptions()
+    options = ResolvedCrf()
     q = dense_crf(
         -np.log(np.clip(prob, 1e-5, 1)),
         rgb,
@@ -160,7 +160,7 @@ def test_objects_that_touch_share_one_crf() -> None:
 def test_a_chain_of_overlaps_is_one_region() -> None:
     chain = [Roi(70, 40, 90, 60), Roi(20, 20, 40, 40), Roi(35, 30, 75, 50)]
     rgb, _, merged = scene(chain)
-    _, boxes = refine(merged, rgb, boxes=chain, options=CrfOptions(margin_px=0))
+    _, boxes = refine(merged, rgb, boxes=chain, options=ResolvedCrf(margin_px=0))
     assert boxes == (Roi(20, 20, 90, 60),) * 3
 
 
@@ -205,5 +205,5 @@ def test_a_broken_probability_is_refused() -> None:
     ids=str,
 )
 def test_an_option_out_of_range_is_named(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=f"CRF option {next(iter(wrong))} must be"):
-        CrfOptions(**wrong)
+    with pytest.raises(InputError, match=rf"option crf\.{next(iter(wrong))} must be"):
+        ResolvedCrf(**wrong)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mpn.engines.open import default_engine_dir, open_engines
-from mpn.runtime.options import HOST_ONLY
-from mpn.runtime.pipeline import Pipeline, PipelineOptions
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.pipeline import Pipeline
 from mpn.synthetic import render_clip
 from mpn.types import StepResult
 from tests.emulation.cuda_shim.shim import Shim
@@ -18,7 +18,7 @@ from tests.runtime.device.helpers import device_pipeline, iou, run
 from tests.tolerances import DEVICE_IOU_MEAN, DEVICE_IOU_WORST, DEVICE_SMALL_AREA_PX
 
 SIZE_HW, FRAMES = (120, 160), 60
-OPTIONS = PipelineOptions(**HOST_ONLY)
+OPTIONS = PipelineOptions()
 
 
 def ious(shim: Shim, objects: int, frames: int) -> tuple[list[float], list[StepResult]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.options import DeviceOptions
+from mpn.runtime.options import DeviceOptions, OsvosOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from tests.emulation.cuda_shim.shim import Shim
 from tests.emulation.engines import fake_engine_set
@@ -18,7 +18,7 @@ from tests.runtime.pipelines import ONE, PLAIN
 from tests.synthetic import squares_clip
 
 CLIP = squares_clip([ONE], pan_xy=(3, 2), frames=9)
-OPTIONS = PipelineOptions(osvos="blend", flow_check_px=3.0, size=40)
+OPTIONS = PipelineOptions(flow_check_px=3.0, size=40, osvos=OsvosOptions(mode="blend"))
 
 
 def started(shim: Shim, **options: Any) -> tuple[Pipeline, ShimStream]:

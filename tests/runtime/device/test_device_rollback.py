@@ -19,15 +19,15 @@ from tests.tolerances import DEVICE_PROB
 
 FRAMES = 7
 STAGES = ("ingest", "run_osvos", "warp", "propagate", "merge", "emit", "readback")
-CRF: dict[str, Any] = {"crf": True, "crf_iterations": 1, "crf_margin_px": 4}
+CRF: dict[str, Any] = {"crf": True, "crf.iterations": 1, "crf.margin_px": 4}
 """One iteration: the emulated kernels are slow."""
-BLENDED = {"osvos": "blend", "size": 40}
+BLENDED = {"osvos.mode": "blend", "size": 40}
 OPTIONS: dict[str, dict[str, Any]] = {
     "native": {},
     "smaller": {"size": 30},
     "CRF": CRF,
-    "CRF fed back": {"crf_feedback": True, **CRF},
-    "CRF fed back, smaller": {"crf_feedback": True, "size": 30, **CRF},
+    "CRF fed back": {"crf.feedback": True, **CRF},
+    "CRF fed back, smaller": {"crf.feedback": True, "size": 30, **CRF},
 }
 
 
@@ -37,7 +37,7 @@ class StageError(Exception):
 
 def open_pipeline(shim: Shim, options: dict[str, Any]) -> Pipeline:
     engines = fake_engine_set(osvos=green, propagation=sharpened, preprocessing=PLAIN)
-    return device_pipeline(shim, engines, PipelineOptions(**options))[0]
+    return device_pipeline(shim, engines, PipelineOptions().with_values(options))[0]
 
 
 def fail(

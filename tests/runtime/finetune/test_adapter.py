@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 
 from mpn.engines.base import Engine
-from mpn.engines.directory.entries import AdaptEntry
+from mpn.engines.directory.entries import FinetuneEntry
 from mpn.engines.directory.files import FileDigest
 from mpn.engines.open import EngineSet
 from mpn.engines.spec import Role
 from mpn.errors import EngineError, InputError
 from mpn.runtime.finetune import adapter as module
-from mpn.runtime.finetune.adapter import AdaptProgress, ObjectAdapter
-from mpn.runtime.finetune.options import AdaptOptions
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.finetune.adapter import FinetuneProgress, ObjectFinetuner
+from mpn.runtime.options import FinetuneOptions, ResolvedOptions
 from mpn.types import Float32Array
 from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel, nothing_found
-from tests.emulation.finetune import FakeAdaptEngine
+from tests.emulation.finetune import FakeFinetuneEngine
 from tests.synthetic import Square, squares_clip
 
 CLIP = squares_clip(
@@ -30,8 +29,8 @@ CLIP = squares_clip(
     frames=1,
 )
 RGB, LABELS = CLIP.frames[0], CLIP.labels[0]
-QUICK = AdaptOptions(steps=3, size=65, batch=2)
-ENTRY = AdaptEntry(
+QUICK = FinetuneOptions(steps=3, size=65, batch=2)
+ENTRY = FinetuneEntry(
     optimizer="sgd",
     settings={},
     state=("momentum",),
@@ -52,14 +51,14 @@ class World:
 
     def __init__(self) -> None:
         self.engines = adaptable(fake_engine_set(osvos=nothing_found))
-        self.trained: list[FakeAdaptEngine] = []
+        self.trained: list[FakeFinetuneEngine] = []
         self.opened: list[tuple[Role, Mapping[str, Float32Array], FakeEngine]] = []
-        self.make: Callable[[Role], FakeAdaptEngine] = FakeAdaptEngine
+        self.make: Callable[[Role], FakeFinetuneEngine] = FakeFinetuneEngine
         self.fail_to_open = 0
 
-    def open_adapt_engine(
+    def open_finetune_engine(
         self, directory: Path, manifest: Any, role: Role, **_: Any
-    ) -> FakeAdaptEngine:
+    ) -> FakeFinetuneEngine:
         self.trained.append(self.make(role))
         return self.trained[-1]
 
@@ -74,10 +73,10 @@ class World:
         self.opened.append((role, weights, engine))
         return engine
 
-    def adapter(self, options: AdaptOptions = QUICK, **given: Any) -> ObjectAdapter:
-        pipeline = given.pop("pipeline", PipelineOptions())
+    def adapter(self, options: FinetuneOptions = QUICK, **given: Any) -> ObjectFinetuner:
+        pipeline = given.pop("pipeline", ResolvedOptions())
         engines = given.pop("engines", self.engines)
-        return ObjectAdapter("engines", engines, options, pipeline, **given)
+        return ObjectFinetuner("engines", engines, options, pipeline, **given)
 
 
 def adaptable(engines: EngineSet, *roles: Role) -> EngineSet:
@@ -92,7 +91,7 @@ def adaptable(engines: EngineSet, *roles: Role) -> EngineSet:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World()
-    monkeypatch.setattr(module, "open_adapt_engine", made.open_adapt_engine)
+    monkeypatch.setattr(module, "open_finetune_engine", made.open_finetune_engine)
     monkeypatch.setattr(module, "open_object_engine", made.open_object_engine)
     yield made
     assert all(engine.is_closed for engine in made.trained)
@@ -118,7 +117,7 @@ def test_what_was_done_is_reported(world: World) -> None:
     adapter.adapt(RGB, LABELS, 2)
     first, second = adapter.reports
     assert (first.object_id, first.role, first.scope) == (2, "propagation", "all")
-    assert (first.is_adapted, first.is_cached, first.steps, first.note) == (True, False, 3, "")
+    assert (first.is_finetuned, first.is_cached, first.steps, first.note) == (True, False, 3, "")
     assert first.first_loss == pytest.approx(np.mean(world.trained[0].losses))
     assert second.role == "osvos"
     as_json = adapter.report_as_json()
@@ -128,7 +127,7 @@ def test_what_was_done_is_reported(world: World) -> None:
 
 
 def test_progress_is_told_step_by_step(world: World) -> None:
-    told: list[AdaptProgress] = []
+    told: list[FinetuneProgress] = []
     world.adapter(replace(QUICK, roles=("osvos",)), on_progress=told.append).adapt(RGB, LABELS, 2)
     assert [(p.object_id, p.role, p.step, p.steps) for p in told] == [
         (2, "osvos", n, 3) for n in (1, 2, 3)
@@ -158,7 +157,9 @@ def test_a_second_run_on_the_same_frame_costs_nothing(world: World, tmp_path: Pa
     again = world.adapter(kept)
     assert set(again.adapt(RGB, LABELS, 1)) == {"propagation", "osvos"}
     assert len(world.trained) == 2  # those of the first run
-    assert [(r.is_cached, r.is_adapted, r.seconds) for r in again.reports] == [(True, True, 0)] * 2
+    assert [(r.is_cached, r.is_finetuned, r.seconds) for r in again.reports] == [
+        (True, True, 0)
+    ] * 2
     for before, after in zip(world.opened[:2], world.opened[2:], strict=True):
         np.testing.assert_array_equal(before[1]["scale"], after[1]["scale"])
 
@@ -172,7 +173,7 @@ def test_a_second_run_on_the_same_frame_costs_nothing(world: World, tmp_path: Pa
         ({"options": {"steps": 4}}, 2),
         ({"options": {"seconds": 1e5}}, 2),
         ({"options": {"learning_rate": 0.5}}, 2),
-        ({"pipeline": PipelineOptions(colour_weight=0.5)}, 1),  # OSVOS does not see it
+        ({"pipeline": ResolvedOptions(colour_weight=0.5)}, 1),  # OSVOS does not see it
         ({"rgb": RGB ^ np.uint8(1)}, 2),
         ({"labels": np.where(LABELS == 2, 0, LABELS).astype(np.uint8)}, 2),
     ],
@@ -227,22 +228,22 @@ def test_kept_weights_that_do_not_fit_are_made_anew_and_told(world: World, tmp_p
 
 
 def test_a_loss_that_is_not_finite_is_told_and_not_kept(world: World, tmp_path: Path) -> None:
-    world.make = lambda role: FakeAdaptEngine(role, bad_at=3)
+    world.make = lambda role: FakeFinetuneEngine(role, bad_at=3)
     kept = replace(QUICK, cache_dir=tmp_path, roles=("osvos",))
     adapter = world.adapter(kept)
     assert "osvos" in adapter.adapt(RGB, LABELS, 1)
     (report,) = adapter.reports
     assert report.note == "stopped: loss not finite at step 3, weights of step 1 kept"
-    assert (report.steps, report.is_adapted) == (1, True)
+    assert (report.steps, report.is_finetuned) == (1, True)
     np.testing.assert_array_equal(world.opened[0][1]["scale"], world.trained[0].history[1])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_that_learned_nothing_stays_the_common_one(world: World) -> None:
-    world.make = lambda role: FakeAdaptEngine(role, bad_at=1, bad=math.inf)
+    world.make = lambda role: FakeFinetuneEngine(role, bad_at=1, bad=math.inf)
     adapter = world.adapter()
     assert adapter.adapt(RGB, LABELS, 1) == {}
-    assert [report.is_adapted for report in adapter.reports] == [False, False]
+    assert [report.is_finetuned for report in adapter.reports] == [False, False]
     assert adapter.report_as_json()[0]["first_loss"] is None
 
 
@@ -256,18 +257,18 @@ def test_an_object_too_small_to_learn_from_stays_with_the_common_networks(world:
 
 
 def test_if_one_network_fails_the_other_is_closed(world: World) -> None:
-    class Failing(FakeAdaptEngine):
+    class Failing(FakeFinetuneEngine):
         def step(self, *_: Any) -> float:
             raise EngineError("out of memory")
 
-    world.make = lambda role: (Failing if role == "osvos" else FakeAdaptEngine)(role)
+    world.make = lambda role: (Failing if role == "osvos" else FakeFinetuneEngine)(role)
     with pytest.raises(EngineError, match="out of memory"):
         world.adapter().adapt(RGB, LABELS, 1)
     assert [engine.is_closed for _, _, engine in world.opened] == [True]
 
 
 def test_ctrl_c_leaves_nothing_open_and_nothing_half_written(world: World, tmp_path: Path) -> None:
-    def interrupt(progress: AdaptProgress) -> None:
+    def interrupt(progress: FinetuneProgress) -> None:
         if progress.role == "osvos":
             raise KeyboardInterrupt
 

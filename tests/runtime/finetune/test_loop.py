@@ -8,10 +8,10 @@ import pytest
 
 from mpn.errors import EngineError
 from mpn.runtime.finetune.loop import rate_at, run_loop
-from mpn.runtime.finetune.options import AdaptRecipe
-from tests.emulation.finetune import FakeAdaptEngine, FakeDreams
+from mpn.runtime.options import FinetuneRecipe
+from tests.emulation.finetune import FakeDreams, FakeFinetuneEngine
 
-RECIPE = AdaptRecipe(steps=20, size_px=65, batch=2, learning_rate=0.5)
+RECIPE = FinetuneRecipe(steps=20, size_px=65, batch=2, learning_rate=0.5)
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
         return self.now_s
 
 
-def run(engine: FakeAdaptEngine, *, seconds: float | None = None, clock: Clock | None = None):  # type: ignore[no-untyped-def]
+def run(engine: FakeFinetuneEngine, *, seconds: float | None = None, clock: Clock | None = None):  # type: ignore[no-untyped-def]
     steps: list[tuple[int, float, float, float]] = []
     outcome = run_loop(
         engine,
@@ -39,7 +39,7 @@ def run(engine: FakeAdaptEngine, *, seconds: float | None = None, clock: Clock |
 
 
 def test_every_step_is_taken_and_told() -> None:
-    engine = FakeAdaptEngine()
+    engine = FakeFinetuneEngine()
     outcome, steps = run(engine)
     assert outcome.steps == 20
     assert (outcome.note, outcome.is_stopped) == ("", False)
@@ -52,7 +52,7 @@ def test_every_step_is_taken_and_told() -> None:
 
 
 def test_the_rate_rises_and_falls_to_zero() -> None:
-    engine = FakeAdaptEngine()
+    engine = FakeFinetuneEngine()
     run(engine)
     rates = engine.rates
     assert rates == [rate_at(step / 20, step, 0.5) for step in range(20)]
@@ -63,14 +63,14 @@ def test_the_rate_rises_and_falls_to_zero() -> None:
 
 
 def test_time_left_is_told_by_the_mean_step() -> None:
-    _, steps = run(FakeAdaptEngine())
+    _, steps = run(FakeFinetuneEngine())
     for step, _, elapsed_s, eta_s in steps:
         assert eta_s == pytest.approx(elapsed_s / step * (20 - step))
     assert steps[-1][3] == 0
 
 
 def test_seconds_end_it_early_with_the_rate_at_zero() -> None:
-    engine = FakeAdaptEngine()
+    engine = FakeFinetuneEngine()
     outcome, steps = run(engine, seconds=9.5)
     assert 2 <= outcome.steps < 20
     assert outcome.note == f"ended after {outcome.steps} of 20 steps with the 9.5 seconds"
@@ -81,12 +81,12 @@ def test_seconds_end_it_early_with_the_rate_at_zero() -> None:
 
 
 def test_enough_seconds_change_nothing() -> None:
-    assert run(FakeAdaptEngine(), seconds=1e6)[0].note == ""
+    assert run(FakeFinetuneEngine(), seconds=1e6)[0].note == ""
 
 
 def test_no_time_at_all_learns_nothing() -> None:
     clock = Clock()
-    outcome, _ = run(FakeAdaptEngine(), seconds=0.5, clock=clock)
+    outcome, _ = run(FakeFinetuneEngine(), seconds=0.5, clock=clock)
     assert outcome.weights is None
     assert math.isnan(outcome.first_loss)
     assert outcome.note == "ended after 0 of 20 steps with the 0.5 seconds"
@@ -97,7 +97,7 @@ def test_no_time_at_all_learns_nothing() -> None:
 def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_weights(
     bad: float, failing: int, kept: int
 ) -> None:
-    engine = FakeAdaptEngine(bad_at=failing, bad=bad)
+    engine = FakeFinetuneEngine(bad_at=failing, bad=bad)
     outcome, steps = run(engine)
     assert outcome.is_stopped
     assert (
@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_weights(
 
 
 def test_an_engine_that_fails_is_not_hidden() -> None:
-    class Failing(FakeAdaptEngine):
+    class Failing(FakeFinetuneEngine):
         def step(self, inputs, target, learning_rate):  # type: ignore[no-untyped-def]
             raise EngineError("out of memory")
 

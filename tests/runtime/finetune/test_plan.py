@@ -1,35 +1,44 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mpn.engines.directory.entries import AdaptEntry
+from mpn.engines.directory.entries import FinetuneEntry
 from mpn.engines.directory.files import FileDigest
-from mpn.engines.directory.manifest import Manifest
+from mpn.engines.directory.manifest import Manifest, load_manifest
+from mpn.engines.open import default_engine_dir
 from mpn.engines.spec import Role
 from mpn.errors import EngineError
 from mpn.runtime.finetune.options import (
-    AdaptOptions,
-    Decision,
-    adapt_as_json,
-    adaptable_roles,
-    as_seen_in_training,
-    decide,
+    FinetunePlan,
+    finetunable_roles,
+    finetune_as_json,
+    options_affecting_weights,
     options_for,
+    options_in_cache_key,
+    plan_finetuning,
 )
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import (
+    FinetuneOptions,
+    OsvosOptions,
+    PipelineOptions,
+    ResolvedOptions,
+    ResolvedOsvos,
+)
 from tests.emulation.engines import fake_engine_set, nothing_found
 
-ALL = PipelineOptions()
+ALL = ResolvedOptions()
 
 
 def manifest_with(*adaptable: Role, **advice: Any) -> Manifest:
     """A manifest of propagation and OSVOS engines; those named can be fine-tuned."""
     manifest = fake_engine_set(osvos=nothing_found, runtime_defaults=advice).manifest
-    entry = AdaptEntry(
+    entry = FinetuneEntry(
         optimizer="adamw",
         settings={},
         state=("exp_avg",),
@@ -48,73 +57,86 @@ BOTH = manifest_with("propagation", "osvos")
 NONE = manifest_with()
 
 
-def decided(manifest: Manifest, **given: Any) -> Decision:
-    rest: dict[str, Any] = {"must_adapt": False, "is_live": False, **given}
-    adapt = rest.pop("adapt", AdaptOptions(steps=3))
-    return decide(adapt, manifest, rest.pop("options", ALL), **rest)
+def planned(manifest: Manifest, **given: Any) -> FinetunePlan:
+    rest: dict[str, Any] = {"must_finetune": False, "is_live": False, **given}
+    finetune = rest.pop("finetune", FinetuneOptions(steps=3))
+    options = replace(rest.pop("options", PipelineOptions()), finetune=finetune)
+    return plan_finetuning(manifest, options, **rest)
 
 
 @pytest.mark.parametrize(
     ("manifest", "options", "roles"),
     [
         (BOTH, ALL, ("propagation", "osvos")),
-        (BOTH, PipelineOptions(osvos="off"), ("propagation",)),
-        (BOTH, PipelineOptions(use_propagation=False), ("osvos",)),
+        (BOTH, ResolvedOptions(osvos=ResolvedOsvos(mode="off")), ("propagation",)),
+        (BOTH, ResolvedOptions(use_propagation=False), ("osvos",)),
         (manifest_with("osvos"), ALL, ("osvos",)),
         (NONE, ALL, ()),
     ],
 )
-def test_networks_that_can_learn_and_run_are_fine_tuned(
-    manifest: Manifest, options: PipelineOptions, roles: tuple[Role, ...]
+def test_plan_holds_networks_that_run_and_can_be_finetuned(
+    manifest: Manifest, options: ResolvedOptions, roles: tuple[Role, ...]
 ) -> None:
-    assert adaptable_roles(manifest, options) == roles
+    assert finetunable_roles(manifest, options) == roles
     if roles:
-        found = options_for(manifest, options, AdaptOptions(seed=5))
-        assert found == AdaptOptions(seed=5, roles=roles)
-        assert decided(manifest, options=options).options == AdaptOptions(steps=3, roles=roles)
+        found = options_for(manifest, options, FinetuneOptions(seed=5))
+        assert found == FinetuneOptions(seed=5, roles=roles)
+        assert planned(manifest, options=options).options == FinetuneOptions(steps=3, roles=roles)
 
 
-def test_the_advice_of_the_manifest_decides_what_runs() -> None:
+def test_plan_follows_the_advice_of_the_manifest() -> None:
     advising = manifest_with("propagation", "osvos", osvos="off")
-    found = decided(advising).options
+    found = planned(advising).options
     assert found is not None
     assert found.roles == ("propagation",)
 
 
-def test_engines_that_cannot_learn_run_as_they_are_and_say_why() -> None:
-    assert decided(NONE).options is None
-    assert "the engines 'fake' have no graphs to fine-tune with" in decided(NONE).why_not
-    only_osvos = decided(manifest_with("osvos"), options=PipelineOptions(osvos="off"))
-    assert only_osvos == Decision(None, "no network that can be fine-tuned is in use")
-    assert decided(BOTH, adapt=None) == Decision(None, "not wanted")
+def test_plan_gives_the_reason_if_not_possible() -> None:
+    assert planned(NONE).options is None
+    assert "the engines 'fake' have no graphs to fine-tune with" in planned(NONE).why_not
+    only_osvos = planned(
+        manifest_with("osvos"), options=PipelineOptions(osvos=OsvosOptions(mode="off"))
+    )
+    assert only_osvos == FinetunePlan(None, "no network that can be fine-tuned is in use")
+    assert planned(BOTH, finetune=None) == FinetunePlan(None, "not wanted")
 
 
-def test_what_must_be_done_and_cannot_is_an_error() -> None:
+def test_plan_raises_if_required_but_not_possible() -> None:
     with pytest.raises(EngineError, match="have no graphs to fine-tune with: export it again"):
-        decided(NONE, must_adapt=True)
+        planned(NONE, must_finetune=True)
     with pytest.raises(EngineError, match="have no graphs"):
-        options_for(NONE, ALL, AdaptOptions())
+        options_for(NONE, ALL, FinetuneOptions())
 
 
-def test_a_live_source_is_not_kept_waiting_unless_it_must() -> None:
-    assert decided(BOTH, is_live=True).options is None
-    assert "live" in decided(BOTH, is_live=True).why_not
-    assert decided(BOTH, is_live=True, must_adapt=True).options is not None
+def test_plan_leaves_out_a_live_source_unless_required() -> None:
+    assert planned(BOTH, is_live=True).options is None
+    assert "live" in planned(BOTH, is_live=True).why_not
+    assert planned(BOTH, is_live=True, must_finetune=True).options is not None
 
 
-def test_what_decides_about_the_weights_is_told_and_where_they_are_kept_is_not() -> None:
-    told = adapt_as_json(AdaptOptions(steps=3, seed=4, cache_dir=Path("kept")))
-    assert (told["steps"], told["seed"], told["roles"]) == (3, 4, ["propagation", "osvos"])
-    assert told["recipes"]["propagation"]["steps"] == 3
-    assert told["recipes"]["propagation"]["size_px"] > 0
-    assert "kept" not in str(told)
-    assert told != adapt_as_json(AdaptOptions(steps=3, seed=5))
+def test_finetune_as_json_leaves_out_cache_dir() -> None:
+    found = finetune_as_json(FinetuneOptions(steps=3, seed=4, cache_dir=Path("kept")))
+    assert (found["steps"], found["seed"], found["roles"]) == (3, 4, ["propagation", "osvos"])
+    assert found["recipes"]["propagation"]["steps"] == 3
+    assert found["recipes"]["propagation"]["size_px"] > 0
+    assert "kept" not in str(found)
+    assert found != finetune_as_json(FinetuneOptions(steps=3, seed=5))
 
 
-def test_weights_do_not_depend_on_what_follows_the_network() -> None:
-    kept = PipelineOptions(size=360, roi_margin_frac=0.05, colour_weight=0.75)
-    later = {"osvos": "off", "osvos_every": 5, "crf": True, "retrieve_area_frac": 0.2}
-    other = PipelineOptions(size=360, roi_margin_frac=0.05, colour_weight=0.75, **later)
-    assert as_seen_in_training(kept) == as_seen_in_training(other)
-    assert as_seen_in_training(kept).roi_margin_frac == 0.05
-    assert as_seen_in_training(kept) != as_seen_in_training(ALL)
+def test_options_after_the_network_do_not_affect_weights() -> None:
+    kept = ResolvedOptions(size=360, roi_margin_frac=0.05, colour_weight=0.75)
+    later = {"osvos.mode": "off", "osvos.every": 5, "crf": True, "redetect.area_frac_min": 0.2}
+    other = kept.with_values(later)
+    assert options_in_cache_key(kept) == options_in_cache_key(other)
+    assert options_in_cache_key(kept) != options_in_cache_key(ALL)
+    assert options_affecting_weights(kept) == options_affecting_weights(other)
+    assert options_affecting_weights(kept).roi_margin_frac == 0.05
+    assert options_affecting_weights(kept) != options_affecting_weights(ALL)
+
+
+def test_cache_key_is_that_of_0_1() -> None:
+    """Weights that version 0.1 kept are still found: the digest was computed with it."""
+    advice = load_manifest(default_engine_dir()).runtime_defaults
+    facts = options_in_cache_key(PipelineOptions().with_defaults(advice))
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    assert digest == "a9c3911e3101d29d45c9f775de92ae941b0a9aac43bd7c47c580c24f9dc09865"

@@ -29,7 +29,7 @@ def blind(
     clip: Clip | None = None, *, options: dict[str, Any] | None = None, **rest: Any
 ) -> Pipeline:
     """A pipeline that takes what OSVOS proposes whatever its colours: fakes point anywhere."""
-    return make(clip, options={"retrieve_colour": -2, **(options or {})}, **rest)
+    return make(clip, options={"redetect.colour_min": -2, **(options or {})}, **rest)
 
 
 def says(labels: np.ndarray, prob: float = 0.8) -> Callable[..., dict[str, np.ndarray]]:
@@ -40,7 +40,7 @@ def says(labels: np.ndarray, prob: float = 0.8) -> Callable[..., dict[str, np.nd
 def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
     everywhere = np.ones((64, 96), np.uint8)
     pipeline = blind(
-        STILL, osvos=says(everywhere), options={"osvos": "blend", "ensemble_weight": 0.25}
+        STILL, osvos=says(everywhere), options={"osvos.mode": "blend", "osvos.blend_weight": 0.25}
     )
     pipeline.start(STILL.frames[0], STILL.labels[0])
     result = pipeline.step(STILL.frames[1])
@@ -57,14 +57,14 @@ def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
     [
         (STILL, "auto", 0),
         (STILL, "blend", 1),
-        (STILL, "retrieve-only", 0),
+        (STILL, "redetect-only", 0),
         (STILL, "off", 0),
         (STILL_TWO, "auto", 0),
         (STILL_TWO, "blend", 1),
     ],
 )
 def test_osvos_runs_only_where_its_answer_is_used(clip: Clip, mode: str, calls: int) -> None:
-    pipeline = blind(clip, osvos=says(clip.labels[0]), options={"osvos": mode})
+    pipeline = blind(clip, osvos=says(clip.labels[0]), options={"osvos.mode": mode})
     pipeline.start(clip.frames[0], clip.labels[0])
     result = pipeline.step(clip.frames[1])
     assert len(pipeline.engines.osvos.calls) == calls  # type: ignore[union-attr]
@@ -79,7 +79,7 @@ def gone_after_a_step(clip: Clip) -> list[np.ndarray]:
     return flows
 
 
-@pytest.mark.parametrize("mode", ["auto", "blend", "retrieve-only"])
+@pytest.mark.parametrize("mode", ["auto", "blend", "redetect-only"])
 def test_a_lost_object_is_retrieved_where_osvos_finds_it(mode: str) -> None:
     elsewhere = np.zeros((64, 96), np.uint8)
     elsewhere[30:50, 10:40] = 1
@@ -87,7 +87,7 @@ def test_a_lost_object_is_retrieved_where_osvos_finds_it(mode: str) -> None:
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
         osvos=says(np.maximum(elsewhere, STILL_TWO.labels[0] == 2)),
-        options={"osvos": mode},
+        options={"osvos.mode": mode},
     )
     pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
     result = pipeline.step(STILL_TWO.frames[1])
@@ -102,8 +102,8 @@ def test_a_lost_object_is_retrieved_where_osvos_finds_it(mode: str) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"osvos": "off"}, "off"),
-        ({"retrieve_area_frac": 0.9}, "too small"),
+        ({"osvos.mode": "off"}, "off"),
+        ({"redetect.area_frac_min": 0.9}, "too small"),
         ({"threshold": 0.85}, "not sure enough"),
     ],
 )
@@ -121,7 +121,7 @@ def test_osvos_takes_the_resized_frame_and_answers_at_working_size() -> None:
     pipeline = blind(
         PAN,
         osvos=lambda inputs: {"prob": inputs["image"][:, 2:] / 255 + 0.45},
-        options={"osvos": "blend"},
+        options={"osvos.mode": "blend"},
     )
     pipeline.start(PAN.frames[0], PAN.labels[0])
     result = pipeline.step(PAN.frames[1])
@@ -132,10 +132,10 @@ def test_osvos_takes_the_resized_frame_and_answers_at_working_size() -> None:
     assert iou(result.labels > 0, PAN.labels[1] > 0) > 0.9
 
 
-@pytest.mark.parametrize("mode", ["blend", "retrieve-only"])
+@pytest.mark.parametrize("mode", ["blend", "redetect-only"])
 def test_osvos_asked_for_and_not_there_is_an_error(mode: str) -> None:
     with pytest.raises(EngineError, match="no OSVOS engine is open"):
-        blind(PAN, options={"osvos": mode})
+        blind(PAN, options={"osvos.mode": mode})
 
 
 def osvos_of(pipeline: Pipeline) -> FakeEngine:
@@ -150,7 +150,7 @@ def osvos_of(pipeline: Pipeline) -> FakeEngine:
 @pytest.mark.parametrize(("every", "frames"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3]), (9, [])])
 def test_the_schedule_decides_which_frames_are_blended(every: int, frames: list[int]) -> None:
     pipeline = blind(
-        STILL, osvos=says(STILL.labels[0]), options={"osvos": "blend", "osvos_every": every}
+        STILL, osvos=says(STILL.labels[0]), options={"osvos.mode": "blend", "osvos.every": every}
     )
     results = run(pipeline, STILL)
     assert [r.index for r in results if r.tracks[0].branch == "blended"] == frames
@@ -163,12 +163,12 @@ def unsure(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_a_doubtful_object_is_looked_at_out_of_schedule() -> None:
-    options = {"osvos": "blend", "osvos_every": 100, "ensemble_weight": 0.1}
+    options = {"osvos.mode": "blend", "osvos.every": 100, "osvos.blend_weight": 0.1}
     pipeline = blind(STILL, propagation=unsure, osvos=says(STILL.labels[0]), options=options)
     results = run(pipeline, STILL)
     # Frame 1 finds out that the network is not sure; OSVOS is asked from frame 2 on.
     assert [r.tracks[0].branch for r in results[1:]] == ["propagation"] + ["blended"] * 3
-    calm = {**options, "doubt_confidence": 0.5}
+    calm = {**options, "osvos.confidence_min": 0.5}
     pipeline = blind(STILL, propagation=unsure, osvos=says(STILL.labels[0]), options=calm)
     run(pipeline, STILL)
     assert osvos_of(pipeline).calls == []
@@ -179,7 +179,7 @@ def test_a_lost_object_is_looked_for_in_every_frame() -> None:
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
         osvos=nothing_found,
-        options={"osvos_every": 100},
+        options={"osvos.every": 100},
     )
     results = run(pipeline, STILL_TWO)
     assert ["osvos" in result.timings for result in results] == [False] + [True] * 4
@@ -188,7 +188,7 @@ def test_a_lost_object_is_looked_for_in_every_frame() -> None:
 
 
 def test_the_common_network_runs_once_a_frame_however_many_objects_ask() -> None:
-    pipeline = blind(STILL_TWO, osvos=says(STILL_TWO.labels[0]), options={"osvos": "blend"})
+    pipeline = blind(STILL_TWO, osvos=says(STILL_TWO.labels[0]), options={"osvos.mode": "blend"})
     run(pipeline, STILL_TWO)
     assert len(osvos_of(pipeline).calls) == 4
 
@@ -215,7 +215,9 @@ def test_objects_with_an_osvos_of_their_own_are_blended_each_with_its_own() -> N
 
 def test_where_one_object_has_no_osvos_of_its_own_several_are_not_blended() -> None:
     own = {"osvos": lambda k: says(STILL_TWO.labels[0] == k) if k == 1 else None}
-    pipeline = blind(STILL_TWO, osvos=nothing_found, adapts=own, options={"retrieve_agreement": 0})
+    pipeline = blind(
+        STILL_TWO, osvos=nothing_found, adapts=own, options={"redetect.agreement_min": 0}
+    )
     run(pipeline, STILL_TWO)
     assert osvos_of(pipeline).calls == adapter_of(pipeline).engines[0].calls == []
 
@@ -244,30 +246,34 @@ MOVED = np.zeros((64, 96), np.uint8)
 MOVED[35:59, 60:84] = 1
 
 
-@pytest.mark.parametrize("mode", ["blend", "retrieve-only"])
+@pytest.mark.parametrize("mode", ["blend", "redetect-only"])
 def test_a_mask_that_follows_something_else_is_moved_to_where_its_object_is(mode: str) -> None:
     pipeline = blind(
         STILL,
         propagation=wanders_off,
         osvos=nothing_found,
         adapts={"osvos": lambda k: says(MOVED)},
-        options={"osvos": mode},
+        options={"osvos.mode": mode},
     )
     results = run(pipeline, STILL)
     track = results[1].tracks[0]
     assert (track.state, track.branch) == ("tracked", "osvos")
-    assert track.events[:2] == ("lost", "retrieved")
+    assert track.events[:2] == ("lost", "redetected")
     assert iou(results[1].labels > 0, MOVED > 0) > PASTED_IOU
     assert iou(results[-1].labels > 0, MOVED > 0) > PASTED_IOU
-    assert "retrieved" not in results[2].tracks[0].events
+    assert "redetected" not in results[2].tracks[0].events
 
 
 @pytest.mark.parametrize(
     ("answer", "options", "reason"),
     [
-        (says(MOVED), {"retrieve_agreement": 0}, "it is not asked whether"),
+        (says(MOVED), {"redetect.agreement_min": 0}, "it is not asked whether"),
         (says(np.maximum(MOVED, STILL.labels[0])), {}, "it agrees"),
-        (says(MOVED * (np.arange(96) < 64)), {"retrieve_area_frac": 0.2}, "what it sees is small"),
+        (
+            says(MOVED * (np.arange(96) < 64)),
+            {"redetect.area_frac_min": 0.2},
+            "what it sees is small",
+        ),
         (nothing_found, {}, "it proposes nothing"),
     ],
 )
@@ -279,7 +285,7 @@ def test_a_mask_stays_where_it_is_unless_osvos_denies_it_and_proposes_another(
         propagation=wanders_off,
         osvos=says(MOVED),
         adapts={"osvos": lambda k: answer},
-        options={"osvos": "retrieve-only", **options},
+        options={"osvos.mode": "redetect-only", **options},
     )
     results = run(pipeline, STILL)
     for result in results[1:]:
@@ -289,7 +295,7 @@ def test_a_mask_stays_where_it_is_unless_osvos_denies_it_and_proposes_another(
 
 def test_the_common_osvos_moves_no_tracked_object() -> None:
     pipeline = blind(
-        STILL, propagation=wanders_off, osvos=says(MOVED), options={"osvos": "retrieve-only"}
+        STILL, propagation=wanders_off, osvos=says(MOVED), options={"osvos.mode": "redetect-only"}
     )
     results = run(pipeline, STILL)
     assert osvos_of(pipeline).calls == []
@@ -312,10 +318,12 @@ def test_an_object_is_not_retrieved_where_another_one_is() -> None:
 
 def test_two_lost_objects_do_not_take_the_same_component() -> None:
     flows = [np.full((2, 64, 96), 1000, np.float32)] * 5
-    pipeline = blind(STILL_TWO, flows=flows, osvos=says(MOVED), options={"osvos": "retrieve-only"})
+    pipeline = blind(
+        STILL_TWO, flows=flows, osvos=says(MOVED), options={"osvos.mode": "redetect-only"}
+    )
     pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
     tracks = pipeline.step(STILL_TWO.frames[1]).tracks
-    assert [track.events for track in tracks] == [("retrieved",), ("lost",)]
+    assert [track.events for track in tracks] == [("redetected",), ("lost",)]
 
 
 def test_an_osvos_that_answers_nan_is_an_error_and_the_frame_can_be_tried_again() -> None:
@@ -323,7 +331,7 @@ def test_an_osvos_that_answers_nan_is_an_error_and_the_frame_can_be_tried_again(
     pipeline = blind(
         STILL,
         osvos=lambda x: {"prob": np.full_like(x["image"][:, :1], answers.pop(0))},
-        options={"osvos": "blend"},
+        options={"osvos.mode": "blend"},
     )
     pipeline.start(STILL.frames[0], STILL.labels[0])
     with pytest.raises(EngineError, match=r"OSVOS engine .* not finite"):
@@ -347,11 +355,11 @@ def test_a_place_of_other_colours_is_not_taken_for_the_object(
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
         osvos=says(background),
-        options={"osvos": "retrieve-only", "retrieve_colour": retrieve_colour},
+        options={"osvos.mode": "redetect-only", "redetect.colour_min": retrieve_colour},
     )
     pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
     track = pipeline.step(STILL_TWO.frames[1]).tracks[0]
-    assert (track.events == ("retrieved",)) == is_found
+    assert (track.events == ("redetected",)) == is_found
 
 
 def test_its_own_colours_are_taken_for_the_object() -> None:
@@ -359,11 +367,11 @@ def test_its_own_colours_are_taken_for_the_object() -> None:
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
         osvos=says(STILL_TWO.labels[0] == 1),
-        options={"osvos": "retrieve-only", "retrieve_colour": 0.4},
+        options={"osvos.mode": "redetect-only", "redetect.colour_min": 0.4},
     )
     pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
     track = pipeline.step(STILL_TWO.frames[1]).tracks[0]
-    assert track.events == ("retrieved",)
+    assert track.events == ("redetected",)
 
 
 def test_a_mask_on_other_colours_is_moved_even_if_osvos_does_not_mind() -> None:
@@ -375,12 +383,12 @@ def test_a_mask_on_other_colours_is_moved_even_if_osvos_does_not_mind() -> None:
         propagation=wanders_off,
         osvos=nothing_found,
         adapts={"osvos": lambda k: says(both)},
-        options={"osvos": "retrieve-only"},
+        options={"osvos.mode": "redetect-only"},
     )
     pipeline.start(clip.frames[0], clip.labels[0])
     assert pipeline.step(clip.frames[1]).tracks[0].events == ()
     moved = pipeline.step(away.frames[0])  # the mask stays, on the bare background
-    assert moved.tracks[0].events == ("lost", "retrieved")
+    assert moved.tracks[0].events == ("lost", "redetected")
     assert iou(moved.labels > 0, away.labels[0] > 0) > PASTED_IOU
 
 
@@ -392,7 +400,7 @@ def test_an_object_that_osvos_finds_where_it_is_stays_there() -> None:
         propagation=wanders_off,
         osvos=nothing_found,
         adapts={"osvos": lambda k: says(STILL.labels[0], 0.6)},
-        options={"osvos": "retrieve-only", "retrieve_agreement": 0.9},
+        options={"osvos.mode": "redetect-only", "redetect.agreement_min": 0.9},
     )
     pipeline.start(STILL.frames[0], STILL.labels[0])
     for frame in (STILL.frames[1], bare.frames[0]):
@@ -418,12 +426,12 @@ def test_an_object_that_osvos_denies_is_looked_for_in_every_frame_until_it_is_fo
         propagation=wanders_off,
         osvos=nothing_found,
         adapts={"osvos": lambda k: osvos},
-        options={"osvos": "retrieve-only", "osvos_every": 3},
+        options={"osvos.mode": "redetect-only", "osvos.every": 3},
     )
     results = run(pipeline, clip)
     # By schedule in frames 3, 6 and 9; denied in 3, it is asked again in 4 and 5.
     assert [r.index for r in results if "osvos" in r.timings] == [3, 4, 5, 6, 9]
-    assert [r.index for r in results if "retrieved" in r.tracks[0].events] == [6]
+    assert [r.index for r in results if "redetected" in r.tracks[0].events] == [6]
 
 
 def test_redetection_takes_recalibrated_probabilities() -> None:
@@ -432,7 +440,7 @@ def test_redetection_takes_recalibrated_probabilities() -> None:
             STILL_TWO,
             flows=gone_after_a_step(STILL_TWO),
             osvos=says(MOVED, 0.85),
-            options={"osvos": "retrieve-only", "osvos_threshold": threshold},
+            options={"osvos.mode": "redetect-only", "osvos.threshold": threshold},
         )
         pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
         track = pipeline.step(STILL_TWO.frames[1]).tracks[0]
@@ -477,7 +485,7 @@ def by_red(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("network", [by_red, wanders_off])
-@pytest.mark.parametrize("options", [{}, {"osvos": "retrieve-only"}, {"osvos_every": 3}])
+@pytest.mark.parametrize("options", [{}, {"osvos.mode": "redetect-only"}, {"osvos.every": 3}])
 def test_an_object_that_vanishes_is_found_within_three_frames_of_its_return(
     network: Callable[..., Any], options: dict[str, Any]
 ) -> None:
@@ -493,7 +501,7 @@ def test_an_object_that_vanishes_is_found_within_three_frames_of_its_return(
     results = follow(pipeline)
     for result, truth in results[GONE.stop + 2 :]:
         assert iou(result.labels > 0, truth > 0) > PASTED_IOU
-    (back,) = (r for r, _ in results[GONE.stop :] if "retrieved" in r.tracks[0].events)
+    (back,) = (r for r, _ in results[GONE.stop :] if "redetected" in r.tracks[0].events)
     assert GONE.stop <= back.index <= GONE.stop + 2
     # Without OSVOS it is not.
     results = follow(make(VANISHING, flows=flows, propagation=network))
@@ -523,7 +531,7 @@ def test_blend_takes_recalibrated_probabilities() -> None:
     everywhere = np.ones((64, 96), np.uint8)
     found = {}
     for threshold in (0.5, 0.8):
-        options = {"osvos": "blend", "ensemble_weight": 0.5, "osvos_threshold": threshold}
+        options = {"osvos.mode": "blend", "osvos.blend_weight": 0.5, "osvos.threshold": threshold}
         pipeline = make(STILL, osvos=says(everywhere), options=options)
         pipeline.start(STILL.frames[0], STILL.labels[0])
         found[threshold] = float(pipeline.step(STILL.frames[1]).probs[0, 0, 10])
@@ -536,7 +544,7 @@ def test_without_propagation_nothing_is_left_outside_the_roi() -> None:
     pipeline = make(
         STILL,
         osvos=says(np.ones((64, 96), np.uint8)),
-        options={"osvos": "blend", "use_propagation": False},
+        options={"osvos.mode": "blend", "use_propagation": False},
     )
     labels = STILL.labels[0]
     pipeline.start(STILL.frames[0], labels)

@@ -9,7 +9,7 @@ from mpn.errors import EngineError
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.stages import Stages
 from mpn.runtime.object_engines import ObjectEngines
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.types import Float32Array
 from tests.emulation.engines import FakeEngine, fake_engine_set
 
@@ -32,7 +32,7 @@ def packed(count: int) -> Float32Array:
 
 def stages(*, mirror: bool, objects: ObjectEngines | None = None) -> Stages:
     engines = fake_engine_set(propagation=looks_left, roi_size=ROI_SIZE, max_objects=MOST)
-    return Stages(engines, PipelineOptions(mirror=mirror), cpu, objects)
+    return Stages(engines, ResolvedOptions(flip_tta=mirror), cpu, objects)
 
 
 def test_without_mirror_every_crop_is_seen_once() -> None:
@@ -57,7 +57,7 @@ def test_an_object_of_its_own_engine_is_mirrored_on_it_in_one_batch() -> None:
     objects = ObjectEngines()
     objects.add({2: {"propagation": own}})
     crops = packed(2)
-    prob = Stages(engines, PipelineOptions(mirror=True), cpu, objects).propagate(crops, [1, 2])
+    prob = Stages(engines, ResolvedOptions(flip_tta=True), cpu, objects).propagate(crops, [1, 2])
     assert prob[0] == pytest.approx(crops[0, 3:4])  # the common one believes what it is given
     assert prob[1] == pytest.approx(crops[1, 3:4] / 2, abs=1e-6)
     (call,) = own.calls
@@ -79,4 +79,4 @@ def test_the_object_whose_engine_answers_nonsense_is_named() -> None:
     objects = ObjectEngines()
     objects.add({7: {"propagation": FakeEngine(engines.propagation.spec, nonsense)}})
     with pytest.raises(EngineError, match="7"):
-        Stages(engines, PipelineOptions(mirror=True), cpu, objects).propagate(packed(1), [7])
+        Stages(engines, ResolvedOptions(flip_tta=True), cpu, objects).propagate(packed(1), [7])

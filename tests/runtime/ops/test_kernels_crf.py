@@ -11,7 +11,7 @@ import pytest
 
 from mpn.runtime.crf.dense import dense_crf
 from mpn.runtime.crf.dense import kernels as crf_kernels
-from mpn.runtime.crf.refine import CrfOptions, refine
+from mpn.runtime.crf.refine import ResolvedCrf, refine
 from mpn.runtime.device import lattice as cuda_lattice
 from mpn.runtime.device.crf import CudaCrf
 from mpn.runtime.device.images import box_rows, boxes_from_rows
@@ -57,7 +57,7 @@ def on_the_device(
         device,
         objects=len(unary) - 1,
         size_hw=(rgb.shape[0], rgb.shape[1]),
-        options=CrfOptions(**parameters),
+        options=ResolvedCrf(**parameters),
         exact_pixels=exact_pixels,
     )
     q = device.download(crf.dense_crf(device.upload(unary), device.upload(rgb)))
@@ -140,7 +140,7 @@ def test_refine_equals_the_cpu(
             window = (k, slice(box.y0, box.y1), slice(box.x0, box.x1))
             prob[window] = scene.prob[window]
     merged = prob / (np.prod(1 - prob, axis=0) + prob.sum(axis=0))
-    options = CrfOptions(margin_px=2, whole_frame=whole_frame, iterations=3)
+    options = ResolvedCrf(margin_px=2, whole_frame=whole_frame, iterations=3)
     monkeypatch.setattr(crf_kernels, "EXACT_PIXELS", exact_pixels)
     expected, expected_boxes = refine(merged, scene.rgb, boxes=BOXES, options=options)
     device = ShimDevice(shim, seed=1)
@@ -166,7 +166,7 @@ def test_refine_equals_the_cpu(
 def test_without_an_object_nothing_changes(shim: Shim) -> None:
     scene = make_scene((9, 11), 2)
     device = ShimDevice(shim)
-    crf = CudaCrf(device, objects=2, size_hw=(9, 11), options=CrfOptions())
+    crf = CudaCrf(device, objects=2, size_hw=(9, 11), options=ResolvedCrf())
     merged, refined = device.upload(scene.prob), device.upload(empty(scene.prob.shape))
     boxes = device.zeros((2, 4), np.int32)
     crf.refine(merged, device.upload(scene.rgb), boxes, refined=refined, refined_boxes=boxes)

@@ -16,7 +16,7 @@ from mpn.runtime.host.merge import blend, labels_from_merged, merge
 from mpn.runtime.host.osvos import blend_osvos
 from mpn.runtime.host.reliability import colour_table, weigh_in_box
 from mpn.runtime.host.roi import box_from_prob, reachable_boxes, roi_from_prob
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.tracks import measure_objects
 from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import largest_difference
@@ -28,8 +28,8 @@ from tests.tolerances import KERNEL_CHAIN, KERNEL_CONFIDENCE, KERNEL_RESIZE, NOR
 
 SIZE_HW, SIZE, IDS = (45, 70), 33, (2, 5, 9)
 ALL_ZERO = np.zeros(3, np.int32)
-PLAIN = PipelineOptions(roi_margin_px_min=3)
-ALL = PipelineOptions(
+PLAIN = ResolvedOptions(roi_margin_px_min=3)
+ALL = ResolvedOptions(
     flow_check_px=3.0,
     colour_weight=0.7,
     roi_margin_px_min=3,
@@ -46,7 +46,7 @@ class Cpu:
     supports: tuple[Roi | None, ...]
     areas: list[float]
     tables: np.ndarray
-    options: PipelineOptions
+    options: ResolvedOptions
 
     def warp(self, rgb: np.ndarray, there: np.ndarray, back: np.ndarray) -> None:
         options = self.options
@@ -92,7 +92,7 @@ class Cpu:
             rois = tuple(self.rois)
             if crops is None:  # only what lies in the ROIs is blended and goes on
                 prob = blend(prob, prob, rois, other_weight=0.0)
-            planes, weight = [foreground] * len(prob), self.options.ensemble_weight
+            planes, weight = [foreground] * len(prob), self.options.osvos.blend_weight
             prob = blend_osvos(prob, planes, rois, osvos_weight=weight)
         is_in_rois = crops is not None or foreground is not None
         self.supports = tuple(self.rois if is_in_rois else self.reach)
@@ -107,7 +107,7 @@ def first_masks() -> np.ndarray:
     return masks
 
 
-def started(shim: Shim, options: PipelineOptions) -> tuple[ShimDevice, CudaFrame, Cpu]:
+def started(shim: Shim, options: ResolvedOptions) -> tuple[ShimDevice, CudaFrame, Cpu]:
     masks = first_masks()
     rgb = make_scene(SIZE_HW).rgb
     tables = np.stack([colour_table(rgb, mask > 0.5) for mask in masks])
@@ -151,7 +151,7 @@ def crops_for(step: int, packed: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("options", [PLAIN, ALL], ids=["paper", "all stages"])
 @pytest.mark.parametrize("mode", ["network", "network and OSVOS", "warp only"])
-def test_four_frames_in_a_row_are_the_cpus(shim: Shim, options: PipelineOptions, mode: str) -> None:
+def test_four_frames_in_a_row_are_the_cpus(shim: Shim, options: ResolvedOptions, mode: str) -> None:
     device, frame, host = started(shim, options)
     lost = []
     for step in range(1, 5):

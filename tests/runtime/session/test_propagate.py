@@ -10,8 +10,8 @@ import pytest
 
 from mpn.errors import InputError, MaskError, VideoError
 from mpn.masks import save_labels
-from mpn.runtime.finetune.options import AdaptOptions
 from mpn.runtime.media.video import open_video
+from mpn.runtime.options import FinetuneOptions, PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.session.propagate import propagate
 from mpn.types import StepResult
@@ -222,9 +222,11 @@ def test_real_pipeline_holds_still_objects_still(tmp_path: Path) -> None:
 def test_networks_are_fine_tuned_before_the_first_result(tmp_path: Path) -> None:
     directory = make_adaptable_engine_dir(tmp_path / "engines", frame_size_hw=SIZE_HW)
     frames = [level_frame(index, SIZE_HW) for index in range(3)]
-    adapt = AdaptOptions(steps=2, size=65, batch=1)
-    results = list(propagate(frames, mask(1, 2), engine_dir=directory, backend="cpu", adapt=adapt))
-    assert ["adapt" in result.timings for result in results] == [True, False, False]
+    options = PipelineOptions(finetune=FinetuneOptions(steps=2, size=65, batch=1))
+    results = list(
+        propagate(frames, mask(1, 2), engine_dir=directory, backend="cpu", options=options)
+    )
+    assert ["finetune" in result.timings for result in results] == [True, False, False]
     plain = list(propagate(frames, mask(1, 2), engine_dir=directory, backend="cpu"))
-    assert "adapt" not in plain[0].timings
+    assert "finetune" not in plain[0].timings
     assert not np.array_equal(plain[2].probs, results[2].probs)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from mpn.masks import load_labels, save_labels
 from mpn.runtime import state
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.session.request import Progress, RunRequest
-from mpn.runtime.session.session import run_video, session
+from mpn.runtime.session.resume import FIELDS_OF_0_1, check_same_run
+from mpn.runtime.session.session import run_video
 from tests.engine_dirs import make_engine_dir
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
 from tests.tolerances import TRACKED_IOU_MIN
@@ -257,3 +259,21 @@ def test_an_object_added_before_the_interruption_is_followed_on(
     last = lines_of(tmp_path / "second" / "tracks.jsonl")[-1]["objects"]
     assert [track["object_id"] for track in last] == [1, 2, 7]
     check_complete(request)
+
+
+@pytest.mark.parametrize("field", FIELDS_OF_0_1)
+def test_field_of_0_1_is_refused_with_the_new_name(field: str) -> None:
+    def nested(name: str, value: object) -> dict[str, Any]:
+        head, dot, rest = name.partition(".")
+        return {head: nested(rest, value) if dot else value}
+
+    message = f"field {re.escape(field)} of run.json is now {re.escape(FIELDS_OF_0_1[field])}; run"
+    current = {"version": "0.2.0", "options": {"osvos": {"mode": "auto"}}}
+    with pytest.raises(InputError, match=message):
+        check_same_run({"version": "0.1.0", **nested(field, 1)}, current)
+    check_same_run(current, current)
+
+
+def test_finetuning_of_0_1_is_refused_with_the_new_name() -> None:
+    with pytest.raises(InputError, match=r"field adapt of run\.json is now finetune"):
+        check_same_run({"adapt": {"seed": 0}}, {"finetune": {"seed": 0}})

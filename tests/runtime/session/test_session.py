@@ -14,7 +14,7 @@ from PIL import Image
 
 from mpn.errors import InputError, MaskError, OutputError, VideoError
 from mpn.masks import load_labels, save_labels
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import OsvosOptions, PipelineOptions
 from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.session import run_video
 from tests.engine_dirs import make_engine_dir
@@ -115,7 +115,7 @@ def test_run_writes_a_mask_for_every_frame_an_overlay_tracks_and_a_report(
     assert report["frames"] == report["frames_computed"] == FRAMES
     assert report["backend"]["used"] == "cpu"
     assert report["engine"]["digests"].keys() == {"propagation.onnx"}
-    assert report["options"]["crf"] is False
+    assert report["options"]["crf"] is None
     assert report["video"]["fps"] == "30000/1001"
     assert report["stages"]["propagation"]["frames"] == FRAMES - 1
     assert report["stages"]["propagation"].keys() == {"frames", "min_s", "median_s", "p95_s"}
@@ -187,7 +187,11 @@ def test_running_again_replaces_the_results(request_: RunRequest) -> None:
         ({"masks": {None: Path("absent.png")}}, MaskError, "no such mask"),
         ({"start": 99}, VideoError, "has 12 frames"),
         ({"engine_dir": Path("clip.mp4")}, Exception, "clip.mp4 is a video, not an engine"),
-        ({"options": PipelineOptions(osvos="blend")}, Exception, "no OSVOS engine"),
+        (
+            {"options": PipelineOptions(osvos=OsvosOptions(mode="blend"))},
+            Exception,
+            "no OSVOS engine",
+        ),
     ],
 )
 def test_bad_requests_leave_nothing_behind(

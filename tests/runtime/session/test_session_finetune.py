@@ -12,8 +12,8 @@ import pytest
 
 from mpn.errors import EngineError, InputError
 from mpn.masks import load_labels, save_labels
-from mpn.runtime.finetune.loop import AdaptProgress
-from mpn.runtime.finetune.options import AdaptOptions
+from mpn.runtime.finetune.loop import FinetuneProgress
+from mpn.runtime.options import CrfOptions, FinetuneOptions, PipelineOptions
 from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.session import run_video
 from tests.engine_dirs import make_engine_dir
@@ -21,7 +21,7 @@ from tests.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
 
 FRAMES = 8
-QUICK = AdaptOptions(steps=4, size=65, batch=2)
+QUICK = FinetuneOptions(steps=4, size=65, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def request_(clip: Path, engine_dir: Path, tmp_path: Path) -> RunRequest:
         engine_dir=engine_dir,
         backend="cpu",
         threads=1,
-        adapt=QUICK,
+        options=PipelineOptions(finetune=QUICK),
         save=frozenset({"masks", "probs"}),
     )
 
@@ -62,12 +62,12 @@ def masks_of(request: RunRequest) -> np.ndarray:
 
 
 def test_every_object_is_learnt_and_the_report_says_how(request_: RunRequest) -> None:
-    seen: list[AdaptProgress] = []
-    report = run_video(request_, on_adapt=seen.append)
+    seen: list[FinetuneProgress] = []
+    report = run_video(request_, on_finetune=seen.append)
     assert [(p.object_id, p.role, p.step, p.steps) for p in seen] == [
         (k, "propagation", step, 4) for k in (1, 2) for step in (1, 2, 3, 4)
     ]
-    told = report["adapt"]
+    told = report["finetune"]
     assert told["ran"] is True
     assert told["seconds"] > 0
     assert (told["options"]["steps"], told["options"]["roles"]) == (4, ["propagation"])
@@ -75,8 +75,8 @@ def test_every_object_is_learnt_and_the_report_says_how(request_: RunRequest) ->
         (1, "propagation", True, 4),
         (2, "propagation", True, 4),
     ]
-    assert report["stages"]["adapt"]["frames"] == 1
-    assert report["fps_after_adapt"] > report["fps"] > 0
+    assert report["stages"]["finetune"]["frames"] == 1
+    assert report["fps_after_finetune"] > report["fps"] > 0
     assert report["state"] == "complete"
 
 
@@ -90,8 +90,9 @@ def test_the_same_input_and_seed_give_the_same_masks_twice(
     assert np.array_equal(masks_of(again), first)
     assert np.array_equal(probs_of(again), probs)
     # Controls: another seed, and no fine-tuning, are something else.
-    for name, adapt in (("seed", replace(QUICK, seed=1)), ("off", None)):
-        other = replace(request_, out=tmp_path / name, adapt=adapt)
+    for name, finetune in (("seed", replace(QUICK, seed=1)), ("off", None)):
+        options = PipelineOptions(finetune=finetune)
+        other = replace(request_, out=tmp_path / name, options=options)
         run_video(other)
         assert not np.array_equal(probs_of(other), probs)
 
@@ -99,14 +100,15 @@ def test_the_same_input_and_seed_give_the_same_masks_twice(
 def test_a_second_run_takes_the_weights_that_the_first_one_kept(
     request_: RunRequest, tmp_path: Path
 ) -> None:
-    kept = replace(request_, adapt=replace(QUICK, cache_dir=tmp_path / "cache"))
-    assert [o["cached"] for o in run_video(kept)["adapt"]["objects"]] == [False, False]
+    finetune = replace(QUICK, cache_dir=tmp_path / "cache")
+    kept = replace(request_, options=PipelineOptions(finetune=finetune))
+    assert [o["cached"] for o in run_video(kept)["finetune"]["objects"]] == [False, False]
     probs = probs_of(kept)
-    assert [o["cached"] for o in run_video(kept)["adapt"]["objects"]] == [True, True]
+    assert [o["cached"] for o in run_video(kept)["finetune"]["objects"]] == [True, True]
     assert np.array_equal(probs_of(kept), probs)
     # What comes after the network is no reason to learn anew.
-    changed = replace(kept, options=replace(kept.options, crf=True))
-    assert [o["cached"] for o in run_video(changed)["adapt"]["objects"]] == [True, True]
+    changed = replace(kept, options=replace(kept.options, crf=CrfOptions()))
+    assert [o["cached"] for o in run_video(changed)["finetune"]["objects"]] == [True, True]
 
 
 def interrupted(request: RunRequest, frames: int) -> None:
@@ -122,13 +124,14 @@ def interrupted(request: RunRequest, frames: int) -> None:
 def test_a_resumed_run_learns_the_same_again(
     request_: RunRequest, tmp_path: Path, is_kept: bool
 ) -> None:
-    cache = tmp_path / "cache" if is_kept else None
-    request = replace(request_, adapt=replace(QUICK, cache_dir=cache), save=frozenset({"masks"}))
+    finetune = replace(QUICK, cache_dir=tmp_path / "cache" if is_kept else None)
+    options = PipelineOptions(finetune=finetune)
+    request = replace(request_, options=options, save=frozenset({"masks"}))
     interrupted(request, 4)
-    assert json.loads(((request.out or Path()) / "run.json").read_text())["adapt"]["ran"] is True
+    assert json.loads(((request.out or Path()) / "run.json").read_text())["finetune"]["ran"] is True
     report = run_video(replace(request, resume=True))
     assert report["frames_computed"] == FRAMES - 4
-    assert [o["cached"] for o in report["adapt"]["objects"]] == [is_kept] * 2
+    assert [o["cached"] for o in report["finetune"]["objects"]] == [is_kept] * 2
     unbroken = replace(request, out=tmp_path / "unbroken")
     run_video(unbroken)
     resumed, whole = masks_of(request), masks_of(unbroken)
@@ -138,20 +141,20 @@ def test_a_resumed_run_learns_the_same_again(
 
 
 @pytest.mark.parametrize(
-    ("adapt", "message"),
+    ("finetune", "message"),
     [
-        (replace(QUICK, seed=7), r"cannot resume: adapt\.seed was 0 and is now 7"),
-        (replace(QUICK, steps=5), r"cannot resume: adapt\."),
-        (None, r"cannot resume: adapt"),
+        (replace(QUICK, seed=7), r"cannot resume: finetune\.seed was 0 and is now 7"),
+        (replace(QUICK, steps=5), r"cannot resume: finetune\."),
+        (None, r"cannot resume: finetune"),
     ],
 )
 def test_a_run_is_not_resumed_with_another_fine_tuning(
-    request_: RunRequest, adapt: AdaptOptions | None, message: str
+    request_: RunRequest, finetune: FinetuneOptions | None, message: str
 ) -> None:
     request = replace(request_, save=frozenset({"masks"}))
     interrupted(request, 3)
     with pytest.raises(InputError, match=message):
-        run_video(replace(request, resume=True, adapt=adapt))
+        run_video(replace(request, resume=True, options=PipelineOptions(finetune=finetune)))
 
 
 def test_objects_of_later_masks_are_learnt_where_they_are_given(
@@ -162,8 +165,8 @@ def test_objects_of_later_masks_are_learnt_where_they_are_given(
     save_labels(tmp_path / "later.png", later)
     request = replace(request_, masks={**request_.masks, 3: tmp_path / "later.png"})
     report = run_video(request)
-    assert [o["object_id"] for o in report["adapt"]["objects"]] == [1, 2, 9]
-    assert report["stages"]["adapt"]["frames"] == 2
+    assert [o["object_id"] for o in report["finetune"]["objects"]] == [1, 2, 9]
+    assert report["stages"]["finetune"]["frames"] == 2
 
 
 def test_engines_that_cannot_learn_are_an_error_only_if_they_must(
@@ -172,11 +175,11 @@ def test_engines_that_cannot_learn_are_an_error_only_if_they_must(
     plain = make_engine_dir(tmp_path / "plain", frame_size_hw=SCENE_HW)
     request = replace(request_, engine_dir=plain)
     with pytest.raises(EngineError, match="have no graphs to fine-tune with"):
-        run_video(replace(request, must_adapt=True))
+        run_video(replace(request, must_finetune=True))
     assert not (request.out or Path()).exists()
     report = run_video(request)
-    assert report["adapt"]["ran"] is False
-    assert "no graphs" in report["adapt"]["why"]
+    assert report["finetune"]["ran"] is False
+    assert "no graphs" in report["finetune"]["why"]
 
 
 def test_an_interruption_while_learning_leaves_nothing_behind(request_: RunRequest) -> None:
@@ -184,5 +187,5 @@ def test_an_interruption_while_learning_leaves_nothing_behind(request_: RunReque
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_video(request_, on_adapt=stop)
+        run_video(request_, on_finetune=stop)
     assert not (request_.out or Path()).exists()

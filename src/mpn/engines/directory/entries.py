@@ -26,12 +26,12 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ChannelOrder = Literal["rgb", "bgr"]
 CHANNEL_ORDERS: tuple[ChannelOrder, ...] = get_args(ChannelOrder)
 
-AdaptScope = Literal["all", "head"]
+FinetuneScope = Literal["all", "head"]
 """``all``: every weight is trained; ``head``: those after a frozen trunk, on its features."""
-ADAPT_SCOPES: tuple[AdaptScope, ...] = get_args(AdaptScope)
+FINETUNE_SCOPES: tuple[FinetuneScope, ...] = get_args(FinetuneScope)
 
-AdaptOptimizer = Literal["sgd", "adamw"]
-ADAPT_OPTIMIZERS: tuple[AdaptOptimizer, ...] = get_args(AdaptOptimizer)
+FinetuneOptimizer = Literal["sgd", "adamw"]
+FINETUNE_OPTIMIZERS: tuple[FinetuneOptimizer, ...] = get_args(FinetuneOptimizer)
 
 StoredDtype = Literal["float32", "float16"]
 STORED_DTYPES: tuple[StoredDtype, ...] = get_args(StoredDtype)
@@ -131,7 +131,7 @@ class WeightTensor:
     nbytes: int
     dtype: StoredDtype
     scale: float
-    scopes: tuple[AdaptScope, ...]
+    scopes: tuple[FinetuneScope, ...]
 
     def __post_init__(self) -> None:
         where = f"weight '{self.name}'"
@@ -151,7 +151,7 @@ class WeightTensor:
 
 
 @dataclass(frozen=True)
-class AdaptEntry:
+class FinetuneEntry:
     """How one engine can be fine-tuned.
 
     Attributes:
@@ -164,11 +164,11 @@ class AdaptEntry:
         tensors: Every weight of the network.
     """
 
-    optimizer: AdaptOptimizer
+    optimizer: FinetuneOptimizer
     settings: Mapping[str, Any]
     state: tuple[str, ...]
-    graphs: Mapping[AdaptScope, FileDigest]
-    features: Mapping[AdaptScope, FileDigest]
+    graphs: Mapping[FinetuneScope, FileDigest]
+    features: Mapping[FinetuneScope, FileDigest]
     tensors: tuple[WeightTensor, ...]
 
     def __post_init__(self) -> None:
@@ -185,12 +185,12 @@ class AdaptEntry:
         """All its graphs."""
         return (*self.graphs.values(), *self.features.values())
 
-    def scope_files(self, scope: AdaptScope) -> tuple[FileDigest, ...]:
+    def scope_files(self, scope: FinetuneScope) -> tuple[FileDigest, ...]:
         """Return the graphs of one scope."""
         features = self.features.get(scope)
         return (self.graphs[scope],) if features is None else (self.graphs[scope], features)
 
-    def trained(self, scope: AdaptScope) -> tuple[WeightTensor, ...]:
+    def trained(self, scope: FinetuneScope) -> tuple[WeightTensor, ...]:
         """Return the weights that a scope trains."""
         return tuple(tensor for tensor in self.tensors if scope in tensor.scopes)
 
@@ -228,7 +228,7 @@ class RoleEntry:
     size_multiple: int
     variant: str
     parameters: int
-    adapt: AdaptEntry | None = None
+    adapt: FinetuneEntry | None = None
 
     def __post_init__(self) -> None:
         FileDigest(self.onnx, self.sha256)

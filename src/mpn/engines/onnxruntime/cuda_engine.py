@@ -14,9 +14,6 @@ import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn._common.text import one_line
-from mpn.cuda.device import Device
-from mpn.engines.base import DeviceTensor, EngineBuffers
-from mpn._common.closeable import Closing
 from mpn.cuda.array import DeviceArray
 from mpn.cuda.device import CudaDevice
 from mpn.engines.base import EngineBuffers

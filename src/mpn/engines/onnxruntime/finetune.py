@@ -12,7 +12,7 @@ import numpy as np
 
 from mpn._common.closeable import Closeable, SupportsClose
 from mpn._common.text import one_line
-from mpn.engines.directory.entries import AdaptEntry, AdaptScope
+from mpn.engines.directory.entries import FinetuneEntry, FinetuneScope
 from mpn.engines.directory.files import check_digest, resolve_inside
 from mpn.engines.directory.manifest import Manifest
 from mpn.engines.onnxruntime.engine import OrtBackend, import_onnxruntime, open_session
@@ -34,8 +34,8 @@ those before this step are the ones that caused it, and those before the last ar
 _STATE_SETS = 2
 
 
-class OrtAdaptEngine(Closeable):
-    """See :class:`mpn.engines.onnxruntime.finetune.AdaptEngine`; made by ``open_adapt_engine``.
+class OrtFinetuneEngine(Closeable):
+    """See :class:`mpn.engines.onnxruntime.finetune.FinetuneEngine`; made by ``open_finetune_engine``.
 
     Args:
         directory: The engine directory.
@@ -56,9 +56,9 @@ class OrtAdaptEngine(Closeable):
         self,
         directory: Path,
         role: Role,
-        entry: AdaptEntry,
+        entry: FinetuneEntry,
         *,
-        scope: AdaptScope = "all",
+        scope: FinetuneScope = "all",
         backend: OrtBackend = "cpu",
         threads: int | None = None,
     ) -> None:
@@ -93,7 +93,7 @@ class OrtAdaptEngine(Closeable):
 
     def __repr__(self) -> str:
         state = "closed" if self._session is None else f"{self._done} steps done"
-        return f"OrtAdaptEngine({self._role}, {self._scope}, {self.optimizer}, {state})"
+        return f"OrtFinetuneEngine({self._role}, {self._scope}, {self.optimizer}, {state})"
 
     @property
     def role(self) -> Role:
@@ -106,12 +106,12 @@ class OrtAdaptEngine(Closeable):
         return self._entry.optimizer
 
     @property
-    def scope(self) -> AdaptScope:
+    def scope(self) -> FinetuneScope:
         """What is trained."""
         return self._scope
 
     def begin(self, weights: Mapping[str, Float32Array] | None = None) -> None:
-        """Start anew, see :meth:`mpn.engines.onnxruntime.finetune.AdaptEngine.begin`."""
+        """Start anew, see :meth:`mpn.engines.onnxruntime.finetune.FinetuneEngine.begin`."""
         self._check_open()
         tensors = tuple(self._trained.values())
         if weights is None:
@@ -129,7 +129,7 @@ class OrtAdaptEngine(Closeable):
     def step(
         self, inputs: Float32Array | Features, target: Float32Array, learning_rate: float
     ) -> float:
-        """Do one step, see :meth:`mpn.engines.onnxruntime.finetune.AdaptEngine.step`."""
+        """Do one step, see :meth:`mpn.engines.onnxruntime.finetune.FinetuneEngine.step`."""
         self._check_open()
         if self._failed:
             raise EngineError(
@@ -152,7 +152,7 @@ class OrtAdaptEngine(Closeable):
         return loss
 
     def features(self, inputs: Float32Array) -> Features:
-        """Run the frozen trunk, see :meth:`mpn.engines.onnxruntime.finetune.AdaptEngine.features`."""
+        """Run the frozen trunk, see :meth:`mpn.engines.onnxruntime.finetune.FinetuneEngine.features`."""
         self._check_open()
         if self._feature_session is None:
             raise EngineError(f"scope '{self._scope}' has no frozen trunk: give step() the inputs")
@@ -320,7 +320,7 @@ class Features:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-class AdaptEngine(SupportsClose, Protocol):
+class FinetuneEngine(SupportsClose, Protocol):
     """One step of fine-tuning after another; weights and optimiser state stay inside."""
 
     @property
@@ -332,7 +332,7 @@ class AdaptEngine(SupportsClose, Protocol):
         """``"sgd"`` or ``"adamw"``, as exported."""
 
     @property
-    def scope(self) -> AdaptScope:
+    def scope(self) -> FinetuneScope:
         """What is trained."""
 
     def begin(self, weights: Mapping[str, Float32Array] | None = None) -> None:
@@ -379,16 +379,16 @@ class AdaptEngine(SupportsClose, Protocol):
         """Release the engine; closing twice is allowed."""
 
 
-def open_adapt_engine(
+def open_finetune_engine(
     directory: str | os.PathLike[str],
     manifest: Manifest,
     role: Role,
     *,
-    scope: AdaptScope = "all",
+    scope: FinetuneScope = "all",
     backend: OrtBackend = "cpu",
     threads: int | None = None,
     verify: bool = True,
-) -> AdaptEngine:
+) -> FinetuneEngine:
     """Open what fine-tunes one network of an engine directory.
 
     Args:
@@ -410,7 +410,7 @@ def open_adapt_engine(
         ManifestError: If a file is missing or has changed.
         MissingExtraError: If onnxruntime is not installed.
     """
-    from mpn.engines.onnxruntime.finetune import OrtAdaptEngine
+    from mpn.engines.onnxruntime.finetune import OrtFinetuneEngine
 
     entry = adapt_entry(manifest, role)
     if scope not in entry.graphs:
@@ -422,10 +422,10 @@ def open_adapt_engine(
     if verify:
         for file in (*entry.scope_files(scope), *manifest.roles[role].external_data):
             check_digest(path, file)
-    return OrtAdaptEngine(path, role, entry, scope=scope, backend=backend, threads=threads)
+    return OrtFinetuneEngine(path, role, entry, scope=scope, backend=backend, threads=threads)
 
 
-def adapt_entry(manifest: Manifest, role: Role) -> AdaptEntry:
+def adapt_entry(manifest: Manifest, role: Role) -> FinetuneEntry:
     """How a role can be fine-tuned.
 
     Raises:
@@ -437,6 +437,6 @@ def adapt_entry(manifest: Manifest, role: Role) -> AdaptEntry:
     if found.adapt is None:
         raise EngineError(
             f"the {role} engine of '{manifest.name}' was exported without its fine-tuning step: "
-            "export it again without --no-adapt"
+            "export it again without --no-finetune"
         )
     return found.adapt

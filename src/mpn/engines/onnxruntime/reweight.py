@@ -17,13 +17,10 @@ import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn._common.files import output_errors
-from mpn.cuda.device import Device, open_device
-from mpn.engines.base import DeviceEngine, DeviceTensor, Engine, EngineBuffers
-from mpn._common.closeable import Closing
 from mpn.cuda.array import DeviceArray
 from mpn.cuda.device import CudaDevice
 from mpn.engines.base import DeviceEngine, Engine, EngineBuffers
-from mpn.engines.directory.entries import AdaptEntry
+from mpn.engines.directory.entries import FinetuneEntry
 from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import Manifest
 from mpn.engines.onnxruntime.cuda_engine import OrtCudaEngine
@@ -37,7 +34,7 @@ from mpn.types import Float32Array
 _PROBE_SEED = 0
 
 
-class AdaptedEngine(Closeable):
+class FinetunedEngine(Closeable):
     """An engine whose graph and data lie in a folder of their own, which it removes when closed.
 
     Args:
@@ -52,7 +49,7 @@ class AdaptedEngine(Closeable):
         self.changed = changed
 
     def __repr__(self) -> str:
-        return f"AdaptedEngine({self._engine!r}, {len(self.changed)} weights changed)"
+        return f"FinetunedEngine({self._engine!r}, {len(self.changed)} weights changed)"
 
     @property
     def spec(self) -> EngineSpec:
@@ -74,7 +71,7 @@ class AdaptedEngine(Closeable):
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class AdaptedDeviceEngine(AdaptedEngine):
+class FinetunedDeviceEngine(FinetunedEngine):
     """The same around an engine on device memory: a :class:`mpn.engines.base.DeviceEngine`."""
 
     def __init__(self, engine: DeviceEngine, folder: Path, changed: tuple[str, ...]) -> None:
@@ -105,7 +102,7 @@ class AdaptedDeviceEngine(AdaptedEngine):
         return self._device_engine.infer_on_device(inputs, stream)
 
 
-def open_adapted_engine(
+def open_finetuned_engine(
     directory: str | os.PathLike[str],
     manifest: Manifest,
     role: Role,
@@ -116,7 +113,7 @@ def open_adapted_engine(
     work_dir: str | os.PathLike[str] | None = None,
     base: Engine | None = None,
     device: CudaDevice | None = None,
-) -> AdaptedEngine:
+) -> FinetunedEngine:
     """Open an inference engine with other weights.
 
     The graph and its data are copied into a new folder, the data with ``weights`` in it (converted
@@ -137,7 +134,7 @@ def open_adapted_engine(
         device: The GPU, for ``"cuda"``; None for the first one.
 
     Returns:
-        The engine, for ``"cuda"`` an :class:`AdaptedDeviceEngine`. Its close removes its files.
+        The engine, for ``"cuda"`` an :class:`FinetunedDeviceEngine`. Its close removes its files.
 
     Raises:
         EngineError: If a weight does not fit, or the check fails.
@@ -198,7 +195,7 @@ class _Opener:
         directory: Path,
         manifest: Manifest,
         role: Role,
-        entry: AdaptEntry,
+        entry: FinetuneEntry,
         backend: OrtBackend,
         threads: int | None,
         work_dir: str | os.PathLike[str] | None,
@@ -215,7 +212,7 @@ class _Opener:
         self._work_dir = work_dir
         self._device = device
 
-    def open(self, weights: Mapping[str, Float32Array]) -> AdaptedEngine:
+    def open(self, weights: Mapping[str, Float32Array]) -> FinetunedEngine:
         """A session on a copy of the files, in which ``weights`` are."""
         folder, changed = self.write_copy(weights)
         try:
@@ -224,8 +221,8 @@ class _Opener:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         if isinstance(engine, OrtCudaEngine):
-            return AdaptedDeviceEngine(engine, folder, changed)
-        return AdaptedEngine(engine, folder, changed)
+            return FinetunedDeviceEngine(engine, folder, changed)
+        return FinetunedEngine(engine, folder, changed)
 
     def open_base(self) -> OrtEngine | OrtCudaEngine:
         """The directory's own engine."""
@@ -261,7 +258,7 @@ class _Opener:
         return changed
 
 
-def _check_swap(opener: _Opener, adapted: AdaptedEngine, base: Engine | None) -> None:
+def _check_swap(opener: _Opener, adapted: FinetunedEngine, base: Engine | None) -> None:
     probe = _probe(opener.spec)
     if base is None:
         with opener.open_base() as own:

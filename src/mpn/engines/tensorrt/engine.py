@@ -10,9 +10,6 @@ import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn._common.files import write_bytes_atomically
-from mpn.cuda.device import Device, DeviceGraph
-from mpn.engines.base import DeviceTensor, EngineBuffers
-from mpn._common.closeable import Closing
 from mpn.cuda.array import DeviceArray
 from mpn.cuda.device import CudaDevice, CudaGraph
 from mpn.engines.base import EngineBuffers

@@ -185,13 +185,13 @@ def check_against_onnxruntime(
             f"the {role} engine on {engine.backend} with exchanged weights differs from "
             f"onnxruntime by {found.max_abs:.2g} at most and {found.mean_abs:.2g} on average "
             f"({limits.max_abs:g} and {limits.mean_abs:g} are allowed): weights cannot be "
-            "exchanged with this version, use backend cuda, or --no-adapt"
+            "exchanged with this version, use backend cuda, or --no-finetune"
         )
     arrived = share_of_change(got, before, expected)
     if arrived is not None and arrived < _ARRIVED:
         raise EngineError(
             f"the {role} engine on {engine.backend} answers as before although its weights were "
-            "exchanged: use backend cuda, or --no-adapt"
+            "exchanged: use backend cuda, or --no-finetune"
         )
 
 

@@ -93,7 +93,7 @@ def differentiate(
         if node.op_type not in RULES:
             raise ExportError(
                 f"operator {node.op_type} ('{node.name}') has no derivative rule: "
-                "export with --no-adapt"
+                "export with --no-finetune"
             )
         grad = _sum(builder, pending.pop(node.output[0]))
         for name, part in RULES[node.op_type](tape, node, grad):

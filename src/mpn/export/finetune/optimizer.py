@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from mpn.engines.directory.entries import ADAPT_OPTIMIZERS, AdaptOptimizer
+from mpn.engines.directory.entries import FINETUNE_OPTIMIZERS, FinetuneOptimizer
 from mpn.engines.spec import Role
 from mpn.errors import InputError
 from mpn.export.autodiff import GraphBuilder
@@ -46,7 +46,7 @@ class OptimizerSettings:
         group: Returns the update parameters of a tensor by name.
     """
 
-    name: AdaptOptimizer
+    name: FinetuneOptimizer
     group: Callable[[str], TensorGroup]
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
@@ -64,7 +64,7 @@ class OptimizerSettings:
         return {"betas": list(self.betas), "epsilon": self.epsilon}
 
 
-DEFAULT_OPTIMIZERS: Mapping[Role, AdaptOptimizer] = {"propagation": "adamw", "osvos": "sgd"}
+DEFAULT_OPTIMIZERS: Mapping[Role, FinetuneOptimizer] = {"propagation": "adamw", "osvos": "sgd"}
 """SGD for OSVOS, as its authors fine-tune it; AdamW for the propagation network, whose layers
 differ more in the scale of their gradients."""
 
@@ -84,11 +84,11 @@ def optimizer_settings(role: Role, name: str | None = None) -> OptimizerSettings
         InputError: If there is no such optimiser.
     """
     chosen = DEFAULT_OPTIMIZERS.get(role) if name is None else name
-    for known in ADAPT_OPTIMIZERS:
+    for known in FINETUNE_OPTIMIZERS:
         if chosen == known:
             return OptimizerSettings(known, _GROUPS.get(role, _plain_group))
     raise InputError(
-        f"unknown optimiser '{name}': the optimisers are {', '.join(ADAPT_OPTIMIZERS)}"
+        f"unknown optimiser '{name}': the optimisers are {', '.join(FINETUNE_OPTIMIZERS)}"
     )
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpn.engines.directory.entries import AdaptScope
-from mpn.engines.onnxruntime.finetune import OrtAdaptEngine
+from mpn.engines.directory.entries import FinetuneScope
+from mpn.engines.onnxruntime.finetune import OrtFinetuneEngine
 from mpn.engines.spec import Role
 from mpn.engines.weights import read_weights
 from mpn.errors import EngineError, ExportError
 from mpn.export.finetune.optimizer import BALANCED_ROLES, OptimizerSettings
-from mpn.export.finetune.write import INPUT_CHANNELS, MarginGraph, WrittenAdapt
+from mpn.export.finetune.write import INPUT_CHANNELS, MarginGraph, WrittenFinetune
 from mpn.export.parity import CaseParity, Limit, Measure
 from mpn.types import Float32Array
 
@@ -67,7 +67,7 @@ class StepExample:
     target: Float32Array
 
 
-def verify_step(role: Role, written: WrittenAdapt, folder: Path, scope: AdaptScope) -> CaseParity:
+def verify_step(role: Role, written: WrittenFinetune, folder: Path, scope: FinetuneScope) -> CaseParity:
     """Compare one step in onnxruntime with the same step in PyTorch.
 
     Args:
@@ -83,7 +83,7 @@ def verify_step(role: Role, written: WrittenAdapt, folder: Path, scope: AdaptSco
     own = read_weights(folder, written.entry.tensors)
     failures: list[str] = []
     try:
-        with OrtAdaptEngine(folder, role, written.entry, scope=scope) as engine:
+        with OrtFinetuneEngine(folder, role, written.entry, scope=scope) as engine:
             for seed in range(_EXAMPLES):
                 measures, loss = _compared(engine, written, own, step_example(role, seed=seed))
                 failures = [str(measure) for measure in measures if not measure.is_within]
@@ -94,13 +94,13 @@ def verify_step(role: Role, written: WrittenAdapt, folder: Path, scope: AdaptSco
         raise ExportError(f"the {role} step of scope '{scope}' does not run: {error}") from error
     raise ExportError(
         f"the {role} step of scope '{scope}' differs from PyTorch's: {'; '.join(failures)}: "
-        "this is a fault of the exporter, use --no-adapt"
+        "this is a fault of the exporter, use --no-finetune"
     )
 
 
 def _compared(
-    engine: OrtAdaptEngine,
-    written: WrittenAdapt,
+    engine: OrtFinetuneEngine,
+    written: WrittenFinetune,
     own: Mapping[str, Float32Array],
     example: StepExample,
 ) -> tuple[tuple[Measure, ...], float]:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mpn._common.files import output_errors
 from mpn._common.text import one_line
-from mpn.engines.directory.entries import AdaptScope
+from mpn.engines.directory.entries import FinetuneScope
 from mpn.engines.spec import OPSET, Role
 from mpn.errors import ExportError
 from mpn.export.autodiff import GraphBuilder, differentiate
@@ -113,7 +113,7 @@ _HEADS: Mapping[Role, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class AdaptGraph:
+class FinetuneGraph:
     """Graph of one step.
 
     Attributes:
@@ -124,13 +124,13 @@ class AdaptGraph:
         trained: Tensors that the step changes, in the order of the graph.
     """
 
-    scope: AdaptScope
+    scope: FinetuneScope
     model: onnx.ModelProto
     features: onnx.ModelProto | None
     trained: tuple[str, ...]
 
 
-def trained_names(forward: ForwardGraph, scope: AdaptScope) -> tuple[str, ...]:
+def trained_names(forward: ForwardGraph, scope: FinetuneScope) -> tuple[str, ...]:
     """List the weights that a scope trains, in the order of the network."""
     return tuple(
         name
@@ -141,8 +141,8 @@ def trained_names(forward: ForwardGraph, scope: AdaptScope) -> tuple[str, ...]:
 
 
 def adapt_graph(
-    forward: ForwardGraph, settings: OptimizerSettings, scope: AdaptScope = "all"
-) -> AdaptGraph:
+    forward: ForwardGraph, settings: OptimizerSettings, scope: FinetuneScope = "all"
+) -> FinetuneGraph:
     """Build the step that trains the weights of a scope.
 
     Inputs: the network's input (N, C, H, W), or instead the features of a frozen trunk; ``target``
@@ -189,7 +189,7 @@ def adapt_graph(
         result.name = name
         results.append(result)
     constants = [*_constants(forward, body), *builder.constants]
-    return AdaptGraph(
+    return FinetuneGraph(
         scope=scope,
         model=_model(f"{forward.role}_adapt_{scope}", body, inputs, results, constants),
         features=None if cut is None else _features_graph(forward, cut),

@@ -15,13 +15,18 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from mpn._common.files import sha256_of_file
-from mpn.engines.directory.entries import ADAPT_SCOPES, AdaptEntry, AdaptScope, WeightTensor
-from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.entries import (
+    FINETUNE_SCOPES,
+    FinetuneEntry,
+    FinetuneScope,
+    WeightTensor,
+)
+from mpn.engines.directory.files import FileDigest, sha256_of_file
 from mpn.engines.spec import Precision, Role
 from mpn.errors import ExportError
 from mpn.export.autodiff.builder import Shape
 from mpn.export.finetune.optimizer import BALANCED_ROLES, OptimizerSettings, optimizer_settings
-from mpn.export.finetune.step import AdaptGraph, adapt_graph, save_graph, trained_names
+from mpn.export.finetune.step import FinetuneGraph, adapt_graph, save_graph, trained_names
 from mpn.export.graph import (
     StoredTensor,
     probe_inputs,
@@ -156,12 +161,12 @@ def _shape(value: onnx.ValueInfoProto) -> Shape:
     )
 
 
-ADAPTABLE_ROLES: tuple[Role, ...] = tuple(INPUT_NAMES)
+FINETUNABLE_ROLES: tuple[Role, ...] = tuple(INPUT_NAMES)
 """Roles with a fine-tuning step."""
 
 
 @dataclass(frozen=True)
-class WrittenAdapt:
+class WrittenFinetune:
     """Result of :func:`write_adapt`.
 
     Attributes:
@@ -170,7 +175,7 @@ class WrittenAdapt:
         settings: The optimiser.
     """
 
-    entry: AdaptEntry
+    entry: FinetuneEntry
     network: nn.Module
     settings: OptimizerSettings
 
@@ -182,14 +187,14 @@ def write_adapt(
     *,
     precision: Precision,
     optimizer: str | None = None,
-) -> WrittenAdapt:
+) -> WrittenFinetune:
     """Write ``<role>_adapt.onnx``, ``_adapt_head.onnx`` and ``_features.onnx``.
 
     The graphs hold no weights. Weights are inputs, with the names and shapes of ``<role>.onnx``,
     which must exist already and have its weights in a separate file.
 
     Args:
-        role: One of :data:`ADAPTABLE_ROLES`.
+        role: One of :data:`FINETUNABLE_ROLES`.
         network: The network as loaded.
         folder: Folder of the inference graph.
         precision: Precision of the inference graph; fine-tuning is float32.
@@ -204,16 +209,16 @@ def write_adapt(
     settings = optimizer_settings(role, optimizer)
     folded = folded_network(role, network, probe_inputs(role))
     forward = trace_forward(role, folded)
-    graphs: dict[AdaptScope, FileDigest] = {}
-    features: dict[AdaptScope, FileDigest] = {}
-    for scope in ADAPT_SCOPES:
+    graphs: dict[FinetuneScope, FileDigest] = {}
+    features: dict[FinetuneScope, FileDigest] = {}
+    for scope in FINETUNE_SCOPES:
         graph = adapt_graph(forward, settings, scope)
         graphs[scope] = _saved(graph, role, folder)
         if graph.features is not None:
             path = folder / f"{role}_features.onnx"
             save_graph(graph.features, path)
             features[scope] = FileDigest(path.name, sha256_of_file(path))
-    entry = AdaptEntry(
+    entry = FinetuneEntry(
         optimizer=settings.name,
         settings={
             **settings.as_json(),
@@ -224,10 +229,10 @@ def write_adapt(
         features=features,
         tensors=weight_tensors(forward, stored_tensors(folder / f"{role}.onnx"), precision),
     )
-    return WrittenAdapt(entry, folded, settings)
+    return WrittenFinetune(entry, folded, settings)
 
 
-def _saved(graph: AdaptGraph, role: Role, folder: Path) -> FileDigest:
+def _saved(graph: FinetuneGraph, role: Role, folder: Path) -> FileDigest:
     suffix = "" if graph.scope == "all" else f"_{graph.scope}"
     path = folder / f"{role}_adapt{suffix}.onnx"
     save_graph(graph.model, path)
@@ -253,9 +258,9 @@ def weight_tensors(
         odd = sorted(found.items() ^ expected.items())
         raise ExportError(
             f"the {forward.role} step does not have the weights of its inference graph "
-            f"({odd[0][0]}): this is a fault of the exporter, use --no-adapt"
+            f"({odd[0][0]}): this is a fault of the exporter, use --no-finetune"
         )
-    scopes = {scope: set(trained_names(forward, scope)) for scope in ADAPT_SCOPES}
+    scopes = {scope: set(trained_names(forward, scope)) for scope in FINETUNE_SCOPES}
     rescaled = forward.role == "osvos" and precision == "fp16"
     ones = {tensor.name: torch.ones(1) for tensor in stored}
     scales = rescale_trunk(ones) if rescaled else ones
@@ -268,7 +273,7 @@ def weight_tensors(
             nbytes=tensor.nbytes,
             dtype="float16" if tensor.dtype == "float16" else "float32",
             scale=float(scales[tensor.name]),
-            scopes=tuple(scope for scope in ADAPT_SCOPES if tensor.name in scopes[scope]),
+            scopes=tuple(scope for scope in FINETUNE_SCOPES if tensor.name in scopes[scope]),
         )
         for tensor in stored
     )

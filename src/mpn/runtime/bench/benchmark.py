@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -45,9 +45,9 @@ from mpn.runtime.bench.variants import (
     not_measured,
     variants_of,
 )
-from mpn.runtime.finetune.options import AdaptOptions, adapt_as_json
+from mpn.runtime.finetune.options import finetune_as_json
 from mpn.runtime.host.preprocess import working_size_hw
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import FinetuneOptions, PipelineOptions
 from mpn.runtime.session.request import RunRequest
 from mpn.synthetic.clip import MIN_SIDE_PX
 from mpn.types import UInt8Array
@@ -69,7 +69,7 @@ class BenchmarkOptions:
         warmup: Frames before them, after the first one, that do not.
         variants: Names, see :mod:`mpn.runtime.bench.variants`; None for all that the engine
             directory can run without fine-tuning.
-        adapt: How networks are fine-tuned, in variants that do it.
+        finetune: How networks are fine-tuned, in variants that do it.
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
 
@@ -82,7 +82,7 @@ class BenchmarkOptions:
     frames: int = 50
     warmup: int = 5
     variants: tuple[str, ...] | None = None
-    adapt: AdaptOptions = field(default_factory=AdaptOptions)
+    finetune: FinetuneOptions = field(default_factory=FinetuneOptions)
     backend: Backend = "auto"
     threads: int | None = None
 
@@ -137,7 +137,7 @@ def run_benchmark(
     options = options or BenchmarkOptions()
     directory = default_engine_dir() if engine_dir is None else engine_dir
     check_engine_dir(directory)
-    variants = variants_of(load_manifest(directory), options.variants, options.adapt)
+    variants = variants_of(load_manifest(directory), options.variants, options.finetune)
     before = load_average()
     with (
         TemporaryDirectory(prefix="mpn-bench-") as folder,
@@ -185,7 +185,7 @@ class _Measurement:
                 "note": engines.backend_note,
                 "threads": options.threads,
             },
-            "options": asdict(pipeline_options),
+            "options": pipeline_options.as_json(),
             "frame_size_hw": list(options.frame_size_hw),
             "working_size_hw": list(working_size_hw(options.frame_size_hw, pipeline_options.size)),
             "objects": list(options.objects),
@@ -224,9 +224,9 @@ class _Measurement:
                 {
                     "objects": objects,
                     "variant": variant.name,
-                    "osvos": variant.options.osvos,
-                    "crf": variant.options.crf,
-                    "adapt": None if variant.adapt is None else adapt_as_json(variant.adapt),
+                    "osvos": variant.options.osvos.mode,
+                    "crf": variant.options.crf is not None,
+                    "adapt": variant.finetune and finetune_as_json(variant.finetune),
                     **in_memory[variant.name],
                     "wall": wall,
                 }
@@ -242,7 +242,7 @@ class _Measurement:
             roles: NetworkFigure(
                 engines, self._variants[0].options, clip.frames, labels, one_by_one=roles
             )
-            for roles in dict.fromkeys(_adapted_roles(v) for v in self._variants)
+            for roles in dict.fromkeys(_finetuned_roles(v) for v in self._variants)
         }
         with ExitStack() as stack:
             pipelines: dict[str, PipelineFigure] = {}
@@ -258,7 +258,7 @@ class _Measurement:
                 sides.append(sides.pop(0))
         return {
             variant.name: {
-                "engine_only": networks[_adapted_roles(variant)].as_json(
+                "engine_only": networks[_finetuned_roles(variant)].as_json(
                     warmup=warmup,
                     every_frame=pipelines[variant.name].roles_of_every_frame(warmup=warmup),
                 ),
@@ -276,13 +276,12 @@ class _Measurement:
                 engine_dir=self._directory,
                 backend=self._options.backend,
                 threads=self._options.threads,
-                options=variant.options,
-                adapt=variant.adapt,
-                must_adapt=variant.adapt is not None,
+                options=replace(variant.options, finetune=variant.finetune),
+                must_finetune=variant.finetune is not None,
             )
         )
         return run.as_json(warmup=self._options.warmup)
 
 
-def _adapted_roles(variant: Variant) -> tuple[Role, ...]:
-    return () if variant.adapt is None else variant.adapt.roles
+def _finetuned_roles(variant: Variant) -> tuple[Role, ...]:
+    return () if variant.finetune is None else variant.finetune.roles

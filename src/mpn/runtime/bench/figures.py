@@ -33,7 +33,7 @@ from mpn.runtime.host.preprocess import (
 )
 from mpn.runtime.host.roi import roi_from_prob
 from mpn.runtime.host.stages import Stages
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.session.request import RunRequest
 from mpn.runtime.session.session import run_video
@@ -57,7 +57,7 @@ class NetworkFigure:
     def __init__(
         self,
         engines: EngineSet,
-        options: PipelineOptions,
+        options: ResolvedOptions,
         frames: Sequence[UInt8Array],
         labels: UInt8Array,
         one_by_one: Sequence[Role] = (),
@@ -146,7 +146,7 @@ class PipelineFigure:
 
 def _fixed_inputs(
     engines: EngineSet,
-    options: PipelineOptions,
+    options: ResolvedOptions,
     frames: Sequence[UInt8Array],
     labels: UInt8Array,
     one_by_one: Sequence[Role],
@@ -175,7 +175,7 @@ def _fixed_inputs(
     packed = Stages(engines, options, cpu).crop(
         current, Candidates(prob, rois, rois, (branch,) * len(rois))
     )
-    crops = np.concatenate((packed, packed[..., ::-1])) if options.mirror else packed
+    crops = np.concatenate((packed, packed[..., ::-1])) if options.flip_tta else packed
     groups = [crops]
     if "propagation" in one_by_one:  # each object's own, mirrored or not
         groups = [crops[k :: len(packed)] for k in range(len(packed))]
@@ -238,7 +238,7 @@ class WallRun:
                 "fps": round(len(self.done_s) / self.total_s, 3),
             },
             "until_first_mask_ms": round(self.done_s[0] * 1e3, 3),
-            "adapt_ms": round(report["adapt"].get("seconds", 0.0) * 1e3, 3),
+            "adapt_ms": round(report["finetune"].get("seconds", 0.0) * 1e3, 3),
             "first_step_ms": round((self.done_s[1] - self.done_s[0]) * 1e3, 3),
             "peak_memory_mib": self.peak_memory_mib,
             "backend": report["backend"]["used"],

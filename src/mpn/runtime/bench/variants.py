@@ -2,8 +2,8 @@
 
 A variant's name is ``plain`` (flow, warp, propagation, merge) or what is added to it, joined by
 ``+``: ``osvos`` (in every frame, as in the paper, whatever the engines advise: OSVOS that runs for
-lost objects alone costs nothing until one is lost), ``crf``, ``osvos+crf``; with ``adapt``, which
-takes minutes, the networks that can be are fine-tuned on the first frame. ``default`` is what
+lost objects alone costs nothing until one is lost), ``crf``, ``osvos+crf``; with ``finetune``,
+which takes minutes, the networks that can be are fine-tuned on the first frame. ``default`` is what
 ``mpn-run`` does with these engines, fine-tuning and all.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,16 +19,21 @@ from mpn.engines.directory.manifest import ENGINE_SOURCE, Manifest
 from mpn.engines.open import EngineSet
 from mpn.errors import InputError
 from mpn.masks import load_labels
-from mpn.runtime.finetune.adapter import ObjectAdapter
+from mpn.runtime.finetune.adapter import ObjectFinetuner
 from mpn.runtime.finetune.options import (
-    AdaptOptions,
-    adaptable_roles,
-    as_seen_in_training,
+    finetunable_roles,
+    options_affecting_weights,
     options_for,
-    why_not_adapted,
+    why_not_finetuned,
 )
 from mpn.runtime.media.video import open_video
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import (
+    CrfOptions,
+    FinetuneOptions,
+    OsvosOptions,
+    PipelineOptions,
+    ResolvedOptions,
+)
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.state import object_ids_from_labels
 from mpn.synthetic import write_clip
@@ -37,7 +41,7 @@ from mpn.types import UInt8Array
 
 PLAIN = "plain"
 DEFAULT = "default"
-ADDITIONS = ("osvos", "crf", "adapt")
+ADDITIONS = ("osvos", "crf", "finetune")
 """What a variant can add, in the order in which its name has it."""
 
 
@@ -48,12 +52,12 @@ class Variant:
     Attributes:
         name: See the module.
         options: In force: what the variant says, and otherwise what the manifest advises.
-        adapt: How networks are fine-tuned; None: not at all.
+        finetune: How networks are fine-tuned; None: not at all.
     """
 
     name: str
-    options: PipelineOptions
-    adapt: AdaptOptions | None
+    options: ResolvedOptions
+    finetune: FinetuneOptions | None
 
     def open_pipeline(
         self, engine_dir: Path, engines: EngineSet, threads: int | None = None
@@ -65,7 +69,7 @@ class Variant:
             engines: Open; to be closed after the pipeline.
             threads: Of fine-tuning.
         """
-        return pipeline_on_shared_engines(engine_dir, engines, self.options, self.adapt, threads)
+        return pipeline_on_shared_engines(engine_dir, engines, self.options, self.finetune, threads)
 
 
 class _SharedEngines(EngineSet):
@@ -78,8 +82,8 @@ class _SharedEngines(EngineSet):
 def pipeline_on_shared_engines(
     engine_dir: Path,
     engines: EngineSet,
-    options: PipelineOptions,
-    adapt: AdaptOptions | None = None,
+    options: ResolvedOptions,
+    finetune: FinetuneOptions | None = None,
     threads: int | None = None,
 ) -> Pipeline:
     """A pipeline that closes, with itself, the objects' own engines and no others.
@@ -88,14 +92,14 @@ def pipeline_on_shared_engines(
         engine_dir: Where the engines are from.
         engines: Open; to be closed after the pipeline.
         options: In force.
-        adapt: How networks are fine-tuned; None: not at all.
+        finetune: How networks are fine-tuned; None: not at all.
         threads: Of fine-tuning.
     """
     shared = _SharedEngines(**{f.name: getattr(engines, f.name) for f in fields(engines)})
     adapter = None
-    if adapt is not None:
-        seen = as_seen_in_training(options)
-        adapter = ObjectAdapter(engine_dir, shared, adapt, seen, threads=threads)
+    if finetune is not None:
+        seen = options_affecting_weights(options)
+        adapter = ObjectFinetuner(engine_dir, shared, finetune, seen, threads=threads)
     return Pipeline(shared, options=options, adapter=adapter)
 
 
@@ -109,12 +113,12 @@ def not_measured(engines: EngineSet, variants: Sequence[Variant]) -> list[str]:
     ]
     if "osvos" not in manifest.roles:
         missing.append("OSVOS: the engine directory has none")
-    elif all(variant.options.osvos == "off" for variant in variants):
+    elif all(variant.options.osvos.mode == "off" for variant in variants):
         missing.append("OSVOS: no variant with it was asked for")
     if not any(variant.options.crf for variant in variants):
         missing.append("DenseCRF: no variant with it was asked for")
-    if not any(variant.adapt for variant in variants):
-        why_not = why_not_adapted(manifest, variants[-1].options)
+    if not any(variant.finetune for variant in variants):
+        why_not = why_not_finetuned(manifest, variants[-1].options)
         missing.append(f"fine-tuning: {why_not or 'no variant with it was asked for'}")
     if manifest.flow.source != ENGINE_SOURCE:
         missing.append(f"flow network: the flow is {manifest.flow.source}, a stage of the pipeline")
@@ -132,14 +136,14 @@ def check_variant_names(names: Sequence[str]) -> None:
 def variants_of(
     manifest: Manifest,
     names: Sequence[str] | None = None,
-    adapt: AdaptOptions | None = None,
+    finetune: FinetuneOptions | None = None,
 ) -> tuple[Variant, ...]:
     """The variants asked for, or all that an engine directory can run without fine-tuning.
 
     Args:
         manifest: Of the engine directory.
         names: Names of variants; None for all.
-        adapt: How networks are fine-tuned, in variants that do it.
+        finetune: How networks are fine-tuned, in variants that do it.
 
     Raises:
         InputError: If a name is no variant's, is given twice, or needs an engine that is not there.
@@ -150,29 +154,31 @@ def variants_of(
         if "osvos" not in manifest.roles:
             names = [PLAIN, "crf"]
     check_variant_names(names)
-    return tuple(_variant(name, manifest, adapt or AdaptOptions()) for name in names)
+    return tuple(_variant(name, manifest, finetune or FinetuneOptions()) for name in names)
 
 
-def _variant(name: str, manifest: Manifest, adapt: AdaptOptions) -> Variant:
+def _variant(name: str, manifest: Manifest, finetune: FinetuneOptions) -> Variant:
     if name == DEFAULT:
         options = PipelineOptions().with_defaults(manifest.runtime_defaults)
-        is_adapted = bool(adaptable_roles(manifest, options))
-        return Variant(name, options, options_for(manifest, options, adapt) if is_adapted else None)
+        is_finetuned = bool(finetunable_roles(manifest, options))
+        return Variant(
+            name, options, options_for(manifest, options, finetune) if is_finetuned else None
+        )
     additions = _additions(name)
-    given: dict[str, Any] = {"osvos": "off", "crf": "crf" in additions}
+    crf, osvos = CrfOptions() if "crf" in additions else None, OsvosOptions(mode="off")
     if "osvos" in additions:
         if "osvos" not in manifest.roles:
             raise InputError(
                 f"variant '{name}' needs OSVOS, which the engine directory '{manifest.name}' has "
                 "not: leave it out, or export OSVOS with the others"
             )
-        given |= {"osvos": "blend", "osvos_every": 1}
-    options = PipelineOptions(**given).with_defaults(manifest.runtime_defaults)
-    if "adapt" not in additions:
+        osvos = OsvosOptions(mode="blend", every=1)
+    options = PipelineOptions(osvos=osvos, crf=crf).with_defaults(manifest.runtime_defaults)
+    if "finetune" not in additions:
         return Variant(name, options, None)
-    if not adaptable_roles(manifest, options):
-        raise InputError(f"variant '{name}' cannot be run: {why_not_adapted(manifest, options)}")
-    return Variant(name, options, options_for(manifest, options, adapt))
+    if not finetunable_roles(manifest, options):
+        raise InputError(f"variant '{name}' cannot be run: {why_not_finetuned(manifest, options)}")
+    return Variant(name, options, options_for(manifest, options, finetune))
 
 
 def _additions(name: str) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
-"""The last stage of a frame: one dense CRF over background and objects, where objects are."""
+"""Refine the masks of a frame with a dense CRF over background and objects."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
 
+from mpn._common.options import UNSET, GivenRepr, Unset
 from mpn._common.validation import check_bool, check_int, check_number
 from mpn.runtime.crf.dense import dense_crf
 from mpn.runtime.host.merge import Boxes
@@ -15,34 +16,72 @@ from mpn.runtime.host.roi import expand_box
 from mpn.types import Float32Array, Roi, UInt8Array
 
 _SMALLEST_PROB = 1e-5
-"""What a probability of 0 counts as, in -log p."""
+"""Probabilities are at least this before -log p."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CrfOptions(GivenRepr):
+    """Set the dense CRF, the last stage of a frame.
+
+    The defaults are those of a public script for DAVIS at 480p (COSNet's author). docs/crf.md
+    compares them with others on training sequences. Options that are not given are UNSET.
+
+    Attributes:
+        feedback: Start the next frame from the probability after the CRF. The paper propagates the
+            mask probability and calls the CRF the final stage. [default: False]
+        sxy_gaussian: Standard deviation of the spatial kernel, in pixels of the working size,
+            above 0. [default: 1]
+        compat_gaussian: Weight of the spatial kernel, at least 0; 0 omits it. [default: 5]
+        sxy_bilateral: Spatial standard deviation of the bilateral kernel, in pixels of the working
+            size, above 0. [default: 15]
+        srgb_bilateral: Colour standard deviation of the bilateral kernel, in levels of 0..255,
+            above 0. [default: 7]
+        compat_bilateral: Weight of the bilateral kernel, at least 0; 0 omits it. [default: 9]
+        iterations: Mean-field updates, at least 1. [default: 5]
+        margin_px: Pixels added on each side to the box of an object, so that the background around
+            it takes part; at least 0. [default: 16]
+        whole_frame: Work on the whole frame, at several times the cost. [default: False]
+        working_scale: Scale of the image that the CRF works on, above 0 and at most 1. Below 1 the
+            change of the log odds is computed at this scale and added at full size; 0.5 costs a
+            quarter. The other options stay in pixels of the working size. Only on the CPU.
+            [default: 1]
+
+    Raises:
+        InputError: If a value has another type or is out of range.
+    """
+
+    feedback: bool | Unset = UNSET
+    sxy_gaussian: float | Unset = UNSET
+    compat_gaussian: float | Unset = UNSET
+    sxy_bilateral: float | Unset = UNSET
+    srgb_bilateral: float | Unset = UNSET
+    compat_bilateral: float | Unset = UNSET
+    iterations: int | Unset = UNSET
+    margin_px: int | Unset = UNSET
+    whole_frame: bool | Unset = UNSET
+    working_scale: float | Unset = UNSET
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            name, value = f"option crf.{option.name}", getattr(self, option.name)
+            if value is UNSET:
+                continue
+            if option.name in ("feedback", "whole_frame"):
+                check_bool(name, value)
+            elif option.name in ("iterations", "margin_px"):
+                check_int(name, value, least=int(option.name == "iterations"))
+            elif option.name in ("compat_gaussian", "compat_bilateral"):
+                check_number(name, value, least=0)
+            else:
+                most = 1 if option.name == "working_scale" else None
+                check_number(name, value, above=0, most=most)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrfOptions:
-    """What the CRF believes in, and where it works.
+class ResolvedCrf(CrfOptions):
+    """Hold a value for each of :class:`CrfOptions`, by default the documented one."""
 
-    The defaults are those of a public script for DAVIS at 480p (COSNet's author); docs/crf.md tells
-    what others did on its training sequences.
-
-    Attributes:
-        sxy_gaussian: Standard deviation of the spatial kernel in pixels of the working size.
-        compat_gaussian: Its weight; 0 leaves it out.
-        sxy_bilateral: Spatial standard deviation of the bilateral kernel, in pixels of the working
-            size.
-        srgb_bilateral: Its standard deviation in colour, in levels of 0..255.
-        compat_bilateral: Its weight; 0 leaves it out.
-        iterations: Mean-field updates.
-        margin_px: Added on each side to the box of an object: the background around it has a say.
-        whole_frame: True works on the whole frame instead, at several times the cost.
-        working_scale: Of the picture that the CRF sees, above 0 and at most 1. Below 1 it decides
-            on a smaller one what is to change, and the change is carried over to the whole: a half
-            costs a quarter. The other numbers stay in pixels of the working size.
-
-    Raises:
-        InputError: If a value is out of range.
-    """
-
+    feedback: bool = False
     sxy_gaussian: float = 1.0
     compat_gaussian: float = 5.0
     sxy_bilateral: float = 15.0
@@ -53,45 +92,34 @@ class CrfOptions:
     whole_frame: bool = False
     working_scale: float = 1.0
 
-    def __post_init__(self) -> None:
-        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral"):
-            check_number(f"CRF option {name}", getattr(self, name), above=0)
-        for name in ("compat_gaussian", "compat_bilateral"):
-            check_number(f"CRF option {name}", getattr(self, name), least=0)
-        for name, least in (("iterations", 1), ("margin_px", 0)):
-            check_int(f"CRF option {name}", getattr(self, name), least=least)
-        check_number("CRF option working_scale", self.working_scale, above=0, most=1)
-        check_bool("CRF option whole_frame", self.whole_frame)
-
 
 def refine(
     merged: Float32Array,
     rgb: UInt8Array,
     *,
     boxes: Boxes | None = None,
-    options: CrfOptions | None = None,
+    options: ResolvedCrf | None = None,
 ) -> tuple[Float32Array, tuple[Roi | None, ...]]:
-    """Let each frame's colours decide where the objects end.
+    """Refine the probabilities of all objects by the colours of the frame.
 
-    Boxes with their margin that touch are worked on together, in the rectangle around them, with
-    background and all their objects as labels. Elsewhere the probabilities stay as they are.
+    Boxes that touch with their margins are merged into one region. Each region is one CRF, with
+    background and its objects as labels. Outside the regions the probabilities do not change.
 
     Args:
         merged: (K, H, W) float32 from :func:`mpn.runtime.host.merge.merge`: they and the background
             (1 - their sum) sum to 1.
         rgb: (H, W, 3) uint8 RGB, the frame of that size.
-        boxes: For each object a box outside which it is exactly 0, None where it is 0 everywhere;
-            default: it may be anywhere.
-        options: Default: the defaults.
+        boxes: Per object a box outside which it is exactly 0, None if it is 0 everywhere.
+            [default: the whole frame]
+        options: Parameters of the CRF. [default: the documented ones]
 
     Returns:
-        (K, H, W) float32 of the same kind, a new array; for each object a box outside which it is
-        exactly 0, or None.
+        (K, H, W) float32, a new array; per object a box outside which it is exactly 0, or None.
 
     Raises:
         InputError: If an array has another shape or dtype, or a probability is not finite.
     """
-    options = options or CrfOptions()
+    options = options or ResolvedCrf()
     size_hw = (merged.shape[1], merged.shape[2])
     frame = Roi(0, 0, size_hw[1], size_hw[0])
     where = [frame] * len(merged) if boxes is None else list(boxes)
@@ -111,8 +139,8 @@ def refine(
     return refined, tuple(refined_boxes)
 
 
-def _decided(prob: Float32Array, rgb: UInt8Array, options: CrfOptions) -> Float32Array:
-    """What the CRF makes of the labels' probabilities, (L, h, w), overwritten."""
+def _decided(prob: Float32Array, rgb: UInt8Array, options: ResolvedCrf) -> Float32Array:
+    """Return the CRF's marginals of (L, h, w) probabilities, which are overwritten."""
     np.clip(prob, _SMALLEST_PROB, 1, out=prob)
     scale, (height, width) = options.working_scale, rgb.shape[:2]
     small_wh = (max(round(width * scale), 1), max(round(height * scale), 1))
@@ -132,7 +160,7 @@ def _decided(prob: Float32Array, rgb: UInt8Array, options: CrfOptions) -> Float3
     return odds
 
 
-def _mean_field(unary: Float32Array, rgb: UInt8Array, options: CrfOptions) -> Float32Array:
+def _mean_field(unary: Float32Array, rgb: UInt8Array, options: ResolvedCrf) -> Float32Array:
     scale = options.working_scale
     return dense_crf(
         unary,
@@ -147,9 +175,9 @@ def _mean_field(unary: Float32Array, rgb: UInt8Array, options: CrfOptions) -> Fl
 
 
 def _regions(
-    boxes: Sequence[Roi | None], options: CrfOptions, size_hw: tuple[int, int]
+    boxes: Sequence[Roi | None], options: ResolvedCrf, size_hw: tuple[int, int]
 ) -> list[tuple[Roi, list[int]]]:
-    """Rectangles that do not overlap, and the objects in each, ascending."""
+    """Return disjoint rectangles, each with its objects in ascending order."""
     regions: list[tuple[Roi, list[int]]] = []
     for k, box in enumerate(boxes):
         if box is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
 from mpn.cuda.api import Stream, is_on_device
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine
@@ -32,7 +32,7 @@ from mpn.runtime.host.merge import not_finite_error
 from mpn.runtime.host.osvos import OsvosRunner
 from mpn.runtime.host.preprocess import resize_rgb
 from mpn.runtime.object_engines import ObjectEngines
-from mpn.runtime.options import DeviceOptions, PipelineOptions, check_options
+from mpn.runtime.options import DeviceOptions, ResolvedOptions, check_options
 from mpn.runtime.state import VideoState
 from mpn.runtime.timing import StageTimer
 from mpn.types import Float32Array, TrackBranch, UInt8Array, check_rgb
@@ -64,7 +64,7 @@ class _Batch:
         return len(self.members) * (1 if self.mirrored is None else 2)
 
 
-class DeviceBackend(Closing):
+class DeviceBackend(Closeable):
     """Implements :class:`mpn.runtime.backend.QueuedBackend` on one CUDA device.
 
     ``prob`` and ``merged`` are separate arrays, and so are the OSVOS planes, flows and images of
@@ -90,7 +90,7 @@ class DeviceBackend(Closing):
         self,
         stream: Stream,
         engines: EngineSet,
-        options: PipelineOptions,
+        options: ResolvedOptions,
         objects: ObjectEngines,
         timer: StageTimer,
         *,
@@ -184,7 +184,7 @@ class DeviceBackend(Closing):
                 stream,
                 objects=objects,
                 size_hw=state.working_hw,
-                options=self._options.crf_options,
+                options=self._options.crf,
             )
         is_resized = state.input_hw != state.working_hw
         wide = (objects, *state.input_hw)
@@ -486,7 +486,9 @@ class DeviceBackend(Closing):
     @property
     def _feeds_back(self) -> bool:
         """Whether the next frame starts from the output of CRF."""
-        return self._options.crf_feedback and self._crf is not None
+        return (
+            self._options.crf is not None and self._options.crf.feedback
+        ) and self._crf is not None
 
     @property
     def _state(self) -> CudaFrame:
@@ -509,12 +511,12 @@ class DeviceBackend(Closing):
                 common.append(k)
             else:
                 runs.append((device_engine(engine, object_id=object_id), [k], object_id))
-        times = 2 if self._options.mirror else 1
+        times = 2 if self._options.flip_tta else 1
         most = self._engines.manifest.max_objects // times
         if not most:
             raise EngineError(
-                "these engines take one crop at a time, and option mirror needs two: export them "
-                "with --max-objects 2 or more, or give mirror as False"
+                "these engines take one crop at a time, and option flip_tta needs two: export them "
+                "with --max-objects 2 or more, or set flip_tta to False"
             )
         batches = [common[first : first + most] for first in range(0, len(common), most)]
         runs = [(self._propagation, members, None) for members in batches] + runs
@@ -523,7 +525,7 @@ class DeviceBackend(Closing):
         for engine, members, owner in runs:
             count = len(members)
             taken = array_from_tensor(engine.buffers(count * times).inputs["rgb_prob"])
-            mirrored = taken.part(count, 2 * count) if self._options.mirror else None
+            mirrored = taken.part(count, 2 * count) if self._options.flip_tta else None
             rows = None if self._is_direct else self._stream.upload(np.array(members, np.int32))
             made.append(_Batch(engine, tuple(members), rows, taken.part(0, count), mirrored, owner))
         return made

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from mpn.cuda.array import Arguments, DeviceArray, KernelDevice
-from mpn.runtime.crf.refine import CrfOptions
+from mpn.runtime.crf.refine import ResolvedCrf
 from mpn.runtime.device.lattice import NARROWEST_SIGMA, CudaLattice, PixelRegions
 from mpn.types import Float32Array
 
@@ -223,7 +223,7 @@ class CudaCrf:
         *,
         objects: int,
         size_hw: tuple[int, int],
-        options: CrfOptions,
+        options: ResolvedCrf,
         exact_pixels: int = _EXACT_PIXELS,
     ) -> None:
         self._device = device

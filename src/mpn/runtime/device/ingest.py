@@ -37,7 +37,7 @@ from mpn.runtime.device.images import (
 from mpn.runtime.host.flow import FlowEstimator, FlowFrame
 from mpn.runtime.host.preprocess import resize_rgb as resize_rgb_on_host
 from mpn.runtime.object_engines import ObjectEngines
-from mpn.runtime.options import DeviceOptions, PipelineOptions
+from mpn.runtime.options import DeviceOptions, ResolvedOptions
 from mpn.types import UInt8Array
 
 RING_SIZE = 3
@@ -110,7 +110,7 @@ class FrameIngest:
         stream: Stream,
         engines: EngineSet,
         objects: ObjectEngines,
-        options: PipelineOptions,
+        options: ResolvedOptions,
         device_options: DeviceOptions,
         *,
         host_flow: FlowEstimator | None,
@@ -331,7 +331,7 @@ class FrameIngest:
         stream.copy(self._no_flags, frame.flags)
         preprocessing, threshold = (
             self._engines.manifest.preprocessing.osvos,
-            self._options.osvos_threshold,
+            self._options.osvos.threshold,
         )
         height, width = self._working_hw
         for number in numbers:

@@ -18,7 +18,7 @@ from mpn.errors import InputError
 from mpn.runtime.device.images import blur_taps, cube_root_table, gamma_table, normalisation
 from mpn.runtime.device.readback import ReadbackBlock
 from mpn.runtime.host.reliability import FLOW_CHECK_FRAC
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.types import Float32Array
 
 _EXTENTS = 128
@@ -51,13 +51,13 @@ class CudaFrame:
         roi_size: int,
         mean: Sequence[float],
         std: Sequence[float],
-        options: PipelineOptions | None = None,
+        options: ResolvedOptions | None = None,
         flags: int = 1,
     ) -> None:
         if not object_ids:
             raise InputError("a frame on the device needs at least one object")
         self._device = device
-        self._options = options or PipelineOptions()
+        self._options = options or ResolvedOptions()
         self._normalisation = normalisation(mean, std)
         self._roi_size = roi_size
         height, width = size_hw
@@ -290,7 +290,7 @@ class CudaFrame:
             object_ids=self.object_ids,
             size=self._roi_size,
             warped_weight=1 - options.propagation_weight,
-            foreground_weight=options.ensemble_weight,
+            foreground_weight=options.osvos.blend_weight,
             prob=self.merged,
             labels=self.labels,
             **self._sizes,
@@ -323,7 +323,7 @@ class CudaFrame:
             InputError: If :meth:`start` was given no colours.
         """
         if self._colour_tables is None:
-            raise InputError("option retrieve_agreement needs the objects' colour tables")
+            raise InputError("option redetect.agreement_min needs the objects' colour tables")
         if not self._options.colour_weight:
             self._bin_colours(rgb)
         self._device.launch(

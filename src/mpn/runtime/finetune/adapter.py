@@ -17,25 +17,25 @@ from typing import Any
 
 from mpn._common.closeable import Closeable
 from mpn.engines.base import Engine
-from mpn.engines.onnxruntime.finetune import adapt_entry, open_adapt_engine
+from mpn.engines.onnxruntime.finetune import adapt_entry, open_finetune_engine
 from mpn.engines.open import EngineSet, open_object_engine, step_backend
 from mpn.engines.spec import Role
 from mpn.errors import EngineError, MaskError
 from mpn.runtime.finetune.augment.osvos import OsvosDreams
 from mpn.runtime.finetune.augment.propagation import PropagationDreams
 from mpn.runtime.finetune.cache import CacheAnswer, WeightCache, cache_key
-from mpn.runtime.finetune.loop import AdaptProgress as AdaptProgress
-from mpn.runtime.finetune.loop import AdaptReport as AdaptReport
 from mpn.runtime.finetune.loop import Dreams, LoopOutcome, run_loop
-from mpn.runtime.finetune.options import ADAPTABLE_ROLES, AdaptOptions, AdaptRecipe
+from mpn.runtime.finetune.loop import FinetuneProgress as FinetuneProgress
+from mpn.runtime.finetune.loop import FinetuneReport as FinetuneReport
+from mpn.runtime.finetune.options import options_in_cache_key
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.flow import flow_estimator_from
 from mpn.runtime.host.ops import Ops
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import FINETUNABLE_ROLES, FinetuneOptions, FinetuneRecipe, ResolvedOptions
 from mpn.types import Float32Array, UInt8Array, check_labels, check_rgb
 
 
-class ObjectAdapter(Closeable):
+class ObjectFinetuner(Closeable):
     """Fine-tunes a set of weights an object and network, and hands out engines with them.
 
     Args:
@@ -56,11 +56,11 @@ class ObjectAdapter(Closeable):
         self,
         engine_dir: str | os.PathLike[str],
         engines: EngineSet,
-        options: AdaptOptions,
-        pipeline_options: PipelineOptions,
+        options: FinetuneOptions,
+        pipeline_options: ResolvedOptions,
         *,
         threads: int | None = None,
-        on_progress: Callable[[AdaptProgress], None] | None = None,
+        on_progress: Callable[[FinetuneProgress], None] | None = None,
         ops: Ops = cpu,
     ) -> None:
         for role in options.roles:
@@ -77,10 +77,10 @@ class ObjectAdapter(Closeable):
         self._threads, self._on_progress, self._ops = threads, on_progress, ops
         self._cache = None if options.cache_dir is None else WeightCache(options.cache_dir)
         self._backend = step_backend(engines)
-        self._reports: list[AdaptReport] = []
+        self._reports: list[FinetuneReport] = []
 
     @property
-    def reports(self) -> tuple[AdaptReport, ...]:
+    def reports(self) -> tuple[FinetuneReport, ...]:
         """What was done, in order: an entry an object and network."""
         return tuple(self._reports)
 
@@ -135,15 +135,15 @@ class ObjectAdapter(Closeable):
                 )
             else:
                 self._reports.append(
-                    AdaptReport(object_id, role, scope, True, is_cached=True, note=answer.note)
+                    FinetuneReport(object_id, role, scope, True, is_cached=True, note=answer.note)
                 )
                 return engine
         try:
             outcome = self._run(role, rgb, labels, object_id)
         except MaskError as error:  # too small, or lost in every dream: the common engine is used
-            self._reports.append(AdaptReport(object_id, role, scope, False, note=str(error)))
+            self._reports.append(FinetuneReport(object_id, role, scope, False, note=str(error)))
             return None
-        report = AdaptReport(
+        report = FinetuneReport(
             object_id,
             role,
             scope,
@@ -168,11 +168,11 @@ class ObjectAdapter(Closeable):
         def on_step(step: int, loss: float, elapsed_s: float, eta_s: float) -> None:
             if self._on_progress is not None:
                 self._on_progress(
-                    AdaptProgress(object_id, role, step, recipe.steps, loss, elapsed_s, eta_s)
+                    FinetuneProgress(object_id, role, step, recipe.steps, loss, elapsed_s, eta_s)
                 )
 
         # Opened for one object only: its state is several times the size of the weights.
-        with open_adapt_engine(
+        with open_finetune_engine(
             self._directory,
             self._engines.manifest,
             role,
@@ -183,13 +183,13 @@ class ObjectAdapter(Closeable):
             engine.begin()
             return run_loop(engine, dreams, recipe, seconds=self._options.seconds, on_step=on_step)
 
-    def _recipe(self, role: Role) -> AdaptRecipe:
+    def _recipe(self, role: Role) -> FinetuneRecipe:
         entry = adapt_entry(self._engines.manifest, role)
         return self._options.recipe(role, entry.optimizer)
 
     def _dreams(self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Dreams:
         recipe = self._recipe(role)
-        seed = (self._options.seed, object_id, ADAPTABLE_ROLES.index(role))
+        seed = (self._options.seed, object_id, FINETUNABLE_ROLES.index(role))
         if role == "osvos":
             preprocessing = self._engines.manifest.preprocessing.osvos
             return OsvosDreams(
@@ -235,7 +235,7 @@ class ObjectAdapter(Closeable):
             "seed": options.seed,
         }
         if role == "propagation":
-            facts["pipeline"] = asdict(self._pipeline_options)
+            facts["pipeline"] = options_in_cache_key(self._pipeline_options)
             facts["flow"] = asdict(manifest.flow)
             if "flow" in manifest.roles:
                 facts["flow_network"] = manifest.roles["flow"].sha256

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpn.engines.onnxruntime.finetune import AdaptEngine
+from mpn.engines.onnxruntime.finetune import FinetuneEngine
 from mpn.engines.spec import Role
-from mpn.runtime.finetune.options import AdaptRecipe, AdaptScope
+from mpn.runtime.options import FinetuneRecipe, FinetuneScope
 from mpn.types import Float32Array
 
 _WARM_UP_STEPS = 5
@@ -64,9 +64,9 @@ def rate_at(done: float, step: int, highest: float) -> float:
 
 
 def run_loop(
-    engine: AdaptEngine,
+    engine: FinetuneEngine,
     dreams: Dreams,
-    recipe: AdaptRecipe,
+    recipe: FinetuneRecipe,
     *,
     seconds: float | None,
     on_step: Callable[[int, float, float, float], None],
@@ -115,7 +115,12 @@ def run_loop(
 
 
 def _outcome(
-    engine: AdaptEngine, losses: list[float], seconds: float, note: str, *, is_stopped: bool = False
+    engine: FinetuneEngine,
+    losses: list[float],
+    seconds: float,
+    note: str,
+    *,
+    is_stopped: bool = False,
 ) -> LoopOutcome:
     first, last = (
         float(np.mean(part)) if part else math.nan
@@ -126,14 +131,14 @@ def _outcome(
 
 
 def _left_s(
-    losses: list[float], recipe: AdaptRecipe, elapsed_s: float, seconds: float | None
+    losses: list[float], recipe: FinetuneRecipe, elapsed_s: float, seconds: float | None
 ) -> float:
     by_steps = elapsed_s / len(losses) * (recipe.steps - len(losses))
     return by_steps if seconds is None else max(min(by_steps, seconds - elapsed_s), 0.0)
 
 
 @dataclass(frozen=True)
-class AdaptProgress:
+class FinetuneProgress:
     """One step of fine-tuning was done.
 
     Attributes:
@@ -156,14 +161,14 @@ class AdaptProgress:
 
 
 @dataclass(frozen=True)
-class AdaptReport:
+class FinetuneReport:
     """What became of one object and network.
 
     Attributes:
         object_id: The object.
         role: The network.
-        scope: See :data:`mpn.runtime.finetune.options.AdaptScope`.
-        is_adapted: False: the network is used as it was exported.
+        scope: See :data:`mpn.runtime.options.FinetuneScope`.
+        is_finetuned: False: the network is used as it was exported.
         is_cached: The weights come from an earlier run; ``seconds`` is then 0.
         steps: Steps that are in the weights.
         seconds: Wall time of the steps.
@@ -174,8 +179,8 @@ class AdaptReport:
 
     object_id: int
     role: Role
-    scope: AdaptScope
-    is_adapted: bool
+    scope: FinetuneScope
+    is_finetuned: bool
     is_cached: bool = False
     steps: int = 0
     seconds: float = 0.0
@@ -189,7 +194,7 @@ class AdaptReport:
             "object_id": self.object_id,
             "role": self.role,
             "scope": self.scope,
-            "adapted": self.is_adapted,
+            "adapted": self.is_finetuned,
             "cached": self.is_cached,
             "steps": self.steps,
             "seconds": round(self.seconds, 3),

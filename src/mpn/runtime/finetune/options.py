@@ -1,151 +1,14 @@
-"""The options of fine-tuning on the given frame: what, how long, and with which rate."""
+"""Decide whether a run fine-tunes its networks on the given masks, and which networks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from mpn._common.validation import check_choice, check_int, check_number, is_int
-from mpn.engines.directory.entries import AdaptOptimizer as AdaptOptimizer
-from mpn.engines.directory.entries import AdaptScope as AdaptScope
 from mpn.engines.directory.manifest import Manifest
-from mpn.engines.spec import ROI_SIZE_STEP, Role
-from mpn.errors import EngineError, InputError
-from mpn.runtime.options import PipelineOptions
-
-ADAPTABLE_ROLES: tuple[Role, ...] = ("propagation", "osvos")
-"""Networks that can be fine-tuned on the frame whose labels were given, in this order."""
-
-_SMALLEST_SIZE_PX = 65
-_LARGEST_SEED = 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptRecipe:
-    """How one network is fine-tuned.
-
-    Attributes:
-        steps: Steps of the optimiser.
-        size_px: Side of the square crops it learns from, in pixels.
-        batch: Crops a step.
-        learning_rate: Rate at its highest; it rises in the first steps and falls to zero at the
-            end (of the steps, or of the seconds if those are used up first).
-        scope: ``"all"``: every weight; ``"head"``: the layers after a frozen trunk.
-    """
-
-    steps: int
-    size_px: int
-    batch: int
-    learning_rate: float
-    scope: AdaptScope = "all"
-
-
-DEFAULT_RECIPES: Mapping[Role, AdaptRecipe] = {
-    "propagation": AdaptRecipe(steps=80, size_px=161, batch=4, learning_rate=5e-5),
-    "osvos": AdaptRecipe(steps=40, size_px=192, batch=4, learning_rate=3e-4),
-}
-"""Used for what the options leave open, with AdamW; see docs/adaptation.md for where the numbers
-come from."""
-
-SGD_RATES: Mapping[Role, float] = {"propagation": 3e-3, "osvos": 1e-2}
-"""Default rates where the step was exported with SGD."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptOptions:
-    """How networks are fine-tuned, one set of weights an object.
-
-    What is None is taken from the recipe of each role. The budget is in steps by default, so that
-    the same seed gives the same weights; a budget in seconds depends on the machine.
-
-    Attributes:
-        roles: Networks to fine-tune, of those that the engine directory can.
-        steps: Steps an object and network.
-        seconds: Wall time an object and network; fine-tuning ends with it or with the steps,
-            whichever comes first.
-        size: Side of the crops in pixels, 16 n + 1. OSVOS, which halves its input four times,
-            takes 16 n.
-        scope: Train every weight, or the head alone on cached features of the trunk.
-        learning_rate: Highest rate.
-        batch: Crops a step.
-        seed: Of everything random; with it go the object's id and the network, so that no two
-            objects learn from the same dreams.
-        cache_dir: Folder that fine-tuned weights are kept in for the next run on the same frame;
-            None keeps nothing.
-
-    Raises:
-        InputError: If a value is of another type or out of range.
-    """
-
-    roles: tuple[Role, ...] = ADAPTABLE_ROLES
-    steps: int | None = None
-    seconds: float | None = None
-    size: int | None = None
-    scope: AdaptScope | None = None
-    learning_rate: float | None = None
-    batch: int | None = None
-    seed: int = 0
-    cache_dir: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.roles, tuple) or not self.roles:
-            raise InputError(f"option roles must be a tuple of roles, got {self.roles!r}")
-        for role in self.roles:
-            check_choice("each of option roles", role, ADAPTABLE_ROLES)
-        if len(set(self.roles)) != len(self.roles):
-            raise InputError(f"option roles names a network twice: {', '.join(self.roles)}")
-        for name in ("steps", "batch"):
-            if (value := getattr(self, name)) is not None:
-                check_int(f"option {name}", value, least=1)
-        if self.size is not None and (
-            not is_int(self.size)
-            or self.size < _SMALLEST_SIZE_PX
-            or (self.size - 1) % ROI_SIZE_STEP
-        ):
-            raise InputError(
-                f"option size must be 16 n + 1 and at least {_SMALLEST_SIZE_PX} (161, 193, 225), "
-                f"got {self.size!r}"
-            )
-        if self.scope is not None:
-            check_choice("option scope", self.scope, get_args(AdaptScope))
-        for name, kind in (("seconds", "seconds"), ("learning_rate", "a rate")):
-            if (value := getattr(self, name)) is not None:
-                check_number(f"option {name}", value, above=0, kind=kind)
-        check_int("option seed", self.seed, least=0, most=_LARGEST_SEED)
-        if self.cache_dir is not None and not isinstance(self.cache_dir, Path):
-            raise InputError(f"option cache_dir must be a path or None, got {self.cache_dir!r}")
-
-    def recipe(self, role: Role, optimizer: AdaptOptimizer = "adamw") -> AdaptRecipe:
-        """How ``role`` is fine-tuned: its default recipe, with what these options say.
-
-        Args:
-            role: The network.
-            optimizer: Of its exported step; the default rate depends on it.
-
-        Raises:
-            InputError: If the network of this role cannot be fine-tuned.
-        """
-        if role not in DEFAULT_RECIPES:
-            raise InputError(
-                f"the {role} network cannot be fine-tuned, only {', '.join(ADAPTABLE_ROLES)}"
-            )
-        default = DEFAULT_RECIPES[role]
-        rate = default.learning_rate if optimizer == "adamw" else SGD_RATES[role]
-        size = self.size if role == "propagation" or self.size is None else self.size - 1
-        return AdaptRecipe(
-            steps=_or(self.steps, default.steps),
-            size_px=_or(size, default.size_px),
-            batch=_or(self.batch, default.batch),
-            learning_rate=_or(self.learning_rate, rate),
-            scope=_or(self.scope, default.scope),
-        )
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
+from mpn.engines.spec import Role
+from mpn.errors import EngineError
+from mpn.runtime.options import FinetuneOptions, PipelineOptions, ResolvedOptions
 
 _SHOWN = (
     "size",
@@ -157,70 +20,94 @@ _SHOWN = (
     "propagation_weight",
     "lost_area_frac",
 )
+_UNUSED_0_1 = {
+    "use_propagation": True,
+    "mirror": False,
+    "osvos": "auto",
+    "osvos_threshold": 0.5,
+    "osvos_every": 1,
+    "doubt_confidence": 0.7,
+    "doubt_area_factor": 2.0,
+    "ensemble_weight": 0.5,
+    "retrieve_area_frac": 0.1,
+    "retrieve_iou_max": 0.3,
+    "retrieve_colour": 0.4,
+    "retrieve_agreement": 0.2,
+    "crf": False,
+    "crf_feedback": False,
+    "crf_sxy_gaussian": 1.0,
+    "crf_compat_gaussian": 5.0,
+    "crf_sxy_bilateral": 15.0,
+    "crf_srgb_bilateral": 7.0,
+    "crf_compat_bilateral": 9.0,
+    "crf_iterations": 5,
+    "crf_margin_px": 16,
+    "crf_whole_frame": False,
+    "crf_working_scale": 1.0,
+}
+"""Version 0.1 hashed these constants into the key of fine-tuned weights. They keep its caches
+valid."""
+
 _HOW = "export it again with this version of mpn-export"
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Whether a run fine-tunes its networks.
+class FinetunePlan:
+    """Hold whether a run fine-tunes its networks.
 
     Attributes:
         options: How; None: it does not.
-        why_not: What stands in the way; empty if nothing does.
+        why_not: The reason if it does not; otherwise empty.
     """
 
-    options: AdaptOptions | None
+    options: FinetuneOptions | None
     why_not: str = ""
 
 
-def decide(
-    adapt: AdaptOptions | None,
-    manifest: Manifest,
-    options: PipelineOptions,
-    *,
-    must_adapt: bool,
-    is_live: bool,
-) -> Decision:
-    """Whether a run fine-tunes its networks, and how.
+def plan_finetuning(
+    manifest: Manifest, options: PipelineOptions, *, must_finetune: bool, is_live: bool
+) -> FinetunePlan:
+    """Decide whether a run fine-tunes its networks, and which.
 
     Args:
-        adapt: How, where it can be done; None: not wanted.
-        manifest: Of the engine directory.
-        options: Of the pipeline, before the manifest's advice.
-        must_adapt: Whether what cannot be done is an error.
-        is_live: Whether frames pass while the networks learn; then they do only if they must.
+        manifest: Manifest of the engine directory.
+        options: Options of the pipeline. ``finetune`` is None if fine-tuning is not wanted.
+        must_finetune: Raise if fine-tuning is wanted but not possible.
+        is_live: The source does not wait for fine-tuning; it then runs only with ``must_finetune``.
 
     Raises:
-        EngineError: If it must be done and cannot.
+        EngineError: If fine-tuning is required but not possible.
+        ManifestError: If the manifest's advice does not fit the options.
     """
-    if adapt is None:
-        return Decision(None, "not wanted")
-    in_force = options.with_defaults(manifest.runtime_defaults)
-    why_not = why_not_adapted(manifest, in_force)
-    if must_adapt:
-        return Decision(options_for(manifest, in_force, adapt))
+    wanted = options.finetune
+    if wanted is None:
+        return FinetunePlan(None, "not wanted")
+    resolved = options.with_defaults(manifest.runtime_defaults)
+    why_not = why_not_finetuned(manifest, resolved)
     if is_live and not why_not:
         why_not = "frames of a live source would pass meanwhile"
-    return Decision(None, why_not) if why_not else Decision(options_for(manifest, in_force, adapt))
+    if why_not and not must_finetune:
+        return FinetunePlan(None, why_not)
+    return FinetunePlan(options_for(manifest, resolved, wanted))
 
 
-def adapt_as_json(options: AdaptOptions) -> dict[str, Any]:
-    """What decides about the weights, as JSON types: all but where they are kept."""
+def finetune_as_json(options: FinetuneOptions) -> dict[str, Any]:
+    """Return all options that decide about the weights, as JSON types; not ``cache_dir``."""
     known = asdict(options)
     del known["cache_dir"]
     recipes = {role: asdict(options.recipe(role)) for role in options.roles}
     return {**known, "roles": list(options.roles), "recipes": recipes}
 
 
-def adaptable_roles(manifest: Manifest, options: PipelineOptions) -> tuple[Role, ...]:
-    """The networks that can be fine-tuned and that the options let run.
+def finetunable_roles(manifest: Manifest, options: ResolvedOptions) -> tuple[Role, ...]:
+    """Return the networks that run with these options and can be fine-tuned.
 
     Args:
-        manifest: Of the engine directory.
-        options: Of the pipeline, in force.
+        manifest: Manifest of the engine directory.
+        options: Options of the pipeline.
     """
     idle: set[Role] = set()
-    if options.osvos == "off":
+    if options.osvos.mode == "off":
         idle.add("osvos")
     if not options.use_propagation:
         idle.add("propagation")
@@ -231,30 +118,37 @@ def adaptable_roles(manifest: Manifest, options: PipelineOptions) -> tuple[Role,
     )
 
 
-def options_for(manifest: Manifest, options: PipelineOptions, adapt: AdaptOptions) -> AdaptOptions:
-    """The fine-tuning that really takes place: networks that cannot, or do not run, are left out.
+def options_for(
+    manifest: Manifest, options: ResolvedOptions, finetune: FinetuneOptions
+) -> FinetuneOptions:
+    """Return the options without the networks that cannot be fine-tuned or do not run.
 
     Raises:
-        EngineError: If none is left.
+        EngineError: If no network is left.
     """
-    possible = adaptable_roles(manifest, options)
-    roles = tuple(role for role in adapt.roles if role in possible)
+    possible = finetunable_roles(manifest, options)
+    roles = tuple(role for role in finetune.roles if role in possible)
     if not roles:
-        raise EngineError(why_not_adapted(manifest, options))
-    return replace(adapt, roles=roles)
+        raise EngineError(why_not_finetuned(manifest, options))
+    return replace(finetune, roles=roles)
 
 
-def as_seen_in_training(options: PipelineOptions) -> PipelineOptions:
-    """The options that decide what the propagation network is shown; the others at their defaults.
+def options_affecting_weights(options: ResolvedOptions) -> ResolvedOptions:
+    """Return the options that change the fine-tuned weights, with defaults for the others.
 
-    Weights are kept by these: whether OSVOS or CRF follow changes nothing about them.
+    OSVOS, redetection and CRF run after the propagation network and do not change its weights.
     """
-    return PipelineOptions(**{name: getattr(options, name) for name in _SHOWN})
+    return ResolvedOptions(**{name: getattr(options, name) for name in _SHOWN})
 
 
-def why_not_adapted(manifest: Manifest, options: PipelineOptions) -> str:
-    """One line on what stands in the way of fine-tuning; empty if nothing does."""
-    if adaptable_roles(manifest, options):
+def options_in_cache_key(options: ResolvedOptions) -> dict[str, Any]:
+    """Return the options that change the fine-tuned weights, with the names of version 0.1."""
+    return {**{name: getattr(options, name) for name in _SHOWN}, **_UNUSED_0_1}
+
+
+def why_not_finetuned(manifest: Manifest, options: ResolvedOptions) -> str:
+    """Return one line with the reason why fine-tuning is not possible; empty if it is."""
+    if finetunable_roles(manifest, options):
         return ""
     if any(entry.adapt is not None for entry in manifest.roles.values()):
         return "no network that can be fine-tuned is in use"

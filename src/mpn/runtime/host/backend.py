@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from mpn._common.closeable import Closing
+from mpn._common.closeable import Closeable
 from mpn.engines.open import EngineSet
 from mpn.runtime.backend import FrameMemory, OsvosMaps, QueuedBackend, Readback
 from mpn.runtime.candidates import Candidates
@@ -20,7 +20,7 @@ from mpn.runtime.host.preprocess import resize_prob, resize_rgb
 from mpn.runtime.host.roi import scaled_boxes, tight_boxes
 from mpn.runtime.host.stages import Stages
 from mpn.runtime.object_engines import ObjectEngines
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.state import VideoState
 from mpn.runtime.timing import StageTimer
 from mpn.runtime.tracks import measure_objects
@@ -89,7 +89,7 @@ class _Work:
     readback: Readback | None = None
 
 
-class HostBackend(Closing):
+class HostBackend(Closeable):
     """Implements :class:`mpn.runtime.backend.FrameBackend` on the host.
 
     A thread computes the flow of the next frame during the current one: flow needs images only,
@@ -109,7 +109,7 @@ class HostBackend(Closing):
     def __init__(
         self,
         engines: EngineSet,
-        options: PipelineOptions,
+        options: ResolvedOptions,
         objects: ObjectEngines,
         flow: FlowEstimator,
         timer: StageTimer,
@@ -218,7 +218,7 @@ class HostBackend(Closing):
             prob, bounds = found.prob, tight_boxes(found.prob, found.bounds)
         if blends and work.maps is not None:
             with self._timer.stage("osvos"):
-                weight = self._options.ensemble_weight
+                weight = self._options.osvos.blend_weight
                 prob = blend_osvos(prob, work.maps.planes, found.rois, osvos_weight=weight)
                 bounds = found.rois
         with self._timer.stage("merge"):
@@ -230,9 +230,7 @@ class HostBackend(Closing):
         assert work.merged is not None
         prob, bounds = work.merged
         with self._timer.stage("crf"):
-            work.refined = refine(
-                prob, frame.frame, boxes=bounds, options=self._options.crf_options
-            )
+            work.refined = refine(prob, frame.frame, boxes=bounds, options=self._options.crf)
 
     def emit(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
@@ -245,7 +243,7 @@ class HostBackend(Closing):
             if options.crf:
                 result_prob = resize_prob(refined, state.input_hw)
             boxes = scaled_boxes(refined_bounds, state.working_hw, state.input_hw)
-            if options.crf_feedback:
+            if options.crf is not None and options.crf.feedback:
                 prob, bounds = work.refined
             labels = labels_from_merged(result_prob, state.object_ids, boxes)
             measured = measure_objects(labels, soft_prob, state.object_ids, boxes)

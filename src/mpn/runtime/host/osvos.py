@@ -13,7 +13,7 @@ from mpn.runtime.backend import OsvosMaps
 from mpn.runtime.host.merge import check_finite
 from mpn.runtime.host.preprocess import osvos_input, resize_prob
 from mpn.runtime.object_engines import ObjectEngines
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.types import Float32Array, Roi, UInt8Array
 
 
@@ -27,7 +27,7 @@ class OsvosRunner:
     """
 
     def __init__(
-        self, engines: EngineSet, options: PipelineOptions, objects: ObjectEngines
+        self, engines: EngineSet, options: ResolvedOptions, objects: ObjectEngines
     ) -> None:
         self._engines = engines
         self._options = options
@@ -73,7 +73,7 @@ class OsvosRunner:
         prob = engine.run({"image": image})["prob"]
         check_finite(prob, "OSVOS", object_id)
         plane: Float32Array = resize_prob(prob[0], (rgb.shape[0], rgb.shape[1]))[0]
-        return recalibrate(plane, threshold=self._options.osvos_threshold)
+        return recalibrate(plane, threshold=self._options.osvos.threshold)
 
     def _image(self, rgb: UInt8Array, engine: Engine) -> Float32Array:
         height, width = engine.spec.inputs[0].shape[2:]

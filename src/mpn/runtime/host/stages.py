@@ -15,7 +15,7 @@ from mpn.runtime.host.ops import Ops
 from mpn.runtime.host.reliability import weigh_in_box
 from mpn.runtime.host.roi import reachable_boxes, roi_from_prob
 from mpn.runtime.object_engines import ObjectEngines
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.types import Float32Array, Roi, TrackBranch, UInt8Array
 
 
@@ -32,7 +32,7 @@ class Stages:
     def __init__(
         self,
         engines: EngineSet,
-        options: PipelineOptions,
+        options: ResolvedOptions,
         ops: Ops,
         objects: ObjectEngines | None = None,
     ) -> None:
@@ -129,7 +129,7 @@ class Stages:
 
         An object with a fine-tuned engine runs on that engine, all others in one batch.
 
-        With option ``mirror`` every crop is flipped horizontally as well, and both outputs are
+        With option ``flip_tta`` every crop is flipped horizontally as well, and both outputs are
         averaged. More crops than an engine takes run in several batches.
 
         Args:
@@ -142,7 +142,7 @@ class Stages:
         Raises:
             EngineError: If an engine fails or its output is not finite.
         """
-        if not self._options.mirror:
+        if not self._options.flip_tta:
             return self._run_all(packed, object_ids)
         both = np.concatenate((packed, packed[..., ::-1]))
         outputs = self._run_all(both, [*object_ids, *object_ids])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from mpn._common.concurrency import Prefetch
+from mpn._common.options import refuse_old_arguments
 from mpn.errors import InputError
 from mpn.masks import load_labels
 from mpn.runtime.media.video import Decode, VideoSource, open_video
@@ -21,7 +22,6 @@ from mpn.types import Frame, StepResult, UInt8Array, check_labels
 
 if TYPE_CHECKING:
     from mpn.engines.open import Backend
-    from mpn.runtime.finetune.options import AdaptOptions
     from mpn.runtime.options import PipelineOptions
 
 Labels = UInt8Array | str | Path
@@ -63,6 +63,7 @@ class SupportsPrefetch(Protocol):
         """Announce the frame after the one that :meth:`step` gets next."""
 
 
+@refuse_old_arguments({"adapt": "options=PipelineOptions(finetune=...)"})
 def propagate(
     video: str | Path | VideoSource | Iterable[UInt8Array],
     mask: Labels,
@@ -72,7 +73,6 @@ def propagate(
     backend: Backend = "auto",
     threads: int | None = None,
     options: PipelineOptions | None = None,
-    adapt: AdaptOptions | None = None,
     pipeline: PipelineLike | None = None,
     start: int | None = None,
     end: int | None = None,
@@ -94,7 +94,6 @@ def propagate(
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
         options: See :class:`mpn.runtime.options.PipelineOptions`.
-        adapt: How the networks are fine-tuned on each object that is given; None: not at all.
         pipeline: Use this one, which stays the caller's to close, instead of opening engines.
         start: Index of the first frame, see ``open_video``; ``mask`` belongs to it.
         end: Index of the frame to stop before.
@@ -129,9 +128,7 @@ def propagate(
             from mpn.runtime.pipeline import Pipeline
 
             pipeline = stack.enter_context(
-                Pipeline.from_engines(
-                    engine_dir, backend=backend, threads=threads, options=options, adapt=adapt
-                )
+                Pipeline.from_engines(engine_dir, backend=backend, threads=threads, options=options)
             )
         if opened is None:
             frames = chain([first], reader)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from mpn.errors import InputError
 from mpn.masks import load_labels
-from mpn.runtime.finetune.options import AdaptOptions
 from mpn.runtime.media.video import Decode, VideoSource
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.session.outputs import DEFAULT_SAVE, SaveKind
@@ -33,11 +32,11 @@ class RunRequest:
         engine_dir: What mpn-export wrote; None for the engine directory of the package.
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
-        options: How the stages work.
-        adapt: How the networks are fine-tuned on the masks, where the engine directory can; None:
-            not at all.
-        must_adapt: Whether an engine directory that cannot be fine-tuned is an error. Otherwise it
-            is run as it is and run.json says so, and a live source is not kept waiting either.
+        options: Options of the pipeline. ``finetune`` applies if the engine directory can be
+            fine-tuned, see ``must_finetune``.
+        must_finetune: Raise if the engine directory cannot be fine-tuned. Otherwise the run
+            continues without fine-tuning, and run.json gives the reason; a live source is then not
+            fine-tuned either.
         start: Index of the first frame.
         end: Index of the frame to stop before.
         fps: Frame rate of a folder of images.
@@ -55,8 +54,7 @@ class RunRequest:
     backend: Backend = "auto"
     threads: int | None = None
     options: PipelineOptions = field(default_factory=PipelineOptions)
-    adapt: AdaptOptions | None = None
-    must_adapt: bool = False
+    must_finetune: bool = False
     start: int | None = None
     end: int | None = None
     fps: Fraction | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -21,14 +21,23 @@ from mpn._common.files import journal_path
 from mpn._common.records import json_from_text, record_from_json
 from mpn.errors import InputError, MaskError, OutputError
 from mpn.masks import load_labels
-from mpn.runtime.finetune.options import AdaptOptions, adapt_as_json
+from mpn.runtime.finetune.options import finetune_as_json
 from mpn.runtime.media.video import VideoSource
+from mpn.runtime.options import CONSTANTS_OF_0_1, OPTIONS_OF_0_1, FinetuneOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.session.layout import ResultPaths
 from mpn.runtime.session.propagate import PipelineLike, follow_frames, give
 from mpn.runtime.session.report import sha256_of_array
 from mpn.runtime.session.request import Masks
 from mpn.types import MAX_OBJECT_ID, Frame, StepResult, UInt8Array
+
+FIELDS_OF_0_1: Mapping[str, str] = {
+    "adapt": "finetune",
+    "options.osvos": "options.osvos.mode",
+    **{f"options.{old}": f"options.{new}" for old, new in OPTIONS_OF_0_1.items()},
+    **{f"options.{old}": f"a constant, {value}" for old, value in CONSTANTS_OF_0_1.items()},
+}
+"""Fields of a fingerprint in version 0.1 -> their names now."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +114,17 @@ def check_same_run(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> No
     """Compare two fingerprints (nested dicts of JSON values).
 
     Raises:
-        InputError: If they differ; it names the first difference, so that it can be undone.
+        InputError: If they differ; the message names the first difference. If the earlier run has
+            a field of version 0.1, it gives the new name.
     """
     before, now = _leaves(earlier), _leaves(json.loads(json.dumps(current)))
+    for name in sorted(before):
+        old = name.partition(".")[0] if name.startswith("adapt.") else name
+        if old in FIELDS_OF_0_1:
+            raise InputError(
+                f"cannot resume: field {old} of run.json is now {FIELDS_OF_0_1[old]}; run again "
+                "without --resume"
+            )
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise InputError(
@@ -252,7 +269,7 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def fingerprint(
-    video: VideoSource, masks: Masks, pipeline: Pipeline, adapt: AdaptOptions | None
+    video: VideoSource, masks: Masks, pipeline: Pipeline, finetune: FinetuneOptions | None
 ) -> dict[str, Any]:
     """The fingerprint of a run, as JSON types.
 
@@ -260,7 +277,7 @@ def fingerprint(
         video: Opened; its first frame is looked at.
         masks: The user's.
         pipeline: Open.
-        adapt: How its networks are fine-tuned; None: not at all.
+        finetune: How its networks are fine-tuned; None: not at all.
     """
     first = video.first_frame
     return {
@@ -276,8 +293,8 @@ def fingerprint(
             for index, labels in ((first.index, masks.first), *sorted(masks.later.items()))
         },
         "engine": dict(pipeline.engines.digests),
-        "options": asdict(pipeline.options),
-        "adapt": None if adapt is None else adapt_as_json(adapt),
+        "options": pipeline.options.as_json(),
+        "finetune": None if finetune is None else finetune_as_json(finetune),
     }
 
 

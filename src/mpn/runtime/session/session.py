@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import PlanPolicy, default_engine_dir
 from mpn.engines.tensorrt.plans.progress import OnPlanProgress
 from mpn.errors import InputError, MpnError, OutputError, VideoError
-from mpn.runtime.finetune.options import Decision, adapt_as_json, decide
+from mpn.runtime.finetune.options import FinetunePlan, finetune_as_json, plan_finetuning
 from mpn.runtime.media.video import VideoSource, open_video
 from mpn.runtime.media.video_nvdec import choose_decoder, device_of
-from mpn.runtime.pipeline import OnAdapt, Pipeline
+from mpn.runtime.pipeline import OnFinetune, Pipeline
 from mpn.runtime.session.layout import (
     RUN_JSON_SCHEMA,
     ResultPaths,
@@ -59,7 +59,7 @@ def run_video(
     request: RunRequest,
     *,
     on_progress: OnProgress | None = None,
-    on_adapt: OnAdapt | None = None,
+    on_finetune: OnFinetune | None = None,
     on_build: OnPlanProgress | None = None,
 ) -> dict[str, Any]:
     """Segment a video and write the results.
@@ -67,7 +67,7 @@ def run_video(
     Args:
         request: What to run.
         on_progress: Called after every frame.
-        on_adapt: Called after every step of fine-tuning.
+        on_finetune: Called after every step of fine-tuning.
         on_build: Called while a plan is built.
 
     Returns:
@@ -95,11 +95,10 @@ def run_video(
         check_out(out)
         check_not_input(paths, video)
         masks = Masks.load(request.masks, video)
-        decided = decide(
-            request.adapt,
+        plan = plan_finetuning(
             manifest,
             request.options,
-            must_adapt=request.must_adapt,
+            must_finetune=request.must_finetune,
             is_live=video.is_live,
         )
         pipeline = stack.enter_context(
@@ -107,9 +106,8 @@ def run_video(
                 request.engine_dir,
                 backend=request.backend,
                 threads=request.threads,
-                options=request.options,
-                adapt=decided.options,
-                on_adapt=on_adapt,
+                options=replace(request.options, finetune=plan.options),
+                on_finetune=on_finetune,
                 plans=PlanPolicy(build=request.build, on_progress=on_build),
             )
         )
@@ -118,7 +116,7 @@ def run_video(
                 video, request.decode, device_of(pipeline), copy_to_host="overlay" in request.save
             )
         )
-        run = _Run(request, video, masks, pipeline, paths, decided)
+        run = _Run(request, video, masks, pipeline, paths, plan)
         return run.run(on_progress or (lambda _: None))
 
 
@@ -132,15 +130,15 @@ class _Run:
         masks: Masks,
         pipeline: Pipeline,
         paths: ResultPaths,
-        decided: Decision,
+        plan: FinetunePlan,
     ) -> None:
         self._request, self._video, self._masks = request, video, masks
-        self._pipeline, self._paths, self._decided = pipeline, paths, decided
+        self._pipeline, self._paths, self._plan = pipeline, paths, plan
         self._statistics = StageStatistics()
         self._first_frame = video.first_frame
         self._started_s = time.perf_counter()
         self._done = self._computed = 0
-        self._fingerprint = fingerprint(video, masks, pipeline, decided.options)
+        self._fingerprint = fingerprint(video, masks, pipeline, plan.options)
 
     def run(self, on_progress: OnProgress) -> dict[str, Any]:
         earlier = load_earlier_run(self._paths)
@@ -242,7 +240,7 @@ class _Run:
     ) -> dict[str, Any]:
         video, engines, request = self._video, self._pipeline.engines, self._request
         wall_s = time.perf_counter() - self._started_s
-        adapt_s = self._pipeline.timings.get("adapt", 0.0)
+        finetune_s = self._pipeline.timings.get("finetune", 0.0)
         return {
             "schema_version": RUN_JSON_SCHEMA,
             "state": state,
@@ -251,7 +249,7 @@ class _Run:
             "frames_computed": self._computed,
             "wall_s": round(wall_s, 3),
             "fps": round(self._computed / wall_s, 3),
-            "fps_after_adapt": round(self._computed / (wall_s - adapt_s), 3),
+            "fps_after_finetune": round(self._computed / (wall_s - finetune_s), 3),
             "stages": self._statistics.as_json(),
             "backend": {
                 "asked": request.backend,
@@ -265,8 +263,8 @@ class _Run:
                 "licence": engines.manifest.provenance.licence,
                 "digests": dict(engines.digests),
             },
-            "options": asdict(self._pipeline.options),
-            "adapt": self._adapt_report(adapt_s),
+            "options": self._pipeline.options.as_json(),
+            "finetune": self._finetune_report(finetune_s),
             "video": {
                 "source": video.address,
                 "size_hw": list(video.size_hw),
@@ -284,13 +282,13 @@ class _Run:
             "fingerprint": self._fingerprint,
         }
 
-    def _adapt_report(self, adapt_s: float) -> dict[str, Any]:
-        options = self._decided.options
+    def _finetune_report(self, finetune_s: float) -> dict[str, Any]:
+        options = self._plan.options
         if options is None:
-            return {"ran": False, "why": self._decided.why_not}
+            return {"ran": False, "why": self._plan.why_not}
         return {
             "ran": True,
-            "seconds": round(adapt_s, 3),
-            "options": adapt_as_json(options),
-            "objects": self._pipeline.adapt_report(),
+            "seconds": round(finetune_s, 3),
+            "options": finetune_as_json(options),
+            "objects": self._pipeline.finetune_report(),
         }

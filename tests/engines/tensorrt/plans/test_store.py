@@ -7,7 +7,6 @@ import pytest
 
 import mpn
 from mpn._common.files import sha256_of_file
-from mpn.cuda.device import open_device
 from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.files import sha256_of_file
 from mpn.engines.directory.manifest import load_manifest

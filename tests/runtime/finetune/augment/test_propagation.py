@@ -14,7 +14,7 @@ from mpn.runtime.finetune.augment.motion import MotionRange
 from mpn.runtime.finetune.augment.propagation import DreamOptions, PropagationDreams
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.flow import flow_estimator_from
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.types import Float32Array
 from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel
 from tests.synthetic import Square, iou, squares_clip
@@ -25,7 +25,7 @@ CLIP = squares_clip(
     size_hw=(120, 140),
     frames=1,
 )
-OPTIONS = PipelineOptions(flow_check_px=10, colour_weight=0.75, roi_margin_frac=0.05)
+OPTIONS = ResolvedOptions(flow_check_px=10, colour_weight=0.75, roi_margin_frac=0.05)
 STILL = MotionRange(0, 0, 0, 0, 0, 0, 0, 0, 0)
 AS_GIVEN = DreamOptions(
     clips=DreamRange(STILL, STILL, elsewhere_share=0, passer_share=0, light=0, blur_share=0),
@@ -38,7 +38,7 @@ def dreams(
     *,
     answer: Any = fourth_channel,
     dream_options: DreamOptions | None = None,
-    options: PipelineOptions = OPTIONS,
+    options: ResolvedOptions = OPTIONS,
     size_px: int = 65,
     batch: int = 3,
     seed: int = 0,

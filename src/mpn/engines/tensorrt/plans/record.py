@@ -22,7 +22,6 @@ from mpn._common.records import (
     schema_version_of,
 )
 from mpn._common.text import one_line
-from mpn.cuda.device import Device
 from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import RoleEntry
 from mpn.engines.directory.files import resolve_inside

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from mpn._common.cache_dirs import user_cache_dir
 from mpn._common.files import write_bytes_atomically, write_text_atomically
-from mpn.cuda.device import Device
 from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import utc_now_iso
 from mpn.engines.directory.files import resolve_inside
@@ -204,7 +203,7 @@ class PlanStore:
         if options.refittable and entry.adapt is None:
             raise EngineError(
                 f"the {role} network of '{self.manifest.name}' cannot be fine-tuned, so its plan "
-                "has no weights to exchange: export it again without --no-adapt"
+                "has no weights to exchange: export it again without --no-finetune"
             )
         tensors = () if entry.adapt is None else entry.adapt.tensors
         built = build_plan(

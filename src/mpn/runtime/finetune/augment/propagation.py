@@ -24,7 +24,7 @@ from mpn.runtime.host.flow import FlowEstimator, FlowFrame
 from mpn.runtime.host.ops import Ops
 from mpn.runtime.host.roi import box_from_prob
 from mpn.runtime.host.stages import Stages
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 OBJECT_FRAC = 0.93
@@ -88,7 +88,7 @@ class PropagationDreams:
         *,
         engines: EngineSet,
         flow: FlowEstimator,
-        options: PipelineOptions,
+        options: ResolvedOptions,
         ops: Ops,
         size_px: int,
         batch: int,
@@ -139,7 +139,7 @@ class _View:
         scene: DreamScene,
         engines: EngineSet,
         flow: FlowEstimator,
-        options: PipelineOptions,
+        options: ResolvedOptions,
         ops: Ops,
         size_px: int,
     ) -> None:

@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 
 from mpn.errors import InputError
-from mpn.runtime.finetune.options import ADAPTABLE_ROLES, DEFAULT_RECIPES, SGD_RATES, AdaptOptions
+from mpn.runtime.options import DEFAULT_RECIPES, FINETUNABLE_ROLES, SGD_RATES, FinetuneOptions
 
 
 def test_by_default_every_role_that_can_be_is_adapted_by_its_own_recipe() -> None:
-    options = AdaptOptions()
-    assert options.roles == ADAPTABLE_ROLES
-    for role in ADAPTABLE_ROLES:
+    options = FinetuneOptions()
+    assert options.roles == FINETUNABLE_ROLES
+    for role in FINETUNABLE_ROLES:
         assert options.recipe(role) == DEFAULT_RECIPES[role]
     assert (options.seconds, options.seed, options.cache_dir) == (None, 0, None)
 
 
 def test_what_is_given_holds_for_every_role() -> None:
-    options = AdaptOptions(steps=7, size=161, scope="head", learning_rate=0.5, batch=3)
+    options = FinetuneOptions(steps=7, size=161, scope="head", learning_rate=0.5, batch=3)
     for role, size_px in (("propagation", 161), ("osvos", 160)):
         recipe = options.recipe(role)  # type: ignore[arg-type]
         assert (recipe.steps, recipe.size_px, recipe.scope) == (7, size_px, "head")
@@ -30,20 +30,20 @@ def test_default_sizes_suit_their_networks() -> None:
     assert DEFAULT_RECIPES["osvos"].size_px % 16 == 0
 
 
-@pytest.mark.parametrize("role", ADAPTABLE_ROLES)
+@pytest.mark.parametrize("role", FINETUNABLE_ROLES)
 def test_the_default_rate_suits_the_optimiser(role: Any) -> None:
     assert (
-        AdaptOptions().recipe(role, "adamw").learning_rate
-        == AdaptOptions().recipe(role).learning_rate
+        FinetuneOptions().recipe(role, "adamw").learning_rate
+        == FinetuneOptions().recipe(role).learning_rate
     )
-    assert AdaptOptions().recipe(role, "sgd").learning_rate == SGD_RATES[role]
-    given = AdaptOptions(learning_rate=0.5)
+    assert FinetuneOptions().recipe(role, "sgd").learning_rate == SGD_RATES[role]
+    given = FinetuneOptions(learning_rate=0.5)
     assert given.recipe(role, "sgd").learning_rate == given.recipe(role).learning_rate == 0.5
 
 
 def test_flow_has_no_recipe() -> None:
     with pytest.raises(InputError, match="the flow network cannot be fine-tuned"):
-        AdaptOptions().recipe("flow")
+        FinetuneOptions().recipe("flow")
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_flow_has_no_recipe() -> None:
 )
 def test_a_value_that_does_not_fit_is_refused_by_name(options: dict[str, Any]) -> None:
     (name,) = options
-    with pytest.raises(InputError, match=f"option {name} "):
-        AdaptOptions(**options)
+    with pytest.raises(InputError, match=f"option finetune.{name} "):
+        FinetuneOptions(**options)
 
 
 def test_the_largest_values_are_taken() -> None:
-    options = AdaptOptions(seed=2**63 - 1, cache_dir=Path("cache"), seconds=0.5, size=65)
+    options = FinetuneOptions(seed=2**63 - 1, cache_dir=Path("cache"), seconds=0.5, size=65)
     assert options.recipe("propagation").size_px == 65
