@@ -1,15 +1,15 @@
-"""Everything that only a GPU can show, in one command of under 8 minutes.
+"""Measure everything that needs a GPU in one command, in less than 8 minutes.
 
     python benchmarks/gpu_check.py [-o FILE.json] [--engine-dir DIR ...] [--sections NAME,NAME]
     python benchmarks/gpu_check.py --dry-run
 
 Runs from a source checkout, without network, with NumPy, SciPy and OpenCV; cuda-core,
 cuda-bindings and NVRTC for the kernels; PyTorch and onnx for the comparison with it; onnxruntime or
-TensorRT for engines. PyAV, Pillow, Typer and Rich are not needed. What is missing is said in
-``not_measured``, in one line each, and the rest runs: the exit code is 0 if the result is written.
+TensorRT for engines. PyAV, Pillow, Typer and Rich are not needed. ``not_measured`` has one line for
+each part that is missing, and the others run: the exit code is 0 if the result is written.
 
 --dry-run runs the same code on a CPU at tiny sizes, with the kernels compiled by g++ through the
-tests' shim: it proves the code, and no figure of it means anything.
+shim of the tests. It tests the code; its figures are meaningless.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "src", ROOT / "benchmarks"):
+for folder in (ROOT / "src", ROOT):  # runs as a script, without an installed package
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
@@ -41,14 +41,14 @@ BUDGETS_S = {
     "adaptation": 40.0,
     "weight_swap": 30.0,
 }
-"""Sections in their order, and what each may take."""
+"""Time limit of each section in seconds, in the order of the sections."""
 
 
 def stand_in_for(module: str) -> bool:
-    """Let a module that is imported for its names, and not used here, be absent.
+    """Register an empty module for one that is imported but not used here.
 
     Returns:
-        Whether it is.
+        Whether the module is missing.
     """
     try:
         importlib.import_module(module)
@@ -59,7 +59,7 @@ def stand_in_for(module: str) -> bool:
 
 
 def use_experimental_names() -> None:
-    """cuda-core below 0.5 keeps its names in ``cuda.core.experimental``."""
+    """Copy the names of ``cuda.core.experimental``, for cuda-core below 0.5."""
     try:
         core = importlib.import_module("cuda.core")
         if not hasattr(core, "Device"):
@@ -68,11 +68,11 @@ def use_experimental_names() -> None:
                 if not name.startswith("_"):
                     setattr(core, name, getattr(older, name))
     except ImportError:
-        pass  # said by the section that needs it
+        pass  # the section that needs it reports it
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, print a line a section, and write the JSON."""
+    """Run the sections, print one line for each, and write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, default=Path("gpu_check.json"))
     parser.add_argument("--engine-dir", action="append", default=[], metavar="DIR")
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown section {unknown[0]}: there are {', '.join(BUDGETS_S)}")
     document = run(wanted, given.engine_dir, is_dry=given.dry_run)
-    from result_format import check_result
+    from benchmarks.report.schema import check_result
 
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -96,10 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(wanted: list[str], engine_dirs: list[str], *, is_dry: bool) -> dict[str, Any]:
-    """The result, in the common format."""
+    """Run the sections and return the result in the common format."""
     absent = [name for name in ("av", "PIL", "PIL.Image") if stand_in_for(name)]
     use_experimental_names()
-    from gpu_bench import DRY, Runner, Sizes
+    from benchmarks.gpu.harness import DRY, Runner, Sizes
     from mpn.runtime.bench.result import benchmark_document, load_average
 
     before = load_average()
@@ -121,7 +121,7 @@ def run(wanted: list[str], engine_dirs: list[str], *, is_dry: bool) -> dict[str,
             "backend": {
                 "asked": "all that load",
                 "used": "cpu, dry run" if is_dry else str(device.get("name", "none")),
-                "note": "a dry run: its figures mean nothing" if is_dry else bench.why_no_stream,
+                "note": "a dry run: its figures are meaningless" if is_dry else bench.why_no_stream,
                 "threads": None,
             },
             "engine": None,
@@ -142,27 +142,27 @@ def run(wanted: list[str], engine_dirs: list[str], *, is_dry: bool) -> dict[str,
 
 
 def sections() -> dict[str, Any]:
-    """Every section by name; a module of them that cannot be imported fails alone."""
+    """Return every section by name; it imports its module when it runs."""
     found = {}
     for name in BUDGETS_S:
         module = (
-            "gpu_kernels"
+            "kernels"
             if name in ("bandwidth", "kernels", "crf")
-            else "gpu_pipeline"
+            else "pipeline"
             if name in ("masks", "speed")
-            else "gpu_networks"
+            else "networks"
         )
 
         def section(bench: Any, budget: Any, module: str = module, name: str = name) -> Any:
-            return getattr(importlib.import_module(module), name)(bench, budget)
+            return getattr(importlib.import_module(f"benchmarks.gpu.{module}"), name)(bench, budget)
 
         found[name] = section
     return found
 
 
 def open_bench(sizes: Any, engine_dirs: list[str], scratch: str, *, is_dry: bool) -> Any:
-    """The device, or the shim, or why there is neither."""
-    from gpu_bench import Bench, one_line
+    """Open the device or the shim, or store the reason why there is none."""
+    from benchmarks.gpu.harness import Bench, one_line
     from mpn.engines.open import default_engine_dir
 
     stream, why = None, ""
@@ -180,13 +180,13 @@ def open_bench(sizes: Any, engine_dirs: list[str], scratch: str, *, is_dry: bool
             from mpn.cuda.device import CudaDevice
 
             stream = CudaDevice()
-    except Exception as error:  # whatever it is, the result says it
+    except Exception as error:  # any error: the result contains it
         why = one_line(error)
     return Bench(sizes, is_dry, stream, why, dirs, [str(default_engine_dir()), *engine_dirs])
 
 
 def device_facts(bench: Any) -> dict[str, Any]:
-    """Name, memory and driver of the GPU, by torch or by the driver; empty without one."""
+    """Return name, memory and driver of the GPU; empty without a GPU."""
     facts: dict[str, Any] = {"python": platform.python_version()}
     if bench.is_dry or bench.stream is None:
         return facts
@@ -202,13 +202,13 @@ def device_facts(bench: Any) -> dict[str, Any]:
             "memory_gib": round(int(total) / 2**30, 1),
             "driver_cuda_version": int(version),
         }
-    except Exception as error:  # a fact less
+    except Exception as error:  # one fact less
         facts["why_no_name"] = str(error)
     return facts
 
 
 def more_versions() -> dict[str, str]:
-    """Of packages that the runtime does not list."""
+    """Return the versions of packages that the runtime does not list."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}

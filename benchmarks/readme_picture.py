@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mpn import FinetuneOptions, PipelineOptions
 from mpn._common.files import write_atomically
 from mpn.errors import InputError, MpnError
+from mpn.evaluation import load_annotation
 from mpn.runtime.media.overlay import draw_overlay
 from mpn.runtime.session.request import RunRequest
 from mpn.runtime.session.session import run_video
@@ -99,7 +100,7 @@ def strip_of_overlays(source: Source, engine_dir: Path | None) -> np.ndarray:
         )
         masks = Path(run_video(request)["out"]["masks"])
         panels = [
-            _panel(rgb, load_labels(masks / f"{number:05d}.png"), number, source.name)
+            _panel(rgb, load_annotation(masks / f"{number:05d}.png"), number, source.name)
             for number, rgb in source.frames.items()
         ]
     gap = np.full((PANEL_HW[0], GAP_PX, 3), 255, np.uint8)

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mpn._common.files import sha256_of_file
 from mpn.engines.directory.entries import FinetuneEntry, FinetuneOptimizer
-from mpn.engines.directory.files import FileDigest, sha256_of_file
+from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import (
     FlowSource,
     Manifest,

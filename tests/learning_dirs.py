@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mpn._common.files import sha256_of_file
 from mpn.engines.directory.entries import FinetuneEntry, WeightTensor
-from mpn.engines.directory.files import FileDigest, sha256_of_file
+from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import load_manifest, save_manifest
 from mpn.engines.spec import OPSET
 from tests.engine_dirs import IR_VERSION, make_engine_dir

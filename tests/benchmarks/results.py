@@ -1,4 +1,4 @@
-"""Small benchmark results that are in the format, for the tests to break and to compare."""
+"""Build small valid benchmark results for the tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DIGEST = "0123456789abcdef" * 4
 
 
 def times(median_ms: float, n: int = 5) -> dict[str, float]:
-    """A summary around ``median_ms``."""
+    """Return a summary around ``median_ms``."""
     return {
         "n": n,
         "min_ms": round(median_ms * 0.9, 3),
@@ -18,8 +18,8 @@ def times(median_ms: float, n: int = 5) -> dict[str, float]:
     }
 
 
-def result_head(benchmark: str) -> dict[str, Any]:
-    """What every result has."""
+def result_with_header(benchmark: str) -> dict[str, Any]:
+    """Return the keys of every result."""
     return {
         "schema": 2,
         "benchmark": benchmark,
@@ -53,7 +53,7 @@ def result_head(benchmark: str) -> dict[str, Any]:
 
 
 def fps_result() -> dict[str, Any]:
-    """Two numbers of objects, two variants."""
+    """Return two numbers of objects with two variants."""
     runs = []
     for objects in (1, 3):
         for variant, crf_ms in (("plain", 0.0), ("crf", 40.0)):
@@ -84,12 +84,12 @@ def fps_result() -> dict[str, Any]:
                     },
                 }
             )
-    result: dict[str, Any] = json.loads(json.dumps({**result_head("fps"), "runs": runs}))
-    return result  # through text: no dict in two places
+    result: dict[str, Any] = json.loads(json.dumps({**result_with_header("fps"), "runs": runs}))
+    return result  # a copy through text, because the dicts above are shared
 
 
 def export_result() -> dict[str, Any]:
-    """One network."""
+    """Return one network."""
     measures = [
         {"measure": "max_relative", "value": 1e-5, "limit": 1e-4},
         {"measure": "mask_iou", "value": 0.9995, "limit": 0.99},
@@ -107,11 +107,11 @@ def export_result() -> dict[str, Any]:
         "parity": {"cases": [{"case": "a scene", "measures": measures}]},
     }
     nothing_timed = {"engine": None, "objects": None, "frames": None, "warmup": None}
-    return {**result_head("export_table"), **nothing_timed, "results": [row]}
+    return {**result_with_header("export_table"), **nothing_timed, "results": [row]}
 
 
 def evaluation_result() -> dict[str, Any]:
-    """J of masks."""
+    """Return J of masks."""
     entry = {
         "name": "J of masks",
         "objects": 1,
@@ -120,15 +120,17 @@ def evaluation_result() -> dict[str, Any]:
         "ratio_of_medians": 20.0,
         "ratio_of_minima": 21.0,
     }
-    return {**result_head("evaluation_speed"), "engine": None, "results": [entry]}
+    return {**result_with_header("evaluation_speed"), "engine": None, "results": [entry]}
 
 
 def davis_result() -> dict[str, Any]:
-    """Two sequences, three sets of stages."""
+    """Return two sequences with five sets of stages."""
     ablations = {}
     for name, score, stages in (
         ("warp", 0.5, ["warp"]),
         ("propagation", 0.7, ["warp", "propagation"]),
+        ("osvos", 0.8, ["warp", "propagation", "adapted", "osvos"]),
+        ("fast", 0.6, ["warp", "propagation", "osvos"]),
         ("paper-warp", 0.4, ["warp"]),
     ):
         scores = {"J-Mean": score, "F-Mean": score + 0.02}
@@ -142,15 +144,16 @@ def davis_result() -> dict[str, Any]:
             "pipeline": times(20.0),
             "wall_fps": 33.0,
             "pipeline_fps": 50.0,
+            "first_mask_s": {"bear": score, "dog": 10 * score},
             "adapt": None if name != "propagation" else {"seconds_per_object": 40.0},
         }
     facts = {"frames": 10, "objects": 1, "size_hw": [480, 854]}
-    data = {"set": "val", "sequences": {"bear": facts, "dog": dict(facts)}}
-    return {**result_head("davis"), "data": data, "ablations": ablations}
+    data = {"set": "val", "sequences": {"bear": facts, "dog": {**facts, "objects": 2}}}
+    return {**result_with_header("davis"), "data": data, "ablations": ablations}
 
 
 def compare_torch_result() -> dict[str, Any]:
-    """One number of objects, one other side."""
+    """Return one number of objects and one other side."""
 
     def side(factor: float) -> dict[str, Any]:
         stages = {"flow": times(100.0 * factor), "warp": times(2.0 * factor)}
@@ -163,7 +166,7 @@ def compare_torch_result() -> dict[str, Any]:
         "ratios": {"eager": {"frame": ratio, "stages": {"flow": dict(ratio), "warp": dict(ratio)}}},
         "agreement": {"eager": {"mask_iou": {"min": 0.99, "mean": 0.999}}},
     }
-    result = result_head("compare_torch")
+    result = result_with_header("compare_torch")
     result["versions"]["torch"] = "2.13.0"
     warp = {
         "operation": "warp",
@@ -180,14 +183,14 @@ def compare_torch_result() -> dict[str, Any]:
     }
 
 
-def vanish_result() -> dict[str, Any]:
-    """One clip."""
+def reappearance_result() -> dict[str, Any]:
+    """Return one clip."""
     clip = {
         "with_osvos": {"frames_until_found": 2, "iou_after": 0.8},
         "without_osvos": {"frames_until_found": None, "iou_after": 0.0},
     }
     return {
-        **result_head("vanish_return"),
+        **result_with_header("reappearance"),
         "frames": None,
         "warmup": None,
         "clips": {"bear:dog": clip},
@@ -197,7 +200,7 @@ def vanish_result() -> dict[str, Any]:
 
 
 def crf_result() -> dict[str, Any]:
-    """Two sets of parameters, pydensecrf beside one of them."""
+    """Return two sets of parameters, one with pydensecrf."""
     entry = {
         "name": "ROI 64, runtime",
         "size_hw": [64, 64],
@@ -211,7 +214,7 @@ def crf_result() -> dict[str, Any]:
         "agreement": {"mean_abs_dq": 0.001, "argmax_equal": 0.999},
     }
     return {
-        **result_head("crf_speed"),
+        **result_with_header("crf_speed"),
         "engine": None,
         "objects": None,
         "frames": None,
@@ -220,8 +223,8 @@ def crf_result() -> dict[str, Any]:
     }
 
 
-def adaptation_result() -> dict[str, Any]:
-    """Without fine-tuning, and with 80 steps."""
+def finetuning_result() -> dict[str, Any]:
+    """Return a run without fine-tuning and one with 80 steps."""
     runs = []
     for steps, score in ((0, 0.7), (80, 0.75)):
         scores = {"J-Mean": score, "F-Mean": score}
@@ -239,7 +242,7 @@ def adaptation_result() -> dict[str, Any]:
             }
         )
     data = {"set": "train", "sequences": {"bear": 40}}
-    result = {**result_head("adaptation"), "objects": None, "warmup": None, "data": data}
+    result = {**result_with_header("finetuning"), "objects": None, "warmup": None, "data": data}
     recipe = {"batch": 4, "size_px": 161, "learning_rate": 1e-4, "scope": "all"}
     own = {
         "roles": ["propagation"],
@@ -251,26 +254,26 @@ def adaptation_result() -> dict[str, Any]:
     return whole
 
 
-def adapt_step_result() -> dict[str, Any]:
-    """One network, one optimiser."""
+def finetune_step_result() -> dict[str, Any]:
+    """Return one network and one optimiser."""
     sides = {side: {"step": times(ms)} for side, ms in (("onnxruntime", 90.0), ("torch", 100.0))}
     entry = {
         "role": "propagation",
         "times": {"adamw": [{"shape": [8, 193, 193], "sides": sides}]},
         "agreement": {"adamw": {"steps": 20, "weight_relative": 1e-5, "prob_abs": 1e-6}},
     }
-    return {**result_head("adapt_step"), "objects": None, "results": [entry]}
+    return {**result_with_header("finetune_step"), "objects": None, "results": [entry]}
 
 
 def precision_result() -> dict[str, Any]:
-    """Two engine directories, one object."""
+    """Return two engine directories and one object."""
     sides = {}
     for name, score in (("lite", 0.75), ("lite-fp16", 0.7492)):
         scores = {"J-Mean": score, "F-Mean": score, "J&F-Mean": score}
         objects = {"bear_1": {"J-Mean": score, "F-Mean": score}}
         sides[name] = {**scores, "size_bytes": 14_400_000, "objects": objects}
     return {
-        **result_head("precision"),
+        **result_with_header("precision"),
         "data": {"set": "val", "sequences": {"bear": 40}},
         "is_fine_tuned": False,
         "sides": sides,
@@ -279,6 +282,6 @@ def precision_result() -> dict[str, Any]:
 
 
 def flow_accuracy_result() -> dict[str, Any]:
-    """DIS and no motion."""
+    """Return DIS and no motion."""
     sources = {n: {"epe_px": e, "times": times(9.0)} for n, e in (("DIS", 3.5), ("none", 9.0))}
-    return {**result_head("flow_accuracy"), "objects": None, "sources": sources}
+    return {**result_with_header("flow_accuracy"), "objects": None, "sources": sources}

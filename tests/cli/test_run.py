@@ -20,7 +20,7 @@ from mpn.engines.open import BACKENDS
 from mpn.masks import save_labels
 from mpn.runtime.media.video import DECODERS
 from mpn.runtime.options import DEFAULT_RECIPES, FinetuneRecipe, FinetuneScope
-from mpn.runtime.session.outputs import SaveKind
+from mpn.runtime.session import session
 from tests.engine_dirs import make_engine_dir
 from tests.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media.clips import (
@@ -379,7 +379,6 @@ def test_wrong_usage(run, capsys, arguments: list[str], message: str) -> None:
 
 def test_names_in_the_command_line_are_those_of_the_runtime() -> None:
     assert tuple(name.value for name in BackendName) == BACKENDS
-    assert set(SAVE_KINDS) == set(get_args(SaveKind))
     assert tuple(name.value for name in ScopeName) == get_args(FinetuneScope)
     assert tuple(name.value for name in DecodeName) == DECODERS
 

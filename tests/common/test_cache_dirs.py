@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mpn._common.cache_dirs import user_cache_dir
+from mpn.cli.run import default_finetune_cache
 from mpn.engines.tensorrt.plans.store import user_plans_dir
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folders of Linux")
@@ -30,7 +31,7 @@ def test_cache_dir_on_linux_is_that_of_0_1_0(
         monkeypatch.setenv("XDG_CACHE_HOME", xdg)
     assert user_cache_dir("cuda") == Path(expected, "cuda")
     assert user_plans_dir() == Path(expected, "plans")
-    assert default_adapt_cache() == Path(expected, "adapt")
+    assert default_finetune_cache() == Path(expected, "adapt")
 
 
 def test_cache_dir_without_a_home_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -382,6 +382,7 @@ def test_old_keyword_raises_with_the_new_one(function: Any, old: str, new: str) 
 
 def test_old_class_name_raises_with_the_new_one() -> None:
     with pytest.raises(ImportError, match="AdaptOptions is now FinetuneOptions"):
+        from mpn import AdaptOptions  # type: ignore[attr-defined]  # noqa: F401
     assert mpn.FinetuneOptions is FinetuneOptions
     assert mpn.OsvosOptions is OsvosOptions
     assert mpn.CrfOptions is CrfOptions

@@ -15,7 +15,7 @@ from mpn import __version__
 from mpn._common.files import output_error, sha256_of_file, write_text_atomically
 from mpn._common.records import json_from_record
 from mpn.engines.directory.entries import FinetuneEntry, Preprocessing
-from mpn.engines.directory.files import FileDigest, sha256_of_file
+from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest, RoleEntry, save_manifest, verify_digests
 from mpn.engines.directory.parity import PARITY_NAME
 from mpn.engines.spec import ROLES, Role

@@ -230,14 +230,14 @@ def test_the_users_labels_are_taken_over_in_any_frame(shim: Shim) -> None:
             pipeline.step(frame)
         results.append(pipeline.correct(other))
         results.append(pipeline.step(frames[4]))
-        results[-1].probs
+        results[-1].probs  # noqa: B018
         results.append(pipeline.add_objects(new))
         for frame in frames[5:8]:
             results.append(pipeline.step(frame))
-            results[-1].probs
+            results[-1].probs  # noqa: B018
         results.append(pipeline.resume_at(frames[8], results[-1].labels))
         results.append(pipeline.step(frames[9]))
-        results[-1].probs
+        results[-1].probs  # noqa: B018
         return results
 
     with host, device:
@@ -299,7 +299,7 @@ def test_probabilities_are_there_until_the_next_frame(shim: Shim) -> None:
         assert first.probs.any(), "read in time, they stay"
         device.step(PAN.frames[3])
         with pytest.raises(InputError, match="before the next frame"):
-            second.probs
+            second.probs  # noqa: B018
         assert second.labels.any()
 
 

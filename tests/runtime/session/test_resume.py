@@ -15,6 +15,7 @@ from mpn.errors import InputError, OutputError
 from mpn.masks import load_labels, save_labels
 from mpn.runtime import state
 from mpn.runtime.options import PipelineOptions
+from mpn.runtime.session import session
 from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.resume import FIELDS_OF_0_1, check_same_run
 from mpn.runtime.session.session import run_video

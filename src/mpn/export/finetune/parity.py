@@ -67,7 +67,9 @@ class StepExample:
     target: Float32Array
 
 
-def verify_step(role: Role, written: WrittenFinetune, folder: Path, scope: FinetuneScope) -> CaseParity:
+def verify_step(
+    role: Role, written: WrittenFinetune, folder: Path, scope: FinetuneScope
+) -> CaseParity:
     """Compare one step in onnxruntime with the same step in PyTorch.
 
     Args:

@@ -21,7 +21,7 @@ from mpn.engines.directory.entries import (
     FinetuneScope,
     WeightTensor,
 )
-from mpn.engines.directory.files import FileDigest, sha256_of_file
+from mpn.engines.directory.files import FileDigest
 from mpn.engines.spec import Precision, Role
 from mpn.errors import ExportError
 from mpn.export.autodiff.builder import Shape

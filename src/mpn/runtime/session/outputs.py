@@ -111,7 +111,7 @@ class Outputs:
         if not self._needs_probs:  # the largest arrays of a result, not to be kept waiting
             result = replace(result, probs=np.empty((0, *result.labels.shape), np.float32))
         else:  # a device keeps them until the next frame only
-            result.probs
+            result.probs  # noqa: B018
         self._worker.submit(_Item(frame, result, is_earlier))
 
     def finish(self) -> None:

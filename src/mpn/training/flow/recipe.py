@@ -23,7 +23,7 @@ from mpn.training.flow.pairs import FlowCropOptions, FlowPairs, FlowSamples, loa
 from mpn.training.flow.synthetic import FlowSample, SyntheticFlowOptions, SyntheticPairs
 from mpn.training.flow.trainer import (
     FlowTrainer,
-    mean_epe_px,
+    validation_epe_px,
     validation_estimator,
     warp_mean_j,
     weights_in_public_units,
@@ -208,7 +208,7 @@ def train_flow(
 
         def validate() -> dict[str, float]:
             averaged = trainer.averaged_network()
-            scores = {"validation_epe_px": mean_epe_px(averaged, pairs.held_out, synthetic)}
+            scores = {"validation_epe_px": validation_epe_px(averaged, pairs.held_out, synthetic)}
             if held_out and options.validation_frames:
                 estimator = validation_estimator(averaged, options.validation_hw)
                 scores["validation_j"] = warp_mean_j(estimator, held_out, options.validation_frames)

@@ -169,7 +169,7 @@ class TorchFlowEngine(TorchEngine):
         return flow_px
 
 
-def mean_epe_px(
+def validation_epe_px(
     network: FlowNet2, pairs: Sequence[FlowPair], synthetic: Sequence[FlowSample]
 ) -> float:
     """Compute the mean endpoint error over pairs, in pixels of each pair.

@@ -8,7 +8,6 @@ import pytest
 import mpn
 from mpn._common.files import sha256_of_file
 from mpn.cuda.device import CudaDevice
-from mpn.engines.directory.files import sha256_of_file
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import default_engine_dir
 from mpn.engines.tensorrt.api import TrtBackend, load_trt

@@ -1,0 +1,1 @@
+"""Measure accuracy and speed; docs/benchmarks.md lists the commands."""

@@ -1,0 +1,1 @@
+"""Measure J, F and flow error on data with ground truth."""

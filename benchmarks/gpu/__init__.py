@@ -1,0 +1,1 @@
+"""Run the sections of gpu_check.py."""

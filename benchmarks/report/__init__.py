@@ -1,0 +1,1 @@
+"""Write tables and plots from results, and compare results."""

@@ -1,0 +1,585 @@
+"""Format results as Markdown: one table per benchmark, one for the README.
+
+Each ``*_table`` function takes a result and ``is_short``. A short table leaves out the figures per
+object, per stage and per shape.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.report.schema import Result, ResultError, share_of_limit
+
+STAGE_SETS = {
+    "warp": "warp alone",
+    "propagation": "+ propagation",
+    "adapted": "+ fine-tuning",
+    "osvos": "+ OSVOS",
+    "crf": "+ DenseCRF",
+}
+"""Label of each set in the chain of accuracy/ablations.py: it adds a stage to the set before it."""
+RUN_MODES = {
+    "fast": "`--fast`",
+    "no-finetuning": "default without fine-tuning",
+    "osvos": "default (fine-tuned)",
+}
+"""Sets of stages that ``mpn run`` has an option for, with their label in the README."""
+PAPER_PREFIX = "paper-"
+_RATIO_MAX = 100
+_HEADLINE_SET = "val"
+
+
+def headline_table(results: Mapping[str, Result]) -> str:
+    """Return the table of the README: scores, FPS and first mask per run mode.
+
+    Args:
+        results: Headline results by file name; one of them is ``davis`` on the set ``val``.
+
+    Raises:
+        ResultError: If there is no such result.
+    """
+    chosen = [
+        result
+        for result in results.values()
+        if result["benchmark"] == "davis" and result["data"]["set"] == _HEADLINE_SET
+    ]
+    if not chosen:
+        raise ResultError(f"no headline result of benchmark 'davis' on the set '{_HEADLINE_SET}'")
+    result = chosen[0]
+    rows = []
+    for name, label in RUN_MODES.items():
+        if name not in result["ablations"]:
+            continue
+        scores = result["ablations"][name]
+        first_mask_s = _first_mask_s(result, scores)
+        rows.append(
+            [
+                label,
+                *(f"{scores[key]:.3f}" for key in ("J&F-Mean", "J-Mean", "F-Mean")),
+                f"{scores['wall_fps']:.1f}",
+                "" if first_mask_s is None else f"{first_mask_s:.1f}",
+            ]
+        )
+    headings = ["mode", "J&F", "J", "F", "wall FPS", "first mask, s"]
+    has_first_mask = any(row[-1] for row in rows)
+    first_mask = "First mask: median of the sequences with one object. " if has_first_mask else ""
+    frames = sum(sequence["frames"] for sequence in result["data"]["sequences"].values())
+    source = (
+        f"{count(len(result['data']['sequences']), 'sequence')} ({frames} frames) of the DAVIS "
+        f"set `{_HEADLINE_SET}`. Wall FPS: decode, segment and save each mask. {first_mask}"
+        f"{conditions_text(result)}. All results: [docs/results.md](docs/results.md)."
+    )
+    return f"{table(headings, rows)}\n\n{source}\n"
+
+
+def _first_mask_s(result: Result, scores: Mapping[str, Any]) -> float | None:
+    seconds = scores.get("first_mask_s", {})
+    single = [
+        seconds[name]
+        for name, facts in result["data"]["sequences"].items()
+        if facts["objects"] == 1 and name in seconds
+    ]
+    return statistics.median(single) if single else None
+
+
+def davis_table(result: Result, is_short: bool) -> str:
+    """Return J, F and FPS of each set of stages."""
+    data, ablations = result["data"], result["ablations"]
+    sequences = data["sequences"].values()
+    frames = sum(sequence["frames"] for sequence in sequences)
+    lines = [
+        "J and F as `mpn eval` computes them, and FPS, from one run over "
+        f"{count(len(sequences), 'sequence')} ({frames} frames) of the set `{data['set']}`. Each "
+        "row of the chain adds a stage to the row before it. Pipeline FPS: all stages. Wall FPS: "
+        "decode, segment and save the PNG in one thread, without the fine-tuning on the first "
+        f"frame. {conditions_text(result)}.",
+        "",
+    ]
+    rows = []
+    for name, scores in ablations.items():
+        finetuning, first_mask_s = scores["adapt"], _first_mask_s(result, scores)
+        rows.append(
+            [
+                _set_label(name, ablations),
+                *(f"{scores[key]:.3f}" for key in ("J-Mean", "F-Mean", "J&F-Mean")),
+                f"{scores['pipeline_fps']:.1f}",
+                f"{scores['wall_fps']:.1f}",
+                "" if finetuning is None else f"{finetuning['seconds_per_object']:.1f}",
+                "" if first_mask_s is None else f"{first_mask_s:.2f}",
+            ]
+        )
+    headings = ["stages", "J", "F", "J&F", "pipeline FPS", "wall FPS"]
+    lines.append(table([*headings, "fine-tuning, s per object", "first mask, s"], rows))
+    if any(name.startswith(PAPER_PREFIX) for name in ablations):
+        lines += [
+            "\n*As in the paper*: without the stages that this project adds (flow check, "
+            "horizontal flip, colours of the first frame)."
+        ]
+    if not is_short:
+        lines += ["", "J (F) per object:", ""]
+        objects = dict.fromkeys(k for scores in ablations.values() for k in scores["objects"])
+        rows = [[k, *(_score(s["objects"][k]) for s in ablations.values())] for k in objects]
+        lines.append(table(["object", *(f"`{name}`" for name in ablations)], rows))
+    return "\n".join(lines) + "\n"
+
+
+def _set_label(name: str, ablations: Mapping[str, Any]) -> str:
+    stages = ablations[name]["stages"]
+    if name in STAGE_SETS:
+        return STAGE_SETS[name]
+    if name in RUN_MODES:
+        return RUN_MODES[name]
+    if name.removeprefix(PAPER_PREFIX) in STAGE_SETS:
+        return f"as in the paper: {' '.join(STAGE_SETS[stage] for stage in stages)}"
+    base = next(
+        n for n, other in ablations.items() if n in STAGE_SETS and other["stages"] == stages
+    )
+    before, after = (ablations[n]["options"] for n in (base, name))
+    changed = (f"{key}={after[key]}" for key in after if after[key] != before[key])
+    return f"{name}: {STAGE_SETS[base]}, `{', '.join(changed)}`"
+
+
+def _score(scores: Mapping[str, float]) -> str:
+    return f"{scores['J-Mean']:.3f} ({scores['F-Mean']:.3f})"
+
+
+def fps_table(result: Result, is_short: bool) -> str:
+    """Return engine-only, pipeline and wall FPS per variant and number of objects."""
+    lines = [
+        "Frames per second on the built-in clip. *Engine-only*: the networks. *Pipeline*: all "
+        "stages, frames in memory. *Wall*: from decoding an H.264 file to written masks and "
+        "overlay. *First mask*: from the call of the first run, with open engines. Variants add "
+        "stages to `plain`; OSVOS then runs in every frame. `default` is what `mpn run` does: "
+        "fine-tuned networks, and OSVOS as the manifest advises. "
+        f"{conditions_text(result)} (`mpn bench`).",
+        "",
+    ]
+    variants = _variants(result)
+    rows = []
+    for run in sorted(result["runs"], key=lambda run: variants.index(run["variant"])):
+        wall, memory = run["wall"], run["wall"]["peak_memory_mib"]
+        finetuning_ms = wall.get("adapt_ms")
+        rows.append(
+            [
+                run["variant"],
+                run["objects"],
+                *(f"{run[f]['fps']:.1f}" for f in ("engine_only", "pipeline", "wall")),
+                f"{wall['until_first_mask_ms']:.0f}",
+                "" if not finetuning_ms else f"{finetuning_ms:.0f}",
+                "?" if memory is None else f"{memory:.0f}",
+            ]
+        )
+    headings = ["variant", "objects", "engine-only FPS", "pipeline FPS", "wall FPS"]
+    headings += ["first mask, ms", "of it fine-tuning, ms", "peak memory, MiB"]
+    lines.append(table(headings, rows))
+    if not is_short:
+        lines += [_stage_tables(result)]
+    return "\n".join(lines) + "\n"
+
+
+def _variants(result: Result) -> list[str]:
+    return list(dict.fromkeys(run["variant"] for run in result["runs"]))
+
+
+def _stage_tables(result: Result) -> str:
+    lines = []
+    for objects in result["objects"]:
+        runs = [run for run in result["runs"] if run["objects"] == objects]
+        stages = dict.fromkeys(name for run in runs for name in run["pipeline"]["stages"])
+        rows = [
+            [stage, *(_summary(run["pipeline"]["stages"].get(stage)) for run in runs)]
+            for stage in stages
+        ]
+        rows.append(["**frame**", *(_summary(run["pipeline"]["frame"]) for run in runs)])
+        rows.append(["first frame", *(f"{run['pipeline']['start_ms']:.1f}" for run in runs)])
+        lines += [
+            "",
+            f"Stages of the pipeline, {count(objects, 'object')}, ms, median (minimum to 95th "
+            "percentile):",
+            "",
+            table(["stage", *(run["variant"] for run in runs)], rows),
+        ]
+    return "\n".join(lines)
+
+
+def _summary(summary: Mapping[str, float] | None) -> str:
+    if summary is None:
+        return ""
+    return f"{summary['median_ms']:.2f} ({summary['min_ms']:.2f} to {summary['p95_ms']:.2f})"
+
+
+def compare_torch_table(result: Result, is_short: bool) -> str:
+    """Return the times of our pipeline and of eager PyTorch per stage."""
+    names = {"paper": "paper-size networks, random weights", "lite": "the shipped engines"}
+    lines = [
+        f"Our pipeline and the same pipeline in eager PyTorch ({result['versions']['torch']}), "
+        f"{names.get(result['networks'], result['networks'])}: median ms per frame. Ratio: time "
+        "of eager PyTorch divided by ours, of medians (of minima). "
+        f"{conditions_text(result)}.",
+        "",
+    ]
+    others = list(result["runs"][0]["ratios"])
+    rows = []
+    for run in result["runs"]:
+        ours, ratios = run["sides"]["ours"], run["ratios"]
+        for stage in (*ours["stages"], "frame"):
+            cells = [_side_median(ours, stage)]
+            for other in others:
+                cells.append(_side_median(run["sides"][other], stage))
+                cells.append(_stage_ratio(ratios[other], stage))
+            rows.append([run["objects"], "**whole frame**" if stage == "frame" else stage, *cells])
+    headings = ["objects", "stage", "ours"]
+    for other in others:
+        headings += [other.replace("_", " "), "ratio"]
+    lines.append(table(headings, rows))
+    for run in result["runs"]:
+        agreement = run["agreement"][others[0]]["mask_iou"]
+        share = run["sides"]["ours"]["outside_networks_share"]
+        lines.append(
+            f"\n{count(run['objects'], 'object')}: IoU of the masks of both sides "
+            f"{agreement['mean']:.4f} on average, {agreement['min']:.4f} at least; the stages "
+            f"outside the networks take {share:.1%} of our frame without CRF."
+        )
+    rows = [
+        [
+            entry["operation"],
+            entry["objects"],
+            milliseconds(entry["sides"]["ours"]["median_ms"]),
+            *(
+                f"{other.replace('_', ' ')} {milliseconds(entry['sides'][other]['median_ms'])}, "
+                f"{_ratio(ratio)}"
+                for other, ratio in entry["ratios"].items()
+            ),
+        ]
+        for entry in result.get("operations", [])
+    ]
+    if rows:
+        others = [f"PyTorch {number}, ms, ratio" for number in range(1, len(rows[0]) - 2)]
+        lines += ["", table(["single operation", "objects", "ours, ms", *others], rows)]
+    if not is_short:
+        lines += ["", *(f"- {condition}" for condition in result["conditions"])]
+    return "\n".join(lines) + "\n"
+
+
+def _side_median(side: Mapping[str, Any], stage: str) -> str:
+    summary = side["frame"] if stage == "frame" else side["stages"].get(stage)
+    return "" if summary is None else milliseconds(summary["median_ms"])
+
+
+def _stage_ratio(ratios: Mapping[str, Any], stage: str) -> str:
+    ratio = ratios["frame"] if stage == "frame" else ratios["stages"].get(stage)
+    return "" if ratio is None else _ratio(ratio)
+
+
+def _ratio(ratio: Mapping[str, float]) -> str:
+    # A larger ratio means that one side does not have the stage, e.g. a copy that PyTorch avoids.
+    if ratio["of_medians"] >= _RATIO_MAX:
+        return f"over {_RATIO_MAX}"
+    return f"{ratio['of_medians']:.2f} ({ratio['of_minima']:.2f})"
+
+
+def finetuning_table(result: Result, is_short: bool) -> str:
+    """Return J and F per number of fine-tuning steps."""
+    data = result["data"]
+    recipes = "; ".join(
+        f"{role}: {recipe['batch']} crops of {recipe['size_px']} px per step, learning rate "
+        f"{recipe['learning_rate']:g}, scope `{recipe['scope']}`"
+        for role, recipe in result["recipes"].items()
+    )
+    frames = f"first {result['frames']} frames of each" if result["frames"] else "all frames"
+    lines = [
+        f"Fine-tuning of {' and '.join(result['roles'])} on the first frame: J and F per number of "
+        f"steps per object, over {count(len(data['sequences']), 'sequence')} of the set "
+        f"`{data['set']}` ({', '.join(data['sequences'])}; {frames}), mean of "
+        f"{count(len(result['seeds']), 'seed')}. {recipes}. {conditions_text(result)}.",
+        "",
+    ]
+    rows = []
+    for run in result["runs"]:
+        worst, finetuning = run["worst"], run["adapt"]
+        of_seeds = run["J-Mean_of_seeds"].values()
+        rows.append(
+            [
+                run["steps"],
+                *(f"{run[key]:.3f}" for key in ("J-Mean", "F-Mean", "J&F-Mean")),
+                f"{min(of_seeds):.3f} to {max(of_seeds):.3f}" if len(of_seeds) > 1 else "",
+                "" if finetuning is None else f"{finetuning['median_ms'] / 1e3:.1f}",
+                "" if worst is None else f"{worst['object']} {worst['J_gain']:+.3f}",
+            ]
+        )
+    headings = ["steps", "J", "F", "J&F", "J of the seeds", "s per object", "smallest gain in J"]
+    lines.append(table(headings, rows))
+    return "\n".join(lines) + "\n"
+
+
+def finetune_step_table(result: Result, is_short: bool) -> str:
+    """Return the time of one optimiser step beside PyTorch."""
+    lines = [
+        "One fine-tuning step (forward, backward, optimiser) as an ONNX graph and in PyTorch, "
+        "median ms. Ratio: the faster PyTorch side divided by onnxruntime. "
+        f"{conditions_text(result)}.",
+        "",
+    ]
+    rows = []
+    for entry in result["results"]:
+        for optimizer, shapes in entry["times"].items():
+            for timed in shapes:
+                images, height, width = timed["shape"]
+                medians = {s: side["step"]["median_ms"] for s, side in timed["sides"].items()}
+                ours, *others = medians.values()
+                rows.append(
+                    [
+                        entry["role"],
+                        optimizer,
+                        f"{images} x {width}x{height}",
+                        *map(milliseconds, medians.values()),
+                        f"{min(others) / ours:.2f}",
+                    ]
+                )
+    sides = [name.replace("_", " ") for name in timed["sides"]]
+    lines.append(table(["network", "optimiser", "crops", *sides, "ratio"], rows))
+    if not is_short:
+        rows = [
+            [
+                entry["role"],
+                optimizer,
+                difference["steps"],
+                f"{difference['weight_relative']:.1e}",
+                f"{difference['prob_abs']:.1e}",
+            ]
+            for entry in result["results"]
+            for optimizer, difference in entry["agreement"].items()
+        ]
+        headings = ["network", "optimiser", "steps", "weight difference", "probability difference"]
+        lines += [
+            "",
+            table(headings, rows),
+            "\nDifferences after that many steps on both sides; the weight difference is relative "
+            "to the largest weight of its tensor. AdamW divides each gradient by its own magnitude,"
+            " so rounding decides the sign of a step if the gradient is near 0, and both sides "
+            "drift.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def reappearance_table(result: Result, is_short: bool) -> str:
+    """Return how soon each lost object is re-detected."""
+    clips, in_time = result["clips"], result["in_time"]
+    lines = [
+        "An object that disappears and returns elsewhere is re-detected within "
+        f"{result['in_time_means_frames']} frames in {in_time['with_osvos']} of {len(clips)} clips "
+        f"with OSVOS, and in {in_time['without_osvos']} without. {conditions_text(result)}.",
+    ]
+    if not is_short:
+        rows = [
+            [name, *(_redetection(run[side]) for side in ("with_osvos", "without_osvos"))]
+            for name, run in clips.items()
+        ]
+        lines += ["", table(["clip", "with OSVOS", "without OSVOS"], rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _redetection(side: Mapping[str, Any]) -> str:
+    frames = side["frames_until_found"]
+    return "not re-detected" if frames is None else f"in frame {frames}"
+
+
+def precision_table(result: Result, is_short: bool) -> str:
+    """Return J and F of two engine directories, and the IoU of their masks."""
+    how = "each fine-tuned" if result["is_fine_tuned"] else "not fine-tuned"
+    lines = [
+        "The same networks with weights of another precision over the set "
+        f"`{result['data']['set']}`, {how}: the IoU of their masks is "
+        f"{result['mask_iou']['mean']:.4f} on average. {conditions_text(result)}.",
+        "",
+    ]
+    rows = [
+        [
+            name,
+            *(f"{side[key]:.4f}" for key in ("J-Mean", "F-Mean", "J&F-Mean")),
+            f"{side['size_bytes'] / 1e6:.1f}",
+        ]
+        for name, side in result["sides"].items()
+    ]
+    lines.append(table(["engines", "J", "F", "J&F", "size, MB"], rows))
+    if not is_short:
+        first, second = result["sides"].values()
+        rows = [
+            [
+                name,
+                *(f"{side['objects'][name]['J-Mean']:.4f}" for side in (first, second)),
+                f"{agreement['mean']:.4f}",
+                f"{agreement['min']:.4f}",
+            ]
+            for name, agreement in result["mask_iou"]["objects"].items()
+        ]
+        headings = ["object", *(f"J, {name}" for name in result["sides"]), "IoU", "smallest IoU"]
+        lines += ["", table(headings, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def flow_accuracy_table(result: Result, is_short: bool) -> str:
+    """Return the endpoint error of each flow source."""
+    rows = [
+        [name, f"{figures['epe_px']:.2f}", milliseconds(figures["times"]["median_ms"])]
+        for name, figures in result["sources"].items()
+    ]
+    return (
+        "Mean endpoint error (EPE) on image pairs with ground-truth flow, and the time per pair. "
+        f"{conditions_text(result)}.\n\n{table(['flow', 'EPE, px', 'ms'], rows)}\n"
+    )
+
+
+def crf_speed_table(result: Result, is_short: bool) -> str:
+    """Return the CPU time of one DenseCRF, with pydensecrf if it was measured."""
+    lines = [
+        "One DenseCRF with 5 iterations, including its kernels: CPU time of one thread, ms, median "
+        "(minimum). *default*: the defaults of `CrfOptions` ([crf.md](crf.md)). pydensecrf gets "
+        f"the same arrays, interleaved. {conditions_text(result)}, {result['picture']}.",
+        "",
+    ]
+    rows = []
+    for entry in result["results"]:
+        if is_short and not entry["name"].endswith("default"):
+            continue
+        height, width = entry["size_hw"]
+        other, agreement = entry.get("pydensecrf"), entry.get("agreement")
+        rows.append(
+            [
+                entry["name"],
+                f"{width}x{height}",
+                entry["labels"],
+                _cpu_time(entry["ours"]),
+                _cpu_time(other) if other else "",
+                f"{entry['ratio_of_medians']:.1f}" if other else "",
+                f"{agreement['mean_abs_dq']:.0e}" if agreement else "",
+                f"{agreement['argmax_equal']:.2%}" if agreement else "",
+            ]
+        )
+    headings = ["case", "size", "labels", "ours", "pydensecrf", "ratio"]
+    lines.append(table([*headings, "mean difference of Q", "same label"], rows))
+    return "\n".join(lines) + "\n"
+
+
+def _cpu_time(side: Mapping[str, Any]) -> str:
+    return f"{side['cpu']['median_ms']:.0f} ({side['cpu']['min_ms']:.0f})"
+
+
+def evaluation_speed_table(result: Result, is_short: bool) -> str:
+    """Return the time of our J and F beside the reference implementation."""
+    lines = [
+        "Scoring of one frame by this package and by a direct transcription of "
+        "davis2017-evaluation, interleaved, CPU time of one thread, median (minimum). Both return "
+        "the same values to the last bit. *J of masks*: two bool masks of the whole frame. *J of a "
+        "sequence*: (T, H, W) masks in one call. *J beside F*: on the crop that F needs anyway, as "
+        "`mpn eval` computes it. *Whole sequence*: from label maps to all values. "
+        f"{conditions_text(result)}.",
+        "",
+    ]
+    rows = [
+        [
+            entry["name"],
+            entry["objects"],
+            f"{entry['ours']['median_ms']:.3f} ({entry['ours']['min_ms']:.3f})",
+            f"{entry['plain']['median_ms']:.3f} ({entry['plain']['min_ms']:.3f})",
+            f"{entry['ratio_of_medians']:.1f} ({entry['ratio_of_minima']:.1f})",
+        ]
+        for entry in result["results"]
+        if not is_short or entry["objects"] == 1
+    ]
+    lines.append(table(["case", "objects", "ours, ms", "reference, ms", "ratio"], rows))
+    return "\n".join(lines) + "\n"
+
+
+def export_table(result: Result, is_short: bool) -> str:
+    """Return nodes, size, precision and parity of each export."""
+    lines = [
+        "Exports of the paper-size networks (random weights). Each graph is compared with its "
+        f"PyTorch module in float32. {conditions_text(result)}.",
+        "",
+    ]
+    rows = []
+    for row in result["results"]:
+        measures = [m for case in row["parity"]["cases"] for m in case["measures"]]
+        worst = max(measures, key=lambda m: share_of_limit(m["measure"], m["value"], m["limit"]))
+        shown = [worst] if is_short else measures
+        rows.append(
+            [
+                row["variant"],
+                row["precision"],
+                row["nodes"],
+                f"{row['size_bytes'] / 2**20:.0f}",
+                f"{row['half_weights']}/{row['total_weights']}",
+                f"{row['export_s']:.0f}",
+                ", ".join(f"{m['measure']} {m['value']:.2g} (limit {m['limit']:g})" for m in shown),
+            ]
+        )
+    difference = "largest difference" if is_short else "differences"
+    headings = ["network", "precision", "nodes", "MiB", "half weights", "export, s", difference]
+    lines.append(table(headings, rows))
+    return "\n".join(lines) + "\n"
+
+
+def not_measured(results: Mapping[str, Result]) -> str:
+    """Return the figures that no result has as a list without repetitions."""
+    names_of: dict[str, list[str]] = {}
+    for name, result in results.items():
+        for line in result["not_measured"]:
+            names_of.setdefault(line, []).append(name)
+    return "\n".join(f"- {line} ({', '.join(names)})" for line, names in names_of.items()) + "\n"
+
+
+def conditions_text(result: Result) -> str:
+    """Return machine, threads, engines, frame size and N of a result in one line."""
+    machine, backend = result["machine"], result["backend"]
+    height, width = result["frame_size_hw"]
+    threads = "all cores" if backend["threads"] is None else count(backend["threads"], "thread")
+    parts = [f"{machine['processor']}, {count(machine['cores'], 'core')}", threads]
+    engine = result["engine"]
+    if engine is not None:
+        precisions = sorted({facts["precision"] for facts in engine["roles"].values()})
+        parts.append(f"engines '{engine['name']}' ({', '.join(precisions)}) on {backend['used']}")
+    parts.append(f"{width}x{height}")
+    if result["frames"] is not None:
+        warmup = (
+            "" if not result["warmup"] else f" after {count(result['warmup'], 'warm-up frame')}"
+        )
+        parts.append(f"N = {count(result['frames'], 'frame')}{warmup}")
+    return ", ".join(parts)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table without the columns that are empty in every row."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    kept = [i for i in range(len(headings)) if any(row[i] for row in cells)]
+    lines = [[headings[i] for i in kept], ["---"] * len(kept)]
+    lines += [[row[i] for i in kept] for row in cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``1 object`` or ``2 objects``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def milliseconds(value_ms: float) -> str:
+    """Return milliseconds with about three digits: 1234, 56.7, 0.123."""
+    return f"{value_ms:.0f}" if value_ms >= 100 else f"{value_ms:.{1 if value_ms >= 1 else 3}f}"
+
+
+TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
+    "davis": ("Accuracy and speed on DAVIS", davis_table),
+    "fps": ("Speed", fps_table),
+    "compare_torch": ("Eager PyTorch", compare_torch_table),
+    "finetuning": ("Fine-tuning on the first frame", finetuning_table),
+    "finetune_step": ("One fine-tuning step", finetune_step_table),
+    "reappearance": ("Lost objects", reappearance_table),
+    "precision": ("Half precision", precision_table),
+    "flow_accuracy": ("Flow", flow_accuracy_table),
+    "crf_speed": ("DenseCRF", crf_speed_table),
+    "evaluation_speed": ("Scoring", evaluation_speed_table),
+    "export_table": ("Exports", export_table),
+}
+"""Heading and table of each benchmark, in the order of the report."""

@@ -1,0 +1,1 @@
+"""Measure the time of single parts."""

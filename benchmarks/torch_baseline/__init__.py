@@ -1,0 +1,1 @@
+"""Compare the pipeline with the same pipeline in eager PyTorch."""
