@@ -18,7 +18,7 @@ from typing import Any
 from mpn import Pipeline
 from mpn.engines.directory.manifest import Manifest
 from mpn.errors import InputError
-from mpn.runtime.finetune.options import (
+from mpn.runtime.finetune.plan import (
     FinetuneOptions,
     finetunable_roles,
     options_affecting_weights,

@@ -56,7 +56,7 @@ from mpn.runtime.bench.result import (
     summary_ms,
 )
 from mpn.runtime.bench.variants import pipeline_on_shared_engines
-from mpn.runtime.finetune.options import FinetuneOptions
+from mpn.runtime.finetune.plan import FinetuneOptions
 from mpn.runtime.options import FINETUNABLE_ROLES
 
 

@@ -41,7 +41,7 @@ from mpn.runtime.bench.result import (
     load_average,
     summary_ms,
 )
-from mpn.runtime.finetune.options import FinetuneOptions
+from mpn.runtime.finetune.plan import FinetuneOptions
 from mpn.runtime.options import FINETUNABLE_ROLES, FinetuneScope
 
 

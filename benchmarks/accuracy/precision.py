@@ -34,7 +34,7 @@ from mpn.errors import InputError, MpnError
 from mpn.evaluation import DavisDataset, SequenceEvaluator, region_similarity
 from mpn.evaluation.scores import DatasetScore, SequenceScore, json_from_score
 from mpn.runtime.bench.result import check_result_path, engine_facts, load_average
-from mpn.runtime.finetune.options import FinetuneOptions
+from mpn.runtime.finetune.plan import FinetuneOptions
 from mpn.runtime.options import PipelineOptions
 
 

@@ -31,7 +31,7 @@ from mpn.errors import InputError, MpnError
 from mpn.evaluation import region_similarity
 from mpn.masks import load_labels, save_labels
 from mpn.runtime.bench.result import engine_facts, load_average
-from mpn.runtime.finetune.options import FinetuneOptions
+from mpn.runtime.finetune.plan import FinetuneOptions
 from mpn.types import UInt8Array
 
 FOUND_IOU = 0.5

@@ -14,7 +14,7 @@ from benchmarks.gpu.harness import Bench, Budget, CannotRunError, guarded, times
 from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.cuda.registry import kernel_signatures
-from mpn.runtime.crf.refine import ResolvedCrf, refine
+from mpn.runtime.crf.options import ResolvedCrf
 from mpn.runtime.device.crf import CudaCrf
 from mpn.runtime.device.images import (
     box_rows,
@@ -25,6 +25,7 @@ from mpn.runtime.device.images import (
     resize_rgb,
 )
 from mpn.runtime.device.state import CudaFrame
+from mpn.runtime.host.crf import refine
 from mpn.runtime.host.merge import merge
 from mpn.runtime.host.reliability import colour_table
 from mpn.runtime.host.roi import box_from_prob

@@ -279,7 +279,7 @@ def _eager(bench: Bench, budget: Budget, precision: str) -> dict[str, Any]:
 def adaptation(bench: Bench, budget: Budget) -> dict[str, Any]:
     """Measure fine-tuning of OSVOS on one object."""
     from mpn.runtime.finetune.adapter import ObjectFinetuner
-    from mpn.runtime.finetune.options import FinetuneOptions, options_for
+    from mpn.runtime.finetune.plan import FinetuneOptions, options_for
     from mpn.runtime.options import PipelineOptions
     from mpn.synthetic import render_clip
 

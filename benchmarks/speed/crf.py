@@ -35,7 +35,7 @@ from mpn.errors import InputError
 from mpn.evaluation import load_annotation as load_truth
 from mpn.runtime.bench.result import check_result_path, load_average, summary_ms
 from mpn.runtime.crf.dense import dense_crf
-from mpn.runtime.crf.refine import ResolvedCrf
+from mpn.runtime.crf.options import ResolvedCrf
 from mpn.synthetic import render_clip
 
 FRAME_HW = (480, 854)

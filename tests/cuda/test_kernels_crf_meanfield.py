@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.runtime.crf.refine import ResolvedCrf, _regions
+from mpn.runtime.crf.options import ResolvedCrf
 from mpn.runtime.device.crf import spatial_taps
 from mpn.runtime.device.images import box_rows, boxes_from_rows
+from mpn.runtime.host.crf import _regions
 from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import kernel_and_twin, largest_difference
 from tests.emulation.cuda_shim.scene import empty, make_scene

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError
-from mpn.runtime.crf.refine import refine
 from mpn.runtime.host import backend as host_backend
+from mpn.runtime.host.crf import refine
 from mpn.types import StepResult
 from tests.runtime.pipelines import TWO, make, run
 from tests.synthetic import Clip, Square, iou, squares_clip

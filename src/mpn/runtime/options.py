@@ -19,9 +19,11 @@ from mpn.engines.directory.entries import FinetuneOptimizer as FinetuneOptimizer
 from mpn.engines.directory.entries import FinetuneScope as FinetuneScope
 from mpn.engines.spec import ROI_SIZE_STEP, Role
 from mpn.errors import InputError, ManifestError
-from mpn.runtime.crf.refine import CrfOptions as CrfOptions
-from mpn.runtime.crf.refine import ResolvedCrf as ResolvedCrf
-from mpn.runtime.host.preprocess import NATIVE_SIZE
+from mpn.runtime.crf.options import CrfOptions as CrfOptions
+from mpn.runtime.crf.options import ResolvedCrf as ResolvedCrf
+
+NATIVE_SIZE = -1
+"""Short side of the working size that selects the size of the input."""
 
 OsvosMode = Literal["auto", "blend", "redetect-only", "off"]
 

@@ -19,7 +19,7 @@ from mpn.runtime.backend import FrameBackend, FrameMemory, LazyStepResult, Readb
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.backend import DeviceBackend
 from mpn.runtime.finetune.loop import FinetuneProgress
-from mpn.runtime.finetune.options import options_affecting_weights, options_for
+from mpn.runtime.finetune.plan import options_affecting_weights, options_for
 from mpn.runtime.frame import Outcome, segment_frame
 from mpn.runtime.host.backend import HostBackend
 from mpn.runtime.host.flow import FlowEstimator, FlowFrame, flow_estimator_from

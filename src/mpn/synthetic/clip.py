@@ -163,7 +163,7 @@ class _VideoFile:
     def __init__(self, path: Path, size_hw: tuple[int, int]) -> None:
         import av
 
-        from mpn.runtime.media.overlay import h264_encoder
+        from mpn._common.h264 import h264_encoder
 
         encoder = h264_encoder()
         self._container = av.open(str(path), "w", format="mp4")

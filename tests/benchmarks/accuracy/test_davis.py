@@ -24,7 +24,7 @@ from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import open_engines
 from mpn.errors import InputError
 from mpn.evaluation import evaluate_dataset, load_davis
-from mpn.runtime.finetune.options import FinetuneOptions
+from mpn.runtime.finetune.plan import FinetuneOptions
 from mpn.synthetic import render_clip
 from tests.benchmarks.accuracy.conftest import FRAMES, SIZE_HW
 from tests.engine_dirs import make_engine_dir

@@ -14,7 +14,7 @@ from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.open import default_engine_dir
 from mpn.engines.spec import Role
 from mpn.errors import EngineError
-from mpn.runtime.finetune.options import (
+from mpn.runtime.finetune.plan import (
     FinetunePlan,
     finetunable_roles,
     finetune_as_json,

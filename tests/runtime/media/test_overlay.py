@@ -7,9 +7,10 @@ import av
 import numpy as np
 import pytest
 
+from mpn._common import h264
+from mpn._common.h264 import h264_encoder
 from mpn.errors import OutputError
-from mpn.runtime.media import overlay
-from mpn.runtime.media.overlay import OverlayWriter, draw_overlay, h264_encoder
+from mpn.runtime.media.overlay import OverlayWriter, draw_overlay
 from mpn.types import Frame, StepResult
 from tests.runtime.media.clips import NTSC, level_frame, noise_frame
 from tests.tolerances import CODEC_MEAN_LEVEL
@@ -153,6 +154,6 @@ def test_folder_that_is_not_there_is_an_output_error(tmp_path: Path) -> None:
 
 
 def test_missing_encoder_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlay, "_ENCODERS", {"no-such-encoder": {}})
+    monkeypatch.setattr(h264, "H264_ENCODERS", {"no-such-encoder": {}})
     with pytest.raises(OutputError, match=r"without an H\.264 encoder.*--save masks"):
         h264_encoder()

@@ -11,10 +11,11 @@ import pytest
 
 from mpn.runtime.crf.dense import dense_crf
 from mpn.runtime.crf.dense import kernels as crf_kernels
-from mpn.runtime.crf.refine import ResolvedCrf, refine
+from mpn.runtime.crf.options import ResolvedCrf
 from mpn.runtime.device import lattice as cuda_lattice
 from mpn.runtime.device.crf import CudaCrf
 from mpn.runtime.device.images import box_rows, boxes_from_rows
+from mpn.runtime.host.crf import refine
 from mpn.types import Roi
 from tests.emulation.cuda_shim.compare import largest_difference
 from tests.emulation.cuda_shim.device import ShimDevice

@@ -1,4 +1,4 @@
-// Mean-field inference in a dense CRF, mpn.runtime.crf and crf_refine, for all regions of a frame
+// Mean-field inference in a dense CRF, mpn.runtime.crf and host.crf, for all regions of a frame
 // at once: Q <- softmax(-unary + sum_m compat_m K_m Q), the kernels normalised symmetrically.
 //
 // Label 0 is the background and needs no filtering: the labels sum to 1 and the kernels are linear,
@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr float SMALLEST_PROB = 1e-5f;  // as mpn.runtime.crf_refine
+constexpr float SMALLEST_PROB = 1e-5f;  // as mpn.runtime.host.crf
 constexpr float NARROWEST_SIGMA = 0.2f;  // as mpn.runtime.crf_kernels
 constexpr float LEAST_EXPONENT = -80.0f;
 
@@ -42,7 +42,7 @@ __device__ __forceinline__ void softmax(float* __restrict__ logits, int labels, 
 
 }  // namespace
 
-// Rectangles that do not overlap, crf_refine._regions: each object's box with its margin, those
+// Rectangles that do not overlap, host.crf._regions: each object's box with its margin, those
 // that touch united. `refined_boxes` gives each object the region it is in, which is where it may
 // be afterwards. One thread: objects are few, and a union may reach a third.
 // launch: block 1; grid 1

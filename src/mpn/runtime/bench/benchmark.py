@@ -45,7 +45,7 @@ from mpn.runtime.bench.variants import (
     not_measured,
     variants_of,
 )
-from mpn.runtime.finetune.options import finetune_as_json
+from mpn.runtime.finetune.plan import finetune_as_json
 from mpn.runtime.host.preprocess import working_size_hw
 from mpn.runtime.options import FinetuneOptions, PipelineOptions
 from mpn.runtime.session.request import RunRequest

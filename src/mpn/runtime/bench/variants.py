@@ -20,7 +20,7 @@ from mpn.engines.open import EngineSet
 from mpn.errors import InputError
 from mpn.masks import load_labels
 from mpn.runtime.finetune.adapter import ObjectFinetuner
-from mpn.runtime.finetune.options import (
+from mpn.runtime.finetune.plan import (
     finetunable_roles,
     options_affecting_weights,
     options_for,

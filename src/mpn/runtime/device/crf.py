@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from mpn.cuda.array import Arguments, DeviceArray, KernelDevice
-from mpn.runtime.crf.refine import ResolvedCrf
+from mpn.runtime.crf.options import ResolvedCrf
 from mpn.runtime.device.lattice import NARROWEST_SIGMA, CudaLattice, PixelRegions
 from mpn.types import Float32Array
 
@@ -268,7 +268,7 @@ class CudaCrf:
         refined: DeviceArray,
         refined_boxes: DeviceArray,
     ) -> None:
-        """:func:`mpn.runtime.crf.refine.refine` on the device.
+        """:func:`mpn.runtime.host.crf.refine` on the device.
 
         A probability that is not finite counts as 1e-5 here: its neighbours decide.
 

@@ -27,7 +27,7 @@ from mpn.runtime.finetune.cache import CacheAnswer, WeightCache, cache_key
 from mpn.runtime.finetune.loop import Dreams, LoopOutcome, run_loop
 from mpn.runtime.finetune.loop import FinetuneProgress as FinetuneProgress
 from mpn.runtime.finetune.loop import FinetuneReport as FinetuneReport
-from mpn.runtime.finetune.options import options_in_cache_key
+from mpn.runtime.finetune.plan import options_in_cache_key
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.flow import flow_estimator_from
 from mpn.runtime.host.ops import Ops

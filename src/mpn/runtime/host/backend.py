@@ -11,8 +11,8 @@ from mpn._common.closeable import Closeable
 from mpn.engines.open import EngineSet
 from mpn.runtime.backend import FrameMemory, OsvosMaps, QueuedBackend, Readback
 from mpn.runtime.candidates import Candidates
-from mpn.runtime.crf.refine import refine
 from mpn.runtime.host import ops as cpu
+from mpn.runtime.host.crf import refine
 from mpn.runtime.host.flow import FlowEstimator, FlowFrame
 from mpn.runtime.host.merge import labels_from_merged, merge
 from mpn.runtime.host.osvos import OsvosRunner, blend_osvos

@@ -9,10 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mpn.runtime.options import NATIVE_SIZE
 from mpn.types import Float32Array, UInt8Array
-
-NATIVE_SIZE = -1
-"""Short side that means: work at the size of the input."""
 
 
 def working_size_hw(size_hw: tuple[int, int], short_side: int) -> tuple[int, int]:

@@ -11,20 +11,13 @@ import cv2
 import numpy as np
 
 from mpn._common.files import create_temporary, output_error, output_errors, publish
+from mpn._common.h264 import H264_ENCODERS, h264_encoder
 from mpn.errors import OutputError
 from mpn.masks import DAVIS_PALETTE
 from mpn.types import Frame, StepResult, UInt8Array
 
 DEFAULT_OPACITY = 0.5
 
-_ENCODERS: dict[str, dict[str, str]] = {
-    "libx264": {"preset": "veryfast", "crf": "20"},
-    "libopenh264": {"b": "6000000"},
-    "h264_videotoolbox": {"q": "60"},
-    "h264_mf": {"quality": "70"},
-}
-"""H.264 encoders in order of preference; which ones exist depends on how FFmpeg was built. Those
-that need a GPU are left out: they exist in a build and then fail where there is none."""
 
 _ENCODER_THREADS = 2
 """Enough for 1080p at the pace of the networks, and it leaves them the other cores."""
@@ -81,24 +74,6 @@ def draw_overlay(
     return drawn
 
 
-def h264_encoder() -> str:
-    """Name of the H.264 encoder to use.
-
-    Raises:
-        OutputError: If FFmpeg was built without any.
-    """
-    for name in _ENCODERS:
-        try:
-            av.codec.Codec(name, "w")
-        except (av.error.FFmpegError, ValueError):
-            continue
-        return name
-    raise OutputError(
-        "this PyAV was built without an H.264 encoder, so overlay.mp4 cannot be written: install "
-        "the wheel from PyPI (pip install av), or leave the overlay out (--save masks)"
-    )
-
-
 class OverlayWriter:
     """``overlay.mp4``: H.264, yuv420p, with the times of the source.
 
@@ -136,7 +111,7 @@ class OverlayWriter:
             raise output_error(path, error) from error
         try:
             self._stream = self._container.add_stream(
-                encoder, rate=fps, options=dict(_ENCODERS[encoder])
+                encoder, rate=fps, options=dict(H264_ENCODERS[encoder])
             )
             self._configure(size_hw, fps)
         except BaseException:

@@ -1,1 +1,1 @@
-"""Array operations of the runtime, one module per device."""
+"""Stable addresses of single operations; the code is in :mod:`mpn.runtime.host.ops`."""

@@ -21,7 +21,7 @@ from mpn._common.files import journal_path
 from mpn._common.records import json_from_text, record_from_json
 from mpn.errors import InputError, MaskError, OutputError
 from mpn.masks import load_labels
-from mpn.runtime.finetune.options import finetune_as_json
+from mpn.runtime.finetune.plan import finetune_as_json
 from mpn.runtime.media.video import VideoSource
 from mpn.runtime.options import CONSTANTS_OF_0_1, OPTIONS_OF_0_1, FinetuneOptions
 from mpn.runtime.pipeline import Pipeline

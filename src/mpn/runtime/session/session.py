@@ -20,7 +20,7 @@ from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import PlanPolicy, default_engine_dir
 from mpn.engines.tensorrt.plans.progress import OnPlanProgress
 from mpn.errors import InputError, MpnError, OutputError, VideoError
-from mpn.runtime.finetune.options import FinetunePlan, finetune_as_json, plan_finetuning
+from mpn.runtime.finetune.plan import FinetunePlan, finetune_as_json, plan_finetuning
 from mpn.runtime.media.video import VideoSource, open_video
 from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 from mpn.runtime.pipeline import OnFinetune, Pipeline

@@ -8,7 +8,8 @@ import pytest
 
 from mpn.errors import InputError
 from mpn.runtime.crf.dense import dense_crf
-from mpn.runtime.crf.refine import ResolvedCrf, refine
+from mpn.runtime.crf.options import ResolvedCrf
+from mpn.runtime.host.crf import refine
 from mpn.runtime.host.merge import labels_from_merged, merge
 from mpn.types import Roi
 from tests.tolerances import PROBS_SUM

@@ -1,0 +1,3 @@
+"""Stable address of the CPU warp: ``mpn.runtime.ops.cpu.warp_bilinear``."""
+
+from mpn.runtime.host.ops import warp_bilinear as warp_bilinear
