@@ -30,7 +30,8 @@ from mpn.engines.directory.manifest import (
 from mpn.engines.spec import OPSET, EngineSpec, Precision, Role, engine_spec
 from mpn.export.finetune.optimizer import optimizer_settings
 from mpn.export.finetune.step import adapt_graph, save_graph
-from mpn.export.finetune.write import MARGIN, ForwardGraph, weight_tensors
+from mpn.export.finetune.trace import MARGIN, ForwardGraph
+from mpn.export.finetune.write import weight_tensors
 from mpn.export.graph import move_weights_out, stored_tensors
 from mpn.networks.osvos import rescale_trunk
 from mpn.types import Float32Array

@@ -284,7 +284,7 @@ def _crf(bench: Bench, stream: Stream, scene: Scene, options: ResolvedCrf) -> di
     boxes = stream.upload(box_rows(scene.boxes))
     refined = stream.empty(scene.prob.shape, np.float32)
     refined_boxes = stream.empty((3, 4), np.int32)
-    work: Callable[[], None] = lambda: device.refine(
+    work: Callable[[], None] = lambda: device.refine(  # noqa: E731
         merged, rgb, boxes, refined=refined, refined_boxes=refined_boxes
     )
     taken = bench.seconds(work, repeats=bench.sizes.repeats)

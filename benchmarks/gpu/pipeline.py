@@ -26,7 +26,7 @@ from mpn.engines.directory.manifest import (
 from mpn.engines.open import EngineSet, open_engines
 from mpn.engines.spec import OPSET, EngineSpec, Role
 from mpn.runtime.bench.result import fps_from_seconds
-from mpn.runtime.options import DeviceOptions, OsvosOptions
+from mpn.runtime.options import CrfOptions, DeviceOptions, OsvosOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.synthetic import render_clip
 

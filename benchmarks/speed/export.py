@@ -30,11 +30,12 @@ from mpn._common.files import sha256_of_file
 from mpn.engines.directory.manifest import Preprocessing
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import ExportError
-from mpn.export.description import Progress, Step, spec_of, variant_name
+from mpn.export.description import spec_of, variant_name
 from mpn.export.graph import export_graph
 from mpn.export.options import ExportOptions, frame_size_hw_from_text, roles_from_text
 from mpn.export.parity import verify_graph
 from mpn.export.parity_inputs import ParityPictures
+from mpn.export.progress import Progress, Step
 from mpn.networks.checkpoint import RoleWeights
 from mpn.networks.deeplab import DeepLabXception
 from mpn.networks.flownet2 import FlowNet2

@@ -29,8 +29,8 @@ TrackEvent = Literal["lost", "redetected", "blended"]
 """Events of an object in a frame, in this order.
 
 ``lost``: it had pixels in the previous frame and has none now, or OSVOS rejected the followed
-region; ``redetected``: OSVOS found it, and propagation continues there; ``blended``: its probability
-is the weighted mean of propagation and OSVOS.
+region; ``redetected``: OSVOS found it, and propagation continues there; ``blended``: its
+probability is the weighted mean of propagation and OSVOS.
 """
 
 

@@ -12,8 +12,8 @@ from mpn.cli import main as cli
 from mpn.cli.export_view import ExportView, command_text, print_bundle
 from mpn.engines.directory.manifest import load_manifest
 from mpn.export.bundle import ExportedBundle
-from mpn.export.description import RoleSummary
 from mpn.export.options import ExportOptions
+from mpn.export.summary import RoleSummary
 from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from tests.engine_dirs import make_engine_dir

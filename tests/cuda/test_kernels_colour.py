@@ -27,7 +27,7 @@ def all_colours(step: int) -> np.ndarray:
 
 
 def bins_by_opencv(rgb: np.ndarray) -> np.ndarray:
-    """The definition of mpn.runtime.host.reliability, on cv2.cvtColor: L in 8, a and b in 32 bins."""
+    """Bin colours by cv2.cvtColor as mpn.runtime.host.reliability does: L in 8, a and b in 32."""
     lab = cv2.cvtColor(rgb.reshape(1, -1, 3), cv2.COLOR_RGB2LAB)[0].astype(int)
     a, b = (np.clip(lab[:, i] - 64, 0, 127) // 4 for i in (1, 2))
     return (lab[:, 0] // 32 * 32 + a) * 32 + b

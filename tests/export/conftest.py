@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mpn.engines.spec import EngineSpec, Precision, Role, engine_spec
-from mpn.export.finetune.write import ForwardGraph, trace_forward
+from mpn.export.finetune.trace import ForwardGraph, trace_forward
 from mpn.export.graph import ExportedGraph, export_graph, probe_inputs
 from mpn.export.precision import folded_network
 from mpn.networks.checkpoint import save_checkpoint

@@ -22,9 +22,9 @@ from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import CheckpointError, ExportError, InputError, OutputError
 from mpn.export import bundle as bundle_module
 from mpn.export.bundle import export_bundle
-from mpn.export.description import Progress, Step
 from mpn.export.graph import ExportedGraph
 from mpn.export.options import ExportOptions
+from mpn.export.progress import Progress, Step
 from tests.export.conftest import FRAME_SIZE_HW, MAX_OBJECTS, ROI_SIZE, Graphs
 
 

@@ -19,15 +19,15 @@ from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import ExportError
 from mpn.export import bundle as bundle_module
 from mpn.export.bundle import export_bundle
-from mpn.export.description import Progress, Step
 from mpn.export.finetune import parity as adapt_parity
 from mpn.export.finetune import write as adapt_write
 from mpn.export.finetune.parity import step_example
-from mpn.export.finetune.write import ForwardGraph
+from mpn.export.finetune.trace import ForwardGraph
 from mpn.export.graph import ExportedGraph
 from mpn.export.options import ExportOptions
 from mpn.export.parity import Limit
 from mpn.export.precision import precision_report
+from mpn.export.progress import Progress, Step
 from mpn.networks.checkpoint import save_checkpoint
 from tests.export.conftest import FRAME_SIZE_HW, MAX_OBJECTS, ROI_SIZE
 from tests.finetune_dirs import write_inference_graph

@@ -12,7 +12,7 @@ from mpn.engines.spec import Role
 from mpn.export.finetune.optimizer import optimizer_settings
 from mpn.export.finetune.parity import TorchStep, step_example
 from mpn.export.finetune.step import adapt_graph, save_graph
-from mpn.export.finetune.write import trace_forward
+from mpn.export.finetune.trace import trace_forward
 from mpn.export.graph import probe_inputs
 from mpn.export.precision import folded_network
 from mpn.networks.deeplab import DeepLabXception

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mpn.errors import CheckpointError
 from mpn.networks.deeplab import DeepLabXception
-from mpn.networks.layers import imagenet_trunk, vgg16_stages, xception_backbone
+from mpn.networks.imagenet import imagenet_trunk, vgg16_stages, xception_backbone
 from mpn.networks.osvos import STAGE_CHANNELS, OsvosVgg
 from tests.tolerances import PARITY_RELATIVE
 

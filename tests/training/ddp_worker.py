@@ -16,15 +16,16 @@ from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FLOW_SCALE, FlowNet2, FlowNet2Config
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
 from mpn.training.data import load_davis_split, load_stills
+from mpn.training.flow.options import FlowTrainingOptions
 from mpn.training.flow.pairs import FlowSamples
-from mpn.training.flow.recipe import FlowTrainingOptions, init_flow_weights
+from mpn.training.flow.recipe import init_flow_weights
 from mpn.training.flow.trainer import FlowTrainer
-from mpn.training.osvos.recipe import OsvosTrainingOptions
+from mpn.training.osvos.options import OsvosTrainingOptions
 from mpn.training.osvos.samples import CropOptions, CropSource, MergedFrames, init_weights
 from mpn.training.osvos.trainer import OsvosTrainer
 from mpn.training.processes import Processes, joined_processes
 from mpn.training.propagation.clips import ClipSources
-from mpn.training.propagation.recipe import PropagationTrainingOptions
+from mpn.training.propagation.options import PropagationTrainingOptions
 from mpn.training.propagation.rollout import RolloutOptions
 from mpn.training.propagation.trainer import Trainer
 

@@ -9,9 +9,9 @@ import pytest
 from mpn.errors import TrainingError
 from mpn.training.flow.recipe import FlowRecipe
 from mpn.training.osvos.recipe import OsvosRecipe
-from mpn.training.propagation.recipe import PropagationTrainingOptions
-from mpn.training.recipe import (
-    PropagationRecipe,
+from mpn.training.propagation.options import PropagationTrainingOptions
+from mpn.training.recipe import PropagationRecipe
+from mpn.training.recipe_file import (
     load_table,
     overridden,
     parsed_settings,

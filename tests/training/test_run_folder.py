@@ -8,7 +8,7 @@ import torch
 from mpn.errors import CheckpointError, TrainingError
 from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.deeplab import DeepLabConfig
-from mpn.networks.layers import vgg16_stages
+from mpn.networks.imagenet import vgg16_stages
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
 from mpn.training.run_folder import osvos_start, propagation_start
 from tests.networks.test_imagenet import vgg16_like, xception_like

@@ -19,8 +19,9 @@ from mpn.engines.directory.entries import ENGINE_SOURCE
 from mpn.engines.spec import Role
 from mpn.engines.tensorrt.plans.progress import PlanProgress
 from mpn.export.bundle import ExportedBundle
-from mpn.export.description import Progress, RoleSummary, Step
 from mpn.export.options import ExportOptions
+from mpn.export.progress import Progress, Step
+from mpn.export.summary import RoleSummary
 
 _DOING: dict[Step, str] = {
     "load": "loading weights",

@@ -37,12 +37,7 @@ def build_recipe(
 
     A file or a shipped recipe is overridden by ``--set``, and then by the other options.
     """
-    from mpn.training.recipe import (
-        load_table,
-        overridden,
-        parsed_settings,
-        recipe_from_table,
-    )
+    from mpn.training.recipe_file import load_table, overridden, parsed_settings, recipe_from_table
 
     if name is None and path is None:
         name = DEFAULT_RECIPE

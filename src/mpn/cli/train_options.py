@@ -10,7 +10,7 @@ import typer
 
 
 class PrecisionChoice(StrEnum):
-    """Precisions; see :data:`mpn.training.loop.Precision`."""
+    """Precisions; see :data:`mpn.training.options.Precision`."""
 
     auto = "auto"
     float32 = "float32"

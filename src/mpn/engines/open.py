@@ -30,7 +30,7 @@ from mpn.engines.spec import Role
 from mpn.engines.tensorrt.api import TrtBackend, load_trt
 from mpn.engines.tensorrt.open import PlanPolicy, open_trt_engine
 from mpn.engines.tensorrt.plans.store import PlanStore
-from mpn.engines.tensorrt.refit import open_refitted_engine
+from mpn.engines.tensorrt.reweight import open_refitted_engine
 from mpn.errors import BackendError, EngineError, ManifestError, MissingExtraError, OutputError
 from mpn.types import Float32Array
 

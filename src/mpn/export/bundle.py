@@ -20,24 +20,16 @@ from mpn.engines.directory.manifest import Manifest, RoleEntry, save_manifest, v
 from mpn.engines.directory.parity import PARITY_NAME
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError
-from mpn.export.description import (
-    Progress,
-    RoleSummary,
-    manifest_of,
-    parity_facts,
-    role_entry,
-    role_summary,
-    spec_of,
-    timed,
-)
+from mpn.export.description import manifest_of, role_entry, spec_of
 from mpn.export.finetune.parity import verify_step
 from mpn.export.finetune.write import FINETUNABLE_ROLES, write_adapt
 from mpn.export.graph import export_graph
 from mpn.export.options import ExportOptions
 from mpn.export.parity import CaseParity, parity_document, parity_text, verify_graph
 from mpn.export.parity_inputs import ParityPictures
+from mpn.export.progress import Progress, timed
 from mpn.export.staging import FinishedRole, Staging, check_space, check_target
-from mpn.networks.build import check_expected_variant
+from mpn.export.summary import RoleSummary, parity_facts, role_summary
 from mpn.networks.checkpoint import (
     Checkpoint,
     RoleWeights,
@@ -45,6 +37,7 @@ from mpn.networks.checkpoint import (
     load_checkpoint,
     merge_checkpoints,
 )
+from mpn.networks.fit import check_expected_variant
 
 UNKNOWN_LICENCE = "unspecified"
 _SPACE_MARGIN = 1.1

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-from torch import nn
+from collections.abc import Mapping
 
 from mpn import __version__
 from mpn._common.records import record_from_json
@@ -33,9 +26,7 @@ from mpn.engines.spec import (
     engine_spec,
 )
 from mpn.errors import ManifestError
-from mpn.export.graph import ExportedGraph
 from mpn.export.options import ExportOptions
-from mpn.export.parity import RoleParity
 from mpn.export.staging import FinishedRole
 from mpn.networks.checkpoint import Checkpoint, RoleWeights
 
@@ -146,114 +137,3 @@ def manifest_of(
             created=utc_now_iso(),
         ),
     )
-
-
-@dataclass(frozen=True)
-class RoleSummary:
-    """Row of the table at the end of an export.
-
-    Attributes:
-        role: Role of the engine.
-        variant: Name of the network.
-        parameters: Number of trained values.
-        nodes: Nodes of the graph.
-        size_bytes: Size of its files.
-        half_weights: Number of weight tensors in half precision.
-        total_weights: Number of weight tensors.
-        export_s: Seconds of preparing, tracing and writing.
-        verify_s: Seconds of the comparison; None if it was skipped.
-        largest_difference: The measure nearest to its limit, as text; None if skipped.
-        reused: Whether an earlier, interrupted run had finished it.
-    """
-
-    role: Role
-    variant: str
-    parameters: int
-    nodes: int
-    size_bytes: int
-    half_weights: int
-    total_weights: int
-    export_s: float
-    verify_s: float | None
-    largest_difference: str | None
-    reused: bool = False
-
-
-def role_summary(
-    weights: RoleWeights, network: nn.Module, graph: ExportedGraph, parity: RoleParity | None
-) -> RoleSummary:
-    """Build the row of one role.
-
-    Args:
-        weights: Weights of the network.
-        network: Network built from them.
-        graph: The written graph.
-        parity: Result of the comparison; None if it was skipped.
-    """
-    return RoleSummary(
-        role=weights.role,
-        variant=variant_name(weights),
-        parameters=sum(value.numel() for value in network.parameters()),
-        nodes=graph.nodes,
-        size_bytes=graph.size_bytes,
-        half_weights=graph.precision_report.half_weights,
-        total_weights=graph.precision_report.total_weights,
-        export_s=graph.elapsed_s,
-        verify_s=None if parity is None else parity.elapsed_s,
-        largest_difference=None if parity is None else parity.worst.text,
-    )
-
-
-def parity_facts(graph: ExportedGraph, parity: RoleParity) -> dict[str, Any]:
-    """Build one role's entry in ``parity.json``."""
-    return parity.as_json() | {
-        "half_weights": graph.precision_report.half_weights,
-        "total_weights": graph.precision_report.total_weights,
-        "weights_lost_to_zero": graph.underflows,
-    }
-
-
-Step = Literal["load", "prepare", "trace", "write", "verify", "adapt"]
-"""Building the network, folding and halving it, tracing it, writing its graph, comparing; then its
-fine-tuning step, written and compared."""
-
-
-class Progress:
-    """Callbacks for every step of every role.
-
-    This class does nothing; override the methods to display.
-    """
-
-    def reading(self, path: Path) -> None:
-        """Report that a checkpoint is being read."""
-
-    def started(self, role: Role, step: Step) -> None:
-        """Report the start of a step."""
-
-    def finished(self, role: Role, step: Step, elapsed_s: float) -> None:
-        """Report the successful end of a step."""
-
-    def reused(self, role: Role) -> None:
-        """Report that the result of an earlier, interrupted run is used."""
-
-
-@dataclass
-class Stopwatch:
-    """Result of :func:`timed`.
-
-    Attributes:
-        elapsed_s: Seconds of the step; 0 until it has ended.
-    """
-
-    elapsed_s: float = 0.0
-
-
-@contextmanager
-def timed(progress: Progress, role: Role, step: Step) -> Iterator[Stopwatch]:
-    """Report and time one step; a step that raises is never reported as finished."""
-    progress.started(role, step)
-    stopwatch = Stopwatch()
-    began_s = time.perf_counter()
-    yield stopwatch
-    stopwatch.elapsed_s = time.perf_counter() - began_s
-    progress.finished(role, step, stopwatch.elapsed_s)

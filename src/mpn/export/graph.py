@@ -17,13 +17,13 @@ from mpn._common.files import output_errors
 from mpn._common.text import one_line
 from mpn.engines.spec import OPSET, EngineSpec, Precision, Role, TensorSpec
 from mpn.errors import ExportError
-from mpn.export.description import Progress, timed
 from mpn.export.precision import (
     PrecisionReport,
     check_precision,
     precision_report,
     prepare_network,
 )
+from mpn.export.progress import Progress, timed
 from mpn.export.tracing import deployed, traced_program
 
 _WRAPPER_PREFIX = "network."

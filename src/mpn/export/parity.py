@@ -18,7 +18,6 @@ from mpn.engines.directory.parity import PARITY_SCHEMA
 from mpn.engines.onnxruntime.engine import OrtEngine, import_onnxruntime
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.errors import EngineError, ExportError
-from mpn.export.description import Progress, timed
 from mpn.export.graph import graph_failures, probe_inputs
 from mpn.export.parity_inputs import ParityCase, ParityPictures
 from mpn.export.precision import (
@@ -27,6 +26,7 @@ from mpn.export.precision import (
     check_activation_peak,
     folded_network,
 )
+from mpn.export.progress import Progress, timed
 from mpn.export.tracing import deployed
 from mpn.types import Float32Array
 

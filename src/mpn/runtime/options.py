@@ -126,7 +126,8 @@ class RedetectOptions(GivenRepr):
             where it was given, 0..1. Source: VS-ReID. [default: 0.1]
         colour_min: Smallest mean log-likelihood ratio of the component's colours, object against
             its surroundings in the frame where it was given, -2..2; -2 accepts any. See
-            :mod:`mpn.runtime.host.reliability`. VS-ReID compares appearance by a network. [default: 0.4]
+            :mod:`mpn.runtime.host.reliability`. VS-ReID compares appearance by a network.
+            [default: 0.4]
         agreement_min: A tracked object is checked too: it is redetected elsewhere, or uncertain, if
             the mean probability of its own fine-tuned OSVOS over its pixels is below this, 0..1, or
             its colours fail ``colour_min``. 0 disables the check. [default: 0.2]
@@ -317,8 +318,8 @@ class PipelineOptions(GivenRepr):
             pixels and t = s + half of the flow's length. 0 is the paper: no check, one flow per
             frame instead of two. [default: 0]
         colour_weight: Weight of the colours of the frame where the object was given, as evidence
-            for or against the warped probability, at least 0; see :mod:`mpn.runtime.host.reliability`. 0 is
-            the paper: no such stage. [default: 0]
+            for or against the warped probability, at least 0; see :mod:`mpn.runtime.host.reliability`. 0
+            is the paper: no such stage. [default: 0]
         roi_margin_frac: Margin of the ROI on each side, as a fraction of the box's side, at least
             0. Source: VS-ReID. [default: 0.15]
         roi_margin_px_min: Smallest margin in pixels, at least 0, so that a tiny object has

@@ -10,7 +10,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from mpn.synthetic.scene import (
+from mpn.synthetic.motion import (
     BALL_RADIUS_PX,
     KOI_HALF_LENGTH_PX,
     LEAF_HALF_LENGTH_PX,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import cv2
 import torch
@@ -18,54 +17,11 @@ from torch import Tensor, nn
 
 from mpn._common.closeable import Closeable
 from mpn._common.files import output_errors, remove_temporaries
-from mpn._common.validation import check_int, check_number
 from mpn.errors import TrainingError, import_or_explain
 from mpn.networks.checkpoint import write_torch_file
 from mpn.training.optimisation import AveragedWeights, MixedPrecision
+from mpn.training.options import LoopOptions
 from mpn.training.processes import Processes, joined_processes
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-HELD_OUT = ("horsejump-low", "flamingo", "scooter-gray")
-"""Sequences of DAVIS's training list used only for validation, by default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopOptions:
-    """Options that all networks have in common.
-
-    Attributes:
-        ema_decay: Decay of the averaged weights, which are validated and exported.
-        holdout: Names of the sequences kept for validation.
-        validate_every: Steps between validations.
-        log_every: Steps between lines of the log.
-        save_every_s: Seconds between saved states; 0 saves after every step.
-        tensorboard: Also write the log for TensorBoard.
-        seed: Seed of all random choices.
-        threads: Threads of torch per process.
-        workers: Threads per process that prepare the data. The data do not depend on it.
-        device: ``"auto"`` is the first GPU if there is one; under torchrun, the GPU of the process.
-        precision: Precision of the convolutions (autocast; weights stay float32). ``"auto"`` is
-            bfloat16 on a GPU that supports it, float16 with a scaled loss on another GPU, float32
-            on a CPU.
-    """
-
-    ema_decay: float = 0.998
-    holdout: tuple[str, ...] = HELD_OUT
-    validate_every: int = 1000
-    log_every: int = 50
-    save_every_s: float = 120.0
-    tensorboard: bool = False
-    seed: int = 0
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    workers: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Precision = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("validate_every", "log_every", "threads", "workers"):
-            check_int(name, getattr(self, name), least=1, error=TrainingError)
-        check_number("ema_decay", self.ema_decay, least=0, below=1, error=TrainingError)
-
 
 LOG_FILE = "log.csv"
 _DIGITS = {"loss": ".5f", "learning_rate": ".3g"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpn.errors import TrainingError
-from mpn.training.loop import Precision
+from mpn.training.options import Precision
 from mpn.training.processes import Processes
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -21,7 +21,7 @@ class MixedPrecision:
     """Autocast and, for float16, a scaled loss.
 
     Args:
-        precision: See :class:`mpn.training.loop.LoopOptions`.
+        precision: See :class:`mpn.training.options.LoopOptions`.
         device: Device of the network.
 
     Raises:

@@ -15,10 +15,10 @@ from rich.progress import (
 )
 
 from mpn._common.closeable import Closeable
-from mpn.training.flow.recipe import FlowTrainingReport
-from mpn.training.osvos.recipe import OsvosTrainingReport
+from mpn.training.flow.options import FlowTrainingReport
+from mpn.training.osvos.options import OsvosTrainingReport
 from mpn.training.processes import is_first_process
-from mpn.training.propagation.recipe import TrainingReport
+from mpn.training.propagation.options import TrainingReport
 
 AnyReport = TrainingReport | OsvosTrainingReport | FlowTrainingReport
 

@@ -17,12 +17,12 @@ from mpn.engines.spec import Role
 from mpn.errors import CheckpointError, TrainingError
 from mpn.networks.checkpoint import load_checkpoint, read_torch_file, save_checkpoint
 from mpn.networks.deeplab import DeepLabConfig, DeepLabXception, FourthChannel
-from mpn.networks.layers import ImageNetTrunk, imagenet_trunk, vgg16_stages, xception_backbone
+from mpn.networks.imagenet import ImageNetTrunk, imagenet_trunk, vgg16_stages, xception_backbone
 from mpn.networks.osvos import OsvosConfig, OsvosVgg, five_branch_from_four
 from mpn.networks.recognise import unwrapped_state_dict
 from mpn.training.osvos.samples import INPUT_SCALE, init_weights, weights_for_larger_input
 from mpn.training.processes import is_first_process
-from mpn.training.recipe import toml_from_recipe
+from mpn.training.recipe_file import toml_from_recipe
 
 RECIPE_FILE = "recipe.toml"
 _OF_THE_MACHINE = frozenset(

@@ -17,7 +17,7 @@ from mpn.engines.spec import Role
 from mpn.engines.tensorrt.engine import TrtEngine
 from mpn.engines.tensorrt.plans.builder import build_plan
 from mpn.engines.tensorrt.plans.store import PlanStore
-from mpn.engines.tensorrt.refit import (
+from mpn.engines.tensorrt.reweight import (
     LIMITS,
     check_against_onnxruntime,
     differences,

@@ -18,7 +18,7 @@ from mpn.errors import ExportError, OutputError
 from mpn.export.finetune.optimizer import OptimizerSettings, TensorGroup, optimizer_settings
 from mpn.export.finetune.parity import StepExample, TorchStep, step_example
 from mpn.export.finetune.step import FinetuneGraph, adapt_graph, save_graph, trained_names
-from mpn.export.finetune.write import INPUT_NAMES, ForwardGraph
+from mpn.export.finetune.trace import INPUT_NAMES, ForwardGraph
 from mpn.types import Float32Array
 from tests.tolerances import ADAPT_PROB, ADAPT_WEIGHT_RELATIVE
 

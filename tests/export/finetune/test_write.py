@@ -21,13 +21,8 @@ from mpn.export.finetune import write as adapt_write
 from mpn.export.finetune.optimizer import optimizer_settings
 from mpn.export.finetune.parity import GRADIENT_LIMIT, LOSS_LIMIT, UPDATE_LIMIT, verify_step
 from mpn.export.finetune.step import adapt_graph, save_graph
-from mpn.export.finetune.write import (
-    FINETUNABLE_ROLES,
-    ForwardGraph,
-    WrittenFinetune,
-    trace_forward,
-    write_adapt,
-)
+from mpn.export.finetune.trace import ForwardGraph, trace_forward
+from mpn.export.finetune.write import FINETUNABLE_ROLES, WrittenFinetune, write_adapt
 from tests.export.conftest import tiny_spec
 from tests.finetune_dirs import write_inference_graph
 from tests.tolerances import HALF_STEP, HALF_STEP_OF_SCALED

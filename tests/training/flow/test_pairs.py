@@ -11,16 +11,9 @@ import torch
 
 from mpn.errors import InputError, TrainingError
 from mpn.runtime.host.ops import warp_bilinear
-from mpn.training.flow.pairs import (
-    FlowCropOptions,
-    FlowSamples,
-    crop_pair,
-    joined,
-    load_flow_pairs,
-    read_flo,
-    recoloured,
-)
-from mpn.training.flow.recipe import FlowTrainingOptions
+from mpn.training.flow.crop import FlowCropOptions, crop_pair, recoloured
+from mpn.training.flow.options import FlowTrainingOptions
+from mpn.training.flow.pairs import FlowSamples, joined, load_flow_pairs, read_flo
 from mpn.training.flow.synthetic import FlowSample, SyntheticFlowOptions, SyntheticPairs
 from mpn.training.losses import PUBLISHED_WEIGHTS, mean_epe_px, multiscale_epe
 from mpn.training.propagation.clips import ClipSources

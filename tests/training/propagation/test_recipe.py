@@ -10,12 +10,8 @@ import torch
 from mpn.errors import TrainingError
 from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.training.propagation.clips import ClipSources
-from mpn.training.propagation.recipe import (
-    PropagationTrainingOptions,
-    TrainingReport,
-    train_propagation,
-    trainer,
-)
+from mpn.training.propagation.options import PropagationTrainingOptions, TrainingReport
+from mpn.training.propagation.recipe import train_propagation, trainer
 from mpn.training.propagation.rollout import RolloutOptions
 
 TINY = PropagationTrainingOptions(

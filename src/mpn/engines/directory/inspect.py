@@ -13,7 +13,7 @@ from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.directory.parity import ParityReport, load_parity
 from mpn.engines.open import Backend, PlanPolicy, open_engines
 from mpn.engines.spec import Role
-from mpn.engines.tensorrt.plans.record import PlanReport, plan_reports
+from mpn.engines.tensorrt.plans.listing import PlanReport, plan_reports
 from mpn.errors import ManifestError, MpnError
 
 _TRIED: tuple[Backend, ...] = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")

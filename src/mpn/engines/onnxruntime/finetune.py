@@ -35,7 +35,7 @@ _STATE_SETS = 2
 
 
 class OrtFinetuneEngine(Closeable):
-    """See :class:`mpn.engines.onnxruntime.finetune.FinetuneEngine`; made by ``open_finetune_engine``.
+    """Implement :class:`FinetuneEngine` by onnxruntime; see :func:`open_finetune_engine`.
 
     Args:
         directory: The engine directory.
@@ -152,7 +152,7 @@ class OrtFinetuneEngine(Closeable):
         return loss
 
     def features(self, inputs: Float32Array) -> Features:
-        """Run the frozen trunk, see :meth:`mpn.engines.onnxruntime.finetune.FinetuneEngine.features`."""
+        """Run the frozen trunk, see :meth:`FinetuneEngine.features`."""
         self._check_open()
         if self._feature_session is None:
             raise EngineError(f"scope '{self._scope}' has no frozen trunk: give step() the inputs")

@@ -18,7 +18,8 @@ from mpn.engines.spec import Role
 from mpn.engines.weights import read_weights
 from mpn.errors import EngineError, ExportError
 from mpn.export.finetune.optimizer import BALANCED_ROLES, OptimizerSettings
-from mpn.export.finetune.write import INPUT_CHANNELS, MarginGraph, WrittenFinetune
+from mpn.export.finetune.trace import INPUT_CHANNELS, MarginGraph
+from mpn.export.finetune.write import WrittenFinetune
 from mpn.export.parity import CaseParity, Limit, Measure
 from mpn.types import Float32Array
 

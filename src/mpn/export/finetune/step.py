@@ -27,7 +27,7 @@ from mpn.export.finetune.optimizer import (
     cross_entropy,
     state_name,
 )
-from mpn.export.finetune.write import MARGIN, ForwardGraph
+from mpn.export.finetune.trace import MARGIN, ForwardGraph
 
 TARGET = "target"
 """Tensor with the height and width of the network's input, which the head does not get."""

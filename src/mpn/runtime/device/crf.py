@@ -1,4 +1,4 @@
-"""DenseCRF on the device: the model of :mod:`mpn.runtime.crf.dense`, all regions of a frame at once.
+"""DenseCRF of :mod:`mpn.runtime.crf.dense` on the device, for all regions of a frame at once.
 
 No step waits for the host; see :mod:`mpn.runtime.device.lattice`.
 """

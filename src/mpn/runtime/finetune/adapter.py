@@ -1,9 +1,9 @@
 """Fine-tuning of the networks on one object of the given frame, without torch.
 
 The optimisation step is a graph of the engine directory (``propagation_adapt.onnx``,
-``osvos_adapt.onnx``) that onnxruntime runs, on CUDA where the networks run on a GPU and it can; the
-backend of the networks takes what was learned over (:mod:`mpn.engines.open`). What it learns
-from is dreamt from the frame (:mod:`mpn.runtime.finetune.augment.propagation`, :mod:`mpn.runtime.finetune.augment.osvos`).
+``osvos_adapt.onnx``). onnxruntime runs it, on CUDA if the networks run on a GPU and it is able to.
+The fine-tuned weights are then given to the backend of the networks (:mod:`mpn.engines.open`). The
+training pairs are made from the frame (:mod:`mpn.runtime.finetune.augment`).
 """
 
 from __future__ import annotations

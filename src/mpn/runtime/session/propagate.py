@@ -85,8 +85,8 @@ def propagate(
     read ahead in a thread.
 
     Args:
-        video: What :func:`mpn.runtime.media.video.open_video` opens, an open source (which stays the
-            caller's to close), or frames as (H, W, 3) uint8 RGB arrays.
+        video: What :func:`mpn.runtime.media.video.open_video` opens, an open source (which the
+            caller closes), or frames as (H, W, 3) uint8 RGB arrays.
         mask: Labels of the first frame, array or file.
         corrections: Frame index in the video -> labels of that frame. Objects with a known id are
             corrected, others are added; an object that a mask does not mention goes on as it was.

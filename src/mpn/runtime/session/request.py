@@ -40,7 +40,8 @@ class RunRequest:
         start: Index of the first frame.
         end: Index of the frame to stop before.
         fps: Frame rate of a folder of images.
-        decode: Where a video file is decoded; see :func:`mpn.runtime.media.video_nvdec.choose_decoder`.
+        decode: Decoder of a video file: see
+            :func:`mpn.runtime.media.video_nvdec.choose_decoder`.
         save: What to write beside tracks.jsonl and run.json.
         resume: Go on with an earlier run in ``out``, if there is one.
         build: Build a plan that is missing or does not fit, for backends that run plans; False:

@@ -16,19 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from mpn import __version__
 from mpn._common.files import journal_path
 from mpn._common.records import json_from_text, record_from_json
 from mpn.errors import InputError, MaskError, OutputError
 from mpn.masks import load_labels
-from mpn.runtime.finetune.plan import finetune_as_json
-from mpn.runtime.media.video import VideoSource
-from mpn.runtime.options import CONSTANTS_OF_0_1, OPTIONS_OF_0_1, FinetuneOptions
-from mpn.runtime.pipeline import Pipeline
+from mpn.runtime.options import CONSTANTS_OF_0_1, OPTIONS_OF_0_1
 from mpn.runtime.session.layout import ResultPaths
 from mpn.runtime.session.propagate import PipelineLike, follow_frames, give
-from mpn.runtime.session.report import sha256_of_array
-from mpn.runtime.session.request import Masks
 from mpn.types import MAX_OBJECT_ID, Frame, StepResult, UInt8Array
 
 FIELDS_OF_0_1: Mapping[str, str] = {
@@ -266,39 +260,3 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
     for key, nested in items:
         leaves |= _leaves(nested, f"{name}.{key}" if name else key)
     return leaves
-
-
-def fingerprint(
-    video: VideoSource, masks: Masks, pipeline: Pipeline, finetune: FinetuneOptions | None
-) -> dict[str, Any]:
-    """The fingerprint of a run, as JSON types.
-
-    Args:
-        video: Opened; its first frame is looked at.
-        masks: The user's.
-        pipeline: Open.
-        finetune: How its networks are fine-tuned; None: not at all.
-    """
-    first = video.first_frame
-    return {
-        "version": __version__,
-        "video": {
-            "name": video.name,
-            "size_hw": list(video.size_hw),
-            "first_index": first.index,
-            "first_frame_sha256": sha256_of_array(first.rgb),
-        },
-        "masks": {
-            str(index): sha256_of_array(labels)
-            for index, labels in ((first.index, masks.first), *sorted(masks.later.items()))
-        },
-        "engine": dict(pipeline.engines.digests),
-        "options": pipeline.options.as_json(),
-        "finetune": None if finetune is None else finetune_as_json(finetune),
-    }
-
-
-def until(fingerprint: Mapping[str, Any], frame_index: int) -> dict[str, Any]:
-    """The fingerprint without masks that come into play later: those may change."""
-    masks = {k: digest for k, digest in fingerprint["masks"].items() if int(k) <= frame_index}
-    return {**fingerprint, "masks": masks}

@@ -24,6 +24,7 @@ from mpn.runtime.finetune.plan import FinetunePlan, finetune_as_json, plan_finet
 from mpn.runtime.media.video import VideoSource, open_video
 from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 from mpn.runtime.pipeline import OnFinetune, Pipeline
+from mpn.runtime.session.fingerprint import fingerprint, until
 from mpn.runtime.session.layout import (
     RUN_JSON_SCHEMA,
     ResultPaths,
@@ -42,9 +43,7 @@ from mpn.runtime.session.resume import (
     check_resumable,
     check_same_run,
     find_resume_point,
-    fingerprint,
     resumed_frames,
-    until,
 )
 from mpn.types import Frame, StepResult
 

@@ -16,8 +16,8 @@ from mpn.runtime.host.flow import EngineFlow, FlowEstimator, flow_px
 from mpn.runtime.host.ops import warp_bilinear
 from mpn.runtime.host.preprocess import one_hot
 from mpn.training.data import DavisSequence, Prefetched
+from mpn.training.flow.options import FlowTrainingOptions, FlowTrainingReport
 from mpn.training.flow.pairs import FlowPair, FlowSamples, joined
-from mpn.training.flow.recipe import FlowTrainingOptions, FlowTrainingReport
 from mpn.training.flow.synthetic import FlowSample
 from mpn.training.loop import ResumableTrainer
 from mpn.training.losses import mean_epe_px, multiscale_epe

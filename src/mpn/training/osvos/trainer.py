@@ -17,7 +17,7 @@ from mpn.training.data import Prefetched
 from mpn.training.loop import ResumableTrainer
 from mpn.training.losses import class_balanced_loss
 from mpn.training.optimisation import AveragedWeights, MixedPrecision, adamw, cosine, warmed_up
-from mpn.training.osvos.recipe import OsvosStage, OsvosTrainingOptions, OsvosTrainingReport
+from mpn.training.osvos.options import OsvosStage, OsvosTrainingOptions, OsvosTrainingReport
 from mpn.training.osvos.samples import (
     CropSource,
     MaskedImages,
@@ -36,8 +36,8 @@ class OsvosTrainer(ResumableTrainer):
     """Network, optimiser and averaged weights of one training run.
 
     Args:
-        network: Plain, or of :func:`mpn.training.osvos.samples.normalised_network`; on the device of
-            ``processes``.
+        network: Plain, or from :func:`mpn.training.osvos.samples.normalised_network`; on the device
+            of ``processes``.
         sources: Crops of each stage that has steps.
         options: See :class:`OsvosTrainingOptions`.
         processes: Each process computes its share of a batch.

@@ -27,7 +27,7 @@ from mpn.training.optimisation import (
 )
 from mpn.training.processes import Processes
 from mpn.training.propagation.clips import ClipSources
-from mpn.training.propagation.recipe import PropagationTrainingOptions, TrainingReport
+from mpn.training.propagation.options import PropagationTrainingOptions, TrainingReport
 from mpn.training.propagation.rollout import Rollout, Sample
 from mpn.types import Float32Array
 

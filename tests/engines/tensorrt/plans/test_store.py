@@ -11,8 +11,9 @@ from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import default_engine_dir
 from mpn.engines.tensorrt.api import TrtBackend, load_trt
+from mpn.engines.tensorrt.plans.listing import plan_reports
 from mpn.engines.tensorrt.plans.options import BuildOptions
-from mpn.engines.tensorrt.plans.record import load_record, plan_reports, record_path
+from mpn.engines.tensorrt.plans.record import load_record, record_path
 from mpn.engines.tensorrt.plans.store import Plan, PlanStore, user_plans_dir
 from mpn.errors import BackendError, EngineError
 from tests.emulation.driver import FakeDriver, install_driver

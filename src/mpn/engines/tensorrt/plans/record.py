@@ -7,30 +7,24 @@ digests, and the permission to write there).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpn._common.files import sha256_of_file
 from mpn._common.records import (
     json_from_record,
     read_json,
     record_from_json,
     schema_version_of,
 )
-from mpn._common.text import one_line
 from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import RoleEntry
-from mpn.engines.directory.files import resolve_inside
-from mpn.engines.directory.manifest import Manifest
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.engines.tensorrt.api import TrtApi, TrtBackend
 from mpn.engines.tensorrt.plans.options import BuildOptions, object_profiles
 from mpn.engines.tensorrt.plans.report import PlanPrecision
-from mpn.engines.tensorrt.plans.store import user_plans_dir
 from mpn.errors import EngineError, MpnError
 
 PLANS_DIR = "plans"
@@ -213,54 +207,3 @@ def load_record(plan: Path) -> PlanRecord:
     except EngineError as error:
         raise EngineError(f"{path.name}: {error}") from error
     return PlanRecord.from_json(value)
-
-
-@dataclass(frozen=True)
-class PlanReport:
-    """One plan of a directory, for ``mpn inspect``.
-
-    Attributes:
-        path: Where it lies.
-        record: What is known about it; None if its record cannot be used.
-        problem: Why it fits nothing: changed, without a record, or of another graph; None if it is
-            a plan of this directory. Whether it fits this machine is not looked at.
-    """
-
-    path: Path
-    record: PlanRecord | None
-    problem: str | None
-
-
-def plan_reports(directory: Path, manifest: Manifest) -> tuple[PlanReport, ...]:
-    """Every plan in ``plans/`` of a directory, then its plans in the user's cache, by name."""
-    reports = []
-    for path in sorted(resolve_inside(directory, PLANS_DIR).glob("*.plan")):
-        try:
-            record = load_record(path)
-        except EngineError as error:
-            reports.append(PlanReport(path, None, one_line(error)))
-            continue
-        reports.append(PlanReport(path, record, _problem(path, record, manifest)))
-    cache = user_plans_dir()
-    for path in () if cache is None else sorted(cache.glob("*.plan")):
-        with contextlib.suppress(EngineError):  # there are plans of all directories
-            record = load_record(path)
-            if _is_of(record, manifest):
-                reports.append(PlanReport(path, record, _problem(path, record, manifest)))
-    return tuple(reports)
-
-
-def _is_of(record: PlanRecord, manifest: Manifest) -> bool:
-    entry = manifest.roles.get(record.key.role)
-    return entry is not None and record.key.graph == tuple(file.sha256 for file in entry.files)
-
-
-def _problem(path: Path, record: PlanRecord, manifest: Manifest) -> str | None:
-    if not _is_of(record, manifest):
-        return "built from another graph"
-    try:
-        if sha256_of_file(path) != record.sha256:
-            return "changed since it was built"
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    return None

@@ -1,0 +1,205 @@
+"""TensorRT engines with the weights of one object: refitted, and compared before use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpn.engines.base import Engine
+from mpn.engines.directory.entries import WeightTensor
+from mpn.engines.directory.files import resolve_inside
+from mpn.engines.onnxruntime.engine import OrtEngine
+from mpn.engines.onnxruntime.finetune import adapt_entry
+from mpn.engines.onnxruntime.reweight import exchanged_graph
+from mpn.engines.spec import EngineSpec, Precision, Role
+from mpn.engines.tensorrt.engine import TrtEngine
+from mpn.engines.tensorrt.open import PlanPolicy, open_trt_engine, refittable
+from mpn.engines.tensorrt.plans.store import PlanStore
+from mpn.engines.weights import check_weights, read_weights, stored_bytes
+from mpn.errors import EngineError
+from mpn.types import Float32Array
+
+_PROBE_SEED = 0
+
+_OSVOS_RANGE = 120.0
+"""Inputs of OSVOS are colours of 0..255 less their mean."""
+
+_ARRIVED = 0.5
+
+_TELLING = 0.1
+"""Largest standard error of the share at which it says something."""
+
+
+@dataclass(frozen=True)
+class ProbLimits:
+    """How far two engines of the same weights may be apart.
+
+    Attributes:
+        max_abs: Largest difference of a probability.
+        mean_abs: Mean difference.
+    """
+
+    max_abs: float
+    mean_abs: float
+
+
+LIMITS: Mapping[Precision, ProbLimits] = {
+    # Sums in another order, over thousands of products.
+    "fp32": ProbLimits(max_abs=5e-3, mean_abs=5e-4),
+    # The limits of parity at export: half against float32 activations.
+    "fp16": ProbLimits(max_abs=0.1, mean_abs=2e-3),
+}
+
+
+def open_refitted_engine(
+    store: PlanStore,
+    role: Role,
+    weights: Mapping[str, Float32Array],
+    policy: PlanPolicy,
+    *,
+    threads: int | None = None,
+) -> TrtEngine:
+    """Open an engine with other weights, from the role's refittable plan.
+
+    Args:
+        store: The plans of the directory.
+        role: ``"propagation"`` or ``"osvos"``.
+        weights: By name; those that are not given stay.
+        policy: How the plan is come by; it is built at the first object.
+        threads: Of onnxruntime, for the comparison.
+
+    Returns:
+        The engine, once it agrees with onnxruntime.
+
+    Raises:
+        BackendError: If there is no plan and none may be built.
+        EngineError: If a weight does not fit, the library refuses, or the answers differ.
+        OutputError: If files cannot be written.
+    """
+    entry = adapt_entry(store.manifest, role)
+    check_weights(entry.tensors, weights, complete=False)
+    trained = [tensor for tensor in entry.tensors if tensor.scopes]
+    own = read_weights(store.directory, entry.tensors)
+    _check_fixed(entry.tensors, own, weights)
+    # All of them: layers that were fused may need weights of each other.
+    stored = {tensor.name: stored_array(tensor, {**own, **weights}) for tensor in trained}
+    engine, _ = open_trt_engine(
+        store, role, policy, options=refittable(policy.options), weights=stored
+    )
+    try:
+        check_against_onnxruntime(engine, store, role, weights, threads=threads)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def check_against_onnxruntime(
+    engine: Engine,
+    store: PlanStore,
+    role: Role,
+    weights: Mapping[str, Float32Array],
+    *,
+    threads: int | None = None,
+) -> None:
+    """Compare an engine with exchanged weights to onnxruntime on the CPU, on one input.
+
+    Raises:
+        EngineError: If they differ by more than :data:`LIMITS`, or if the answer is still that of
+            the directory's own weights.
+    """
+    precision = store.manifest.roles[role].precision
+    limits, probe = LIMITS[precision], probe_for(engine.spec)
+    own_graph = resolve_inside(store.directory, store.manifest.roles[role].onnx)
+    with OrtEngine(own_graph, engine.spec, threads=threads) as own:
+        before = own.run(probe)["prob"]
+    with (
+        exchanged_graph(store.directory, store.manifest, role, weights) as graph,
+        OrtEngine(graph, engine.spec, threads=threads) as reference,
+    ):
+        expected = reference.run(probe)["prob"]
+    got = engine.run(probe)["prob"]
+    found = differences(got, expected)
+    if found.max_abs > limits.max_abs or found.mean_abs > limits.mean_abs:
+        raise EngineError(
+            f"the {role} engine on {engine.backend} with exchanged weights differs from "
+            f"onnxruntime by {found.max_abs:.2g} at most and {found.mean_abs:.2g} on average "
+            f"({limits.max_abs:g} and {limits.mean_abs:g} are allowed): weights cannot be "
+            "exchanged with this version, use backend cuda, or --no-finetune"
+        )
+    arrived = share_of_change(got, before, expected)
+    if arrived is not None and arrived < _ARRIVED:
+        raise EngineError(
+            f"the {role} engine on {engine.backend} answers as before although its weights were "
+            "exchanged: use backend cuda, or --no-finetune"
+        )
+
+
+def share_of_change(
+    got: Float32Array, before: Float32Array, expected: Float32Array
+) -> float | None:
+    """How much of the change from ``before`` to ``expected`` is in ``got``: 1 all of it, 0 none.
+
+    The projection onto the change, over all pixels: rounding, which the limits allow and which may
+    be larger than a small change, averages out.
+
+    Returns:
+        None where the change is too small to tell.
+    """
+    change = (expected - before).astype(np.float64).ravel()
+    moved = (got - before).astype(np.float64).ravel()
+    norm2 = float(change @ change)
+    if norm2 == 0:
+        return None
+    share = float(moved @ change) / norm2
+    noise = min(float(np.std(moved)), float(np.std(moved - change)))
+    return share if noise < _TELLING * np.sqrt(norm2) else None
+
+
+def differences(left: Float32Array, right: Float32Array) -> ProbLimits:
+    """Largest and mean difference of two probabilities; infinite where one is not finite."""
+    apart = np.abs(left - right)
+    if not np.isfinite(apart).all():
+        return ProbLimits(float("inf"), float("inf"))
+    return ProbLimits(float(apart.max()), float(apart.mean()))
+
+
+def probe_for(spec: EngineSpec) -> dict[str, Float32Array]:
+    """One object's inputs in the range the network is used to, always the same."""
+    rng = np.random.default_rng(_PROBE_SEED)
+    probe: dict[str, Float32Array] = {}
+    for tensor in spec.inputs:
+        shape = tuple(1 if isinstance(size, str) else size for size in tensor.shape)
+        if spec.role == "osvos":
+            probe[tensor.name] = rng.uniform(-_OSVOS_RANGE, _OSVOS_RANGE, shape).astype(np.float32)
+        else:
+            values = rng.standard_normal(shape, np.float32)
+            values[:, 3:] = rng.random(values[:, 3:].shape, np.float32)  # the warped probability
+            probe[tensor.name] = values
+    return probe
+
+
+def stored_array(tensor: WeightTensor, weights: Mapping[str, Float32Array]) -> np.ndarray[Any, Any]:
+    """A weight as the graph holds it: converted, and scaled.
+
+    Raises:
+        EngineError: If a value is beyond half precision where that is what is stored.
+    """
+    dtype = np.dtype("<f4" if tensor.dtype == "float32" else "<f2")
+    return np.frombuffer(stored_bytes(tensor, weights[tensor.name]), dtype).reshape(tensor.shape)
+
+
+def _check_fixed(
+    tensors: tuple[WeightTensor, ...],
+    own: Mapping[str, Float32Array],
+    weights: Mapping[str, Float32Array],
+) -> None:
+    for tensor in tensors:
+        given = weights.get(tensor.name)
+        if not tensor.scopes and given is not None and not np.array_equal(given, own[tensor.name]):
+            raise EngineError(
+                f"weight '{tensor.name}' is never trained, so a plan cannot exchange it"
+            )

@@ -1,0 +1,50 @@
+"""Fingerprint of the inputs that must be equal for a run to be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mpn import __version__
+from mpn.runtime.finetune.plan import finetune_as_json
+from mpn.runtime.media.video import VideoSource
+from mpn.runtime.options import FinetuneOptions
+from mpn.runtime.pipeline import Pipeline
+from mpn.runtime.session.report import sha256_of_array
+from mpn.runtime.session.request import Masks
+
+
+def fingerprint(
+    video: VideoSource, masks: Masks, pipeline: Pipeline, finetune: FinetuneOptions | None
+) -> dict[str, Any]:
+    """The fingerprint of a run, as JSON types.
+
+    Args:
+        video: Opened; its first frame is looked at.
+        masks: The user's.
+        pipeline: Open.
+        finetune: How its networks are fine-tuned; None: not at all.
+    """
+    first = video.first_frame
+    return {
+        "version": __version__,
+        "video": {
+            "name": video.name,
+            "size_hw": list(video.size_hw),
+            "first_index": first.index,
+            "first_frame_sha256": sha256_of_array(first.rgb),
+        },
+        "masks": {
+            str(index): sha256_of_array(labels)
+            for index, labels in ((first.index, masks.first), *sorted(masks.later.items()))
+        },
+        "engine": dict(pipeline.engines.digests),
+        "options": pipeline.options.as_json(),
+        "finetune": None if finetune is None else finetune_as_json(finetune),
+    }
+
+
+def until(fingerprint: Mapping[str, Any], frame_index: int) -> dict[str, Any]:
+    """The fingerprint without masks that come into play later: those may change."""
+    masks = {k: digest for k, digest in fingerprint["masks"].items() if int(k) <= frame_index}
+    return {**fingerprint, "masks": masks}

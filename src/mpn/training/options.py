@@ -1,0 +1,53 @@
+"""Options that the training of each network has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mpn._common.validation import check_int, check_number
+from mpn.errors import TrainingError
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+HELD_OUT = ("horsejump-low", "flamingo", "scooter-gray")
+"""Sequences of DAVIS's training list used only for validation, by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """Options that all networks have in common.
+
+    Attributes:
+        ema_decay: Decay of the averaged weights, which are validated and exported.
+        holdout: Names of the sequences kept for validation.
+        validate_every: Steps between validations.
+        log_every: Steps between lines of the log.
+        save_every_s: Seconds between saved states; 0 saves after every step.
+        tensorboard: Also write the log for TensorBoard.
+        seed: Seed of all random choices.
+        threads: Threads of torch per process.
+        workers: Threads per process that prepare the data. The data do not depend on it.
+        device: ``"auto"`` is the first GPU if there is one; under torchrun, the GPU of the process.
+        precision: Precision of the convolutions (autocast; weights stay float32). ``"auto"`` is
+            bfloat16 on a GPU that supports it, float16 with a scaled loss on another GPU, float32
+            on a CPU.
+    """
+
+    ema_decay: float = 0.998
+    holdout: tuple[str, ...] = HELD_OUT
+    validate_every: int = 1000
+    log_every: int = 50
+    save_every_s: float = 120.0
+    tensorboard: bool = False
+    seed: int = 0
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("validate_every", "log_every", "threads", "workers"):
+            check_int(name, getattr(self, name), least=1, error=TrainingError)
+        check_number("ema_decay", self.ema_decay, least=0, below=1, error=TrainingError)
