@@ -1,13 +1,12 @@
-"""Measure flow estimation in parallel with other work, in three ways.
+"""Measure wall FPS of mpn-run with and without the prefetch on the host.
 
-    python -m benchmarks.speed.flow_overlap [--engine-dir DIR] [--objects 1,3] [--rounds 12]
-        [--threads 2] [-o RESULT.json]
+    python benchmarks/flow_overlap.py [--engine-dir DIR] [--objects 1,3] [--rounds 5]
+        [--frames 60] [--threads 2] [-o RESULT.json]
 
-*in turn*: the flow there, the flow back where the flow check wants it, then the rest of the frame.
-*both at once*: there and back side by side (``FlowEstimator.both_ways``). *ahead*: the flows of the
-next frame while the rest of this one is worked on (``FlowAhead``). The built-in clip at 854x480 is
-in memory; each way runs some frames in a row, then it is the next one's turn. All must find the
-same masks, else nothing is written.
+Each run decodes the built-in clip at 854x480 from H.264, segments it, and writes label PNGs and the
+overlay video. *in turn* computes the flow of a frame before its other stages; *prefetch* computes
+the flow of the next frame in a thread during them. Options: those of ``--fast``, and the default
+without fine-tuning. Both must write the same masks, else nothing is written.
 """
 
 from __future__ import annotations
@@ -15,157 +14,81 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from time import perf_counter
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import cv2
 import numpy as np
-from mpn.runtime.flow_ahead import FlowAhead
 
 from benchmarks.report.schema import cpu_backend, result_header, write_result
-from mpn import Pipeline, PipelineOptions
-from mpn._common.concurrency import OpenCvThreads
-from mpn.engines.open import EngineSet, default_engine_dir, open_engines
+from mpn.engines.open import default_engine_dir, open_engines
 from mpn.errors import MpnError
-from mpn.runtime.bench.result import engine_facts, load_average, summary_ms
-from mpn.runtime.host.flow import FlowEstimator, FlowFrame, flow_estimator_from
-from mpn.synthetic import render_clip
-from mpn.types import Float32Array, UInt8Array
+from mpn.runtime.bench.figures import run_wall
+from mpn.runtime.bench.result import engine_facts, load_average
+from mpn.runtime.bench.variants import labels_of_objects, make_clip
+from mpn.runtime.host.backend import HostBackend
+from mpn.runtime.options import PipelineOptions
+from mpn.runtime.session.request import RunRequest
 
 SIZE_HW = (480, 854)
-IN_A_ROW = 6
-"""Frames before it is another way's turn; the first of them, whose caches are another's, not
-counted."""
-
-
-class InTurn:
-    """An estimator that works on one flow after the other, whatever it could do at once.
-
-    Args:
-        inner: Does the work.
-    """
-
-    def __init__(self, inner: FlowEstimator) -> None:
-        self.prepare, self.between = inner.prepare, inner.between
-
-    def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
-        """See :meth:`mpn.runtime.host.flow.FlowEstimator.both_ways`."""
-        return self.between(frame0, frame1), self.between(frame1, frame0)
-
-
-class AtOnce:
-    """An estimator that works on both flows when it is asked for the first.
-
-    Args:
-        inner: Does the work.
-    """
-
-    def __init__(self, inner: FlowEstimator) -> None:
-        self.prepare, self.both_ways = inner.prepare, inner.both_ways
-        self._back: tuple[FlowFrame, FlowFrame, Float32Array] | None = None
-
-    def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
-        """See :meth:`mpn.runtime.host.flow.FlowEstimator.between`."""
-        if self._back is not None and self._back[0] is frame0 and self._back[1] is frame1:
-            return self._back[2]
-        there, back = self.both_ways(frame0, frame1)
-        self._back = (frame1, frame0, back)
-        return there
-
-
-class Way:
-    """A pipeline over the clip, and the times of its frames.
-
-    Args:
-        pipeline: Its own.
-        clip: The frames, over and over, there and back.
-        labels: (H, W) uint8 of the first.
-        ahead: To be told of the next frame; None if nobody is.
-    """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        clip: Sequence[UInt8Array],
-        labels: UInt8Array,
-        ahead: FlowAhead | None = None,
-    ) -> None:
-        self._pipeline, self._ahead = pipeline, ahead
-        self._clip = clip
-        self._at = 0
-        self.seconds: list[float] = []
-        self.labels = pipeline.start(clip[0], labels).labels
-
-    def run(self, frames: int) -> None:
-        """Segment some frames; all but the first are counted."""
-        for number in range(frames):
-            begun = perf_counter()
-            now = self._frame(self._at + 1)
-            if self._ahead is not None:
-                self._ahead.expect(now, self._frame(self._at + 2))
-            self.labels = self._pipeline.step(now).labels
-            self._at += 1
-            if number:
-                self.seconds.append(perf_counter() - begun)
-
-    def _frame(self, number: int) -> UInt8Array:
-        last = len(self._clip) - 1
-        return self._clip[last - abs(last - number % (2 * last))]
+WARMUP = 3
+SIDES = {"in turn": False, "prefetch": True}
+OPTIONS = {
+    "fast": PipelineOptions(flip_tta=False),
+    "default, not fine-tuned": PipelineOptions(),
+}
 
 
 def measure(
-    engines: EngineSet, clip: Sequence[UInt8Array], labels: UInt8Array, *, rounds: int
+    folder: Path, video: Path, mask: Path, options: PipelineOptions, given: argparse.Namespace
 ) -> dict[str, Any]:
-    """All ways in turn; an entry of the result.
+    """Run both sides in turn, and return FPS per round and the ratio of the medians.
 
     Args:
-        engines: Open.
-        clip: (H, W, 3) uint8 RGB frames.
-        labels: (H, W) uint8 of the first.
-        rounds: Turns of each way.
+        folder: Takes the results of the runs.
+        video: The clip.
+        mask: Labels of its first frame.
+        options: Of the pipeline.
+        given: Engine directory, rounds and threads.
 
     Raises:
-        MpnError: If two ways find different masks.
+        MpnError: If the sides write different masks.
     """
-    options = PipelineOptions().with_defaults(engines.manifest.runtime_defaults)
-    both_ways = options.flow_check_px > 0
-
-    def estimator() -> FlowEstimator:
-        return flow_estimator_from(engines)
-
-    with FlowAhead(estimator(), both_ways=both_ways) as ahead:
-        flows: dict[str, FlowEstimator] = {"in turn": InTurn(estimator()), "ahead": ahead}
-        if both_ways:
-            flows["both at once"] = AtOnce(estimator())
-        ways = {
-            name: Way(
-                Pipeline(engines, options=options, flow=flow),
-                clip,
-                labels,
-                ahead if flow is ahead else None,
-            )
-            for name, flow in flows.items()
-        }
-        order = list(ways)
-        for _ in range(rounds):
-            for name in order:
-                ways[name].run(IN_A_ROW)
-            order.append(order.pop(0))
-            if not all(np.array_equal(w.labels, ways["in turn"].labels) for w in ways.values()):
-                raise MpnError("the ways found different masks: their times mean nothing")
-    base = ways["in turn"].seconds
+    fps: dict[str, list[float]] = {side: [] for side in SIDES}
+    masks: dict[str, list[bytes]] = {}
+    order = list(SIDES)
+    supports_prefetch = HostBackend.supports_prefetch
+    try:
+        for number in range(given.rounds):
+            for side in order:
+                HostBackend.supports_prefetch = SIDES[side]
+                out = folder / f"{video.stem}-{number}-{side}"
+                run = run_wall(
+                    RunRequest(
+                        video=str(video),
+                        masks={None: mask},
+                        out=out,
+                        engine_dir=given.engine_dir,
+                        backend="cpu",
+                        threads=given.threads,
+                        options=options,
+                    )
+                )
+                fps[side].append(run.as_json(warmup=WARMUP)["fps"])
+                masks[side] = [path.read_bytes() for path in sorted(out.rglob("*.png"))]
+            order.reverse()
+            if not masks["in turn"] or masks["in turn"] != masks["prefetch"]:
+                raise MpnError("the sides wrote different masks: their times mean nothing")
+    finally:
+        HostBackend.supports_prefetch = supports_prefetch
+    medians = {side: float(np.median(values)) for side, values in fps.items()}
+    ratios = np.divide(fps["prefetch"], fps["in turn"])
     return {
-        "objects": int(labels.max()),
-        "is_flow_checked": both_ways,
-        "ways": {name: summary_ms(way.seconds) for name, way in ways.items()},
-        "ratios": {
-            name: {
-                "of_minima": round(min(base) / min(way.seconds), 3),
-                "of_medians": round(float(np.median(base) / np.median(way.seconds)), 3),
-            }
-            for name, way in ways.items()
-        },
+        "rounds": fps,
+        "medians": medians,
+        "ratio_of_medians": round(medians["prefetch"] / medians["in turn"], 3),
+        "median_of_ratios": round(float(np.median(ratios)), 3),
     }
 
 
@@ -176,51 +99,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--engine-dir", type=Path, help="default: the shipped engines")
     parser.add_argument("--objects", default="1,3")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--frames", type=int, default=24, help="of the clip")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=60, help="of the clip")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path)
     given = parser.parse_args(arguments)
-    load_before = load_average()
+    load_before, runs = load_average(), []
     try:
         objects = [int(number) for number in given.objects.split(",")]
-        clip = list(render_clip(frames=given.frames, size_hw=SIZE_HW))
         directory = default_engine_dir() if given.engine_dir is None else given.engine_dir
-        with ExitStack() as stack:
-            stack.enter_context(OpenCvThreads(given.threads))
-            engines = stack.enter_context(
-                open_engines(directory, backend="cpu", threads=given.threads)
-            )
+        with open_engines(directory, backend="cpu", threads=given.threads) as engines:
             facts = engine_facts(engines)
-            runs = [_run(engines, clip, number, given.rounds) for number in objects]
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            clip = make_clip(folder, frames=given.frames, size_hw=SIZE_HW)
+            for count in objects:
+                mask = folder / f"mask-{count}.png"
+                cv2.imwrite(str(mask), labels_of_objects(clip.labels, count))
+                for kind, options in OPTIONS.items():
+                    results = folder / f"{count}-{kind}"
+                    entry = measure(results, clip.video, mask, options, given)
+                    runs.append({"objects": count, "options": kind, **entry})
+                    print(
+                        f"K = {count}, {kind}: {entry['medians']}, "
+                        f"{entry['ratio_of_medians']}x, load {load_average()}",
+                        flush=True,
+                    )
         if given.out is not None:
             body = result_header(
                 backend=cpu_backend(threads=given.threads),
                 engine=facts,
                 frame_size_hw=SIZE_HW,
                 objects=objects,
-                frames=given.rounds * (IN_A_ROW - 1),
-                warmup=None,
+                frames=given.rounds * (given.frames - 1 - WARMUP),
+                warmup=WARMUP,
                 load_average_before=load_before,
-                not_measured=["decoding and writing beside it, which take cores, too"],
+                not_measured=["GPU (CUDA, TensorRT): the networks ran on the CPU"],
             )
             write_result(given.out, "flow_overlap", body | {"runs": runs})
     except (MpnError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _run(engines: EngineSet, clip: list[Any], objects: int, rounds: int) -> dict[str, Any]:
-    labels = np.where(clip[0].labels <= objects, clip[0].labels, 0)
-    entry = measure(engines, [frame.rgb for frame in clip], labels, rounds=rounds)
-    for name, times in entry["ways"].items():
-        ratio = entry["ratios"][name]
-        print(
-            f"K = {objects}, {name:14} {times['median_ms']:8.2f} ms (min {times['min_ms']:.2f}), "
-            f"{ratio['of_medians']}x (of minima {ratio['of_minima']}x)"
-        )
-    return entry
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, InputError
 from mpn.networks.build import (
+    OWN_KIND,
     VARIANTS,
     RoleWeights,
     empty_network,
@@ -20,6 +21,7 @@ from mpn.networks.deeplab import (
     HEAD_LAYER,
     with_fourth_channel,
 )
+from mpn.networks.recognise import DEEPLAB_KIND, FLOW_MEMBERS, members_present
 
 PROPAGATION_CHANNELS = 4
 """Number of input channels: RGB and the warped probability."""

@@ -318,7 +318,8 @@ class PipelineOptions(GivenRepr):
             pixels and t = s + half of the flow's length. 0 is the paper: no check, one flow per
             frame instead of two. [default: 0]
         colour_weight: Weight of the colours of the frame where the object was given, as evidence
-            for or against the warped probability, at least 0; see :mod:`mpn.runtime.host.reliability`. 0
+            for or against the warped probability, at least 0; see
+            :mod:`mpn.runtime.host.reliability`. 0
             is the paper: no such stage. [default: 0]
         roi_margin_frac: Margin of the ROI on each side, as a fraction of the box's side, at least
             0. Source: VS-ReID. [default: 0.15]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpn.errors import InputError
+from mpn.runtime.crf import kernels as crf_kernels
 from mpn.runtime.crf.dense import dense_crf
-from mpn.runtime.crf.dense import kernels as crf_kernels
 from tests.reference.crf import plain_crf, softmax
 from tests.tolerances import (
     CRF_ARGMAX_AGREEMENT,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpn.runtime.crf import kernels as crf_kernels
 from mpn.runtime.crf.dense import dense_crf
-from mpn.runtime.crf.dense import kernels as crf_kernels
 from mpn.runtime.crf.options import ResolvedCrf
 from mpn.runtime.device import lattice as cuda_lattice
 from mpn.runtime.device.crf import CudaCrf

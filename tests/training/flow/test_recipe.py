@@ -12,10 +12,10 @@ from mpn.engines.directory.manifest import DIS_SOURCE, FlowSource
 from mpn.errors import TrainingError
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
 from mpn.runtime.host.flow import DisFlow
+from mpn.training.flow import trainer as flow_trainer
 from mpn.training.flow.options import FlowTrainingOptions, FlowTrainingReport
 from mpn.training.flow.pairs import FlowPairs, FlowSamples
 from mpn.training.flow.recipe import init_flow_weights, train_flow
-from mpn.training.flow.recipe import trainer as flow_trainer
 from mpn.training.flow.trainer import FlowTrainer, warp_mean_j
 from mpn.training.propagation.clips import ClipSources
 

@@ -9,9 +9,9 @@ import torch
 
 from mpn.errors import TrainingError
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.training.osvos import trainer as osvos_trainer
 from mpn.training.osvos.options import OsvosTrainingOptions, OsvosTrainingReport
 from mpn.training.osvos.recipe import train_osvos
-from mpn.training.osvos.recipe import trainer as osvos_trainer
 from mpn.training.osvos.samples import CropOptions
 from mpn.training.osvos.trainer import OsvosTrainer
 from mpn.training.propagation.clips import ClipSources

@@ -227,6 +227,6 @@ def cube_root_table() -> npt.NDArray[np.uint16]:
 
 
 def blur_taps() -> Float32Array:
-    """The Gaussian that :func:`mpn.runtime.host.reliability.weigh_by_colour` blurs with: (17,) float32."""
+    """Return the (17,) float32 Gaussian of :func:`mpn.runtime.host.reliability.weigh_by_colour`."""
     taps: Float32Array = cv2.getGaussianKernel(_BLUR_TAPS, _BLUR_SIGMA_PX, cv2.CV_32F).ravel()
     return taps
