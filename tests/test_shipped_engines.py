@@ -65,7 +65,7 @@ def test_all_files_together_are_small_enough_to_ship() -> None:
     assert 1_000_000 < sum(sizes) <= SIZE_LIMIT_BYTES
 
 
-def test_the_licence_of_the_weights_is_in_the_manifest_and_the_model_card() -> None:
+def test_shipped_licence_is_in_manifest_and_model_card() -> None:
     directory = default_engine_dir()
     assert load_manifest(directory).provenance.licence == "CC BY-NC 4.0"
     card = (directory.parent / "MODEL_CARD.md").read_text()

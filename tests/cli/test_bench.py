@@ -174,9 +174,7 @@ def test_command_imports_nothing_heavy() -> None:
     assert printed.strip() == "[]"
 
 
-def test_a_variant_that_the_engines_cannot_run_is_one_clear_error(
-    bench: Bench, tmp_path: Path
-) -> None:
+def test_bench_unsupported_variant_is_refused(bench: Bench, tmp_path: Path) -> None:
     engine_dir = make_engine_dir(tmp_path / "engines", with_osvos=False)
     code, out, err = bench("--engine-dir", engine_dir, "--variants", "osvos")
     assert (code, out) == (1, "")

@@ -50,7 +50,7 @@ def test_plans_of_an_exported_directory_are_built_without_torch(
     assert "propagation from propagation-tensorrt-sm_90-11.4.0.106-" in printed.out
 
 
-def test_plans_for_other_gpus_and_versions_are_found_without_being_asked_for(
+def test_inspect_finds_plans_for_other_gpus_and_versions(
     directory: Path, fakes: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mpn("export", directory, "--build", "--any-gpu", "--any-version") == 0

@@ -161,7 +161,7 @@ def test_each_finetune_option_arrives(run, capsys) -> None:
     assert len(list(Path("kept").iterdir())) == 2
 
 
-def test_engines_that_can_learn_do_so_by_default_and_keep_what_they_learnt(
+def test_run_finetunes_by_default_and_caches_weights(
     run, capsys, monkeypatch, tmp_path: Path
 ) -> None:
     recipe = FinetuneRecipe(steps=2, size_px=65, batch=1, learning_rate=1e-3)
@@ -201,9 +201,7 @@ def test_fast_overrules_advice_but_not_given_options(
     assert report["finetune"] == {"ran": False, "why": "not wanted"}
 
 
-def test_progress_of_fine_tuning_is_told_with_its_eta_and_on_stderr_alone(
-    run, capsys, monkeypatch
-) -> None:
+def test_finetune_progress_with_eta_is_on_stderr_only(run, capsys, monkeypatch) -> None:
     monkeypatch.setattr("mpn.cli.progress._PLAIN_PROGRESS_EVERY_S", 0.0)
     arguments = ("@clip.mp4", "--mask", "@first.png", "--engine-dir", "@learning", *QUICK)
     assert run(*arguments, "--json") == 0

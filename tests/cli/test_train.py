@@ -29,7 +29,7 @@ def _train(arguments: list[str]) -> tuple[int, str, BaseException | None]:
     return result.exit_code, result.output, result.exception
 
 
-def test_a_run_writes_a_checkpoint_that_loads_and_says_what_comes_next(
+def test_train_writes_checkpoint_and_prints_next_command(
     davis_like: Path, stills_like: Path, tmp_path: Path
 ) -> None:
     data = ["--davis-root", str(davis_like), "--stills", str(stills_like)]
@@ -186,9 +186,7 @@ def _train_flow(arguments: list[str]) -> tuple[int, str, BaseException | None]:
     return result.exit_code, result.output, result.exception
 
 
-def test_flow_is_trained_from_a_recipe_whose_copy_gives_the_same_run(
-    stills_like: Path, tmp_path: Path
-) -> None:
+def test_train_flow_with_written_recipe_repeats_the_run(stills_like: Path, tmp_path: Path) -> None:
     out, again = tmp_path / "a", tmp_path / "b"
     code, output, error = _train_flow(["--stills", str(stills_like), "-o", str(out)])
     assert code == 0, (output, error)

@@ -76,7 +76,7 @@ def test_reader_error_arrives_after_the_items_before_it() -> None:
         within(HANG_S, consume)
 
 
-def test_consumer_error_wins_and_ends_a_reader_blocked_on_a_full_queue() -> None:
+def test_queue_consumer_error_ends_blocked_reader() -> None:
     def consume() -> None:
         with Prefetch(range(10**9), depth=1, name="mpn-test-full") as items:
             next(items)
@@ -120,7 +120,7 @@ def test_depth_must_be_positive(kind: type) -> None:
         kind([], depth=0)
 
 
-def test_worker_finishes_everything_in_order_before_close_returns() -> None:
+def test_worker_close_finishes_all_items_in_order() -> None:
     done: list[int] = []
 
     def slow(item: int) -> None:
@@ -133,7 +133,7 @@ def test_worker_finishes_everything_in_order_before_close_returns() -> None:
     assert done == list(range(50))
 
 
-def test_worker_error_surfaces_in_submit_even_while_the_queue_is_full() -> None:
+def test_worker_error_is_raised_by_submit_on_full_queue() -> None:
     release = threading.Event()
 
     def fail(item: int) -> None:

@@ -21,7 +21,7 @@ def _die() -> None:
     os._exit(3)
 
 
-def test_work_is_done_in_other_processes_with_their_own_opencv_threads() -> None:
+def test_process_pool_sets_opencv_threads() -> None:
     with process_pool(1, opencv_threads=1) as pool:
         assert pool.submit(os.getpid).result() != os.getpid()
         assert pool.submit(cv2.getNumThreads).result() == 1

@@ -219,7 +219,7 @@ def test_after_a_fault_the_next_launch_runs(broken: Shim) -> None:
     assert out[5] == 1
 
 
-def test_atomic_operations_lose_nothing_and_the_order_is_the_seeds(broken: Shim) -> None:
+def test_shim_atomics_are_exact_in_seeded_order(broken: Shim) -> None:
     orders = []
     for seed in range(3):
         count, order = np.zeros(1, np.int32), ints(128)

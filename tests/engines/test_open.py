@@ -125,7 +125,7 @@ def test_an_unknown_backend_is_refused(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx", "cuda"])
-def test_a_gpu_backend_never_becomes_another_where_there_is_no_gpu(
+def test_gpu_backend_without_gpu_is_refused(
     directory: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_gpu() -> None:
@@ -162,7 +162,7 @@ def test_auto_without_a_gpu_says_why_it_takes_the_cpu(
         assert engines.plans is None
 
 
-def test_auto_with_a_gpu_and_no_backend_for_it_gives_every_reason(
+def test_auto_backend_failure_lists_every_reason(
     directory: Path, opened: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends_module, "why_no_cuda", lambda: "there is no provider")

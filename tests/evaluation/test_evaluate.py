@@ -86,7 +86,7 @@ def test_every_figure_equals_the_official_one(
 
 
 @pytest.mark.parametrize("name", STUMBLED)
-def test_what_the_official_tool_stumbles_over_is_an_error_that_names_the_file(
+def test_unreadable_annotation_raises_with_path(
     name: str, golden: Path, dataset: DavisDataset
 ) -> None:
     with pytest.raises(EvaluationError, match=STUMBLED[name]):

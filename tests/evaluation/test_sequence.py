@@ -74,13 +74,11 @@ def test_void_of_the_ground_truth_is_background() -> None:
 @pytest.mark.parametrize(
     ("ids", "count"), [([0, 1], 1), ([0, 1, 3], 3), ([0, 2, 255], 2), ([0], 0), ([0, 255], 0)]
 )
-def test_objects_are_counted_by_the_largest_id_of_the_first_annotation(
-    ids: list[int], count: int
-) -> None:
+def test_object_count_is_largest_id_of_first_frame(ids: list[int], count: int) -> None:
     assert object_count(np.array([ids], np.uint8)) == count
 
 
-def test_an_id_that_the_first_annotation_skips_counts_as_an_object() -> None:
+def test_object_count_includes_skipped_ids() -> None:
     gt_labels = np.zeros(SIZE_HW, np.uint8)
     gt_labels[:10], gt_labels[20:30] = 1, 3
     evaluator = SequenceEvaluator("clip")

@@ -97,7 +97,7 @@ def test_a_graph_with_its_weights_in_file_computes_the_same(tmp_path: Path) -> N
         assert not np.array_equal(emptied.run({"image": image})["prob"], result)
 
 
-def test_an_exported_graph_keeps_every_weight_beside_it_on_demand(
+def test_export_graph_stores_weights_in_separate_file(
     tmp_path: Path,
     graphs: Graphs,
     networks: dict,  # type: ignore[type-arg]

@@ -82,7 +82,7 @@ def test_half_precision_really_ran(graphs: Graphs, networks: Mapping[Role, nn.Mo
             _verify(graphs(role, "fp16").path, role, networks[role], "fp32")
 
 
-def test_propagation_is_compared_alone_and_with_more_objects_than_were_traced(
+def test_parity_propagation_covers_one_and_three_objects(
     graphs: Graphs, networks: Mapping[Role, nn.Module]
 ) -> None:
     parity = _verify(
@@ -133,7 +133,7 @@ def test_a_graph_cut_short_is_refused(
         _verify(path, "osvos", networks["osvos"], "fp32")
 
 
-def test_fp16_with_overflowing_activations_is_refused_though_onnxruntime_may_hide_it(
+def test_parity_fp16_activation_overflow_is_refused(
     graphs: Graphs, networks: Mapping[Role, nn.Module]
 ) -> None:
     network = copy.deepcopy(networks["propagation"])

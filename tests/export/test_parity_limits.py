@@ -58,7 +58,7 @@ def test_nan_is_never_within_a_limit(name: MeasureName) -> None:
         ("mask_iou", 0.99, 0.98, False, 2.0),
     ],
 )
-def test_a_limit_bounds_differences_from_above_and_overlaps_from_below(
+def test_limit_bounds_differences_above_and_iou_below(
     name: MeasureName, limit: float, value: float, within: bool, used: float
 ) -> None:
     measure = Measure(Limit(name, limit, "why"), value)

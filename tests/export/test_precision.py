@@ -126,7 +126,7 @@ def test_weights_lost_to_zero_are_counted() -> None:
 
 
 @torch.inference_mode()
-def test_the_trunk_of_osvos_is_brought_into_range_without_changing_the_result(
+def test_osvos_trunk_rescaling_keeps_output(
     networks: Mapping[Role, nn.Module],
 ) -> None:
     network = networks["osvos"]

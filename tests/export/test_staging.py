@@ -97,7 +97,7 @@ def test_an_unfinished_role_leaves_nothing(tmp_path: Path) -> None:
     assert {path.name for path in staging.path.iterdir()} == {STATE_NAME, "osvos.onnx"}
 
 
-def test_an_engine_directory_is_replaced_and_what_others_added_stays(tmp_path: Path) -> None:
+def test_publish_replaces_directory_and_keeps_user_files(tmp_path: Path) -> None:
     target = tmp_path / "engines"
     target.mkdir()
     (target / "manifest.json").write_text(MANIFEST)
@@ -114,7 +114,7 @@ def test_an_engine_directory_is_replaced_and_what_others_added_stays(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["engines"]
 
 
-def test_the_old_directory_is_back_if_the_new_one_cannot_take_its_place(
+def test_publish_failure_restores_old_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "engines"
@@ -187,7 +187,7 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
         check_target(locked)
 
 
-def test_a_folder_without_permission_is_refused_by_what_the_system_says(
+def test_staging_without_permission_gives_os_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_target(tmp_path / "engines")

@@ -262,7 +262,7 @@ def test_public_osvos_parent_builds_its_network(tmp_path: Path) -> None:
     assert network.config == OsvosConfig(4, "deconv_center_crop")
 
 
-def test_public_deeplab_may_lack_the_batch_counters_and_nothing_else(tmp_path: Path) -> None:
+def test_public_deeplab_may_lack_batch_counters_only(tmp_path: Path) -> None:
     path = tmp_path / "model_best.pth.tar"
     counters = ("num_batches_tracked",)
     old = {f"module.{k}": v for k, v in deeplab_state().items() if not k.endswith(counters)}

@@ -18,7 +18,7 @@ def colour_state() -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def test_zero_ignores_the_probability_and_keeps_the_colour_network(
+def test_fourth_channel_zero_keeps_colour_network(
     colour_state: dict[str, Tensor],
 ) -> None:
     three = seeded(DeepLabXception(COLOUR), DEEPLAB_GAIN)
@@ -30,7 +30,7 @@ def test_zero_ignores_the_probability_and_keeps_the_colour_network(
         torch.testing.assert_close(logits, three(rgb))
 
 
-def test_mean_is_the_mean_of_the_colours_and_normal_is_small_and_repeatable(
+def test_fourth_channel_mean_and_normal_values(
     colour_state: dict[str, Tensor],
 ) -> None:
     colours = colour_state[FIRST_LAYER]

@@ -277,7 +277,7 @@ def test_exported_graph_agrees_in_onnxruntime(
     assert _largest_difference(torch.from_numpy(swapped), expected) > 100 * PARITY_RELATIVE
 
 
-def test_exported_graph_has_the_cheap_correlation_and_bilinear_sampling(tiny_onnx: Path) -> None:
+def test_flownet2_graph_has_banded_correlation(tiny_onnx: Path) -> None:
     graph = onnx.load(tiny_onnx)
     counts = Counter(node.op_type for node in graph.graph.node)
     assert graph.opset_import[0].version == 18

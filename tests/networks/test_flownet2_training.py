@@ -40,7 +40,7 @@ def test_every_member_gives_its_flows_from_coarse_to_fine(variant: FlowVariant) 
 
 
 @pytest.mark.parametrize("variant", FLOW_VARIANTS)
-def test_the_finest_flow_of_the_last_member_is_what_the_network_answers(
+def test_pyramid_finest_flow_equals_forward(
     variant: FlowVariant,
 ) -> None:
     network = _network(variant).eval()

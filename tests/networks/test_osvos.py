@@ -144,7 +144,7 @@ def test_resize_keeps_coarse_maps_in_place_at_any_size(size_hw: tuple[int, int])
 
 
 @torch.inference_mode()
-def test_both_ways_of_upsampling_agree_inside_where_the_crop_is_right() -> None:
+def test_osvos_upsamplings_agree_inside() -> None:
     deconv = _seeded(OsvosConfig(4, "deconv_center_crop", TINY))
     resize = OsvosVgg(OsvosConfig(4, "resize", TINY)).eval()
     kept = {k: v for k, v in deconv.state_dict().items() if not k.startswith("upscale")}

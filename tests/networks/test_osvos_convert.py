@@ -69,7 +69,7 @@ def test_equality_check_sees_one_tensor_left_out(left_out: str) -> None:
 
 
 @torch.inference_mode()
-def test_rescaled_trunk_survives_half_where_the_plain_one_overflows() -> None:
+def test_rescale_trunk_prevents_half_overflow() -> None:
     net = _seeded(5, "resize")
     net.stages[0][0].weight.mul_(
         2048
@@ -90,7 +90,7 @@ def test_a_factor_that_would_round_is_refused(factor: float) -> None:
 
 @pytest.mark.parametrize("upsample", ["deconv_center_crop", "resize"])
 @torch.inference_mode()
-def test_five_branches_from_four_start_with_the_same_fused_logits(upsample: Upsample) -> None:
+def test_five_branch_from_four_keeps_fused_logits(upsample: Upsample) -> None:
     four = _seeded(4, upsample)
     five = OsvosVgg(OsvosConfig(5, upsample, WIDTH)).eval()
     public = _seeded(4, "deconv_center_crop").state_dict()

@@ -38,7 +38,7 @@ def test_the_skip_adds_to_what_the_network_says_and_nothing_else() -> None:
     assert torch.equal(plain(crops), _network()(crops))
 
 
-def test_the_public_layout_has_no_gain_and_the_skip_needs_a_probability() -> None:
+def test_prior_skip_is_not_public_and_needs_four_channels() -> None:
     assert "prior_gain" not in _network().state_dict()
     assert "prior_gain" in _network(prior_skip=True).state_dict()
     with pytest.raises(MpnError, match="prior_skip needs 4 input channels"):

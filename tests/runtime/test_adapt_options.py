@@ -9,7 +9,7 @@ from mpn.errors import InputError
 from mpn.runtime.options import DEFAULT_RECIPES, FINETUNABLE_ROLES, SGD_RATES, FinetuneOptions
 
 
-def test_by_default_every_role_that_can_be_is_adapted_by_its_own_recipe() -> None:
+def test_default_options_finetune_every_capable_role() -> None:
     options = FinetuneOptions()
     assert options.roles == FINETUNABLE_ROLES
     for role in FINETUNABLE_ROLES:

@@ -37,7 +37,7 @@ def nobody_home(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"prob": np.zeros_like(inputs["rgb_prob"][:, 3:4])}
 
 
-def test_objects_are_learnt_one_after_the_other_from_the_labels_of_all() -> None:
+def test_objects_are_finetuned_in_turn_from_all_labels() -> None:
     adapter, labels = an_adapter(), labels_of(2, 5, 9)
     engines = finetuned_engines(adapter, FRAME, labels, (2, 9))
     assert ids_asked(adapter) == [2, 9]
@@ -65,14 +65,14 @@ def test_an_object_without_a_pixel_has_nothing_to_learn_from() -> None:
     assert finetuned_engines(adapter, FRAME, small, (3, 4)).keys() == {4}
 
 
-def test_when_one_object_fails_the_engines_of_the_others_are_closed() -> None:
+def test_failed_object_closes_engines_of_others() -> None:
     adapter = an_adapter(fails_for=9)
     with pytest.raises(EngineError, match="object 9"):
         finetuned_engines(adapter, FRAME, labels_of(2, 9), (2, 9))
     assert [engine.is_closed for engine in adapter.engines] == [True, True]
 
 
-def test_engines_are_found_by_role_and_object_and_closed_when_replaced() -> None:
+def test_object_engines_replacement_closes_old_engine() -> None:
     adapter, objects = an_adapter(), ObjectEngines()
     first = finetuned_engines(adapter, FRAME, labels_of(2), (2,))
     objects.add(first)
@@ -92,7 +92,7 @@ def test_engines_are_found_by_role_and_object_and_closed_when_replaced() -> None
 # --- in the pipeline ----------------------------------------------------------------------------
 
 
-def test_every_object_goes_through_its_own_network_and_the_others_through_the_common_one() -> None:
+def test_propagation_dispatches_to_object_engines() -> None:
     own = {"propagation": lambda k: by_colour if k == 7 else None}
     pipeline = make(TWO, adapts=own, propagation=by_colour)  # type: ignore[arg-type]
     results = run(pipeline, TWO)
@@ -132,7 +132,7 @@ def test_a_correction_keeps_the_weights_of_the_object() -> None:
     assert not any(engine.is_closed for engine in adapter_of(pipeline).engines)
 
 
-def test_starting_anew_closes_the_engines_of_the_last_video_and_closing_all() -> None:
+def test_start_closes_object_engines_of_last_video() -> None:
     pipeline = make(PAN, adapts={"propagation": lambda k: fourth_channel})
     pipeline.start(PAN.frames[0], PAN.labels[0])
     pipeline.start(PAN.frames[0], PAN.labels[0])
@@ -163,7 +163,7 @@ def test_a_start_that_fails_leaves_the_video_before_it_running() -> None:
     assert iou(pipeline.step(PAN.frames[1]).labels > 0, PAN.labels[1] > 0) > PASTED_IOU
 
 
-def test_an_own_engine_that_answers_nan_is_named_and_the_frame_can_be_tried_again() -> None:
+def test_object_engine_nan_raises_and_frame_can_be_retried() -> None:
     answers = [np.nan, 1.0]
 
     def network(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

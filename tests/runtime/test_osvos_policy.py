@@ -21,7 +21,7 @@ def find(foreground: np.ndarray, *others: np.ndarray, **options: Any) -> Redetec
     return next(candidate_components(foreground, others, **rules), None)
 
 
-def test_the_largest_component_is_taken_and_the_others_are_left_out() -> None:
+def test_redetect_takes_largest_component() -> None:
     foreground = foreground_of((2, 3, 10, 9), (20, 10, 40, 30), (22, 32, 30, 36))
     foreground[31, 35] = 0.3  # soft surroundings inside no box: not kept
     foreground[28, 39] = 0.3  # inside the box, part of no component: kept
@@ -63,7 +63,7 @@ def test_nothing_at_the_threshold_is_foreground() -> None:
     assert find(np.zeros((40, 60), np.float32), min_area_px=0.0) is None
 
 
-def test_what_another_object_covers_is_not_taken_and_the_next_one_is() -> None:
+def test_redetect_skips_component_of_other_object() -> None:
     foreground = foreground_of((2, 3, 22, 23), (40, 10, 50, 20))
     other = foreground_of((2, 3, 22, 13)) > 0  # half of the large component: IoU .5
     found = find(foreground, other)
@@ -74,7 +74,7 @@ def test_what_another_object_covers_is_not_taken_and_the_next_one_is() -> None:
     assert found.box == Roi(2, 3, 22, 23)
 
 
-def test_the_largest_component_that_looks_like_the_object_is_taken() -> None:
+def test_redetect_takes_largest_with_matching_colours() -> None:
     foreground = foreground_of((2, 3, 22, 23), (40, 10, 50, 20), (40, 30, 46, 36))
     seen: list[tuple[int, Roi]] = []
 

@@ -47,7 +47,7 @@ def test_without_network_a_mask_moves_exactly_with_the_picture() -> None:
     assert propagation_calls(pipeline) == []
 
 
-def test_a_network_that_believes_its_input_moves_the_mask_with_the_picture() -> None:
+def test_identity_network_moves_mask_with_flow() -> None:
     for t, result in enumerate(run(make(PAN), PAN)):
         assert iou(result.labels > 0, PAN.labels[t] > 0) > PASTED_IOU
         assert result.tracks[0].state == ("tracked" if t else "given")
@@ -78,13 +78,13 @@ def test_two_objects_pass_each_other_and_keep_their_ids() -> None:
         assert np.abs(result.probs.sum(axis=0)).max() <= 1 + PROBS_SUM
 
 
-def test_all_objects_of_a_frame_go_through_the_network_in_one_batch() -> None:
+def test_propagation_batches_all_objects() -> None:
     pipeline = make(TWO)
     run(pipeline, TWO)
     assert [len(call) for call in propagation_calls(pipeline)] == [2] * 12
 
 
-def test_more_objects_than_the_engine_takes_go_in_several_batches() -> None:
+def test_propagation_splits_batches_above_max_objects() -> None:
     squares = [Square(i + 1, (2 + 17 * i, 20), 12, (0, 0)) for i in range(5)]
     clip = squares_clip(squares, frames=3)
     pipeline = make(clip, max_objects=2)
@@ -94,7 +94,7 @@ def test_more_objects_than_the_engine_takes_go_in_several_batches() -> None:
     assert np.array_equal(results[-1].probs, whole[-1].probs)
 
 
-def test_the_network_sees_the_current_frame_and_the_warped_mask_in_its_roi() -> None:
+def test_network_input_is_current_frame_and_warped_mask() -> None:
     pipeline = make(PAN)
     pipeline.start(PAN.frames[0], PAN.labels[0])
     pipeline.step(PAN.frames[1])
@@ -118,7 +118,7 @@ def test_the_soft_probability_is_what_goes_on_not_the_labels() -> None:
     assert np.allclose(peaks, [1, 0.9, 0.81, 0.729, 0.6561], atol=1e-6)
 
 
-def test_propagation_weight_holds_the_warped_mask_against_the_network() -> None:
+def test_propagation_weight_mixes_in_warped_mask() -> None:
     still = squares_clip([Square(1, (20, 15), 24, (0, 0))])
     pipeline = make(
         still,
@@ -135,7 +135,7 @@ def test_propagation_weight_holds_the_warped_mask_against_the_network() -> None:
 # --- objects that go, and objects that come ------------------------------------------------------
 
 
-def test_an_object_that_leaves_the_frame_is_lost_and_the_other_goes_on() -> None:
+def test_object_leaving_the_frame_is_lost_alone() -> None:
     squares = [Square(1, (66, 20), 20, (8, 0)), Square(2, (10, 20), 20, (0, 0), channel=1)]
     clip = squares_clip(squares, frames=6)
     pipeline = make(clip, propagation=by_colour)
@@ -148,7 +148,7 @@ def test_an_object_that_leaves_the_frame_is_lost_and_the_other_goes_on() -> None
     assert len(propagation_calls(pipeline)[-1]) == 1
 
 
-def test_when_all_objects_are_gone_no_network_runs_and_the_frames_are_empty() -> None:
+def test_all_objects_lost_runs_no_network() -> None:
     clip = squares_clip([Square(1, (66, 20), 20, (15, 0))], frames=5, pan_xy=(15, 0))
     pipeline = make(clip)
     results = run(pipeline, clip)
@@ -158,9 +158,7 @@ def test_when_all_objects_are_gone_no_network_runs_and_the_frames_are_empty() ->
 
 
 @pytest.mark.parametrize(("lost_area_frac", "state"), [(0.0, "tracked"), (0.3, "lost")])
-def test_a_shrinking_object_is_kept_unless_a_least_area_is_asked_for(
-    lost_area_frac: float, state: str
-) -> None:
+def test_shrinking_object_is_kept_without_min_area(lost_area_frac: float, state: str) -> None:
     # Half of the object leaves the frame with each of two steps of its half width.
     clip = squares_clip([Square(1, (70, 20), 20, (8, 0))], frames=3, pan_xy=(8, 0))
     for use_propagation in (True, False):
@@ -171,7 +169,7 @@ def test_a_shrinking_object_is_kept_unless_a_least_area_is_asked_for(
         assert results[2].probs.any() == (state == "tracked")
 
 
-def test_corrected_objects_go_on_from_the_labels_and_others_are_untouched() -> None:
+def test_correct_updates_given_objects_only() -> None:
     pipeline = make(TWO, propagation=by_colour)
     pipeline.start(TWO.frames[0], TWO.labels[0])
     before = pipeline.step(TWO.frames[1])
@@ -252,7 +250,7 @@ def test_start_begins_anew_even_with_another_size() -> None:
         (lambda p: p.start(np.zeros((0, 4, 3), np.uint8), PAN.labels[0]), InputError, "no pixels"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line_and_nothing_changes(
+def test_invalid_input_is_refused_and_state_unchanged(
     call: Callable[[Pipeline], object], error: type[Exception], message: str
 ) -> None:
     pipeline = make(PAN, options={"use_propagation": False})
@@ -278,7 +276,7 @@ def test_everything_before_start_and_after_close_is_refused() -> None:
         pipeline.start(PAN.frames[0], PAN.labels[0])
 
 
-def test_a_network_that_answers_nan_is_an_error_and_the_frame_can_be_tried_again() -> None:
+def test_propagation_nan_raises_and_frame_can_be_retried() -> None:
     answers = [np.nan, 1.0]
 
     def network(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -303,7 +301,7 @@ def test_pixels_without_flow_are_background_and_the_rest_goes_on() -> None:
     assert np.array_equal(pipeline.step(PAN.frames[1]).labels, expected)
 
 
-def test_a_frame_without_any_flow_loses_the_objects_and_does_not_crash() -> None:
+def test_nan_flow_loses_objects() -> None:
     flows = [np.full_like(flow, np.nan) for flow in PAN.flows_to_prev_px]
     results = run(make(PAN, flows=flows), PAN)
     assert [result.tracks[0].state for result in results[1:]] == ["lost"] * 4
@@ -333,7 +331,7 @@ def test_frames_of_any_size_run_with_dis(size_hw: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [50, 33])
-def test_large_frames_are_worked_on_smaller_and_answered_at_their_size(size: int) -> None:
+def test_large_frames_keep_input_size_in_results(size: int) -> None:
     step = (4, 2)
     clip = squares_clip(
         [Square(1, (40, 20), 60, step), Square(4, (110, 30), 40, step, channel=1)],
@@ -504,7 +502,7 @@ class _TwoWayFlow:
         return back
 
 
-def test_the_flow_check_keeps_the_uncovered_background_out_of_the_mask() -> None:
+def test_flow_check_excludes_uncovered_background() -> None:
     clip = squares_clip([Square(1, (20, 10), 24, (4, 0))], frames=2)
     areas = {}
     for flow_check_px in (0.0, 0.5):
@@ -526,7 +524,7 @@ def test_the_flow_check_keeps_the_uncovered_background_out_of_the_mask() -> None
     assert areas[0.5] == 24 * 24
 
 
-def test_colours_take_back_a_mask_that_leaked_on_to_the_background() -> None:
+def test_colour_weight_removes_leak_to_background() -> None:
     clip = squares_clip([Square(1, (30, 15), 24, (0, 0), channel=0)], frames=4)
     still = [np.zeros_like(flow) for flow in clip.flows_to_prev_px]
 
@@ -549,7 +547,7 @@ def test_colours_take_back_a_mask_that_leaked_on_to_the_background() -> None:
     assert overlap[1.0] > 0.95
 
 
-def test_every_object_has_its_own_colours_and_a_correction_learns_them_anew() -> None:
+def test_correct_rebuilds_colour_table_of_object() -> None:
     with make(TWO, options={"colour_weight": 0.5}) as pipeline:
         pipeline.start(TWO.frames[0], TWO.labels[0])
         state = pipeline._state
@@ -566,7 +564,7 @@ def test_every_object_has_its_own_colours_and_a_correction_learns_them_anew() ->
         np.testing.assert_array_equal(untouched, second)
 
 
-def test_resuming_at_a_frame_goes_on_from_its_labels_and_learns_nothing_from_them() -> None:
+def test_resume_at_keeps_colour_tables() -> None:
     with make(TWO, options={"colour_weight": 0.5}) as unbroken:
         expected = run(unbroken, TWO)
     at = 4

@@ -33,7 +33,7 @@ def first_step(options: dict[str, Any], clip: Clip = STILL) -> StepResult:
     return pipeline.step(clip.frames[1])
 
 
-def test_crf_makes_the_labels_and_the_probabilities_of_the_result() -> None:
+def test_crf_changes_labels_and_probabilities() -> None:
     plain, refined = first_step({}), first_step(CRF)
     assert not np.array_equal(plain.labels, refined.labels)
     overlaps = [iou(result.labels > 0, STILL.labels[1] > 0) for result in (plain, refined)]
@@ -59,9 +59,7 @@ def test_the_first_frame_is_not_refined() -> None:
 
 @pytest.mark.parametrize("feedback", [False, True])
 @pytest.mark.parametrize("size", [480, 30])
-def test_the_next_frame_starts_from_before_the_crf_unless_asked_otherwise(
-    feedback: bool, size: int
-) -> None:
+def test_next_frame_starts_before_crf_by_default(feedback: bool, size: int) -> None:
     shape = STILL.labels[0].shape
     hw = shape if size == 480 else (30, 45)
     clip = Clip(STILL.frames, STILL.labels, (np.zeros((2, *hw), np.float32),) * 5)
@@ -87,7 +85,7 @@ def test_objects_and_background_still_sum_to_one() -> None:
         assert not (result.labels[best < 1 / 3] > 0).any()
 
 
-def test_a_correction_is_kept_to_the_pixel_and_the_others_keep_their_refined_outline() -> None:
+def test_crf_keeps_corrected_pixels_exactly() -> None:
     pipeline = make(TWO, propagation=blurred, options=CRF)
     pipeline.start(TWO.frames[0], TWO.labels[0])
     before = pipeline.step(TWO.frames[1])
@@ -121,7 +119,7 @@ def test_the_stage_works_at_working_size_with_the_options_given(
     assert call["boxes"][0] is not None  # not the whole frame
 
 
-def test_a_frame_that_the_crf_refuses_leaves_the_pipeline_where_it_stood(
+def test_crf_error_leaves_pipeline_unchanged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pipeline = make(STILL, options=CRF)

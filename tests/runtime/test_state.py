@@ -60,7 +60,7 @@ def test_given_objects_are_where_the_labels_say() -> None:
     assert state.branches == ("given", "given")
 
 
-def test_at_half_the_size_the_working_probability_is_the_covered_share() -> None:
+def test_half_size_probability_is_covered_share() -> None:
     labels = labels_with(id3=(1, 2, 4, 6))
     state, memory = given(labels, (3,), working_hw=(4, 6))
     assert memory.prob.shape == (1, 4, 6)

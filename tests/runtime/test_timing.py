@@ -7,7 +7,7 @@ import pytest
 from mpn.runtime.timing import StageTimer
 
 
-def test_a_stage_entered_twice_adds_up_and_frames_add_up_to_totals() -> None:
+def test_stage_times_accumulate_over_frames() -> None:
     timer = StageTimer()
     for _ in range(2):
         with timer.stage("warp"):
@@ -24,7 +24,7 @@ def test_a_stage_entered_twice_adds_up_and_frames_add_up_to_totals() -> None:
     assert timer.finish_frame() == {}
 
 
-def test_a_stage_that_fails_is_timed_and_a_failed_frame_can_be_dropped() -> None:
+def test_failed_stage_is_timed_and_frame_can_be_dropped() -> None:
     timer = StageTimer()
     with pytest.raises(RuntimeError), timer.stage("flow"):
         raise RuntimeError

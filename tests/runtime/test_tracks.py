@@ -52,7 +52,7 @@ def test_an_object_that_is_nowhere_is_lost() -> None:
 @pytest.mark.parametrize(
     ("lost_before", "events"), [((), ("lost",)), ((9,), ()), ((3,), ("lost",))]
 )
-def test_lost_is_said_once_and_nothing_came_of_what_the_stages_did(
+def test_lost_event_is_reported_once_without_others(
     lost_before: tuple[int, ...], events: tuple[TrackEvent, ...]
 ) -> None:
     tracks = tracks_of(
@@ -67,6 +67,6 @@ def test_lost_is_said_once_and_nothing_came_of_what_the_stages_did(
     assert tracks[0].as_json()["events"] == ["redetected", "blended"]
 
 
-def test_an_object_that_was_given_without_a_pixel_is_not_called_lost() -> None:
+def test_object_given_without_pixels_is_not_lost() -> None:
     (track,) = tracks_of(PROBS[:1], (5,), ("given",), [None])
     assert (track.state, track.events) == ("given", ())

@@ -50,7 +50,7 @@ def test_doubt_ends_when_the_new_area_stays() -> None:
     assert doubts[-1] is False
 
 
-def test_a_lost_object_is_not_doubtful_and_may_return_at_any_size() -> None:
+def test_lost_object_is_certain_and_accepts_any_area() -> None:
     trusts = history(1000, 1000, 0, 0, 90, 95)
     assert [trust.state for trust in trusts[2:]] == ["lost", "lost", "tracked", "tracked"]
     assert not any(trust.is_uncertain for trust in trusts)

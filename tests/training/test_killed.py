@@ -67,7 +67,7 @@ def _trained(role: str, arguments: list[str], out: Path) -> dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("role", RUNS)
-def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(
+def test_killed_run_resumes_to_identical_weights(
     role: str, davis_like: Path, stills_like: Path, tmp_path: Path
 ) -> None:
     data = ["--davis-root", str(davis_like), "--stills", str(stills_like)]

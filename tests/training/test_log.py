@@ -40,7 +40,7 @@ def test_lines_have_step_seconds_and_the_fields(tmp_path: Path) -> None:
     assert [row["validation_j"] for row in rows] == ["", "0.7500"]
 
 
-def test_lines_after_the_saved_state_of_a_killed_run_are_not_there_twice(tmp_path: Path) -> None:
+def test_log_drops_lines_after_the_saved_state(tmp_path: Path) -> None:
     with _log(tmp_path) as log:
         for step in (50, 100, 150):
             log.write(_Entry(step, 200, "alone", 0.5))

@@ -31,7 +31,7 @@ def test_cross_entropy_alone_is_torch_s() -> None:
     assert abs(float(segmentation_loss(logits.flip(1), target, dice_weight=0.0) - expected)) > 0.01
 
 
-def test_an_empty_target_gives_a_finite_loss_that_a_silent_network_minimises() -> None:
+def test_loss_of_empty_target_is_finite_and_minimal() -> None:
     empty = torch.zeros(1, 9, 9)
     silent = segmentation_loss(_logits(8, empty), empty, dice_weight=1.0)
     loud = segmentation_loss(_logits(-8, empty), empty, dice_weight=1.0)

@@ -90,7 +90,7 @@ def test_pipe_is_refused_and_not_read(tmp_path: Path) -> None:
         ("a" * 300, False, "there is no engine|cannot be used"),
     ],
 )
-def test_something_else_than_an_engine_directory_gets_a_kind_error(
+def test_check_engine_dir_other_folder_is_refused(
     tmp_path: Path, name: str, is_file: bool, says: str
 ) -> None:
     if is_file:

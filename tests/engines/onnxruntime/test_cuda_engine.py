@@ -141,7 +141,7 @@ def test_host_arrays_give_what_the_cpu_gives(
         np.testing.assert_array_equal(engine.run(inputs)["prob"], expected(directory, inputs))
 
 
-def test_the_session_works_on_the_engines_stream_with_float32_kept(
+def test_ort_cuda_session_uses_engine_stream_in_float32(
     engine: OrtCudaEngine, ort: Any, driver: FakeDriver
 ) -> None:
     (session,) = ort.sessions
@@ -150,7 +150,7 @@ def test_the_session_works_on_the_engines_stream_with_float32_kept(
     assert int(session.cuda["user_compute_stream"]) in driver._streams
 
 
-def test_runs_are_ordered_with_the_callers_stream_and_nothing_waits(
+def test_ort_cuda_runs_in_stream_order_without_waiting(
     engine: OrtCudaEngine, directory: Path, driver: FakeDriver, ort: Any
 ) -> None:
     device = CudaDevice()
@@ -192,7 +192,7 @@ def test_a_closed_engine_says_so_and_gives_everything_back(
         engine.run(crops(1))
 
 
-def test_a_provider_that_became_another_is_refused_and_leaves_nothing(
+def test_ort_cuda_provider_fallback_is_refused(
     directory: Path, ort: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

@@ -155,7 +155,7 @@ def test_all_differences_from_the_spec_are_listed(graph: Path) -> None:
         assert part in str(caught.value)
 
 
-def test_axis_that_should_be_dynamic_and_half_edges_are_differences(tmp_path: Path) -> None:
+def test_ort_static_axis_or_half_tensor_is_refused(tmp_path: Path) -> None:
     fixed = replace(
         SPEC,
         inputs=(replace(SPEC.inputs[0], shape=(1, 4, 65, 65)),),
@@ -290,7 +290,7 @@ def test_cpu_that_silently_became_something_else_is_refused(
         OrtEngine(graph, SPEC, backend="cpu")
 
 
-def test_cuda_not_compiled_in_is_refused_before_a_session_is_made(
+def test_ort_without_cuda_is_refused_before_session(
     graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = fake_onnxruntime(available=("CPUExecutionProvider",))

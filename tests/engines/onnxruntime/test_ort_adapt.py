@@ -153,9 +153,7 @@ def test_weights_that_are_not_finite_are_never_given(directory: Path, manifest: 
         assert same(engine.weights(), before)
 
 
-def test_a_first_loss_that_is_not_finite_gives_the_weights_it_began_with(
-    directory: Path, manifest: Manifest
-) -> None:
+def test_first_non_finite_loss_keeps_initial_weights(directory: Path, manifest: Manifest) -> None:
     with opened(directory, manifest, "osvos") as engine:
         broken = {name: values * np.float32(1e30) for name, values in engine.weights().items()}
         engine.begin(broken)
@@ -175,7 +173,7 @@ def test_a_mask_without_object_trains_nothing_and_breaks_nothing(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_head_learns_from_features_what_it_learns_from_the_frame(
+def test_head_step_on_features_equals_step_on_frame(
     directory: Path, manifest: Manifest, role: Role
 ) -> None:
     trunk = {"propagation": "backbone.", "osvos": "stages."}[role]

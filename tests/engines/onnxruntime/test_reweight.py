@@ -87,7 +87,7 @@ def test_unchanged_weights_give_the_same_output_to_the_last_bit(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_each_exchanged_weight_does_what_a_graph_exported_with_it_does(
+def test_reweighted_graph_equals_exported_graph(
     directory: Path, manifest: Manifest, role: Role, tmp_path: Path
 ) -> None:
     inputs = inputs_of(manifest, role)
@@ -183,7 +183,7 @@ def test_a_change_too_small_to_show_is_no_error(directory: Path, manifest: Manif
             assert adapted.changed
 
 
-def test_an_engine_that_answers_otherwise_with_the_same_weights_is_refused(
+def test_reweighted_engine_with_other_output_is_refused(
     directory: Path, manifest: Manifest, tmp_path: Path
 ) -> None:
     class Other:

@@ -104,7 +104,7 @@ def test_flow_and_three_inputs_build(api: TrtApi, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["propagation", "osvos"])
-def test_the_engines_that_ship_parse_with_their_ledger_and_weights(api: TrtApi, role: Role) -> None:
+def test_shipped_engines_parse_with_precision_and_weights(api: TrtApi, role: Role) -> None:
     directory = default_engine_dir()
     manifest = load_manifest(directory)
     entry = manifest.roles[role]

@@ -176,7 +176,7 @@ def test_a_version_that_is_too_old_is_refused(
         load_trt("tensorrt")
 
 
-def test_a_library_that_does_not_load_is_told_from_one_that_is_not_there(
+def test_trt_broken_library_differs_from_missing_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:

@@ -245,9 +245,7 @@ def test_plans_for_later_versions_load_with_the_code_they_carry(world: World) ->
         np.testing.assert_array_equal(engine.run(inputs)["prob"], world.expected(inputs))
 
 
-def test_what_cannot_be_captured_runs_kernel_by_kernel_and_says_so(
-    world: World, stream: int
-) -> None:
+def test_trt_without_graph_capture_runs_eagerly(world: World, stream: int) -> None:
     world.driver.fail["cuGraphInstantiate"] = CUresult.CUDA_ERROR_INVALID_VALUE
     with world.open() as engine:
         inputs = crops(1)
@@ -377,7 +375,7 @@ def test_a_plan_of_other_sizes_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("flavour", ["10", "11", "rtx"])
-def test_half_inputs_are_rounded_on_the_host_and_taken_from_the_device(
+def test_trt_half_inputs_are_cast_on_host_only(
     monkeypatch: pytest.MonkeyPatch,
     exported_half: Path,
     tmp_path: Path,

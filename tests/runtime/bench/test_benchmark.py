@@ -299,7 +299,7 @@ def test_networks_alone_run_on_the_same_inputs_every_time(two_objects: np.ndarra
 
 
 @pytest.mark.parametrize(("one_by_one", "batches"), [((), [4, 2]), (("propagation",), [2, 2, 2])])
-def test_networks_alone_see_mirrored_crops_where_the_pipeline_shows_them(
+def test_engine_only_figure_includes_flip_tta(
     two_objects: np.ndarray, one_by_one: tuple[Role, ...], batches: list[int]
 ) -> None:
     frames = [np.zeros((50, 60, 3), np.uint8)] * 2
@@ -319,7 +319,7 @@ def test_networks_alone_see_mirrored_crops_where_the_pipeline_shows_them(
         ("redetect-only", 1, False), ("off", 1, False),
     ],
 )  # fmt: skip
-def test_osvos_counts_as_a_network_of_every_frame_only_where_it_is(
+def test_engine_only_figure_counts_osvos_per_frame(
     two_objects: np.ndarray, mode: Any, objects: int, runs: bool
 ) -> None:
     engines = fake_engine_set(osvos=nothing_found)
@@ -392,7 +392,7 @@ def test_fine_tuning_is_told_apart(tmp_path: Path) -> None:
     assert "fine-tuning" not in " ".join(result["not_measured"])
 
 
-def test_osvos_is_in_every_frame_of_its_variants_whatever_is_advised(tmp_path: Path) -> None:
+def test_osvos_variants_run_osvos_in_every_frame(tmp_path: Path) -> None:
     advice = {"osvos.mode": "off", "osvos.every": 3, "flip_tta": True}
     manifest = replace(
         load_manifest(make_engine_dir(tmp_path / "e", with_osvos=True)), runtime_defaults=advice

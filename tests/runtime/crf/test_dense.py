@@ -177,7 +177,7 @@ def test_a_single_label_has_everything(size_hw: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size_hw", [(30, 40), (70, 80)])
-def test_in_a_constant_picture_the_majority_of_the_surroundings_wins(
+def test_crf_constant_image_takes_local_majority(
     size_hw: tuple[int, int],
 ) -> None:
     prob = np.full((2, *size_hw), 0.3, np.float32)

@@ -87,7 +87,7 @@ def test_the_host_waits_once_a_frame_and_nothing_is_allocated(shim: Shim) -> Non
     )
 
 
-def test_flow_and_osvos_of_the_next_frame_do_not_wait_for_this_one(shim: Shim) -> None:
+def test_prefetched_flow_and_osvos_do_not_wait(shim: Shim) -> None:
     """In the order that starts late, they stay behind until the next frame asks for them."""
     pipeline, stream = started(shim, order="late")
     with pipeline:
@@ -103,7 +103,7 @@ def test_flow_and_osvos_of_the_next_frame_do_not_wait_for_this_one(shim: Shim) -
     assert "osvos" in held[3]
 
 
-def test_another_frame_than_the_expected_one_is_worked_on_all_the_same(shim: Shim) -> None:
+def test_unexpected_frame_after_prefetch_is_processed(shim: Shim) -> None:
     expected = probs(shim, expects=False)
     pipeline, _ = started(shim, order="random", seed=3)
     with pipeline:

@@ -124,7 +124,7 @@ def test_results_are_the_hosts(shim: Shim, case: str) -> None:
     assert stages >= {"input", "flow", "graph_front", "graph_back"}
 
 
-def test_without_graphs_and_on_one_stream_it_is_the_same_with_stage_times(shim: Shim) -> None:
+def test_device_single_stream_without_graphs_is_equal(shim: Shim) -> None:
     plain = DeviceOptions(use_graphs=False, use_streams=False)
     host, device, stream = both(
         shim, PAN, {"osvos.mode": "blend", "crf": True}, {"osvos": red}, device_options=plain

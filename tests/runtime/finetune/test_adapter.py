@@ -97,7 +97,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     assert all(engine.is_closed for engine in made.trained)
 
 
-def test_every_network_is_fine_tuned_and_opened_with_what_it_learned(world: World) -> None:
+def test_finetune_opens_engines_with_new_weights(world: World) -> None:
     with world.adapter() as adapter:
         engines = adapter.adapt(RGB, LABELS, 1)
     assert list(engines) == ["propagation", "osvos"]
@@ -247,7 +247,7 @@ def test_a_network_that_learned_nothing_stays_the_common_one(world: World) -> No
     assert adapter.report_as_json()[0]["first_loss"] is None
 
 
-def test_an_object_too_small_to_learn_from_stays_with_the_common_networks(world: World) -> None:
+def test_finetune_too_small_object_uses_common_engines(world: World) -> None:
     labels = np.zeros_like(LABELS)
     labels[40:44, 40:44] = 5
     adapter = world.adapter()

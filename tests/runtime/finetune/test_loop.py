@@ -94,9 +94,7 @@ def test_no_time_at_all_learns_nothing() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(("failing", "kept"), [(7, 5), (3, 1), (2, 0), (1, 0)])
-def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_weights(
-    bad: float, failing: int, kept: int
-) -> None:
+def test_non_finite_loss_stops_with_last_good_weights(bad: float, failing: int, kept: int) -> None:
     engine = FakeFinetuneEngine(bad_at=failing, bad=bad)
     outcome, steps = run(engine)
     assert outcome.is_stopped

@@ -33,7 +33,7 @@ def _weighed(rgb: np.ndarray, table: np.ndarray, prob: float, weight: float = 0.
     return float(out[0, 0])
 
 
-def test_the_object_s_colour_speaks_for_it_and_the_surroundings_against() -> None:
+def test_colour_table_favours_object_colours() -> None:
     table = colour_table(*_picture())
     assert _weighed(_frame_of(RED), table, 0.5) > 0.7
     assert _weighed(_frame_of(GREEN), table, 0.5) < 0.3
@@ -65,7 +65,7 @@ def test_what_is_all_but_impossible_stays_exactly_zero() -> None:
     assert _weighed(_frame_of(RED), table, float("nan")) == 0.0
 
 
-def test_a_box_is_weighed_like_that_part_of_the_frame_away_from_its_edge() -> None:
+def test_colour_weighting_of_box_equals_whole_frame() -> None:
     rgb, mask = _picture()
     table = colour_table(rgb, mask)
     prob = np.random.default_rng(1).uniform(0.05, 0.95, SIZE_HW).astype(np.float32)
@@ -81,7 +81,7 @@ def test_a_box_is_weighed_like_that_part_of_the_frame_away_from_its_edge() -> No
 
 
 @pytest.mark.parametrize("filled", [False, True])
-def test_an_object_without_pixels_or_without_surroundings_has_no_table(filled: bool) -> None:
+def test_colour_table_without_pixels_is_none(filled: bool) -> None:
     rgb, _ = _picture()
     table = colour_table(rgb, np.full(SIZE_HW, filled))
     assert table.shape == (8192,)

@@ -86,7 +86,7 @@ def test_a_smaller_picture_decides_nearly_the_same() -> None:
     assert not np.array_equal(half, whole)
 
 
-def test_a_scale_that_rounds_to_the_whole_picture_changes_nothing() -> None:
+def test_crf_scale_rounding_to_one_is_identity() -> None:
     rgb, _, merged = scene(NEAR[:1])
     same = refine(merged, rgb, options=ResolvedCrf(working_scale=0.999))[0]
     assert iou(same[0] > 0.5, refine(merged, rgb)[0][0] > 0.5) > 0.99

@@ -36,9 +36,7 @@ def replace_flow(engines: EngineSet) -> EngineSet:
 
 @pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium"])
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_dis_gives_pixels_of_the_frame_from_the_first_image_to_the_second(
-    preset: str, scale: float
-) -> None:
+def test_dis_flow_is_in_pixels_from_first_to_second(preset: str, scale: float) -> None:
     estimator = DisFlow(FlowSource("opencv-dis", preset, scale))  # type: ignore[arg-type]
     flow = flow_px(estimator, PAN.frames[0], PAN.frames[1])
     assert flow.shape == (2, 120, 160)
@@ -48,7 +46,7 @@ def test_dis_gives_pixels_of_the_frame_from_the_first_image_to_the_second(
     assert np.abs(median_px(back) + PAN_XY).max() < DIS_FLOW_PX
 
 
-def test_dis_of_a_frame_prepared_once_is_the_same_as_of_the_image() -> None:
+def test_dis_flow_of_prepared_frame_is_equal() -> None:
     estimator = DisFlow(FlowSource("opencv-dis", "fast"))
     first, second, third = map(estimator.prepare, PAN.frames)
     estimator.between(second, first)
@@ -80,7 +78,7 @@ def test_one_dis_estimator_takes_videos_of_several_sizes() -> None:
         assert flow_px(estimator, image, image).shape == (2, *size_hw)
 
 
-def test_the_flow_engine_sees_resized_frames_and_its_pixels_are_scaled_back() -> None:
+def test_engine_flow_resizes_frames_and_rescales_flow() -> None:
     def constant(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         flow = np.empty((1, 2, 128, 192), np.float32)
         flow[0, 0], flow[0, 1] = 12, 16

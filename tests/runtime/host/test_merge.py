@@ -96,7 +96,7 @@ def test_labels_of_no_object_are_background() -> None:
     assert not labels_from_merged(np.zeros((0, 3, 4), np.float32), ()).any()
 
 
-def test_blend_is_a_weighted_mean_inside_the_boxes_and_zero_outside() -> None:
+def test_blend_is_weighted_mean_inside_boxes() -> None:
     prob = np.full((3, 4, 6), 0.8, np.float32)
     other = np.full((1, 4, 6), 0.2, np.float32)
     blended = blend(prob, other, [Roi(0, 0, 6, 4), None, Roi(2, 1, 4, 3)], other_weight=0.25)

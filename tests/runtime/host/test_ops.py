@@ -107,7 +107,7 @@ def test_warp_gives_zero_where_the_coordinate_is_no_place(value: float) -> None:
         assert np.array_equal(cpu.warp_bilinear(np.ones_like(expected), flow), expected)
 
 
-def test_warp_in_boxes_equals_the_full_warp_inside_and_is_zero_outside() -> None:
+def test_warp_in_boxes_equals_full_warp_inside() -> None:
     prob = random_prob((3, 40, 50))
     flow = np.random.default_rng(1).normal(0, 4, (2, 40, 50)).astype(np.float32)
     box = Roi(7, 5, 31, 40)
@@ -163,7 +163,7 @@ def test_warp_refuses_a_flow_of_another_size() -> None:
     [(Roi(3, 4, 33, 24), 65), (Roi(0, 0, 60, 50), 17), (Roi(59, 49, 60, 50), 9)],
     ids=["enlarged", "shrunk", "one pixel"],
 )
-def test_crop_is_normalised_half_pixel_bilinear_without_smoothing(roi: Roi, size: int) -> None:
+def test_crop_is_half_pixel_bilinear_and_normalised(roi: Roi, size: int) -> None:
     rgb = np.random.default_rng(2).integers(0, 256, (50, 60, 3), dtype=np.uint8)
     prob = random_prob((1, 50, 60))
     packed = cpu.crop_resize_pack(rgb, prob, [roi], size=size, mean=MEAN, std=STD)
@@ -318,7 +318,7 @@ def test_confidence_refuses_flows_of_two_sizes() -> None:
         cpu.flow_confidence(there, back[:, 1:], box=SOME, sigma_px=1, sigma_frac=0)
 
 
-def test_confidence_does_not_depend_on_where_in_memory_the_flows_lie() -> None:
+def test_flow_confidence_is_independent_of_memory_layout() -> None:
     rng = np.random.default_rng(0)
     flows = rng.normal(0, 3, (2, 2, 61, 107)).astype(np.float32)
 

@@ -117,7 +117,7 @@ def test_a_lost_object_stays_lost_where_nothing_fits(options: dict[str, Any], re
     assert [result.tracks[0].state for result in results[1:]] == ["lost"] * 4, reason
 
 
-def test_osvos_takes_the_resized_frame_and_answers_at_working_size() -> None:
+def test_osvos_map_has_working_size() -> None:
     pipeline = blind(
         PAN,
         osvos=lambda inputs: {"prob": inputs["image"][:, 2:] / 255 + 0.45},
@@ -187,7 +187,7 @@ def test_a_lost_object_is_looked_for_in_every_frame() -> None:
     assert all(result.tracks[1].branch == "propagation" for result in results[1:])
 
 
-def test_the_common_network_runs_once_a_frame_however_many_objects_ask() -> None:
+def test_common_osvos_runs_once_per_frame() -> None:
     pipeline = blind(STILL_TWO, osvos=says(STILL_TWO.labels[0]), options={"osvos.mode": "blend"})
     run(pipeline, STILL_TWO)
     assert len(osvos_of(pipeline).calls) == 4
@@ -201,7 +201,7 @@ def sees_own(clip: Clip, prob: float = 0.8) -> dict[str, Any]:
     return {"osvos": lambda k: says(clip.labels[0] == k, prob)}
 
 
-def test_objects_with_an_osvos_of_their_own_are_blended_each_with_its_own() -> None:
+def test_object_osvos_maps_are_blended_per_object() -> None:
     pipeline = blind(STILL_TWO, osvos=nothing_found, adapts=sees_own(STILL_TWO, 0.8))
     result = run(pipeline, STILL_TWO)[1]
     assert [track.branch for track in result.tracks] == ["blended"] * 2
@@ -213,7 +213,7 @@ def test_objects_with_an_osvos_of_their_own_are_blended_each_with_its_own() -> N
     assert [len(engine.calls) for engine in adapter_of(pipeline).engines] == [4, 4]
 
 
-def test_where_one_object_has_no_osvos_of_its_own_several_are_not_blended() -> None:
+def test_objects_without_own_osvos_are_not_blended() -> None:
     own = {"osvos": lambda k: says(STILL_TWO.labels[0] == k) if k == 1 else None}
     pipeline = blind(
         STILL_TWO, osvos=nothing_found, adapts=own, options={"redetect.agreement_min": 0}
@@ -222,7 +222,7 @@ def test_where_one_object_has_no_osvos_of_its_own_several_are_not_blended() -> N
     assert osvos_of(pipeline).calls == adapter_of(pipeline).engines[0].calls == []
 
 
-def test_osvos_counts_for_what_the_other_objects_leave_of_a_pixel() -> None:
+def test_osvos_map_excludes_other_objects_share() -> None:
     close = squares_clip(
         [Square(1, (20, 15), 24, (0, 0)), Square(2, (44, 15), 24, (0, 0), channel=1)],
         size_hw=(64, 96),
@@ -247,7 +247,7 @@ MOVED[35:59, 60:84] = 1
 
 
 @pytest.mark.parametrize("mode", ["blend", "redetect-only"])
-def test_a_mask_that_follows_something_else_is_moved_to_where_its_object_is(mode: str) -> None:
+def test_drifted_mask_moves_to_osvos_candidate(mode: str) -> None:
     pipeline = blind(
         STILL,
         propagation=wanders_off,
@@ -277,7 +277,7 @@ def test_a_mask_that_follows_something_else_is_moved_to_where_its_object_is(mode
         (nothing_found, {}, "it proposes nothing"),
     ],
 )
-def test_a_mask_stays_where_it_is_unless_osvos_denies_it_and_proposes_another(
+def test_mask_moves_only_if_rejected_with_candidate(
     answer: Callable[..., Any], options: dict[str, Any], reason: str
 ) -> None:
     pipeline = blind(
@@ -326,7 +326,7 @@ def test_two_lost_objects_do_not_take_the_same_component() -> None:
     assert [track.events for track in tracks] == [("redetected",), ("lost",)]
 
 
-def test_an_osvos_that_answers_nan_is_an_error_and_the_frame_can_be_tried_again() -> None:
+def test_osvos_nan_raises_and_frame_can_be_retried() -> None:
     answers = [np.nan, 0.8]
     pipeline = blind(
         STILL,
@@ -374,7 +374,7 @@ def test_its_own_colours_are_taken_for_the_object() -> None:
     assert track.events == ("redetected",)
 
 
-def test_a_mask_on_other_colours_is_moved_even_if_osvos_does_not_mind() -> None:
+def test_mask_on_other_colours_moves_without_rejection() -> None:
     clip = squares_clip([Square(1, (20, 15), 24, (0, 0))], size_hw=(64, 96), frames=4)
     away = squares_clip([Square(1, (64, 30), 24, (0, 0))], size_hw=(64, 96), frames=1)
     both = np.maximum(clip.labels[0], away.labels[0])
@@ -411,7 +411,7 @@ def test_an_object_that_osvos_finds_where_it_is_stays_there() -> None:
     assert not state.track_memory[1].is_uncertain
 
 
-def test_an_object_that_osvos_denies_is_looked_for_in_every_frame_until_it_is_found() -> None:
+def test_rejected_object_runs_osvos_until_redetected() -> None:
     answers = dict.fromkeys(range(3, 6), nothing_found)
     asked: list[int] = []
 
@@ -486,7 +486,7 @@ def by_red(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("network", [by_red, wanders_off])
 @pytest.mark.parametrize("options", [{}, {"osvos.mode": "redetect-only"}, {"osvos.every": 3}])
-def test_an_object_that_vanishes_is_found_within_three_frames_of_its_return(
+def test_lost_object_is_redetected_within_three_frames(
     network: Callable[..., Any], options: dict[str, Any]
 ) -> None:
     flows = [np.zeros((2, 64, 96), np.float32)] * len(VANISHING.frames)
@@ -508,7 +508,7 @@ def test_an_object_that_vanishes_is_found_within_three_frames_of_its_return(
     assert max(iou(r.labels > 0, truth > 0) for r, truth in results[GONE.stop :]) < 0.1
 
 
-def test_an_object_that_vanishes_is_said_to_be_lost_once_and_its_masks_are_empty() -> None:
+def test_lost_event_is_reported_once_with_empty_masks() -> None:
     flows = [np.zeros((2, 64, 96), np.float32)] * len(VANISHING.frames)
     pipeline = make(
         VANISHING, flows=flows, propagation=by_red, osvos=nothing_found,
@@ -519,7 +519,7 @@ def test_an_object_that_vanishes_is_said_to_be_lost_once_and_its_masks_are_empty
     assert not any(results[t].labels.any() for t in GONE)
 
 
-def test_an_osvos_threshold_shifts_the_odds_so_that_it_becomes_even() -> None:
+def test_osvos_threshold_maps_to_even_odds() -> None:
     prob = np.float32([0.0, 0.5, 0.9, 0.95, 1.0])
     shifted = recalibrate(prob, threshold=0.9)
     assert np.allclose(shifted, [0.0, 0.1, 0.5, 19 / 28, 1.0], atol=1e-6)

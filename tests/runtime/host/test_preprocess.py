@@ -67,7 +67,7 @@ def test_flow_input_is_rgb_0_to_255_at_the_networks_size() -> None:
 @pytest.mark.parametrize(
     ("channel_order", "expected"), [("bgr", (29.0, 18.0, 7.0)), ("rgb", (9.0, 18.0, 27.0))]
 )
-def test_osvos_input_subtracts_the_mean_in_the_networks_channel_order(
+def test_osvos_input_subtracts_mean_in_channel_order(
     channel_order: str, expected: tuple[float, float, float]
 ) -> None:
     rgb = np.empty((4, 6, 3), np.uint8)

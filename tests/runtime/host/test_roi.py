@@ -61,7 +61,7 @@ def test_a_pixel_at_the_threshold_and_nan_are_background() -> None:
     assert box_from_prob(prob, 0.5) == Roi(4, 3, 5, 4)
 
 
-def test_box_within_counts_in_pixels_of_the_frame_and_looks_nowhere_else() -> None:
+def test_box_within_uses_frame_pixels_inside_bounds() -> None:
     prob = rectangle(10, 12, 20, 15, (30, 40))
     prob[0, 0] = 1
     assert box_from_prob(prob, 0.5, within=Roi(5, 5, 35, 25)) == Roi(10, 12, 20, 15)
@@ -79,7 +79,7 @@ def test_box_within_counts_in_pixels_of_the_frame_and_looks_nowhere_else() -> No
         ((600, 400, 640, 480), (584, 384, 640, 480)),
     ],
 )
-def test_default_margin_is_15_percent_a_side_at_least_16_px_clipped(
+def test_roi_margin_is_15_percent_at_least_16_px(
     box: tuple[int, int, int, int], expected: tuple[int, int, int, int]
 ) -> None:
     roi = roi_from_prob(
@@ -104,13 +104,13 @@ def test_reachable_box_follows_the_flow_backwards() -> None:
     assert box.y0 <= 45 <= 55 <= box.y1 <= 58
 
 
-def test_reachable_box_of_nothing_or_of_what_left_the_frame_is_none() -> None:
+def test_warp_bounds_of_empty_or_left_mask_is_none() -> None:
     flow = np.full((2, 20, 20), 100, np.float32)
     assert reachable_boxes([None, Roi(2, 2, 8, 8)], flow) == [None, None]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_reachable_box_under_a_non_finite_flow_is_the_whole_frame(value: float) -> None:
+def test_warp_bounds_of_non_finite_flow_is_frame(value: float) -> None:
     flow = np.zeros((2, 20, 30), np.float32)
     flow[1, 3, 3] = value
     assert reachable_boxes([None, Roi(2, 2, 8, 8)], flow) == [None, Roi(0, 0, 30, 20)]

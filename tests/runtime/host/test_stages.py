@@ -42,7 +42,7 @@ def test_without_mirror_every_crop_is_seen_once() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 6])
-def test_with_mirror_a_side_that_the_network_neglects_counts_as_the_other(count: int) -> None:
+def test_flip_tta_averages_both_sides(count: int) -> None:
     """Its blindness on the right is halved on both sides, and the picture stays as it was."""
     crops = packed(count)
     prob = stages(mirror=True).propagate(crops, list(range(1, count + 1)))
@@ -51,7 +51,7 @@ def test_with_mirror_a_side_that_the_network_neglects_counts_as_the_other(count:
     assert not np.allclose(prob, prob[..., ::-1], atol=0.1)
 
 
-def test_an_object_of_its_own_engine_is_mirrored_on_it_in_one_batch() -> None:
+def test_flip_tta_batches_crops_of_object_engine() -> None:
     engines = fake_engine_set(roi_size=ROI_SIZE, max_objects=MOST)
     own = FakeEngine(engines.propagation.spec, looks_left)
     objects = ObjectEngines()

@@ -38,7 +38,7 @@ def write_overlay(
     writer.close()
 
 
-def test_background_is_untouched_and_objects_are_tinted_and_outlined() -> None:
+def test_overlay_tints_objects_and_keeps_background() -> None:
     rgb = noise_frame(0, (20, 30))
     labels = np.zeros((20, 30), np.uint8)
     labels[5:15, 5:12] = 1

@@ -84,7 +84,7 @@ def test_results_are_not_written_over_the_video(tmp_path: Path) -> None:
         check_not_input(result_paths(tmp_path, video), video)
 
 
-def test_an_earlier_run_is_replaced_and_other_files_are_left_alone(tmp_path: Path) -> None:
+def test_previous_results_are_removed_but_not_other_files(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     theirs = [tmp_path / "notes.txt", tmp_path / "masks" / "readme.txt"]
     corrected = tmp_path / "masks" / "00002.png"

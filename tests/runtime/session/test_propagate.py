@@ -138,7 +138,7 @@ def test_corrections_correct_known_objects_and_add_new_ones(clip: Path) -> None:
         ({2: np.zeros((4, 4), np.uint8)}, None, "the mask is 4x4 but the frame is 64x48"),
     ],
 )
-def test_corrections_outside_the_video_or_of_another_size_are_errors(
+def test_propagate_invalid_corrections_are_refused(
     clip: Path, corrections: dict[int, np.ndarray], start: int | None, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

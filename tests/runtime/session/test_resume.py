@@ -83,7 +83,7 @@ def check_complete(request: RunRequest) -> None:
     assert not list(out.rglob("*partial*"))
 
 
-def test_resumed_run_computes_the_rest_only_and_completes_every_file(
+def test_resume_computes_only_missing_frames(
     interrupted: RunRequest,
 ) -> None:
     out = out_of(interrupted)

@@ -85,7 +85,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 # --- a whole run -------------------------------------------------------------------------------
 
 
-def test_run_writes_a_mask_for_every_frame_an_overlay_tracks_and_a_report(
+def test_run_video_writes_masks_overlay_tracks_report(
     request_: RunRequest,
 ) -> None:
     seen: list[Progress] = []

@@ -169,7 +169,7 @@ def test_objects_of_later_masks_are_learnt_where_they_are_given(
     assert report["stages"]["finetune"]["frames"] == 2
 
 
-def test_engines_that_cannot_learn_are_an_error_only_if_they_must(
+def test_missing_finetune_graph_raises_only_if_required(
     request_: RunRequest, tmp_path: Path
 ) -> None:
     plain = make_engine_dir(tmp_path / "plain", frame_size_hw=SCENE_HW)

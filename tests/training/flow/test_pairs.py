@@ -53,7 +53,7 @@ def test_synthetic_flow_takes_frame_1_to_frame_0(material: ClipSources) -> None:
     assert np.median(controls) > 5 * SYNTHETIC_FLOW_LEVELS
 
 
-def test_objects_move_otherwise_than_their_background_and_hide_it(material: ClipSources) -> None:
+def test_synthetic_objects_move_and_hide_background(material: ClipSources) -> None:
     options = SyntheticFlowOptions(still_share=1.0, objects_max=1)
     pairs = SyntheticPairs(material.stills, SIZE_HW, options, 1)
     shares = []
@@ -215,9 +215,7 @@ def test_colours_and_noise_leave_flow_alone(material: ClipSources) -> None:
     assert 0 <= changed.frames.min() <= changed.frames.max() <= 255
 
 
-def test_samples_are_functions_of_step_and_index_and_mix_both_kinds(
-    material: ClipSources, tmp_path: Path
-) -> None:
+def test_flow_samples_are_pure_and_mix_both_kinds(material: ClipSources, tmp_path: Path) -> None:
     _chairs(tmp_path)
     pairs = load_flow_pairs(tmp_path, 1).train
     options = FlowTrainingOptions(size_hw=(64, 64), true_share=0.5)
@@ -236,7 +234,7 @@ def test_samples_are_functions_of_step_and_index_and_mix_both_kinds(
         FlowSamples((), (), options)
 
 
-def test_the_loss_is_the_published_sum_over_the_finest_level_s_pixels() -> None:
+def test_multiscale_epe_is_published_loss_per_pixel() -> None:
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(2, 2, 64, 128, generator=generator) * 10
     valid = torch.ones(2, 64, 128, dtype=torch.bool)

@@ -116,7 +116,7 @@ def test_flownet2_is_trained_member_by_member(material: ClipSources, tmp_path: P
         )
 
 
-def test_training_goes_on_from_public_units_and_refuses_another_shape(
+def test_train_flow_starts_from_public_weights(
     unbroken, material: ClipSources, tmp_path: Path
 ) -> None:
     weights = unbroken[1]
@@ -129,9 +129,7 @@ def test_training_goes_on_from_public_units_and_refuses_another_shape(
         _run(material, tmp_path / "b", wider, start_from=weights)
 
 
-def test_the_network_learns_a_motion_that_it_is_shown_again_and_again(
-    material: ClipSources, tmp_path: Path
-) -> None:
+def test_train_flow_reduces_loss_of_one_batch(material: ClipSources, tmp_path: Path) -> None:
     """The loss of one batch falls: the gradients point the right way."""
     options = replace(TINY, steps_by_member=(20,), learning_rate=3e-3, warmup_steps=1)
     torch.manual_seed(0)
@@ -152,7 +150,7 @@ def test_the_network_learns_a_motion_that_it_is_shown_again_and_again(
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_j_of_warped_masks_is_high_for_true_motion_and_low_without(material: ClipSources) -> None:
+def test_warp_mean_j_is_high_for_true_flow_only(material: ClipSources) -> None:
     dis = DisFlow(FlowSource(DIS_SOURCE, "medium", 1.0))
     assert warp_mean_j(dis, material.sequences[:1], 6) > 0.65
 

@@ -61,7 +61,7 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
     return 60 * torch.randn(2, 3, 32, 48), (torch.rand(2, 1, 32, 48) < 0.3).float()
 
 
-def test_two_steps_of_sgd_are_momentum_decay_and_the_published_groups() -> None:
+def test_finetune_sgd_steps_match_published_groups() -> None:
     options = replace(QUICK, optimizer="sgd", weight_decay=0.1)
     network, by_hand = _network(), _network()
     optimiser = finetune_optimiser(network, options)
@@ -102,7 +102,7 @@ def test_the_head_alone_leaves_the_trunk_as_it_was() -> None:
         assert same == name.startswith(("stages", "score_dsn")), name
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_last_good_weights(
+def test_non_finite_loss_keeps_last_good_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real, calls = class_balanced_loss, iter(range(100))

@@ -93,7 +93,7 @@ def test_each_stage_can_be_trained_by_itself(material: ClipSources, tmp_path: Pa
     assert any(not torch.equal(v, second[k]) for k, v in first.items())
 
 
-def test_training_goes_on_from_given_weights_and_refuses_those_of_another_shape(
+def test_train_osvos_starts_from_matching_weights_only(
     unbroken, material: ClipSources, tmp_path: Path
 ) -> None:
     weights = unbroken[1]
@@ -136,9 +136,7 @@ def test_a_stage_without_data_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_second_run_in_the_same_folder_and_another_network_are_refused(
-    unbroken, material: ClipSources
-) -> None:
+def test_train_osvos_refuses_used_folder_and_network(unbroken, material: ClipSources) -> None:
     with pytest.raises(TrainingError, match=r"already holds a training run: add --resume"):
         _run(material, unbroken[0], TINY)
     wider = replace(TINY, network=OsvosConfig(width=0.25))
@@ -146,7 +144,7 @@ def test_a_second_run_in_the_same_folder_and_another_network_are_refused(
         _run(material, unbroken[0], wider, resume=True)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
+def test_non_finite_loss_stops_and_keeps_last_state(
     material: ClipSources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = osvos_trainer.class_balanced_loss

@@ -30,7 +30,7 @@ def _scene() -> tuple[np.ndarray, np.ndarray]:
     return rgb, mask
 
 
-def test_a_crop_of_the_whole_image_without_changes_is_the_image_or_its_mirror() -> None:
+def test_random_crop_of_whole_image_is_image_or_flip() -> None:
     rgb, mask = _scene()
     seen = set()
     for seed in range(8):

@@ -20,7 +20,7 @@ def _constant(logit: float) -> OsvosVgg:
     return network
 
 
-def test_the_answer_has_the_size_of_the_frame_and_that_of_the_weights(
+def test_frame_prob_has_size_of_frame_and_weights(
     material: ClipSources,
 ) -> None:
     rgb = material.sequences[0].rgb(0)

@@ -25,7 +25,7 @@ def test_a_deformed_mask_is_wrong_but_not_lost() -> None:
     assert max(overlaps) < 1
 
 
-def test_the_same_seed_deforms_alike_and_an_empty_mask_stays_empty() -> None:
+def test_deform_mask_is_seeded_and_keeps_empty_mask() -> None:
     mask = _disk()
     first, again = (deform_mask(mask, np.random.default_rng(7)) for _ in range(2))
     np.testing.assert_array_equal(first, again)
@@ -40,7 +40,7 @@ def test_a_mask_at_the_border_stays_inside_the_frame() -> None:
         assert deform_mask(mask, np.random.default_rng(seed)).shape == mask.shape
 
 
-def test_degraded_probabilities_stay_probabilities_and_half_stay_as_they_are() -> None:
+def test_degrade_prob_stays_in_range_for_given_share() -> None:
     prob = np.zeros((65, 65), np.float32)
     prob[20:45, 20:45] = 1
     outcomes = [degrade_prob(prob, np.random.default_rng(seed)) for seed in range(200)]

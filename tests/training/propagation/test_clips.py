@@ -77,7 +77,7 @@ def test_without_stills_every_kind_is_still_drawn(material: ClipSources) -> None
         assert not isinstance(clip, StillClip)
 
 
-def test_a_patch_is_one_piece_that_has_nothing_to_do_with_the_picture_s_mask(
+def test_shape_clip_mask_is_connected_and_independent(
     material: ClipSources,
 ) -> None:
     pair = material.stills[0]
@@ -94,7 +94,7 @@ def _composite(material: ClipSources, kind: type[CompositeClip], **kw: bool) -> 
     return kind(base, StillClip(material.stills[0], seed=1), seed=2, **kw)
 
 
-def test_a_vanishing_object_is_seen_and_then_gone_with_its_pixels(material: ClipSources) -> None:
+def test_vanishing_clip_removes_object_and_mask(material: ClipSources) -> None:
     clip = _composite(material, VanishingClip)
     stays = _composite(material, CompositeClip, target_over=True)
     for t in range(len(clip)):

@@ -97,7 +97,7 @@ def test_flow_errors_are_smooth_bounded_or_shorten_the_flow() -> None:
     )
 
 
-def test_a_misplaced_mask_keeps_its_shape_and_leaves_its_object_alone() -> None:
+def test_misplaced_mask_keeps_shape_outside_object() -> None:
     _, mask = _scene()
     small = np.zeros_like(mask)
     small[20:30, 25:37] = True

@@ -9,9 +9,10 @@ import torch
 
 from mpn.errors import TrainingError
 from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
+from mpn.training.propagation import trainer
 from mpn.training.propagation.clips import ClipSources
 from mpn.training.propagation.options import PropagationTrainingOptions, TrainingReport
-from mpn.training.propagation.recipe import train_propagation, trainer
+from mpn.training.propagation.recipe import train_propagation
 from mpn.training.propagation.rollout import RolloutOptions
 
 TINY = PropagationTrainingOptions(
@@ -93,7 +94,7 @@ def test_resuming_with_another_network_is_refused(unbroken, material: ClipSource
         _run(material, unbroken[0], other, resume=True)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
+def test_non_finite_loss_stops_and_keeps_last_state(
     material: ClipSources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = trainer.segmentation_loss
@@ -127,7 +128,7 @@ def test_the_rate_rises_stays_and_falls_to_zero(material: ClipSources) -> None:
     assert rates[20] == 0
 
 
-def test_a_run_starts_from_given_weights_and_refuses_those_of_another_shape(
+def test_train_propagation_needs_matching_start_weights(
     unbroken, material: ClipSources, tmp_path: Path
 ) -> None:
     weights = unbroken[1]

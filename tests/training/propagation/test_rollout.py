@@ -85,9 +85,7 @@ NEW_DAMAGE = {
 
 
 @pytest.mark.parametrize("name", NEW_DAMAGE)
-def test_every_kind_of_damage_changes_what_is_seen_and_resumes_bit_for_bit(
-    material: ClipSources, name: str
-) -> None:
+def test_rollout_with_disturbances_resumes_exactly(material: ClipSources, name: str) -> None:
     damaged = _rollout(material, 5, **{name: 1.0})
     plain = _rollout(material, 5)
     differs = False

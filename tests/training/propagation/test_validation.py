@@ -28,7 +28,7 @@ class _Silent(nn.Module):
         return torch.cat([empty + 5, empty - 5], dim=1)
 
 
-def test_a_network_that_believes_the_warp_scores_and_a_silent_one_does_not(
+def test_mean_j_scores_identity_above_empty_network(
     material: ClipSources,
 ) -> None:
     assert mean_j(_Identity(), material.sequences, OPTIONS, max_frames=6) > 0.6

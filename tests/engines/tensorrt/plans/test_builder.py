@@ -107,7 +107,7 @@ def test_half_asked_for_and_not_in_the_graph_is_an_error(
         built(api, directory, manifest, precision="fp16")
 
 
-def test_inputs_are_taken_in_half_only_where_that_changes_nothing(
+def test_builder_half_inputs_only_if_equivalent(
     api: TrtApi, directory: Path, manifest: Manifest
 ) -> None:
     plan = built(api, directory, manifest, options=BuildOptions(half_inputs=True))

@@ -105,7 +105,7 @@ def change_graph(directory: Path, store: PlanStore) -> None:
         ("record key", "its digest is not that of its key"),
     ],
 )
-def test_a_plan_that_does_not_fit_is_built_anew_and_the_reason_told(
+def test_store_rebuilds_unfit_plan_and_gives_reason(
     monkeypatch: pytest.MonkeyPatch, store: PlanStore, directory: Path, what: str, why: str
 ) -> None:
     plan = store.plan("osvos", NONE)
@@ -214,9 +214,7 @@ def test_what_a_plan_depends_on_is_in_its_digest(store: PlanStore) -> None:
     assert store.key("osvos", NONE).digest == store.key("osvos", BuildOptions()).digest
 
 
-def test_a_directory_that_cannot_be_written_has_its_plans_in_the_cache(
-    store: PlanStore, directory: Path
-) -> None:
+def test_store_read_only_directory_uses_cache(store: PlanStore, directory: Path) -> None:
     (directory / "plans").write_text("in the way")
     plan = store.plan("osvos", NONE)
     folder = user_plans_dir()

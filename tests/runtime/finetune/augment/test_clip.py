@@ -81,7 +81,7 @@ def test_the_target_is_where_the_object_is_seen(scene: DreamScene) -> None:
     assert hidden > 3
 
 
-def test_the_object_is_also_seen_in_front_of_other_parts_of_the_frame(scene: DreamScene) -> None:
+def test_clip_swaps_the_background_behind_the_object(scene: DreamScene) -> None:
     here, there = AS_GIVEN, replace(AS_GIVEN, elsewhere_share=1.0)
     shown = [dream(scene, there, seed).frame(0) for seed in range(6)]
     at_home, target = dream(scene, here).frame(0)

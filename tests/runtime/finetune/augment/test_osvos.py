@@ -43,7 +43,7 @@ def dreams(
     )
 
 
-def test_a_crop_of_the_frames_own_scale_is_a_window_of_it_or_its_mirror_image() -> None:
+def test_osvos_crop_at_scale_one_is_window_or_its_flip() -> None:
     images, targets = dreams(EXACT, batch=12).batch()
     assert (images.shape, targets.shape) == ((12, 3, 96, 96), (12, 1, 96, 96))
     frame = CLIP.frames[0].astype(np.float32)
@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_crops() -> None:
     assert np.any(first[0] != other[0])
 
 
-def test_an_object_too_small_and_a_mask_of_another_size_are_refused() -> None:
+def test_osvos_sampler_refuses_small_object_and_size() -> None:
     with pytest.raises(MaskError, match="object 9 has 0 pixels"):
         dreams(object_id=9)
     with pytest.raises(InputError, match="the mask is"):

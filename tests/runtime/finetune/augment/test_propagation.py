@@ -92,7 +92,7 @@ def test_the_same_seed_dreams_the_same_batches_and_rows_differ() -> None:
     assert np.any(other.batch()[0] != first.batch()[0])
 
 
-def test_without_changes_the_network_sees_the_given_frame_through_the_pipelines_crop() -> None:
+def test_unchanged_sample_equals_pipeline_crop() -> None:
     source, _ = dreams(dream_options=AS_GIVEN, batch=8, options=replace(OPTIONS, colour_weight=0))
     inputs, target = source.batch()
     # The object and the smallest margin, 16 px a side: 40 of 72 px, or 36 of 65 in the crop.
@@ -150,7 +150,7 @@ def test_clips_go_on_from_the_networks_answer() -> None:
     assert shown[1.0] < shown[0.0] - 0.08  # half of the clips are new
 
 
-def test_the_network_is_asked_at_its_own_size_about_the_same_crop() -> None:
+def test_network_input_has_network_size_of_same_crop() -> None:
     source, engine = dreams(dream_options=replace(AS_GIVEN, longest=4), batch=4)
     inputs, _ = source.batch()
     source.batch()

@@ -44,7 +44,7 @@ def test_the_painted_part_has_detail() -> None:
     assert grey[inside].std() > 0.4 * grey[~inside].std()
 
 
-def test_a_layer_keeps_the_object_and_continues_its_colours_outward() -> None:
+def test_scene_layer_keeps_object_and_extends_colours() -> None:
     clip = scene_clip()
     scene = DreamScene.from_frame(clip.frames[0], clip.labels[0], 1, side_px=100)
     layer = scene.target
