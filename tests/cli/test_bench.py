@@ -131,7 +131,7 @@ def test_busy_machine_is_told(
         (
             ("--variants", "fast"),
             1,
-            "error: 'fast' is no variant: plain, default, or of osvos, crf, adapt",
+            "error: 'fast' is no variant: plain, default, or of osvos, crf, finetune",
         ),
         (("--objects", "0"), 1, "error: a number of objects must be 1..32"),
         (("--objects", "2,2"), 1, "error: the numbers of objects must be given, each once"),

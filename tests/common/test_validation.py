@@ -21,7 +21,6 @@ from mpn.errors import InputError, TrainingError
         (1.0, {}, "x must be a whole number, got 1.0"),
         (True, {}, "x must be a whole number, got True"),
         ("1", {"kind": "a number of frames"}, "x must be a number of frames, got '1'"),
-        (np.int64(1), {}, r"x must be a whole number, got np.int64(1)"),
     ],
 )
 def test_check_int_refuses(value: Any, bounds: dict[str, Any], message: str) -> None:
@@ -30,7 +29,9 @@ def test_check_int_refuses(value: Any, bounds: dict[str, Any], message: str) -> 
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(("value", "bounds"), [(1, {"least": 1}), (8, {"most": 8}), (-3, {})])
+@pytest.mark.parametrize(
+    ("value", "bounds"), [(1, {"least": 1}), (8, {"most": 8}), (-3, {}), (np.int64(1), {})]
+)
 def test_check_int_returns_the_value(value: int, bounds: dict[str, Any]) -> None:
     assert check_int("x", value, **bounds) == value
 

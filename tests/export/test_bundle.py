@@ -31,7 +31,7 @@ from tests.export.conftest import FRAME_SIZE_HW, MAX_OBJECTS, ROI_SIZE, Graphs
 def _options(**values: Any) -> ExportOptions:
     """Return tiny sizes without the fine-tuning step, which takes seconds."""
     usual = {"frame_size_hw": FRAME_SIZE_HW, "roi_size": ROI_SIZE, "max_objects": MAX_OBJECTS}
-    return ExportOptions(**({"adapt": False} | usual | values))
+    return ExportOptions(**({"finetune": False} | usual | values))
 
 
 class _Log(Progress):

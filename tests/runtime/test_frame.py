@@ -23,7 +23,7 @@ OPTIONS = {
 }
 STAGES = (
     "host.backend.resize_rgb",
-    "flow.DisFlow.between",
+    "host.flow.DisFlow.between",
     "host.stages.Stages.warp",
     "host.osvos.OsvosRunner.maps",
     "osvos_policy.OsvosPolicy.redetect",

@@ -373,7 +373,11 @@ OLD_KEYWORDS: list[tuple[Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("function", "old", "new"), OLD_KEYWORDS, ids=str)
+@pytest.mark.parametrize(
+    ("function", "old", "new"),
+    OLD_KEYWORDS,
+    ids=lambda value: getattr(value, "__qualname__", value),
+)
 def test_old_keyword_raises_with_the_new_one(function: Any, old: str, new: str) -> None:
     with pytest.raises(TypeError) as caught:
         function(**{old: None})

@@ -13,7 +13,7 @@ import pytest
 
 from mpn.errors import InputError, OutputError
 from mpn.masks import load_labels, save_labels
-from mpn.runtime import state
+from mpn.runtime.host import memory
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.session import session
 from mpn.runtime.session.request import Progress, RunRequest
@@ -228,13 +228,13 @@ def test_colours_are_learned_from_the_user_s_mask_again(
     interrupted: RunRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []
-    real = state.colour_table
+    real = memory.colour_table
 
     def watched(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
         seen.append(mask)
         return real(rgb, mask)
 
-    monkeypatch.setattr(state, "colour_table", watched)
+    monkeypatch.setattr(memory, "colour_table", watched)
     run_video(interrupted)
     given = scene_labels(0)
     assert len(seen) == 2
