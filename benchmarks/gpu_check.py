@@ -38,7 +38,7 @@ BUDGETS_S = {
     "eager": 60.0,
     "engines": 90.0,
     "speed": 120.0,
-    "adaptation": 40.0,
+    "finetuning": 40.0,
     "weight_swap": 30.0,
 }
 """Time limit of each section in seconds, in the order of the sections."""

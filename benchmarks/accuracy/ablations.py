@@ -1,6 +1,6 @@
 """Define the sets of stages of ``davis.py``, and count their fine-tuning cost.
 
-Each set of the chain adds one stage to the set before it: ``warp``, ``propagation``, ``adapted``
+Each set of the chain adds one stage to the set before it: ``warp``, ``propagation``, ``finetuned``
 (propagation fine-tuned on the first frame), ``osvos`` (fine-tuned too; the default of ``mpn run``),
 ``crf``. ``no-finetuning`` is the default without fine-tuning, ``fast`` is ``mpn run --fast``. The
 ``paper-`` sets leave out the stages that the paper does not have (flow check, colours, horizontal
@@ -24,9 +24,9 @@ from mpn.runtime.finetune.plan import (
     options_affecting_weights,
     options_for,
 )
-from mpn.runtime.options import FINETUNABLE_ROLES, PipelineOptions
+from mpn.runtime.options import FINETUNABLE_ROLES, PipelineOptions, ResolvedOptions
 
-CHAIN = ("warp", "propagation", "adapted", "osvos", "crf")
+CHAIN = ("warp", "propagation", "finetuned", "osvos", "crf")
 NO_FINETUNING, FAST = "no-finetuning", "fast"
 PAPER = "paper-"
 """Prefix of a name of the chain: the same set without flow check, colours and horizontal flip."""
@@ -46,24 +46,24 @@ class Ablation:
         name: Name from the module docstring.
         stages: Names of the chain that the set contains.
         options: Options of the pipeline with the advice of the manifest.
-        adapt: Options of fine-tuning; None for no fine-tuning.
+        finetune: Options of fine-tuning; None for no fine-tuning.
     """
 
     name: str
     stages: tuple[str, ...]
-    options: PipelineOptions
-    adapt: FinetuneOptions | None
+    options: ResolvedOptions
+    finetune: FinetuneOptions | None
 
 
 def ablations_from_names(
-    manifest: Manifest, names: Sequence[str], adapt: FinetuneOptions
+    manifest: Manifest, names: Sequence[str], finetune: FinetuneOptions
 ) -> tuple[list[Ablation], list[str]]:
     """Return the sets that the engines can run, and one line for each other set.
 
     Args:
         manifest: Manifest of the engine directory.
         names: Names of the sets.
-        adapt: Options of fine-tuning for the sets that have it.
+        finetune: Options of fine-tuning for the sets that have it.
 
     Raises:
         InputError: If a name is unknown or given twice.
@@ -86,7 +86,7 @@ def ablations_from_names(
             left_out.append(f"{name}: {missing[last]}")
             continue
         stages = tuple(s for s in CHAIN[: CHAIN.index(last) + 1] if s not in missing)
-        built.append(_ablation(name, stages, manifest, adapt))
+        built.append(_ablation(name, stages, manifest, finetune))
     return built, left_out
 
 
@@ -109,9 +109,8 @@ def with_variants(ablations: Sequence[Ablation], given: Sequence[str]) -> list[A
         if base not in known:
             raise InputError(f"variant '{text}': the set '{base}' does not run here")
         try:
-            changed = replace(
-                known[base].options, **dict(map(option_from_text, options.split(",")))
-            )
+            values = dict(map(option_from_text, options.split(",")))
+            changed = known[base].options.with_values(values)
         except InputError as error:
             raise InputError(f"variant '{text}': {error}") from error
         known[name] = replace(known[base], name=name, options=changed)
@@ -141,7 +140,7 @@ class FinetuneCosts:
     """Store the seconds of fine-tuning, for sets that share weights."""
 
     def __init__(self) -> None:
-        self._seconds: dict[tuple[str, int, str], dict[PipelineOptions, float]] = {}
+        self._seconds: dict[tuple[str, int, str], dict[ResolvedOptions, float]] = {}
 
     def cost_s(
         self, ablation: Ablation, sequence: str, reports: Sequence[Mapping[str, Any]]
@@ -167,15 +166,15 @@ class FinetuneCosts:
 
 def finetune_reports(pipeline: Pipeline, ablation: Ablation) -> list[dict[str, Any]]:
     """Return the fine-tuning reports of the current sequence."""
-    if ablation.adapt is None:
+    if ablation.finetune is None:
         return []
     # The pipeline keeps the reports of earlier sequences before them.
-    return pipeline.finetune_report()[-len(pipeline.object_ids) * len(ablation.adapt.roles) :]
+    return pipeline.finetune_report()[-len(pipeline.object_ids) * len(ablation.finetune.roles) :]
 
 
-def with_cache(adapt: FinetuneOptions | None, folder: Path) -> FinetuneOptions | None:
+def with_cache(finetune: FinetuneOptions | None, folder: Path) -> FinetuneOptions | None:
     """Return the same fine-tuning with its weights cached in a folder."""
-    return None if adapt is None else replace(adapt, cache_dir=folder)
+    return None if finetune is None else replace(finetune, cache_dir=folder)
 
 
 def _missing_stages(manifest: Manifest) -> dict[str, str]:
@@ -185,14 +184,14 @@ def _missing_stages(manifest: Manifest) -> dict[str, str]:
         missing["osvos"] = f"the engines '{manifest.name}' have no OSVOS"
     advised = PipelineOptions().with_defaults(manifest.runtime_defaults)
     if "propagation" not in finetunable_roles(manifest, advised):
-        missing["adapted"] = (
+        missing["finetuned"] = (
             f"the engines '{manifest.name}' have no graph to fine-tune propagation with"
         )
     return missing
 
 
 def _ablation(
-    name: str, stages: tuple[str, ...], manifest: Manifest, adapt: FinetuneOptions
+    name: str, stages: tuple[str, ...], manifest: Manifest, finetune: FinetuneOptions
 ) -> Ablation:
     advised = PipelineOptions().with_defaults(manifest.runtime_defaults)
     given: dict[str, Any] = dict(NOT_IN_THE_PAPER) if name.startswith(PAPER) else {}
@@ -205,9 +204,9 @@ def _ablation(
         "osvos.mode": osvos if "osvos" in stages else "off",
     }
     options = PipelineOptions().with_values(given).with_defaults(manifest.runtime_defaults)
-    wanted = "adapted" in stages or "osvos" in stages
+    wanted = "finetuned" in stages or "osvos" in stages
     roles = tuple(r for r in FINETUNABLE_ROLES if r in finetunable_roles(manifest, options))
-    tuned = options_for(manifest, options, adapt) if wanted and roles else None
+    tuned = options_for(manifest, options, finetune) if wanted and roles else None
     return Ablation(name, stages, options, tuned)
 
 

@@ -1,14 +1,14 @@
 """Measure J, F and FPS in one run over a folder in DAVIS layout.
 
     python -m benchmarks.accuracy.davis --davis-root DAVIS [--set val] [--engine-dir DIR]
-        [--ablation warp,propagation,adapted,osvos,crf,no-finetuning,fast]
-        [--variant NAME=SET:OPTION=VALUE,...] [--sequences A,B] [--adapt-roles osvos]
-        [--adapt-steps N] [--seed 0] [--threads 2] [--masks FOLDER] [-o FILE.json]
+        [--ablation warp,propagation,finetuned,osvos,crf,no-finetuning,fast]
+        [--variant NAME=SET:OPTION=VALUE,...] [--sequences A,B] [--finetune-roles osvos]
+        [--finetune-steps N] [--seed 0] [--threads 2] [--masks FOLDER] [-o FILE.json]
 
 One thread decodes each frame, segments it from the first annotation and saves a palette PNG.
 ``wall_fps`` counts all of that from the second frame on, ``pipeline_fps`` only the stages.
 ``first_mask_s`` is the time to the first saved mask of each sequence, with fine-tuning and with
-open engines. ``wall_fps_with_adaptation`` includes fine-tuning. Sets of stages that need the same
+open engines. ``wall_fps_with_finetuning`` includes fine-tuning. Sets of stages that need the same
 weights train them once; the cost counts for each set. The sets are interleaved, sequence by
 sequence. Scores are those of ``mpn eval``: the first and the last frame are not counted.
 """
@@ -112,14 +112,17 @@ def run(
     images: Path,
     threads: int,
     warmup: int,
-    adapt_cache: Path | None,
+    finetune_cache: Path | None,
     keep_masks: Path | None,
 ) -> dict[str, Any]:
     """Segment all sequences with every set of stages; return ``ablations``."""
     measured = {ablation.name: Measured() for ablation in ablations}
     costs = FinetuneCosts()
     with tempfile.TemporaryDirectory(prefix="mpn-davis-") as folder, ExitStack() as stack:
-        masks, cache = keep_masks or Path(folder, "masks"), adapt_cache or Path(folder, "weights")
+        masks, cache = (
+            keep_masks or Path(folder, "masks"),
+            finetune_cache or Path(folder, "weights"),
+        )
         for ablation in ablations:  # without fine-tuning, which needs no warm-up
             with pipeline_on_shared_engines(engine_dir, engines, ablation.options) as pipeline:
                 warm_up(pipeline, dataset.sequences[0], images, warmup)
@@ -129,7 +132,7 @@ def run(
                     engine_dir,
                     engines,
                     ablation.options,
-                    with_cache(ablation.adapt, cache),
+                    with_cache(ablation.finetune, cache),
                     threads,
                 )
             )
@@ -154,12 +157,12 @@ def run(
         ablation.name: ablation_figures(ablation, measured[ablation.name], dataset.set_name)
         for ablation in ablations
     }
-    if adapt_cache is not None:  # the cost of weights from another run is unknown
+    if finetune_cache is not None:  # the cost of weights from another run is unknown
         for ablation in ablations:
             body = figures[ablation.name]
-            body["adapt"] = None
-            body.pop("wall_fps_with_adaptation", None)
-            if ablation.adapt is not None:
+            body["finetune"] = None
+            body.pop("wall_fps_with_finetuning", None)
+            if ablation.finetune is not None:
                 del body["first_mask_s"]
     return figures
 
@@ -189,16 +192,18 @@ def ablation_figures(ablation: Ablation, measured: Measured, set_name: str) -> d
         "wall_fps": round(len(wall_s) / sum(wall_s), 2),
         "pipeline_fps": round(len(stages_s) / sum(stages_s), 2),
         "first_mask_s": {name: round(s, 3) for name, s in measured.first_mask_s.items()},
-        "adapt": None,
+        "finetune": None,
     }
-    if ablation.adapt is not None:
-        body["adapt"] = {
-            "roles": list(ablation.adapt.roles),
-            "steps": {role: ablation.adapt.recipe(role).steps for role in ablation.adapt.roles},
+    if ablation.finetune is not None:
+        body["finetune"] = {
+            "roles": list(ablation.finetune.roles),
+            "steps": {
+                role: ablation.finetune.recipe(role).steps for role in ablation.finetune.roles
+            },
             "seconds": round(finetuning_s, 2),
             "seconds_per_object": round(finetuning_s / len(score.objects), 2),
         }
-        body["wall_fps_with_adaptation"] = round(len(wall_s) / (sum(wall_s) + finetuning_s), 2)
+        body["wall_fps_with_finetuning"] = round(len(wall_s) / (sum(wall_s) + finetuning_s), 2)
     return body
 
 
@@ -216,7 +221,9 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             engines.manifest,
             given.ablation.split(","),
             FinetuneOptions(
-                roles=tuple(given.adapt_roles.split(",")), steps=given.adapt_steps, seed=given.seed
+                roles=tuple(given.finetune_roles.split(",")),
+                steps=given.finetune_steps,
+                seed=given.seed,
             ),
         )
         ablations = with_variants(ablations, given.variant)
@@ -230,7 +237,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             images=images,
             threads=given.threads,
             warmup=given.warmup,
-            adapt_cache=given.adapt_cache,
+            finetune_cache=given.finetune_cache,
             keep_masks=given.masks,
         )
         backend = {
@@ -244,7 +251,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     not_on_gpu = (
         ["GPU (CUDA, TensorRT): the networks ran on the CPU"] if backend["used"] == "cpu" else []
     )
-    if given.adapt_cache is not None:
+    if given.finetune_cache is not None:
         left_out.append("cost of fine-tuning: the weights are from other runs")
     return {
         **result_header(
@@ -284,16 +291,16 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of fine-tuning [%(default)s]")
     parser.add_argument(
-        "--adapt-cache",
+        "--finetune-cache",
         type=Path,
         help="folder of fine-tuned weights for other runs; the cost is left out of the result",
     )
     parser.add_argument(
-        "--adapt-roles",
+        "--finetune-roles",
         default=",".join(FINETUNABLE_ROLES),
         help="networks to fine-tune [%(default)s]",
     )
-    parser.add_argument("--adapt-steps", type=int, help="steps [the recipe of each network]")
+    parser.add_argument("--finetune-steps", type=int, help="steps [the recipe of each network]")
     parser.add_argument("--masks", type=Path, help="save masks in MASKS/<set>/<sequence>")
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

@@ -54,9 +54,9 @@ class ObjectRun:
         seed: Seed of the fine-tuning.
         region: Mean J.
         boundary: Mean F.
-        adapt_s: Seconds of fine-tuning of all networks.
+        finetune_s: Seconds of fine-tuning of all networks.
         start_cpu_s: Processor seconds of the first frame with all its objects, including opening
-            the step graph. With one thread this is ``adapt_s`` of an idle machine.
+            the step graph. With one thread this is ``finetune_s`` of an idle machine.
         losses: First and last loss by network.
         notes: Notes of the fine-tuning reports.
     """
@@ -65,7 +65,7 @@ class ObjectRun:
     seed: int
     region: float
     boundary: float
-    adapt_s: float
+    finetune_s: float
     start_cpu_s: float
     losses: Mapping[str, tuple[float, float]]
     notes: tuple[str, ...]
@@ -75,14 +75,15 @@ def run_sequence(
     sequence: DavisSequence, images: Path, steps: int, seed: int, given: argparse.Namespace
 ) -> list[ObjectRun]:
     """Segment and score one sequence with one number of steps and one seed."""
-    adapt = adapt_options(given, steps=max(steps, 1), seed=seed)
+    finetune = finetune_options(given, steps=max(steps, 1), seed=seed)
     evaluator, start_cpu_s = SequenceEvaluator(sequence.name), 0.0
     with Pipeline.from_engines(
         given.engine_dir,
         backend="cpu",
         threads=given.threads,
-        options=PipelineOptions(**dict(map(option_from_text, given.option))),
-        adapt=adapt if steps else None,
+        options=PipelineOptions(finetune=finetune if steps else None).with_values(
+            dict(map(option_from_text, given.option))
+        ),
     ) as pipeline:
         for frame in segment_frames(pipeline, sequence, images, frames=given.frames or None):
             if not frame.index:
@@ -112,7 +113,7 @@ def run_sequence(
     return runs
 
 
-def adapt_options(given: argparse.Namespace, *, steps: int, seed: int) -> FinetuneOptions:
+def finetune_options(given: argparse.Namespace, *, steps: int, seed: int) -> FinetuneOptions:
     """Return the options of fine-tuning, without a cache."""
     return FinetuneOptions(
         roles=tuple(given.roles.split(",")),
@@ -141,7 +142,7 @@ def run_as_json(
         "J-Mean_of_seeds": {
             str(seed): float(np.mean([k.region for k in runs if k.seed == seed])) for seed in seeds
         },
-        "adapt": summary_ms([k.adapt_s for k in runs]) if steps else None,
+        "finetune": summary_ms([k.finetune_s for k in runs]) if steps else None,
         "start_cpu": summary_ms([k.start_cpu_s for k in runs]) if steps else None,
         "objects": {name: _object_as_json(own[name]) for name in names},
         "worst": None,
@@ -162,7 +163,7 @@ def _object_as_json(runs: Sequence[ObjectRun]) -> dict[str, Any]:
         "F-Mean": float(np.mean([k.boundary for k in runs])),
         "J_least": min(regions),
         "J_most": max(regions),
-        "adapt_s": [round(k.adapt_s, 3) for k in runs],
+        "finetune_s": [round(k.finetune_s, 3) for k in runs],
         "start_cpu_s": [round(k.start_cpu_s, 3) for k in runs],
         "losses": [{role: list(pair) for role, pair in k.losses.items()} for k in runs],
         "notes": sorted({note for k in runs for note in k.notes}),
@@ -188,7 +189,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         engine = engine_facts(engines)
         role_names = given.roles.split(",")
         recipes = {
-            role: vars(adapt_options(given, steps=1, seed=0).recipe(role, entry.adapt.optimizer))
+            role: vars(finetune_options(given, steps=1, seed=0).recipe(role, entry.adapt.optimizer))
             for role, entry in engines.manifest.roles.items()
             if role in role_names and entry.adapt is not None
         }
@@ -202,7 +203,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             for k in objects:
                 print(
                     f"  {k.name:24} {count:4} steps  seed {seed}  J {k.region:.3f}"
-                    f"  F {k.boundary:.3f}  {k.adapt_s:.1f} s",
+                    f"  F {k.boundary:.3f}  {k.finetune_s:.1f} s",
                     flush=True,
                 )
     return {
@@ -260,7 +261,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for run in body["runs"]:
-        seconds = "" if run["adapt"] is None else f"  {run['adapt']['median_ms'] / 1e3:.1f} s"
+        seconds = "" if run["finetune"] is None else f"  {run['finetune']['median_ms'] / 1e3:.1f} s"
         print(f"{run['steps']:4} steps  J {run['J-Mean']:.4f}  F {run['F-Mean']:.4f}{seconds}")
     print(f"written: {given.out}")
     return 0

@@ -2,12 +2,12 @@
 
     mpn export CKPT ... -o engines-fp16 --precision fp16
     python -m benchmarks.accuracy.precision --davis-root DAVIS --other engines-fp16
-        [--engine-dir DIR] [--set val] [--sequences A,B] [--adapt] [--threads 2] [-o FILE.json]
+        [--engine-dir DIR] [--set val] [--sequences A,B] [--finetune] [--threads 2] [-o FILE.json]
 
 Both directories segment each sequence from its first annotation, interleaved frame by frame; each
 propagates its own masks. The result has J and F of both, and the IoU between their masks. Without
-``--adapt`` the networks are not fine-tuned: fine-tuning amplifies the smallest difference, and the
-result would measure that noise.
+``--finetune`` the networks are not fine-tuned: fine-tuning amplifies the smallest difference, and
+the result would measure that noise.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
                     backend="cpu",
                     threads=given.threads,
                     options=PipelineOptions(
-                        finetune=FinetuneOptions(seed=given.seed) if given.adapt else None
+                        finetune=FinetuneOptions(seed=given.seed) if given.finetune else None
                     ),
                 )
             )
@@ -110,11 +110,11 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             load_average_before=before,
             not_measured=[
                 "speed: on a CPU half-precision weights are converted to float32",
-                *([] if given.adapt else ["fine-tuned networks: --adapt"]),
+                *([] if given.finetune else ["fine-tuned networks: --finetune"]),
             ],
         ),
         "data": data["data"],
-        "is_fine_tuned": given.adapt,
+        "is_fine_tuned": given.finetune,
         "sides": {
             name: {
                 "roles": engines[name]["roles"],
@@ -147,7 +147,9 @@ def main() -> int:
     add_data_arguments(parser, default_set="val")
     parser.add_argument("--engine-dir", type=Path, help="engine directory [the shipped one]")
     parser.add_argument("--other", type=Path, required=True, help="engine directory to compare")
-    parser.add_argument("--adapt", action="store_true", help="fine-tune the networks of each side")
+    parser.add_argument(
+        "--finetune", action="store_true", help="fine-tune the networks of each side"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of fine-tuning [%(default)s]")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("precision.json"))

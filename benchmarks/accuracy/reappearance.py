@@ -1,7 +1,7 @@
 """Measure whether a lost object is re-detected, with OSVOS and without.
 
     python -m benchmarks.accuracy.reappearance --davis-root DAVIS [--engine-dir DIR]
-        [--pairs a:b,c:d] [--adapt-steps N | --no-adapt] [--write FOLDER] [-o FILE.json]
+        [--pairs a:b,c:d] [--finetune-steps N | --no-finetune] [--write FOLDER] [-o FILE.json]
 
 A clip is made of two sequences of the set *train*: the object of one is drawn over the frames of
 the other, so the background continues while the object is absent, and the true masks are known.
@@ -236,19 +236,23 @@ def run_clip(clip: ReappearanceClip, arguments: argparse.Namespace) -> dict[str,
     """Run one clip with OSVOS and without."""
     sides: dict[str, Any] = {}
     for side, off in (("with_osvos", {}), ("without_osvos", {"osvos.mode": "off"})):
-        adapt = None
-        if not arguments.no_adapt:
-            adapt = FinetuneOptions(
-                steps=arguments.adapt_steps, seed=arguments.seed, cache_dir=arguments.adapt_cache
+        finetune = None
+        if not arguments.no_finetune:
+            finetune = FinetuneOptions(
+                steps=arguments.finetune_steps,
+                seed=arguments.seed,
+                cache_dir=arguments.finetune_cache,
             )
         with Pipeline.from_engines(
             arguments.engine_dir,
             backend="cpu",
             threads=arguments.threads,
-            options=PipelineOptions(finetune=adapt).with_values({**dict(arguments.option), **off}),
+            options=PipelineOptions(finetune=finetune).with_values(
+                {**dict(arguments.option), **off}
+            ),
         ) as pipeline:
             sides[side] = track_object(clip, pipeline)
-            sides[side]["adapt_s"] = round(pipeline.timings.get("finetune", 0.0), 2)
+            sides[side]["finetune_s"] = round(pipeline.timings.get("finetune", 0.0), 2)
             if side == "with_osvos":
                 sides["facts"] = {
                     "options": pipeline.options.as_json(),
@@ -315,9 +319,9 @@ def main() -> int:
     parser.add_argument(
         "--option", action="append", type=option_from_text, default=[], help="NAME=VALUE"
     )
-    parser.add_argument("--adapt-steps", type=int, help="steps [the recipe of each network]")
-    parser.add_argument("--no-adapt", action="store_true")
-    parser.add_argument("--adapt-cache", type=Path)
+    parser.add_argument("--finetune-steps", type=int, help="steps [the recipe of each network]")
+    parser.add_argument("--no-finetune", action="store_true")
+    parser.add_argument("--finetune-cache", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--write", type=Path, help="folder to write the clips to in DAVIS layout")

@@ -36,7 +36,7 @@ class Sizes:
         copy_mib: Size of the copy that measures the memory bandwidth.
         mask_frames: Frames of the mask comparison with the host.
         mask_hw: Height and width of these frames.
-        adapt_steps: Steps of fine-tuning.
+        finetune_steps: Steps of fine-tuning.
         is_tiny: Whether the networks have only a few thousand weights.
     """
 
@@ -50,7 +50,7 @@ class Sizes:
     copy_mib: int = 2048
     mask_frames: int = 30
     mask_hw: tuple[int, int] = (240, 432)
-    adapt_steps: int = 500
+    finetune_steps: int = 500
     is_tiny: bool = False
 
 
@@ -65,7 +65,7 @@ DRY = Sizes(
     copy_mib=1,
     mask_frames=4,
     mask_hw=(96, 160),
-    adapt_steps=2,
+    finetune_steps=2,
     is_tiny=True,
 )
 """Sizes of --dry-run: seconds on a CPU, without meaningful figures."""
@@ -78,10 +78,10 @@ class Bench:
     Attributes:
         sizes: Sizes of the measurements.
         is_dry: Whether the stream is the shim of the tests and torch runs on the CPU.
-        stream: stream of the device; None without a device.
+        stream: Stream of the device; None without a device.
         why_no_stream: Reason why there is none.
         engine_dirs: Engine directories to run; the shipped one is first.
-        adapt_dirs: Engine directories for fine-tuning.
+        finetune_dirs: Engine directories for fine-tuning.
         copy_gb_s: Measured bandwidth of a copy, bytes read and written; None if unknown.
     """
 
@@ -90,7 +90,7 @@ class Bench:
     stream: Stream | None
     why_no_stream: str
     engine_dirs: list[str]
-    adapt_dirs: list[str]
+    finetune_dirs: list[str]
     copy_gb_s: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 

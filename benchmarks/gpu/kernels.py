@@ -29,12 +29,12 @@ from mpn.runtime.host.crf import refine
 from mpn.runtime.host.merge import merge
 from mpn.runtime.host.reliability import colour_table
 from mpn.runtime.host.roi import box_from_prob
-from mpn.runtime.options import PipelineOptions
+from mpn.runtime.options import ResolvedOptions
 from mpn.types import Roi
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-NUMBERED_AS_THREADS_COME = {"crf_insert", "crf_number"}
+NUMBERED_IN_THREAD_ORDER = {"crf_insert", "crf_number"}
 """Kernels whose hash slots and vertex numbers depend on the order of threads.
 
 The kernels that read these numbers are compared."""
@@ -49,7 +49,7 @@ class CheckedStream:
 
     Args:
         bench: Devices and sizes.
-        stream: stream that launches the kernels.
+        stream: Stream that launches the kernels.
         budget: Time limit of the comparison.
     """
 
@@ -74,11 +74,11 @@ class CheckedStream:
             key: before[value.address].copy() if isinstance(value, DeviceArray) else value
             for key, value in arguments.items()
         }
-        twins_arrays: dict[int, npt.NDArray[Any]] = {}
+        given_arrays: dict[int, npt.NDArray[Any]] = {}
         for key, array in arrays.items():  # an array that is given twice stays one array
-            given[key] = twins_arrays.setdefault(array.address, given[key])
-        if name in NUMBERED_AS_THREADS_COME:
-            entry["against_twin"] = "not comparable: see the kernels that read its output"
+            given[key] = given_arrays.setdefault(array.address, given[key])
+        if name in NUMBERED_IN_THREAD_ORDER:
+            entry["against_reference"] = "not comparable: see the kernels that read its output"
         else:
             entry |= guarded(lambda: _compared(name, arrays, after, given))
         nbytes = sum(array.nbytes for array in arrays.values())
@@ -188,8 +188,8 @@ class Scene:
 def frame_chain(stream: Any, scene: Scene) -> None:
     """Run the stages of a frame, with and without colours, in both precisions."""
     for options, dtype in (
-        (PipelineOptions(), np.float32),
-        (PipelineOptions(flow_check_px=3.0, colour_weight=0.7, propagation_weight=0.8), np.float16),
+        (ResolvedOptions(), np.float32),
+        (ResolvedOptions(flow_check_px=3.0, colour_weight=0.7, propagation_weight=0.8), np.float16),
     ):
         frame = CudaFrame(
             stream,

@@ -116,7 +116,7 @@ class TorchEngine(Closeable):
 
     Args:
         bench: Devices and sizes.
-        stream: stream that allocates the buffers.
+        stream: Stream that allocates the buffers.
         role: Role of the network.
         module: Network as deployed for its role.
         spec: Tensors of the network.
@@ -276,7 +276,7 @@ def _eager(bench: Bench, budget: Budget, precision: str) -> dict[str, Any]:
     return figures
 
 
-def adaptation(bench: Bench, budget: Budget) -> dict[str, Any]:
+def finetuning(bench: Bench, budget: Budget) -> dict[str, Any]:
     """Measure fine-tuning of OSVOS on one object."""
     from mpn.runtime.finetune.adapter import ObjectFinetuner
     from mpn.runtime.finetune.plan import FinetuneOptions, options_for
@@ -285,23 +285,23 @@ def adaptation(bench: Bench, budget: Budget) -> dict[str, Any]:
 
     figures: dict[str, Any] = {}
     frame = next(iter(render_clip(frames=1, size_hw=bench.sizes.mask_hw, objects=1)))
-    for directory in bench.adapt_dirs:
+    for directory in bench.finetune_dirs:
         for backend in ("cpu",) if bench.is_dry else DEVICE_BACKENDS:
             name = f"{Path(directory).name} on {backend}"
 
             def work(directory: str = directory, backend: Any = backend) -> dict[str, Any]:
                 with open_engines(directory, backend=backend, threads=4) as opened:
                     options = PipelineOptions().with_defaults(opened.manifest.runtime_defaults)
-                    asked = FinetuneOptions(roles=("osvos",), cache_dir=None)
+                    wanted = FinetuneOptions(roles=("osvos",), cache_dir=None)
                     chosen = with_steps(
-                        options_for(opened.manifest, options, asked), bench.sizes.adapt_steps
+                        options_for(opened.manifest, options, wanted), bench.sizes.finetune_steps
                     )
                     with ObjectFinetuner(directory, opened, chosen, options, threads=4) as adapter:
                         before = time.perf_counter()
                         for engine in adapter.adapt(frame.rgb, frame.labels, 1).values():
                             engine.close()
                         return {
-                            "steps": bench.sizes.adapt_steps,
+                            "steps": bench.sizes.finetune_steps,
                             "seconds": round(time.perf_counter() - before, 3),
                             "report": adapter.report_as_json(),
                         }
@@ -327,7 +327,7 @@ def with_steps(options: Any, steps: int) -> Any:
 def weight_swap(bench: Bench, budget: Budget) -> dict[str, Any]:
     """Measure the exchange of weights of an open engine: time and outputs."""
     figures: dict[str, Any] = {}
-    for directory in bench.adapt_dirs:
+    for directory in bench.finetune_dirs:
         manifest = load_manifest(directory)
         roles = [role for role, entry in manifest.roles.items() if entry.adapt is not None]
         for role in roles:

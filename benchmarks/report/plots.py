@@ -39,7 +39,7 @@ _VALUE_DISTANCE_PT = 11
 _STAGE_SHARE_MIN = 0.01
 """Stages below this fraction of every bar are drawn as one stage, :data:`OTHER`."""
 _TORCH_SHARE_MIN = 0.005
-"""Stages below this fraction of our frame are left out beside PyTorch."""
+"""Stages below this fraction of our frame are left out of the comparison with PyTorch."""
 _PANELS = ("plain", "osvos", "crf", "osvos+crf")
 """Variants that get a panel of FPS against the number of objects."""
 _DIGEST = re.compile(rb"mpn-plot:([0-9a-f]{64})")
@@ -81,7 +81,7 @@ class Plot:
 
     Attributes:
         name: File name without suffix.
-        alternative: Description for readers without sight.
+        alternative: Description for screen readers.
         series: Data of the plot.
     """
 
@@ -434,7 +434,7 @@ def _finetuning(name: str, result: Result) -> list[Plot]:
 
 
 def _seconds(run: Mapping[str, Any]) -> float:
-    return round(run["adapt"]["median_ms"] / 1e3, 1) if run["adapt"] else 0.0
+    return round(run["finetune"]["median_ms"] / 1e3, 1) if run["finetune"] else 0.0
 
 
 def _medians(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -57,7 +57,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 ``time`` (ms over many frames) and ``ratio`` are worse only if both minimum and median are worse:
 load on the machine raises the median first. ``once`` (ms, measured once) is noisy. Scores, IoU and
-counts are exactly reproducible on one machine. ``parity`` is a fraction of its own limit."""
+counts are exactly reproducible on one machine. ``parity`` is a fraction of the limit."""
 
 
 @dataclass(frozen=True)

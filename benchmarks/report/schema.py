@@ -8,6 +8,7 @@ is made, and in the tests for every committed file.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from typing import Any
 
 from mpn.errors import MpnError
 from mpn.runtime.bench.result import BENCHMARK_SCHEMA, benchmark_document, save_result
+from mpn.runtime.options import CONSTANTS_OF_0_1, OPTIONS_OF_0_1
 
 Result = Mapping[str, Any]
 
@@ -92,6 +94,16 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """Keys that each benchmark adds. The report has a table for each of these benchmarks."""
 
+_NAMES_OF_0_1 = {
+    "adapt": "finetune",
+    "adapt_ms": "finetune_ms",
+    "adapt_s": "finetune_s",
+    "adapted": "finetuned",
+    "open_adapted_checked": "open_finetuned_checked",
+    "wall_fps_with_adaptation": "wall_fps_with_finetuning",
+}
+"""Key in results of version 0.1 -> key now."""
+
 SUMMARY = ("n", "min_ms", "median_ms", "p95_ms")
 SCORES = ("J-Mean", "F-Mean", "J&F-Mean")
 _PACKAGES = ("torch", "onnx")
@@ -102,7 +114,9 @@ class ResultError(MpnError):
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """Read a result and check it.
+    """Read a result, check it, and replace the names of version 0.1.
+
+    The options of the returned result are flat: ``"osvos.every"`` is a key.
 
     Raises:
         ResultError: If the file cannot be read or is not in the format. The message has its path.
@@ -115,8 +129,43 @@ def load_result(path: Path) -> dict[str, Any]:
         check_result(document)
     except ResultError as error:
         raise ResultError(f"{path}: {error}") from error
-    checked: dict[str, Any] = document
+    checked: dict[str, Any] = with_names_of_today(document)
     return checked
+
+
+def with_names_of_today(value: Any) -> Any:
+    """Return a copy of a result with the names of today and flat options."""
+    if isinstance(value, Mapping):
+        return {
+            _NAMES_OF_0_1.get(key, key): flat_options(found)
+            if key == "options" and isinstance(found, Mapping)
+            else with_names_of_today(found)
+            for key, found in value.items()
+        }
+    if isinstance(value, list):
+        return [with_names_of_today(found) for found in value]
+    return "finetuned" if value == "adapted" else value
+
+
+def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by name, with the names of :func:`mpn.runtime.options.option_names`.
+
+    Args:
+        options: Options with one dict per group, or flat as version 0.1 wrote them.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            if name == "crf":
+                flat["crf"] = True
+            flat |= {f"{name}.{field}": found for field, found in value.items()}
+        elif name == "osvos":
+            flat["osvos.mode"] = {"retrieve-only": "redetect-only"}.get(value, value)
+        elif name == "crf" and value is None:
+            flat["crf"] = False
+        elif name not in CONSTANTS_OF_0_1:
+            flat[OPTIONS_OF_0_1.get(name, name)] = value
+    return flat
 
 
 def check_result(document: Any) -> None:
@@ -184,7 +233,7 @@ def cpu_backend(threads: int) -> dict[str, Any]:
 
 
 def write_result(path: Path, benchmark: str, body: Mapping[str, Any]) -> None:
-    """Write one result: schema, name of the benchmark, machine, versions and the body.
+    """Write one result: schema, benchmark, machine, versions and the body.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -223,7 +272,7 @@ def _check_engine(engine: Mapping[str, Any]) -> None:
 
 
 def _check_shape(value: Any, shape: Any, where: str) -> None:
-    """Check that ``value`` has the keys and types of ``shape``; more keys are allowed."""
+    """Check that ``value`` has the keys and types of ``shape``, and allow more."""
     if not isinstance(value, Mapping):
         raise ResultError(
             f"{where.rstrip('.') or 'the file'} must be an object, got {_kind(value)}"
@@ -298,9 +347,11 @@ _NAMES: dict[type, str] = {
 
 def main() -> None:
     """Check the files given on the command line."""
-    for name in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
+    for path in parser.parse_args().files:
         try:
-            load_result(Path(name))
+            load_result(path)
         except ResultError as error:
             sys.exit(f"error: {error}")
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from benchmarks.report.schema import Result, ResultError, share_of_limit
+from benchmarks.report.schema import Result, ResultError, flat_options, share_of_limit
+from mpn.runtime.options import ResolvedCrf
 
 STAGE_SETS = {
     "warp": "warp alone",
     "propagation": "+ propagation",
-    "adapted": "+ fine-tuning",
+    "finetuned": "+ fine-tuning",
     "osvos": "+ OSVOS",
     "crf": "+ DenseCRF",
 }
@@ -99,7 +101,7 @@ def davis_table(result: Result, is_short: bool) -> str:
     ]
     rows = []
     for name, scores in ablations.items():
-        finetuning, first_mask_s = scores["adapt"], _first_mask_s(result, scores)
+        finetuning, first_mask_s = scores["finetune"], _first_mask_s(result, scores)
         rows.append(
             [
                 _set_label(name, ablations),
@@ -136,8 +138,10 @@ def _set_label(name: str, ablations: Mapping[str, Any]) -> str:
     base = next(
         n for n, other in ablations.items() if n in STAGE_SETS and other["stages"] == stages
     )
-    before, after = (ablations[n]["options"] for n in (base, name))
-    changed = (f"{key}={after[key]}" for key in after if after[key] != before[key])
+    before, after = (flat_options(ablations[n]["options"]) for n in (base, name))
+    if not before["crf"]:  # then its fields have their defaults, if they are in the result at all
+        before = {f"crf.{key}": value for key, value in asdict(ResolvedCrf()).items()} | before
+    changed = (f"{key}={after[key]}" for key in after if after[key] != before.get(key))
     return f"{name}: {STAGE_SETS[base]}, `{', '.join(changed)}`"
 
 
@@ -160,7 +164,7 @@ def fps_table(result: Result, is_short: bool) -> str:
     rows = []
     for run in sorted(result["runs"], key=lambda run: variants.index(run["variant"])):
         wall, memory = run["wall"], run["wall"]["peak_memory_mib"]
-        finetuning_ms = wall.get("adapt_ms")
+        finetuning_ms = wall.get("finetune_ms")
         rows.append(
             [
                 run["variant"],
@@ -298,7 +302,7 @@ def finetuning_table(result: Result, is_short: bool) -> str:
     ]
     rows = []
     for run in result["runs"]:
-        worst, finetuning = run["worst"], run["adapt"]
+        worst, finetuning = run["worst"], run["finetune"]
         of_seeds = run["J-Mean_of_seeds"].values()
         rows.append(
             [
@@ -315,7 +319,7 @@ def finetuning_table(result: Result, is_short: bool) -> str:
 
 
 def finetune_step_table(result: Result, is_short: bool) -> str:
-    """Return the time of one optimiser step beside PyTorch."""
+    """Return the time of one optimiser step and that of PyTorch."""
     lines = [
         "One fine-tuning step (forward, backward, optimiser) as an ONNX graph and in PyTorch, "
         "median ms. Ratio: the faster PyTorch side divided by onnxruntime. "
@@ -468,7 +472,7 @@ def _cpu_time(side: Mapping[str, Any]) -> str:
 
 
 def evaluation_speed_table(result: Result, is_short: bool) -> str:
-    """Return the time of our J and F beside the reference implementation."""
+    """Return the time of our J and F and of the reference implementation."""
     lines = [
         "Scoring of one frame by this package and by a direct transcription of "
         "davis2017-evaluation, interleaved, CPU time of one thread, median (minimum). Both return "

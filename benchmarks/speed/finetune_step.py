@@ -207,18 +207,18 @@ def measure_exchange(role: Role, folder: Path, manifest: Manifest, threads: int)
             OrtEngine(path, spec, threads=threads).close()
             plain.append(time.perf_counter() - began)
             began = time.perf_counter()
-            adapted = open_finetuned_engine(
+            finetuned = open_finetuned_engine(
                 folder, manifest, role, weights, threads=threads, base=base
             )
             swaps.append(time.perf_counter() - began)
-            adapted.close()
-    return {"open": summary_ms(plain), "open_adapted_checked": summary_ms(swaps)}
+            finetuned.close()
+    return {"open": summary_ms(plain), "open_finetuned_checked": summary_ms(swaps)}
 
 
 def _scaled_weights(folder: Path, manifest: Manifest, role: Role) -> dict[str, Float32Array]:
     entry = manifest.roles[role].adapt
     if entry is None:
-        raise MpnError(f"{folder} cannot fine-tune {role}: export it without --no-adapt")
+        raise MpnError(f"{folder} cannot fine-tune {role}: export it without --no-finetune")
     with OrtFinetuneEngine(folder, role, entry) as engine:
         return {name: values * np.float32(1.01) for name, values in engine.weights().items()}
 
@@ -241,7 +241,7 @@ def measure(
     manifest = load_manifest(engine_dir)
     for role in roles:
         network = network_of(role, engine_dir)
-        with tempfile.TemporaryDirectory(prefix="mpn-adapt-") as name:
+        with tempfile.TemporaryDirectory(prefix="mpn-finetune-") as name:
             folder = Path(name)
             for file in manifest.roles[role].files:
                 shutil.copyfile(engine_dir / file.path, folder / file.path)

@@ -64,7 +64,7 @@ from mpn.export.options import ExportOptions, frame_size_hw_from_text
 from mpn.networks.checkpoint import save_checkpoint
 from mpn.runtime.bench.result import engine_facts, load_average
 from mpn.runtime.host.flow import DisFlow, flow_estimator_from, flow_px
-from mpn.runtime.options import CrfOptions
+from mpn.runtime.options import CrfOptions, OsvosOptions
 from mpn.synthetic import render_clip
 from mpn.synthetic.clip import MAX_OBJECTS, SyntheticFrame
 
@@ -246,7 +246,7 @@ def compare(job: Job, engine_dir: Path, networks: dict[Role, nn.Module]) -> dict
 def _sides(job: Job, engines: EngineSet, networks: dict[Role, nn.Module]) -> dict[str, Side]:
     manifest = engines.manifest
     options = PipelineOptions(
-        osvos="blend" if "osvos" in networks else "off",
+        osvos=OsvosOptions(mode="blend" if "osvos" in networks else "off"),
         crf=CrfOptions() if job.crf else None,
         **SHIPPED_OPTIONS,
     ).with_defaults(manifest.runtime_defaults)

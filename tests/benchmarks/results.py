@@ -129,7 +129,7 @@ def davis_result() -> dict[str, Any]:
     for name, score, stages in (
         ("warp", 0.5, ["warp"]),
         ("propagation", 0.7, ["warp", "propagation"]),
-        ("osvos", 0.8, ["warp", "propagation", "adapted", "osvos"]),
+        ("osvos", 0.8, ["warp", "propagation", "finetuned", "osvos"]),
         ("fast", 0.6, ["warp", "propagation", "osvos"]),
         ("paper-warp", 0.4, ["warp"]),
     ):
@@ -145,7 +145,7 @@ def davis_result() -> dict[str, Any]:
             "wall_fps": 33.0,
             "pipeline_fps": 50.0,
             "first_mask_s": {"bear": score, "dog": 10 * score},
-            "adapt": None if name != "propagation" else {"seconds_per_object": 40.0},
+            "finetune": None if name != "propagation" else {"seconds_per_object": 40.0},
         }
     facts = {"frames": 10, "objects": 1, "size_hw": [480, 854]}
     data = {"set": "val", "sequences": {"bear": facts, "dog": {**facts, "objects": 2}}}
@@ -236,7 +236,7 @@ def finetuning_result() -> dict[str, Any]:
                 "J-Mean_of_seeds": {"0": score - 0.01, "1": score + 0.01}
                 if steps
                 else {"0": score},
-                "adapt": times(20_000.0) if steps else None,
+                "finetune": times(20_000.0) if steps else None,
                 "objects": {"bear_1": scores},
                 "worst": {"object": "bear_1", "J_gain": 0.05} if steps else None,
             }

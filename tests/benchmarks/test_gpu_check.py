@@ -1,4 +1,4 @@
-"""The command for a GPU machine, run where there is none."""
+"""Run gpu_check.py on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def document(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_without_a_gpu_the_result_says_what_could_not_run(
+def test_gpu_check_without_gpu_lists_what_did_not_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gpu.json"
@@ -40,8 +40,8 @@ def test_without_a_gpu_the_result_says_what_could_not_run(
 
 
 @pytest.mark.usefixtures("shim")
-def test_a_dry_run_runs_every_section(tmp_path: Path) -> None:
-    """Through the shim and on the CPU: the code is proven to run, and its figures mean nothing."""
+def test_dry_run_runs_every_section(tmp_path: Path) -> None:
+    """Run through the shim on the CPU; the figures are meaningless."""
     out = tmp_path / "dry.json"
     assert main(["--dry-run", "-o", str(out)]) == 0
     found = document(out)
@@ -56,7 +56,7 @@ def test_a_dry_run_runs_every_section(tmp_path: Path) -> None:
     assert found["is_dry_run"]
 
 
-def test_a_section_that_fails_is_recorded_and_the_rest_goes_on() -> None:
+def test_runner_records_failure_and_continues() -> None:
     bench = Bench(DRY, True, None, "no device", [], [])
 
     def broken(bench: Bench, budget: Budget) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_a_section_that_fails_is_recorded_and_the_rest_goes_on() -> None:
     json.dumps(runner.sections)
 
 
-def test_a_spent_budget_leaves_the_rest_out() -> None:
+def test_runner_without_time_skips_sections() -> None:
     assert Budget(0).is_spent
     assert not Budget(60).is_spent
     runner = Runner(Bench(Sizes(), False, None, "no device", [], []), total_s=0)
@@ -87,7 +87,7 @@ def test_a_spent_budget_leaves_the_rest_out() -> None:
     assert runner.sections["late"]["why"] == "the total time is spent"
 
 
-def test_all_sections_together_stay_under_eight_minutes() -> None:
+def test_budgets_are_under_eight_minutes() -> None:
 
     assert TOTAL_S <= 450, "and the last part may run over"
     assert all(seconds <= 120 for seconds in BUDGETS_S.values())

@@ -48,7 +48,7 @@ def result(davis_folder: Path, engine_dir: Path, tmp_path_factory: pytest.TempPa
     with pytest.MonkeyPatch.context() as patch:
         code = run(
             patch, "--davis-root", davis_folder, "--engine-dir", engine_dir, "--threads", "1",
-            "--adapt-steps", "2", "--warmup", "1", "-o", out,
+            "--finetune-steps", "2", "--warmup", "1", "-o", out,
         )  # fmt: skip
     assert code == 0
     return load_result(out)
@@ -61,41 +61,41 @@ def test_ablations_chain_adds_one_stage_each(result: Any) -> None:
     assert stages["paper-crf"] == list(CHAIN)
     options = {name: done["options"] for name, done in result["ablations"].items()}
     assert [options[name]["use_propagation"] for name in CHAIN] == [False, True, True, True, True]
-    assert [options[name]["osvos"] for name in CHAIN] == ["off", "off", "off", "auto", "auto"]
-    assert [options[name]["crf"] for name in CHAIN] == [False, False, False, False, True]
+    assert [options[name]["osvos.mode"] for name in CHAIN] == ["off"] * 3 + ["auto"] * 2
+    assert [options[name]["crf"] for name in CHAIN] == [False] * 4 + [True]
     for name in ("no-finetuning", "fast"):
         assert stages[name] == ["warp", "propagation", "osvos"]
-        assert result["ablations"][name]["adapt"] is None
+        assert result["ablations"][name]["finetune"] is None
     assert options["no-finetuning"] == options["osvos"]
     assert options["fast"] == options["osvos"] | {"flip_tta": False}
 
 
 def test_davis_reports_finetuning_separately(result: Any) -> None:
     for name, done in result["ablations"].items():
-        is_tuned = name.removeprefix("paper-") in ("adapted", "osvos", "crf")
-        assert (done["adapt"] is not None) is is_tuned
+        is_tuned = name.removeprefix("paper-") in ("finetuned", "osvos", "crf")
+        assert (done["finetune"] is not None) is is_tuned
         if is_tuned:
-            roles = ["propagation"] if name.endswith("adapted") else ["propagation", "osvos"]
-            assert done["adapt"]["roles"] == roles
-            assert done["adapt"]["steps"] == dict.fromkeys(roles, 2)
-            assert done["wall_fps_with_adaptation"] <= done["wall_fps"]
+            roles = ["propagation"] if name.endswith("finetuned") else ["propagation", "osvos"]
+            assert done["finetune"]["roles"] == roles
+            assert done["finetune"]["steps"] == dict.fromkeys(roles, 2)
+            assert done["wall_fps_with_finetuning"] <= done["wall_fps"]
         assert done["first_mask_s"].keys() == {"pond", "koi"}
         if is_tuned:
-            assert sum(done["first_mask_s"].values()) > done["adapt"]["seconds"]
+            assert sum(done["first_mask_s"].values()) > done["finetune"]["seconds"]
 
 
 def test_finetune_costs_are_shared_between_sets(engine_dir: Path) -> None:
     """Weights are trained once, and each set that uses them has their cost."""
-    names = ["adapted", "osvos", "paper-osvos"]
+    names = ["finetuned", "osvos", "paper-osvos"]
     manifest = replace(load_manifest(engine_dir), runtime_defaults={"flow_check_px": 10.0})
     built, _ = ablations_from_names(manifest, names, FinetuneOptions())
-    adapted, osvos, paper = built
+    finetuned, osvos, paper = built
 
     def report(role: str, seconds: float) -> dict[str, Any]:
         return {"object_id": 1, "role": role, "cached": seconds == 0, "seconds": seconds}
 
     costs = FinetuneCosts()
-    assert costs.cost_s(adapted, "dog", [report("propagation", 20.0)]) == 20.0
+    assert costs.cost_s(finetuned, "dog", [report("propagation", 20.0)]) == 20.0
     assert costs.cost_s(osvos, "dog", [report("propagation", 0.0), report("osvos", 5.0)]) == 25.0
     # Propagation weights depend on the options of the set, OSVOS weights do not.
     assert costs.cost_s(paper, "dog", [report("propagation", 30.0), report("osvos", 0.0)]) == 35.0
@@ -138,8 +138,8 @@ def test_ablations_missing_stages_are_reported(tmp_path: Path) -> None:
         "paper-crf",
     ]  # fmt: skip
     assert built[2].stages == ("warp", "propagation", "crf")
-    assert built[2].adapt is None
-    assert [line.partition(":")[0] for line in left_out] == ["adapted", "osvos"]
+    assert built[2].finetune is None
+    assert [line.partition(":")[0] for line in left_out] == ["finetuned", "osvos"]
 
 
 def test_ablations_paper_has_no_flow_check_nor_colours(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_shared_engines_stay_open(engine_dir: Path) -> None:
                 pipeline.step(clip[1].rgb)
 
 
-def test_davis_adapt_cache_leaves_out_cost(
+def test_davis_finetune_cache_leaves_out_cost(
     davis_folder: Path, engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, written = [], []
@@ -214,16 +214,16 @@ def test_davis_adapt_cache_leaves_out_cost(
         out, cache = tmp_path / f"{number}.json", tmp_path / "cache"
         code = run(
             monkeypatch, "--davis-root", davis_folder, "--engine-dir", engine_dir, "--threads",
-            "1", "--ablation", "adapted", "--adapt-steps", "2", "--warmup", "1",
-            "--adapt-cache", cache, "-o", out,
+            "1", "--ablation", "finetuned", "--finetune-steps", "2", "--warmup", "1",
+            "--finetune-cache", cache, "-o", out,
         )  # fmt: skip
         assert code == 0
         results.append(load_result(out))
         written.append({path.name: path.stat().st_ino for path in cache.iterdir()})
     assert written[0] == written[1] != {}
-    first, second = (result["ablations"]["adapted"] for result in results)
+    first, second = (result["ablations"]["finetuned"] for result in results)
     assert first["objects"] == second["objects"]
-    assert first["adapt"] is second["adapt"] is None
+    assert first["finetune"] is second["finetune"] is None
     assert "first_mask_s" not in first
     assert "from other runs" in " ".join(results[0]["not_measured"])
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from benchmarks.report.plots import SUFFIXES, draw, plots_of
 from benchmarks.report.schema import KINDS, ResultError, check_result, load_result
 from benchmarks.report.tables import TABLES, davis_table, headline_table, table
 
+from mpn.runtime.options import ResolvedCrf
 from tests.benchmarks.results import (
     compare_torch_result,
     crf_result,
@@ -276,7 +278,11 @@ def test_davis_table_variant_lists_changed_options() -> None:
     before = result["ablations"]["propagation"]
     changed = before["options"] | {"flip_tta": True}
     result["ablations"]["twice"] = before | {"options": changed}
-    assert "| twice: + propagation, `mirror=True` |" in davis_table(result, True)
+    with_crf = {"flip_tta": False, "crf": asdict(ResolvedCrf(iterations=3))}
+    result["ablations"]["refined"] = before | {"options": with_crf}
+    text = davis_table(result, True)
+    assert "| twice: + propagation, `flip_tta=True` |" in text
+    assert "| refined: + propagation, `crf=True, crf.iterations=3` |" in text
 
 
 def test_table_leaves_out_empty_columns() -> None:

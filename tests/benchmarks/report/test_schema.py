@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.report.schema import ResultError, check_result, load_result
+from benchmarks.report.schema import ResultError, check_result, flat_options, load_result
 
+from mpn.runtime.options import ResolvedCrf, ResolvedOptions, option_names
 from tests.benchmarks.results import fps_result
 from tests.conftest import REPOSITORY
 
@@ -98,6 +99,29 @@ def test_load_result_invalid_raises_with_path(tmp_path: Path) -> None:
         load_result(path)
     path.write_text(json.dumps(fps_result()))
     assert load_result(path) == fps_result()
+
+
+def test_load_result_replaces_names_of_0_1(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    own = {"mirror": True, "osvos": "retrieve-only", "crf": False, "doubt_area_factor": 2.0}
+    old = {"adapted": {"stages": ["warp", "adapted"], "adapt": None, "options": own}}
+    path.write_text(json.dumps({**fps_result(), "ablations": old}))
+    now = load_result(path)["ablations"]["finetuned"]
+    assert now == {
+        "stages": ["warp", "finetuned"],
+        "finetune": None,
+        "options": {"flip_tta": True, "osvos.mode": "redetect-only", "crf": False},
+    }
+
+
+def test_flat_options_reads_groups() -> None:
+    every = ResolvedOptions().as_json()
+    flat = flat_options(every)
+    assert (flat["osvos.every"], flat["size"], flat["crf"]) == (1, 480, False)
+    with_crf = flat_options(ResolvedOptions(crf=ResolvedCrf()).as_json())
+    assert set(with_crf) == set(option_names())
+    assert with_crf["crf"] is True
+    assert flat_options(flat) == flat
 
 
 def test_check_result_does_not_change_result() -> None:
