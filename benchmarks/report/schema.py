@@ -148,7 +148,7 @@ def with_names_of_today(value: Any) -> Any:
 
 
 def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options by name, with the names of :func:`mpn.runtime.options.option_names`.
+    """Return options by name as :func:`mpn.runtime.options.option_names` does.
 
     Args:
         options: Options with one dict per group, or flat as version 0.1 wrote them.
