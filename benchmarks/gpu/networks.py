@@ -83,7 +83,7 @@ def _engines(bench: Bench, directory: str, backend: Any) -> dict[str, Any]:
                         repeats=bench.sizes.repeats,
                     )
                     role_figures[f"objects {k}"] = times(taken)
-                role_figures["can_be_captured"] = engine.can_be_captured
+                role_figures["supports_graph_capture"] = engine.supports_graph_capture
             answer = engine.run(example_inputs(engine.spec))
             if references["status"] != "done":
                 role_figures["parity"] = references
@@ -150,7 +150,7 @@ class TorchEngine(Closeable):
         return "pytorch"
 
     @property
-    def can_be_captured(self) -> bool:
+    def supports_graph_capture(self) -> bool:
         """See DeviceEngine."""
         return False  # the allocator of torch supports captures by torch only
 

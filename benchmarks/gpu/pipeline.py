@@ -71,7 +71,7 @@ class BridgedEngine(Closeable):
         return "cpu, bridged"
 
     @property
-    def can_be_captured(self) -> bool:
+    def supports_graph_capture(self) -> bool:
         """See DeviceEngine."""
         return False
 

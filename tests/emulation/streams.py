@@ -245,7 +245,7 @@ class ShimEngine(Closeable):
         stream: Of the device.
         objects: Rows of the buffers.
         dtype: Of the inputs.
-        can_be_captured: What it says.
+        supports_graph_capture: Value of the property.
     """
 
     def __init__(
@@ -255,10 +255,10 @@ class ShimEngine(Closeable):
         *,
         objects: int = 8,
         dtype: str = "float32",
-        can_be_captured: bool = True,
+        supports_graph_capture: bool = True,
     ) -> None:
         self.engine, self._scheduler = engine, stream.scheduler
-        self._can = can_be_captured
+        self._can = supports_graph_capture
 
         def buffer(shape: tuple[int | str, ...], dtype: str) -> DeviceArray:
             sizes = tuple(objects if isinstance(size, str) else size for size in shape)
@@ -278,7 +278,7 @@ class ShimEngine(Closeable):
         return "shim"
 
     @property
-    def can_be_captured(self) -> bool:
+    def supports_graph_capture(self) -> bool:
         return self._can
 
     def buffers(self, objects: int = 1) -> EngineBuffers:

@@ -72,7 +72,7 @@ class DeviceEngine(Engine, Protocol):
     * :meth:`buffers` and :meth:`enqueue`: kernels write to ``buffers(k).inputs`` and read
       ``buffers(k).outputs`` without copies. :meth:`enqueue` only starts kernels, and can be
       captured
-      into a CUDA graph of the caller if ``can_be_captured``; call :meth:`prepare` first.
+      into a CUDA graph of the caller if ``supports_graph_capture``; call :meth:`prepare` first.
 
     Only :meth:`Engine.run` and :meth:`prepare` wait for the device. Outputs are the engine's
     buffers and valid until it runs again. One engine runs on one stream at a time; to change the
@@ -84,7 +84,7 @@ class DeviceEngine(Engine, Protocol):
     """
 
     @property
-    def can_be_captured(self) -> bool:
+    def supports_graph_capture(self) -> bool:
         """Whether :meth:`enqueue` can run during stream capture."""
 
     def buffers(self, objects: int = 1) -> EngineBuffers:

@@ -37,12 +37,12 @@ from mpn.types import Float32Array
 Backend = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx")
 GpuBackend = Literal["tensorrt", "tensorrt-rtx", "cuda"]
-PROBED: tuple[GpuBackend, ...] = ("tensorrt", "tensorrt-rtx", "cuda")
+GPU_BACKENDS: tuple[GpuBackend, ...] = ("tensorrt", "tensorrt-rtx", "cuda")
 """What ``auto`` tries before the CPU, the fastest first."""
 
 
 @dataclass(frozen=True)
-class OpenedRoles:
+class OpenEngines:
     """Engines that are open.
 
     Attributes:
@@ -61,7 +61,7 @@ class OpenedRoles:
 
 
 @dataclass(frozen=True)
-class Opening:
+class EngineOpener:
     """What is to be opened, whatever runs it.
 
     Attributes:
@@ -94,7 +94,7 @@ class Opening:
 
         return self._all(open_one)
 
-    def on_gpu(self, backend: GpuBackend) -> OpenedRoles:
+    def on_gpu(self, backend: GpuBackend) -> OpenEngines:
         """Open them with a backend that runs on a GPU.
 
         Raises:
@@ -108,7 +108,7 @@ class Opening:
             return self._on_cuda()
         return self._on_trt(backend)
 
-    def _on_cuda(self) -> OpenedRoles:
+    def _on_cuda(self) -> OpenEngines:
         reason = why_no_cuda()
         if reason is not None:
             raise BackendError(
@@ -121,9 +121,9 @@ class Opening:
             spec = self.manifest.spec(role)
             return OrtCudaEngine(self._graph(role), spec, device, threads=self.threads)
 
-        return OpenedRoles("cuda", "", self._all(open_one), device=device)
+        return OpenEngines("cuda", "", self._all(open_one), device=device)
 
-    def _on_trt(self, backend: TrtBackend) -> OpenedRoles:
+    def _on_trt(self, backend: TrtBackend) -> OpenEngines:
         api = load_trt(backend)
         device = CudaDevice()
         store = PlanStore(self.directory, self.manifest, api, device)
@@ -136,7 +136,7 @@ class Opening:
             return engine
 
         engines = self._all(open_one)
-        return OpenedRoles(backend, "; ".join(notes), engines, store, device)
+        return OpenEngines(backend, "; ".join(notes), engines, store, device)
 
     def _graph(self, role: Role) -> Path:
         for file in self.manifest.roles[role].files:
@@ -153,8 +153,10 @@ class Opening:
         return engines
 
 
-def open_with(opening: Opening, backend: Backend) -> OpenedRoles:
-    """Open engines with the backend asked for; ``"auto"``: the first of :data:`PROBED` that works.
+def open_with(opener: EngineOpener, backend: Backend) -> OpenEngines:
+    """Open engines with a backend; ``"auto"`` takes the first one that works.
+
+    ``"auto"`` tries :data:`GPU_BACKENDS` in order, then the CPU.
 
     Raises:
         BackendError: If the backend asked for cannot run here.
@@ -163,21 +165,21 @@ def open_with(opening: Opening, backend: Backend) -> OpenedRoles:
         MissingExtraError: If what it needs is not installed.
     """
     if backend == "cpu":
-        return OpenedRoles("cpu", "cpu, as asked for", opening.on_cpu())
+        return OpenEngines("cpu", "cpu, as asked for", opener.on_cpu())
     if backend != "auto":
-        opened = opening.on_gpu(backend)
-        return _noted(opened, f"{backend}, as asked for")
+        opened = opener.on_gpu(backend)
+        return _with_note(opened, f"{backend}, as asked for")
     reasons = []
     without = gpu_unavailable_reason()
     if without is not None:
         # Said once: a library may be there and load, without a GPU it runs nothing.
-        return OpenedRoles(
-            "cpu", f"cpu, because no GPU can be used here: {without}", opening.on_cpu()
+        return OpenEngines(
+            "cpu", f"cpu, because no GPU can be used here: {without}", opener.on_cpu()
         )
-    for candidate in PROBED:
+    for candidate in GPU_BACKENDS:
         try:
-            opened = opening.on_gpu(candidate)
-            _prove(opened.engines)
+            opened = opener.on_gpu(candidate)
+            _smoke_test(opened.engines)
         except (BackendError, MissingExtraError, OutputError) as error:
             reasons.append(f"{candidate} does not work here: {error}")
         except EngineError as error:
@@ -186,16 +188,16 @@ def open_with(opening: Opening, backend: Backend) -> OpenedRoles:
             reasons.append(f"{candidate} does not run these engines: {error}")
         else:
             passed_over = f" ({'; '.join(reasons)})" if reasons else ""
-            return _noted(opened, f"{candidate}, because it works here{passed_over}")
-    return OpenedRoles("cpu", f"cpu, because {'; '.join(reasons)}", opening.on_cpu())
+            return _with_note(opened, f"{candidate}, because it works here{passed_over}")
+    return OpenEngines("cpu", f"cpu, because {'; '.join(reasons)}", opener.on_cpu())
 
 
-def _noted(opened: OpenedRoles, note: str) -> OpenedRoles:
+def _with_note(opened: OpenEngines, note: str) -> OpenEngines:
     whole = f"{note}; {opened.note}" if opened.note else note
-    return OpenedRoles(opened.backend, whole, opened.engines, opened.store, opened.device)
+    return OpenEngines(opened.backend, whole, opened.engines, opened.store, opened.device)
 
 
-def _prove(engines: Mapping[Role, Engine]) -> None:
+def _smoke_test(engines: Mapping[Role, Engine]) -> None:
     """Run the propagation engine once, or close all and raise BackendError.
 
     An engine that opened on a GPU may still fail at its first kernel: no code for this GPU, no
@@ -329,7 +331,7 @@ def open_engines(
     path = Path(directory)
 
     policy = plans or PlanPolicy()
-    opened = open_with(Opening(path, manifest, roles, threads, policy), backend)
+    opened = open_with(EngineOpener(path, manifest, roles, threads, policy), backend)
     return EngineSet(
         manifest=manifest,
         propagation=opened.engines["propagation"],

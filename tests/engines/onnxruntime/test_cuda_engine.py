@@ -135,7 +135,7 @@ def test_host_arrays_give_what_the_cpu_gives(
     engine: OrtCudaEngine, directory: Path, objects: int
 ) -> None:
     assert isinstance(engine, DeviceEngine)
-    assert (engine.backend, engine.can_be_captured) == ("cuda", False)
+    assert (engine.backend, engine.supports_graph_capture) == ("cuda", False)
     for seed in (0, 1):
         inputs = crops(objects, seed)
         np.testing.assert_array_equal(engine.run(inputs)["prob"], expected(directory, inputs))

@@ -163,7 +163,7 @@ def test_a_refusal_is_an_error_in_the_librarys_own_words(monkeypatch: pytest.Mon
         api.check(None, "building")
     api.logger.log(severity.ERROR, "an old complaint")
     assert api.check(0, "an index of 0") == 0
-    assert api.last_words() == "it gave no reason"
+    assert api.pop_errors() == "it gave no reason"
 
 
 @pytest.mark.parametrize("version", ["10.13.3.9", "8.6.1", "dev"])

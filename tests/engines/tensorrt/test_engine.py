@@ -192,7 +192,7 @@ def test_a_run_is_recorded_into_a_graph_of_the_caller(world: World, stream: int)
         with pytest.raises(EngineError, match="call prepare"):
             device.capture(lambda: engine.enqueue(stream, 2) and None)
         engine.prepare(stream, 2)
-        assert engine.can_be_captured
+        assert engine.supports_graph_capture
         source = engine.buffers(2).inputs["rgb_prob"]
         prob = engine.buffers(2).outputs["prob"]
 
@@ -257,7 +257,7 @@ def test_trt_without_graph_capture_runs_eagerly(world: World, stream: int) -> No
         engine.run(crops(1))
         if world.backend == "tensorrt-rtx":
             assert "cannot be captured" in engine.why_no_graphs[1]
-            assert not engine.can_be_captured
+            assert not engine.supports_graph_capture
         else:
             assert not engine.why_no_graphs
 

@@ -11,7 +11,7 @@ from mpn.engines import open as adapted_module
 from mpn.engines.base import DeviceEngine
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.onnxruntime import reweight as swap_module
-from mpn.engines.onnxruntime.reweight import FinetunedEngine, exchanged_graph
+from mpn.engines.onnxruntime.reweight import FinetunedEngine, graph_with_weights
 from mpn.engines.open import EngineSet, PlanPolicy, open_engines, step_backend
 from mpn.engines.spec import Role
 from mpn.engines.tensorrt.engine import TrtEngine
@@ -22,7 +22,7 @@ from mpn.engines.tensorrt.reweight import (
     check_against_onnxruntime,
     differences,
     probe_for,
-    share_of_change,
+    projection_coefficient,
 )
 from mpn.engines.weights import read_weights
 from mpn.errors import BackendError, EngineError
@@ -129,7 +129,7 @@ def test_some_weights_alone_leave_the_others(engines: EngineSet, directory: Path
 def built_with(store: PlanStore, role: Role, weights: dict[str, Float32Array]) -> TrtEngine:
     """Build a plan of the graph that holds ``weights``."""
     entry, options = store.manifest.roles[role], PlanPolicy().options
-    with exchanged_graph(store.directory, store.manifest, role, weights) as graph:
+    with graph_with_weights(store.directory, store.manifest, role, weights) as graph:
         built = build_plan(
             store.api,
             graph,
@@ -249,10 +249,10 @@ def test_the_share_of_a_change_is_told_through_rounding() -> None:
     before = rng.random((1, 1, 64, 96), np.float32)
     expected = before + 1e-4 * rng.standard_normal(before.shape, np.float32)
     noise = 1e-4 * rng.standard_normal(before.shape, np.float32)
-    assert share_of_change(expected + noise, before, expected) == pytest.approx(1, abs=0.1)
-    assert share_of_change(before + noise, before, expected) == pytest.approx(0, abs=0.1)
-    assert share_of_change(before + 100 * noise, before, expected) is None
-    assert share_of_change(before, before, before) is None
+    assert projection_coefficient(expected + noise, before, expected) == pytest.approx(1, abs=0.1)
+    assert projection_coefficient(before + noise, before, expected) == pytest.approx(0, abs=0.1)
+    assert projection_coefficient(before + 100 * noise, before, expected) is None
+    assert projection_coefficient(before, before, before) is None
 
 
 def test_an_engine_that_answers_nonsense_is_refused(engines: EngineSet, directory: Path) -> None:

@@ -117,7 +117,7 @@ def test_unexpected_frame_after_prefetch_is_processed(shim: Shim) -> None:
 
 def test_engines_that_cannot_be_captured_are_left_out_of_graphs(shim: Shim) -> None:
     expected = probs(shim, expects=False)
-    pipeline, stream = started(shim, engine_options={"can_be_captured": False})
+    pipeline, stream = started(shim, engine_options={"supports_graph_capture": False})
     with pipeline:
         results = run(pipeline, CLIP.frames, CLIP.labels[0])
     assert stream.scheduler.graphs == 0

@@ -163,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(256) warp_colour_box(
     const int row = step + threadIdx.y, y = first_y + row;
     if (x >= width || y >= height) continue;
     float value = 0.0f;
-    if (box.holds(x, y)) {
+    if (box.contains(x, y)) {
       float blurred = 0.0f;
 #pragma unroll
       for (int t = 0; t < BLUR_TAPS; ++t) blurred += tap[t] * across[row + t][threadIdx.x];

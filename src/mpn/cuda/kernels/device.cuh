@@ -52,7 +52,7 @@ __device__ __forceinline__ int clamped(int value, int low, int high) {
 struct Box {
   int x0, y0, x1, y1;
   __device__ __forceinline__ bool is_empty() const { return x1 <= x0 || y1 <= y0; }
-  __device__ __forceinline__ bool holds(int x, int y) const {
+  __device__ __forceinline__ bool contains(int x, int y) const {
     return x >= x0 && x < x1 && y >= y0 && y < y1;
   }
 };

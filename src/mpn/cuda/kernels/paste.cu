@@ -18,7 +18,7 @@ struct Tile {
   __device__ __forceinline__ int x(int i) const {
     return first_x + i * BLOCK_COLUMNS + static_cast<int>(threadIdx.x);
   }
-  __device__ __forceinline__ bool meets(Box box) const {
+  __device__ __forceinline__ bool intersects(Box box) const {
     return !box.is_empty() && first_x < box.x1 && first_x + TILE_COLUMNS > box.x0 &&
            first_y < box.y1 && first_y + TILE_ROWS > box.y0;
   }
@@ -32,12 +32,12 @@ __device__ __forceinline__ void pasted(const T* __restrict__ crop, int size, Box
                                        float (&value)[PIXELS]) {
 #pragma unroll
   for (int i = 0; i < PIXELS; ++i) value[i] = 0.0f;
-  if (!tile.meets(roi)) return;  // for the whole block
+  if (!tile.intersects(roi)) return;  // for the whole block
   fill_taps(taps, tile.first_x - roi.x0, tile.first_y - roi.y0, size, size, roi.x1 - roi.x0,
             roi.y1 - roi.y0);
 #pragma unroll
   for (int i = 0; i < PIXELS; ++i) {
-    if (!roi.holds(tile.x(i), tile.y)) continue;
+    if (!roi.contains(tile.x(i), tile.y)) continue;
     value[i] = sample_taps(crop, size, taps.x[i * BLOCK_COLUMNS + threadIdx.x],
                            taps.y[threadIdx.y]);
   }
@@ -68,7 +68,7 @@ __device__ __forceinline__ void blend_foregrounds(
       const float mine = prob[k * pixels + at];
       float value = mine;
       const int plane = foreground_of[k];
-      if (plane >= 0 && load_box(rois, k).holds(x, tile.y)) {
+      if (plane >= 0 && load_box(rois, k).contains(x, tile.y)) {
         float theirs = foregrounds[plane * pixels + at] * left;
         for (int j = k + 1; j < objects; ++j) theirs = theirs * (1.0f - prob[j * pixels + at]);
         value = blended(mine, theirs, foreground_weight);
@@ -113,7 +113,7 @@ __device__ __forceinline__ void paste_merge(
     for (int i = 0; i < PIXELS; ++i) {
       const int x = tile.x(i);
       if (!has_row || x >= width) continue;
-      const bool is_inside = roi.holds(x, tile.y);
+      const bool is_inside = roi.contains(x, tile.y);
       if (crops == nullptr) {
         value[i] = candidates[k * pixels + row + x];
       } else if (is_inside && warped_weight != 0.0f) {

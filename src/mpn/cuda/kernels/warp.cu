@@ -31,7 +31,7 @@ __device__ __forceinline__ void warp_four(
 #pragma unroll
   for (int i = 0; i < PIXELS_PER_THREAD; ++i) {
     const int y = (first + i) / width, x = (first + i) - y * width;
-    if (i >= count || !wanted.holds(x, y)) continue;
+    if (i >= count || !wanted.contains(x, y)) continue;
     const Position at = sample_position(flow_x[i], flow_y[i], x, y, height, width);
     value[i] = sample_zero(plane, at, height, width);
     if (flow_from_prev_px != nullptr) {

@@ -96,7 +96,7 @@ class OrtCudaEngine(Closeable):
         return self._device
 
     @property
-    def can_be_captured(self) -> bool:
+    def supports_graph_capture(self) -> bool:
         """False: a session may allocate, and copy through the host, in every run."""
         return False
 

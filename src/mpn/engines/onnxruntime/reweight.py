@@ -79,9 +79,9 @@ class FinetunedDeviceEngine(FinetunedEngine):
         self._device_engine = engine
 
     @property
-    def can_be_captured(self) -> bool:
+    def supports_graph_capture(self) -> bool:
         """See :class:`mpn.engines.base.DeviceEngine`."""
-        return self._device_engine.can_be_captured
+        return self._device_engine.supports_graph_capture
 
     def buffers(self, objects: int = 1) -> EngineBuffers:
         """See :class:`mpn.engines.base.DeviceEngine`."""
@@ -148,7 +148,7 @@ def open_finetuned_engine(
     opener = _Opener(path, manifest, role, entry, backend, threads, work_dir, device)
     adapted = opener.open(weights)
     try:
-        _check_swap(opener, adapted, base)
+        _check_reweighted(opener, adapted, base)
     except BaseException:
         adapted.close()
         raise
@@ -156,7 +156,7 @@ def open_finetuned_engine(
 
 
 @contextmanager
-def exchanged_graph(
+def graph_with_weights(
     directory: str | os.PathLike[str],
     manifest: Manifest,
     role: Role,
@@ -258,7 +258,7 @@ class _Opener:
         return changed
 
 
-def _check_swap(opener: _Opener, adapted: FinetunedEngine, base: Engine | None) -> None:
+def _check_reweighted(opener: _Opener, adapted: FinetunedEngine, base: Engine | None) -> None:
     probe = _probe(opener.spec)
     if base is None:
         with opener.open_base() as own:
@@ -275,7 +275,7 @@ def _check_swap(opener: _Opener, adapted: FinetunedEngine, base: Engine | None) 
         return
     if same:
         # Either the change is too small to show, or weights do not arrive.
-        with opener.open(_turned(opener)) as control:
+        with opener.open(_negated(opener)) as control:
             if _same(expected, control.run(probe)):
                 raise EngineError(
                     f"the {opener.role} engine answers as before although its weights were "
@@ -284,7 +284,7 @@ def _check_swap(opener: _Opener, adapted: FinetunedEngine, base: Engine | None) 
                 )
 
 
-def _turned(opener: _Opener) -> dict[str, Float32Array]:
+def _negated(opener: _Opener) -> dict[str, Float32Array]:
     """Every weight with its sign turned: no such change can go unseen."""
     own = read_weights(opener.directory, opener.entry.tensors)
     return {name: -values for name, values in own.items()}

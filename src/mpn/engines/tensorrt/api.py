@@ -81,11 +81,11 @@ class TrtApi:
             EngineError: With the library's own words, if it is None or False.
         """
         if result is None or result is False:
-            raise EngineError(f"{what} failed in {self.title}: {self.last_words()}")
+            raise EngineError(f"{what} failed in {self.title}: {self.pop_errors()}")
         self.messages.clear()
         return result
 
-    def last_words(self) -> str:
+    def pop_errors(self) -> str:
         """What the library wrote about the latest failure, on one line."""
         said = "; ".join(dict.fromkeys(self.messages))
         self.messages.clear()

@@ -224,7 +224,7 @@ class TrtEngine(Closeable):
         return self._device
 
     @property
-    def can_be_captured(self) -> bool:
+    def supports_graph_capture(self) -> bool:
         """See :class:`mpn.engines.base.DeviceEngine`; known for sure after :meth:`prepare`."""
         own = self._stream
         return own is None or all(

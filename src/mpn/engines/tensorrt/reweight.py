@@ -13,7 +13,7 @@ from mpn.engines.directory.entries import WeightTensor
 from mpn.engines.directory.files import resolve_inside
 from mpn.engines.onnxruntime.engine import OrtEngine
 from mpn.engines.onnxruntime.finetune import adapt_entry
-from mpn.engines.onnxruntime.reweight import exchanged_graph
+from mpn.engines.onnxruntime.reweight import graph_with_weights
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.engines.tensorrt.engine import TrtEngine
 from mpn.engines.tensorrt.open import PlanPolicy, open_trt_engine, refittable
@@ -27,10 +27,11 @@ _PROBE_SEED = 0
 _OSVOS_RANGE = 120.0
 """Inputs of OSVOS are colours of 0..255 less their mean."""
 
-_ARRIVED = 0.5
+MIN_PROJECTION = 0.5
+"""Smallest projection coefficient at which new weights count as applied."""
 
-_TELLING = 0.1
-"""Largest standard error of the share at which it says something."""
+MAX_STD_ERROR = 0.1
+"""Largest standard error at which a projection coefficient is used."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def check_against_onnxruntime(
     with OrtEngine(own_graph, engine.spec, threads=threads) as own:
         before = own.run(probe)["prob"]
     with (
-        exchanged_graph(store.directory, store.manifest, role, weights) as graph,
+        graph_with_weights(store.directory, store.manifest, role, weights) as graph,
         OrtEngine(graph, engine.spec, threads=threads) as reference,
     ):
         expected = reference.run(probe)["prob"]
@@ -130,15 +131,15 @@ def check_against_onnxruntime(
             f"({limits.max_abs:g} and {limits.mean_abs:g} are allowed): weights cannot be "
             "exchanged with this version, use backend cuda, or --no-finetune"
         )
-    arrived = share_of_change(got, before, expected)
-    if arrived is not None and arrived < _ARRIVED:
+    arrived = projection_coefficient(got, before, expected)
+    if arrived is not None and arrived < MIN_PROJECTION:
         raise EngineError(
             f"the {role} engine on {engine.backend} answers as before although its weights were "
             "exchanged: use backend cuda, or --no-finetune"
         )
 
 
-def share_of_change(
+def projection_coefficient(
     got: Float32Array, before: Float32Array, expected: Float32Array
 ) -> float | None:
     """How much of the change from ``before`` to ``expected`` is in ``got``: 1 all of it, 0 none.
@@ -156,7 +157,7 @@ def share_of_change(
         return None
     share = float(moved @ change) / norm2
     noise = min(float(np.std(moved)), float(np.std(moved - change)))
-    return share if noise < _TELLING * np.sqrt(norm2) else None
+    return share if noise < MAX_STD_ERROR * np.sqrt(norm2) else None
 
 
 def differences(left: Float32Array, right: Float32Array) -> ProbLimits:

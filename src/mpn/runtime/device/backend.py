@@ -202,7 +202,7 @@ class DeviceBackend(Closeable):
         for batch in self._batches:
             batch.engine.prepare(stream.address, batch.crops)
         self._is_capturing = self._use_graphs and all(
-            batch.engine.can_be_captured for batch in self._batches
+            batch.engine.supports_graph_capture for batch in self._batches
         )
         self._graphs = GraphCache(stream, is_capturing=self._is_capturing)
         host_flow = memory.flow_frame if self._ingest.is_flow_of_host else None

@@ -165,7 +165,7 @@ class FrameIngest:
         own = [k for k in object_ids if self._objects.get("osvos", k) is not None]
         self._own_planes = {k: 1 + n for n, k in enumerate(own)}
         engines = [self._engine_of(k) for k in (None, *own) if self._osvos_engine is not None]
-        self._prepare(engines)  # before can_be_captured is read
+        self._prepare(engines)  # before supports_graph_capture is read
         flow = [] if self._flow_engine is None else [self._flow_engine]
         self._flow_graphs = self._new_graph_cache(self._flow_stream, flow)
         self._osvos_graphs = self._new_graph_cache(self._osvos_stream, engines)
@@ -367,8 +367,8 @@ class FrameIngest:
         return device_engine(own, object_id=object_id)
 
     def _new_graph_cache(self, stream: Stream, engines: Sequence[DeviceEngine]) -> GraphCache:
-        can_be_captured = bool(engines) and all(engine.can_be_captured for engine in engines)
-        return GraphCache(stream, is_capturing=self._use_graphs and can_be_captured)
+        can_capture = bool(engines) and all(engine.supports_graph_capture for engine in engines)
+        return GraphCache(stream, is_capturing=self._use_graphs and can_capture)
 
     def _prepare(self, osvos: Sequence[DeviceEngine]) -> None:
         if self._flow_engine is not None:

@@ -181,7 +181,7 @@ class ParsedNetwork:
             place = " ".join(filter(None, (fault.node_operator(), fault.node_name())))
             where = f" at node {place}" if place else ""
             faults.append(f"{' '.join(fault.desc().split())}{where}")
-        return "; ".join(faults) or self._api.last_words()
+        return "; ".join(faults) or self._api.pop_errors()
 
 
 def _name_of(kind: Any) -> str:
@@ -300,7 +300,7 @@ def _make_builder(api: TrtApi) -> Any:
         builder = api.module.Builder(api.logger)
     except Exception as error:  # pybind11 raises a TypeError where the factory gives nothing
         raise BackendError(
-            f"{api.title} makes no builder here ({api.last_words()}): see what nvidia-smi says"
+            f"{api.title} makes no builder here ({api.pop_errors()}): see what nvidia-smi says"
         ) from error
     return api.check(builder, "making a builder")
 
@@ -357,7 +357,7 @@ def _add_profiles(
         if index != expected:
             raise EngineError(
                 f"{api.title} refuses the profile of {profile.counts} {OBJECTS_AXIS} "
-                f"({api.last_words()})"
+                f"({api.pop_errors()})"
             )
 
 
@@ -369,7 +369,7 @@ def _use_timing_cache(api: TrtApi, config: Any, data: bytes | None) -> Any:
         if cache is not None and config.set_timing_cache(cache, False):
             api.messages.clear()
             return cache
-    raise EngineError(f"{api.title} takes no timing cache: {api.last_words()}")
+    raise EngineError(f"{api.title} takes no timing cache: {api.pop_errors()}")
 
 
 def _look_inside(
