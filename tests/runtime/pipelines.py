@@ -11,11 +11,11 @@ from mpn.engines.directory.manifest import Preprocessing, PropagationPreprocessi
 from mpn.engines.spec import Role
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
+from tests.builders.clips import Clip, KnownFlow, Square, squares_clip
 from tests.emulation.engines import FakeFinetuner, Function, fake_engine_set
-from tests.synthetic import Clip, KnownFlow, Square, squares_clip
 
 PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))
-"""Leaves colours in 0..1, as tests.synthetic.by_colour wants them."""
+"""Leaves colours in 0..1, as tests.builders.clips.by_colour wants them."""
 
 ONE = Square(1, (20, 15), 24, (3, 2))
 PAN = squares_clip([ONE], pan_xy=(3, 2))

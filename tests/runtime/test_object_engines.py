@@ -8,9 +8,9 @@ import pytest
 from mpn.errors import EngineError, InputError
 from mpn.runtime.host.memory import labels_at_size
 from mpn.runtime.object_engines import ObjectEngines, finetuned_engines
+from tests.builders.clips import by_colour, iou
 from tests.emulation.engines import FakeFinetuner, fake_engine_set, fourth_channel, nothing_found
 from tests.runtime.pipelines import PAN, TWO, adapter_of, make, propagation_calls, run
-from tests.synthetic import by_colour, iou
 from tests.tolerances import PASTED_IOU
 
 FRAME = np.zeros((30, 45, 3), np.uint8)

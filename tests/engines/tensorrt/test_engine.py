@@ -21,9 +21,9 @@ from mpn.engines.tensorrt.plans.options import BuildOptions
 from mpn.engines.tensorrt.plans.store import PlanStore
 from mpn.errors import BackendError, EngineError
 from mpn.types import Float32Array
+from tests.builders.finetune_dirs import make_adapt_dir
 from tests.emulation.driver import CUresult, FakeDriver, install_driver
 from tests.emulation.tensorrt import Flavour, install_tensorrt
-from tests.finetune_dirs import make_adapt_dir
 from tests.tolerances import PLAN_HALF_INPUT_ABS
 
 BACKEND_OF: dict[Flavour, TrtBackend] = {

@@ -14,9 +14,9 @@ from mpn.engines.tensorrt.plans.builder import BuiltPlan, build_plan
 from mpn.engines.tensorrt.plans.options import BuildOptions
 from mpn.engines.tensorrt.plans.progress import PlanProgress
 from mpn.errors import BackendError, EngineError
+from tests.builders.finetune_dirs import make_adapt_dir
 from tests.emulation.driver import FakeDriver, install_driver
 from tests.emulation.tensorrt import Flavour, install_tensorrt
-from tests.finetune_dirs import make_adapt_dir
 
 BACKEND_OF: dict[Flavour, TrtBackend] = {
     "10": "tensorrt",

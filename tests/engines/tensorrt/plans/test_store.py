@@ -16,9 +16,9 @@ from mpn.engines.tensorrt.plans.options import BuildOptions
 from mpn.engines.tensorrt.plans.record import load_record, record_path
 from mpn.engines.tensorrt.plans.store import Plan, PlanStore, user_plans_dir
 from mpn.errors import BackendError, EngineError
+from tests.builders.finetune_dirs import make_adapt_dir
 from tests.emulation.driver import FakeDriver, install_driver
 from tests.emulation.tensorrt import Flavour, install_tensorrt
-from tests.finetune_dirs import make_adapt_dir
 
 NONE = BuildOptions()
 

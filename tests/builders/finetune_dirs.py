@@ -35,7 +35,7 @@ from mpn.export.finetune.write import weight_tensors
 from mpn.export.graph import move_weights_out, stored_tensors
 from mpn.networks.osvos import rescale_trunk
 from mpn.types import Float32Array
-from tests.engine_dirs import IR_VERSION, PROVENANCE, SIZE_MULTIPLES
+from tests.builders.engine_dirs import IR_VERSION, PROVENANCE, SIZE_MULTIPLES
 
 FRAME_SIZE_HW = (64, 96)
 ROI_SIZE = 65

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 BLOCKED_ALWAYS = ("torch", "onnx", "onnxscript")
 BLOCKED_AT_START = (*BLOCKED_ALWAYS, "onnxruntime", "tensorrt", "tensorrt_rtx")
