@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tests.reference.kernels import twins
+from tests.reference.kernels import kernel_references
 
 from benchmarks.gpu.harness import Bench, Budget, CannotRunError, guarded, times
 from mpn.cuda.api import Stream
@@ -74,11 +74,11 @@ class CheckedStream:
             key: before[value.address].copy() if isinstance(value, DeviceArray) else value
             for key, value in arguments.items()
         }
-        twins_arrays: dict[int, npt.NDArray[Any]] = {}
+        reference_arrays: dict[int, npt.NDArray[Any]] = {}
         for key, array in arrays.items():  # an array that is given twice stays one array
-            given[key] = twins_arrays.setdefault(array.address, given[key])
+            given[key] = reference_arrays.setdefault(array.address, given[key])
         if name in NUMBERED_AS_THREADS_COME:
-            entry["against_twin"] = "not comparable: see the kernels that read its output"
+            entry["against_reference"] = "not comparable: see the kernels that read its output"
         else:
             entry |= guarded(lambda: _compared(name, arrays, after, given))
         nbytes = sum(array.nbytes for array in arrays.values())
@@ -102,7 +102,7 @@ def _compared(
     given: dict[str, Any],
 ) -> dict[str, Any]:
     with np.errstate(all="ignore"):  # some kernels read uninitialised memory and do not use it
-        twins()[name](**given)
+        kernel_references()[name](**given)
     worst: dict[str, float] = {}
     for parameter in kernel_signatures()[name].parameters:
         if not parameter.is_pointer or parameter.is_const or parameter.name not in arrays:

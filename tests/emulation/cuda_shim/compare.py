@@ -1,4 +1,4 @@
-"""A kernel through the shim, several times, beside its twin."""
+"""A kernel through the shim, several times, beside its reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tests.emulation.cuda_shim.memory import Guard
 from tests.emulation.cuda_shim.shim import Shim
-from tests.reference.kernels import twins
+from tests.reference.kernels import kernel_references
 
 Outputs = dict[str, npt.NDArray[Any]]
 
@@ -38,16 +38,16 @@ def kernel_outputs(shim: Shim, name: str, **arguments: Any) -> Outputs:
     return runs[0]
 
 
-def twin_outputs(shim: Shim, name: str, **arguments: Any) -> Outputs:
-    """What its twin writes."""
+def reference_outputs(shim: Shim, name: str, **arguments: Any) -> Outputs:
+    """What its reference writes."""
     given = _copied(arguments)
-    twins()[name](**given)
+    kernel_references()[name](**given)
     return _written(shim, name, given)
 
 
-def kernel_and_twin(shim: Shim, name: str, **arguments: Any) -> tuple[Outputs, Outputs]:
+def kernel_and_reference(shim: Shim, name: str, **arguments: Any) -> tuple[Outputs, Outputs]:
     """Both, on the same arguments."""
-    return kernel_outputs(shim, name, **arguments), twin_outputs(shim, name, **arguments)
+    return kernel_outputs(shim, name, **arguments), reference_outputs(shim, name, **arguments)
 
 
 def largest_difference(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:

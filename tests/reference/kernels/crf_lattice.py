@@ -1,4 +1,4 @@
-"""Twins of kernels/crf_lattice.cu: see :mod:`tests.reference.kernels`.
+"""Reference of kernels/crf_lattice.cu: see :mod:`tests.reference.kernels`.
 
 Slots and numbers of vertices depend on the order of threads in the kernels; what is the same are
 the keys behind them.

@@ -1,4 +1,4 @@
-"""Twins of kernels/crf_meanfield.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/crf_meanfield.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twins of kernels/crop.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/crop.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twins of kernels/mirror.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/mirror.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 

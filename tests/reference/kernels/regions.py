@@ -1,4 +1,4 @@
-"""Pixels of disjoint rectangles, numbered through: the twin of kernels/regions.cuh."""
+"""Pixels of disjoint rectangles, numbered through: the reference of kernels/regions.cuh."""
 
 from __future__ import annotations
 

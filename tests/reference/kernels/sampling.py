@@ -1,4 +1,4 @@
-"""Where a warp samples, and what it finds there: the twin of kernels/sampling.cuh."""
+"""Where a warp samples, and what it finds there: the reference of kernels/sampling.cuh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resizing as OpenCV 5 does it: the twin of kernels/taps.cuh."""
+"""Resizing as OpenCV 5 does it: the reference of kernels/taps.cuh."""
 
 from __future__ import annotations
 

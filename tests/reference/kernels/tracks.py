@@ -1,4 +1,4 @@
-"""Twin of kernels/tracks.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/tracks.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
