@@ -1,7 +1,7 @@
-"""Tiny engine directories whose propagation network can be fine-tuned.
+"""Write tiny engine directories whose propagation network can be fine-tuned.
 
-``prob`` is a weighted sum of the four input channels; the step is gradient descent with momentum on
-the squared error. It segments badly, but is trained in milliseconds.
+``prob`` is a weighted sum of the four input channels. The step is gradient descent with momentum on
+the squared error. Training takes milliseconds; the masks are not accurate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fakes must keep what they promise, or the pipeline's tests prove nothing."""
+"""Fake engines behave as real ones; the tests of the pipeline depend on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small lattice over two of three regions, as the references build it."""
+"""Build a small lattice over two of three regions with the references."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.reference.kernels import kernel_references
 SIZE_HW = (24, 36)
 SXY, SRGB = 15.0, 7.0
 EMPTY_KEY = np.uint64(2**64 - 1)
-# Two regions for the lattice and, between them, a small one that takes all pairs of pixels.
+# Two regions use the lattice. The small one between them uses all pairs of pixels.
 REGIONS = np.array([[0, 0, 20, 24], [22, 1, 27, 4], [21, 8, 36, 22], [0, 0, 0, 0]], np.int32)
 STARTS = np.array([0, 480, 495, 705, 705], np.int32)
 TOTAL, SMALL, OBJECTS = 705, slice(480, 495), 4
@@ -47,7 +47,7 @@ def insert_arguments() -> dict[str, Any]:
 
 @cache
 def built_lattice() -> dict[str, Any]:
-    """The lattice as the references build it: what later kernels are given."""
+    """Build the lattice with the references, as input of later kernels."""
     built = insert_arguments()
     numbered = {
         "numbers": empty((SLOTS,), np.int32),

@@ -445,5 +445,5 @@ def test_an_engine_directory_opens_on_it(
     with open_engines(world.directory) as engines:
         assert engines.backend == "cpu", "and passes over what does not run"
         assert f"{world.backend} does not work here" in engines.backend_note
-        assert "execute_async_v3 does not want to" in engines.backend_note
+        assert "execute_async_v3 is set to fail" in engines.backend_note
     assert driver.allocated == 0

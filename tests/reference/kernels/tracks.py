@@ -22,7 +22,7 @@ def track_stats(
     areas: Int32Array,
     prob_sums: npt.NDArray[np.uint64],
 ) -> None:
-    """Box, area and summed probability (in 2^-24) of each object's pixels."""
+    """Add box, area and summed probability (in 2^-24) of each object's pixels."""
     for k in range(objects):
         mask = labels.reshape(height, width) == object_ids[k]
         add_hits(mask, boxes[k], areas[k : k + 1])
