@@ -170,9 +170,9 @@ def open_bench(sizes: Any, engine_dirs: list[str], scratch: str, *, is_dry: bool
     try:
         if is_dry:
             sys.path.insert(0, str(ROOT))
+            from tests.builders.engine_dirs import make_engine_dir
             from tests.emulation.cuda_shim.shim import Shim
             from tests.emulation.streams import ShimStream
-            from tests.engine_dirs import make_engine_dir
 
             stream = ShimStream(Shim(Path(tempfile.gettempdir()) / "mpn-cuda-shim"))
             dirs = [str(make_engine_dir(Path(scratch) / "tiny", with_osvos=True)), *engine_dirs]

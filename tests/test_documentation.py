@@ -35,7 +35,7 @@ def page_path(name: str) -> Path:
 
 def missing_links(path: Path, text: str) -> list[str]:
     targets = [t for t in _LINK.findall(text) if "://" not in t]
-    # The site has pages that are made from files outside docs/ (docs/hooks).
+    # docs/hooks generates these pages of the site from files outside docs/.
     made = {"changelog.md", "contributing.md", "model_card.md"}
     return [t for t in targets if t not in made and not (path.parent / t).exists()]
 
@@ -91,7 +91,7 @@ def test_page_python_imports_resolve(name: str) -> None:
 
 
 def test_checks_of_pages_find_what_is_missing() -> None:
-    """Control: each check reports a page that is wrong."""
+    """Control: each check reports a wrong page."""
     assert missing_links(REPOSITORY / "README.md", "[a](docs/none.md)") == ["docs/none.md"]
     assert unknown_options("`--adapt-stepz 3`", known_options()) == ["--adapt-stepz"]
     assert missing_modules("python -m benchmarks.none.at_all") == ["benchmarks.none.at_all"]

@@ -50,7 +50,7 @@ def test_the_directory_is_whole_and_opens() -> None:
 
 
 def test_shipped_manifest_is_rewritten_byte_by_byte(tmp_path: Path) -> None:
-    """Version 0.1.0 wrote it; a change of order, indentation or numbers would show here."""
+    """Version 0.1.0 wrote the file; order, indentation and numbers must not change."""
     directory = default_engine_dir()
     manifest = load_manifest(directory)
     assert manifest.provenance.tool_version == "0.1.0"
@@ -80,13 +80,13 @@ def test_the_manifest_s_advice_is_what_the_model_card_says() -> None:
     advice = load_manifest(directory).runtime_defaults
     assert advice
     for name, value in advice.items():
-        told = str(value).lower() if isinstance(value, bool) else value
-        assert f"`{name}={told}`" in card
+        text = str(value).lower() if isinstance(value, bool) else value
+        assert f"`{name}={text}`" in card
 
 
 def test_the_engines_earn_their_place_on_the_built_in_clip(clip: list[SyntheticFrame]) -> None:
     shipped = _mean_j(clip)
     assert shipped > 0.7
-    # controls: without the network, and without what the manifest advises, it is worse
+    # controls: J is lower without the network and without the options of the manifest
     assert shipped > _mean_j(clip, use_propagation=False, flow_check_px=0.0, colour_weight=0.0)
     assert shipped > _mean_j(clip, propagation_weight=0.0, flow_check_px=0.0, colour_weight=0.0)

@@ -118,12 +118,13 @@ texture of +-60 levels around it; 9 measured. The object is 90 away."""
 COARSE_GRID_PX = 2e-3
 """Positions of up to 100 px kept in float32 on a grid and interpolated linearly; 1e-4 measured."""
 
-KERNEL_VERSUS_TWIN = 5e-7
-"""Of values in 0..1: a CUDA kernel and its NumPy twin do the same float32 operations in the same
-order, most of them bit for bit; exp and log are of different libraries. 1.2e-7 measured."""
+KERNEL_VERSUS_REFERENCE = 5e-7
+"""Of values in 0..1: a CUDA kernel and its NumPy reference do the same float32 operations in the
+same order. Most results are equal bit for bit. exp and log are of different libraries. 1.2e-7
+measured."""
 
 KERNEL_NORMALISED = 1e-6
-"""KERNEL_VERSUS_TWIN of RGB normalised to magnitudes of up to 3; 1.2e-7 measured."""
+"""KERNEL_VERSUS_REFERENCE of RGB normalised to magnitudes of up to 3; 1.2e-7 measured."""
 
 KERNEL_HALF_RELATIVE = 1e-3
 """Of the largest magnitude: where two float32 results straddle the middle between two values of

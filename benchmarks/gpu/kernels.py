@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tests.reference.kernels import twins
+from tests.reference.kernels import kernel_references
 
 from benchmarks.gpu.harness import Bench, Budget, CannotRunError, guarded, times
 from mpn.cuda.api import Stream
@@ -102,7 +102,7 @@ def _compared(
     given: dict[str, Any],
 ) -> dict[str, Any]:
     with np.errstate(all="ignore"):  # some kernels read uninitialised memory and do not use it
-        twins()[name](**given)
+        kernel_references()[name](**given)
     worst: dict[str, float] = {}
     for parameter in kernel_signatures()[name].parameters:
         if not parameter.is_pointer or parameter.is_const or parameter.name not in arrays:

@@ -11,7 +11,7 @@ import pytest
 
 from mpn.cli import bench as bench_module
 from mpn.cli.main import _run_app, app
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 Bench = Callable[..., tuple[int, str, str]]
 HANG_S = 120.0

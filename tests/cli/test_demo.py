@@ -7,7 +7,7 @@ import pytest
 
 from mpn.cli.main import _run_app, app
 from mpn.evaluation import load_davis
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 FRAMES = 4
 

@@ -16,7 +16,7 @@ from mpn.export.options import ExportOptions
 from mpn.export.summary import RoleSummary
 from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 from tests.networks.seeded import DEEPLAB_GAIN, seeded
 
 TINY = ["--frame-size", "128x64", "--roi-size", "65", "--max-objects", "2"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mpn.cli import main as cli
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 
 def _run(*arguments: str) -> int:

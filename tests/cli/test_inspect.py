@@ -10,8 +10,8 @@ import pytest
 
 from mpn.cli.main import _run_app, app
 from mpn.engines import open as load_module
-from tests.engine_dirs import make_engine_dir, parity_document
-from tests.finetune_dirs import make_adapt_dir
+from tests.builders.engine_dirs import make_engine_dir, parity_document
+from tests.builders.finetune_dirs import make_adapt_dir
 
 Inspect = Callable[..., tuple[int, str, str]]
 

@@ -10,10 +10,10 @@ from mpn.cli import main as cli
 from mpn.cli.export import plan_text
 from mpn.engines.tensorrt.plans.progress import PlanProgress
 from mpn.masks import save_labels
+from tests.builders.engine_dirs import make_engine_dir
+from tests.builders.finetune_dirs import make_adapt_dir
 from tests.emulation.driver import install_driver
 from tests.emulation.tensorrt import install_tensorrt
-from tests.engine_dirs import make_engine_dir
-from tests.finetune_dirs import make_adapt_dir
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
 
 

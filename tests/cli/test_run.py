@@ -21,8 +21,9 @@ from mpn.masks import save_labels
 from mpn.runtime.media.video import DECODERS
 from mpn.runtime.options import DEFAULT_RECIPES, FinetuneRecipe, FinetuneScope
 from mpn.runtime.session import session
-from tests.engine_dirs import make_engine_dir
-from tests.learning_dirs import make_adaptable_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
+from tests.builders.learning_dirs import make_adaptable_engine_dir
+from tests.builders.tiny_disk import tiny_disk as tiny_disk
 from tests.runtime.media.clips import (
     SCENE_HW,
     level_frame,
@@ -31,7 +32,6 @@ from tests.runtime.media.clips import (
     write_folder,
     write_video,
 )
-from tests.tiny_disk import tiny_disk as tiny_disk
 
 FRAMES = 5
 HANG_S = 60.0

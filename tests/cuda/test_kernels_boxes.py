@@ -6,7 +6,7 @@ import pytest
 from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.runtime.host.roi import box_from_prob, reachable_boxes, roi_from_prob
 from mpn.types import Roi
-from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs
+from tests.emulation.cuda_shim.compare import kernel_and_reference, kernel_outputs
 from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW, empty, make_scene
 from tests.emulation.cuda_shim.shim import Shim
 
@@ -20,9 +20,9 @@ def smooth_flow(size_hw: tuple[int, int], offset: tuple[float, float]) -> np.nda
 
 
 def reached(shim: Shim, flow: np.ndarray, partials: int) -> np.ndarray:
-    """Both kernels in a row, against their twins."""
+    """Both kernels in a row, against their references."""
     height, width = flow.shape[1:]
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "flow_extent",
         flow_to_prev_px=flow,
@@ -30,9 +30,9 @@ def reached(shim: Shim, flow: np.ndarray, partials: int) -> np.ndarray:
         partials=partials,
         extents=empty((partials, 4)),
     )
-    assert np.array_equal(kernel["extents"][:, 0], twin["extents"][:, 0], equal_nan=True)
+    assert np.array_equal(kernel["extents"][:, 0], reference["extents"][:, 0], equal_nan=True)
     known = ~np.isnan(kernel["extents"][:, 0])
-    assert np.array_equal(kernel["extents"][known], twin["extents"][known])
+    assert np.array_equal(kernel["extents"][known], reference["extents"][known])
     arguments = {
         "supports": box_rows(SUPPORTS),
         "extents": kernel["extents"],
@@ -44,9 +44,9 @@ def reached(shim: Shim, flow: np.ndarray, partials: int) -> np.ndarray:
         "boxes": empty((4, 4), np.int32),
         "areas": empty((4,), np.int32),
     }
-    kernel, twin = kernel_and_twin(shim, "reach_boxes", **arguments)
+    kernel, reference = kernel_and_reference(shim, "reach_boxes", **arguments)
     for name in ("reach", "boxes", "areas"):
-        assert np.array_equal(kernel[name], twin[name])
+        assert np.array_equal(kernel[name], reference[name])
     assert np.array_equal(kernel["boxes"], [[width, height, 0, 0]] * 4)
     assert not kernel["areas"].any()
     in_place = dict(arguments, reach=arguments["supports"])
@@ -75,7 +75,7 @@ def test_a_flow_that_is_no_number_reaches_everywhere(
 
 def test_more_objects_than_threads(shim: Shim) -> None:
     supports = np.tile(box_rows(SUPPORTS), (75, 1))
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "reach_boxes",
         supports=supports,
@@ -88,12 +88,12 @@ def test_more_objects_than_threads(shim: Shim) -> None:
         boxes=empty((300, 4), np.int32),
         areas=empty((300,), np.int32),
     )
-    assert np.array_equal(kernel["reach"], twin["reach"])
+    assert np.array_equal(kernel["reach"], reference["reach"])
     assert np.array_equal(kernel["reach"][:4], kernel["reach"][-4:])
 
 
 def test_reset_boxes_empties_boxes_areas_and_sums(shim: Shim) -> None:
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "reset_boxes",
         objects=3,
@@ -103,7 +103,7 @@ def test_reset_boxes_empties_boxes_areas_and_sums(shim: Shim) -> None:
         areas=empty((3,), np.int32),
         prob_sums=empty((3,), np.uint64),
     )
-    assert kernel["boxes"].tolist() == twin["boxes"].tolist() == [[53, 37, 0, 0]] * 3
+    assert kernel["boxes"].tolist() == reference["boxes"].tolist() == [[53, 37, 0, 0]] * 3
     assert not kernel["areas"].any()
     assert not kernel["prob_sums"].any()
 
@@ -116,7 +116,7 @@ def test_rois_are_the_cpus(shim: Shim, margin_frac: float, margin_px_min: int) -
     prob = np.zeros((3, height, width), np.float32)
     prob[0, 20:41, 30:67] = prob[2, 85:, :3] = 1
     boxes = box_rows([box_from_prob(plane, 0.5) for plane in prob])
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "rois_from_boxes",
         boxes=boxes,
@@ -132,8 +132,8 @@ def test_rois_are_the_cpus(shim: Shim, margin_frac: float, margin_px_min: int) -
         rois=empty((3, 4), np.int32),
         supports=empty((3, 4), np.int32),
     )
-    assert np.array_equal(kernel["rois"], twin["rois"])
-    assert np.array_equal(kernel["supports"], twin["supports"])
+    assert np.array_equal(kernel["rois"], reference["rois"])
+    assert np.array_equal(kernel["supports"], reference["supports"])
     expected = tuple(
         roi_from_prob(plane, threshold=0.5, margin_frac=margin_frac, margin_px_min=margin_px_min)
         for plane in prob
@@ -170,7 +170,7 @@ def test_an_object_is_lost_below_its_share_of_the_first_area(
 @pytest.mark.parametrize("size_hw", [ODD_HW, EVEN_HW])
 def test_planes_of_lost_objects_are_cleared(shim: Shim, size_hw: tuple[int, int]) -> None:
     prob = make_scene(size_hw).prob
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "clear_lost",
         rois=box_rows([Roi(1, 1, 2, 2), None, Roi(0, 0, 1, 1)]),
@@ -178,6 +178,6 @@ def test_planes_of_lost_objects_are_cleared(shim: Shim, size_hw: tuple[int, int]
         pixels=size_hw[0] * size_hw[1],
         prob=prob,
     )
-    assert np.array_equal(kernel["prob"], twin["prob"])
+    assert np.array_equal(kernel["prob"], reference["prob"])
     assert np.array_equal(kernel["prob"][[0, 2]], prob[[0, 2]])
     assert not kernel["prob"][1].any()

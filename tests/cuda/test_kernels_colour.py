@@ -10,12 +10,16 @@ from mpn.runtime.device.images import blur_taps, boxes_from_rows, cube_root_tabl
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host import reliability as colour
 from mpn.runtime.host.reliability import FLOW_CHECK_FRAC, weigh_in_box
-from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.compare import (
+    kernel_and_reference,
+    kernel_outputs,
+    largest_difference,
+)
 from tests.emulation.cuda_shim.device import ShimDevice
 from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW, Scene, empty, make_scene
 from tests.emulation.cuda_shim.shim import Shim
-from tests.reference.kernels import twins
-from tests.tolerances import KERNEL_VERSUS_TWIN, WARP_VERSUS_FLOAT64
+from tests.reference.kernels import kernel_references
+from tests.tolerances import KERNEL_VERSUS_REFERENCE, WARP_VERSUS_FLOAT64
 
 TABLES = {"gamma": gamma_table(), "cube_root": cube_root_table()}
 CHECK_PX, WEIGHT = 3.0, 0.7
@@ -33,17 +37,17 @@ def bins_by_opencv(rgb: np.ndarray) -> np.ndarray:
     return (lab[:, 0] // 32 * 32 + a) * 32 + b
 
 
-def twin_bins(rgb: np.ndarray) -> np.ndarray:
+def reference_bins(rgb: np.ndarray) -> np.ndarray:
     bins = empty((len(rgb),), np.uint16)
-    twins()["colour_bins"](rgb=rgb, pixels=len(rgb), **TABLES, bins=bins)
+    kernel_references()["colour_bins"](rgb=rgb, pixels=len(rgb), **TABLES, bins=bins)
     return bins
 
 
-def test_the_twin_puts_every_colour_into_opencvs_bin() -> None:
+def test_the_reference_puts_every_colour_into_opencvs_bin() -> None:
     """All 2^24 colours."""
     greens_and_blues = all_colours(1).reshape(256, -1, 3)
     for reds in greens_and_blues.reshape(32, -1, 3):
-        assert np.array_equal(twin_bins(reds), bins_by_opencv(reds))
+        assert np.array_equal(reference_bins(reds), bins_by_opencv(reds))
 
 
 def test_one_unit_in_the_tables_is_noticed() -> None:
@@ -54,7 +58,7 @@ def test_one_unit_in_the_tables_is_noticed() -> None:
     colours = all_colours(3)
     shifted = dict(TABLES, cube_root=TABLES["cube_root"] + np.uint16(20))
     bins = empty((len(colours),), np.uint16)
-    twins()["colour_bins"](rgb=colours, pixels=len(colours), **shifted, bins=bins)
+    kernel_references()["colour_bins"](rgb=colours, pixels=len(colours), **shifted, bins=bins)
     assert not np.array_equal(bins, bins_by_opencv(colours))
 
 
@@ -63,8 +67,8 @@ def test_the_kernel_puts_colours_into_the_same_bins(shim: Shim, count: int) -> N
     colours = all_colours(9)[:: 24389 // count][:count]
     assert len(colours) == count
     arguments = {"rgb": colours, "pixels": count, **TABLES, "bins": empty((count,), np.uint16)}
-    kernel, twin = kernel_and_twin(shim, "colour_bins", **arguments)
-    assert np.array_equal(kernel["bins"], twin["bins"])
+    kernel, reference = kernel_and_reference(shim, "colour_bins", **arguments)
+    assert np.array_equal(kernel["bins"], reference["bins"])
     assert np.array_equal(kernel["bins"], bins_by_opencv(colours))
 
 
@@ -90,7 +94,9 @@ def test_the_blur_is_opencvs() -> None:
     rng = np.random.default_rng(0)
     plane = rng.normal(0, 1, (30, 40)).astype(np.float32)
     blurred = cv2.sepFilter2D(plane, cv2.CV_32F, blur_taps(), blur_taps())
-    assert largest_difference(blurred, cv2.GaussianBlur(plane, (0, 0), 2.0)) <= KERNEL_VERSUS_TWIN
+    assert (
+        largest_difference(blurred, cv2.GaussianBlur(plane, (0, 0), 2.0)) <= KERNEL_VERSUS_REFERENCE
+    )
 
 
 def scene_with_colours(size_hw: tuple[int, int]) -> tuple[Scene, np.ndarray]:
@@ -106,7 +112,7 @@ def weigh_arguments(scene: Scene, tables: np.ndarray, reach: np.ndarray) -> dict
         "flow_to_prev_px": scene.there,
         "flow_from_prev_px": scene.back,
         "reach": reach,
-        "bins": twin_bins(scene.rgb.reshape(-1, 3)).reshape(scene.size_hw),
+        "bins": reference_bins(scene.rgb.reshape(-1, 3)).reshape(scene.size_hw),
         "tables": tables,
         "blur": blur_taps(),
         "objects": 3,
@@ -129,16 +135,16 @@ def weigh_arguments(scene: Scene, tables: np.ndarray, reach: np.ndarray) -> dict
         ((70, 41), [[0, 33, 41, 36], [2, 0, 39, 70], [7, 8, 8, 69]]),
     ],
 )
-def test_evidence_equals_its_twin_and_the_cpu(
+def test_evidence_equals_its_reference_and_the_cpu(
     shim: Shim, size_hw: tuple[int, int], reach: list[list[int]]
 ) -> None:
     scene, tables = scene_with_colours(size_hw)
     rows = np.array(reach, np.int32)
     arguments = weigh_arguments(scene, tables, rows)
-    kernel, twin = kernel_and_twin(shim, "warp_colour_box", **arguments)
-    assert largest_difference(kernel["warped"], twin["warped"]) <= KERNEL_VERSUS_TWIN
-    assert np.array_equal(kernel["boxes"], twin["boxes"])
-    assert np.array_equal(kernel["areas"], twin["areas"])
+    kernel, reference = kernel_and_reference(shim, "warp_colour_box", **arguments)
+    assert largest_difference(kernel["warped"], reference["warped"]) <= KERNEL_VERSUS_REFERENCE
+    assert np.array_equal(kernel["boxes"], reference["boxes"])
+    assert np.array_equal(kernel["areas"], reference["areas"])
     boxes = boxes_from_rows(rows)
     expected = cpu.warp_bilinear(scene.prob, scene.there, boxes=boxes)
     for plane, table, box in zip(expected, tables, boxes, strict=True):
@@ -174,7 +180,7 @@ def test_a_probability_that_is_no_number_becomes_nothing(shim: Shim) -> None:
     scene.prob[:, 10:14] = np.nan
     arguments = weigh_arguments(scene, tables, np.array([[0, 0, 53, 37]] * 3, np.int32))
     arguments |= {"flow_to_prev_px": np.zeros_like(scene.there), "flow_from_prev_px": None}
-    kernel, twin = kernel_and_twin(shim, "warp_colour_box", **arguments)
-    assert largest_difference(kernel["warped"], twin["warped"]) <= KERNEL_VERSUS_TWIN
+    kernel, reference = kernel_and_reference(shim, "warp_colour_box", **arguments)
+    assert largest_difference(kernel["warped"], reference["warped"]) <= KERNEL_VERSUS_REFERENCE
     assert not kernel["warped"][:, 10:14].any()
     assert kernel["warped"][:, 14:].any()

@@ -5,7 +5,7 @@ import pytest
 
 from mpn.runtime.crf.permutohedral import PermutohedralLattice
 from mpn.runtime.device.lattice import AXES
-from tests.emulation.cuda_shim.compare import Outputs, kernel_and_twin, largest_difference
+from tests.emulation.cuda_shim.compare import Outputs, kernel_and_reference, largest_difference
 from tests.emulation.cuda_shim.lattice import (
     BLOCKS,
     CAPACITY,
@@ -16,7 +16,7 @@ from tests.emulation.cuda_shim.lattice import (
     features_of,
 )
 from tests.emulation.cuda_shim.shim import Shim
-from tests.tolerances import KERNEL_LATTICE_RELATIVE, KERNEL_VERSUS_TWIN
+from tests.tolerances import KERNEL_LATTICE_RELATIVE, KERNEL_VERSUS_REFERENCE
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_values_are_spread_without_a_bit_of_difference(
     rng = np.random.default_rng(0)
     planes = rng.random((channels, CAPACITY), dtype=np.float32)
     planes[:, ::7] = 0
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_splat",
         **HERE,
@@ -45,18 +45,18 @@ def test_values_are_spread_without_a_bit_of_difference(
         capacity=CAPACITY,
         sums=np.zeros((AXES * CAPACITY, channels), np.uint64),
     )
-    assert np.array_equal(kernel["sums"], twin["sums"])
+    assert np.array_equal(kernel["sums"], reference["sums"])
     assert kernel["sums"].any()
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_the_blur_is_its_twins(shim: Shim, lattice: Outputs, channels: int) -> None:
+def test_the_blur_is_its_references(shim: Shim, lattice: Outputs, channels: int) -> None:
     rng = np.random.default_rng(0)
     vertices = AXES * CAPACITY
     count = int(lattice["vertices"][0])
     here = {"vertices": lattice["vertices"], "neighbours": lattice["neighbours"]}
     sums = rng.integers(0, 2**45, (vertices, channels), dtype=np.uint64)
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_blur_sums",
         **here,
@@ -65,10 +65,13 @@ def test_the_blur_is_its_twins(shim: Shim, lattice: Outputs, channels: int) -> N
         blocks=BLOCKS,
         blurred=np.zeros((vertices, channels), np.float32),
     )
-    largest = float(np.abs(twin["blurred"]).max())
-    assert largest_difference(kernel["blurred"], twin["blurred"]) <= KERNEL_VERSUS_TWIN * largest
+    largest = float(np.abs(reference["blurred"]).max())
+    assert (
+        largest_difference(kernel["blurred"], reference["blurred"])
+        <= KERNEL_VERSUS_REFERENCE * largest
+    )
     for axis, cleared in ((1, sums), (5, None)):
-        kernel, twin = kernel_and_twin(
+        kernel, reference = kernel_and_reference(
             shim,
             "crf_blur",
             **here,
@@ -79,16 +82,18 @@ def test_the_blur_is_its_twins(shim: Shim, lattice: Outputs, channels: int) -> N
             blurred=np.zeros((vertices, channels), np.float32),
             sums=cleared,
         )
-        assert largest_difference(kernel["blurred"], twin["blurred"]) <= KERNEL_VERSUS_TWIN
+        assert (
+            largest_difference(kernel["blurred"], reference["blurred"]) <= KERNEL_VERSUS_REFERENCE
+        )
         if cleared is not None:
             flat = kernel["sums"].reshape(-1)
             assert not flat[: count * channels].any()
-            assert np.array_equal(flat, twin["sums"].reshape(-1))
+            assert np.array_equal(flat, reference["sums"].reshape(-1))
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_values_are_read_back(shim: Shim, lattice: Outputs, channels: int) -> None:
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_slice",
         **HERE,
@@ -99,7 +104,7 @@ def test_values_are_read_back(shim: Shim, lattice: Outputs, channels: int) -> No
         capacity=CAPACITY,
         planes=np.full((channels, CAPACITY), 9, np.float32),
     )
-    assert largest_difference(kernel["planes"], twin["planes"]) <= KERNEL_VERSUS_TWIN
+    assert largest_difference(kernel["planes"], reference["planes"]) <= KERNEL_VERSUS_REFERENCE
     assert (kernel["planes"][:, SMALL] == 9).all()
     assert (kernel["planes"][:, TOTAL:] == 9).all()
 

@@ -10,9 +10,9 @@ from mpn.runtime.crf.permutohedral import locate_simplices
 from mpn.runtime.device.lattice import AXES, lattice_packing
 from tests.emulation.cuda_shim.compare import (
     Outputs,
-    kernel_and_twin,
+    kernel_and_reference,
     largest_difference,
-    twin_outputs,
+    reference_outputs,
 )
 from tests.emulation.cuda_shim.lattice import (
     BLOCKS,
@@ -29,7 +29,7 @@ from tests.emulation.cuda_shim.lattice import (
 )
 from tests.emulation.cuda_shim.scene import empty
 from tests.emulation.cuda_shim.shim import Shim
-from tests.tolerances import KERNEL_VERSUS_TWIN
+from tests.tolerances import KERNEL_VERSUS_REFERENCE
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def lattice() -> Outputs:
 
 @pytest.mark.parametrize(("total", "used"), [(0, 256), (21, 256), (22, 512), (705, 8192)])
 def test_clear_empties_what_the_pixels_can_fill(shim: Shim, total: int, used: int) -> None:
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_clear",
         starts=np.array([0, total], np.int32),
@@ -50,14 +50,14 @@ def test_clear_empties_what_the_pixels_can_fill(shim: Shim, total: int, used: in
         keys=np.arange(SLOTS, dtype=np.uint64),
         vertices=np.array([5], np.int32),
     )
-    assert np.array_equal(kernel["keys"], twin["keys"])
+    assert np.array_equal(kernel["keys"], reference["keys"])
     assert (kernel["keys"] == EMPTY_KEY).sum() == used
     assert kernel["vertices"][0] == 0
 
 
-def test_pixels_get_the_keys_and_weights_of_their_twin(shim: Shim) -> None:
+def test_pixels_get_the_keys_and_weights_of_their_reference(shim: Shim) -> None:
     """Slots depend on the order of threads: seeds differ in them, never in what lies behind."""
-    expected = twin_outputs(shim, "crf_insert", **insert_arguments())
+    expected = reference_outputs(shim, "crf_insert", **insert_arguments())
     slots = []
     for seed in range(4):
         found = insert_arguments()
@@ -74,7 +74,7 @@ def test_pixels_get_the_keys_and_weights_of_their_twin(shim: Shim) -> None:
         weights = found["weights"][:TOTAL][is_lattice]
         assert largest_difference(weights, expected["weights"][:TOTAL][is_lattice]) == 0
         assert (weights >= 0).all()
-        assert np.abs(weights.sum(axis=1) - 1).max() <= KERNEL_VERSUS_TWIN
+        assert np.abs(weights.sum(axis=1) - 1).max() <= KERNEL_VERSUS_REFERENCE
         slots.append(corners.tobytes())
     assert len(set(slots)) > 1, "control: threads really compete for slots"
 
@@ -84,7 +84,7 @@ def test_the_weights_are_the_cpus(lattice: Outputs) -> None:
         features = features_of(region)
         expected = locate_simplices(features).weights
         found = lattice["weights"][first : first + features.shape[1]]
-        assert largest_difference(found, expected) <= KERNEL_VERSUS_TWIN
+        assert largest_difference(found, expected) <= KERNEL_VERSUS_REFERENCE
         # Control: they are another picture's with another deviation.
         assert largest_difference(found, locate_simplices(features * 2).weights) > 0.1
 
@@ -120,7 +120,7 @@ def test_slots_become_numbers(shim: Shim, lattice: Outputs) -> None:
     corners = np.full((CAPACITY, AXES), -1, np.int32)
     corners[:TOTAL] = np.flatnonzero(lattice["keys"] != EMPTY_KEY)[0]
     corners[SMALL] = -1
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_renumber",
         **HERE,
@@ -128,14 +128,14 @@ def test_slots_become_numbers(shim: Shim, lattice: Outputs) -> None:
         capacity=CAPACITY,
         corners=corners,
     )
-    assert np.array_equal(kernel["corners"], twin["corners"])
+    assert np.array_equal(kernel["corners"], reference["corners"])
     assert (kernel["corners"][SMALL] == -1).all()
 
 
-def test_neighbours_are_the_twins(shim: Shim, lattice: Outputs) -> None:
+def test_neighbours_are_the_references(shim: Shim, lattice: Outputs) -> None:
     count = int(lattice["vertices"][0])
     names = ("vertex_keys", "vertices", "keys", "numbers")
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_neighbours",
         **{name: lattice[name] for name in names},
@@ -146,7 +146,7 @@ def test_neighbours_are_the_twins(shim: Shim, lattice: Outputs) -> None:
         neighbours=empty((AXES * CAPACITY, AXES, 2), np.int32),
     )
     found = kernel["neighbours"][:count]
-    assert np.array_equal(found, twin["neighbours"][:count])
+    assert np.array_equal(found, reference["neighbours"][:count])
     # Whoever comes after me has me before: nothing joins two regions, or skips a vertex.
     vertex, axis = np.nonzero(found[..., 1] >= 0)
     after = found[vertex, axis, 1]

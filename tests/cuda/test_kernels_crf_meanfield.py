@@ -10,10 +10,10 @@ from mpn.runtime.device.crf import spatial_taps
 from mpn.runtime.device.images import box_rows, boxes_from_rows
 from mpn.runtime.host.crf import _regions
 from mpn.types import Roi
-from tests.emulation.cuda_shim.compare import kernel_and_twin, largest_difference
+from tests.emulation.cuda_shim.compare import kernel_and_reference, largest_difference
 from tests.emulation.cuda_shim.scene import empty, make_scene
 from tests.emulation.cuda_shim.shim import Shim
-from tests.tolerances import KERNEL_LOG, KERNEL_SUM_RELATIVE, KERNEL_VERSUS_TWIN
+from tests.tolerances import KERNEL_LOG, KERNEL_SUM_RELATIVE, KERNEL_VERSUS_REFERENCE
 
 SIZE_HW = (24, 36)
 CAPACITY = SIZE_HW[0] * SIZE_HW[1]
@@ -53,7 +53,7 @@ def unary() -> np.ndarray:
 def test_regions_are_the_cpus(
     shim: Shim, boxes: list[Roi | None], margin_px: int, *, whole_frame: bool
 ) -> None:
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_regions",
         boxes=box_rows(boxes),
@@ -67,7 +67,7 @@ def test_regions_are_the_cpus(
         refined_boxes=empty((OBJECTS, 4), np.int32),
     )
     expected = _regions(boxes, ResolvedCrf(margin_px=margin_px, whole_frame=whole_frame), SIZE_HW)
-    for found in (kernel, twin):
+    for found in (kernel, reference):
         members = {
             box: sorted(np.flatnonzero(found["region_of_object"] == region).tolist())
             for region, box in enumerate(boxes_from_rows(found["regions"]))
@@ -88,7 +88,7 @@ def test_many_objects_that_join_one_after_the_other(shim: Shim) -> None:
         corner = rng.integers(0, 60, (12, 2))
         rows = np.concatenate([corner, corner + rng.integers(1, 12, (12, 2))], axis=1)
         boxes = boxes_from_rows(rows.astype(np.int32))
-        kernel, _twin = kernel_and_twin(
+        kernel, _reference = kernel_and_reference(
             shim,
             "crf_regions",
             boxes=rows.astype(np.int32),
@@ -111,11 +111,11 @@ def test_many_objects_that_join_one_after_the_other(shim: Shim) -> None:
         assert found == {(box, tuple(members)) for box, members in expected}
 
 
-def test_unary_equals_its_twin(shim: Shim) -> None:
+def test_unary_equals_its_reference(shim: Shim) -> None:
     merged = SCENE.prob / 3
     merged[2, 3:5] = np.nan
     merged[0, 2:4] = 0
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_unary",
         merged=merged,
@@ -125,9 +125,9 @@ def test_unary_equals_its_twin(shim: Shim) -> None:
         **FRAME,
         unary=np.full((LABELS, CAPACITY), 9, np.float32),
     )
-    finite = np.isfinite(twin["unary"])
+    finite = np.isfinite(reference["unary"])
     assert np.array_equal(np.isfinite(kernel["unary"]), finite)
-    assert largest_difference(kernel["unary"][finite], twin["unary"][finite]) <= KERNEL_LOG
+    assert largest_difference(kernel["unary"][finite], reference["unary"][finite]) <= KERNEL_LOG
     assert np.isinf(kernel["unary"][1, :480]).all(), "object 0 is no label in region 0"
     assert np.isfinite(kernel["unary"][3, :480]).all()
     smallest = -np.log(1e-5)
@@ -136,7 +136,7 @@ def test_unary_equals_its_twin(shim: Shim) -> None:
 
 
 def test_q_starts_as_the_softmax(shim: Shim) -> None:
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_start",
         unary=unary(),
@@ -144,15 +144,17 @@ def test_q_starts_as_the_softmax(shim: Shim) -> None:
         labels=LABELS,
         q=np.zeros((LABELS, CAPACITY), "f4"),
     )
-    assert largest_difference(kernel["q"], twin["q"]) <= KERNEL_VERSUS_TWIN
-    assert np.abs(kernel["q"][:, :TOTAL].sum(axis=0) - 1).max() <= KERNEL_VERSUS_TWIN
+    assert largest_difference(kernel["q"], reference["q"]) <= KERNEL_VERSUS_REFERENCE
+    assert np.abs(kernel["q"][:, :TOTAL].sum(axis=0) - 1).max() <= KERNEL_VERSUS_REFERENCE
     assert not kernel["q"][1, 10:20].any()
     assert not kernel["q"][:, TOTAL:].any()
 
 
 @pytest.mark.parametrize("is_plain", [False, True])
 @pytest.mark.parametrize("sigma_px", [0.1, 1.0, 3.0, 40.0])
-def test_the_spatial_kernel_equals_its_twin(shim: Shim, sigma_px: float, *, is_plain: bool) -> None:
+def test_the_spatial_kernel_equals_its_reference(
+    shim: Shim, sigma_px: float, *, is_plain: bool
+) -> None:
     taps = spatial_taps(sigma_px, max(SIZE_HW))
     channels = 1 if is_plain else 2
     arguments: dict[str, Any] = {
@@ -166,26 +168,26 @@ def test_the_spatial_kernel_equals_its_twin(shim: Shim, sigma_px: float, *, is_p
         "channels": channels,
         "filtered": np.zeros((channels, CAPACITY), np.float32),
     }
-    kernel, twin = kernel_and_twin(shim, "crf_rows", **arguments)
-    largest = twin["filtered"].max()
-    error = largest_difference(kernel["filtered"], twin["filtered"])
-    assert error <= KERNEL_VERSUS_TWIN * largest
+    kernel, reference = kernel_and_reference(shim, "crf_rows", **arguments)
+    largest = reference["filtered"].max()
+    error = largest_difference(kernel["filtered"], reference["filtered"])
+    assert error <= KERNEL_VERSUS_REFERENCE * largest
     del arguments["norm"]
     arguments["planes"] = kernel["filtered"]
-    columns, twin = kernel_and_twin(shim, "crf_columns", **arguments)
-    error = largest_difference(columns["filtered"], twin["filtered"])
-    assert error <= KERNEL_VERSUS_TWIN * twin["filtered"].max()
+    columns, reference = kernel_and_reference(shim, "crf_columns", **arguments)
+    error = largest_difference(columns["filtered"], reference["filtered"])
+    assert error <= KERNEL_VERSUS_REFERENCE * reference["filtered"].max()
     if sigma_px > 1:  # control: columns are not rows, and regions do not mix
         assert largest_difference(columns["filtered"], kernel["filtered"]) > 0.1 * largest
 
 
 @pytest.mark.parametrize("is_plain", [False, True])
 @pytest.mark.parametrize(("exact_pixels", "written"), [(14, 0), (15, 15), (480, 495)])
-def test_all_pairs_equal_their_twin(
+def test_all_pairs_equal_their_reference(
     shim: Shim, exact_pixels: int, written: int, *, is_plain: bool
 ) -> None:
     channels = 1 if is_plain else 2
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_all_pairs",
         rgb=SCENE.rgb,
@@ -200,21 +202,21 @@ def test_all_pairs_equal_their_twin(
         channels=channels,
         filtered=np.zeros((channels, CAPACITY), np.float32),
     )
-    largest = max(twin["filtered"].max(), 1)
-    error = largest_difference(kernel["filtered"], twin["filtered"])
+    largest = max(reference["filtered"].max(), 1)
+    error = largest_difference(kernel["filtered"], reference["filtered"])
     assert error <= KERNEL_SUM_RELATIVE * largest
     assert (kernel["filtered"][0] > 0).sum() == written
 
 
 def test_norm_and_message_of_ones(shim: Shim) -> None:
     degree = planes(1)[0] + 1
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim, "crf_norm", degree=degree, **HERE, norm=np.zeros(CAPACITY, np.float32)
     )
-    assert largest_difference(kernel["norm"], twin["norm"]) <= KERNEL_VERSUS_TWIN
+    assert largest_difference(kernel["norm"], reference["norm"]) <= KERNEL_VERSUS_REFERENCE
     assert np.allclose(kernel["norm"][:TOTAL] ** 2 * degree[:TOTAL], 1)
     for is_first in (0, 1):
-        kernel, twin = kernel_and_twin(
+        kernel, reference = kernel_and_reference(
             shim,
             "crf_of_ones",
             filtered=planes(1),
@@ -224,13 +226,13 @@ def test_norm_and_message_of_ones(shim: Shim) -> None:
             is_first=is_first,
             of_ones=np.full(CAPACITY, 5, np.float32),
         )
-        largest = twin["of_ones"].max()
-        error = largest_difference(kernel["of_ones"], twin["of_ones"])
-        assert error <= KERNEL_VERSUS_TWIN * largest
+        largest = reference["of_ones"].max()
+        error = largest_difference(kernel["of_ones"], reference["of_ones"])
+        assert error <= KERNEL_VERSUS_REFERENCE * largest
 
 
 @pytest.mark.parametrize("without", [[], ["spatial"], ["bilateral"], ["spatial", "bilateral"]])
-def test_an_update_equals_its_twin(shim: Shim, without: list[str]) -> None:
+def test_an_update_equals_its_reference(shim: Shim, without: list[str]) -> None:
     messages: dict[str, Any] = {
         "spatial": planes(OBJECTS),
         "spatial_norm": planes(1)[0],
@@ -249,16 +251,16 @@ def test_an_update_equals_its_twin(shim: Shim, without: list[str]) -> None:
         "bilateral_compat": 10.0,
         "q": np.zeros((LABELS, CAPACITY), np.float32),
     }
-    kernel, twin = kernel_and_twin(shim, "crf_update", **arguments)
-    assert largest_difference(kernel["q"], twin["q"]) <= 10 * KERNEL_VERSUS_TWIN
-    assert np.abs(kernel["q"][:, :TOTAL].sum(axis=0) - 1).max() <= KERNEL_VERSUS_TWIN
+    kernel, reference = kernel_and_reference(shim, "crf_update", **arguments)
+    assert largest_difference(kernel["q"], reference["q"]) <= 10 * KERNEL_VERSUS_REFERENCE
+    assert np.abs(kernel["q"][:, :TOTAL].sum(axis=0) - 1).max() <= KERNEL_VERSUS_REFERENCE
     assert not kernel["q"][1, 10:20].any(), "what is no label stays none"
 
 
 def test_marginals_go_back_to_their_objects(shim: Shim) -> None:
     q = planes(LABELS)
     refined = np.full((OBJECTS, *SIZE_HW), 9, np.float32)
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "crf_store",
         q=q,
@@ -268,7 +270,7 @@ def test_marginals_go_back_to_their_objects(shim: Shim) -> None:
         **FRAME,
         refined=refined,
     )
-    assert np.array_equal(kernel["refined"], twin["refined"])
+    assert np.array_equal(kernel["refined"], reference["refined"])
     assert np.array_equal(kernel["refined"][2, :24, :20], q[3, :480].reshape(24, 20))
     assert (kernel["refined"][1] == 9).all()
     assert (kernel["refined"] != 9).sum() == TOTAL

@@ -8,7 +8,11 @@ import pytest
 from mpn.runtime.device.images import box_rows, boxes_from_rows, normalisation
 from mpn.runtime.host import ops as cpu
 from mpn.types import Roi
-from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.compare import (
+    kernel_and_reference,
+    kernel_outputs,
+    largest_difference,
+)
 from tests.emulation.cuda_shim.scene import ODD_HW, empty, make_scene
 from tests.emulation.cuda_shim.shim import Shim
 from tests.runtime.host.test_ops import MEAN, STD
@@ -40,9 +44,9 @@ def cpu_crops(rois: np.ndarray, size: int, prob: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [65, 33, 8, 1])
-def test_crops_equal_the_twin_and_the_cpu(shim: Shim, size: int) -> None:
-    kernel, twin = kernel_and_twin(shim, "crop_pack_f32", **crop_arguments(size))
-    assert largest_difference(kernel["packed"], twin["packed"]) <= KERNEL_NORMALISED
+def test_crops_equal_the_reference_and_the_cpu(shim: Shim, size: int) -> None:
+    kernel, reference = kernel_and_reference(shim, "crop_pack_f32", **crop_arguments(size))
+    assert largest_difference(kernel["packed"], reference["packed"]) <= KERNEL_NORMALISED
     expected = cpu_crops(ROIS, size, SCENE.prob)
     assert largest_difference(kernel["packed"][[0, 2]], expected) <= NORMALISED_RGB
     assert not kernel["packed"][1].any()
@@ -67,15 +71,15 @@ def test_everything_that_goes_in_matters(shim: Shim, change: dict[str, Any]) -> 
 def test_slots_name_their_objects(shim: Shim) -> None:
     chosen = np.array([2, 0], np.int32)
     arguments = crop_arguments(33, objects=chosen, slots=2)
-    kernel, twin = kernel_and_twin(shim, "crop_pack_f32", **arguments)
-    assert largest_difference(kernel["packed"], twin["packed"]) <= KERNEL_NORMALISED
+    kernel, reference = kernel_and_reference(shim, "crop_pack_f32", **arguments)
+    assert largest_difference(kernel["packed"], reference["packed"]) <= KERNEL_NORMALISED
     every = kernel_outputs(shim, "crop_pack_f32", **crop_arguments(33))["packed"]
     assert np.array_equal(kernel["packed"], every[chosen])
 
 
 def test_half_precision_is_float32_rounded(shim: Shim) -> None:
-    kernel, twin = kernel_and_twin(shim, "crop_pack_f16", **crop_arguments(33, "float16"))
+    kernel, reference = kernel_and_reference(shim, "crop_pack_f16", **crop_arguments(33, "float16"))
     single = kernel_outputs(shim, "crop_pack_f32", **crop_arguments(33))["packed"]
     assert np.array_equal(kernel["packed"], single.astype(np.float16))
-    error = largest_difference(kernel["packed"], twin["packed"])
+    error = largest_difference(kernel["packed"], reference["packed"])
     assert error <= KERNEL_HALF_RELATIVE * np.abs(single).max()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs
+from tests.emulation.cuda_shim.compare import kernel_and_reference, kernel_outputs
 from tests.emulation.cuda_shim.shim import Shim
 
 MIRROR_ROWS = {"float32": "mirror_rows_f32", "float16": "mirror_rows_f16"}
@@ -19,11 +19,11 @@ def values_of(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("rows", "width"), SIZES)
 def test_rows_are_read_from_right_to_left(shim: Shim, rows: int, width: int, dtype: str) -> None:
     values = values_of((rows, width), dtype)
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim, MIRROR_ROWS[dtype],
         values=values, rows=rows, width=width, mirrored=np.zeros_like(values),
     )  # fmt: skip
-    assert np.array_equal(kernel["mirrored"], twin["mirrored"])
+    assert np.array_equal(kernel["mirrored"], reference["mirrored"])
     assert np.array_equal(kernel["mirrored"], values[:, ::-1])
     if width > 1:  # control: it is not a copy
         assert not np.array_equal(kernel["mirrored"], values)
@@ -35,8 +35,8 @@ def test_answers_are_averaged_as_on_the_cpu(shim: Shim, rows: int, width: int, d
     values, mirrored = values_of((rows, width), dtype), values_of((rows, width), dtype, seed=1)
     name = AVERAGE_MIRRORED[dtype]
     sizes = {"rows": rows, "width": width}
-    kernel, twin = kernel_and_twin(shim, name, mirrored=mirrored, **sizes, values=values)
-    assert np.array_equal(kernel["values"], twin["values"])
+    kernel, reference = kernel_and_reference(shim, name, mirrored=mirrored, **sizes, values=values)
+    assert np.array_equal(kernel["values"], reference["values"])
     if dtype == "float32":
         expected = (values + mirrored[:, ::-1]) * np.float32(0.5)
         assert np.array_equal(kernel["values"], expected)

@@ -8,10 +8,14 @@ import pytest
 from mpn.runtime.host.osvos import recalibrate
 from mpn.runtime.host.reliability import colour_table, mean_ratio
 from mpn.types import Roi
-from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.compare import (
+    kernel_and_reference,
+    kernel_outputs,
+    largest_difference,
+)
 from tests.emulation.cuda_shim.scene import ODD_HW
 from tests.emulation.cuda_shim.shim import Shim
-from tests.tolerances import KERNEL_CONFIDENCE, KERNEL_VERSUS_TWIN
+from tests.tolerances import KERNEL_CONFIDENCE, KERNEL_VERSUS_REFERENCE
 
 THRESHOLD = 0.5
 
@@ -21,10 +25,10 @@ def test_odds_are_shifted_as_on_the_cpu(shim: Shim, even_at: float) -> None:
     plane = np.random.default_rng(0).random(ODD_HW, dtype=np.float32)
     plane[0, :3] = 0, 1, even_at
     arguments: dict[str, Any] = {"pixels": plane.size, "less": (1 - even_at) / even_at}
-    kernel, twin = kernel_and_twin(shim, "shift_odds", **arguments, plane=plane)
-    assert largest_difference(kernel["plane"], twin["plane"]) <= KERNEL_VERSUS_TWIN
+    kernel, reference = kernel_and_reference(shim, "shift_odds", **arguments, plane=plane)
+    assert largest_difference(kernel["plane"], reference["plane"]) <= KERNEL_VERSUS_REFERENCE
     expected = recalibrate(plane, threshold=even_at)
-    assert largest_difference(kernel["plane"], expected) <= KERNEL_VERSUS_TWIN
+    assert largest_difference(kernel["plane"], expected) <= KERNEL_VERSUS_REFERENCE
     # Control: it is a shift.
     assert largest_difference(kernel["plane"], plane) > 0.3
 
@@ -50,9 +54,9 @@ def test_agreement_is_the_cpus(shim: Shim) -> None:
         "threshold": THRESHOLD,
         "sums": np.zeros((3, 3), np.uint64),
     }
-    kernel, twin = kernel_and_twin(shim, "osvos_agreement", **arguments)
+    kernel, reference = kernel_and_reference(shim, "osvos_agreement", **arguments)
     sums = kernel["sums"]
-    assert np.array_equal(sums, twin["sums"])
+    assert np.array_equal(sums, reference["sums"])
     assert not sums[1:].any(), "one without a plane, one that is nowhere"
     mask = candidates[0] > THRESHOLD
     frame = Roi(0, 0, ODD_HW[1], ODD_HW[0])
@@ -76,7 +80,9 @@ def test_one_value_that_is_not_finite_is_told(shim: Shim, dtype: str, bad: float
         values[2998] = bad
     name = "flag_not_finite_f16" if dtype == "float16" else "flag_not_finite_f32"
     flag = np.zeros(1, np.int32)
-    kernel, twin = kernel_and_twin(shim, name, values=values, count=values.size, flag=flag)
-    assert kernel["flag"][0] == twin["flag"][0] == (bad is not None)
+    kernel, reference = kernel_and_reference(
+        shim, name, values=values, count=values.size, flag=flag
+    )
+    assert kernel["flag"][0] == reference["flag"][0] == (bad is not None)
     kept = kernel_outputs(shim, name, values=values, count=100, flag=np.ones(1, np.int32))
     assert kept["flag"][0] == 1, "what was flagged stays so"

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from mpn.runtime.host.preprocess import flow_input, osvos_input, resize_rgb
-from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.compare import (
+    kernel_and_reference,
+    kernel_outputs,
+    largest_difference,
+)
 from tests.emulation.cuda_shim.scene import empty
 from tests.emulation.cuda_shim.shim import Shim
 
@@ -54,9 +58,9 @@ def test_a_flow_networks_frame_is_the_cpus_bit_for_bit(
     shim: Shim, size_hw: tuple[int, int], to_hw: tuple[int, int]
 ) -> None:
     rgb = frame(size_hw)
-    kernel, twin = kernel_and_twin(shim, "pack_rgb_f32", **pack_arguments(rgb, to_hw))
+    kernel, reference = kernel_and_reference(shim, "pack_rgb_f32", **pack_arguments(rgb, to_hw))
     assert np.array_equal(kernel["planes"], flow_input(rgb, to_hw)[0])
-    assert np.array_equal(kernel["planes"], twin["planes"])
+    assert np.array_equal(kernel["planes"], reference["planes"])
 
 
 @pytest.mark.parametrize(("size_hw", "to_hw"), SIZES)
@@ -64,7 +68,7 @@ def test_a_frame_is_resized_as_on_the_cpu_bit_for_bit(
     shim: Shim, size_hw: tuple[int, int], to_hw: tuple[int, int]
 ) -> None:
     rgb = frame(size_hw, 1)
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "resize_rgb",
         rgb=rgb,
@@ -75,7 +79,7 @@ def test_a_frame_is_resized_as_on_the_cpu_bit_for_bit(
         resized=np.full((*to_hw, 3), 7, np.uint8),
     )
     assert np.array_equal(kernel["resized"], resize_rgb(rgb, to_hw))
-    assert np.array_equal(kernel["resized"], twin["resized"])
+    assert np.array_equal(kernel["resized"], reference["resized"])
 
 
 @pytest.mark.parametrize(("size_hw", "to_hw"), [((40, 50), (40, 50)), ((40, 50), (64, 64))])
@@ -85,10 +89,10 @@ def test_osvoss_frame_is_the_cpus_bit_for_bit(
     rgb = frame(size_hw)
     shifts = {f"offset{c}": -mean for c, mean in enumerate(BGR_MEAN)}
     arguments = pack_arguments(rgb, to_hw, is_bgr=1, **shifts)
-    kernel, twin = kernel_and_twin(shim, "pack_rgb_f32", **arguments)
+    kernel, reference = kernel_and_reference(shim, "pack_rgb_f32", **arguments)
     expected = osvos_input(rgb, to_hw, channel_order="bgr", mean=BGR_MEAN)[0]
     assert np.array_equal(kernel["planes"], expected)
-    assert np.array_equal(kernel["planes"], twin["planes"])
+    assert np.array_equal(kernel["planes"], reference["planes"])
     # Control: in the other order it is another picture.
     other = kernel_outputs(shim, "pack_rgb_f32", **{**arguments, "is_bgr": 0})
     assert largest_difference(other["planes"], expected) > 1
@@ -98,11 +102,11 @@ def test_half_precision_is_float32_rounded(shim: Shim) -> None:
     rgb = frame((40, 50))
     change = {"gain0": 1 / 58.395, "offset0": -2.1179}
     single = kernel_outputs(shim, "pack_rgb_f32", **pack_arguments(rgb, (64, 64), **change))
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim, "pack_rgb_f16", **pack_arguments(rgb, (64, 64), "float16", **change)
     )
     assert np.array_equal(kernel["planes"], single["planes"].astype(np.float16))
-    assert np.array_equal(kernel["planes"], twin["planes"])
+    assert np.array_equal(kernel["planes"], reference["planes"])
 
 
 @pytest.mark.parametrize("is_bgr", [0, 1])
@@ -120,11 +124,11 @@ def test_packing_without_a_resize_by_whole_words(
             for name, value in arguments.items()
             if not name.endswith(("height", "width"))
         }
-        kernel, twin = kernel_and_twin(
+        kernel, reference = kernel_and_reference(
             shim, f"pack_rgb_same_{suffix}", **words, pixels=size_hw[0] * size_hw[1]
         )
         assert np.array_equal(kernel["planes"], expected)
-        assert np.array_equal(kernel["planes"], twin["planes"])
+        assert np.array_equal(kernel["planes"], reference["planes"])
 
 
 def test_one_level_of_one_pixel_is_noticed(shim: Shim) -> None:

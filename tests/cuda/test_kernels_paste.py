@@ -11,10 +11,14 @@ from mpn.runtime.host.merge import blend, labels_from_merged, merge
 from mpn.runtime.host.osvos import blend_osvos
 from mpn.runtime.options import ResolvedOptions
 from mpn.types import Roi
-from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.compare import (
+    kernel_and_reference,
+    kernel_outputs,
+    largest_difference,
+)
 from tests.emulation.cuda_shim.scene import empty
 from tests.emulation.cuda_shim.shim import Shim
-from tests.tolerances import KERNEL_RESIZE, KERNEL_VERSUS_TWIN
+from tests.tolerances import KERNEL_RESIZE, KERNEL_VERSUS_REFERENCE
 
 SIZE, SIZE_HW = 33, (41, 150)
 IDS = np.array([3, 7, 254], np.uint8)
@@ -66,14 +70,14 @@ def by_the_cpu(objects: int, warped_weight: float, foreground_of: np.ndarray | N
 @pytest.mark.parametrize("objects", [1, 2, 3])
 @pytest.mark.parametrize("warped_weight", [0.0, 0.3])
 @pytest.mark.parametrize("has_foreground", [False, True])
-def test_paste_and_merge_equal_the_twin_and_the_cpu(
+def test_paste_and_merge_equal_the_reference_and_the_cpu(
     shim: Shim, objects: int, warped_weight: float, *, has_foreground: bool
 ) -> None:
     foregrounds = FOREGROUNDS if has_foreground else None
     arguments = merge_arguments(objects, warped_weight=warped_weight, foregrounds=foregrounds)
-    kernel, twin = kernel_and_twin(shim, "paste_merge_f32", **arguments)
-    assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
-    assert np.array_equal(kernel["labels"], twin["labels"])
+    kernel, reference = kernel_and_reference(shim, "paste_merge_f32", **arguments)
+    assert largest_difference(kernel["prob"], reference["prob"]) <= KERNEL_VERSUS_REFERENCE
+    assert np.array_equal(kernel["labels"], reference["labels"])
     expected = by_the_cpu(
         objects, warped_weight, FOREGROUND_OF[:objects] if has_foreground else None
     )
@@ -91,8 +95,8 @@ def test_only_objects_with_a_plane_are_blended(shim: Shim) -> None:
     rois = box_rows([Roi(5, 4, 60, 40), Roi(20, 2, 90, 35), Roi(40, 0, 150, 41)])
     foreground_of = np.array([-1, 1, -1], np.int32)
     arguments = merge_arguments(3, rois=rois, foregrounds=FOREGROUNDS, foreground_of=foreground_of)
-    kernel, twin = kernel_and_twin(shim, "paste_merge_f32", **arguments)
-    assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
+    kernel, reference = kernel_and_reference(shim, "paste_merge_f32", **arguments)
+    assert largest_difference(kernel["prob"], reference["prob"]) <= KERNEL_VERSUS_REFERENCE
     boxes = boxes_from_rows(rois)
     prob = pasted(CROPS, rois)
     weight = ResolvedOptions().osvos.blend_weight
@@ -109,12 +113,14 @@ def test_only_objects_with_a_plane_are_blended(shim: Shim) -> None:
 
 def test_half_precision_crops_are_read_as_they_are(shim: Shim) -> None:
     half = CROPS.astype(np.float16)
-    kernel, twin = kernel_and_twin(shim, "paste_merge_f16", **merge_arguments(3, crops=half))
+    kernel, reference = kernel_and_reference(
+        shim, "paste_merge_f16", **merge_arguments(3, crops=half)
+    )
     single = kernel_outputs(
         shim, "paste_merge_f32", **merge_arguments(3, crops=half.astype(np.float32))
     )
     assert np.array_equal(kernel["prob"], single["prob"])
-    assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
+    assert largest_difference(kernel["prob"], reference["prob"]) <= KERNEL_VERSUS_REFERENCE
     # Control: half precision is not single precision.
     exact = kernel_outputs(shim, "paste_merge_f32", **merge_arguments(3))
     assert not np.array_equal(kernel["prob"], exact["prob"])
@@ -123,10 +129,10 @@ def test_half_precision_crops_are_read_as_they_are(shim: Shim) -> None:
 @pytest.mark.parametrize("objects", [1, 3])
 def test_without_a_network_the_candidates_are_merged(shim: Shim, objects: int) -> None:
     arguments = merge_arguments(objects, crops=None)
-    kernel, twin = kernel_and_twin(shim, "paste_merge_f32", **arguments)
-    assert largest_difference(kernel["prob"], twin["prob"]) <= KERNEL_VERSUS_TWIN
+    kernel, reference = kernel_and_reference(shim, "paste_merge_f32", **arguments)
+    assert largest_difference(kernel["prob"], reference["prob"]) <= KERNEL_VERSUS_REFERENCE
     expected = merge(CANDIDATES[:objects])
-    assert largest_difference(kernel["prob"], expected) <= KERNEL_VERSUS_TWIN
+    assert largest_difference(kernel["prob"], expected) <= KERNEL_VERSUS_REFERENCE
     assert np.array_equal(
         kernel["labels"], labels_from_merged(kernel["prob"], IDS[:objects].tolist())
     )
@@ -140,7 +146,7 @@ def test_labels_are_the_cpus(shim: Shim, size_hw: tuple[int, int], objects: int)
     merged[:, 1, :4] = 1 / (objects + 1)
     merged[:, 2, :4] = 0.5
     ids = np.array([9, 2, 200, 40][:objects], np.uint8)
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "labels_from_merged",
         merged=merged,
@@ -150,5 +156,5 @@ def test_labels_are_the_cpus(shim: Shim, size_hw: tuple[int, int], objects: int)
         labels=empty(size_hw, np.uint8),
     )
     assert np.array_equal(kernel["labels"], labels_from_merged(merged, ids.tolist()))
-    assert np.array_equal(kernel["labels"], twin["labels"])
+    assert np.array_equal(kernel["labels"], reference["labels"])
     assert len(np.unique(kernel["labels"])) > 1

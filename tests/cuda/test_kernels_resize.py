@@ -6,10 +6,14 @@ import pytest
 
 from mpn.runtime.host.preprocess import resize_prob
 from tests.cuda.test_kernels_pack import SIZES
-from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.compare import (
+    kernel_and_reference,
+    kernel_outputs,
+    largest_difference,
+)
 from tests.emulation.cuda_shim.scene import empty
 from tests.emulation.cuda_shim.shim import Shim
-from tests.tolerances import FLOW_RESIZE_PX, KERNEL_RESIZE, KERNEL_VERSUS_TWIN
+from tests.tolerances import FLOW_RESIZE_PX, KERNEL_RESIZE, KERNEL_VERSUS_REFERENCE
 
 
 def planes(size_hw: tuple[int, int]) -> np.ndarray:
@@ -21,7 +25,7 @@ def test_planes_are_resized_as_on_the_cpu(
     shim: Shim, size_hw: tuple[int, int], to_hw: tuple[int, int]
 ) -> None:
     prob = planes(size_hw)
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "resize_planes",
         planes=prob,
@@ -32,7 +36,7 @@ def test_planes_are_resized_as_on_the_cpu(
         to_width=to_hw[1],
         resized=empty((2, *to_hw)),
     )
-    assert largest_difference(kernel["resized"], twin["resized"]) <= KERNEL_VERSUS_TWIN
+    assert largest_difference(kernel["resized"], reference["resized"]) <= KERNEL_VERSUS_REFERENCE
     assert largest_difference(kernel["resized"], resize_prob(prob, to_hw)) <= KERNEL_RESIZE
 
 
@@ -52,8 +56,8 @@ def test_a_flow_is_resized_with_its_pixels(
         "gain_y": gain_y,
         "resized_px": empty((2, *to_hw)),
     }
-    kernel, twin = kernel_and_twin(shim, "resize_flow", **arguments)
-    assert largest_difference(kernel["resized_px"], twin["resized_px"]) <= FLOW_RESIZE_PX
+    kernel, reference = kernel_and_reference(shim, "resize_flow", **arguments)
+    assert largest_difference(kernel["resized_px"], reference["resized_px"]) <= FLOW_RESIZE_PX
     expected = np.stack(
         [
             cv2.resize(plane, to_hw[::-1], interpolation=cv2.INTER_LINEAR) * np.float32(gain)

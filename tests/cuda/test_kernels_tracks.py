@@ -7,7 +7,7 @@ from mpn.runtime.device.images import boxes_from_rows
 from mpn.runtime.host.merge import labels_from_merged, merge
 from mpn.runtime.tracks import measure_objects, tracks_from_measured
 from mpn.types import Roi
-from tests.emulation.cuda_shim.compare import kernel_and_twin
+from tests.emulation.cuda_shim.compare import kernel_and_reference
 from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW
 from tests.emulation.cuda_shim.shim import Shim
 from tests.tolerances import KERNEL_CONFIDENCE
@@ -22,7 +22,7 @@ def test_tracks_are_the_cpus(shim: Shim, size_hw: tuple[int, int]) -> None:
     prob[2, :, 20:] = 0
     merged = merge(prob)
     labels = labels_from_merged(merged, IDS.tolist())
-    kernel, twin = kernel_and_twin(
+    kernel, reference = kernel_and_reference(
         shim,
         "track_stats",
         labels=labels,
@@ -36,7 +36,7 @@ def test_tracks_are_the_cpus(shim: Shim, size_hw: tuple[int, int]) -> None:
         prob_sums=np.zeros(3, np.uint64),
     )
     for name in ("boxes", "areas", "prob_sums"):
-        assert np.array_equal(kernel[name], twin[name])
+        assert np.array_equal(kernel[name], reference[name])
     frame = Roi(0, 0, size_hw[1], size_hw[0])
     measured = measure_objects(labels, merged, IDS.tolist(), [frame] * 3)
     expected = tracks_from_measured(measured, IDS.tolist(), ["propagation"] * 3)

@@ -8,11 +8,15 @@ import pytest
 
 from mpn.runtime.host import ops as cpu
 from mpn.types import Roi
-from tests.emulation.cuda_shim.compare import kernel_and_twin, kernel_outputs, largest_difference
+from tests.emulation.cuda_shim.compare import (
+    kernel_and_reference,
+    kernel_outputs,
+    largest_difference,
+)
 from tests.emulation.cuda_shim.scene import EVEN_HW, ODD_HW, boxes_in, empty, make_scene
 from tests.emulation.cuda_shim.shim import Shim
 from tests.runtime.host.test_ops import GOLDEN_WARPS
-from tests.tolerances import KERNEL_VERSUS_TWIN, WARP_VERSUS_FLOAT64
+from tests.tolerances import KERNEL_VERSUS_REFERENCE, WARP_VERSUS_FLOAT64
 
 SIGMAS = {"sigma_px": 3.0, "sigma_frac": 0.5}
 
@@ -55,8 +59,8 @@ def test_warp_equals_its_reference_and_the_host(shim: Shim, size_hw: tuple[int, 
     if min(size_hw) > 3:
         scene = make_scene(size_hw)
         arguments = warp_arguments(scene.prob, scene.there)
-    kernel, twin = kernel_and_twin(shim, "warp_box", **arguments)
-    assert largest_difference(kernel["warped"], twin["warped"]) <= KERNEL_VERSUS_TWIN
+    kernel, reference = kernel_and_reference(shim, "warp_box", **arguments)
+    assert largest_difference(kernel["warped"], reference["warped"]) <= KERNEL_VERSUS_REFERENCE
     expected = cpu.warp_bilinear(arguments["prob"], arguments["flow_to_prev_px"])
     assert largest_difference(kernel["warped"], expected) <= WARP_VERSUS_FLOAT64
 
@@ -106,10 +110,10 @@ def test_warp_with_check_and_boxes(
     scene, reach = make_scene(size_hw), boxes_in(size_hw)
     back = scene.back if is_checked else None
     arguments = warp_arguments(scene.prob, scene.there, reach, flow_from_prev_px=back)
-    kernel, twin = kernel_and_twin(shim, "warp_box", **arguments)
-    assert largest_difference(kernel["warped"], twin["warped"]) <= KERNEL_VERSUS_TWIN
-    assert np.array_equal(kernel["boxes"], twin["boxes"])
-    assert np.array_equal(kernel["areas"], twin["areas"])
+    kernel, reference = kernel_and_reference(shim, "warp_box", **arguments)
+    assert largest_difference(kernel["warped"], reference["warped"]) <= KERNEL_VERSUS_REFERENCE
+    assert np.array_equal(kernel["boxes"], reference["boxes"])
+    assert np.array_equal(kernel["areas"], reference["areas"])
     expected = cpu.warp_bilinear(scene.prob, scene.there, boxes=rois_from(reach))
     if is_checked:
         for plane, box in zip(expected, rois_from(reach), strict=True):
@@ -146,8 +150,8 @@ def test_flow_check_equals_its_reference_and_the_host(
     chosen = {"sigma_px": sigmas[0], "sigma_frac": sigmas[1]}
     ones = np.ones((1, *ODD_HW), np.float32)
     arguments = warp_arguments(ones, scene.there, flow_from_prev_px=scene.back, **chosen)
-    kernel, twin = kernel_and_twin(shim, "warp_box", **arguments)
-    assert largest_difference(kernel["warped"], twin["warped"]) <= KERNEL_VERSUS_TWIN
+    kernel, reference = kernel_and_reference(shim, "warp_box", **arguments)
+    assert largest_difference(kernel["warped"], reference["warped"]) <= KERNEL_VERSUS_REFERENCE
     with np.errstate(all="ignore"):
         confidence = cpu.flow_confidence(
             scene.there, scene.back, box=Roi(0, 0, width, height), **chosen

@@ -16,7 +16,7 @@ from mpn.cuda.registry import (
     signatures_in,
 )
 from mpn.errors import EngineError
-from tests.reference.kernels import twins
+from tests.reference.kernels import kernel_references
 
 KERNEL = (
     "// launch: block 32 8; grid ceil(width,32) ceil(height,8) min(objects,2)\n"
@@ -33,9 +33,9 @@ def test_every_kernel_file_of_the_package_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(kernel_signatures()))
-def test_a_twin_has_the_parameters_of_its_kernel(name: str) -> None:
+def test_a_reference_has_the_parameters_of_its_kernel(name: str) -> None:
     parameters = [parameter.name for parameter in kernel_signatures()[name].parameters]
-    assert list(inspect.signature(twins()[name]).parameters) == parameters
+    assert list(inspect.signature(kernel_references()[name]).parameters) == parameters
 
 
 def test_a_signature_is_what_the_source_says() -> None:

@@ -1,9 +1,9 @@
-"""A CUDA driver without a GPU: device memory on the host, streams that run when synchronised.
+"""Emulate the CUDA driver in host memory.
 
 It replaces ``cuda.bindings.driver`` and ``cuda.core`` below :class:`mpn.cuda.device.CudaDevice`, so
-that all of the project's own code runs. Work is queued per stream and done when the host waits for
-the stream or an event: without the wait the host reads old bytes. While a stream is captured its
-work is recorded instead, and waiting for it is an error, as with the real driver.
+that all code of the project runs. Work is queued per stream and runs when the host waits for the
+stream or an event; without the wait the host reads old bytes. While a stream is captured, its work
+is recorded instead, and a wait for it is an error, as with the real driver.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ class _Stream:
 
 
 class FakeDriver(types.ModuleType):
-    """The functions of the driver that the project calls.
+    """Functions of the driver that the project calls.
 
     Args:
-        name: Of the GPU.
+        name: Name of the GPU.
         capability: (major, minor).
-        memory: Bytes that there are.
+        memory: Size of the device memory in bytes.
 
     Attributes:
         log: Names of the calls, in order.
-        fail: Function -> result that it gives from now on.
+        fail: Function -> result that it returns from now on.
     """
 
     CUresult = CUresult
@@ -95,11 +95,11 @@ class FakeDriver(types.ModuleType):
         for function in [name for name in dir(type(self)) if name.startswith("_cu")]:
             setattr(self, function[1:], self._wrapped(function[1:], getattr(self, function)))
 
-    # What tests look at.
+    # For assertions in tests.
 
     @property
     def allocated(self) -> int:
-        """Bytes that were allocated and not given back."""
+        """Bytes that are allocated and not freed."""
         return sum(len(block) for block in self._blocks.values())
 
     @property
@@ -107,20 +107,20 @@ class FakeDriver(types.ModuleType):
         return len(self._streams) - 1
 
     def array(self, address: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        """Device memory as a NumPy array that shares it."""
+        """Return a NumPy array that shares device memory."""
         block, offset = self._find(address)
         count = int(np.prod(shape))
         return np.frombuffer(block, dtype, count, offset).reshape(shape)
 
     def enqueue(self, stream: int, work: Work) -> None:
-        """Start work on a stream: for kernels, and for fake libraries."""
-        there = self._streams[stream]
-        (there.queue if there.recording is None else there.recording).append(work)
+        """Enqueue work on a stream, for kernels and fake libraries."""
+        target = self._streams[stream]
+        (target.queue if target.recording is None else target.recording).append(work)
 
     def pending(self, stream: int) -> int:
         return len(self._streams[stream].queue)
 
-    # The driver.
+    # Functions of the driver.
 
     def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> tuple[Any, ...]:
@@ -164,14 +164,15 @@ class FakeDriver(types.ModuleType):
         if self.allocated + nbytes > self._memory:
             return CUresult.CUDA_ERROR_OUT_OF_MEMORY
         address = self._next
-        # 0xFF bytes are NaN as floats: memory nobody wrote to shows.
+        # 0xFF bytes are NaN as floats, so reads of unwritten memory are detected.
         self._blocks[address] = bytearray(b"\xff" * nbytes)
         self._next += (-(-nbytes // _ALIGNMENT) + 1) * _ALIGNMENT
         return address
 
     def _cuMemFree(self, address: int, stream: int) -> Any:
-        if stream in self._streams:  # the collector may destroy the stream first
-            self._drain(stream)  # in its order: work of another stream then finds no memory
+        if stream in self._streams:  # garbage collection may destroy the stream first
+            # Freed in stream order: later work of another stream finds no memory.
+            self._drain(stream)
         if self._blocks.pop(address, None) is None:
             return CUresult.CUDA_ERROR_INVALID_VALUE
         return None
@@ -188,9 +189,9 @@ class FakeDriver(types.ModuleType):
         del self._streams[stream]
 
     def _cuStreamSynchronize(self, stream: int) -> Any:
-        there = self._streams[stream]
-        if there.recording is not None:
-            there.is_invalid = True
+        target = self._streams[stream]
+        if target.recording is not None:
+            target.is_invalid = True
             return CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
         self._drain(stream)
         return None
@@ -251,10 +252,10 @@ class FakeDriver(types.ModuleType):
         return None
 
     def _cuStreamEndCapture(self, stream: int) -> Any:
-        there = self._streams[stream]
-        recorded, there.recording = there.recording, None
-        if there.is_invalid:
-            there.is_invalid = False
+        target = self._streams[stream]
+        recorded, target.recording = target.recording, None
+        if target.is_invalid:
+            target.is_invalid = False
             return CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
         return tuple(recorded or ())
 
@@ -285,17 +286,17 @@ class FakeDriver(types.ModuleType):
 
     def _read(self, address: int, nbytes: int) -> bytes:
         block, offset = self._find(address)
-        assert offset + nbytes <= len(block), "a read behind the end of device memory"
+        assert offset + nbytes <= len(block), "a read after the end of device memory"
         return bytes(block[offset : offset + nbytes])
 
     def _write(self, address: int, data: bytes) -> None:
         block, offset = self._find(address)
-        assert offset + len(data) <= len(block), "a write behind the end of device memory"
+        assert offset + len(data) <= len(block), "a write after the end of device memory"
         block[offset : offset + len(data)] = data
 
 
 class CUDAError(Exception):
-    """The error of cuda.core."""
+    """Error of cuda.core."""
 
 
 @dataclass
@@ -310,7 +311,7 @@ class EventOptions:
 
 
 class FakeCore(types.ModuleType):
-    """The classes of ``cuda.core`` that the project uses, over a fake driver."""
+    """Classes of ``cuda.core`` that the project uses, over a fake driver."""
 
     StreamOptions, EventOptions = StreamOptions, EventOptions
 
@@ -334,7 +335,7 @@ class FakeCore(types.ModuleType):
     def LegacyPinnedMemoryResource(self) -> _PinnedResource:
         return _PinnedResource(self)
 
-    # Kernels are noted, not run: tests/emulation/cuda_shim runs them.
+    # Kernels are recorded only; tests/emulation/cuda_shim runs them.
 
     LaunchConfig = types.SimpleNamespace
 
@@ -485,7 +486,7 @@ class _CoreGraph:
 
 
 def install_driver(monkeypatch: pytest.MonkeyPatch, **given: Any) -> FakeDriver:
-    """Replace cuda.bindings.driver and cuda.core by fakes, for one test."""
+    """Replace cuda.bindings.driver and cuda.core by fakes during a test."""
     driver = FakeDriver(**given)
     bindings = types.ModuleType("cuda.bindings")
     bindings.driver = driver  # type: ignore[attr-defined]

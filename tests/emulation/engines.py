@@ -1,4 +1,4 @@
-"""Fake engines: the Engine protocol by a Python function, for tests of the pipeline."""
+"""Fake engines that run Python functions, for tests of the pipeline."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Function = Callable[[Mapping[str, Float32Array]], Mapping[str, Any]]
 
 
 class FakeEngine(Closeable):
-    """An engine whose network is a Python function.
+    """Engine whose network is a Python function.
 
-    Inputs are checked by the spec as a real engine checks them, and so are the outputs.
+    Inputs are checked by the spec as in a real engine; outputs are checked too.
 
     Args:
-        spec: The interface.
-        function: Inputs by name -> outputs by name; anything castable to float32.
-        backend: What it says it runs on.
+        spec: Inputs and outputs of the network.
+        function: Inputs by name -> outputs by name, castable to float32.
+        backend: Value of the property.
 
     Attributes:
-        calls: A copy of the inputs of every run, in order.
+        calls: Copies of the inputs of each run, in order.
         is_closed: Whether it was closed.
     """
 
@@ -73,27 +73,26 @@ class FakeEngine(Closeable):
 
 
 def fourth_channel(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-    """A propagation network that believes its input probability."""
+    """Run a propagation network that returns its input probability."""
     return {"prob": inputs["rgb_prob"][:, 3:4]}
 
 
 def nothing_found(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-    """An OSVOS network that finds no object."""
+    """Run an OSVOS network that finds no object."""
     return {"prob": np.zeros_like(inputs["image"][:, :1])}
 
 
 class FakeFinetuner(Closeable):
-    """Hands out fake engines of single objects, as a real adapter hands out fine-tuned ones.
+    """Adapter that returns fake engines instead of fine-tuned ones.
 
     Args:
-        functions: Role -> object id -> the network that knows this object, None for an object that
-            stays with the common one.
-        engine_set: Whose specs the engines have.
-        fails_for: Id of an object that cannot be learnt.
+        engine_set: Provides the specs of the engines.
+        functions: Role -> object id -> network of this object; None: the common network.
+        fails_for: Id of an object for which fine-tuning fails.
 
     Attributes:
-        asked: The arguments of every call, in order.
-        engines: Every engine handed out, in order.
+        calls: Arguments of each call, in order.
+        engines: Engines that were returned, in order.
         is_closed: Whether it was closed.
     """
 
@@ -107,15 +106,15 @@ class FakeFinetuner(Closeable):
         self._engine_set = engine_set
         self._functions = functions
         self.fails_for = fails_for
-        self.asked: list[tuple[UInt8Array, UInt8Array, int]] = []
+        self.calls: list[tuple[UInt8Array, UInt8Array, int]] = []
         self.engines: list[FakeEngine] = []
         self.is_closed = False
 
     def adapt(self, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> dict[Role, FakeEngine]:
         assert rgb.shape[:2] == labels.shape
-        self.asked.append((rgb, labels.copy(), object_id))
+        self.calls.append((rgb, labels.copy(), object_id))
         if object_id == self.fails_for:
-            raise EngineError(f"object {object_id} cannot be learnt")
+            raise EngineError(f"object {object_id} cannot be fine-tuned")
         own: dict[Role, FakeEngine] = {}
         for role, function_of in self._functions.items():
             function = function_of(object_id)
@@ -140,10 +139,9 @@ def fake_engine_set(
     preprocessing: Preprocessing | None = None,
     runtime_defaults: Mapping[str, Any] | None = None,
 ) -> EngineSet:
-    """An EngineSet of fake engines, with a manifest that fits them.
+    """Build an EngineSet of fake engines with a matching manifest.
 
-    Without ``flow`` the source is OpenCV DIS (``flow_source`` sets its preset and scale). The
-    engines are FakeEngine: read their ``calls`` through ``engine_set.propagation`` and so on.
+    Without ``flow`` the source is OpenCV DIS; ``flow_source`` sets its preset and scale.
     """
     functions: dict[Role, Function] = {"propagation": propagation}
     if flow is not None:
@@ -184,7 +182,7 @@ def fake_engine_set(
 
 
 def fake_role_entry(spec: EngineSpec) -> RoleEntry:
-    """A manifest entry for an engine that has no file."""
+    """Build the manifest entry of an engine that has no file."""
     return RoleEntry(
         onnx=f"{spec.role}.onnx",
         sha256="0" * 64,

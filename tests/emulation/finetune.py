@@ -1,4 +1,4 @@
-"""A fake of what fine-tunes an engine: one weight that learns to scale its input to the target."""
+"""Fake fine-tuning engine with one weight that scales its input."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from mpn.types import Float32Array
 
 
 class FakeFinetuneEngine(Closeable):
-    """``prob = scale * last input channel``, trained by gradient descent on the squared error.
+    """Network ``prob = scale * last input channel``, trained on the squared error.
 
     Args:
-        role: Whose it is.
+        role: Role of the network.
+        scope: Layers that are trained.
         bad_at: Number of the step, from 1, whose loss is ``bad``; 0: none.
-        bad: That loss.
+        bad: Loss of this step.
 
     Attributes:
-        losses: Of every step.
+        losses: Loss of each step.
         rates: Learning rates, in order.
-        history: The weight after 0, 1, 2, ... steps.
-        batches: Shapes of the inputs that it was given.
+        history: Weight after 0, 1, 2, ... steps.
+        batches: Shapes of the inputs, in order.
         is_closed: Whether it was closed.
     """
 
@@ -83,8 +84,8 @@ class FakeFinetuneEngine(Closeable):
         self.is_closed = True
 
 
-class FakeDreams:
-    """Inputs of ones and targets of a quarter: the fake engine's weight should become 1/4."""
+class FakeSampler:
+    """Sampler of ones with targets of 1/4, to which the weight should converge."""
 
     def batch(self) -> tuple[Float32Array, Float32Array]:
         inputs: Any = np.ones((2, 4, 65, 65), np.float32)

@@ -1,7 +1,7 @@
-"""Streams whose work is done late, early or in any order that their events allow.
+"""Emulate streams that run their work early, late or in a random valid order.
 
-What a stream is given is kept until somebody waits for it. A buffer that is written or read without
-the event that should stand before it is then wrong in one of the orders.
+Work stays in the queue of its stream until the host waits for it. If a wait for an event is missing
+before a read or write of a buffer, the result is wrong in one of the orders.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.emulation.cuda_shim.device import ShimDevice, host_view
 from tests.emulation.cuda_shim.shim import Shim
 
 Order = Literal["at once", "late", "random"]
-"""``late`` does only what is waited for, and what must come before it."""
+"""``late`` runs only the work that the host waits for, and the work before it."""
 
 
 @dataclass
@@ -47,12 +47,12 @@ class ShimEvent:
 
 @dataclass
 class Scheduler:
-    """What all streams of one device share.
+    """State shared by all streams of a device.
 
     Attributes:
-        log: (stream, what) of everything started, in the order in which it was.
-        host_waits: How often the host has waited.
-        allocations: Arrays made so far.
+        log: (stream, name) of all started work, in order.
+        host_waits: Number of waits of the host.
+        allocations: Number of arrays created.
     """
 
     order: Order = "at once"
@@ -76,10 +76,10 @@ class Scheduler:
         self.queues[stream].append((what, work))
         if self.order == "at once":
             while self.queues[stream]:
-                assert self._step(stream), "in program order nothing has to be waited for"
+                assert self._step(stream), "in program order no work waits for an event"
 
     def put_wait(self, stream: int, event: ShimEvent) -> None:
-        assert self.capturing is None, "waiting for what is not captured ends a capture"
+        assert self.capturing is None, "a wait for an event outside the capture ends it"
         self.log.append((str(stream), "wait"))
         if not event.is_reached:
             self.queues[stream].append(("wait", event))
@@ -124,7 +124,7 @@ class ShimStream(ShimDevice):
     """Implements :class:`mpn.cuda.api.Stream` on host memory.
 
     Args:
-        shim: The kernels.
+        shim: Runs the kernels.
         scheduler: Shared by the streams of a device.
     """
 
@@ -228,7 +228,7 @@ class ShimGraph:
 
 
 class OnDevice:
-    """An array of another library that says it is on a device, in that library's own words."""
+    """Device array of another library, with the dtype names of that library."""
 
     def __init__(self, stream: ShimStream, values: npt.NDArray[Any]) -> None:
         self.array = stream.upload(values)
@@ -238,13 +238,13 @@ class OnDevice:
 
 
 class ShimEngine(Closeable):
-    """A DeviceEngine: any engine of the host, run when its stream has come so far.
+    """DeviceEngine that runs a host engine when its stream reaches the call.
 
     Args:
         engine: Runs the network.
-        stream: Of the device.
+        stream: Stream of the device.
         objects: Rows of the buffers.
-        dtype: Of the inputs.
+        dtype: Dtype of the inputs.
         supports_graph_capture: Value of the property.
     """
 
@@ -300,8 +300,8 @@ class ShimEngine(Closeable):
                 name: host_view(array).astype(np.float32)  # type: ignore[arg-type]
                 for name, array in buffers.inputs.items()
             }
-            for name, answer in self.engine.run(given).items():
-                host_view(buffers.outputs[name])[...] = answer  # type: ignore[arg-type]
+            for name, output in self.engine.run(given).items():
+                host_view(buffers.outputs[name])[...] = output  # type: ignore[arg-type]
 
         self._scheduler.put(stream, self.spec.role, work)
         return buffers

@@ -1,9 +1,9 @@
-"""A ``tensorrt`` module without a GPU, of the shape of 10.14, 11.x or TensorRT for RTX.
+"""Emulate the Python module of TensorRT 10.14, 11.x or TensorRT for RTX.
 
-Its "plans" hold the ONNX graph, and its engines run it with onnxruntime on the CPU when the stream
-of :mod:`tests.emulation.driver` comes to it: everything between a file and a mask is the
-project's own code, and numbers mean something. What differs between the versions differs here: the
-names are compared with those of the real bindings (``tests/engines/tensorrt_api.json``).
+Plans contain the ONNX graph. Engines run it with onnxruntime on the CPU when the stream of
+:mod:`tests.emulation.driver` reaches the call, so the masks are correct and all other code is the
+project's. The emulated versions differ as the real ones do: a test compares the names with the
+bindings (``tests/engines/tensorrt/tensorrt_api.json``).
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _LAYER_OF = {
 
 @dataclass
 class Behaviour:
-    """What goes wrong, for tests of errors.
+    """Faults of the library, for tests of errors.
 
     Attributes:
-        refuse: Names of methods that answer None or False.
-        refuse_plans: Whether no plan is loaded.
-        drop_bias: Whether a refitted engine loses its last weight, as a known fault does.
-        ignore_refit: Whether refitting says yes and does nothing.
-        capturable: What RTX's ``is_stream_capturable`` says.
-        log: What was called, in order.
+        refuse: Names of methods that return None or False.
+        refuse_plans: Whether no plan can be loaded.
+        drop_bias: Whether a refitted engine loses its last weight, a known fault.
+        ignore_refit: Whether refitting returns true without effect.
+        capturable: Return value of RTX's ``is_stream_capturable``.
+        log: Names of the calls, in order.
     """
 
     refuse: set[str] = field(default_factory=set)
@@ -59,11 +59,11 @@ class Behaviour:
 
 
 def make_tensorrt(flavour: Flavour, driver: FakeDriver | None) -> Any:
-    """A fake module.
+    """Create a fake module.
 
     Args:
-        flavour: Whose shape it has.
-        driver: The fake driver its engines run on; None: there is no GPU.
+        flavour: Version of the library.
+        driver: Fake driver that runs the engines; None: there is no GPU.
     """
     module = types.ModuleType("tensorrt_rtx" if flavour == "rtx" else "tensorrt")
     behaviour = Behaviour()
@@ -104,7 +104,7 @@ def make_tensorrt(flavour: Flavour, driver: FakeDriver | None) -> Any:
 def install_tensorrt(
     monkeypatch: pytest.MonkeyPatch, flavour: Flavour, driver: FakeDriver | None
 ) -> Any:
-    """Put a fake library in the place of the real one, for one test; the other is not installed."""
+    """Replace one library by a fake during a test; the other is not installed."""
     module = make_tensorrt(flavour, driver)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
@@ -128,7 +128,7 @@ class _Part:
     def _refuses(self, method: str) -> bool:
         self.behaviour.log.append(method)
         if method in self.behaviour.refuse:
-            self._complain(f"{method} does not want to")
+            self._complain(f"{method} is set to fail")
             return True
         return False
 
@@ -267,7 +267,7 @@ class _IBuilderConfig(_Part):
         return len(self._profiles) - 1
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
-        assert self.flavour != "rtx", "a timing cache makes the builder of RTX ask for a GPU"
+        assert self.flavour != "rtx", "with a timing cache the builder of RTX needs a GPU"
         if self._refuses("create_timing_cache"):
             return None
         return self._make(_ITimingCache, bytes(serialized_timing_cache))
@@ -285,7 +285,7 @@ class _Builder(_Part):
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def create_network(self, flags: int = 0) -> Any:
-        # In 10.x the flag decides; a network without it may be given other types than the graph's.
+        # In 10.x, a network without the flag may get other types than the graph.
         assert flags == 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         return None if self._refuses("create_network") else self._make(_INetworkDefinition, flags)
 
@@ -585,7 +585,7 @@ class _IExecutionContext(_Part):
         assert self._memory is not None, "a context without memory"
         assert set(self._addresses) == set(self._engine._tensors), "tensors without an address"
         if self.driver._streams[stream_handle].recording is not None:
-            assert self._has_run, "TensorRT asks for a run before a capture"
+            assert self._has_run, "TensorRT needs a run before a capture"
         self._has_run = True
         self.driver.enqueue(stream_handle, self._compute)
         return True

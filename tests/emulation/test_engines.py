@@ -1,4 +1,4 @@
-"""The fakes must keep what they promise, or the pipeline's tests prove nothing."""
+"""Fake engines behave as real ones; the tests of the pipeline depend on it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mpn.engines.base import Engine
 from mpn.engines.open import open_engines
 from mpn.engines.spec import osvos_spec
 from mpn.errors import EngineError
+from tests.builders.engine_dirs import make_engine_dir
 from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel, nothing_found
-from tests.engine_dirs import make_engine_dir
 
 
 def test_fake_and_real_propagation_agree(tmp_path: Path) -> None:

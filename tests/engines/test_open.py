@@ -12,8 +12,8 @@ from mpn.engines import open as load_module
 from mpn.engines.onnxruntime.engine import OrtEngine
 from mpn.engines.open import Backend, default_engine_dir, open_engines
 from mpn.errors import BackendError, EngineError, InputError, ManifestError, MissingExtraError
+from tests.builders.engine_dirs import make_engine_dir
 from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel
-from tests.engine_dirs import make_engine_dir
 
 
 @pytest.fixture

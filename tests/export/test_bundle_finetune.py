@@ -29,8 +29,8 @@ from mpn.export.parity import Limit
 from mpn.export.precision import precision_report
 from mpn.export.progress import Progress, Step
 from mpn.networks.checkpoint import save_checkpoint
+from tests.builders.finetune_dirs import write_inference_graph
 from tests.export.conftest import FRAME_SIZE_HW, MAX_OBJECTS, ROI_SIZE
-from tests.finetune_dirs import write_inference_graph
 from tests.networks.seeded import OSVOS_GAIN, seeded
 
 SIZES = {"frame_size_hw": FRAME_SIZE_HW, "roi_size": ROI_SIZE, "max_objects": MAX_OBJECTS}

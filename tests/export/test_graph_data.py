@@ -11,8 +11,8 @@ from mpn.engines.onnxruntime.engine import OrtEngine
 from mpn.engines.spec import osvos_spec
 from mpn.errors import ExportError
 from mpn.export.graph import export_graph, move_weights_out, stored_tensors
+from tests.builders.finetune_dirs import FRAME_SIZE_HW, tiny_forward, write_inference_graph
 from tests.export.conftest import Graphs, tiny_spec
-from tests.finetune_dirs import FRAME_SIZE_HW, tiny_forward, write_inference_graph
 
 
 def _model(*arrays: tuple[str, np.ndarray]) -> onnx.ModelProto:  # type: ignore[type-arg]

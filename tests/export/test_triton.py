@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from mpn.engines.open import default_engine_dir
 from mpn.errors import OutputError
 from mpn.export.triton import MODEL_FILE, export_triton
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 
 def schema() -> Any:

@@ -20,8 +20,8 @@ from mpn.networks.checkpoint import (
 from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FLOW_VARIANTS, FlowNet2, FlowNet2Config, FlowVariant
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from tests.builders.tiny_disk import tiny_disk as tiny_disk
 from tests.networks.public_files import deeplab_state, flow_state, osvos_state
-from tests.tiny_disk import tiny_disk as tiny_disk
 
 FLOW = FlowNet2Config("FlowNet2S", width=0.125)
 PROPAGATION = DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1)

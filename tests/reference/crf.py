@@ -1,4 +1,4 @@
-"""Mean field and the permutohedral lattice as their papers write them, pixel by pixel."""
+"""Reference of mean field and the permutohedral lattice, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def pair_weights(features: np.ndarray) -> np.ndarray:
-    """(N, d) float64 features -> (N, N) exp(-|f_i - f_j|^2 / 2), the diagonal included."""
+    """Compute (N, N) exp(-|f_i - f_j|^2 / 2) of (N, d) float64 features."""
     squared = np.zeros((len(features),) * 2)
     for axis in features.T:
         squared += (axis[:, None] - axis[None]) ** 2
@@ -38,7 +38,10 @@ def plain_crf(
     compat_bilateral: float,
     iterations: int,
 ) -> np.ndarray:
-    """Q = softmax(-U + sum_m c_m K~_m Q) in float64, K~ = K_ij / sqrt(n_i n_j)."""
+    """Compute mean field in float64.
+
+    Q = softmax(-U + sum_m c_m K~_m Q), K~ = K_ij / sqrt(n_i n_j). The diagonal of K is included.
+    """
     weights = np.zeros((rgb.shape[0] * rgb.shape[1],) * 2)
     for compat, features in (
         (compat_gaussian, lambda: spatial_features(rgb, sxy_gaussian)),
@@ -61,7 +64,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def plain_simplex(point: np.ndarray) -> tuple[list[tuple[int, ...]], list[float], np.ndarray]:
-    """The lattice vertices around one point, their weights, and the point in the lattice's space.
+    """Compute the vertices around a point, their weights, and the elevated point.
 
     Adams, Baek, Davis 2010, section 3.
     """
@@ -89,7 +92,11 @@ def plain_simplex(point: np.ndarray) -> tuple[list[tuple[int, ...]], list[float]
 
 
 def plain_lattice_filter(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, int]:
-    """Splat, blur and slice with a dictionary of vertices: (N, d) points, (N,) values.
+    """Splat, blur and slice with a dictionary of vertices.
+
+    Args:
+        points: (N, d).
+        values: (N,).
 
     Returns:
         (N,) filtered values; the number of vertices.

@@ -1,7 +1,7 @@
-"""Fine-tune OSVOS on one frame in torch; the torch-free step is compared with this.
+"""Fine-tune OSVOS on one frame in torch, the reference of the torch-free step.
 
-A step is: forward, class-balanced loss of the fused output alone, backward, update. All randomness
-comes from the seed, so the same frame, mask and options give the same weights.
+A step is a forward pass, the class-balanced loss of the fused output only, a backward pass and an
+update. All randomness comes from the seed: the same frame, mask and options give the same weights.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _DIFFERENCE_FROM = 3
 
 
 def mask_from_counts(counts: Sequence[int], size_hw: tuple[int, int]) -> BoolArray:
-    """Return the (H, W) bool mask of run lengths, the inverse of ``counts_from_mask``.
+    """Return the (H, W) bool mask of run lengths; inverts ``counts_from_mask``.
 
     Raises:
         ValueError: If the counts do not sum to the size.
@@ -30,7 +30,7 @@ def mask_from_counts(counts: Sequence[int], size_hw: tuple[int, int]) -> BoolArr
 
 
 def counts_from_string(text: str) -> list[int]:
-    """Return the run lengths of a string, the inverse of ``string_from_counts``.
+    """Return the run lengths of a string; inverts ``string_from_counts``.
 
     Raises:
         ValueError: If the text ends within a number.

@@ -1,8 +1,8 @@
-"""J and F by their definitions: slow, whole frame, one object at a time.
+"""Compute J and F by their definitions, per object on whole frames.
 
-The slow reference of ``mpn.evaluation``: the tests compare both, the benchmark times them. Masks of
-any type become bool, object masks are cut out of label maps, and void is an array of the frame's
-size, all as in davis2017-evaluation, without crops and shortcuts.
+This is the reference of ``mpn.evaluation``. Tests compare both, and a benchmark times them.
+As in davis2017-evaluation, masks of any type become bool, object masks come from label maps, and
+void is an array of the frame's size. There are no crops and no shortcuts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def contour(mask: Mask) -> Mask:
 
 
 def contour_against_nothing(mask: Mask) -> Mask:
-    """Compute contours with background outside: a wrong rule for controls."""
+    """Compute contours with background outside the frame, a wrong rule for controls."""
     padded = np.pad(mask, ((0, 1), (0, 1)))
     here = padded[:-1, :-1]
     return (here ^ padded[:-1, 1:]) | (here ^ padded[1:, :-1]) | (here ^ padded[1:, 1:])

@@ -1,4 +1,4 @@
-"""Pipelines of fake engines, and the clips they are tried on."""
+"""Build pipelines of fake engines, and clips to run them on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mpn.engines.directory.manifest import Preprocessing, PropagationPreprocessi
 from mpn.engines.spec import Role
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
+from tests.builders.clips import Clip, KnownFlow, Square, squares_clip
 from tests.emulation.engines import FakeFinetuner, Function, fake_engine_set
-from tests.synthetic import Clip, KnownFlow, Square, squares_clip
 
 PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))
-"""Leaves colours in 0..1, as tests.synthetic.by_colour wants them."""
+"""Keeps colours in 0..1 for tests.builders.clips.by_colour."""
 
 ONE = Square(1, (20, 15), 24, (3, 2))
 PAN = squares_clip([ONE], pan_xy=(3, 2))
@@ -33,12 +33,12 @@ def make(
     adapts: Mapping[Role, Callable[[int], Function | None]] | None = None,
     **engines: Any,
 ) -> Pipeline:
-    """A pipeline of fake engines whose flow is the clip's.
+    """Build a pipeline of fake engines with the exact flow of a clip.
 
     Args:
-        clip: Where the flow comes from; None: OpenCV DIS, or a flow engine.
-        options: Of the pipeline.
-        flows: Other flow than the clip's.
+        clip: Source of the flow; None: OpenCV DIS, or a flow engine.
+        options: Options of the pipeline.
+        flows: Replaces the flow of the clip.
         adapts: See FakeFinetuner; None: no adapter.
         engines: See fake_engine_set.
     """
@@ -59,7 +59,7 @@ def run(pipeline: Pipeline, clip: Clip) -> list[StepResult]:
 
 
 def pan_engine(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A flow network of 128x64 that knows how PAN, which is 90x60, moves."""
+    """Run a flow network of 128x64 that returns the motion of PAN, which is 90x60."""
     flow = np.zeros((1, 2, 64, 128), np.float32)
     flow[0, 0], flow[0, 1] = -3 * 128 / 90, -2 * 64 / 60
     return {"flow_px": flow}

@@ -8,16 +8,16 @@ import pytest
 from mpn.errors import EngineError, InputError
 from mpn.runtime.host.memory import labels_at_size
 from mpn.runtime.object_engines import ObjectEngines, finetuned_engines
+from tests.builders.clips import by_colour, iou
 from tests.emulation.engines import FakeFinetuner, fake_engine_set, fourth_channel, nothing_found
 from tests.runtime.pipelines import PAN, TWO, adapter_of, make, propagation_calls, run
-from tests.synthetic import by_colour, iou
 from tests.tolerances import PASTED_IOU
 
 FRAME = np.zeros((30, 45, 3), np.uint8)
 
 
 def ids_asked(adapter: FakeFinetuner) -> list[int]:
-    return [object_id for _, _, object_id in adapter.asked]
+    return [object_id for _, _, object_id in adapter.calls]
 
 
 def labels_of(*ids: int, size_hw: tuple[int, int] = (30, 45)) -> np.ndarray:
@@ -41,7 +41,7 @@ def test_objects_are_finetuned_in_turn_from_all_labels() -> None:
     adapter, labels = an_adapter(), labels_of(2, 5, 9)
     engines = finetuned_engines(adapter, FRAME, labels, (2, 9))
     assert ids_asked(adapter) == [2, 9]
-    assert all(np.array_equal(seen, labels) for _, seen, _ in adapter.asked)
+    assert all(np.array_equal(seen, labels) for _, seen, _ in adapter.calls)
     assert {object_id: set(own) for object_id, own in engines.items()} == {
         2: {"propagation", "osvos"},
         9: {"propagation", "osvos"},
@@ -118,7 +118,7 @@ def test_adapting_is_a_stage_of_the_frames_that_bring_objects() -> None:
     assert "finetune" in added.timings
     adapter = adapter_of(pipeline)
     assert ids_asked(adapter) == [7, 2]
-    rgb, labels, _ = adapter.asked[1]
+    rgb, labels, _ = adapter.calls[1]
     assert np.array_equal(rgb, TWO.frames[1])
     assert np.array_equal(labels, added.labels)
     assert set(np.unique(labels)) == {0, 2, 7}
@@ -184,4 +184,4 @@ def test_nothing_is_learnt_after_close() -> None:
     pipeline.close()
     with pytest.raises(InputError, match="closed"):
         pipeline.start(PAN.frames[0], PAN.labels[0])
-    assert adapter_of(pipeline).asked == []
+    assert adapter_of(pipeline).calls == []

@@ -32,9 +32,9 @@ from mpn.runtime.options import (
 )
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.session.propagate import propagate
+from tests.builders.clips import KnownFlow
 from tests.emulation.engines import fake_engine_set
 from tests.runtime.pipelines import PLAIN, TWO, run
-from tests.synthetic import KnownFlow
 
 CRF_VALUES = {
     "feedback": False,

@@ -13,10 +13,10 @@ from mpn.engines.open import EngineSet, open_engines
 from mpn.errors import EngineError, InputError, ManifestError, MaskError
 from mpn.runtime.options import OsvosOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
+from tests.builders.clips import Clip, KnownFlow, Square, by_colour, iou, squares_clip
+from tests.builders.engine_dirs import make_engine_dir
 from tests.emulation.engines import fake_engine_set
-from tests.engine_dirs import make_engine_dir
 from tests.runtime.pipelines import PAN, PLAIN, TWO, make, pan_engine, propagation_calls, run
-from tests.synthetic import Clip, KnownFlow, Square, by_colour, iou, squares_clip
 from tests.tolerances import FLOAT32_RESIZE, PASTED_IOU, PROBS_SUM, RESIZED_IOU
 
 # --- what comes out -----------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from mpn.errors import InputError
 from mpn.runtime.host import backend as host_backend
 from mpn.runtime.host.crf import refine
 from mpn.types import StepResult
+from tests.builders.clips import Clip, Square, iou, squares_clip
 from tests.runtime.pipelines import TWO, make, run
-from tests.synthetic import Clip, Square, iou, squares_clip
 from tests.tolerances import PROBS_SUM
 
 STILL = squares_clip([Square(1, (20, 15), 24, (0, 0))])

@@ -27,8 +27,8 @@ from mpn.evaluation import evaluate_dataset, load_davis
 from mpn.runtime.finetune.plan import FinetuneOptions
 from mpn.synthetic import render_clip
 from tests.benchmarks.accuracy.conftest import FRAMES, SIZE_HW
-from tests.engine_dirs import make_engine_dir
-from tests.finetune_dirs import make_adapt_dir
+from tests.builders.engine_dirs import make_engine_dir
+from tests.builders.finetune_dirs import make_adapt_dir
 
 
 @pytest.fixture(scope="module")

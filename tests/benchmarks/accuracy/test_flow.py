@@ -8,7 +8,7 @@ import pytest
 from benchmarks.accuracy.flow import main
 from benchmarks.report.schema import load_result
 
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 SHIFT_PX = (3.0, 1.0)
 

@@ -10,7 +10,7 @@ from benchmarks.accuracy.precision import main
 from benchmarks.report.schema import load_result
 
 from tests.benchmarks.accuracy.conftest import SIZE_HW
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 
 def renamed(engines: Path, to: Path, **changed: Any) -> Path:

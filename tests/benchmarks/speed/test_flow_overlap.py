@@ -8,7 +8,7 @@ from benchmarks.report.schema import check_result
 
 from benchmarks.speed import flow_overlap
 from mpn.runtime.host.backend import HostBackend
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 
 def test_command_writes_a_result_in_the_common_format(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from benchmarks.speed.roofline import BYTES, GPUS, Gpu, Layer, layers, least_seconds, main
 
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 SIDE = 65
 

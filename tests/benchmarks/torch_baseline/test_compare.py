@@ -39,7 +39,7 @@ from mpn.runtime.host.flow import DisFlow, flow_px
 from mpn.runtime.host.ops import warp_bilinear
 from mpn.synthetic import render_clip
 from mpn.synthetic.clip import SyntheticFrame
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 from tests.networks.seeded import DEEPLAB_GAIN, FLOWNET2_GAIN, seeded
 from tests.tolerances import CORRELATION_ABSOLUTE, EAGER_PROB, GRID_SAMPLE_WARP, PARITY_RELATIVE
 

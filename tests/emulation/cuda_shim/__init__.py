@@ -1,1 +1,1 @@
-"""Runs the package's CUDA kernels on the CPU: see shim.h."""
+"""Run the CUDA kernels of the package on the CPU: see shim.h."""

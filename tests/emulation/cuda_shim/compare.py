@@ -1,4 +1,4 @@
-"""A kernel through the shim, several times, beside its twin."""
+"""Compare the outputs of a kernel, run by the shim, with its reference."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy.typing as npt
 
 from tests.emulation.cuda_shim.memory import Guard
 from tests.emulation.cuda_shim.shim import Shim
-from tests.reference.kernels import twins
+from tests.reference.kernels import kernel_references
 
 Outputs = dict[str, npt.NDArray[Any]]
 
 RUNS: tuple[tuple[int, Guard], ...] = ((0, "end"), (1, "start"))
-"""Threads in order and in another one; guard pages behind and before every array."""
+"""Threads in order and shuffled; guard pages after and before each array."""
 
 
 def kernel_outputs(shim: Shim, name: str, **arguments: Any) -> Outputs:
-    """What a kernel writes, the same in every run.
+    """Run a kernel and return its outputs, which must be the same in each run.
 
     Args:
-        shim: The kernels.
-        name: Of the kernel.
-        **arguments: By parameter name. Arrays are copied, whatever the kernel does to them.
+        shim: Runs the kernels.
+        name: Name of the kernel.
+        **arguments: Values by parameter name. Arrays are copied and do not change.
     """
     runs = []
     for seed, guard in RUNS:
@@ -38,20 +38,23 @@ def kernel_outputs(shim: Shim, name: str, **arguments: Any) -> Outputs:
     return runs[0]
 
 
-def twin_outputs(shim: Shim, name: str, **arguments: Any) -> Outputs:
-    """What its twin writes."""
+def reference_outputs(shim: Shim, name: str, **arguments: Any) -> Outputs:
+    """Run the reference of a kernel and return its outputs."""
     given = _copied(arguments)
-    twins()[name](**given)
+    kernel_references()[name](**given)
     return _written(shim, name, given)
 
 
-def kernel_and_twin(shim: Shim, name: str, **arguments: Any) -> tuple[Outputs, Outputs]:
-    """Both, on the same arguments."""
-    return kernel_outputs(shim, name, **arguments), twin_outputs(shim, name, **arguments)
+def kernel_and_reference(shim: Shim, name: str, **arguments: Any) -> tuple[Outputs, Outputs]:
+    """Return the outputs of a kernel and of its reference for the same arguments."""
+    return kernel_outputs(shim, name, **arguments), reference_outputs(shim, name, **arguments)
 
 
 def largest_difference(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
-    """The same shape and dtype are needed; a NaN in either is infinitely far."""
+    """Return the largest difference; infinite if either array has a NaN.
+
+    Shapes and dtypes must be equal.
+    """
     assert one.shape == other.shape
     assert one.dtype == other.dtype
     difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
@@ -59,7 +62,7 @@ def largest_difference(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
 
 
 def _copied(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arrays copied; one that is given twice stays one."""
+    """Copy the arrays; an array that is passed twice stays one array."""
     copies: dict[int, npt.NDArray[Any]] = {}
     given: dict[str, Any] = {}
     for name, value in arguments.items():

@@ -1,4 +1,4 @@
-"""A device whose memory is the host's and whose kernels run through the shim."""
+"""Emulate a device in host memory; the shim runs its kernels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tests.emulation.cuda_shim.memory import Guard, GuardedMemory
 from tests.emulation.cuda_shim.shim import Shim
 
 _POISON = 0xCD
-"""What unwritten memory holds: as float32 -4.3e8, as int32 -842150451."""
+"""Byte of unwritten memory: -4.3e8 as float32, -842150451 as int32."""
 
 
 class ShimDevice:
     """Implements :class:`mpn.cuda.array.KernelDevice`.
 
     Args:
-        shim: The kernels.
-        seed: Of the order of threads; 0 for theirs.
-        guard: Side of every array that lies against a guard page.
+        shim: Runs the kernels.
+        seed: Seed of the order of threads; 0 runs them in order.
+        guard: Side of each array that borders on a guard page.
     """
 
     def __init__(self, shim: Shim, *, seed: int = 0, guard: Guard = "end") -> None:
@@ -64,11 +64,11 @@ class ShimDevice:
         for parameter, value in arguments.items():
             if isinstance(value, DeviceArray):
                 assert isinstance(value.owner, GuardedMemory)
-                assert value.owner.is_intact(), f"{name} wrote beside '{parameter}'"
+                assert value.owner.is_intact(), f"{name} wrote outside '{parameter}'"
 
 
 def host_view(array: DeviceArray) -> npt.NDArray[Any]:
-    """The memory of an array of a shim device."""
+    """Return the memory of an array of a shim device."""
     memory = array.owner
     assert isinstance(memory, GuardedMemory)
     offset = array.address - memory.address

@@ -1,4 +1,4 @@
-"""The kernels of the package, built for the CPU once a session."""
+"""Provide the kernels of the package, built for the CPU once per session."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from tests.emulation.cuda_shim.shim import Shim
 
 @pytest.fixture(scope="session")
 def shim(request: pytest.FixtureRequest) -> Shim:
-    """Skips where there is no g++; with MPN_REQUIRE_CUDA_TOOLS=1 (set in CI) that is a failure."""
+    """Provide the shim; skip if g++ is missing.
+
+    With MPN_REQUIRE_CUDA_TOOLS=1 (set in CI), a missing g++ is a failure.
+    """
     if not Shim.is_available():
-        need_or_skip("g++ is not installed: the kernels are run on the CPU through it")
+        need_or_skip("g++ is not installed: it compiles the kernels for the CPU")
     cache = request.config.cache
     assert cache is not None
     return Shim(cache.mkdir("cuda_shim"))

@@ -1,10 +1,10 @@
-// Half precision as the GPU converts it: to nearest, ties to even. Part of shim.h.
+// Conversion to half precision as on the GPU: to nearest, ties to even. Part of shim.h.
 
 inline uint16_t shim_half_from_float(float value) {
   uint32_t bits;
   memcpy(&bits, &value, 4);
   const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(0x7fffu);  // NaN, as cvt gives it
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(0x7fffu);  // NaN of the cvt instruction
   if (magnitude >= 0x47800000u) return static_cast<uint16_t>(sign | 0x7c00u);
   uint32_t shift = 13, kept = (magnitude & 0x7fffffu) | 0x800000u;
   int exponent = static_cast<int>(magnitude >> 23) - 112;

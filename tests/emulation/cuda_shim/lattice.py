@@ -1,4 +1,4 @@
-"""A small lattice over two of three regions, as the twins build it."""
+"""Build a small lattice over two of three regions with the references."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 from mpn.runtime.device.lattice import AXES, lattice_packing
 from tests.emulation.cuda_shim.scene import empty, make_scene
-from tests.reference.kernels import twins
+from tests.reference.kernels import kernel_references
 
 SIZE_HW = (24, 36)
 SXY, SRGB = 15.0, 7.0
 EMPTY_KEY = np.uint64(2**64 - 1)
-# Two regions for the lattice and, between them, a small one that takes all pairs of pixels.
+# Two regions use the lattice. The small one between them uses all pairs of pixels.
 REGIONS = np.array([[0, 0, 20, 24], [22, 1, 27, 4], [21, 8, 36, 22], [0, 0, 0, 0]], np.int32)
 STARTS = np.array([0, 480, 495, 705, 705], np.int32)
 TOTAL, SMALL, OBJECTS = 705, slice(480, 495), 4
@@ -47,7 +47,7 @@ def insert_arguments() -> dict[str, Any]:
 
 @cache
 def built_lattice() -> dict[str, Any]:
-    """The lattice as the twins build it: what later kernels are given."""
+    """Build the lattice with the references, as input of later kernels."""
     built = insert_arguments()
     numbered = {
         "numbers": empty((SLOTS,), np.int32),
@@ -55,14 +55,14 @@ def built_lattice() -> dict[str, Any]:
         "vertices": np.zeros(1, np.int32),
         "sums": empty((AXES * CAPACITY, 2), np.uint64),
     }
-    twins()["crf_insert"](**built)
+    kernel_references()["crf_insert"](**built)
     sizes = {"slots": SLOTS, "blocks": BLOCKS}
-    twins()["crf_number"](keys=built["keys"], channels=2, **HERE, **sizes, **numbered)
-    twins()["crf_renumber"](
+    kernel_references()["crf_number"](keys=built["keys"], channels=2, **HERE, **sizes, **numbered)
+    kernel_references()["crf_renumber"](
         **HERE, numbers=numbered["numbers"], capacity=CAPACITY, corners=built["corners"]
     )
     neighbours = empty((AXES * CAPACITY, AXES, 2), np.int32)
-    twins()["crf_neighbours"](
+    kernel_references()["crf_neighbours"](
         vertex_keys=numbered["vertex_keys"],
         vertices=numbered["vertices"],
         keys=built["keys"],

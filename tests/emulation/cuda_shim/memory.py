@@ -1,4 +1,4 @@
-"""Arrays whose neighbours must not be touched: one side of each lies against a guard page."""
+"""Allocate arrays with a guard page on one side to detect accesses outside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 Guard = Literal["end", "start"]
 
 ALIGNMENT = 16
-"""What kernels may take for granted of a pointer; a GPU's allocator gives 256."""
+"""Alignment of pointers that kernels may assume; a GPU's allocator gives 256."""
 _CANARY = 0xA5
 _PROT_NONE = 0
 
@@ -21,12 +21,12 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class GuardedMemory:
-    """One allocation. An access behind (or before) it stops the kernel that made it.
+    """Single allocation; an access outside its guarded side stops the kernel.
 
     Args:
-        nbytes: Size wanted.
-        guard: Which side lies against the guard page; the few bytes that alignment leaves there are
-            filled and checked instead.
+        nbytes: Size of the allocation.
+        guard: Side that borders on the guard page. Alignment can leave a few bytes between; these
+            are filled and checked.
     """
 
     def __init__(self, nbytes: int, guard: Guard) -> None:
@@ -50,7 +50,7 @@ class GuardedMemory:
         return self._bytes[self._inside]
 
     def is_intact(self) -> bool:
-        """Whether nothing around it was written."""
+        """Return whether the bytes around the allocation are unchanged."""
         before = self._bytes[: self._inside.start]
         behind = self._bytes[self._inside.stop :]
         return bool((before == _CANARY).all() and (behind == _CANARY).all())
@@ -59,5 +59,5 @@ class GuardedMemory:
 def array_in(
     memory: GuardedMemory, shape: tuple[int, ...], dtype: npt.DTypeLike
 ) -> npt.NDArray[Any]:
-    """The allocation as an array."""
+    """Return the allocation as an array."""
     return memory.bytes.view(dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""Small random frames for the kernels: odd sizes, so that planes are not aligned."""
+"""Generate small random frames for the kernels, with unaligned planes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy.typing as npt
 from mpn.types import Float32Array, UInt8Array
 
 ODD_HW, EVEN_HW = (37, 53), (40, 52)
-"""Pixels no multiple of 4, and a multiple of 4: both ways of loading."""
+"""Numbers of pixels that are and are not a multiple of 4 test both ways of loading."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A frame with objects on it.
+    """Frame with objects.
 
     Attributes:
         rgb: (H, W, 3) uint8, smooth patches of colour.
         prob: (K, H, W) float32, 0..1.
-        there: (2, H, W) float32 pixels, flow to the previous frame.
-        back: (2, H, W) float32 pixels, flow from it, roughly the inverse.
+        there: (2, H, W) float32 in pixels, flow to the previous frame.
+        back: (2, H, W) float32 in pixels, flow from it, roughly the inverse.
     """
 
     rgb: UInt8Array
@@ -46,20 +46,20 @@ def make_scene(size_hw: tuple[int, int], objects: int = 3, *, seed: int = 0) -> 
     rgb = np.clip((noise - 0.35) * 850, 0, 255).astype(np.uint8)
     prob = rng.random((objects, height, width), dtype=np.float32)
     there = rng.normal(0, 3, (2, height, width)).astype(np.float32)
-    there[:, 0, 0] = np.nan  # no place at all
+    there[:, 0, 0] = np.nan
     there[0, 1, 1], there[1, 2, 2] = np.inf, -3e38
-    there[0, 3, 3] = 2 * width  # a place outside
+    there[0, 3, 3] = 2 * width  # outside the frame
     back = -there + rng.normal(0, 1, there.shape).astype(np.float32)
     return Scene(rgb, prob, there, back)
 
 
 def boxes_in(size_hw: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """(3, 4) int32: a box inside, none, and the whole frame."""
+    """Return (3, 4) int32: a box inside, an empty box, and the whole frame."""
     height, width = size_hw
     return np.array([[5, 4, width - 6, height - 3], [0, 0, 0, 0], [0, 0, width, height]], np.int32)
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> np.ndarray:
-    """Memory that nobody has written: NaN, or a value that no result has."""
+    """Return unwritten memory: NaN, or an integer that no result has."""
     value = np.nan if np.issubdtype(dtype, np.floating) else np.iinfo(dtype).max - 6
     return np.full(shape, value, dtype)

@@ -1,15 +1,15 @@
-// Lets g++ compile the exact body of a .cu file, and every thread of a block run on its own.
+// Lets g++ compile the unchanged body of a .cu file and runs each thread of a block separately.
 //
-// Each thread is a fibre (thread_emulation.cpp). Fibres stop at barriers, at warp operations and, where the
-// seed says so, before atomic operations; which of them goes on is drawn from the seed. So a missing
-// barrier, or a result that depends on the order of threads, shows up as a difference between
-// seeds. Blocks of a source without shared memory run interleaved with each other.
+// Each thread is a fibre (thread_emulation.cpp). Fibres stop at barriers, at warp operations and,
+// depending on the seed, before atomic operations. The seed selects the fibre that continues. So a
+// missing barrier, or a result that depends on the order of threads, differs between seeds. Blocks
+// of a source without shared memory run interleaved.
 //
-// A barrier that not all threads of a block reach, shared memory that is read before it is written
-// (it is poisoned), an access outside an array (they end at a guard page) and undefined behaviour
-// (the sanitizer's traps) end the launch with an error instead of a result.
+// These end the launch with an error: a barrier that not all threads of a block reach, an access
+// outside an array (guard pages), and undefined behaviour (the sanitizer's traps). Shared memory is
+// poisoned, so that a read before a write changes the result.
 //
-// Only C headers: they keep the compiler's time per kernel family down.
+// Only C headers: they keep the compile time per kernel family low.
 #pragma once
 
 #include <math.h>
@@ -38,7 +38,7 @@ namespace shim {
 
 constexpr unsigned LANES = 32;
 
-// What a fibre is; the scheduler writes it before the fibre goes on.
+// Indices of the current fibre; the scheduler writes them before the fibre continues.
 extern dim3 thread_index, block_index, block_size, grid_size;
 
 struct Request {
@@ -93,7 +93,7 @@ inline uint32_t shim_ballot(int line, uint32_t mask, bool value) {
   return votes;
 }
 
-// One OS thread: nothing can come between reading and writing here, only before.
+// There is one OS thread: other fibres run only before the read, not between read and write.
 template <typename T>
 T atomicAdd(T* at, T value) {
   shim::maybe_pause();

@@ -1,4 +1,4 @@
-"""Builds the kernels with g++ and launches them on NumPy arrays."""
+"""Build the kernels with g++ and launch them on NumPy arrays."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ HERE = Path(__file__).parent
 HEADERS = ("shim.h", "half.h", "thread_emulation.cpp")
 FLAGS = (
     *("-std=c++17", "-O1", "-fPIC", "-w"),
-    # As the package compiles for the GPU: no contraction, IEEE division and square root.
+    # The same as on the GPU: no contraction, IEEE division and square root.
     *("-ffp-contract=off", "-fno-strict-aliasing"),
-    # Some distributions switch it on; its check of longjmp knows one stack only.
+    # Some distributions set it; its check of longjmp supports one stack only.
     "-U_FORTIFY_SOURCE",
     "-fsanitize=bounds,alignment,shift,signed-integer-overflow,float-cast-overflow,null",
     "-fsanitize-undefined-trap-on-error",
 )
 _RESIDENT = 3
-"""Blocks that run interleaved where there is no shared memory."""
+"""Blocks that run interleaved if there is no shared memory."""
 
 _C_TYPES = {
     "float32": "float",
@@ -49,7 +49,7 @@ _C_TYPES = {
 
 
 class KernelFaultError(Exception):
-    """What the shim found wrong with a launch."""
+    """Invalid operation of a kernel, detected by the shim."""
 
 
 class _Dim3(ctypes.Structure):
@@ -57,11 +57,11 @@ class _Dim3(ctypes.Structure):
 
 
 class Shim:
-    """The kernels of one or all families as functions on NumPy arrays.
+    """Kernels of one or all families as functions on NumPy arrays.
 
     Args:
-        cache_dir: Where built libraries are kept, by the digest of everything that goes into them.
-        sources: Source by family instead of the package's own (for broken kernels in controls).
+        cache_dir: Folder of the built libraries; their names contain the digest of their sources.
+        sources: Source by family; default: the package's. Controls pass broken kernels.
     """
 
     def __init__(self, cache_dir: Path, sources: Mapping[str, str] | None = None) -> None:
@@ -79,28 +79,28 @@ class Shim:
 
     @staticmethod
     def is_available() -> bool:
-        """Whether there is a g++."""
+        """Return whether g++ is installed."""
         return shutil.which("g++") is not None
 
     def launch(self, name: str, *, seed: int = 0, guard: Guard = "end", **arguments: Any) -> None:
         """Run a kernel.
 
         Args:
-            name: Of the kernel.
-            seed: 0 runs threads in their order, anything else shuffles them.
-            guard: Side of every array that lies against a guard page.
-            **arguments: By parameter name; a pointer is an array or None. Arrays of non-const
-                pointers are changed.
+            name: Name of the kernel.
+            seed: 0 runs threads in order; other values shuffle them.
+            guard: Side of each array that borders on a guard page.
+            **arguments: Values by parameter name; a pointer is an array or None. Arrays of
+                non-const pointers are changed.
 
         Raises:
-            KernelFaultError: If the kernel did something that it must not.
+            KernelFaultError: If the kernel does an invalid operation.
         """
         signature = self.signatures[name]
         values, arrays = self._checked(signature, arguments)
         memories: dict[str, GuardedMemory] = {}
         shared: dict[int, str] = {}
         for parameter, array in arrays.items():
-            if id(array) in shared:  # one array given twice stays one array
+            if id(array) in shared:  # an array that is passed twice stays one array
                 memories[parameter] = memories[shared[id(array)]]
                 continue
             shared[id(array)] = parameter
@@ -118,7 +118,7 @@ class Shim:
             array = arrays[parameter.name]
             after = array_in(memories[parameter.name], array.shape, array.dtype)
             if not memories[parameter.name].is_intact():
-                raise KernelFaultError(f"{name} wrote beside '{parameter.name}'")
+                raise KernelFaultError(f"{name} wrote outside '{parameter.name}'")
             if not parameter.is_const:
                 array[...] = after
             elif not _is_written(signature, array, arrays) and after.tobytes() != array.tobytes():
@@ -180,7 +180,7 @@ class Shim:
         return self._libraries[family]
 
     def _built(self, name: str, code: str, extra: str, suffix: str) -> Path:
-        """Compile C++, unless the same was compiled before."""
+        """Compile C++ code, or return the library if it is built already."""
         texts = [code, *FLAGS, *((HERE / header).read_text() for header in HEADERS)]
         digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
         built = self._cache_dir / f"{name}-{digest}{suffix}"
@@ -206,7 +206,7 @@ class Shim:
 def _is_written(
     signature: KernelSignature, array: npt.NDArray[Any], arrays: Mapping[str, npt.NDArray[Any]]
 ) -> bool:
-    """Whether the array is also given as one that the kernel may write."""
+    """Return whether the array is also passed as a parameter that is written."""
     return any(
         arrays.get(parameter.name) is array
         for parameter in signature.parameters
@@ -221,7 +221,7 @@ def _c_value(dtype: np.dtype[Any], is_pointer: bool, value: int | float) -> Any:
 
 
 def _wrapper(signature: KernelSignature, resident: int) -> str:
-    """A C function that makes a call of a kernel a launch of it."""
+    """Generate the C function that launches a kernel."""
     kinds = [
         f"{_C_TYPES[parameter.dtype.name]}{'*' if parameter.is_pointer else ''}"
         for parameter in signature.parameters

@@ -1,4 +1,4 @@
-// The scheduler behind shim.h: one fibre for each thread of the blocks that are resident.
+// Scheduler of shim.h: one fibre for each thread of the resident blocks.
 #include "shim.h"
 
 #include <csetjmp>
@@ -22,15 +22,15 @@ struct Block {
   dim3 index;
   unsigned arrived = 0;
   int or_so_far = 0, or_result = 0;
-  // Two sets in turn: a lane may be one operation ahead of the slowest.
+  // Two alternating sets: a lane can be one operation ahead of the slowest.
   std::vector<uint32_t> slots[2];
   std::vector<unsigned> warp_arrived;
 };
 
 enum class State { RUNNABLE, AT_BARRIER, AT_WARP, DONE };
 
-// A stack with a loop on it that runs one thread after the other. Made by makecontext, but left and
-// entered by _longjmp, which asks nothing of the operating system; kept for all launches.
+// Stack of a loop that runs one thread after the other. makecontext creates it; _longjmp leaves and
+// enters it without a system call. It is kept for all launches.
 struct Stack {
   std::unique_ptr<char[]> bytes{new char[STACK_BYTES]};
   jmp_buf where;
@@ -83,7 +83,7 @@ void run_threads() {
   }
 }
 
-void go_on(Fibre& fibre) {
+void resume(Fibre& fibre) {
   active->current = &fibre;
   thread_index = fibre.thread;
   block_index = fibre.block->index;
@@ -111,7 +111,7 @@ bool stand_at_one_line(Fibre* first, unsigned count, const char* what) {
   return true;
 }
 
-// Releases the barriers and warp operations that everyone has reached.
+// Releases the barriers and warp operations that all threads have reached.
 bool release(std::vector<Fibre>& fibres, std::vector<Block>& blocks) {
   bool is_released = false;
   for (Block& block : blocks) {
@@ -149,12 +149,12 @@ void run_resident(std::vector<Fibre>& fibres, std::vector<Block>& blocks) {
       if (fibres[i].state == State::RUNNABLE) runnable.push_back(i);
     }
     if (runnable.empty() && !release(fibres, blocks)) return;
-    // One pass over all that can go on, in an order of its own.
+    // One pass over all runnable fibres, in an order drawn from the seed.
     for (size_t i = runnable.size(); active->shuffles && i > 1; --i) {
       std::swap(runnable[i - 1], runnable[draw() % i]);
     }
     for (unsigned i : runnable) {
-      go_on(fibres[i]);
+      resume(fibres[i]);
       if (!active->error.empty()) return;
       done += fibres[i].state == State::DONE;
     }
@@ -247,7 +247,7 @@ const char* launch(const Request& request) {
     }
     run_resident(fibres, blocks);
   }
-  if (!state.error.empty()) stacks.clear();  // threads stand in the middle of them
+  if (!state.error.empty()) stacks.clear();  // their threads are not finished
   for (int i = 0; i < 4; ++i) sigaction(SIGNALS[i], &before[i], nullptr);
   active = nullptr;
   error = state.error;

@@ -12,9 +12,9 @@ from mpn._common.records import json_from_record
 from mpn.engines.directory.manifest import load_manifest, save_manifest, verify_digests
 from mpn.engines.open import open_engines
 from mpn.errors import ManifestError
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
+from tests.builders.finetune_dirs import ROLES, make_adapt_dir
 from tests.engines.directory.test_manifest import Json, rewrite
-from tests.finetune_dirs import ROLES, make_adapt_dir
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from mpn.engines.directory.files import FileDigest, check_digest, check_engine_dir, resolve_inside
 from mpn.errors import ManifestError
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 
 @pytest.mark.parametrize("relative", ["a.onnx", "sub/a.onnx", "./a.onnx", "a..b", "ä ö.onnx"])

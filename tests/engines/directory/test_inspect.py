@@ -9,7 +9,7 @@ import pytest
 from mpn.engines.directory.inspect import describe_engine_dir
 from mpn.engines.onnxruntime.engine import why_no_cuda
 from mpn.errors import ManifestError
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 NOT_VERIFIED = {"schema_version": 1, "verified": False, "skipped": "on demand"}
 

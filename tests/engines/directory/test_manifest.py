@@ -21,8 +21,8 @@ from mpn.engines.directory.manifest import (
     verify_digests,
 )
 from mpn.errors import ManifestError, OutputError
+from tests.builders.engine_dirs import make_engine_dir
 from tests.emulation.engines import fake_engine_set, fourth_channel
-from tests.engine_dirs import make_engine_dir
 
 Json = dict[str, Any]
 

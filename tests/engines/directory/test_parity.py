@@ -8,7 +8,7 @@ import pytest
 
 from mpn.engines.directory.parity import load_parity
 from mpn.errors import ManifestError
-from tests.engine_dirs import parity_document
+from tests.builders.engine_dirs import parity_document
 
 
 def write(directory: Path, document: Any) -> None:

@@ -20,8 +20,8 @@ from mpn.engines.open import open_engines
 from mpn.engines.weights import read_weights
 from mpn.errors import BackendError, EngineError
 from mpn.types import Float32Array
+from tests.builders.finetune_dirs import make_adapt_dir
 from tests.emulation.driver import FakeDriver, install_driver
-from tests.finetune_dirs import make_adapt_dir
 
 
 @pytest.fixture(scope="module")

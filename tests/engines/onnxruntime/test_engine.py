@@ -15,7 +15,7 @@ from mpn.engines.onnxruntime import engine as ort_module
 from mpn.engines.onnxruntime.engine import OrtEngine, why_no_cuda
 from mpn.engines.spec import TensorSpec, flow_spec, osvos_spec, propagation_spec
 from mpn.errors import BackendError, EngineError, InputError, MissingExtraError
-from tests.engine_dirs import model_for, save_model
+from tests.builders.engine_dirs import model_for, save_model
 
 SPEC = propagation_spec(65, 2)
 

@@ -20,7 +20,7 @@ from mpn.engines.spec import Precision, Role
 from mpn.engines.weights import read_weights
 from mpn.errors import EngineError, ManifestError, OutputError
 from mpn.types import Float32Array
-from tests.finetune_dirs import ROLES, make_adapt_dir
+from tests.builders.finetune_dirs import ROLES, make_adapt_dir
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 

@@ -21,9 +21,9 @@ from mpn.engines.tensorrt.plans.options import BuildOptions
 from mpn.engines.tensorrt.plans.store import PlanStore
 from mpn.errors import BackendError, EngineError
 from mpn.types import Float32Array
+from tests.builders.finetune_dirs import make_adapt_dir
 from tests.emulation.driver import CUresult, FakeDriver, install_driver
 from tests.emulation.tensorrt import Flavour, install_tensorrt
-from tests.finetune_dirs import make_adapt_dir
 from tests.tolerances import PLAN_HALF_INPUT_ABS
 
 BACKEND_OF: dict[Flavour, TrtBackend] = {
@@ -445,5 +445,5 @@ def test_an_engine_directory_opens_on_it(
     with open_engines(world.directory) as engines:
         assert engines.backend == "cpu", "and passes over what does not run"
         assert f"{world.backend} does not work here" in engines.backend_note
-        assert "execute_async_v3 does not want to" in engines.backend_note
+        assert "execute_async_v3 is set to fail" in engines.backend_note
     assert driver.allocated == 0

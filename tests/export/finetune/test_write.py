@@ -23,8 +23,8 @@ from mpn.export.finetune.parity import GRADIENT_LIMIT, LOSS_LIMIT, UPDATE_LIMIT,
 from mpn.export.finetune.step import adapt_graph, save_graph
 from mpn.export.finetune.trace import ForwardGraph, trace_forward
 from mpn.export.finetune.write import FINETUNABLE_ROLES, WrittenFinetune, write_adapt
+from tests.builders.finetune_dirs import write_inference_graph
 from tests.export.conftest import tiny_spec
-from tests.finetune_dirs import write_inference_graph
 from tests.tolerances import HALF_STEP, HALF_STEP_OF_SCALED
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")

@@ -1,8 +1,8 @@
-"""Every CUDA kernel again in NumPy, under the same name and with the same parameters.
+"""Compute in NumPy the results of the CUDA kernels.
 
-A twin says in a few plain lines what its kernel computes, on arrays in the host's memory; what the
-kernel writes, it writes. The tests hold the twins against the CPU operations and the kernels
-against the twins; on a GPU the same comparison needs no other reference.
+A reference has the name and the parameters of its kernel. It takes arrays in host memory and writes
+the same outputs. Tests compare references with the CPU operations and kernels with references, on
+the CPU and on a GPU.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from mpn.cuda.registry import kernel_signatures
 
 
 @cache
-def twins() -> Mapping[str, Callable[..., None]]:
-    """Every twin by the name of its kernel."""
-    return {name: _twin(signature.family, name) for name, signature in kernel_signatures().items()}
+def kernel_references() -> Mapping[str, Callable[..., None]]:
+    """Return each reference by the name of its kernel."""
+    return {
+        name: _reference(signature.family, name) for name, signature in kernel_signatures().items()
+    }
 
 
-def _twin(family: str, name: str) -> Callable[..., None]:
+def _reference(family: str, name: str) -> Callable[..., None]:
     module: Any = import_module(f"{__name__}.{family}")
     found: Callable[..., None] = getattr(module, name)
     return found

@@ -1,4 +1,4 @@
-"""Twins of kernels/boxes.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/boxes.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PER_BLOCK = 1024
 def flow_extent(
     flow_to_prev_px: Float32Array, pixels: int, partials: int, extents: Float32Array
 ) -> None:
-    """Smallest and largest flow of each block; a flow that is not finite shows as NaN."""
+    """Compute the smallest and largest flow per block; NaN if one is not finite."""
     planes = flow_to_prev_px.reshape(2, pixels)
     block = np.arange(pixels) // _PER_BLOCK % partials
     for b in range(partials):
@@ -42,7 +42,7 @@ def reach_boxes(
     boxes: Int32Array,
     areas: Int32Array,
 ) -> None:
-    """Where a warp can put what lies in each support; empties boxes and areas."""
+    """Compute the bounds of each warped object and clear boxes and areas."""
     known = np.isfinite(extents[:partials, 0]) | np.isinf(extents[:partials, 0])
     low_x, low_y = (float(extents[:partials, i].min()) for i in (0, 2))
     high_x, high_y = (float(extents[:partials, i].max()) for i in (1, 3))
@@ -70,7 +70,7 @@ def reset_boxes(
     areas: Int32Array,
     prob_sums: npt.NDArray[np.uint64] | None,
 ) -> None:
-    """What add_hits adds to."""
+    """Set boxes, areas and sums to the start values of add_hits."""
     boxes[:objects] = width, height, 0, 0
     areas[:objects] = 0
     if prob_sums is not None:
@@ -91,7 +91,7 @@ def rois_from_boxes(
     rois: Int32Array,
     supports: Int32Array,
 ) -> None:
-    """ROIs with their margin; empty for lost objects, and so are their supports."""
+    """Compute ROIs with their margin; ROIs and bounds of lost objects are empty."""
     for k, (x0, y0, x1, y1) in enumerate(boxes[:objects].tolist()):
         if x1 <= x0 or y1 <= y0 or areas[k] < lost_area_frac * first_areas_px[k]:
             rois[k] = supports[k] = 0
@@ -108,7 +108,7 @@ def rois_from_boxes(
 
 
 def clear_lost(rois: Int32Array, objects: int, pixels: int, prob: Float32Array) -> None:
-    """Planes of lost objects are 0."""
+    """Set the planes of lost objects to 0."""
     prob.reshape(objects, pixels)[(rois[:, 2] <= rois[:, 0]) | (rois[:, 3] <= rois[:, 1])] = 0
 
 

@@ -1,4 +1,4 @@
-"""Twins of kernels/checks.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/checks.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.reference.kernels.boxes import Int32Array
 
 
 def flag_not_finite_f32(values: npt.NDArray[Any], count: int, flag: Int32Array) -> None:
-    """1 if a value is not finite; what it was otherwise."""
+    """Set the flag to 1 if a value is not finite; keep it otherwise."""
     if not np.isfinite(values.reshape(-1)[:count]).all():
         flag[0] = 1
 

@@ -1,4 +1,4 @@
-"""Twins of kernels/colour.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/colour.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOTHING = np.float32(0.01)
 def colour_bins(
     rgb: UInt8Array, pixels: int, gamma: UInt16Array, cube_root: UInt16Array, bins: UInt16Array
 ) -> None:
-    """The bin of every pixel's colour, through OpenCV's 8-bit Lab."""
+    """Compute the bin of each pixel's colour in OpenCV's 8-bit Lab."""
     linear = gamma[rgb.reshape(pixels, 3)].astype(np.int64)
     root = cube_root[_rounded(linear @ _MATRIX.T, 12)].astype(np.int64)
     lightness = _rounded(
@@ -51,7 +51,7 @@ def warp_colour_box(
     boxes: Int32Array,
     areas: Int32Array,
 ) -> None:
-    """warp_box, with the colours as evidence after the flow check."""
+    """Warp as warp_box and weight by the colour likelihood after the flow check."""
     carried = warped_planes(prob, flow_to_prev_px, flow_from_prev_px, sigma_px, sigma_frac)
     warped[:] = 0
     for k in range(objects):
@@ -73,7 +73,7 @@ def _rounded(value: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
 
 
 def _blurred(values: Float32Array, taps: Float32Array) -> Float32Array:
-    """Along rows, mirrored at the border pixel."""
+    """Blur rows; the border is reflected about its pixel."""
     reach = len(taps) // 2
     padded = np.pad(values, ((0, 0), (reach, reach)), mode="reflect")
     blurred = np.zeros_like(values)

@@ -1,4 +1,4 @@
-"""Twins of kernels/crf_filter.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/crf_filter.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def crf_splat(
     capacity: int,
     sums: UInt64Array,
 ) -> None:
-    """Values spread over the vertices, in units of 2^-40."""
+    """Add values to their vertices, in units of 2^-40."""
     pixels = np.flatnonzero(corners[: total_pixels(starts, objects), 0] >= 0)
     by_channel = sums.reshape(-1)[: sums.size // channels * channels].reshape(-1, channels)
     for c in range(channels):
@@ -46,7 +46,7 @@ def crf_blur_sums(
     blocks: int,
     blurred: Float32Array,
 ) -> None:
-    """The blur along the first direction."""
+    """Blur fixed-point sums along the first direction."""
     values = sums.astype(np.float32) * (1 / _FIXED_ONE)
     crf_blur(vertices, neighbours, 0, values, channels, blocks, blurred, None)
 
@@ -61,7 +61,7 @@ def crf_blur(
     blurred: Float32Array,
     sums: UInt64Array | None,
 ) -> None:
-    """The blur [1/2, 1, 1/2] along one direction."""
+    """Blur with [1/2, 1, 1/2] along one direction."""
     count = int(vertices[0])
     here = values.reshape(-1)[: count * channels].reshape(count, channels)
     sides = np.zeros_like(here)
@@ -82,7 +82,7 @@ def crf_slice(
     capacity: int,
     planes: Float32Array,
 ) -> None:
-    """Blurred values read back."""
+    """Interpolate blurred values at the pixels."""
     pixels = np.flatnonzero(corners[: total_pixels(starts, objects), 0] >= 0)
     by_channel = values.reshape(-1)[: values.size // channels * channels].reshape(-1, channels)
     for c in range(channels):

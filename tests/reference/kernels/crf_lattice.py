@@ -1,7 +1,6 @@
-"""Twins of kernels/crf_lattice.cu: see :mod:`tests.reference.kernels`.
+"""Reference of kernels/crf_lattice.cu: see :mod:`tests.reference.kernels`.
 
-Slots and numbers of vertices depend on the order of threads in the kernels; what is the same are
-the keys behind them.
+In the kernels, slots and numbers of vertices depend on the order of threads. Their keys do not.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def crf_clear(
     keys: UInt64Array,
     vertices: Int32Array,
 ) -> None:
-    """Empty what this frame's pixels can fill of the table."""
+    """Clear the slots that the pixels of this frame can fill."""
     keys[: _used_slots(total_pixels(starts, objects), slots)] = _EMPTY
     vertices[0] = 0
 
@@ -54,7 +53,7 @@ def crf_insert(
     corners: Int32Array,
     weights: Float32Array,
 ) -> None:
-    """Slots and weights of the six vertices around every pixel."""
+    """Compute slots and weights of the six vertices around each pixel."""
     used = _used_slots(total_pixels(starts, objects), slots)
     step = steps.astype(np.int64)
     per_px, per_level = (max(np.float32(sigma), _NARROWEST_SIGMA) for sigma in (sxy, srgb))
@@ -89,7 +88,7 @@ def crf_number(
     vertices: Int32Array,
     sums: UInt64Array,
 ) -> None:
-    """Vertices numbered from 0, their sums cleared."""
+    """Assign numbers from 0 to vertices and clear their sums."""
     taken = np.flatnonzero(keys[: _used_slots(total_pixels(starts, objects), slots)] != _EMPTY)
     first, count = int(vertices[0]), len(taken)
     numbers[taken] = np.arange(first, first + count)
@@ -101,7 +100,7 @@ def crf_number(
 def crf_renumber(
     starts: Int32Array, objects: int, numbers: Int32Array, capacity: int, corners: Int32Array
 ) -> None:
-    """Slots to numbers."""
+    """Replace slots by vertex numbers."""
     here = corners[: total_pixels(starts, objects)]
     here[here >= 0] = numbers[here[here >= 0]]
 
@@ -118,7 +117,7 @@ def crf_neighbours(
     blocks: int,
     neighbours: Int32Array,
 ) -> None:
-    """The vertex before and after each along each direction, -1 for none."""
+    """Compute both neighbours of each vertex per direction; -1 if there is none."""
     count = int(vertices[0])
     number_of = {int(key): i for i, key in enumerate(vertex_keys[:count])}
     step = [int(value) for value in steps]
@@ -146,7 +145,7 @@ def _used_slots(pixels: int, slots: int) -> int:
 def _simplices(
     features: Float32Array, scale: Float32Array
 ) -> tuple[Int64Array, Int64Array, Float32Array]:
-    """Cells of class 0, the axes in the order of their turns, the weight of each class."""
+    """Compute cells of class 0, axes in ascending order, and weights per class."""
     scaled = features * scale[:, None]
     total = np.zeros(features.shape[1], np.float32)
     elevated = np.empty((_AXES, features.shape[1]), np.float32)
@@ -159,7 +158,7 @@ def _simplices(
     remainder = elevated - (cell * _AXES).astype(np.float32)
     axis = np.arange(_AXES)[:, None]
     fixed = ((remainder * np.float32(_REMAINDER_ONE)).astype(np.int64) & ~7) | axis
-    # Ascending, and then rotated: that many axes have had their turn already.
+    # Ascending, then rotated by the number of axes that were already moved.
     place = (np.arange(_AXES)[:, None] + turns) % _AXES
     lap = (np.arange(_AXES)[:, None] + turns) // _AXES
     order = np.take_along_axis(np.argsort(fixed, axis=0), place, axis=0)
@@ -171,7 +170,7 @@ def _simplices(
 
 
 def _entered(key: int, keys: UInt64Array, used: int) -> int:
-    """The slot of a key, which is entered if it is new."""
+    """Return the slot of a key; insert the key if it is new."""
     mixed = key
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ mixed >> shift) * factor % 2**64

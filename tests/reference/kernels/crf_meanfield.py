@@ -1,4 +1,4 @@
-"""Twins of kernels/crf_meanfield.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/crf_meanfield.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def crf_regions(
     region_of_object: Int32Array,
     refined_boxes: Int32Array,
 ) -> None:
-    """Boxes with their margin; those that touch are united, until none do."""
+    """Add the margin to each box and merge boxes until none overlap."""
     groups: list[tuple[list[int], set[int]]] = []
     for k, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
         if x1 <= x0 or y1 <= y0:
@@ -66,7 +66,7 @@ def crf_unary(
     capacity: int,
     unary: Float32Array,
 ) -> None:
-    """-log of background and objects; infinite for objects that are elsewhere."""
+    """Compute -log of all probabilities; infinite for objects of other regions."""
     for region, pixels, window, _ in regions_of(regions, starts, objects):
         background = np.ones(pixels.stop - pixels.start, np.float32)
         for k in range(objects):
@@ -87,7 +87,7 @@ def crf_start(
     capacity: int,
     q: Float32Array,
 ) -> None:
-    """Q before the first update."""
+    """Compute Q before the first update."""
     here = slice(total_pixels(starts, objects))
     q[:, here] = _softmax(-unary.reshape(labels, capacity)[:, here])
 
@@ -105,7 +105,7 @@ def crf_rows(
     capacity: int,
     filtered: Float32Array,
 ) -> None:
-    """The spatial kernel along rows."""
+    """Apply the spatial kernel along rows."""
     for _, pixels, _, size_hw in regions_of(regions, starts, objects):
         for c in range(channels):
             values = _values(planes, norm, c, pixels).reshape(size_hw)
@@ -124,7 +124,7 @@ def crf_columns(
     capacity: int,
     filtered: Float32Array,
 ) -> None:
-    """The spatial kernel along columns."""
+    """Apply the spatial kernel along columns."""
     for _, pixels, _, size_hw in regions_of(regions, starts, objects):
         for c in range(channels):
             values = planes[c, pixels].reshape(size_hw)
@@ -146,7 +146,7 @@ def crf_all_pairs(
     capacity: int,
     filtered: Float32Array,
 ) -> None:
-    """The bilateral kernel over all pairs of pixels of small regions."""
+    """Apply the bilateral kernel to all pixel pairs of small regions."""
     per_px, per_level = (
         np.float32(-0.5) / max(np.float32(sigma), _NARROWEST_SIGMA) ** 2 for sigma in (sxy, srgb)
     )
@@ -155,11 +155,12 @@ def crf_all_pairs(
             continue
         places = np.indices(size_hw).reshape(2, -1)
         colours = rgb[window].reshape(-1, 3).T.astype(np.int64)
-        apart, unlike = (
+        squared_px, squared_levels = (
             ((values[:, :, None] - values[:, None, :]) ** 2).sum(axis=0).astype(np.float32)
             for values in (places, colours)
         )
-        kernel = np.exp(np.maximum(apart * per_px + unlike * per_level, np.float32(-80)))
+        exponent = squared_px * per_px + squared_levels * per_level
+        kernel = np.exp(np.maximum(exponent, np.float32(-80)))
         for c in range(channels):
             filtered[c, pixels] = kernel @ _values(planes, norm, c, pixels)
 
@@ -167,7 +168,7 @@ def crf_all_pairs(
 def crf_norm(
     degree: Float32Array, starts: Int32Array, objects: int, capacity: int, norm: Float32Array
 ) -> None:
-    """D^-1/2."""
+    """Compute D^-1/2."""
     here = slice(total_pixels(starts, objects))
     norm[here] = 1 / np.sqrt(degree.reshape(-1)[here])
 
@@ -182,7 +183,7 @@ def crf_of_ones(
     is_first: int,
     of_ones: Float32Array,
 ) -> None:
-    """The message of a plane of ones, summed over the kernels."""
+    """Compute the message of a plane of ones, summed over the kernels."""
     here = slice(total_pixels(starts, objects))
     message = np.float32(compat) * (filtered.reshape(-1)[here] * norm[here])
     of_ones[here] = message if is_first else of_ones[here] + message
@@ -203,7 +204,7 @@ def crf_update(
     bilateral_compat: float,
     q: Float32Array,
 ) -> None:
-    """One mean-field update."""
+    """Compute one mean-field update."""
     here = slice(total_pixels(starts, objects))
     logits = np.zeros((labels, here.stop), np.float32)
     for filtered, norm, compat in (
@@ -229,7 +230,7 @@ def crf_store(
     capacity: int,
     refined: Float32Array,
 ) -> None:
-    """The objects' marginals back in the frame."""
+    """Write the marginals of the objects into the frame."""
     for region, pixels, window, size_hw in regions_of(regions, starts, objects):
         for k in np.flatnonzero(region_of_object == region):
             refined[k][window] = q[k + 1, pixels].reshape(size_hw)
@@ -261,7 +262,7 @@ def _values(
 
 
 def _convolved(values: Float32Array, taps: Float32Array, reach: int) -> Float32Array:
-    """Along rows, with nothing outside."""
+    """Convolve rows; values outside are 0."""
     padded = np.pad(values, ((0, 0), (reach, reach)))
     convolved = np.zeros_like(values)
     for i in range(-reach, reach + 1):

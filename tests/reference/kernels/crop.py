@@ -1,4 +1,4 @@
-"""Twins of kernels/crop.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/crop.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def crop_pack_f32(
     offset2: float,
     packed: npt.NDArray[Any],
 ) -> None:
-    """Normalised RGB and probability of each ROI at the network's size; zeros if it is empty."""
+    """Resize normalised RGB and probability of each ROI; zeros if it is empty."""
     gains, offsets = (gain0, gain1, gain2), (offset0, offset1, offset2)
     for slot in range(slots):
         k = slot if objects is None else int(objects[slot])

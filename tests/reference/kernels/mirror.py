@@ -1,4 +1,4 @@
-"""Twins of kernels/mirror.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/mirror.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 def mirror_rows_f32(
     values: npt.NDArray[Any], rows: int, width: int, mirrored: npt.NDArray[Any]
 ) -> None:
-    """Each of ``rows`` rows of ``width`` values from right to left."""
+    """Flip each of ``rows`` rows of ``width`` values."""
     count = rows * width
     flipped = values.reshape(-1)[:count].reshape(rows, width)[:, ::-1]
     mirrored.reshape(-1)[:count] = flipped.reshape(-1)
@@ -20,7 +20,7 @@ def mirror_rows_f32(
 def average_mirrored_f32(
     mirrored: npt.NDArray[Any], rows: int, width: int, values: npt.NDArray[Any]
 ) -> None:
-    """The mean of ``values`` and of ``mirrored``, read from right to left; in single precision."""
+    """Average ``values`` and the flipped ``mirrored`` in single precision."""
     count = rows * width
     flipped = mirrored.reshape(-1)[:count].reshape(rows, width)[:, ::-1].astype(np.float32)
     kept = values.reshape(-1)[:count].reshape(rows, width)

@@ -1,4 +1,4 @@
-"""Twins of kernels/osvos.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/osvos.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LARGEST_RATIO = np.float32(2)
 
 
 def shift_odds(pixels: int, less: float, plane: Float32Array) -> None:
-    """Odds multiplied by ``less``, in place."""
+    """Multiply the odds by ``less`` in place."""
     share, flat = np.float32(less), plane.reshape(pixels)
     flat[:] = share * flat / (share * flat + (1 - flat))
 
@@ -29,7 +29,7 @@ def osvos_agreement(
     threshold: float,
     sums: npt.NDArray[np.uint64],
 ) -> None:
-    """Pixels of each object, and what OSVOS and its colours give them, in 2^-24."""
+    """Sum pixels, OSVOS probability and colour likelihood per object, in 2^-24."""
     for k in range(objects):
         if plane_of[k] < 0:
             continue

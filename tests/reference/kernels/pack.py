@@ -1,4 +1,4 @@
-"""Twins of kernels/pack.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/pack.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pack_rgb_f32(
     offset2: float,
     planes: npt.NDArray[Any],
 ) -> None:
-    """Levels after the resize, times gain plus offset, channel by channel."""
+    """Resize and normalise each channel: levels times gain plus offset."""
     levels = _levels(rgb, (to_height, to_width))
     gains, offsets = (gain0, gain1, gain2), (offset0, offset1, offset2)
     out = planes.reshape(3, to_height, to_width)
@@ -50,7 +50,7 @@ def pack_rgb_same_f32(
     offset2: float,
     planes: npt.NDArray[Any],
 ) -> None:
-    """The same without a resize."""
+    """Normalise as pack_rgb_f32 without a resize."""
     gains, offsets = (gain0, gain1, gain2), (offset0, offset1, offset2)
     row, out = rgb.reshape(1, pixels, 3), planes.reshape(3, 1, pixels)
     pack_rgb_f32(row, 1, pixels, 1, pixels, is_bgr, *gains, *offsets, out)
@@ -62,7 +62,7 @@ pack_rgb_same_f16 = pack_rgb_same_f32
 def resize_rgb(
     rgb: UInt8Array, height: int, width: int, to_height: int, to_width: int, resized: UInt8Array
 ) -> None:
-    """Averaged where both sides shrink, bilinear where one grows."""
+    """Resize by area means if both sides shrink, bilinearly otherwise."""
     resized[:] = _levels(rgb, (to_height, to_width))
 
 

@@ -1,4 +1,4 @@
-"""Twins of kernels/paste.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/paste.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def paste_merge_f32(
     prob: Float32Array,
     labels: UInt8Array,
 ) -> None:
-    """Paste, both blends, the merge, and the argmax as ids."""
+    """Paste and blend crops, merge the objects, and write the labels."""
     warped_share = np.float32(warped_weight)
     carried = np.zeros_like(prob) if candidates is None else candidates
     for k in range(objects):
@@ -56,7 +56,7 @@ paste_merge_f16 = paste_merge_f32
 def labels_from_merged(
     merged: Float32Array, object_ids: UInt8Array, objects: int, pixels: int, labels: UInt8Array
 ) -> None:
-    """The most probable of background and objects; a tie goes to the one before."""
+    """Select the most probable label; the first one wins a tie."""
     planes = merged.reshape(objects, pixels)
     best = np.full(pixels, 0.5, np.float32)
     if objects > 1:
@@ -77,7 +77,7 @@ def _blend_foregrounds(
     foreground_of: Int32Array,
     share: np.float32,
 ) -> None:
-    """Each object that has one averaged with its plane of OSVOS, of what the others leave."""
+    """Blend objects with their OSVOS planes, excluding the other objects."""
     own, planes = prob.copy(), foregrounds.reshape(-1, *prob.shape[1:])
     for k, plane in enumerate(foreground_of):
         if plane >= 0:

@@ -1,4 +1,4 @@
-"""Pixels of disjoint rectangles, numbered through: the twin of kernels/regions.cuh."""
+"""Reference of kernels/regions.cuh: consecutive pixels of disjoint rectangles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Window = tuple[slice, slice]
 def regions_of(
     regions: Int32Array, starts: Int32Array, objects: int
 ) -> Iterator[tuple[int, slice, Window, tuple[int, int]]]:
-    """The number, the pixels, the place in the frame and the (height, width) of each rectangle."""
+    """Yield number, pixel range, frame window and (height, width) per rectangle."""
     for region in range(objects):
         first, stop = int(starts[region]), int(starts[region + 1])
         if stop > first:
@@ -23,5 +23,5 @@ def regions_of(
 
 
 def total_pixels(starts: Int32Array, objects: int) -> int:
-    """How many pixels take part."""
+    """Return the number of pixels in all rectangles."""
     return int(np.asarray(starts)[objects])

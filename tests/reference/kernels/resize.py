@@ -1,4 +1,4 @@
-"""Twins of kernels/resize.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/resize.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def resize_planes(
     to_width: int,
     resized: Float32Array,
 ) -> None:
-    """Averaged where both sides shrink, bilinear where one grows."""
+    """Resize by area means if both sides shrink, bilinearly otherwise."""
     shrinks = to_height <= height and to_width <= width
     for k in range(count):
         resized[k] = (area if shrinks else linear)(planes[k], (to_height, to_width))
@@ -33,6 +33,6 @@ def resize_flow(
     gain_y: float,
     resized_px: Float32Array,
 ) -> None:
-    """Bilinear, the pixels scaled with it."""
+    """Resize flow bilinearly and scale its vectors."""
     for plane, out, gain in zip(flow_px, resized_px, (gain_x, gain_y), strict=True):
         out[:] = linear(plane, (to_height, to_width)) * np.float32(gain)

@@ -1,4 +1,4 @@
-"""Where a warp samples, and what it finds there: the twin of kernels/sampling.cuh."""
+"""Reference of kernels/sampling.cuh: sample positions and samples of a warp."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ _HALF = np.float32(-0.5)
 
 
 def positions(flow_px: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """Where each pixel samples: (2, H, W) float32 -> x and y, each (H, W) float32.
+    """Compute sample positions: (2, H, W) float32 -> x and y, each (H, W) float32.
 
-    One pixel outside, where every tap counts as 0, if that is further out or no number.
+    Positions are limited to one pixel outside the frame, and so are values that are not finite.
+    All taps of such a position count as 0.
     """
     height, width = flow_px.shape[1:]
     x = flow_px[0] + np.arange(width, dtype=np.float32)
     y = flow_px[1] + np.arange(height, dtype=np.float32)[:, None]
-    is_place = np.isfinite(x) & np.isfinite(y)
-    x, y = (np.where(is_place, at, np.float32(-1)) for at in (x, y))
+    is_valid = np.isfinite(x) & np.isfinite(y)
+    x, y = (np.where(is_valid, at, np.float32(-1)) for at in (x, y))
     return np.clip(x, -1, width), np.clip(y, -1, height)
 
 
 def sampled(
     plane: Float32Array, x: Float32Array, y: Float32Array, *, repeats_border: bool
 ) -> Float32Array:
-    """Bilinear samples of (H, W) float32; taps outside count as 0 or as the nearest pixel."""
+    """Sample (H, W) float32 bilinearly.
+
+    Taps outside count as 0, or as the nearest pixel if ``repeats_border``.
+    """
     height, width = plane.shape
     left, upper = np.floor(x), np.floor(y)
     part_x, part_y = x - left, y - upper
@@ -52,7 +56,7 @@ def confidence(
     sigma_px: float,
     sigma_frac: float,
 ) -> Float32Array:
-    """flow_confidence of the host for whole frames: (H, W) float32."""
+    """Compute flow_confidence of the host for whole frames: (H, W) float32."""
     x, y = positions(flow_to_prev_px)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         trip_x, trip_y = (
@@ -73,7 +77,7 @@ def warped(
     sigma_px: float,
     sigma_frac: float,
 ) -> Float32Array:
-    """Probabilities carried by the flow, weighed by the flow check: (K, H, W) float32."""
+    """Warp probabilities and weight them by the flow check: (K, H, W) float32."""
     x, y = positions(flow_to_prev_px)
     carried = np.stack([sampled(plane, x, y, repeats_border=False) for plane in prob])
     if flow_from_prev_px is not None:
@@ -82,7 +86,7 @@ def warped(
 
 
 def inside(box: npt.NDArray[np.int32], height: int, width: int) -> BoolArray:
-    """(H, W) bool: the pixels of a box of x0, y0, x1, y1."""
+    """Return (H, W) bool, true inside a box of x0, y0, x1, y1."""
     x0, y0, x1, y1 = (int(side) for side in box)
     held = np.zeros((height, width), np.bool_)
     held[y0:y1, x0:x1] = True

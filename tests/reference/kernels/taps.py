@@ -1,4 +1,4 @@
-"""Resizing as OpenCV 5 does it: the twin of kernels/taps.cuh."""
+"""Reference of kernels/taps.cuh: the resizing of OpenCV 5."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Taps:
-    """For each target index the two source indices it lies between, and the second's share."""
+    """Two source indices per target index, and the weight of the second."""
 
     low: Int64Array
     high: Int64Array
@@ -23,7 +23,10 @@ class Taps:
 
 
 def taps(from_size: int, to_size: int, *, is_row: bool) -> Taps:
-    """Half-pixel centres. At the border columns take its value whole, rows take it twice."""
+    """Compute taps with half-pixel centres.
+
+    At the border, columns have one tap of weight 1, and rows have the same tap twice.
+    """
     scale = from_size / to_size
     position = (np.arange(to_size) + 0.5) * scale - 0.5
     floor = np.floor(position)
@@ -36,7 +39,7 @@ def taps(from_size: int, to_size: int, *, is_row: bool) -> Taps:
 
 
 def linear(plane: npt.NDArray[Any], to_hw: tuple[int, int]) -> Float32Array:
-    """(H, W) of numbers -> ``to_hw`` float32, bilinear."""
+    """Resize (H, W) of numbers bilinearly to ``to_hw`` float32."""
     rows = taps(plane.shape[0], to_hw[0], is_row=True)
     columns = taps(plane.shape[1], to_hw[1], is_row=False)
     source = plane.astype(np.float32)
@@ -48,7 +51,7 @@ def linear(plane: npt.NDArray[Any], to_hw: tuple[int, int]) -> Float32Array:
 
 
 def linear_levels(plane: npt.NDArray[np.uint8], to_hw: tuple[int, int]) -> Int64Array:
-    """(H, W) uint8 -> ``to_hw`` levels, in OpenCV's fixed point of 11 bits."""
+    """Resize (H, W) uint8 bilinearly in OpenCV's fixed point of 11 bits."""
     rows = taps(plane.shape[0], to_hw[0], is_row=True)
     columns = taps(plane.shape[1], to_hw[1], is_row=False)
     right, lower = (np.rint(axis.part * 2048).astype(np.int64) for axis in (columns, rows))
@@ -64,13 +67,13 @@ def linear_levels(plane: npt.NDArray[np.uint8], to_hw: tuple[int, int]) -> Int64
 
 
 def area(plane: npt.NDArray[Any], to_hw: tuple[int, int]) -> Float32Array:
-    """(H, W) of numbers -> ``to_hw`` float32: the mean of what each target pixel covers."""
+    """Resize (H, W) of numbers to ``to_hw`` float32 by means over target pixels."""
     across = _covered(plane.astype(np.float32).T, to_hw[1]).T
     return _covered(across, to_hw[0])
 
 
 def area_levels(plane: npt.NDArray[np.uint8], to_hw: tuple[int, int]) -> Int64Array:
-    """(H, W) uint8 -> ``to_hw`` levels, rounded as OpenCV rounds them."""
+    """Resize (H, W) uint8 by area means, with the rounding of OpenCV."""
     height, width = plane.shape
     if height % to_hw[0] or width % to_hw[1]:
         return np.clip(np.rint(area(plane, to_hw)), 0, 255).astype(np.int64)
@@ -84,7 +87,7 @@ def area_levels(plane: npt.NDArray[np.uint8], to_hw: tuple[int, int]) -> Int64Ar
 
 
 def _covered(values: Float32Array, to_size: int) -> Float32Array:
-    """Weighted sums over the first axis, in ascending order of the source."""
+    """Compute weighted sums over the first axis, in ascending order of the source."""
     from_size = len(values)
     scale = from_size / to_size
     summed = np.zeros((to_size, *values.shape[1:]), np.float32)
@@ -93,6 +96,6 @@ def _covered(values: Float32Array, to_size: int) -> Float32Array:
         width = min(scale, from_size - start)
         for at in range(max(int(start), 0), min(int(np.ceil(stop)), from_size)):
             share = min(at + 1, stop) - max(at, start)
-            if share > 1e-3:  # a sliver does not count
+            if share > 1e-3:  # OpenCV ignores smaller shares
                 summed[to] += values[at] * np.float32(share / width)
     return summed

@@ -1,4 +1,4 @@
-"""Twin of kernels/tracks.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/tracks.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def track_stats(
     areas: Int32Array,
     prob_sums: npt.NDArray[np.uint64],
 ) -> None:
-    """Box, area and summed probability (in 2^-24) of each object's pixels."""
+    """Add box, area and summed probability (in 2^-24) of each object's pixels."""
     for k in range(objects):
         mask = labels.reshape(height, width) == object_ids[k]
         add_hits(mask, boxes[k], areas[k : k + 1])

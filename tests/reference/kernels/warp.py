@@ -1,4 +1,4 @@
-"""Twins of kernels/warp.cu: see :mod:`tests.reference.kernels`."""
+"""Reference of kernels/warp.cu: see :mod:`tests.reference.kernels`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def warp_box(
     boxes: Int32Array,
     areas: Int32Array,
 ) -> None:
-    """Warp planes by the flow inside their boxes, weigh them by the flow check, find the boxes."""
+    """Warp planes inside their bounds, apply the flow check, and add the boxes."""
     carried = warped_planes(prob, flow_to_prev_px, flow_from_prev_px, sigma_px, sigma_frac)
     for k in range(objects):
         warped[k] = np.where(inside(reach[k], height, width), carried[k], np.float32(0))

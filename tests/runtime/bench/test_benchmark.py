@@ -34,9 +34,9 @@ from mpn.runtime.options import (
 )
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.timing import STAGES
+from tests.builders.engine_dirs import make_engine_dir
+from tests.builders.finetune_dirs import make_adapt_dir
 from tests.emulation.engines import FakeEngine, fake_engine_set, nothing_found
-from tests.engine_dirs import make_engine_dir
-from tests.finetune_dirs import make_adapt_dir
 
 FRAMES, WARMUP = 3, 2
 SIZE_HW = (64, 96)

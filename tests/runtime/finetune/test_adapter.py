@@ -19,9 +19,9 @@ from mpn.runtime.finetune import adapter as module
 from mpn.runtime.finetune.adapter import FinetuneProgress, ObjectFinetuner
 from mpn.runtime.options import FinetuneOptions, ResolvedOptions
 from mpn.types import Float32Array
+from tests.builders.clips import Square, squares_clip
 from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel, nothing_found
 from tests.emulation.finetune import FakeFinetuneEngine
-from tests.synthetic import Square, squares_clip
 
 CLIP = squares_clip(
     [Square(1, (40, 40), 40, (0, 0)), Square(2, (84, 50), 30, (0, 0), channel=2)],

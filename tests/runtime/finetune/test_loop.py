@@ -9,7 +9,7 @@ import pytest
 from mpn.errors import EngineError
 from mpn.runtime.finetune.loop import rate_at, run_loop
 from mpn.runtime.options import FinetuneRecipe
-from tests.emulation.finetune import FakeDreams, FakeFinetuneEngine
+from tests.emulation.finetune import FakeFinetuneEngine, FakeSampler
 
 RECIPE = FinetuneRecipe(steps=20, size_px=65, batch=2, learning_rate=0.5)
 
@@ -29,7 +29,7 @@ def run(engine: FakeFinetuneEngine, *, seconds: float | None = None, clock: Cloc
     steps: list[tuple[int, float, float, float]] = []
     outcome = run_loop(
         engine,
-        FakeDreams(),
+        FakeSampler(),
         RECIPE,
         seconds=seconds,
         on_step=lambda *step: steps.append(step),

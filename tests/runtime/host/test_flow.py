@@ -10,8 +10,8 @@ from mpn.engines.directory.manifest import FlowSource
 from mpn.engines.open import EngineSet
 from mpn.errors import EngineError
 from mpn.runtime.host.flow import DisFlow, EngineFlow, flow_estimator_from, flow_px
+from tests.builders.clips import Square, squares_clip
 from tests.emulation.engines import fake_engine_set
-from tests.synthetic import Square, squares_clip
 from tests.tolerances import DIS_FLOW_PX
 
 PAN_XY = (2.5, -1.25)

@@ -14,9 +14,9 @@ from mpn.errors import EngineError
 from mpn.runtime.host.osvos import recalibrate
 from mpn.runtime.pipeline import Pipeline
 from mpn.types import Roi, StepResult
+from tests.builders.clips import Clip, Square, iou, squares_clip
 from tests.emulation.engines import FakeEngine, nothing_found
 from tests.runtime.pipelines import PAN, adapter_of, make, run
-from tests.synthetic import Clip, Square, iou, squares_clip
 from tests.tolerances import PASTED_IOU
 
 STILL = squares_clip([Square(1, (20, 15), 24, (0, 0))], size_hw=(64, 96))

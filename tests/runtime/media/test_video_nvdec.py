@@ -26,7 +26,7 @@ from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.session.propagate import propagate
 from mpn.runtime.session.request import RunRequest
 from mpn.runtime.session.session import run_video
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 from tests.runtime.media.clips import NTSC, SCENE_HW, scene, scene_labels, write_folder, write_video
 
 FRAMES = 8

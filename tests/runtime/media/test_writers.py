@@ -12,9 +12,9 @@ from mpn.errors import OutputError
 from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.writers import MaskWriter, ProbsWriter, RleWriter, TracksWriter, Writer
 from mpn.types import Frame, StepResult, Track
+from tests.builders.tiny_disk import tiny_disk as tiny_disk
 from tests.reference.rle import counts_from_string, mask_from_counts
 from tests.runtime.media.clips import noise_frame
-from tests.tiny_disk import tiny_disk as tiny_disk
 from tests.tolerances import FLOAT16_PROB
 
 SIZE_HW = (48, 64)

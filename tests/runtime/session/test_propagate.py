@@ -15,8 +15,8 @@ from mpn.runtime.options import FinetuneOptions, PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.session.propagate import propagate
 from mpn.types import StepResult
+from tests.builders.learning_dirs import make_adaptable_engine_dir
 from tests.emulation.engines import fake_engine_set
-from tests.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media.clips import index_from_frame, level_frame, write_folder, write_video
 
 SIZE_HW = (48, 64)

@@ -19,7 +19,7 @@ from mpn.runtime.session import session
 from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.resume import FIELDS_OF_0_1, check_same_run
 from mpn.runtime.session.session import run_video
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
 from tests.tolerances import TRACKED_IOU_MIN
 

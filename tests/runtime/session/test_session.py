@@ -17,9 +17,9 @@ from mpn.masks import load_labels, save_labels
 from mpn.runtime.options import OsvosOptions, PipelineOptions
 from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.session import run_video
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
+from tests.builders.tiny_disk import tiny_disk as tiny_disk
 from tests.runtime.media.clips import NTSC, SCENE_HW, scene, scene_labels, write_folder, write_video
-from tests.tiny_disk import tiny_disk as tiny_disk
 from tests.tolerances import TRACKED_IOU_MIN
 
 FRAMES = 12

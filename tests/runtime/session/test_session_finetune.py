@@ -16,8 +16,8 @@ from mpn.runtime.finetune.loop import FinetuneProgress
 from mpn.runtime.options import CrfOptions, FinetuneOptions, PipelineOptions
 from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.session import run_video
-from tests.engine_dirs import make_engine_dir
-from tests.learning_dirs import make_adaptable_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
+from tests.builders.learning_dirs import make_adaptable_engine_dir
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
 
 FRAMES = 8

@@ -14,9 +14,9 @@ from mpn.engines.tensorrt.plans.builder import BuiltPlan, build_plan
 from mpn.engines.tensorrt.plans.options import BuildOptions
 from mpn.engines.tensorrt.plans.progress import PlanProgress
 from mpn.errors import BackendError, EngineError
+from tests.builders.finetune_dirs import make_adapt_dir
 from tests.emulation.driver import FakeDriver, install_driver
 from tests.emulation.tensorrt import Flavour, install_tensorrt
-from tests.finetune_dirs import make_adapt_dir
 
 BACKEND_OF: dict[Flavour, TrtBackend] = {
     "10": "tensorrt",
@@ -190,7 +190,7 @@ def test_progress_is_told_and_may_cancel(api: TrtApi, directory: Path, manifest:
         ("parse", r"propagation\.onnx cannot be parsed .* Assertion failed.*node_of_trouble"),
         ("create_builder_config", "making a builder configuration failed"),
         ("add_optimization_profile", "refuses the profile of"),
-        ("build_serialized_network", r"building the propagation plan from .* does not want to"),
+        ("build_serialized_network", r"building the propagation plan from .* is set to fail"),
         ("deserialize_cuda_engine", "reading the plan back failed"),
         ("create_engine_inspector", "making an engine inspector failed"),
         ("create_timing_cache", "takes no timing cache"),

@@ -8,7 +8,7 @@ import pytest
 from mpn.runtime.finetune.augment.clip import DreamClip, DreamRange
 from mpn.runtime.finetune.augment.motion import MotionRange
 from mpn.runtime.finetune.augment.scene import DreamScene
-from tests.synthetic import Square, iou, squares_clip
+from tests.builders.clips import Square, iou, squares_clip
 
 STILL = MotionRange(0, 0, 0, 0, 0, 0, 0, 0, 0)
 AS_GIVEN = DreamRange(STILL, STILL, elsewhere_share=0, passer_share=0, light=0, blur_share=0)

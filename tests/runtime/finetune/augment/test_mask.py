@@ -5,7 +5,7 @@ import pytest
 
 from mpn.runtime.finetune.augment.mask import damaged
 from mpn.types import Float32Array
-from tests.synthetic import iou
+from tests.builders.clips import iou
 
 
 def disc(side: int = 80, radius: int = 24) -> Float32Array:

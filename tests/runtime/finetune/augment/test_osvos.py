@@ -8,7 +8,7 @@ import pytest
 from mpn.errors import InputError, MaskError
 from mpn.runtime.finetune.augment.osvos import CropRange, OsvosDreams
 from mpn.types import UInt8Array
-from tests.synthetic import Square, squares_clip
+from tests.builders.clips import Square, squares_clip
 
 CLIP = squares_clip(
     [Square(1, (40, 30), 40, (0, 0)), Square(2, (100, 40), 30, (0, 0), channel=2)],

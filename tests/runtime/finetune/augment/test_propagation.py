@@ -16,8 +16,8 @@ from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.flow import flow_estimator_from
 from mpn.runtime.options import ResolvedOptions
 from mpn.types import Float32Array
+from tests.builders.clips import Square, iou, squares_clip
 from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel
-from tests.synthetic import Square, iou, squares_clip
 
 PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))
 CLIP = squares_clip(

@@ -6,7 +6,7 @@ import pytest
 from mpn.errors import InputError, MaskError
 from mpn.runtime.finetune.augment.scene import DreamScene
 from mpn.runtime.host.reliability import colour_table
-from tests.synthetic import Clip, Square, squares_clip
+from tests.builders.clips import Clip, Square, squares_clip
 from tests.tolerances import INPAINTED_LEVELS
 
 SIZE_HW = (120, 120)

@@ -1,4 +1,4 @@
-"""A file system that is soon full."""
+"""Provide a file system that is soon full."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB; skipped where mounting is not allowed."""
+    """File system of 64 KiB; skips if mounting is not allowed."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mounted)]

@@ -13,7 +13,7 @@ from tests.emulation.cuda_shim.shim import Shim
 from tests.emulation.engines import fake_engine_set
 from tests.emulation.streams import ShimStream
 from tests.runtime.device.helpers import device_pipeline
-from tests.runtime.device.test_device_pipeline import green, sharpened
+from tests.runtime.device.test_backend import green, sharpened
 from tests.runtime.pipelines import PLAIN, TWO
 from tests.tolerances import DEVICE_PROB
 

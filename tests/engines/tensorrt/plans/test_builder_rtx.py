@@ -23,8 +23,8 @@ from mpn.engines.tensorrt.plans.options import BuildOptions
 from mpn.engines.tensorrt.plans.progress import PlanProgress
 from mpn.engines.tensorrt.plans.record import load_record
 from mpn.errors import BackendError, EngineError, MissingExtraError
-from tests.engine_dirs import make_engine_dir
-from tests.finetune_dirs import make_adapt_dir
+from tests.builders.engine_dirs import make_engine_dir
+from tests.builders.finetune_dirs import make_adapt_dir
 
 
 @pytest.fixture(scope="module")

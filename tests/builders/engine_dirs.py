@@ -1,8 +1,8 @@
-"""Tiny engine directories for tests, with graphs of known results.
+"""Write tiny engine directories with graphs of known results.
 
 propagation: ``prob`` is the 4th channel of ``rgb_prob`` (a 1x1 convolution, weights 0, 0, 0, 1).
-flow: ``flow_px`` is the same vector everywhere, whatever the frames.
-osvos: ``prob`` = sigmoid(sum of the channels / 10): bright pixels (above the mean) are foreground.
+flow: ``flow_px`` is a constant vector for all frames and pixels.
+osvos: ``prob`` = sigmoid(sum of the channels / 10): pixels brighter than the mean are foreground.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ def make_engine_dir(
     """Write a valid engine directory and return ``path``.
 
     Args:
-        path: The directory; made if absent.
-        with_flow: Add a flow engine and name it as the flow's source (else OpenCV DIS).
+        path: The directory; created if absent.
+        with_flow: Add a flow engine and use it as the source of the flow; default: OpenCV DIS.
         with_osvos: Add an OSVOS engine.
         frame_size_hw: (height, width) of the working frame.
         roi_size: Side of the crop.
-        max_objects: As in the manifest.
-        flow_px: (x, y), the output of the flow engine at every pixel.
+        max_objects: Field of the manifest.
+        flow_px: (x, y), output of the flow engine at each pixel.
         dis_scale: Scale of DIS if it is the source.
-        external_data: Keep the propagation weights in ``propagation.onnx.data``.
-        runtime_defaults: As in the manifest.
+        external_data: Store the propagation weights in ``propagation.onnx.data``.
+        runtime_defaults: Field of the manifest.
     """
     path.mkdir(parents=True, exist_ok=True)
     roles: list[Role] = ["propagation"]
@@ -131,7 +131,7 @@ def role_entry(spec: EngineSpec, directory: Path, onnx_name: str) -> RoleEntry:
 
 
 def model_for(spec: EngineSpec, *, flow_px: tuple[float, float] = (0.0, 0.0)) -> onnx.ModelProto:
-    """Build the graph of a role at the sizes of ``spec``, see the module."""
+    """Build the graph of a role at the sizes of ``spec``; see the module."""
     if spec.role == "flow":
         nodes, weights = _flow_nodes(flow_px)
     elif spec.role == "propagation":
@@ -167,7 +167,7 @@ def save_model(model: onnx.ModelProto, path: Path, *, external_data: bool = Fals
 
 
 def parity_document() -> dict[str, Any]:
-    """Build a ``parity.json`` of the exporter; worst are 1.5e-6 and 0.993."""
+    """Build a ``parity.json`` of the exporter; the worst values are 1.5e-6 and 0.993."""
 
     def case(name: str, max_relative: float, mask_iou: float) -> dict[str, Any]:
         return {

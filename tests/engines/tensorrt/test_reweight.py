@@ -27,10 +27,10 @@ from mpn.engines.tensorrt.reweight import (
 from mpn.engines.weights import read_weights
 from mpn.errors import BackendError, EngineError
 from mpn.types import Float32Array
+from tests.builders.finetune_dirs import ROLES, make_adapt_dir
 from tests.emulation.driver import FakeDriver, install_driver
 from tests.emulation.engines import fake_engine_set
 from tests.emulation.tensorrt import Flavour, install_tensorrt
-from tests.finetune_dirs import ROLES, make_adapt_dir
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])

@@ -1,7 +1,7 @@
-"""Tiny engine directories whose propagation network can be fine-tuned.
+"""Write tiny engine directories whose propagation network can be fine-tuned.
 
-``prob`` is a weighted sum of the four input channels; the step is gradient descent with momentum on
-the squared error. It segments badly, but is trained in milliseconds.
+``prob`` is a weighted sum of the four input channels. The step is gradient descent with momentum on
+the squared error. Training takes milliseconds; the masks are not accurate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mpn.engines.directory.entries import FinetuneEntry, WeightTensor
 from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import load_manifest, save_manifest
 from mpn.engines.spec import OPSET
-from tests.engine_dirs import IR_VERSION, make_engine_dir
+from tests.builders.engine_dirs import IR_VERSION, make_engine_dir
 
 ADAPT_NAME = "propagation_adapt.onnx"
 _WEIGHT_SHAPE = (1, 4, 1, 1)
@@ -28,7 +28,7 @@ _WEIGHT_SHAPE = (1, 4, 1, 1)
 def make_adaptable_engine_dir(path: Path, **options: Any) -> Path:
     """Write an engine directory with a step for the propagation network.
 
-    See :func:`tests.engine_dirs.make_engine_dir`.
+    See :func:`tests.builders.engine_dirs.make_engine_dir`.
     """
     make_engine_dir(path, external_data=True, **options)
     onnx.save_model(_step(), path / ADAPT_NAME)

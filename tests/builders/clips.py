@@ -1,4 +1,4 @@
-"""Clips with exactly known masks and flow, and an estimator of that flow."""
+"""Build clips with exact masks and flow, and an estimator that returns the flow."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mpn.types import BoolArray, Float32Array, UInt8Array
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip with the truth.
+    """Clip with its ground truth.
 
     Attributes:
         frames: (H, W, 3) uint8 RGB each.
-        labels: (H, W) uint8 each; an object that is behind another one is not visible.
-        flows_to_prev_px: (2, H, W) float32 each, on the frame's own grid; of frame 0: zero. Where
-            the background appears from behind an object, it points at that object, as it must.
+        labels: (H, W) uint8 each; an occluded object is not visible.
+        flows_to_prev_px: (2, H, W) float32 each, on the grid of the frame; zero for frame 0. If an
+            object uncovers background, the flow there points into the object.
     """
 
     frames: tuple[UInt8Array, ...]
@@ -29,14 +29,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Square:
-    """A textured square that moves by a constant step; later squares lie in front.
+    """Textured square with constant motion; later squares occlude earlier ones.
 
     Attributes:
-        object_id: Its value in the labels.
-        corner_xy: Its upper left corner in frame 0.
-        side: Of the square, in pixels.
-        step_xy: Pixels it moves a frame; may be fractions, and so may the corner.
-        channel: RGB channel that is bright in it and dark elsewhere: 0, 1 or 2.
+        object_id: Value in the labels.
+        corner_xy: Upper left corner in frame 0; may be fractional.
+        side: Side in pixels.
+        step_xy: Motion in pixels per frame; may be fractional.
+        channel: RGB channel that is bright inside and dark outside: 0, 1 or 2.
     """
 
     object_id: int
@@ -49,8 +49,7 @@ class Square:
 def texture(x: Float32Array, y: Float32Array, seed: int) -> Float32Array:
     """Draw (H, W, 3) in 0..1 from pixel coordinates.
 
-    Waves of 5 to 40 px, so that any sub-pixel shift can be drawn exactly and optical flow has
-    texture to match.
+    Waves of 5 to 40 px allow exact sub-pixel shifts and are texture for optical flow.
     """
     rng = np.random.default_rng(seed)
     colours = []
@@ -72,14 +71,14 @@ def squares_clip(
     frames: int = 5,
     pan_xy: tuple[float, float] = (0, 0),
 ) -> Clip:
-    """Textured squares over a textured background.
+    """Render textured squares over a textured background.
 
     Args:
-        squares: Back to front.
+        squares: Squares from back to front.
         size_hw: (H, W).
-        frames: How many.
-        pan_xy: Pixels that the background moves a frame. With the step of every square, the whole
-            picture moves, and its flow is constant and without occlusion.
+        frames: Number of frames.
+        pan_xy: Motion of the background in pixels per frame. If it is the step of all squares, the
+            flow is constant and there is no occlusion.
     """
     height, width = size_hw
     x, y = np.arange(width, dtype=np.float32)[None], np.arange(height, dtype=np.float32)[:, None]
@@ -106,8 +105,8 @@ def squares_clip(
 def by_colour(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
     """Segment the channel that is brightest inside the input mask.
 
-    A propagation network for any :class:`Square`. The crop must have been normalised with mean 0
-    and deviation 1.
+    This is a propagation network for any :class:`Square`. The crop must be normalised with mean 0
+    and standard deviation 1.
     """
     probs = []
     for rgb, prob in zip(inputs["rgb_prob"][:, :3], inputs["rgb_prob"][:, 3], strict=True):
@@ -119,11 +118,11 @@ def by_colour(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
 class KnownFlow:
     """Flow estimator that returns a given flow.
 
-    Frames are counted in order of preparation: the first of a video is 0. It only accepts the flow
-    from frame t to frame t - 1, which backward warping uses.
+    Frames are counted from 0 in order of preparation. Only the flow from frame t to frame t - 1 is
+    accepted, which backward warping uses.
 
     Args:
-        flows_to_prev_px: For each frame (2, H, W), on its grid.
+        flows_to_prev_px: (2, H, W) per frame, on its grid.
     """
 
     def __init__(self, flows_to_prev_px: Sequence[Float32Array]) -> None:
@@ -136,7 +135,7 @@ class KnownFlow:
         return frame
 
     def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
-        assert int(frame0.data) == int(frame1.data) + 1, "the flow wanted is current -> previous"
+        assert int(frame0.data) == int(frame1.data) + 1, "only the flow to the previous frame"
         return self._flows[int(frame0.data)]
 
 

@@ -17,8 +17,8 @@ from mpn.engines.onnxruntime.finetune import Features, FinetuneEngine, open_fine
 from mpn.engines.spec import Role
 from mpn.errors import BackendError, EngineError, InputError, ManifestError
 from mpn.types import Float32Array
-from tests.engines.test_lean_imports import BLOCKED_ALWAYS, run_blocked
-from tests.finetune_dirs import ROLES, make_adapt_dir, tiny_forward
+from tests.builders.finetune_dirs import ROLES, make_adapt_dir, tiny_forward
+from tests.test_lean_imports import BLOCKED_ALWAYS, run_blocked
 from tests.tolerances import HALF_STEP, HALF_STEP_OF_SCALED
 
 CHANNELS: Mapping[Role, int] = {"propagation": 4, "osvos": 3}

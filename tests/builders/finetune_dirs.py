@@ -1,4 +1,4 @@
-"""Tiny engine directories with fine-tuning steps, made without tracing.
+"""Write tiny engine directories with fine-tuning steps, without tracing.
 
 Each network has two layers.
 
@@ -35,7 +35,7 @@ from mpn.export.finetune.write import weight_tensors
 from mpn.export.graph import move_weights_out, stored_tensors
 from mpn.networks.osvos import rescale_trunk
 from mpn.types import Float32Array
-from tests.engine_dirs import IR_VERSION, PROVENANCE, SIZE_MULTIPLES
+from tests.builders.engine_dirs import IR_VERSION, PROVENANCE, SIZE_MULTIPLES
 
 FRAME_SIZE_HW = (64, 96)
 ROI_SIZE = 65
@@ -45,7 +45,7 @@ _LAYERS: Mapping[Role, tuple[tuple[str, int, int, int], ...]] = {
     "propagation": (("backbone.conv", 4, 6, 3), ("decoder.conv", 6, 1, 1)),
     "osvos": (("stages.0.0", 3, 4, 3), ("side_prep.0", 4, 2, 3), ("fuse", 2, 1, 1)),
 }
-"""Name, channels in and out, side of the kernel; a ReLU after the first."""
+"""Name, input and output channels, side of the kernel; a ReLU follows the first layer."""
 
 
 def make_adapt_dir(
@@ -87,7 +87,7 @@ def tiny_forward(role: Role) -> ForwardGraph:
     for index, (layer, inputs, outputs, kernel) in enumerate(_LAYERS[role]):
         shape = (outputs, inputs, kernel, kernel)
         noise = rng.standard_normal(shape, np.float32)
-        # Half holds these exactly: a directory of either precision starts from the same weights.
+        # Exact in half precision: directories of both precisions have the same weights.
         weights[f"{layer}.weight"] = _rounded(noise / np.sqrt(inputs * kernel * kernel))
         weights[f"{layer}.bias"] = _rounded(0.1 * rng.standard_normal(outputs, np.float32))
         result = MARGIN if index == last else f"{layer}.out"

@@ -1,4 +1,4 @@
-"""Controls of the shim itself: it runs what is right, and catches what is wrong."""
+"""Controls of the shim: it runs valid kernels and detects invalid ones."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(128) converted(
 
 @pytest.fixture(scope="module")
 def broken(shim: Shim, tmp_path_factory: pytest.TempPathFactory) -> Shim:
-    """Kernels that are right, and kernels that are wrong in one way each."""
+    """Valid kernels, and kernels with one fault each."""
     del shim  # skips without g++
     folder: Path = tmp_path_factory.mktemp("shim")
     return Shim(folder, {"shared": HEADER + KERNELS, "counting": HEADER + COUNTING})
@@ -170,7 +170,7 @@ def test_warp_operations(broken: Shim) -> None:
         ("two_barriers", {}, "stand at different barriers"),
         ("half_a_warp", {}, "never reach"),
         ("write_at", {"at": 64}, "access outside an array"),
-        ("write_at", {"at": -1}, "wrote beside 'out'"),
+        ("write_at", {"at": -1}, "wrote outside 'out'"),
         ("beside_shared", {"at": 8}, "undefined behaviour"),
         ("to_int", {"value": 1e20}, "undefined behaviour"),
         ("overflow", {"value": 2**30}, "undefined behaviour"),
@@ -232,7 +232,7 @@ def test_shim_atomics_are_exact_in_seeded_order(broken: Shim) -> None:
 
 
 def test_reading_and_writing_apart_loses_counts(broken: Shim) -> None:
-    """Control: threads, also of different blocks, really come between each other."""
+    """Control: threads of the same and of different blocks run interleaved."""
     count = np.zeros(1, np.int32)
     broken.launch("counted_unsafely", seed=1, count=count, order=np.zeros(128, np.int32))
     assert 0 < count[0] < 128

@@ -1,4 +1,4 @@
-"""The deployed side must import, and where it can work, without what it must not need."""
+"""The deployed packages import and run without the packages of the exporter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import make_engine_dir
 
 BLOCKED_ALWAYS = ("torch", "onnx", "onnxscript")
 BLOCKED_AT_START = (*BLOCKED_ALWAYS, "onnxruntime", "tensorrt", "tensorrt_rtx")
@@ -19,7 +19,7 @@ for package_name in {packages}:
     package = importlib.import_module(package_name)
     for module in pkgutil.walk_packages(package.__path__, package_name + "."):
         if module.name.rpartition(".")[2].startswith("cuda"):
-            continue  # needs the CUDA packages, which are no part of a CPU box
+            continue  # needs the CUDA packages, which a CPU installation does not have
         importlib.import_module(module.name)
 """
 

@@ -16,7 +16,7 @@ from mpn.export.graph import export_graph
 from mpn.networks.deeplab import DeepLabXception
 from mpn.networks.flownet2 import FlowNet2
 from mpn.networks.osvos import OsvosVgg
-from tests.engines.plans.test_rtx_builder import rtx_or_skip
+from tests.engines.tensorrt.plans.test_builder_rtx import rtx_or_skip
 from tests.networks.seeded import DEEPLAB_GAIN, FLOWNET2_GAIN, OSVOS_GAIN, seeded
 
 pytestmark = pytest.mark.fullsize

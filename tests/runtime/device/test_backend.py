@@ -18,12 +18,12 @@ from mpn.errors import EngineError, InputError
 from mpn.runtime.options import HOST_ONLY, DeviceOptions, option_names
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.types import StepResult
+from tests.builders.clips import Clip, KnownFlow
 from tests.emulation.cuda_shim.shim import Shim
 from tests.emulation.engines import FakeFinetuner, fake_engine_set, fourth_channel
 from tests.emulation.streams import OnDevice, ShimEngine, ShimStream
 from tests.runtime.device.helpers import device_pipeline, pan_both_ways, run
 from tests.runtime.pipelines import PAN, PLAIN, TWO, pan_engine
-from tests.synthetic import Clip, KnownFlow
 from tests.tolerances import DEVICE_CONFIDENCE, DEVICE_PROB
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from mpn.runtime.options import DeviceOptions, OsvosOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
+from tests.builders.clips import squares_clip
 from tests.emulation.cuda_shim.shim import Shim
 from tests.emulation.engines import fake_engine_set
 from tests.emulation.streams import Order, ShimEvent, ShimStream
 from tests.runtime.device.helpers import device_pipeline, pan_both_ways, run
-from tests.runtime.device.test_device_pipeline import red, sharpened
+from tests.runtime.device.test_backend import red, sharpened
 from tests.runtime.pipelines import ONE, PLAIN
-from tests.synthetic import squares_clip
 
 CLIP = squares_clip([ONE], pan_xy=(3, 2), frames=9)
 OPTIONS = PipelineOptions(flow_check_px=3.0, size=40, osvos=OsvosOptions(mode="blend"))

@@ -7,9 +7,9 @@ import pytest
 
 from mpn.engines.tensorrt.open import build_plans
 from mpn.errors import BackendError, ManifestError
+from tests.builders.finetune_dirs import make_adapt_dir
 from tests.emulation.driver import FakeDriver, install_driver
 from tests.emulation.tensorrt import install_tensorrt
-from tests.finetune_dirs import make_adapt_dir
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Build engine directories, clips and disks for tests."""
