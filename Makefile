@@ -22,7 +22,7 @@ test: $(DEV_STAMP)  ## run the tests (minutes, 2 cores)
 test-fullsize: $(DEV_STAMP)  ## export and run the paper-size networks
 	$(BIN)/python -m pytest -q -m fullsize
 
-check: $(DEV_STAMP)  ## lint, types, layers
+check: $(DEV_STAMP)  ## lint, types, layers, language
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

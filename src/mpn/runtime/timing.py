@@ -8,7 +8,7 @@ from time import perf_counter
 
 STAGES: tuple[str, ...] = (
     "input",
-    "adapt",
+    "finetune",
     "flow",
     "warp",
     "osvos",
