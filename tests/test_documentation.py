@@ -90,7 +90,7 @@ def test_page_python_imports_resolve(name: str) -> None:
         assert missing_names(code) == []
 
 
-def test_checks_of_pages_find_what_is_missing() -> None:
+def test_page_checks_find_missing_names() -> None:
     """Control: each check reports a wrong page."""
     assert missing_links(REPOSITORY / "README.md", "[a](docs/none.md)") == ["docs/none.md"]
     assert unknown_options("`--adapt-stepz 3`", known_options()) == ["--adapt-stepz"]

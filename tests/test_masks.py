@@ -37,7 +37,7 @@ def test_palette_is_the_official_evaluators(golden: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["indexed_davis", "indexed_evaluator", "gray8"])
-def test_ids_are_read_untouched_whatever_the_palette(golden: Path, name: str) -> None:
+def test_ids_are_read_unchanged_for_any_palette(golden: Path, name: str) -> None:
     expected = np.load(golden / "palette" / "labels.npy")
     labels = load_labels(golden / "palette" / f"{name}.png")
     np.testing.assert_array_equal(labels, np.where(expected == 255, 0, expected))
@@ -111,7 +111,7 @@ def test_empty_mask_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("palette", [True, False])
-def test_200_ids_look_like_a_picture(tmp_path: Path, palette: bool) -> None:
+def test_200_ids_raise_as_a_picture(tmp_path: Path, palette: bool) -> None:
     path = tmp_path / "many.png"
     values = np.arange(201, dtype=np.uint8).reshape(3, 67)
     if palette:

@@ -74,7 +74,7 @@ def test_shipped_licence_is_in_manifest_and_model_card() -> None:
     assert "ECSSD" in card
 
 
-def test_the_manifest_s_advice_is_what_the_model_card_says() -> None:
+def test_manifest_defaults_match_the_model_card() -> None:
     directory = default_engine_dir()
     card = (directory.parent / "MODEL_CARD.md").read_text()
     advice = load_manifest(directory).runtime_defaults

@@ -182,7 +182,7 @@ def test_consumer_error_wins_over_the_workers_and_nothing_hangs() -> None:
     assert count_threads("mpn-test-worker") == 0
 
 
-def test_abort_drops_what_is_queued() -> None:
+def test_abort_drops_the_queue() -> None:
     entered, release, done = threading.Event(), threading.Event(), []
 
     def slow(item: int) -> None:

@@ -27,7 +27,7 @@ def test_process_pool_sets_opencv_threads() -> None:
         assert pool.submit(cv2.getNumThreads).result() == 1
 
 
-def test_a_worker_that_dies_is_told() -> None:
+def test_dead_worker_raises() -> None:
     with process_pool(1) as pool, pytest.raises(BrokenProcessPool):
         pool.submit(_die).result()
 

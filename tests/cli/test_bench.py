@@ -90,7 +90,7 @@ def test_every_option_arrives(
     assert [run["crf"] for run in result["runs"]] == [False, True]
 
 
-def test_tables_fit_80_columns_and_say_what_is_missing(
+def test_tables_fit_80_columns_and_list_missing_figures(
     result: dict[str, Any], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
@@ -110,7 +110,7 @@ def test_tables_fit_80_columns_and_say_what_is_missing(
     assert "…" not in out
 
 
-def test_busy_machine_is_told(
+def test_busy_machine_is_reported(
     result: dict[str, Any], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = {**result, "load_average_before": 100.0}

@@ -64,7 +64,7 @@ def test_a_bad_prediction_set_fails_with_one_line_and_no_csv(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_csv_folder_is_told_before_anything_is_scored(
+def test_missing_csv_folder_fails_before_scoring(
     golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nowhere = tmp_path / "nowhere"
@@ -74,7 +74,7 @@ def test_a_missing_csv_folder_is_told_before_anything_is_scored(
     assert captured.err == f"error: --csv-dir {nowhere}: no such folder\n"
 
 
-def test_csvs_that_cannot_go_beside_the_results_are_mentioned(
+def test_csvs_not_writable_next_to_results_are_reported(
     golden: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mpn.errors import OutputError

@@ -135,7 +135,7 @@ def test_bad_options_are_one_line_and_leave_nothing(
         ("video.mp4", b"\0\0\0 ftypisom", "video.mp4"),
     ],
 )
-def test_what_is_no_checkpoint_is_one_line(
+def test_invalid_checkpoint_is_a_one_line_error(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     name: str,

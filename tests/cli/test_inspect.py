@@ -80,7 +80,7 @@ def test_changed_file_is_shown_and_exits_with_1(
     assert ("differs" in out) or ("has changed since export" in json.loads(out)["problem"])
 
 
-def test_no_onnxruntime_exits_with_1_and_says_what_to_install(
+def test_missing_onnxruntime_exits_1_with_install_hint(
     tmp_path: Path, inspect: Inspect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -142,7 +142,7 @@ def test_fine_tuning_is_described(tmp_path: Path, inspect: Inspect) -> None:
         assert part in words, part
 
 
-def test_a_directory_without_fine_tuning_says_so(tmp_path: Path, inspect: Inspect) -> None:
+def test_directory_without_finetuning_is_reported(tmp_path: Path, inspect: Inspect) -> None:
     _, out, _ = inspect(make_engine_dir(tmp_path / "engines"))
     assert "none exported without it" in " ".join(out.split())
 

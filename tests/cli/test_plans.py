@@ -92,7 +92,7 @@ def test_inspect_lists_plans_and_builds_none(
         (["--plans-for", "tensorrt-rtx"], "extra [rtx]"),
     ],
 )
-def test_what_cannot_be_built_is_one_line(
+def test_failing_plan_is_a_one_line_error(
     directory: Path,
     fakes: Any,
     capsys: pytest.CaptureFixture[str],
@@ -106,7 +106,7 @@ def test_what_cannot_be_built_is_one_line(
     assert printed.err.count("\n") == 1
 
 
-def test_a_machine_that_cannot_build_says_so_before_it_exports(
+def test_machine_without_builder_fails_before_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install_tensorrt(monkeypatch, "11", None)
@@ -119,7 +119,7 @@ def test_a_machine_that_cannot_build_says_so_before_it_exports(
     assert err.count("\n") == 1
 
 
-def test_progress_is_told_in_percent_and_seconds() -> None:
+def test_progress_is_reported_in_percent_and_seconds() -> None:
     progress = PlanProgress("flow", "Timing tactics", 0.336, 20.0, 39.5)
     assert plan_text(progress) == "flow: building the plan, 34 %, about 40 s left"
     assert plan_text(PlanProgress("flow", "x", 0.0, 0.0, None)) == "flow: building the plan, 0 %"

@@ -92,7 +92,7 @@ def left_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_run_writes_results_beside_you_and_says_where(run, capsys) -> None:
+def test_run_writes_to_working_dir_and_prints_path(run, capsys) -> None:
     assert run("@clip.mp4", "--mask", "@first.png", "--backend", "cpu") == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1

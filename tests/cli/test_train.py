@@ -92,7 +92,7 @@ def test_the_process_is_started_again_once_with_memory_kept(
 
 
 @pytest.mark.parametrize("command", ["propagation", "osvos", "flow"])
-def test_help_answers_without_torch(command: str) -> None:
+def test_help_needs_no_torch(command: str) -> None:
     code = "import sys; sys.modules['torch'] = None; from mpn.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "train", command, "--help"],
@@ -205,7 +205,7 @@ def test_train_flow_with_written_recipe_repeats_the_run(stills_like: Path, tmp_p
         assert torch.equal(value, weights[key]), key
 
 
-def test_what_a_resumed_run_changes_is_said(stills_like: Path, tmp_path: Path) -> None:
+def test_changed_options_of_resumed_run_are_reported(stills_like: Path, tmp_path: Path) -> None:
     arguments = ["--stills", str(stills_like), "-o", str(tmp_path / "a")]
     assert _train_flow(arguments)[0] == 0
     code, output, error = _train_flow(

@@ -57,7 +57,7 @@ def test_a_buffer_shows_itself_to_other_libraries() -> None:
         ("text", "an array on the device was expected, got str"),
     ],
 )
-def test_what_is_not_on_the_device_or_not_contiguous_is_refused(array: Any, says: str) -> None:
+def test_host_or_strided_array_raises(array: Any, says: str) -> None:
     with pytest.raises(EngineError, match=says):
         array_from_interface(array)
 
@@ -111,7 +111,7 @@ def test_parts_of_an_array_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> 
         whole.part(3, 5)
 
 
-def test_other_libraries_are_told_where_an_array_is() -> None:
+def test_array_exports_its_address_to_other_libraries() -> None:
     shown = DeviceArray(4096, (2, 3), np.float16, None, stream_address=7).__cuda_array_interface__
     assert shown == {
         "shape": (2, 3),

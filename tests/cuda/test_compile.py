@@ -57,7 +57,7 @@ def test_code_of_another_architecture_differs() -> None:
 
 
 @pytest.mark.usefixtures("nvrtc")
-def test_multiplication_and_addition_stay_apart_unless_asked() -> None:
+def test_multiply_add_is_not_contracted_by_default() -> None:
     source = (
         'extern "C" __global__ void one(float* v) '
         "{ v[threadIdx.x] = v[threadIdx.x] * v[40] + v[50]; }"
@@ -74,7 +74,7 @@ def test_multiplication_and_addition_stay_apart_unless_asked() -> None:
         (SMALL, "sm_10", "cannot compile it.cu for sm_10"),
     ],
 )
-def test_what_does_not_compile_is_one_line(source: str, arch: str, message: str) -> None:
+def test_compile_error_is_one_line(source: str, arch: str, message: str) -> None:
     with pytest.raises(BackendError, match=message) as raised:
         compile_cubin(source, arch, name="it.cu")
     assert "\n" not in str(raised.value)

@@ -222,7 +222,7 @@ def test_timed_events_measure_seconds(device: CudaDevice, driver: FakeDriver) ->
     assert device.record().event.handle.is_timed is False, "an event for order alone is cheaper"
 
 
-def test_pinned_memory_lives_with_its_last_view(device: CudaDevice, driver: FakeDriver) -> None:
+def test_pinned_memory_is_freed_after_its_last_view(device: CudaDevice, driver: FakeDriver) -> None:
     staging = device.pinned((3, 4), np.float32)
     staging[:] = np.arange(12).reshape(3, 4)
     array = device.empty((3, 4), np.float32)

@@ -50,7 +50,7 @@ def test_values_are_spread_without_a_bit_of_difference(
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_the_blur_is_its_references(shim: Shim, lattice: Outputs, channels: int) -> None:
+def test_blur_equals_its_reference(shim: Shim, lattice: Outputs, channels: int) -> None:
     rng = np.random.default_rng(0)
     vertices = AXES * CAPACITY
     count = int(lattice["vertices"][0])

@@ -39,7 +39,7 @@ def lattice() -> Outputs:
 
 
 @pytest.mark.parametrize(("total", "used"), [(0, 256), (21, 256), (22, 512), (705, 8192)])
-def test_clear_empties_what_the_pixels_can_fill(shim: Shim, total: int, used: int) -> None:
+def test_clear_resets_the_slots_of_all_pixels(shim: Shim, total: int, used: int) -> None:
     kernel, reference = kernel_and_reference(
         shim,
         "crf_clear",
@@ -55,7 +55,7 @@ def test_clear_empties_what_the_pixels_can_fill(shim: Shim, total: int, used: in
     assert kernel["vertices"][0] == 0
 
 
-def test_pixels_get_the_keys_and_weights_of_their_reference(shim: Shim) -> None:
+def test_insert_equals_keys_and_weights_of_reference(shim: Shim) -> None:
     """Slots depend on the order of threads: seeds differ in them, never in what lies behind."""
     expected = reference_outputs(shim, "crf_insert", **insert_arguments())
     slots = []
@@ -132,7 +132,7 @@ def test_slots_become_numbers(shim: Shim, lattice: Outputs) -> None:
     assert (kernel["corners"][SMALL] == -1).all()
 
 
-def test_neighbours_are_the_references(shim: Shim, lattice: Outputs) -> None:
+def test_neighbours_equal_their_reference(shim: Shim, lattice: Outputs) -> None:
     count = int(lattice["vertices"][0])
     names = ("vertex_keys", "vertices", "keys", "numbers")
     kernel, reference = kernel_and_reference(

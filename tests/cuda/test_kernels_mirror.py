@@ -31,7 +31,7 @@ def test_rows_are_read_from_right_to_left(shim: Shim, rows: int, width: int, dty
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("rows", "width"), SIZES)
-def test_answers_are_averaged_as_on_the_cpu(shim: Shim, rows: int, width: int, dtype: str) -> None:
+def test_average_mirrored_matches_cpu(shim: Shim, rows: int, width: int, dtype: str) -> None:
     values, mirrored = values_of((rows, width), dtype), values_of((rows, width), dtype, seed=1)
     name = AVERAGE_MIRRORED[dtype]
     sizes = {"rows": rows, "width": width}

@@ -74,7 +74,7 @@ def test_agreement_is_the_cpus(shim: Shim) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("bad", [None, np.nan, np.inf, -np.inf])
-def test_one_value_that_is_not_finite_is_told(shim: Shim, dtype: str, bad: float | None) -> None:
+def test_single_nonfinite_value_sets_the_flag(shim: Shim, dtype: str, bad: float | None) -> None:
     values = np.linspace(-60000, 60000, 3001).astype(dtype)
     if bad is not None:
         values[2998] = bad

@@ -38,7 +38,7 @@ def test_a_reference_has_the_parameters_of_its_kernel(name: str) -> None:
     assert list(inspect.signature(kernel_references()[name]).parameters) == parameters
 
 
-def test_a_signature_is_what_the_source_says() -> None:
+def test_signature_matches_the_source() -> None:
     (signature,) = signatures_in(KERNEL, "blur")
     assert (signature.name, signature.family, signature.block) == ("blur", "blur", (32, 8, 1))
     kinds = [(p.name, p.dtype, p.is_pointer, p.is_const) for p in signature.parameters]
@@ -75,7 +75,7 @@ def test_the_grid_covers_every_element(
         ("ceil(width,32)", "__import__(width)", "'__import__\\(width\\)'"),
     ],
 )
-def test_a_source_that_does_not_say_it_is_refused(before: str, after: str, message: str) -> None:
+def test_source_with_invalid_signature_raises(before: str, after: str, message: str) -> None:
     assert before in KERNEL
     with pytest.raises(EngineError, match=message):
         signatures_in(KERNEL.replace(before, after), "blur")

@@ -231,7 +231,7 @@ def test_shim_atomics_are_exact_in_seeded_order(broken: Shim) -> None:
     assert orders[1] != orders[0] != orders[2] != orders[1]
 
 
-def test_reading_and_writing_apart_loses_counts(broken: Shim) -> None:
+def test_separate_read_and_write_loses_counts(broken: Shim) -> None:
     """Control: threads of the same and of different blocks run interleaved."""
     count = np.zeros(1, np.int32)
     broken.launch("counted_unsafely", seed=1, count=count, order=np.zeros(128, np.int32))

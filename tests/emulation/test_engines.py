@@ -34,7 +34,7 @@ def test_calls_are_recorded_as_copies() -> None:
     assert [call["image"].max() for call in engine.calls] == [1.0, 7.0]
 
 
-def test_fake_refuses_what_a_real_engine_refuses() -> None:
+def test_fake_raises_the_errors_of_a_real_engine() -> None:
     engine: Engine = FakeEngine(osvos_spec((4, 6)), nothing_found)
     with pytest.raises(EngineError, match="takes"):
         engine.run({"frame": np.ones((1, 3, 4, 6), np.float32)})

@@ -46,7 +46,7 @@ def test_the_first_rows_are_the_objects(device: CudaDevice, driver: FakeDriver) 
             )
 
 
-def test_too_little_memory_gives_back_what_was_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_frees_earlier_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = install_driver(monkeypatch, memory=4 * 4 * 65 * 65 * 4 + 100)
     with pytest.raises(EngineError, match="cannot allocate"):
         DeviceBuffers(SPEC, CudaDevice())

@@ -102,7 +102,7 @@ def test_graph_of_another_role_is_refused(directory: Path) -> None:
         open_engines(directory, verify=False)
 
 
-def test_failure_midway_closes_what_was_opened(
+def test_failure_midway_closes_opened_engines(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
@@ -151,7 +151,7 @@ def test_a_library_that_is_not_installed_names_its_extra(
         open_engines(directory, backend=backend)
 
 
-def test_auto_without_a_gpu_says_why_it_takes_the_cpu(
+def test_auto_without_gpu_reports_reason_for_cpu(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends_module, "gpu_unavailable_reason", lambda: "there is no driver")

@@ -59,7 +59,7 @@ def test_a_missing_sequence_is_named(tmp_path: Path) -> None:
         check_results(load_davis(root, "val"), results)
 
 
-def test_more_results_than_asked_for_are_no_error(tmp_path: Path) -> None:
+def test_additional_results_are_ignored(tmp_path: Path) -> None:
     root = make_root(tmp_path / "davis", {"dog": 3, "bear": 3}, listed="dog")
     results = make_results(tmp_path / "results", root)
     check_results(load_davis(root, "val"), results)

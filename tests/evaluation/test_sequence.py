@@ -36,7 +36,7 @@ def test_all_frames_but_first_and_last_are_scored() -> None:
     assert [scored.name for scored in score.objects] == ["clip_1", "clip_2"]
 
 
-def test_first_and_last_prediction_are_not_looked_at() -> None:
+def test_first_and_last_prediction_are_ignored() -> None:
     (gt0, _), (gt1, pred1), (gt2, _) = moving_pair(3)
     with_none, with_garbage = SequenceEvaluator("clip"), SequenceEvaluator("clip")
     garbage = np.full((3, 3), 255, np.uint8)

@@ -135,9 +135,7 @@ def test_checkpoints_become_an_engine_directory_that_runs(
         assert engines.osvos is not None
 
 
-def test_the_report_and_the_summary_say_what_was_compared(
-    checkpoint_dir: Path, tmp_path: Path
-) -> None:
+def test_report_and_summary_describe_the_export(checkpoint_dir: Path, tmp_path: Path) -> None:
     bundle = export_bundle(
         [checkpoint_dir / "both.pth"], tmp_path / "engines", _options(precision="fp16")
     )
@@ -156,9 +154,7 @@ def test_the_report_and_the_summary_say_what_was_compared(
     assert not osvos.reused
 
 
-def test_without_a_flow_checkpoint_the_manifest_says_dis(
-    checkpoint_dir: Path, tmp_path: Path
-) -> None:
+def test_manifest_without_flow_checkpoint_uses_dis(checkpoint_dir: Path, tmp_path: Path) -> None:
     options = _options(flow_preset="fast", flow_scale=0.5, name="lite", licence="CC BY 4.0")
     checkpoint = checkpoint_dir / "propagation.pth"
     manifest = export_bundle([checkpoint], tmp_path / "engines", options).manifest
@@ -168,7 +164,7 @@ def test_without_a_flow_checkpoint_the_manifest_says_dis(
     assert manifest.provenance.licence == "CC BY 4.0"
 
 
-def test_only_the_roles_asked_for_are_exported(
+def test_only_requested_roles_are_exported(
     checkpoint_dir: Path, tmp_path: Path, exported_roles: list[Role]
 ) -> None:
     options = _options(roles=("propagation",))
@@ -176,7 +172,7 @@ def test_only_the_roles_asked_for_are_exported(
     assert exported_roles == ["propagation"]
 
 
-def test_an_interrupted_export_goes_on_where_it_stopped(
+def test_interrupted_export_resumes(
     checkpoint_dir: Path, tmp_path: Path, exported_roles: list[Role]
 ) -> None:
     out = tmp_path / "engines"
@@ -202,7 +198,7 @@ def test_an_interrupted_export_goes_on_where_it_stopped(
 @pytest.mark.parametrize(
     "changed", [{"precision": "fp16"}, {"verify": False}, {"max_objects": MAX_OBJECTS + 1}]
 )
-def test_an_export_of_something_else_starts_anew(
+def test_export_with_other_options_starts_over(
     checkpoint_dir: Path, tmp_path: Path, exported_roles: list[Role], changed: dict[str, Any]
 ) -> None:
     out = tmp_path / "engines"
@@ -248,7 +244,7 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_written(
     assert load_manifest(out).name == "bad"
 
 
-def test_what_was_not_verified_says_so(checkpoint_dir: Path, tmp_path: Path) -> None:
+def test_unverified_export_is_marked(checkpoint_dir: Path, tmp_path: Path) -> None:
     bundle = export_bundle(
         [checkpoint_dir / "propagation.pth"], tmp_path / "engines", _options(verify=False)
     )
@@ -300,7 +296,7 @@ def test_what_was_not_verified_says_so(checkpoint_dir: Path, tmp_path: Path) -> 
         ),
     ],
 )
-def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
+def test_failing_export_is_one_line_and_leaves_no_files(
     checkpoint_dir: Path,
     tmp_path: Path,
     exported_roles: list[Role],
@@ -317,7 +313,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
     assert exported_roles == []
 
 
-def test_an_unusable_folder_is_told_before_a_checkpoint_is_read(
+def test_unusable_folder_fails_before_reading_checkpoints(
     checkpoint_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -340,7 +336,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_too_small_is_told_before_any_work(
+def test_full_disk_fails_before_any_work(
     checkpoint_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

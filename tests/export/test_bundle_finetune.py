@@ -108,7 +108,7 @@ def test_an_export_can_be_fine_tuned_and_run(checkpoints: list[Path], tmp_path: 
             assert not np.array_equal(adapted.run({"image": image})["prob"], before)
 
 
-def test_parity_tells_of_both_scopes(checkpoints: list[Path], tmp_path: Path) -> None:
+def test_parity_reports_both_scopes(checkpoints: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "engines"
     export_bundle(checkpoints, out, ExportOptions(**SIZES))  # type: ignore[arg-type]
     cases = json.loads((out / "parity.json").read_text())["roles"]["osvos"]["cases"]
@@ -132,9 +132,7 @@ def test_a_step_that_differs_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"both.pth"}
 
 
-def test_an_interrupted_export_goes_on_where_it_stopped(
-    checkpoints: list[Path], tmp_path: Path
-) -> None:
+def test_interrupted_export_resumes(checkpoints: list[Path], tmp_path: Path) -> None:
     options = ExportOptions(verify=False, **SIZES)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         export_bundle(checkpoints, tmp_path / "engines", options, _Interrupt(("osvos", "adapt")))

@@ -50,7 +50,7 @@ def test_weights_keep_the_names_of_the_checkpoint(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_graph_tells_nothing_of_the_machine_that_made_it(graphs: Graphs, role: Role) -> None:
+def test_graph_has_no_data_of_the_exporting_machine(graphs: Graphs, role: Role) -> None:
     content = graphs(role, "fp32").path.read_bytes()
     for trace in (b"stack_trace", b"site-packages", b".py", str(REPOSITORY).encode()):
         assert trace not in content
@@ -72,7 +72,7 @@ def test_flow_is_traced_as_few_nodes_with_bilinear_sampling(graphs: Graphs) -> N
     assert sum(node.op_type == "GridSample" for node in nodes) == 1
 
 
-def test_large_weights_lie_beside_the_graph(
+def test_large_weights_are_in_a_separate_file(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     networks: Mapping[Role, nn.Module],
@@ -149,7 +149,7 @@ def _dynamic_inside(model: onnx.ModelProto) -> None:
         (_dynamic_inside, "axes without a fixed size inside: s0"),
     ],
 )
-def test_what_would_go_wrong_on_a_backend_is_found(
+def test_backend_failures_of_a_graph_are_found(
     graphs: Graphs, tmp_path: Path, change: Callable[[onnx.ModelProto], None], says: str
 ) -> None:
     model = onnx.load(graphs("flow", "fp32").path)
@@ -211,7 +211,7 @@ class _Small(nn.Module):
         return logits
 
 
-def test_exporting_says_nothing(
+def test_export_prints_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING):

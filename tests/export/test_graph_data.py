@@ -27,7 +27,7 @@ def _model(*arrays: tuple[str, np.ndarray]) -> onnx.ModelProto:  # type: ignore[
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
 
 
-def test_weights_lie_where_the_index_says(tmp_path: Path) -> None:
+def test_weights_are_at_the_offsets_of_the_index(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {
         "a.weight": rng.standard_normal((3, 5), np.float32),

@@ -61,7 +61,7 @@ def test_a_frame_size_is_width_by_height(text: str, size_hw: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("text", ["854", "", "x", "854x", "-1x480", "8.5x4", "854x480x3", "ax480"])
-def test_what_is_no_frame_size_is_refused(text: str) -> None:
+def test_invalid_frame_size_raises(text: str) -> None:
     with pytest.raises(InputError, match=f"WIDTHxHEIGHT such as 854x480, got '{text}'"):
         frame_size_hw_from_text(text)
 

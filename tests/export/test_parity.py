@@ -143,7 +143,7 @@ def test_parity_fp16_activation_overflow_is_refused(
         _verify(graphs("propagation", "fp16").path, "propagation", network, "fp16")
 
 
-def test_the_report_is_what_the_engine_side_reads(
+def test_report_is_readable_by_the_engines_package(
     graphs: Graphs, networks: Mapping[Role, nn.Module], tmp_path: Path
 ) -> None:
     parity = _verify(graphs("osvos", "fp16").path, "osvos", networks["osvos"], "fp16")

@@ -35,7 +35,7 @@ def test_inputs_fit_the_engine(pictures: Path, role: Role, with_folder: bool) ->
         assert all(np.isfinite(array).all() for array in case.inputs.values())
 
 
-def test_inputs_are_preprocessed_as_the_manifest_says(pictures: Path) -> None:
+def test_inputs_are_preprocessed_by_the_manifest(pictures: Path) -> None:
     images = ParityPictures(pictures)
     image = images.cases(tiny_spec("osvos"), Preprocessing())[0].inputs["image"]
     np.testing.assert_allclose(

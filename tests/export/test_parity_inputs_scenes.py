@@ -49,7 +49,7 @@ def test_the_spectrum_falls_as_in_photographs() -> None:
     assert abs(_slope(noise)) < RENDERED_SPECTRUM_SLOPE  # control: white noise does not fall
 
 
-def test_object_and_background_move_by_what_is_said() -> None:
+def test_object_and_background_have_the_stated_motion() -> None:
     before, after = (rendered_picture(SIZE_HW, 3, step=step) for step in (0, 1))
     inside = np.s_[20:108, 20:172]
 

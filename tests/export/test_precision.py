@@ -149,7 +149,7 @@ def test_osvos_trunk_rescaling_keeps_output(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_ledger_counts_what_the_written_graph_holds(graphs: Graphs, role: Role) -> None:
+def test_precision_report_matches_the_graph(graphs: Graphs, role: Role) -> None:
     full, half = graphs(role, "fp32").precision_report, graphs(role, "fp16").precision_report
     assert full.half_weights == 0
     assert half.total_weights == full.total_weights

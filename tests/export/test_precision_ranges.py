@@ -35,7 +35,7 @@ def test_the_layer_that_overflows_is_named(
         assert peak.layer == "stages.1.1"  # the first one, not all those that it poisons
 
 
-def test_what_stays_float32_does_not_count(networks: Mapping[Role, nn.Module]) -> None:
+def test_float32_values_do_not_count(networks: Mapping[Role, nn.Module]) -> None:
     network = copy.deepcopy(networks["flow"])
     with torch.no_grad():
         network.get_parameter("flownets_1.predict_flow2.bias")[:] = 1e6

@@ -36,7 +36,7 @@ def test_a_folder_grows_unseen_and_appears_whole(tmp_path: Path) -> None:
     assert {path.name for path in target.parent.iterdir()} == {"engines"}
 
 
-def test_what_is_finished_is_found_again_by_the_same_export_only(tmp_path: Path) -> None:
+def test_finished_files_are_reused_by_the_same_export_only(tmp_path: Path) -> None:
     target = check_target(tmp_path / "engines")
     finished = _write_role(Staging.open(target, KEY))
     again = Staging.open(target, KEY)
@@ -50,7 +50,7 @@ def test_what_is_finished_is_found_again_by_the_same_export_only(tmp_path: Path)
     assert not (other.path / "osvos.onnx").exists()
 
 
-def test_a_finished_file_that_has_changed_is_not_trusted(tmp_path: Path) -> None:
+def test_changed_finished_file_is_not_reused(tmp_path: Path) -> None:
     target = check_target(tmp_path / "engines")
     staging = Staging.open(target, KEY)
     _write_role(staging)
@@ -196,7 +196,7 @@ def test_staging_without_permission_gives_os_error(
         check_target(tmp_path / "engines")
 
 
-def test_a_full_disk_is_seen_before_any_work(tmp_path: Path) -> None:
+def test_full_disk_is_detected_before_any_work(tmp_path: Path) -> None:
     check_space(tmp_path / "not" / "yet" / "engines", 1)
     with pytest.raises(OutputError, match=r"need about \d+ MiB, but .* has \d+ MiB left"):
         check_space(tmp_path / "engines", 1 << 60)

@@ -15,7 +15,7 @@ from mpn.export.tracing import deployed
 
 @pytest.mark.parametrize("role", ROLES)
 @torch.inference_mode()
-def test_edges_are_float32_whatever_the_layers_are(
+def test_inputs_and_outputs_are_always_float32(
     networks: Mapping[Role, nn.Module], role: Role
 ) -> None:
     half = prepare_network(role, networks[role], "fp16", probe_inputs(role)).network

@@ -233,7 +233,7 @@ def test_places_that_cannot_hold_a_file_are_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_checkpoint_is_not_saved(
+def test_invalid_checkpoint_is_not_saved(
     tmp_path: Path, roles: Callable[[], Any], provenance: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
@@ -245,7 +245,7 @@ def test_what_is_no_checkpoint_is_not_saved(
 
 
 @pytest.mark.parametrize("variant", FLOW_VARIANTS)
-def test_public_flow_files_load_as_what_they_are(tmp_path: Path, variant: FlowVariant) -> None:
+def test_public_flow_files_load_with_their_variant(tmp_path: Path, variant: FlowVariant) -> None:
     path = tmp_path / f"{variant}_checkpoint.pth.tar"
     state = flow_state(variant)
     torch.save({"epoch": 0, "state_dict": state, "best_EPE": 1.0}, path)

@@ -110,7 +110,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_paths_that_are_no_files_are_told_apart(tmp_path: Path) -> None:
+def test_missing_file_and_folder_have_different_errors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a folder, not a checkpoint"):
         read_torch_file(tmp_path)
     with pytest.raises(CheckpointError, match=r"there is no checkpoint at .*absent\.pth"):

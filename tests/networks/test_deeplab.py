@@ -57,7 +57,7 @@ def test_paper_size_network_matches_the_public_one(
     "change", [{"residual_relu": False}, {"output_stride": 8}], ids=["residual", "stride"]
 )
 @torch.inference_mode()
-def test_golden_comparison_sees_another_graph_of_the_same_keys(
+def test_golden_comparison_detects_other_wiring_of_same_keys(
     paper_size: nn.Module, golden_case: tuple[Tensor, Tensor], change: dict[str, int]
 ) -> None:
     rgb_prob, expected = golden_case

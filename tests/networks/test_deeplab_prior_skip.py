@@ -15,7 +15,7 @@ def _network(**changes: object) -> DeepLabXception:
 
 
 @torch.inference_mode()
-def test_a_network_without_an_opinion_answers_the_prior() -> None:
+def test_zero_logits_return_the_prior() -> None:
     network = _network(prior_skip=True)
     for parameter in network.decoder.last_conv[8].parameters():
         parameter.zero_()
@@ -27,7 +27,7 @@ def test_a_network_without_an_opinion_answers_the_prior() -> None:
 
 
 @torch.inference_mode()
-def test_the_skip_adds_to_what_the_network_says_and_nothing_else() -> None:
+def test_prior_skip_only_adds_to_the_logits() -> None:
     plain, skipped = _network(), _network(prior_skip=True)
     skipped.load_state_dict(plain.state_dict(), strict=False)
     crops = torch.rand(1, 4, 65, 65)

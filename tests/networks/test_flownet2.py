@@ -105,7 +105,7 @@ NORMS_OF_SD_TOGETHER = [0, 1, 2, 3, 4, 5, 6, 7, 9, 8, 10]
 
 @pytest.mark.parametrize("breakage", ["scaling", "order of flows", "order of norms", "bias"])
 @torch.inference_mode()
-def test_golden_comparison_sees_wrong_wiring(
+def test_golden_comparison_detects_wrong_wiring(
     paper_size: nn.Module, golden_case: tuple[Tensor, Tensor, Tensor], breakage: str
 ) -> None:
     frame0, frame1, expected = golden_case
@@ -216,7 +216,7 @@ def test_unknown_variant_is_refused() -> None:
 
 
 @torch.inference_mode()
-def test_a_copy_runs_on_its_own_weights() -> None:
+def test_copy_uses_separate_weights() -> None:
     net = _tiny("FlowNet2S")
     clone = copy.deepcopy(net)
     frame0, frame1 = torch.rand((2, 1, 3, 64, 64)).mul(255).unbind()

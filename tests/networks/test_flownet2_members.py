@@ -97,7 +97,7 @@ def test_warp_matches_the_exact_one_with_repeated_border(golden: Path, case: str
     assert np.abs(warped - data["exact_border"])[finite].max() <= WARP_ABSOLUTE
 
 
-def test_warp_check_sees_the_other_conventions() -> None:
+def test_warp_check_detects_other_conventions() -> None:
     image = torch.rand((1, 1, 12, 16), generator=torch.Generator().manual_seed(3))
     flow_px = torch.zeros((1, 2, 12, 16))
     flow_px[:, 0] = 1.0

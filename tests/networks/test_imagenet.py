@@ -69,13 +69,13 @@ def xception_like() -> dict[str, torch.Tensor]:
     return state
 
 
-def test_they_are_told_apart_by_their_keys() -> None:
+def test_imagenet_files_are_recognised_by_their_keys() -> None:
     assert imagenet_trunk(vgg16_like()) == "vgg16"
     assert imagenet_trunk(xception_like()) == "xception"
     assert imagenet_trunk({"stages.0.0.weight": torch.zeros(1)}) is None
 
 
-def test_vgg16_fills_the_whole_trunk_and_sees_the_same_colours() -> None:
+def test_vgg16_fills_the_trunk_and_keeps_colour_scaling() -> None:
     torch.manual_seed(0)
     state = vgg16_like()
     stages = vgg16_stages(state)
@@ -96,7 +96,7 @@ def test_vgg16_fills_the_whole_trunk_and_sees_the_same_colours() -> None:
     assert float((wrong - there).abs().max()) > 100 * PARITY_RELATIVE * scale
 
 
-def test_xception_fills_what_it_has_and_sees_the_same_colours() -> None:
+def test_xception_fills_its_layers_and_keeps_colour_scaling() -> None:
     torch.manual_seed(0)
     state = xception_like()
     backbone = xception_backbone(state, "zero")

@@ -67,7 +67,7 @@ def _crop_top_left(net: OsvosVgg, image: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def test_golden_comparison_sees_another_crop(
+def test_golden_comparison_detects_other_crop(
     public_net: OsvosVgg, golden_case: tuple[Tensor, dict[str, Tensor]]
 ) -> None:
     image, expected = golden_case

@@ -59,7 +59,7 @@ def test_rescaled_trunk_gives_the_same_logits_to_the_last_bit(
 
 @pytest.mark.parametrize("left_out", ["stages.0.0.weight", "stages.3.1.bias", "side_prep.1.weight"])
 @torch.inference_mode()
-def test_equality_check_sees_one_tensor_left_out(left_out: str) -> None:
+def test_equality_check_detects_a_missing_tensor(left_out: str) -> None:
     net = _seeded(4, "resize")
     state = rescale_trunk(net.state_dict())
     state[left_out] = net.state_dict()[left_out]

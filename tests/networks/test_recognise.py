@@ -18,7 +18,7 @@ ONE = torch.zeros(1)
 
 
 @pytest.mark.parametrize("variant", FLOW_VARIANTS)
-def test_flow_networks_are_told_apart(variant: FlowVariant) -> None:
+def test_flow_variants_are_recognised(variant: FlowVariant) -> None:
     found = recognise(flow_state(variant), FILE)
     assert (found.role, found.variant) == ("flow", variant)
     assert found.config == {"variant": variant, "width": 1.0}
@@ -128,7 +128,7 @@ def test_a_prefix_that_only_some_keys_have_stays() -> None:
         ({"state_dict": [1]}, "it has 'state_dict', but"),
     ],
 )
-def test_what_holds_no_state_dict_is_refused(content: object, message: str) -> None:
+def test_file_without_state_dict_raises(content: object, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         unwrapped_state_dict(content, FILE)
     assert str(FILE) in str(caught.value)

@@ -132,7 +132,7 @@ def test_the_rate_rises_and_falls_to_zero() -> None:
     assert rates[20] == pytest.approx(0)
 
 
-def test_what_cannot_be_learned_from_is_refused() -> None:
+def test_unusable_first_frame_raises() -> None:
     rgb, mask = _frame()
     for wrong in (np.zeros_like(mask), mask[:-1]):
         with pytest.raises(InputError, match="must be of one size, and the object visible"):

@@ -57,7 +57,7 @@ def test_labels_at_size_takes_the_largest_share() -> None:
     assert labels_at_size(large, small.shape)[5, 2] == 0 != small[5, 2]
 
 
-def test_an_object_without_a_pixel_has_nothing_to_learn_from() -> None:
+def test_object_without_pixels_is_not_finetuned() -> None:
     adapter = an_adapter()
     labels = np.zeros((300, 450), np.uint8)
     labels[10, 10], labels[100:200, 100:200] = 3, 4
@@ -109,7 +109,7 @@ def test_propagation_dispatches_to_object_engines() -> None:
     assert not (run(pipeline, TWO)[1].labels == 7).any()
 
 
-def test_adapting_is_a_stage_of_the_frames_that_bring_objects() -> None:
+def test_finetuning_is_a_stage_of_frames_with_new_objects() -> None:
     pipeline = make(TWO, adapts={"propagation": lambda k: by_colour})
     first = pipeline.start(TWO.frames[0], np.where(TWO.labels[0] == 7, 7, 0).astype(np.uint8))
     assert "finetune" in first.timings
@@ -179,7 +179,7 @@ def test_object_engine_nan_raises_and_frame_can_be_retried() -> None:
     assert (result.index, result.tracks[0].state) == (1, "tracked")
 
 
-def test_nothing_is_learnt_after_close() -> None:
+def test_closed_pipeline_does_not_finetune() -> None:
     pipeline = make(PAN, adapts={"propagation": lambda k: fourth_channel})
     pipeline.close()
     with pytest.raises(InputError, match="closed"):

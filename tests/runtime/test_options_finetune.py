@@ -17,7 +17,7 @@ def test_default_options_finetune_every_capable_role() -> None:
     assert (options.seconds, options.seed, options.cache_dir) == (None, 0, None)
 
 
-def test_what_is_given_holds_for_every_role() -> None:
+def test_given_options_apply_to_all_roles() -> None:
     options = FinetuneOptions(steps=7, size=161, scope="head", learning_rate=0.5, batch=3)
     for role, size_px in (("propagation", 161), ("osvos", 160)):
         recipe = options.recipe(role)  # type: ignore[arg-type]

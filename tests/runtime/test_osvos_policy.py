@@ -89,7 +89,7 @@ def test_redetect_takes_largest_with_matching_colours() -> None:
     assert find(foreground, is_like=lambda mask, box: False) is None
 
 
-def test_every_place_is_told_the_largest_first() -> None:
+def test_components_are_sorted_by_area() -> None:
     foreground = foreground_of((2, 3, 22, 23), (40, 10, 50, 20), (40, 30, 44, 34))
     boxes = [
         found.box

@@ -22,7 +22,7 @@ from tests.tolerances import FLOAT32_RESIZE, PASTED_IOU, PROBS_SUM, RESIZED_IOU
 # --- what comes out -----------------------------------------------------------------------------
 
 
-def test_the_first_frame_is_what_was_given_and_runs_no_network() -> None:
+def test_first_frame_is_the_given_mask_without_network() -> None:
     pipeline = make(TWO)
     result = pipeline.start(TWO.frames[0], TWO.labels[0])
     assert result.index == 0
@@ -109,7 +109,7 @@ def test_network_input_is_current_frame_and_warped_mask() -> None:
     assert not np.allclose(packed[0, :3], before.transpose(2, 0, 1), atol=0.05)
 
 
-def test_the_soft_probability_is_what_goes_on_not_the_labels() -> None:
+def test_soft_probability_is_propagated_not_the_labels() -> None:
     still = squares_clip([Square(1, (20, 15), 24, (0, 0))])
     pipeline = make(
         still, propagation=lambda x: {"prob": 0.9 * x["rgb_prob"][:, 3:4]}, options={"size": -1}
@@ -220,7 +220,7 @@ def test_added_objects_take_their_place_in_the_order_of_ids() -> None:
         assert iou(result.labels == object_id, TWO.labels[2] == object_id) > PASTED_IOU
 
 
-def test_start_begins_anew_even_with_another_size() -> None:
+def test_start_resets_even_with_another_size() -> None:
     pipeline = make(PAN)
     run(pipeline, PAN)
     small = squares_clip([Square(3, (5, 5), 9, (0, 0))], size_hw=(31, 33))
@@ -291,7 +291,7 @@ def test_propagation_nan_raises_and_frame_can_be_retried() -> None:
     assert iou(result.labels > 0, PAN.labels[1] > 0) > PASTED_IOU
 
 
-def test_pixels_without_flow_are_background_and_the_rest_goes_on() -> None:
+def test_pixels_with_nonfinite_flow_become_background() -> None:
     flows = [flow.copy() for flow in PAN.flows_to_prev_px]
     flows[1][0, :, :30] = np.nan
     pipeline = make(PAN, flows=flows, options={"use_propagation": False})
@@ -371,7 +371,7 @@ def test_no_frame_is_copied_or_changed_where_nothing_is_resized() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(frames, PAN.frames, strict=True))
 
 
-def test_results_stay_as_they_are_while_the_video_goes_on() -> None:
+def test_results_do_not_change_in_later_steps() -> None:
     pipeline = make(PAN)
     pipeline.start(PAN.frames[0], PAN.labels[0])
     result = pipeline.step(PAN.frames[1])
@@ -387,7 +387,7 @@ def test_results_stay_as_they_are_while_the_video_goes_on() -> None:
 # --- engines, options, times ---------------------------------------------------------------------
 
 
-def test_the_flow_engine_is_used_when_the_manifest_says_so() -> None:
+def test_flow_engine_is_used_if_set_in_manifest() -> None:
     pipeline = make(flow=pan_engine, options={"use_propagation": False})
     for t, result in enumerate(run(pipeline, PAN)):
         assert iou(result.labels > 0, PAN.labels[t] > 0) > PASTED_IOU

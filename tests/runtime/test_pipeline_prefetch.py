@@ -120,7 +120,7 @@ def test_prefetch_on_host_changes_no_bit(flow_check_px: float) -> None:
         assert given.tobytes() == expected.tobytes()
 
 
-def test_prefetch_on_host_runs_beside_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetch_on_host_runs_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
     between = DisFlow.between
 

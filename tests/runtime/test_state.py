@@ -49,7 +49,7 @@ def test_labels_without_objects_or_with_void_are_refused(values: list[int], mess
         object_ids_from_labels(np.array([values], np.uint8))
 
 
-def test_given_objects_are_where_the_labels_say() -> None:
+def test_given_objects_have_the_boxes_of_the_labels() -> None:
     labels = labels_with(id5=(1, 2, 4, 6), id3=(6, 0, 12, 3))
     state, memory = given(labels, (3, 5))
     assert state.object_ids == (3, 5)

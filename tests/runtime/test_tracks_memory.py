@@ -39,12 +39,12 @@ def test_an_area_that_halves_or_doubles_at_once_is_uncertain(
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
-def test_an_object_that_comes_or_goes_slowly_is_never_doubtful(factor: float) -> None:
+def test_slow_area_change_is_not_uncertain(factor: float) -> None:
     areas_px = [10_000 * factor**t for t in range(40)]
     assert not any(trust.is_uncertain for trust in history(*areas_px))
 
 
-def test_doubt_ends_when_the_new_area_stays() -> None:
+def test_uncertainty_ends_if_the_new_area_stays() -> None:
     doubts = [trust.is_uncertain for trust in history(1000, *[400] * 12)]
     assert doubts[1:3] == [True] * 2
     assert doubts[-1] is False
@@ -57,7 +57,7 @@ def test_lost_object_is_certain_and_accepts_any_area() -> None:
     assert trusts[3].mean_area_px == 1000
 
 
-def test_what_the_user_gives_is_beyond_doubt() -> None:
+def test_given_object_is_not_uncertain() -> None:
     (*_, before) = history(1000, 1000)
     given = after(before, track(10, 0.1, "given"))
     assert given == TrackMemory("given", 10, False)
@@ -65,7 +65,7 @@ def test_what_the_user_gives_is_beyond_doubt() -> None:
     assert not after(TrackMemory("given", 0, False), track(500)).is_uncertain
 
 
-def test_what_osvos_denies_is_uncertain_and_what_is_lost_is_not() -> None:
+def test_rejected_object_is_uncertain_and_lost_is_not() -> None:
     (*_, before) = history(1000, 1000)
     rule = {"doubt_confidence": 0.7}
     assert update_track_memory(track(1000), before, **rule, is_rejected=True).is_uncertain

@@ -58,7 +58,7 @@ def test_shapes_and_types_at_the_default_size() -> None:
     assert 40 < frame.rgb.mean() < 200  # neither dark nor burnt out
 
 
-def test_objects_are_a_good_part_of_the_frame_and_apart_at_first() -> None:
+def test_objects_are_large_and_separate_at_first() -> None:
     (labels,) = labels_of_clip(3, frames=1)
     (koi_alone,) = labels_of_clip(1, frames=1)
     for object_id in (KOI, BALL, LEAF):
@@ -116,7 +116,7 @@ def test_the_background_moves_slowly() -> None:
 
 
 @pytest.mark.parametrize("frame_number", [0, 22])
-def test_masks_match_what_is_drawn(frame_number: int) -> None:
+def test_masks_match_the_image(frame_number: int) -> None:
     """With and without the leaf, pixels differ in its mask and its shadow only."""
     size_hw, count = (240, 428), frame_number + 1
     *_, with_leaf = render_clip(frames=count, size_hw=size_hw, objects=3)
@@ -163,7 +163,7 @@ def test_arguments_out_of_range_are_refused(arguments: dict, message: str) -> No
         render_clip(**arguments)
 
 
-def test_written_clip_is_what_was_rendered(tmp_path: Path) -> None:
+def test_written_clip_matches_the_rendered_one(tmp_path: Path) -> None:
     size_hw = (120, 214)
     paths = write_clip(tmp_path / "clip", frames=4, size_hw=size_hw)
     rendered = list(render_clip(frames=4, size_hw=size_hw))

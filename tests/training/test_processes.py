@@ -128,7 +128,7 @@ def test_a_gpu_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     ("device", "bfloat16", "expected"),
     [("cpu", True, "float32"), ("cuda", True, "bfloat16"), ("cuda", False, "float16")],
 )
-def test_auto_is_what_the_device_does_best(
+def test_auto_selects_the_best_precision(
     device: str, bfloat16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bfloat16)

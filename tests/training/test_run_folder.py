@@ -62,7 +62,7 @@ def test_osvos_of_four_branches_starts_one_of_five(tmp_path: Path) -> None:
     assert same.keys() == four.state_dict().keys()
 
 
-def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
+def test_invalid_checkpoint_is_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"epoch": 3}, path)
     with pytest.raises(CheckpointError, match="holds no state dict"):

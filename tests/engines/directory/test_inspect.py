@@ -55,7 +55,7 @@ def test_damaged_file_is_reported_and_nothing_is_opened(directory: Path, damage:
     assert all("not tried" in backend.reason for backend in report.backends)
 
 
-def test_machine_without_onnxruntime_is_told_what_to_install(
+def test_missing_onnxruntime_reports_install_hint(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

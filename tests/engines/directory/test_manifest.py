@@ -286,7 +286,7 @@ def test_one_flipped_bit_is_named(tmp_path: Path, name: str) -> None:
         verify_digests(directory, manifest)
 
 
-def test_only_the_roles_asked_for_are_verified(directory: Path) -> None:
+def test_only_requested_roles_are_verified(directory: Path) -> None:
     manifest = load_manifest(directory)
     (directory / "osvos.onnx").write_bytes(b"other")
     verify_digests(directory, manifest, ("propagation", "flow"))

@@ -33,7 +33,7 @@ def test_worst_case_of_each_measure_is_kept(tmp_path: Path) -> None:
     ]
 
 
-def test_skipped_verification_is_said(tmp_path: Path) -> None:
+def test_skipped_verification_is_reported(tmp_path: Path) -> None:
     write(tmp_path, {"schema_version": 1, "verified": False, "skipped": "on demand"})
     report = load_parity(tmp_path)
     assert report is not None

@@ -131,9 +131,7 @@ def expected(directory: Path, inputs: dict[str, Float32Array]) -> Any:
 
 
 @pytest.mark.parametrize("objects", [1, 4, 6])
-def test_host_arrays_give_what_the_cpu_gives(
-    engine: OrtCudaEngine, directory: Path, objects: int
-) -> None:
+def test_host_arrays_match_the_cpu(engine: OrtCudaEngine, directory: Path, objects: int) -> None:
     assert isinstance(engine, DeviceEngine)
     assert (engine.backend, engine.supports_graph_capture) == ("cuda", False)
     for seed in (0, 1):
@@ -168,7 +166,7 @@ def test_ort_cuda_runs_in_stream_order_without_waiting(
     assert len(ort.sessions[0].bindings) == 1, "bound once for two objects"
 
 
-def test_it_cannot_be_captured_and_says_so(engine: OrtCudaEngine) -> None:
+def test_cuda_engine_reports_no_capture(engine: OrtCudaEngine) -> None:
     device = CudaDevice()
     with pytest.raises(EngineError, match="cannot be captured into a CUDA graph"):
         device.capture(lambda: engine.enqueue(device.address) and None)
@@ -180,7 +178,7 @@ def test_a_failing_run_is_one_line(engine: OrtCudaEngine, ort: Any) -> None:
         engine.run(crops(1))
 
 
-def test_a_closed_engine_says_so_and_gives_everything_back(
+def test_closed_engine_raises_and_frees_its_memory(
     engine: OrtCudaEngine, driver: FakeDriver
 ) -> None:
     engine.run(crops(1))

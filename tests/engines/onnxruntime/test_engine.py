@@ -72,7 +72,7 @@ def test_outputs_belong_to_the_caller(graph: Path) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
-def test_external_data_is_found_beside_the_graph(tmp_path: Path) -> None:
+def test_external_data_is_found_next_to_the_graph(tmp_path: Path) -> None:
     save_model(model_for(SPEC), tmp_path / "big.onnx", external_data=True)
     with OrtEngine(tmp_path / "big.onnx", SPEC) as engine:
         np.testing.assert_array_equal(engine.run({"rgb_prob": crops(1)})["prob"], crops(1)[:, 3:])
@@ -307,7 +307,7 @@ def test_ort_without_cuda_is_refused_before_session(
         (type("InvalidProtobuf", (Exception,), {})("bad file"), EngineError, "export it again"),
     ],
 )
-def test_cuda_failure_is_told_from_a_bad_graph(
+def test_cuda_failure_differs_from_a_bad_graph(
     graph: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,

@@ -228,7 +228,7 @@ def _nan(array: Float32Array) -> Float32Array:
         (lambda x, t: (x.repeat(2, 1), t, 0.1), "failed on cpu"),
     ],
 )
-def test_what_does_not_fit_is_one_line_and_changes_nothing(
+def test_wrong_input_raises_and_changes_nothing(
     directory: Path, manifest: Manifest, change: Any, says: str
 ) -> None:
     with opened(directory, manifest, "osvos") as engine:
@@ -260,7 +260,7 @@ def test_weights_to_begin_with_are_checked(
             engine.begin(weights)
 
 
-def test_a_closed_engine_says_so(directory: Path, manifest: Manifest) -> None:
+def test_closed_engine_raises(directory: Path, manifest: Manifest) -> None:
     engine = opened(directory, manifest, "osvos")
     engine.close()
     engine.close()
@@ -270,7 +270,7 @@ def test_a_closed_engine_says_so(directory: Path, manifest: Manifest) -> None:
     assert "closed" in repr(engine)
 
 
-def test_what_a_directory_cannot_adapt_is_refused(directory: Path, manifest: Manifest) -> None:
+def test_role_without_finetune_graph_raises(directory: Path, manifest: Manifest) -> None:
     with pytest.raises(EngineError, match="has no flow engine"):
         opened(directory, manifest, "flow")
     entry = manifest.roles["osvos"]

@@ -119,14 +119,14 @@ def test_attributes_and_calls_back_are_in_every_version(version: str) -> None:
         assert set(names) <= names_in(version, of), of
 
 
-def test_what_only_rtx_has_is_in_rtx_and_asked_for_nowhere_else() -> None:
+def test_rtx_only_names_exist_in_rtx_bindings_only() -> None:
     for of, names in RTX_ONLY.items():
         assert set(names) <= names_in("rtx-1.7.1", of), of
         for version in (*REAL["10"], *REAL["11"]):
             assert not set(names) & set(API[version].get(of, "").split()), (version, of)
 
 
-def test_removed_names_are_told_from_kept_ones() -> None:
+def test_removed_names_are_absent_in_newer_versions() -> None:
     """Control: the lists are of real versions, in which these are gone."""
     assert "FP16" in names_in("10.14.1", "BuilderFlag")
     assert "FP16" not in names_in("11.4.0", "BuilderFlag")

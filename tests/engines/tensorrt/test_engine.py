@@ -111,9 +111,7 @@ def on_device(driver: FakeDriver, array: Float32Array) -> DeviceArray:
 
 @pytest.mark.parametrize("use_graphs", [True, False])
 @pytest.mark.parametrize("objects", [1, 2, 4, 9])
-def test_host_arrays_give_what_onnxruntime_gives(
-    world: World, use_graphs: bool, objects: int
-) -> None:
+def test_host_arrays_match_onnxruntime(world: World, use_graphs: bool, objects: int) -> None:
     """9 objects are more than the plan's 4: they run in three batches."""
     inputs, streams = crops(objects), world.driver.open_streams
     with world.open(use_graphs=use_graphs) as engine:
@@ -158,7 +156,7 @@ def test_device_tensors_go_in_and_come_out_without_waiting(world: World, stream:
         np.testing.assert_array_equal(there, expected)
 
 
-def test_what_lies_in_the_buffers_already_is_not_copied(world: World, stream: int) -> None:
+def test_inputs_in_engine_buffers_are_not_copied(world: World, stream: int) -> None:
     inputs = crops(3)
     with world.open() as engine:
         engine.prepare(stream, 3)
@@ -311,7 +309,7 @@ def test_everything_the_library_may_refuse_is_an_error(world: World, method: str
         engine.run(crops(2))
 
 
-def test_a_closed_engine_says_so(world: World, stream: int) -> None:
+def test_closed_engine_raises(world: World, stream: int) -> None:
     engine = world.open()
     engine.run(crops(1))
     engine.close()

@@ -85,7 +85,7 @@ def open_finetuned_engine(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_exchanged_weights_give_what_onnxruntime_gives_with_them(
+def test_exchanged_weights_match_onnxruntime(
     engines: EngineSet, directory: Path, role: Role
 ) -> None:
     weights = learned(directory, role)
@@ -102,9 +102,7 @@ def test_exchanged_weights_give_what_onnxruntime_gives_with_them(
         np.testing.assert_array_equal(engines.engines[role].run(probe)["prob"], before)
 
 
-def test_every_object_has_weights_of_its_own_from_one_plan(
-    engines: EngineSet, directory: Path
-) -> None:
+def test_objects_get_separate_weights_from_one_plan(engines: EngineSet, directory: Path) -> None:
     probe = probe_for(engines.manifest.spec("osvos"))
     first = open_object_engine(directory, engines, "osvos", learned(directory, "osvos"))
     plans = sorted((directory / "plans").glob("osvos-*.plan"))
@@ -222,7 +220,7 @@ def test_weights_that_do_not_fit_are_refused(engines: EngineSet, directory: Path
         open_object_engine(directory, engines, "osvos", {"no": weights[name]})
 
 
-def test_a_plan_without_weights_to_exchange_says_so(engines: EngineSet) -> None:
+def test_plan_without_refittable_weights_raises(engines: EngineSet) -> None:
     store = engines.plans
     assert store is not None
     assert store.device is not None
@@ -244,7 +242,7 @@ def test_no_plan_to_exchange_weights_in_and_none_may_be_built(
         open_object_engine(directory, engines, "osvos", learned(directory, "osvos"))
 
 
-def test_the_share_of_a_change_is_told_through_rounding() -> None:
+def test_share_of_change_is_robust_to_rounding() -> None:
     rng = np.random.default_rng(0)
     before = rng.random((1, 1, 64, 96), np.float32)
     expected = before + 1e-4 * rng.standard_normal(before.shape, np.float32)
@@ -255,7 +253,7 @@ def test_the_share_of_a_change_is_told_through_rounding() -> None:
     assert projection_coefficient(before, before, before) is None
 
 
-def test_an_engine_that_answers_nonsense_is_refused(engines: EngineSet, directory: Path) -> None:
+def test_engine_with_wrong_outputs_raises(engines: EngineSet, directory: Path) -> None:
     class Nan:
         spec = engines.manifest.spec("osvos")
         backend = "tensorrt"
@@ -268,7 +266,7 @@ def test_an_engine_that_answers_nonsense_is_refused(engines: EngineSet, director
         check_against_onnxruntime(Nan(), engines.plans, "osvos", {})  # type: ignore[arg-type]
 
 
-def test_on_the_cpu_sessions_are_built_anew(directory: Path) -> None:
+def test_cpu_sessions_are_rebuilt(directory: Path) -> None:
     with open_engines(directory, backend="cpu") as engines:
         weights = learned(directory, "osvos")
         with open_object_engine(directory, engines, "osvos", weights) as engine:

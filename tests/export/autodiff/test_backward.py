@@ -221,7 +221,7 @@ def test_nothing_flows_through_a_relu_at_zero() -> None:
     np.testing.assert_array_equal(found["x"], x)
 
 
-def test_only_what_is_wanted_is_differentiated() -> None:
+def test_only_requested_values_are_differentiated() -> None:
     """The image needs no gradient: its convolution has only weight gradients."""
     nodes = [op("Conv", "image w", "h", pads=[1] * 4), op("Relu", "h")]
     shapes = {"image": (None, 3, None, None), "w": (4, 3, 3, 3), "h": (None, 4, None, None)}
@@ -272,7 +272,7 @@ def _square(kernel: tuple[int, int], **attributes: Any) -> Case:
         (_one(op("Expand", "x s"), s=_ints(2, 1, 4, 4, 4)), "adds axes"),
     ],
 )
-def test_what_cannot_be_differentiated_is_an_error(case: Case, says: str) -> None:
+def test_operator_without_derivative_raises(case: Case, says: str) -> None:
     with pytest.raises(ExportError, match=says):
         analytic(case)
 

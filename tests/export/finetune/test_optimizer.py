@@ -139,7 +139,7 @@ def test_steps_are_those_of_torch(role: Role, name: str) -> None:
         ("adamw", {"group": lambda _: TensorGroup()}),
     ],
 )
-def test_another_momentum_decay_or_rate_is_seen(name: str, change: dict[str, Any]) -> None:
+def test_other_momentum_decay_or_rate_is_detected(name: str, change: dict[str, Any]) -> None:
     settings = optimizer_settings("osvos", name)
     assert _difference(replace(settings, **change), settings) > 10 * UPDATES_RELATIVE
 

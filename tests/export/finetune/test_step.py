@@ -194,7 +194,7 @@ def _without_groups(settings: OptimizerSettings) -> OptimizerSettings:
 
 
 @pytest.mark.parametrize("broken", [_without_momentum, _without_groups])
-def test_an_optimizer_that_is_not_the_one_asked_for_is_seen(
+def test_wrong_optimizer_is_detected(
     forwards: Forwards,
     adapt_networks: Mapping[Role, nn.Module],
     broken: Callable[[OptimizerSettings], OptimizerSettings],
@@ -206,7 +206,7 @@ def test_an_optimizer_that_is_not_the_one_asked_for_is_seen(
     assert _worst(graph, reference) > 3 * ADAPT_WEIGHT_RELATIVE["sgd"]
 
 
-def test_one_wrong_derivative_in_a_whole_network_is_seen(
+def test_one_wrong_derivative_in_a_network_is_detected(
     forwards: Forwards, adapt_networks: Mapping[Role, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The interpolation of the last logits, its gradient with the wrong sign."""
@@ -260,7 +260,7 @@ def test_the_head_alone_is_trained_as_torch_trains_it(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_head_sees_no_image_and_little_else(forwards: Forwards, role: Role) -> None:
+def test_head_graph_takes_features_only(forwards: Forwards, role: Role) -> None:
     forward = forwards(role)
     graph = adapt_graph(forward, optimizer_settings(role), "head")
     inputs = {value.name for value in graph.model.graph.input}

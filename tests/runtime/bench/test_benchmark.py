@@ -74,7 +74,7 @@ def least(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_benchmark(directory, options(objects=(5,), variants=("plain",)))
 
 
-def test_result_says_what_ran_where(full: dict[str, Any], engine_dir: Path) -> None:
+def test_result_reports_engines_and_backend(full: dict[str, Any], engine_dir: Path) -> None:
     assert (full["schema"], full["benchmark"]) == (BENCHMARK_SCHEMA, "fps")
     assert full["machine"]["cores"] >= 1
     assert "onnxruntime" in full["versions"]
@@ -102,7 +102,7 @@ def test_osvos_and_crf_are_measured_off_and_on(full: dict[str, Any]) -> None:
         assert run["engine_only"]["every_frame"] == networks
 
 
-def test_without_osvos_and_flow_network_that_is_said(least: dict[str, Any]) -> None:
+def test_result_reports_missing_osvos_and_flow(least: dict[str, Any]) -> None:
     (run,) = least["runs"]
     assert run["osvos"] == "off"
     assert run["engine_only"]["every_frame"] == ["propagation"]
@@ -111,13 +111,13 @@ def test_without_osvos_and_flow_network_that_is_said(least: dict[str, Any]) -> N
         assert word in unmeasured
 
 
-def test_what_was_measured_is_not_listed_as_missing(full: dict[str, Any]) -> None:
+def test_measured_figures_are_not_listed_as_missing(full: dict[str, Any]) -> None:
     unmeasured = " ".join(full["not_measured"])
     for word in ("CRF", "OSVOS", "flow network"):
         assert word not in unmeasured
 
 
-def test_the_stages_of_the_first_frame_are_told(full: dict[str, Any]) -> None:
+def test_stages_of_the_first_frame_are_reported(full: dict[str, Any]) -> None:
     for run in full["runs"]:
         stages_ms = run["pipeline"]["start_stages_ms"]
         assert {"input", "output"} <= set(stages_ms)
@@ -157,7 +157,7 @@ def test_every_figure_is_positive_and_agrees_with_itself(
         assert wall["peak_memory_mib"] is None or wall["peak_memory_mib"] > 1
 
 
-def test_progress_names_what_begins(full: dict[str, Any], told: list[str]) -> None:
+def test_progress_names_the_starting_variant(full: dict[str, Any], told: list[str]) -> None:
     assert told[:2] == ["opening the engines", "rendering the clip"]
     assert len(told) == 2 + 1 + 4  # one object number in memory, four runs from file to files
 
@@ -345,7 +345,7 @@ def test_networks_of_single_objects_run_one_by_one(two_objects: np.ndarray) -> N
     assert len(calls["osvos"]) == 3
 
 
-def test_lost_objects_are_told(two_objects: np.ndarray) -> None:
+def test_lost_objects_are_reported(two_objects: np.ndarray) -> None:
     """A network that finds nothing makes a fast pipeline; this share gives it away."""
     frame = np.zeros((50, 60, 3), np.uint8)
     shares = {}
@@ -372,7 +372,7 @@ def test_pipelines_on_shared_engines_leave_them_open(engine_dir: Path) -> None:
                 assert figure.as_json(warmup=0)["frame"]["n"] == 1
 
 
-def test_fine_tuning_is_told_apart(tmp_path: Path) -> None:
+def test_finetuning_time_is_reported_separately(tmp_path: Path) -> None:
     directory = make_adapt_dir(tmp_path / "engines")
     quick = FinetuneOptions(steps=3, size=65, batch=2)
     result = run_benchmark(
@@ -402,7 +402,7 @@ def test_osvos_variants_run_osvos_in_every_frame(tmp_path: Path) -> None:
     assert plain.flip_tta is osvos.flip_tta is True
 
 
-def test_the_default_variant_is_what_a_run_does(tmp_path: Path) -> None:
+def test_default_variant_matches_a_run(tmp_path: Path) -> None:
     advice = {"osvos.every": 3, "crf": True}
     plain = replace(load_manifest(make_engine_dir(tmp_path / "e")), runtime_defaults=advice)
     able = replace(load_manifest(make_adapt_dir(tmp_path / "a")), runtime_defaults=advice)
@@ -418,7 +418,7 @@ def test_fine_tuning_that_the_engines_cannot_do_is_an_error(tmp_path: Path) -> N
         run_benchmark(directory, options(variants=("finetune",)))
 
 
-def test_wall_figure_counts_what_the_writers_still_had_to_do() -> None:
+def test_wall_time_includes_pending_writes() -> None:
     report = {
         "frames": 4,
         "backend": {"used": "cpu"},
@@ -434,7 +434,7 @@ def test_wall_figure_counts_what_the_writers_still_had_to_do() -> None:
     assert (told["until_first_mask_ms"], told["first_step_ms"]) == (1000.0, 500.0)
 
 
-def test_options_reach_another_process_with_what_was_given() -> None:
+def test_options_are_passed_to_another_process() -> None:
     given = PipelineOptions(threshold=0.4, osvos=OsvosOptions(mode="off"))
     there = pickle.loads(pickle.dumps(given))
     assert there == given

@@ -243,7 +243,7 @@ def test_the_widest_unary_does_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_counted_and_located(value: float) -> None:
+def test_nonfinite_values_are_counted_and_located(value: float) -> None:
     unary, rgb = picture(2, (6, 8), seed=0)
     unary[1, 2, 3] = unary[1, 4, 0] = value
     with pytest.raises(InputError, match=r"2 values .* of 96.* label 1, row 2, column 3") as error:

@@ -80,7 +80,7 @@ def test_lattice_is_near_the_kernel_of_all_pairs(sxy: float, srgb: float) -> Non
     ],
     ids=lambda kernel: type(kernel).__name__,
 )
-def test_of_ones_is_what_ones_become(kernel: Kernel) -> None:
+def test_of_ones_is_the_filtered_plane_of_ones(kernel: Kernel) -> None:
     ones = np.ones((20, 30), np.float32)
     assert np.abs(kernel.of_ones - kernel.apply(ones)).max() <= KERNEL_VERSUS_FLOAT64
 

@@ -275,7 +275,7 @@ def test_a_frame_that_fails_leaves_everything_as_it_was(shim: Shim) -> None:
     assert_same(given, expected)
 
 
-def test_an_osvos_that_answers_with_nan_is_an_error(shim: Shim) -> None:
+def test_nan_of_osvos_raises(shim: Shim) -> None:
     def broken(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"prob": np.full_like(inputs["image"][:, :1], np.nan)}
 
@@ -375,7 +375,7 @@ def test_engines_of_one_crop_cannot_be_shown_its_mirror_image(shim: Shim) -> Non
         device.start(PAN.frames[0], PAN.labels[0])
 
 
-def test_what_a_device_cannot_do_is_an_error(shim: Shim) -> None:
+def test_unsupported_input_on_device_raises(shim: Shim) -> None:
     stream = ShimStream(shim)
     with pytest.raises(EngineError, match="takes arrays of the host only"):
         Pipeline(fake_engine_set(), stream=stream)

@@ -56,7 +56,7 @@ def test_masks_of_sixty_frames_are_the_hosts(shim: Shim, objects: int) -> None:
     ("kernel", "argument", "factor"),
     [("crop_pack_f32", "gain1", 0.5), ("warp_colour_box", "weight", -1.0)],
 )
-def test_a_wrong_argument_of_one_kernel_is_seen(
+def test_wrong_argument_of_one_kernel_is_detected(
     shim: Shim, monkeypatch: pytest.MonkeyPatch, kernel: str, argument: str, factor: float
 ) -> None:
     """Control."""

@@ -54,7 +54,7 @@ def test_planes_and_flows_are_the_cpus(device: ShimDevice, size_hw: tuple[int, i
     assert largest_difference(flow, expected) <= FLOW_RESIZE_PX
 
 
-def test_a_network_input_goes_where_it_is_wanted(device: ShimDevice) -> None:
+def test_network_input_is_written_to_the_given_array(device: ShimDevice) -> None:
     out = device.empty((1, 3, 64, 64), np.float32)
     rgb = device.upload(RGB)
     assert cuda_images.flow_input(device, rgb, (64, 64), out=out) is out

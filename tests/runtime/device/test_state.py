@@ -223,7 +223,7 @@ def test_nothing_comes_back_to_the_host_within_a_frame(shim: Shim) -> None:
     ]
 
 
-def test_the_state_is_what_it_was_until_the_commit(shim: Shim) -> None:
+def test_state_is_unchanged_until_commit(shim: Shim) -> None:
     device, frame, host = started(shim, PLAIN)
     there, back = flows(1)
     rgb = device.upload(make_scene(SIZE_HW, seed=1).rgb)
@@ -264,7 +264,7 @@ def test_tracks_are_the_cpus(shim: Shim) -> None:
         assert abs(int(total) / 2**24 / area - measured.confidence) <= KERNEL_CONFIDENCE
 
 
-def test_what_is_missing_is_said(shim: Shim) -> None:
+def test_missing_state_inputs_raise(shim: Shim) -> None:
     device, _, _ = started(shim, PLAIN)
     sizes = {"size_hw": SIZE_HW, "roi_size": SIZE, "mean": MEAN, "std": STD}
     with pytest.raises(InputError, match="at least one object"):

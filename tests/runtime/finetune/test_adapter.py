@@ -112,7 +112,7 @@ def test_finetune_opens_engines_with_new_weights(world: World) -> None:
         assert not engine.is_closed  # the caller's, even when the adapter is closed
 
 
-def test_what_was_done_is_reported(world: World) -> None:
+def test_result_is_reported(world: World) -> None:
     adapter = world.adapter()
     adapter.adapt(RGB, LABELS, 2)
     first, second = adapter.reports
@@ -126,7 +126,7 @@ def test_what_was_done_is_reported(world: World) -> None:
     assert as_json[0]["first_loss"] == pytest.approx(first.first_loss, abs=1e-6)
 
 
-def test_progress_is_told_step_by_step(world: World) -> None:
+def test_progress_is_reported_per_step(world: World) -> None:
     told: list[FinetuneProgress] = []
     world.adapter(replace(QUICK, roles=("osvos",)), on_progress=told.append).adapt(RGB, LABELS, 2)
     assert [(p.object_id, p.role, p.step, p.steps) for p in told] == [
@@ -136,7 +136,7 @@ def test_progress_is_told_step_by_step(world: World) -> None:
     assert told[0].eta_s > 0
 
 
-def test_the_same_seed_learns_the_same_and_another_does_not(world: World) -> None:
+def test_same_seed_gives_same_weights_and_another_differs(world: World) -> None:
     for seed in (1, 1, 2):
         world.adapter(replace(QUICK, seed=seed, roles=("osvos",))).adapt(RGB, LABELS, 1)
     first, again, other = (trained.losses for trained in world.trained)
@@ -144,7 +144,7 @@ def test_the_same_seed_learns_the_same_and_another_does_not(world: World) -> Non
     assert first != other
 
 
-def test_objects_do_not_share_their_dreams(world: World) -> None:
+def test_objects_have_different_samples(world: World) -> None:
     adapter = world.adapter(replace(QUICK, roles=("osvos",)))
     adapter.adapt(RGB, LABELS, 1)
     adapter.adapt(RGB, LABELS, 2)
@@ -178,7 +178,7 @@ def test_a_second_run_on_the_same_frame_costs_nothing(world: World, tmp_path: Pa
         ({"labels": np.where(LABELS == 2, 0, LABELS).astype(np.uint8)}, 2),
     ],
 )
-def test_what_was_learned_from_anything_else_is_not_used(
+def test_cached_weights_of_other_inputs_are_not_used(
     world: World, tmp_path: Path, changed: dict[str, Any], again: int
 ) -> None:
     kept = replace(QUICK, cache_dir=tmp_path)
@@ -202,7 +202,7 @@ def test_other_weights_of_the_network_are_another_entry(world: World, tmp_path: 
     assert len(world.trained) == 2
 
 
-def test_a_damaged_entry_is_made_anew_and_told(world: World, tmp_path: Path) -> None:
+def test_damaged_entry_is_replaced_and_reported(world: World, tmp_path: Path) -> None:
     kept = replace(QUICK, cache_dir=tmp_path, roles=("osvos",))
     world.adapter(kept).adapt(RGB, LABELS, 1)
     (path,) = tmp_path.iterdir()
@@ -217,7 +217,7 @@ def test_a_damaged_entry_is_made_anew_and_told(world: World, tmp_path: Path) -> 
     assert third.reports[0].is_cached
 
 
-def test_kept_weights_that_do_not_fit_are_made_anew_and_told(world: World, tmp_path: Path) -> None:
+def test_unfitting_cached_weights_are_replaced_and_reported(world: World, tmp_path: Path) -> None:
     kept = replace(QUICK, cache_dir=tmp_path, roles=("osvos",))
     world.adapter(kept).adapt(RGB, LABELS, 1)
     world.fail_to_open = 1
@@ -227,7 +227,7 @@ def test_kept_weights_that_do_not_fit_are_made_anew_and_told(world: World, tmp_p
     assert len(world.trained) == 2
 
 
-def test_a_loss_that_is_not_finite_is_told_and_not_kept(world: World, tmp_path: Path) -> None:
+def test_nonfinite_loss_is_reported_and_not_cached(world: World, tmp_path: Path) -> None:
     world.make = lambda role: FakeFinetuneEngine(role, bad_at=3)
     kept = replace(QUICK, cache_dir=tmp_path, roles=("osvos",))
     adapter = world.adapter(kept)
@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_is_told_and_not_kept(world: World, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_learned_nothing_stays_the_common_one(world: World) -> None:
+def test_unchanged_network_stays_the_common_one(world: World) -> None:
     world.make = lambda role: FakeFinetuneEngine(role, bad_at=1, bad=math.inf)
     adapter = world.adapter()
     assert adapter.adapt(RGB, LABELS, 1) == {}
@@ -280,7 +280,7 @@ def test_ctrl_c_leaves_nothing_open_and_nothing_half_written(world: World, tmp_p
     assert world.adapter(replace(QUICK, cache_dir=tmp_path)).adapt(RGB, LABELS, 1)
 
 
-def test_a_network_that_cannot_be_adapted_is_refused_at_once(world: World) -> None:
+def test_network_without_finetuning_raises_at_once(world: World) -> None:
     engines = adaptable(fake_engine_set(osvos=nothing_found), "osvos")
     with pytest.raises(EngineError, match="the propagation network of the engines 'fake' cannot"):
         world.adapter(engines=engines)

@@ -40,7 +40,7 @@ def test_the_key_depends_on_everything_and_on_nothing_else() -> None:
     assert base not in others
 
 
-def test_what_was_kept_comes_back(tmp_path: Path) -> None:
+def test_stored_weights_are_loaded(tmp_path: Path) -> None:
     cache = WeightCache(tmp_path / "deep" / "cache")
     assert cache.load(KEYS[0]).weights is None
     cache.save(KEYS[0], weights(0.5))
@@ -53,7 +53,7 @@ def test_what_was_kept_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
-def test_a_damaged_entry_is_told_and_replaced(tmp_path: Path, damage: str) -> None:
+def test_damaged_entry_is_reported_and_replaced(tmp_path: Path, damage: str) -> None:
     cache = WeightCache(tmp_path)
     cache.save(KEYS[0], weights())
     (path,) = tmp_path.iterdir()

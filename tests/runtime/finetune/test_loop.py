@@ -38,7 +38,7 @@ def run(engine: FakeFinetuneEngine, *, seconds: float | None = None, clock: Cloc
     return outcome, steps
 
 
-def test_every_step_is_taken_and_told() -> None:
+def test_every_step_is_run_and_reported() -> None:
     engine = FakeFinetuneEngine()
     outcome, steps = run(engine)
     assert outcome.steps == 20
@@ -62,7 +62,7 @@ def test_the_rate_rises_and_falls_to_zero() -> None:
     assert all(a > b for a, b in pairwise(rates[5:]))
 
 
-def test_time_left_is_told_by_the_mean_step() -> None:
+def test_time_left_uses_the_mean_step_time() -> None:
     _, steps = run(FakeFinetuneEngine())
     for step, _, elapsed_s, eta_s in steps:
         assert eta_s == pytest.approx(elapsed_s / step * (20 - step))
@@ -84,7 +84,7 @@ def test_enough_seconds_change_nothing() -> None:
     assert run(FakeFinetuneEngine(), seconds=1e6)[0].note == ""
 
 
-def test_no_time_at_all_learns_nothing() -> None:
+def test_zero_time_limit_runs_no_step() -> None:
     clock = Clock()
     outcome, _ = run(FakeFinetuneEngine(), seconds=0.5, clock=clock)
     assert outcome.weights is None

@@ -129,7 +129,7 @@ def test_outside_the_regions_nothing_changes() -> None:
     assert not changed[~inside].any()
 
 
-def test_objects_apart_are_each_refined_as_if_alone() -> None:
+def test_distant_objects_are_refined_separately() -> None:
     rgb, _, merged = scene(APART)
     boxes = [grown(box, 8) for box in APART]
     both, _ = refine(merged, rgb, boxes=boxes)

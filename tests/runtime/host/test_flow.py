@@ -104,7 +104,7 @@ def test_a_flow_of_the_frames_own_size_is_left_as_it_is() -> None:
     assert np.array_equal(flow_px(flow_estimator_from(engines), image, image), flow[0])
 
 
-def test_the_manifest_says_where_the_flow_comes_from() -> None:
+def test_manifest_selects_the_flow_source() -> None:
     assert isinstance(flow_estimator_from(fake_engine_set()), DisFlow)
     engines = fake_engine_set(flow=lambda inputs: {})
     assert isinstance(flow_estimator_from(engines), EngineFlow)

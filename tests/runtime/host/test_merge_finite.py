@@ -13,7 +13,7 @@ from mpn.runtime.host.merge import check_finite
     [(None, "the OSVOS engine answered .* not finite.*export it again"),
      (3, "the OSVOS engine that was fine-tuned on object 3 .* not finite.*another seed")],
 )  # fmt: skip
-def test_one_value_that_is_no_number_is_an_error_that_says_whose(
+def test_nonfinite_value_raises_with_object_id(
     value: float, object_id: int | None, message: str
 ) -> None:
     prob = np.full((1, 1, 9, 7), 0.5, np.float32)

@@ -68,7 +68,7 @@ def test_warp_matches_the_golden_case(golden: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["half_pixel", "rotation"])
-def test_golden_warp_tells_a_wrong_sign_from_the_right_one(golden: Path, name: str) -> None:
+def test_golden_warp_detects_a_wrong_sign(golden: Path, name: str) -> None:
     case = np.load(golden / "warp" / f"{name}.npz")
     flow = -np.ascontiguousarray(case["flow"].transpose(2, 0, 1))
     error = np.abs(cpu.warp_bilinear(case["prob"][None], flow)[0] - case["exact_zeros"]).max()
@@ -282,7 +282,7 @@ def test_a_flow_that_comes_back_is_believed(step: tuple[float, float]) -> None:
     np.testing.assert_array_equal(confidence, np.ones(SOME.size_hw, np.float32))
 
 
-def test_a_round_trip_that_misses_is_doubted_by_the_gaussian() -> None:
+def test_round_trip_error_lowers_flow_confidence() -> None:
     there, back = _flows((4.0, 0.0), (-1.0, 4.0))  # misses by (3, 4): 5 px, flow of 4 px
     confidence = cpu.flow_confidence(there, back, box=SOME, sigma_px=2, sigma_frac=0.5)
     expected = np.exp(-(5**2) / (2 * (2 + 0.5 * 4) ** 2))

@@ -63,7 +63,7 @@ def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
         (STILL_TWO, "blend", 1),
     ],
 )
-def test_osvos_runs_only_where_its_answer_is_used(clip: Clip, mode: str, calls: int) -> None:
+def test_osvos_runs_only_if_its_output_is_used(clip: Clip, mode: str, calls: int) -> None:
     pipeline = blind(clip, osvos=says(clip.labels[0]), options={"osvos.mode": mode})
     pipeline.start(clip.frames[0], clip.labels[0])
     result = pipeline.step(clip.frames[1])
@@ -133,7 +133,7 @@ def test_osvos_map_has_working_size() -> None:
 
 
 @pytest.mark.parametrize("mode", ["blend", "redetect-only"])
-def test_osvos_asked_for_and_not_there_is_an_error(mode: str) -> None:
+def test_osvos_requested_but_missing_raises(mode: str) -> None:
     with pytest.raises(EngineError, match="no OSVOS engine is open"):
         blind(PAN, options={"osvos.mode": mode})
 
@@ -162,7 +162,7 @@ def unsure(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"prob": 0.6 * (inputs["rgb_prob"][:, 3:4] > 0.5)}
 
 
-def test_a_doubtful_object_is_looked_at_out_of_schedule() -> None:
+def test_uncertain_object_runs_osvos_out_of_schedule() -> None:
     options = {"osvos.mode": "blend", "osvos.every": 100, "osvos.blend_weight": 0.1}
     pipeline = blind(STILL, propagation=unsure, osvos=says(STILL.labels[0]), options=options)
     results = run(pipeline, STILL)
@@ -174,7 +174,7 @@ def test_a_doubtful_object_is_looked_at_out_of_schedule() -> None:
     assert osvos_of(pipeline).calls == []
 
 
-def test_a_lost_object_is_looked_for_in_every_frame() -> None:
+def test_lost_object_runs_osvos_in_every_frame() -> None:
     pipeline = blind(
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),

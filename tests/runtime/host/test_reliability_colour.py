@@ -44,7 +44,7 @@ def test_colour_table_favours_object_colours() -> None:
     assert _weighed(_frame_of(RED), colour_table(turned, mask), 0.5) < 0.3
 
 
-def test_a_colour_never_seen_says_nothing() -> None:
+def test_unknown_colour_has_ratio_zero() -> None:
     assert _weighed(_frame_of(BLUE), colour_table(*_picture()), 0.6) == pytest.approx(0.6)
 
 
@@ -58,7 +58,7 @@ def test_the_odds_are_multiplied_by_the_bounded_ratio() -> None:
     assert _weighed(_frame_of(RED), table, 0.4, weight=0.0) == pytest.approx(0.4, rel=1e-5)
 
 
-def test_what_is_all_but_impossible_stays_exactly_zero() -> None:
+def test_negligible_probability_stays_zero() -> None:
     table = colour_table(*_picture())
     assert _weighed(_frame_of(RED), table, 0.0) == 0.0
     assert _weighed(_frame_of(GREEN), table, 0.01) == 0.0
@@ -99,7 +99,7 @@ def test_only_the_surroundings_count_not_the_whole_frame() -> None:
     assert not np.array_equal(colour_table(near, mask), table)
 
 
-def test_the_mean_ratio_of_pixels_says_whose_colours_they_are() -> None:
+def test_mean_colour_ratio_identifies_the_object() -> None:
     rgb, mask = _picture()
     table = colour_table(rgb, mask)
     box = Roi(40, 30, 60, 50)

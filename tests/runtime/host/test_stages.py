@@ -35,7 +35,7 @@ def stages(*, mirror: bool, objects: ObjectEngines | None = None) -> Stages:
     return Stages(engines, ResolvedOptions(flip_tta=mirror), cpu, objects)
 
 
-def test_without_mirror_every_crop_is_seen_once() -> None:
+def test_without_flip_tta_each_crop_runs_once() -> None:
     crops = packed(3)
     prob = stages(mirror=False).propagate(crops, [1, 2, 3])
     assert np.array_equal(prob, crops[:, 3:4] * (1 - COLUMNS))
@@ -70,7 +70,7 @@ def test_no_crop_is_no_work() -> None:
         assert prob.shape == (0, 1, ROI_SIZE, ROI_SIZE)
 
 
-def test_the_object_whose_engine_answers_nonsense_is_named() -> None:
+def test_wrong_output_of_object_engine_names_the_object() -> None:
     engines = fake_engine_set(roi_size=ROI_SIZE, max_objects=MOST)
 
     def nonsense(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:

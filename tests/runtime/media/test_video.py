@@ -88,7 +88,7 @@ def test_senseless_range_is_refused(clip: Path, start: int, end: int, message: s
         open_video(clip, start=start, end=end)
 
 
-def test_start_beyond_the_last_frame_says_how_many_there_are(clip: Path) -> None:
+def test_start_after_last_frame_reports_frame_count(clip: Path) -> None:
     with pytest.raises(
         VideoError, match="has 12 frames, numbered from 0: cannot start at frame 12"
     ):
@@ -115,7 +115,7 @@ def test_a_source_is_read_once(clip: Path) -> None:
             _ = video.first_frame
 
 
-def test_first_frame_can_be_looked_at_without_consuming_it(clip: Path) -> None:
+def test_first_frame_can_be_read_without_consuming_it(clip: Path) -> None:
     with open_video(clip, start=2) as video:
         assert video.first_frame.index == 2
         assert [frame.index for frame in video] == list(range(2, 12))
@@ -233,7 +233,7 @@ def cut_clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return cut
 
 
-def test_cut_video_delivers_what_is_there_then_one_error(cut_clip: Path) -> None:
+def test_truncated_video_yields_frames_then_one_error(cut_clip: Path) -> None:
     indices, message = read_until_error(cut_clip)
     assert indices == list(range(len(indices)))
     assert 10 <= len(indices) <= 30
@@ -242,7 +242,7 @@ def test_cut_video_delivers_what_is_there_then_one_error(cut_clip: Path) -> None
     assert "\n" not in message
 
 
-def test_cut_behind_the_end_asked_for_is_no_error(cut_clip: Path) -> None:
+def test_truncation_after_the_requested_end_is_ignored(cut_clip: Path) -> None:
     with open_video(cut_clip, end=5) as video:
         assert [frame.index for frame in video] == list(range(5))
 
@@ -253,7 +253,7 @@ def test_whole_video_of_every_container_ends_without_error(cut_clip: Path) -> No
         assert len(list(video)) == 40
 
 
-def test_mp4_cut_before_its_index_says_so(tmp_path: Path) -> None:
+def test_mp4_without_index_raises(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "whole.mp4", [noise_frame(i) for i in range(10)])
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole.read_bytes()[:3000])
@@ -285,7 +285,7 @@ def test_sound_without_picture_is_named(tmp_path: Path) -> None:
         open_video(path)
 
 
-def test_missing_file_lists_what_a_video_can_be() -> None:
+def test_missing_file_lists_supported_inputs() -> None:
     with pytest.raises(VideoError, match=r"no such video: 'nowhere/clip\.mp4'.*folder.*rtsp"):
         open_video("nowhere/clip.mp4")
 

@@ -273,7 +273,7 @@ def device_pipeline(monkeypatch: pytest.MonkeyPatch) -> list[type]:
     return given
 
 
-def test_run_with_nvdec_writes_what_the_cpu_writes(
+def test_run_with_nvdec_matches_the_cpu(
     clip: Path, codec: FakeCodec, device_pipeline: list[type], tmp_path: Path
 ) -> None:
     engines = make_engine_dir(tmp_path / "engines", frame_size_hw=SCENE_HW)

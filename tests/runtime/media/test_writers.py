@@ -103,7 +103,7 @@ def test_a_failed_line_is_taken_back_and_the_others_are_kept(tiny_disk: Path) ->
     assert 50 < len(lines) < 500
 
 
-def test_lines_are_on_disk_while_the_run_goes_on(tmp_path: Path) -> None:
+def test_lines_are_on_disk_during_the_run(tmp_path: Path) -> None:
     writer = TracksWriter(tmp_path / "tracks.jsonl")
     writer.write(*frame_and_result(0))
     assert (tmp_path / "tracks.jsonl.partial").read_text().endswith("}\n")

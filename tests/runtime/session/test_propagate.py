@@ -89,7 +89,7 @@ def test_every_frame_is_yielded_the_first_with_the_labels_given(clip: Path) -> N
     assert pipeline.calls == [("start", 0), *(("step", i) for i in range(1, 8))]
 
 
-def test_nothing_is_opened_before_the_first_result_is_asked_for() -> None:
+def test_inputs_are_opened_at_the_first_result() -> None:
     results = propagate("nowhere.mp4", mask(1), pipeline=FakePipeline())
     with pytest.raises(VideoError, match="no such video"):
         next(results)

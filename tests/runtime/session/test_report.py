@@ -38,7 +38,7 @@ def test_machine_facts_are_json_and_name_neither_host_nor_user() -> None:
     assert socket.gethostname() not in text
 
 
-def test_versions_say_what_ran() -> None:
+def test_versions_of_used_packages_are_listed() -> None:
     found = versions()
     assert found["mpn-runtime"] == __version__
     assert {"python", "numpy", "av"} <= found.keys()

@@ -124,7 +124,7 @@ def test_damaged_last_mask_is_computed_again(interrupted: RunRequest) -> None:
     check_complete(interrupted)
 
 
-def test_nothing_to_go_on_from_begins_anew(interrupted: RunRequest) -> None:
+def test_resume_without_state_starts_over(interrupted: RunRequest) -> None:
     (out_of(interrupted) / "masks" / "00000.png").unlink()
     report = run_video(interrupted)
     check_complete(interrupted)
@@ -132,7 +132,7 @@ def test_nothing_to_go_on_from_begins_anew(interrupted: RunRequest) -> None:
     assert report["frames_computed"] == FRAMES
 
 
-def test_resume_without_an_earlier_run_begins_anew(interrupted: RunRequest, tmp_path: Path) -> None:
+def test_resume_without_earlier_run_starts_over(interrupted: RunRequest, tmp_path: Path) -> None:
     request = replace(interrupted, out=tmp_path / "other")
     assert run_video(request)["resumed_at"] is None
     check_complete(request)
@@ -216,7 +216,7 @@ def test_damaged_track_line_is_computed_again(interrupted: RunRequest) -> None:
     check_complete(interrupted)
 
 
-def test_empty_last_masks_are_no_state_to_go_on_from(interrupted: RunRequest) -> None:
+def test_empty_last_masks_are_no_state_to_resume(interrupted: RunRequest) -> None:
     out = out_of(interrupted)
     for index in (3, 4):
         save_labels(out / "masks" / f"{index:05d}.png", np.zeros(SCENE_HW, np.uint8))
@@ -224,7 +224,7 @@ def test_empty_last_masks_are_no_state_to_go_on_from(interrupted: RunRequest) ->
     check_complete(interrupted)
 
 
-def test_colours_are_learned_from_the_user_s_mask_again(
+def test_resume_computes_colours_from_the_given_mask(
     interrupted: RunRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []

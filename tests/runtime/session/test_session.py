@@ -121,7 +121,7 @@ def test_run_video_writes_masks_overlay_tracks_report(
     assert report["stages"]["propagation"].keys() == {"frames", "min_s", "median_s", "p95_s"}
 
 
-def test_saved_kinds_are_what_was_asked_for(request_: RunRequest) -> None:
+def test_only_requested_kinds_are_saved(request_: RunRequest) -> None:
     run_video(replace(request_, save=frozenset({"probs", "rle"}), end=3))
     assert files_in(request_.out or Path()) == {
         "probs/00000.npz", "probs/00001.npz", "probs/00002.npz", "rle.jsonl", "tracks.jsonl",
@@ -150,7 +150,7 @@ def test_masks_of_later_frames_correct_and_add(request_: RunRequest, tmp_path: P
     assert ids == [[1, 2]] * 5 + [[1, 2, 9]] * (FRAMES - 5)
 
 
-def test_davis_sequence_gives_what_the_evaluator_reads(
+def test_davis_sequence_output_is_readable_by_evaluation(
     request_: RunRequest, tmp_path: Path
 ) -> None:
     folder = write_folder(tmp_path / "JPEGImages/480p/pan", scene(3), "{:05d}.png")

@@ -61,7 +61,7 @@ def masks_of(request: RunRequest) -> np.ndarray:
     return np.stack([load_labels(path, allow_empty=True) for path in sorted(folder.glob("*.png"))])
 
 
-def test_every_object_is_learnt_and_the_report_says_how(request_: RunRequest) -> None:
+def test_each_object_is_finetuned_and_reported(request_: RunRequest) -> None:
     seen: list[FinetuneProgress] = []
     report = run_video(request_, on_finetune=seen.append)
     assert [(p.object_id, p.role, p.step, p.steps) for p in seen] == [
@@ -121,7 +121,7 @@ def interrupted(request: RunRequest, frames: int) -> None:
 
 
 @pytest.mark.parametrize("is_kept", [False, True])
-def test_a_resumed_run_learns_the_same_again(
+def test_resumed_run_finetunes_to_the_same_weights(
     request_: RunRequest, tmp_path: Path, is_kept: bool
 ) -> None:
     finetune = replace(QUICK, cache_dir=tmp_path / "cache" if is_kept else None)
@@ -157,7 +157,7 @@ def test_a_run_is_not_resumed_with_another_fine_tuning(
         run_video(replace(request, resume=True, options=PipelineOptions(finetune=finetune)))
 
 
-def test_objects_of_later_masks_are_learnt_where_they_are_given(
+def test_objects_of_later_masks_are_finetuned_in_their_frame(
     request_: RunRequest, tmp_path: Path
 ) -> None:
     later = np.where(scene_labels(3) == 1, 1, 0).astype(np.uint8)
@@ -182,7 +182,7 @@ def test_missing_finetune_graph_raises_only_if_required(
     assert "no graphs" in report["finetune"]["why"]
 
 
-def test_an_interruption_while_learning_leaves_nothing_behind(request_: RunRequest) -> None:
+def test_interrupted_finetuning_leaves_no_files(request_: RunRequest) -> None:
     def stop(progress: Any) -> None:
         raise KeyboardInterrupt
 

@@ -254,7 +254,7 @@ def test_multiscale_epe_is_published_loss_per_pixel() -> None:
         multiscale_epe(flows, target, valid, (1.0, 2.0))
 
 
-def test_what_is_not_valid_does_not_count() -> None:
+def test_invalid_pixels_do_not_count() -> None:
     target = torch.zeros(1, 2, 64, 64)
     target[..., :32] = 100.0
     valid = torch.ones(1, 64, 64, dtype=torch.bool)

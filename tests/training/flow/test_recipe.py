@@ -163,7 +163,7 @@ def test_warp_mean_j_is_high_for_true_flow_only(material: ClipSources) -> None:
     assert warp_mean_j(dis, (), 6) != warp_mean_j(dis, (), 6)  # NaN
 
 
-def test_nothing_to_learn_from_is_one_line(material: ClipSources, tmp_path: Path) -> None:
+def test_missing_training_data_is_a_one_line_error(material: ClipSources, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="give at least one folder"):
         train_flow((), (), NO_PAIRS, tmp_path / "run", TINY)
     assert not (tmp_path / "run").exists()

@@ -55,7 +55,7 @@ def test_mask_and_colours_move_together() -> None:
     assert max(areas) > 2 * min(areas)
 
 
-def test_colours_change_where_asked() -> None:
+def test_colours_change_if_requested() -> None:
     rgb, mask = _scene()
     recoloured = replace(STILL, recolour=1.0)
     a, _ = random_crop(rgb, mask, recoloured, np.random.default_rng(0))
@@ -92,7 +92,7 @@ def test_a_batch_is_a_function_of_its_number(material: ClipSources) -> None:
         assert not torch.equal(images, other)
 
 
-def test_objects_are_merged_and_frames_left_out_as_asked(material: ClipSources) -> None:
+def test_objects_are_merged_and_frames_excluded(material: ClipSources) -> None:
     frames = MergedFrames(material.sequences)
     assert len(frames) == sum(len(s) for s in material.sequences)
     assert len(MergedFrames(material.sequences, every=4)) == 2 * len(material.sequences)

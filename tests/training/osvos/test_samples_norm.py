@@ -28,7 +28,7 @@ def _trained() -> OsvosVgg:
     return network.eval()
 
 
-def test_folding_changes_no_answer() -> None:
+def test_folding_keeps_the_output() -> None:
     network = _trained()
     plain = OsvosVgg(CONFIG)
     plain.load_state_dict(folded_weights(network, network.state_dict()))

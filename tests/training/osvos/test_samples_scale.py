@@ -22,7 +22,7 @@ def _network(config: OsvosConfig) -> OsvosVgg:
 
 
 @pytest.mark.parametrize("config", FORMS, ids=["resize", "deconv"])
-def test_larger_inputs_get_the_same_answers(config: OsvosConfig) -> None:
+def test_scaled_inputs_give_the_same_output(config: OsvosConfig) -> None:
     network = _network(config)
     larger = OsvosVgg(config)
     larger.load_state_dict(weights_for_larger_input(network.state_dict(), 64.0))

@@ -109,7 +109,7 @@ def test_non_finite_loss_stops_and_keeps_last_state(
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
 
 
-def test_nothing_left_to_train_on_is_said(material: ClipSources, tmp_path: Path) -> None:
+def test_missing_training_clips_raise(material: ClipSources, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="all are held out"):
         train_propagation(material.sequences, ClipSources(()), tmp_path / "run", TINY)
 

@@ -25,7 +25,7 @@ def test_a_sample_has_the_network_s_shapes_and_ranges(material: ClipSources) -> 
     assert 0 <= sample.prob.min() <= sample.prob.max() <= 1
 
 
-def test_a_network_that_answers_the_truth_sees_it_again_warped(material: ClipSources) -> None:
+def test_exact_output_is_warped_into_the_next_input(material: ClipSources) -> None:
     rollout = _rollout(material, 1, deform_share=0.0)
     overlaps = []
     for _ in range(30):
@@ -52,7 +52,7 @@ def test_a_lost_object_starts_a_new_clip(material: ClipSources) -> None:
     assert rollout.state()["clip_seed"] >= 0
 
 
-def test_a_restored_rollout_goes_on_bit_for_bit(material: ClipSources) -> None:
+def test_restored_rollout_continues_bit_for_bit(material: ClipSources) -> None:
     first = _rollout(material, 3)
     for _ in range(5):
         first.update(first.next_sample().target)
@@ -104,7 +104,7 @@ def test_rollout_with_disturbances_resumes_exactly(material: ClipSources, name: 
     assert differs
 
 
-def test_a_misplaced_start_wants_an_empty_answer(material: ClipSources) -> None:
+def test_misplaced_start_has_an_empty_target(material: ClipSources) -> None:
     empty = []
     for seed in range(20):
         for share in (0.0, 1.0):
@@ -114,7 +114,7 @@ def test_a_misplaced_start_wants_an_empty_answer(material: ClipSources) -> None:
     assert not any(is_empty for share, is_empty in empty if not share)
 
 
-def test_an_object_that_vanished_wants_an_empty_answer(material: ClipSources) -> None:
+def test_lost_object_has_an_empty_target(material: ClipSources) -> None:
     rollout = Rollout(material, ClipMix(0, 0, 0, 1), OPTIONS, 0)
     rollout.set_max_steps(6)
     targets = []

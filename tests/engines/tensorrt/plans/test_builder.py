@@ -97,7 +97,7 @@ def test_fixed_sizes_have_no_profile(api: TrtApi, directory: Path, manifest: Man
     assert header(built(api, directory, manifest, "osvos"))["profiles"] == []
 
 
-def test_half_asked_for_and_not_in_the_graph_is_an_error(
+def test_half_requested_but_not_in_graph_raises(
     api: TrtApi, directory: Path, manifest: Manifest
 ) -> None:
     if manifest.roles["propagation"].precision == "fp16":
@@ -138,7 +138,7 @@ def test_trained_weights_are_marked_and_no_others(
         )
 
 
-def test_what_was_learnt_about_the_gpu_is_kept_by_tensorrt_alone(
+def test_only_tensorrt_keeps_a_timing_cache(
     api: TrtApi, directory: Path, manifest: Manifest
 ) -> None:
     first = built(api, directory, manifest).timing_cache
@@ -161,7 +161,7 @@ def test_options_reach_the_builder(api: TrtApi, directory: Path, manifest: Manif
     assert f"workspace {3 << 20}" in api.module.behaviour.log
 
 
-def test_turing_has_plans_of_its_own(
+def test_turing_has_separate_plans(
     monkeypatch: pytest.MonkeyPatch, directory: Path, manifest: Manifest
 ) -> None:
     driver = install_driver(monkeypatch, name="T4", capability=(7, 5))
@@ -170,7 +170,9 @@ def test_turing_has_plans_of_its_own(
     assert "capability 75" in module.behaviour.log
 
 
-def test_progress_is_told_and_may_cancel(api: TrtApi, directory: Path, manifest: Manifest) -> None:
+def test_progress_is_reported_and_can_cancel(
+    api: TrtApi, directory: Path, manifest: Manifest
+) -> None:
     seen: list[PlanProgress] = []
     built(api, directory, manifest, on_progress=seen.append)
     assert seen[-1].fraction == 1.0
@@ -235,7 +237,7 @@ def test_only_rtx_builds_without_a_gpu_and_then_nothing_to_refit(
         built(load_trt("tensorrt"), directory, manifest, without_gpu=True)
 
 
-def test_a_builder_that_cannot_be_made_is_told_in_its_own_words(
+def test_failing_builder_raises_with_library_message(
     monkeypatch: pytest.MonkeyPatch, driver: FakeDriver, directory: Path, manifest: Manifest
 ) -> None:
     install_tensorrt(monkeypatch, "11", None)

@@ -141,7 +141,7 @@ def test_the_engines_that_ship_build_and_are_cached(
     assert not any(plan.was_built for plan in again)
 
 
-def test_what_nvidia_refuses_is_one_line_in_its_words(api: TrtApi, directory: Path) -> None:
+def test_library_error_is_one_line_with_its_message(api: TrtApi, directory: Path) -> None:
     manifest = load_manifest(directory)
     path = directory / manifest.roles["osvos"].onnx
     broken = path.with_name("broken.onnx")
@@ -158,7 +158,7 @@ def test_what_nvidia_refuses_is_one_line_in_its_words(api: TrtApi, directory: Pa
         build_plan(api, broken, manifest.spec("osvos"), precision="fp32")
 
 
-def test_a_build_is_cancelled_by_what_the_callback_raises(api: TrtApi, directory: Path) -> None:
+def test_error_of_the_callback_cancels_the_build(api: TrtApi, directory: Path) -> None:
     """An exception that reached NVIDIA's C++ would end the process."""
     manifest = load_manifest(directory)
 

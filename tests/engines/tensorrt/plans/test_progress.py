@@ -57,7 +57,7 @@ def test_the_time_left_follows_from_the_time_taken() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("broken display")])
-def test_what_the_callback_raises_cancels_and_is_raised_after(error: BaseException) -> None:
+def test_callback_error_cancels_and_is_raised_after(error: BaseException) -> None:
     """The library calls through C++ that lets no exception pass."""
 
     def raises(progress: PlanProgress) -> None:

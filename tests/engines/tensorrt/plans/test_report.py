@@ -49,7 +49,7 @@ def test_layers_are_counted_in_the_words_of_both_versions(half: Any, float_: Any
     assert count.half_share == pytest.approx(0.75)
 
 
-def test_names_alone_tell_no_types() -> None:
+def test_layer_names_give_no_types() -> None:
     count = layer_count_from_inspector(json.dumps({"Layers": ["conv1 + relu", "pool"]}))
     assert count == LayerCount(0, 0, 0, 0, unknown=2)
     assert count.half_share == 0
@@ -70,7 +70,7 @@ UNTOLD = LayerCount(0, 0, 0, 0, unknown=5)
     ("network", "engine", "says"),
     [(FLOAT, None, "4 convolutions .* of the network"), (HALF, FLOAT, "of the engine are float32")],
 )
-def test_half_asked_for_and_not_got_is_an_error(
+def test_half_requested_but_not_used_raises(
     network: LayerCount, engine: LayerCount | None, says: str
 ) -> None:
     result = PlanPrecision(network, engine)
@@ -80,7 +80,7 @@ def test_half_asked_for_and_not_got_is_an_error(
 
 
 @pytest.mark.parametrize("engine", [None, HALF, UNTOLD])
-def test_half_asked_for_and_got_passes(engine: LayerCount | None) -> None:
+def test_half_requested_and_used_passes(engine: LayerCount | None) -> None:
     result = PlanPrecision(HALF, engine, "why")
     result.check("fp16", "the flow plan")
     assert result.describe() == "3 of 4 convolutions and products in half precision"

@@ -71,6 +71,6 @@ def test_the_result_is_the_same_to_the_last_bit() -> None:
         (b"", ["image"], "has no input"),
     ],
 )
-def test_what_cannot_be_changed_is_refused(model: bytes, names: list[str], says: str) -> None:
+def test_unsupported_change_raises(model: bytes, names: list[str], says: str) -> None:
     with pytest.raises(EngineError, match=says):
         with_half_inputs(model, names)

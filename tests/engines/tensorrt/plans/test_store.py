@@ -51,9 +51,7 @@ def store(monkeypatch: pytest.MonkeyPatch, directory: Path, driver: FakeDriver) 
     return store_of(monkeypatch, directory, driver)
 
 
-def test_a_plan_is_built_once_and_named_by_what_it_depends_on(
-    store: PlanStore, directory: Path
-) -> None:
+def test_plan_is_built_once_and_named_by_its_digest(store: PlanStore, directory: Path) -> None:
     first = store.plan("osvos", NONE)
     assert first.was_built
     assert first.note.startswith("osvos built from osvos.onnx in ")
@@ -72,9 +70,7 @@ def test_a_plan_is_built_once_and_named_by_what_it_depends_on(
     assert not list(first.path.parent.glob(".*")), "nothing half-written is left"
 
 
-def test_the_record_lies_beside_the_plan_and_the_manifest_stays(
-    store: PlanStore, directory: Path
-) -> None:
+def test_record_is_next_to_plan_and_manifest_unchanged(store: PlanStore, directory: Path) -> None:
     before = (directory / "manifest.json").read_bytes()
     plan = store.plan("osvos", NONE)
     assert (directory / "manifest.json").read_bytes() == before
@@ -196,7 +192,7 @@ def test_version_compatible_plans_are_keyed_by_the_major_version(store: PlanStor
     assert store.key("osvos", NONE).version == "11.4.0.106"
 
 
-def test_what_a_plan_depends_on_is_in_its_digest(store: PlanStore) -> None:
+def test_digest_covers_all_inputs_of_a_plan(store: PlanStore) -> None:
     options = [
         NONE,
         BuildOptions(refittable=True),
@@ -234,7 +230,7 @@ def test_plans_of_the_engines_that_ship_lie_in_the_cache(
     assert default_engine_dir().is_relative_to(Path(mpn.__file__).parent)
 
 
-def test_what_was_learnt_is_kept_for_the_next_build(store: PlanStore, directory: Path) -> None:
+def test_timing_cache_is_kept_for_the_next_build(store: PlanStore, directory: Path) -> None:
     store.plan("osvos", NONE)
     file = directory / "plans" / "timing-tensorrt-sm_90-11.4.0.106.cache"
     assert file.read_bytes() == b"learnt;"
@@ -249,7 +245,7 @@ def test_a_build_that_fails_leaves_no_file(store: PlanStore, directory: Path) ->
     assert not (directory / "plans").exists()
 
 
-def test_plans_are_listed_with_what_is_wrong_with_them(store: PlanStore, directory: Path) -> None:
+def test_plans_are_listed_with_their_problems(store: PlanStore, directory: Path) -> None:
     manifest = load_manifest(directory)
     assert plan_reports(directory, manifest) == ()
     good = store.plan("osvos", NONE)

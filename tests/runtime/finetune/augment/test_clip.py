@@ -40,21 +40,21 @@ def test_without_motion_and_light_the_frame_is_dreamt_as_it_was(scene: DreamScen
     assert np.abs(rgb[:25].astype(int) - given[:25]).max() <= 1
 
 
-def test_the_same_seed_dreams_the_same_clip(scene: DreamScene) -> None:
+def test_same_seed_gives_the_same_clip(scene: DreamScene) -> None:
     first, again, other = (dream(scene, DreamRange(), seed).frame(3) for seed in (4, 4, 5))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert np.any(first[0] != other[0])
 
 
-def test_a_frame_does_not_depend_on_those_asked_for_before(scene: DreamScene) -> None:
+def test_frame_does_not_depend_on_earlier_calls(scene: DreamScene) -> None:
     clip = dream(scene, DreamRange(), 7)
     late = clip.frame(3)
     clip.frame(0)
     np.testing.assert_array_equal(clip.frame(3)[0], late[0])
 
 
-def test_objects_and_background_move_apart(scene: DreamScene) -> None:
+def test_objects_and_background_move_independently(scene: DreamScene) -> None:
     moving = replace(AS_GIVEN, objects=replace(STILL, speed_px=200), calm_share=0)
     clip = dream(scene, moving, 3)
     rgb0, target0 = clip.frame(0)
@@ -66,7 +66,7 @@ def test_objects_and_background_move_apart(scene: DreamScene) -> None:
     np.testing.assert_array_equal(rgb0[:20], rgb1[:20])  # the background stands
 
 
-def test_the_target_is_where_the_object_is_seen(scene: DreamScene) -> None:
+def test_target_is_the_visible_part_of_the_object(scene: DreamScene) -> None:
     """In front of it, another object or a passer-by takes pixels away from the target."""
     hidden = 0
     for seed in range(30):

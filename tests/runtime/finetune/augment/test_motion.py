@@ -72,7 +72,7 @@ def test_speed_adds_up_and_can_be_inherited() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_nothing_of_a_box_is_seen_outside_its_region(seed: int) -> None:
+def test_box_is_not_visible_outside_its_region(seed: int) -> None:
     layer = np.zeros(SIZE_HW, np.uint8)
     box = Roi(30, 20, 55, 41)
     layer[20:41, 30:55] = 255

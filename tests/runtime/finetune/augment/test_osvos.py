@@ -104,7 +104,7 @@ def test_crops_zoom_in_and_out() -> None:
     assert areas[2.2] > 2 * areas[0.9]
 
 
-def test_most_crops_show_the_object_if_asked() -> None:
+def test_most_crops_show_the_object_if_requested() -> None:
     shares = {}
     for on_object in (0.0, 1.0):
         _, targets = dreams(CropRange(zoom=(2.2, 2.2), on_object_share=on_object), batch=64).batch()
@@ -124,7 +124,7 @@ def test_a_large_frame_does_not_alias() -> None:
     assert images.mean() == pytest.approx(127.5, abs=3)
 
 
-def test_colours_change_only_if_asked() -> None:
+def test_colours_change_only_if_requested() -> None:
     plain, _ = dreams(EXACT, batch=2).batch()
     lit, _ = dreams(replace(EXACT, light_share=1.0), batch=1).batch()
     assert np.abs(plain[0].mean(axis=(1, 2)) - lit[0].mean(axis=(1, 2))).max() > 2

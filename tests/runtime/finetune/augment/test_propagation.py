@@ -69,7 +69,7 @@ def overlap(inputs: Float32Array, target: Float32Array) -> float:
     return float(np.mean(found))
 
 
-def test_a_batch_is_what_the_network_takes() -> None:
+def test_batch_matches_the_network_input() -> None:
     source, _ = dreams()
     for _ in range(3):
         inputs, target = source.batch()
@@ -81,7 +81,7 @@ def test_a_batch_is_what_the_network_takes() -> None:
             assert array.flags.c_contiguous
 
 
-def test_the_same_seed_dreams_the_same_batches_and_rows_differ() -> None:
+def test_same_seed_gives_same_batches_with_different_rows() -> None:
     first, again, other = dreams(seed=1)[0], dreams(seed=1)[0], dreams(seed=2)[0]
     for _ in range(4):
         inputs, target = first.batch()
@@ -129,7 +129,7 @@ def test_most_clips_begin_with_a_damaged_mask() -> None:
     assert found[0] > found[1] + 0.1
 
 
-def test_clips_go_on_from_the_networks_answer() -> None:
+def test_clips_continue_with_the_network_output() -> None:
     """A network that forgets the left half is shown its own mistake; without answers it is not."""
 
     def forgetful(inputs: Mapping[str, Float32Array]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def test_a_large_object_is_dreamt_at_the_size_of_the_crop() -> None:
     assert tiny._view.options.roi_margin_px_min == round(16 * scale)
 
 
-def test_an_object_too_small_to_learn_from_is_refused() -> None:
+def test_too_small_object_raises() -> None:
     with pytest.raises(MaskError, match="object 3 has 0 pixels"):
         dreams(object_id=3)
 

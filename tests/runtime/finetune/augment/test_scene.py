@@ -79,14 +79,14 @@ def test_a_large_object_is_averaged_down_and_a_small_one_is_left() -> None:
     assert DreamScene.from_frame(clip.frames[0], clip.labels[0], 1, side_px=80).scale == 1
 
 
-def test_colours_are_learned_from_the_frame_as_it_was_given() -> None:
+def test_colour_tables_use_the_original_frame() -> None:
     clip = scene_clip()
     scene = DreamScene.from_frame(clip.frames[0], clip.labels[0], 1, side_px=20)
     expected = colour_table(clip.frames[0], clip.labels[0] == 1)
     np.testing.assert_array_equal(scene.colour_table, expected)
 
 
-def test_an_object_that_fills_the_frame_can_be_taken_apart() -> None:
+def test_scene_of_object_filling_the_frame_is_built() -> None:
     rgb = np.full((40, 50, 3), 90, np.uint8)
     scene = DreamScene.from_frame(rgb, np.ones((40, 50), np.uint8), 1, side_px=30)
     assert scene.background.shape[2] == 3
