@@ -22,7 +22,7 @@ DEFAULT_MAX_OBJECTS = 32
 
 _FULL_PALETTE = 256
 _SAME_COLOUR_LEVELS = 1
-"""Two DAVIS palettes are in circulation, one level apart in places (191 and 192)."""
+"""Two DAVIS palettes are in circulation, which differ by one level in places (191, 192)."""
 
 _COMPRESS_LEVEL = 3
 """zlib: as fast as level 1 on masks (0.9 ms at 480p) and smaller; level 9 takes 6 times longer."""
@@ -44,7 +44,7 @@ _MODE_NAMES = {
 
 
 def _davis_palette() -> UInt8Array:
-    """Distribute the bits of each id to R, G, B in turn, from the highest bit of a colour down."""
+    """Distribute the bits of each id to R, G, B in turn, highest colour bit first."""
     ids = np.arange(_FULL_PALETTE)
     palette = np.zeros((_FULL_PALETTE, 3), np.uint8)
     for level in range(8):
@@ -69,14 +69,14 @@ def load_labels(
     """Read a mask that a user made.
 
     A palette image gives its indices; its colours do not matter. A gray image gives its values; a
-    black and white one (0/255, or 1 bit) gives one object with id 1. Value 255 beside other ids is
+    black and white one (0/255, or 1 bit) gives one object with id 1. Value 255 next to other ids is
     DAVIS's void and becomes background.
 
     Args:
         path: An image file; PNG, since a lossy codec changes ids.
         size_hw: (height, width) that the mask must have, if known.
         max_objects: Largest number of different ids.
-        allow_empty: Whether a mask without objects is valid, as it is in results.
+        allow_empty: Whether a mask without objects is valid, as in results.
 
     Returns:
         (H, W) uint8: 0 background, object ids 1..254.
@@ -147,7 +147,7 @@ def save_labels(path: str | Path, labels: UInt8Array) -> None:
 
 
 def _read_ids(path: Path, fault: type[MpnError], *, is_strict: bool = False) -> UInt8Array:
-    """Read palette indices or gray values; see the public functions for ``is_strict``.
+    """Read palette indices or gray values; see the callers for ``is_strict``.
 
     Raises:
         MpnError: Of class ``fault``.

@@ -1,1 +1,1 @@
-"""Provide helpers that every package of mpn uses; only errors and types lie below."""
+"""Helpers that every package of mpn uses; they import only errors and types."""

@@ -29,7 +29,7 @@ file open for writing. Longer than the read timeout of a stream."""
 
 
 class _Channel(Generic[T]):
-    """Pass items through a bounded queue that either side can close, with one exception."""
+    """Bounded queue that either side can close, and that carries one exception."""
 
     def __init__(self, depth: int) -> None:
         self._items: deque[T] = deque()
@@ -184,7 +184,10 @@ class BackgroundWorker(Generic[T]):
             raise error
 
     def abort(self) -> None:
-        """Drop the queue and stop. Raises nothing; for use while another exception propagates."""
+        """Drop the queue and stop.
+
+        Raises nothing, so it is safe while another exception propagates.
+        """
         self._channel.cancel()
         self._join()
 
@@ -248,7 +251,7 @@ def _start_worker(opencv_threads: int | None) -> None:
 
 
 class OpenCvThreads(Closeable):
-    """Set the number of OpenCV threads of this process; :meth:`close` restores the old number.
+    """Set the number of OpenCV threads of this process until it is closed.
 
     Args:
         threads: At least 1.

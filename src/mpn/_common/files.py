@@ -94,7 +94,7 @@ def publish(temporary: Path, path: Path, *, durable: bool = False) -> None:
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary file that replaces ``path`` when the block ends without an exception.
+    """Yield a temporary file that replaces ``path`` if the block succeeds.
 
     Args:
         path: The file to write. Its folder must exist.

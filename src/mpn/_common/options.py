@@ -1,4 +1,4 @@
-"""Share what option dataclasses have in common: UNSET, a short repr, refusal of old names."""
+"""Common parts of option dataclasses: UNSET, a short repr, refusal of old names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNSET: Final = Unset.UNSET
 
 
 class GivenRepr:
-    """Mixin of a dataclass whose repr shows only fields that differ from their defaults."""
+    """Mixin for a dataclass: its repr has only the fields that are not the default."""
 
     def __repr__(self) -> str:
         given = [
@@ -41,7 +41,7 @@ class GivenRepr:
 def refuse_old_arguments(
     renamed: Mapping[str, str],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator that raises TypeError for an old keyword and gives the new one.
+    """Return a decorator that raises TypeError for an old keyword.
 
     Args:
         renamed: Old keyword -> what to write instead.
@@ -61,7 +61,7 @@ def refuse_old_arguments(
 
 
 def refuse_old_fields(renamed: Mapping[str, str]) -> Callable[[C], C]:
-    """Return a class decorator that applies :func:`refuse_old_arguments` to ``__init__``."""
+    """Return a decorator that applies ``refuse_old_arguments`` to ``__init__``."""
 
     def decorate(cls: C) -> C:
         init: Any = cls.__init__  # type: ignore[misc]

@@ -142,7 +142,7 @@ def check_complete(value: Any, written: Any, error: type[MpnError], path: _Path 
 
 
 def schema_version_of(value: Any, error: type[MpnError]) -> int:
-    """Return the ``schema_version`` of a JSON object, before its other fields are read.
+    """Return the ``schema_version`` of a JSON object without reading other fields.
 
     Another schema may have other fields, and an error about one of them would not help.
 
@@ -259,7 +259,7 @@ def _with_value(value: Any, path: _Path, new: Any) -> Any:
 
 
 def _type_at(kind: Any, path: _Path, *, key: bool = False) -> Any:
-    """Return the type of a value in a record, or of the keys of the mapping it lies in."""
+    """Return the type of a value in a record, or of the keys of its mapping."""
     import msgspec.inspect as types
 
     found: Any = types.type_info(kind)

@@ -209,7 +209,9 @@ def export(
     ),
     quiet: bool = typer.Option(False, "--quiet", help="Print no progress."),
 ) -> None:
-    """Export checkpoints to an engine directory: ONNX graphs, manifest and parity report.
+    """Export checkpoints to an engine directory.
+
+    It holds the ONNX graphs, the manifest and the parity report.
 
     Public files are recognised by their keys: NVIDIA FlowNet2 (and CSS, CS, C, S, SD), jfzhang95
     DeepLab Xception, OSVOS-PyTorch. Every graph is compared with its PyTorch module, and one that

@@ -1,4 +1,4 @@
-"""How ``mpn run`` shows where it stands: bars on a terminal, plain lines elsewhere, on stderr."""
+"""Show the progress of ``mpn run`` on stderr: bars on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SHOWN_PER_S = 10
 
 @dataclass(frozen=True)
 class ProgressDisplay:
-    """What to call while a run goes on.
+    """Callbacks for the progress of a run.
 
     Attributes:
-        frame: After every frame.
-        finetune: After every step of fine-tuning.
-        build: While a plan is built.
+        frame: Called after each frame.
+        finetune: Called after each step of fine-tuning.
+        build: Called while a plan is built.
     """
 
     frame: Callable[[Progress], None]
@@ -39,7 +39,7 @@ class ProgressDisplay:
 
 @contextmanager
 def progress_display(quiet: bool) -> Iterator[ProgressDisplay]:
-    """What to call with the progress of a run while the ``with`` statement lasts."""
+    """Yield the callbacks for the progress of a run."""
     if quiet:
         yield ProgressDisplay(
             frame=lambda progress: None, finetune=lambda progress: None, build=lambda progress: None

@@ -32,7 +32,10 @@ def missing_video(engine_dir: Path | None) -> str:
 
 
 def masks_by_frame(given: list[str]) -> dict[int | None, Path]:
-    """Convert ``--mask`` (FILE or FRAME:FILE) to frame index -> file; None: the first frame."""
+    """Convert ``--mask`` (FILE or FRAME:FILE) to a file per frame index.
+
+    The key None stands for the first frame.
+    """
     if not given:
         raise typer.BadParameter(
             "no mask was given: add --mask FIRST.png, the mask of the first frame"
@@ -81,7 +84,7 @@ def rate_from_text(text: str | None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneArguments:
-    """Hold the ``--finetune-*`` options of the command line; None or False: not given."""
+    """Options ``--finetune-*`` of the command line; None or False: not given."""
 
     off: bool
     off_by: str
@@ -127,9 +130,10 @@ class FinetuneArguments:
 
 
 def default_finetune_cache() -> Path | None:
-    """Return the default folder of fine-tuned weights; None if the user has no home folder.
+    """Return the default folder of fine-tuned weights.
 
-    It keeps the name it had in version 0.1, so that weights kept then are still found.
+    Returns None if the user has no home folder. The folder keeps its name of version 0.1, so that
+    weights stored by that version are found.
     """
     from mpn._common.cache_dirs import user_cache_dir
 
@@ -140,7 +144,7 @@ INTERRUPTED = 130
 
 
 class BackendName(StrEnum):
-    """List the values of ``--backend``; a test compares it with ``mpn.engines.open.BACKENDS``."""
+    """Values of ``--backend``; a test compares them with ``mpn.engines.open``."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -150,7 +154,7 @@ class BackendName(StrEnum):
 
 
 class DecodeName(StrEnum):
-    """The values of ``--decode``; a test keeps it equal to ``mpn.runtime.media.video.DECODERS``."""
+    """Values of ``--decode``; a test compares them with ``mpn.runtime.media``."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -158,7 +162,7 @@ class DecodeName(StrEnum):
 
 
 class ScopeName(StrEnum):
-    """List the values of ``--finetune-scope``; a test compares it with ``FinetuneScope``."""
+    """Values of ``--finetune-scope``; a test compares them with ``FinetuneScope``."""
 
     ALL = "all"
     HEAD = "head"
@@ -299,7 +303,7 @@ def run(
         False, "--json", help="Print run.json to stdout at the end; progress goes to stderr."
     ),
 ) -> None:
-    """Segment VIDEO from the mask of its first frame: a mask for every frame, and an overlay video.
+    """Segment VIDEO from the mask of its first frame.
 
     OUT gets masks/00000.png (a palette PNG per frame), overlay.mp4, tracks.jsonl and run.json. For
     a sequence of a data set in DAVIS layout the masks go to OUT/<sequence>/00000.png and the rest

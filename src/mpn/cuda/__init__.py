@@ -1,1 +1,1 @@
-"""Arrays, kernels, streams, events and graphs of a CUDA device; imports CUDA when one opens."""
+"""Arrays, kernels, streams, events and graphs; CUDA is imported with the device."""

@@ -63,7 +63,7 @@ class Stream(KernelDevice, Protocol):
         """
 
     def wait(self, event: Event) -> None:
-        """Order everything started later after an event of any stream; the host does not wait."""
+        """Run later work after an event of any stream; the host does not wait."""
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """Capture what ``work`` starts on this stream, without running it.

@@ -1,4 +1,4 @@
-"""Arrays in device memory, and the protocol of a device that runs kernels on them.
+"""Arrays in device memory, and the protocol of a device that runs kernels.
 
 The protocol has two implementations: :class:`mpn.cuda.device.CudaDevice`, and one in the tests
 that runs the same kernels on the CPU. This module needs no CUDA.
@@ -24,7 +24,7 @@ class DeviceArray:
         address: Device address of the first element.
         shape: Size of each axis.
         dtype: Of the elements.
-        owner: Object that owns the memory; it lives as long as the array and its parts.
+        owner: Object that owns the memory; it is kept as long as the array and its parts.
         stream_address: Handle of the CUDA stream that the array is ordered on, for
             ``__cuda_array_interface__``; None: complete already.
     """

@@ -1,8 +1,8 @@
-"""Compile CUDA C++ to cubins with NVRTC through cuda.core, and cache them. Needs no GPU.
+"""Compile CUDA C++ to cubins with NVRTC through cuda.core, and cache them.
 
-The cache is a folder of the user. Its key covers the source with its headers, the options, the
-architecture and the compiler's version. A damaged file, or a folder that cannot be written, costs
-a compilation.
+Compiling needs no GPU. The cache is a folder of the user. Its key covers the source with its
+headers, the options, the architecture and the compiler's version. If a file is damaged or the
+folder cannot be written, the source is compiled again.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def compile_cubin(
         source: The code.
         arch: Like ``"sm_90"``.
         options: Default: the defaults.
-        name: What the compiler's messages call it.
+        name: File name in the compiler's messages.
 
     Returns:
         A cubin.
@@ -132,7 +132,7 @@ def compiler_version() -> str:
             "'.[gpu]'"
         ) from error
     if int(status) != 0:
-        raise BackendError(f"NVRTC does not tell its version: {status}")
+        raise BackendError(f"NVRTC does not return its version: {status}")
     return f"{major}.{minor}"
 
 
@@ -143,7 +143,7 @@ def cache_key(source: str, arch: str, options: CompileOptions, version: str) -> 
 
 
 def default_cache_dir() -> Path | None:
-    """Return the folder of :data:`CACHE_DIR_VARIABLE`, else one in the user's cache folder."""
+    """Return the folder of ``CACHE_DIR_VARIABLE``, else the user's cache folder."""
     given = os.environ.get(CACHE_DIR_VARIABLE)
     if given is not None:
         return Path(given) if given else None

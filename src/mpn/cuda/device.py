@@ -1,4 +1,4 @@
-"""A CUDA device through cuda.core: memory, copies, kernels, events and graphs in stream order.
+"""A CUDA device through cuda.core: memory, copies, kernels, events and graphs.
 
 cuda.core works in the device's primary context, so arrays and streams can be shared with torch,
 CuPy, onnxruntime and TensorRT in one process. cuda.core is imported when a device is opened.
@@ -97,8 +97,8 @@ class CudaDevice:
 
     @property
     def is_capturing(self) -> bool:
-        """Whether the stream is being captured into a graph, by this process or a library."""
-        # cuda.core knows only its own captures; torch captures streams, too.
+        """Whether the stream is being captured, by this process or a library."""
+        # cuda.core reports only its own captures; torch captures streams, too.
         return int(self._call("cuStreamIsCapturing", self.address)) != 0
 
     def activate(self) -> None:
@@ -391,7 +391,9 @@ def gpu_unavailable_reason() -> str | None:
 
 
 def packed_arguments(signature: KernelSignature, values: Mapping[str, int | float]) -> list[Any]:
-    """Return arguments of the types that the kernel declares: cuda.core uses the Python type.
+    """Convert arguments to the types that the kernel declares.
+
+    cuda.core passes an argument by its Python type.
 
     Args:
         signature: Of the kernel.

@@ -198,7 +198,10 @@ def _parameter(text: str, kernel: str) -> Parameter:
 
 
 def _geometry(axis: str, names: set[str], kernel: str) -> CodeType:
-    """Parse one axis of a grid: whole numbers, parameters, + and *, ceil(a,b) and min(a,b)."""
+    """Parse one axis of a grid.
+
+    Allowed are whole numbers, parameters, +, *, ceil(a,b) and min(a,b).
+    """
     tree = ast.parse(axis, mode="eval")
     for node in ast.walk(tree):
         is_number = isinstance(node, ast.Constant) and isinstance(node.value, int)

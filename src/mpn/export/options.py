@@ -50,7 +50,7 @@ class ExportOptions:
             separate files.
         finetune_optimizer: ``"sgd"`` or ``"adamw"`` for all roles; None for the default of each.
         flow_variant: Member of the FlowNet 2.0 family that the flow checkpoint must be, for example
-            ``"FlowNet2"``; None takes what its keys say.
+            ``"FlowNet2"``; None recognises it by its keys.
         init_fourth_channel: How to fill the fourth channel of DeepLab weights that have three.
         flow_preset: Preset of OpenCV's DIS where no flow network is exported.
         flow_scale: Size at which DIS runs, relative to the working frame.

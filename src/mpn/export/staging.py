@@ -247,7 +247,7 @@ def _is_engine_dir(path: Path) -> bool:
 
 
 def _load_state(path: Path, key: Mapping[str, Any]) -> dict[str, FinishedRole]:
-    """Return the finished roles of an earlier run with the same key; none if it was another."""
+    """Return the finished roles of an earlier run if it had the same key."""
     try:
         state = record_from_json(read_json(path / STATE_NAME, OutputError), _State, OutputError)
     except MpnError:

@@ -1,4 +1,4 @@
-"""Compare a checkpoint with the role, variant, channels and keys that are required."""
+"""Compare a checkpoint with the required role, variant, channels and keys."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ class TorchStep:
 
 
 def step_loss(margin: Tensor, target: Tensor, is_balanced: bool) -> Tensor:
-    """Compute the loss of :func:`mpn.export.finetune.optimizer.cross_entropy` in PyTorch."""
+    """Compute the loss of ``optimizer.cross_entropy`` in PyTorch."""
     inside = (target >= 0.5).float()
     entropy = F.binary_cross_entropy_with_logits(margin, inside, reduction="none")
     if not is_balanced:

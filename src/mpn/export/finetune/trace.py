@@ -1,4 +1,4 @@
-"""Forward pass of a fine-tuning step: a network up to its logits, for any size and batch."""
+"""Trace a network up to its logits, for any size and batch."""
 
 from __future__ import annotations
 
