@@ -1,1 +1,1 @@
-"""What an engine directory holds, and how to run it. No torch, no onnx."""
+"""Engine directories and the engines in them; imports neither torch nor onnx."""

@@ -70,9 +70,9 @@ class DeviceEngine(Engine, Protocol):
     * :meth:`infer_on_device`: any device tensors; those that are not the engine's own buffers are
       copied into them on the stream. The engine replays its CUDA graph if it has one.
     * :meth:`buffers` and :meth:`enqueue`: kernels write to ``buffers(k).inputs`` and read
-      ``buffers(k).outputs`` without copies. :meth:`enqueue` only starts kernels, and can be
-      captured
-      into a CUDA graph of the caller if ``supports_graph_capture``; call :meth:`prepare` first.
+      ``buffers(k).outputs`` without copies. :meth:`enqueue` only starts kernels. If
+      ``supports_graph_capture``, the caller can capture it into a CUDA graph; call
+      :meth:`prepare` first.
 
     Only :meth:`Engine.run` and :meth:`prepare` wait for the device. Outputs are the engine's
     buffers and valid until it runs again. One engine runs on one stream at a time; to change the

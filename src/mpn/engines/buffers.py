@@ -1,4 +1,4 @@
-"""The memory a device engine reads and writes, at addresses that never change."""
+"""Device memory that an engine reads and writes, at fixed addresses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpn.errors import EngineError
 from mpn.types import Float32Array
 
 StartBatch = Callable[[int], None]
-"""Starts one run with a number of objects on the stream of the engine."""
+"""Function that starts one run with a number of objects on the engine's stream."""
 
 
 class DeviceBuffers(Closeable):
@@ -59,7 +59,7 @@ class DeviceBuffers(Closeable):
         return (self._spec.max_objects or 1) if self.has_objects else 1
 
     def of(self, objects: int) -> EngineBuffers:
-        """The first ``objects`` rows of every buffer.
+        """Return the first ``objects`` rows of each buffer.
 
         Raises:
             EngineError: If that is under 1 or over :attr:`most_objects`.
@@ -115,11 +115,11 @@ class DeviceBuffers(Closeable):
     def run_batches(
         self, inputs: Mapping[str, Float32Array], start: StartBatch
     ) -> dict[str, Float32Array]:
-        """Run on host arrays: copy in, start, copy out, wait; in several batches if need be.
+        """Copy host arrays in, run, copy out and wait, in batches of :attr:`most_objects`.
 
         Args:
-            inputs: As the spec says, float32; any number of objects.
-            start: Starts one run on the buffers, on the engine's own stream.
+            inputs: Each input of the spec by name, float32; any number of objects.
+            start: Starts one run on the buffers, on the engine's stream.
 
         Returns:
             New float32 arrays.
@@ -191,7 +191,7 @@ class DeviceBuffers(Closeable):
 
 
 def _shape_for(tensor: TensorSpec, objects: int) -> tuple[int, ...]:
-    """The shape of a tensor with so many objects.
+    """Return the shape of a tensor with ``objects`` objects.
 
     Raises:
         EngineError: If another axis is dynamic, or not the first one.

@@ -1,4 +1,4 @@
-"""Opening an engine directory: the one way from a folder to engines that run."""
+"""Open the engines of a directory with the backend that runs here."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ Backend = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx")
 GpuBackend = Literal["tensorrt", "tensorrt-rtx", "cuda"]
 GPU_BACKENDS: tuple[GpuBackend, ...] = ("tensorrt", "tensorrt-rtx", "cuda")
-"""What ``auto`` tries before the CPU, the fastest first."""
+"""Backends that ``auto`` tries before the CPU, the fastest first."""
 
 
 @dataclass(frozen=True)
 class OpenEngines:
-    """Engines that are open.
+    """Open engines and the backend that runs them.
 
     Attributes:
-        backend: What runs them.
-        note: One sentence on why it is this backend, and on the plans.
+        backend: Backend that runs them.
+        note: One sentence on the choice of the backend, and on the plans.
         engines: By role.
-        store: The plans they come from; None where there are none.
+        store: Source of the plans; None if the backend has none.
         device: The GPU; None on the CPU.
     """
 
@@ -62,14 +62,14 @@ class OpenEngines:
 
 @dataclass(frozen=True)
 class EngineOpener:
-    """What is to be opened, whatever runs it.
+    """Opener of the engines of a directory with any backend.
 
     Attributes:
         directory: The engine directory.
         manifest: Its manifest.
-        roles: Which engines.
-        threads: Threads within an operator on the CPU; None leaves it to onnxruntime.
-        policy: How plans are come by.
+        roles: Roles to open.
+        threads: Threads per operator on the CPU; None for onnxruntime's default.
+        policy: Build or load plans; see :class:`PlanPolicy`.
     """
 
     directory: Path
@@ -101,7 +101,7 @@ class EngineOpener:
             BackendError: If it does not work here.
             EngineError: If one cannot be opened; those already open are closed.
             ManifestError: If a file is missing.
-            MissingExtraError: If what it needs is not installed.
+            MissingExtraError: If a package that it needs is not installed.
             OutputError: If a plan cannot be written.
         """
         if backend == "cuda":
@@ -112,7 +112,7 @@ class EngineOpener:
         reason = why_no_cuda()
         if reason is not None:
             raise BackendError(
-                f"cuda was asked for, but {reason}: uninstall onnxruntime and install mpn-runtime "
+                f"cuda was requested, but {reason}: uninstall onnxruntime and install mpn-runtime "
                 "with its extra [gpu], never together with [cpu], or use backend cpu"
             )
         device = CudaDevice()
@@ -159,10 +159,10 @@ def open_with(opener: EngineOpener, backend: Backend) -> OpenEngines:
     ``"auto"`` tries :data:`GPU_BACKENDS` in order, then the CPU.
 
     Raises:
-        BackendError: If the backend asked for cannot run here.
+        BackendError: If the requested backend cannot run here.
         EngineError: If an engine cannot be opened; those already open are closed.
         ManifestError: If a file is missing.
-        MissingExtraError: If what it needs is not installed.
+        MissingExtraError: If a package that it needs is not installed.
     """
     if backend == "cpu":
         return OpenEngines("cpu", "cpu, as asked for", opener.on_cpu())
@@ -172,7 +172,7 @@ def open_with(opener: EngineOpener, backend: Backend) -> OpenEngines:
     reasons = []
     without = gpu_unavailable_reason()
     if without is not None:
-        # Said once: a library may be there and load, without a GPU it runs nothing.
+        # One reason for all backends: a library may load here, but runs nothing without a GPU.
         return OpenEngines(
             "cpu", f"cpu, because no GPU can be used here: {without}", opener.on_cpu()
         )
@@ -183,12 +183,12 @@ def open_with(opener: EngineOpener, backend: Backend) -> OpenEngines:
         except (BackendError, MissingExtraError, OutputError) as error:
             reasons.append(f"{candidate} does not work here: {error}")
         except EngineError as error:
-            if candidate == "cuda":  # the graph's fault: the CPU would not run it either
+            if candidate == "cuda":  # a fault of the graph: the CPU would fail, too
                 raise
             reasons.append(f"{candidate} does not run these engines: {error}")
         else:
-            passed_over = f" ({'; '.join(reasons)})" if reasons else ""
-            return _with_note(opened, f"{candidate}, because it works here{passed_over}")
+            failed = f" ({'; '.join(reasons)})" if reasons else ""
+            return _with_note(opened, f"{candidate}, because it works here{failed}")
     return OpenEngines("cpu", f"cpu, because {'; '.join(reasons)}", opener.on_cpu())
 
 
@@ -198,7 +198,7 @@ def _with_note(opened: OpenEngines, note: str) -> OpenEngines:
 
 
 def _smoke_test(engines: Mapping[Role, Engine]) -> None:
-    """Run the propagation engine once, or close all and raise BackendError.
+    """Run the propagation engine once; on failure close all and raise BackendError.
 
     An engine that opened on a GPU may still fail at its first kernel: no code for this GPU, no
     cuDNN, no memory left.
@@ -234,18 +234,18 @@ class EngineSet(Closeable):
     """The open engines of a directory; a context manager that closes them.
 
     Attributes:
-        manifest: What the directory says about itself.
+        manifest: Manifest of the directory.
         propagation: The propagation engine.
-        flow: The flow engine; None where the manifest's flow source is OpenCV DIS.
-        osvos: The OSVOS engine; None where the directory has none or it was left out.
-        backend: What really runs them: ``"cpu"``, ``"cuda"``, ``"tensorrt"`` or
-            ``"tensorrt-rtx"``. All but those of ``"cpu"`` are
+        flow: The flow engine; None if the manifest's flow source is OpenCV DIS.
+        osvos: The OSVOS engine; None if the directory has none or it was left out.
+        backend: Backend that runs them: ``"cpu"``, ``"cuda"``, ``"tensorrt"`` or
+            ``"tensorrt-rtx"``. All engines except those of ``"cpu"`` are
             :class:`mpn.engines.base.DeviceEngine`.
-        backend_note: One sentence on why it is this backend, and which plans were used or built.
-        digests: File in the directory -> SHA-256 by the manifest, of every file opened.
-        plans: Where the plans come from; None where there are none.
+        backend_note: One sentence on the choice of the backend, and on plans used or built.
+        digests: SHA-256 from the manifest by file in the directory, for each opened file.
+        plans: Source of the plans; None if the backend has none.
         device: The GPU; None on the CPU.
-        policy: How plans are come by.
+        policy: Build or load plans; see :class:`PlanPolicy`.
     """
 
     manifest: Manifest
@@ -303,21 +303,21 @@ def open_engines(
     """Open the engines of a directory.
 
     Args:
-        directory: What mpn-export wrote, or :func:`default_engine_dir`.
-        backend: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"tensorrt-rtx"``, or ``"auto"``: the first
-            of TensorRT, TensorRT for RTX, CUDA that really works, which one run proves, else the
-            CPU; ``backend_note`` says which and why.
-        threads: Threads within an operator; None leaves it to onnxruntime.
+        directory: Engine directory, or :func:`default_engine_dir`.
+        backend: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"auto"``, which
+            takes the first of TensorRT, TensorRT for RTX and CUDA that passes one run, else the
+            CPU; ``backend_note`` gives the choice and its reason.
+        threads: Threads per operator; None for onnxruntime's default.
         verify: Compare the digests of the files to be opened with the manifest first.
         with_osvos: Open the OSVOS engine too, if the directory has one.
-        plans: How plans of TensorRT are come by. By default one that is missing is built, which
-            takes from seconds to minutes, and kept.
+        plans: Build or load plans of TensorRT. By default a missing plan is built, which takes
+            seconds to minutes, and saved.
 
     Returns:
         The open engines. Close them, or use them in a ``with`` statement.
 
     Raises:
-        BackendError: If the backend asked for cannot run here.
+        BackendError: If the requested backend cannot run here.
         EngineError: If an engine cannot be opened; those already open are closed.
         InputError: If ``threads`` is under 1.
         ManifestError: If the directory or its manifest cannot be used.
@@ -368,21 +368,21 @@ def open_object_engine(
     *,
     threads: int | None = None,
 ) -> Engine:
-    """Open an engine with other weights on the backend that runs the directory's own.
+    """Open an engine with other weights on the backend of the directory's engines.
 
     Args:
-        directory: What mpn-export wrote.
+        directory: Engine directory.
         engines: Its open engines.
         role: ``"propagation"`` or ``"osvos"``.
-        weights: By name; those that are not given stay.
-        threads: Threads within an operator on the CPU; None leaves it to onnxruntime.
+        weights: New weights by name; the others stay.
+        threads: Threads per operator on the CPU; None for onnxruntime's default.
 
     Returns:
         The engine; on a GPU a :class:`mpn.engines.base.DeviceEngine`.
 
     Raises:
         BackendError: If a plan is missing and none may be built.
-        EngineError: If a weight does not fit, or the check of the exchange fails.
+        EngineError: If a weight does not fit, or the check of the new weights fails.
         OutputError: If files cannot be written.
     """
     if engines.plans is not None:
@@ -400,9 +400,9 @@ def open_object_engine(
 
 
 def step_backend(engines: EngineSet) -> OrtBackend:
-    """What runs the fine-tuning step, a graph that is onnxruntime's whatever runs the networks.
+    """Return the backend of onnxruntime that runs the fine-tuning step.
 
-    CUDA where the networks run on a GPU and the installed onnxruntime has it, else the CPU.
+    CUDA if the networks run on a GPU and the installed onnxruntime has CUDA, else the CPU.
     """
     if engines.backend == "cpu":
         return "cpu"

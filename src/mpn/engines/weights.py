@@ -1,4 +1,4 @@
-"""Read and write network weights: in an engine directory, and as files of their own.
+"""Read and write network weights in engine directories and in safetensors files.
 
 Fine-tuned weights are kept in safetensors files, which hold no pickle and other tools read.
 """
@@ -27,7 +27,7 @@ safetensors chooses the order of the file."""
 
 
 def read_weights(directory: Path, tensors: Sequence[WeightTensor]) -> dict[str, Float32Array]:
-    """Read weights of an engine directory, without the scale that they are stored with.
+    """Read weights of an engine directory, and undo the scale they are stored with.
 
     Args:
         directory: The engine directory.
@@ -135,7 +135,7 @@ def check_weights(
 def save_weights(
     path: Path, weights: Mapping[str, Float32Array], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights to a safetensors file, atomically, with a digest of their content.
+    """Write weights and their digest to a safetensors file, atomically.
 
     Args:
         path: The file.

@@ -286,7 +286,7 @@ def test_cpu_that_silently_became_something_else_is_refused(
     graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime())
-    with pytest.raises(BackendError, match="cpu was asked for, but onnxruntime would run CUDA"):
+    with pytest.raises(BackendError, match="cpu was requested, but onnxruntime would run CUDA"):
         OrtEngine(graph, SPEC, backend="cpu")
 
 

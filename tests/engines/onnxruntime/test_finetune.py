@@ -319,7 +319,7 @@ def test_the_graph_of_another_role_is_refused(tmp_path: Path) -> None:
     graphs = {**entry.adapt.graphs, "all": FileDigest(wrong.name, sha256_of_file(wrong))}
     adapt = dataclasses.replace(entry.adapt, graphs=graphs)
     roles = {**manifest.roles, "osvos": dataclasses.replace(entry, adapt=adapt)}
-    with pytest.raises(EngineError, match="is not the adaptation graph of this manifest"):
+    with pytest.raises(EngineError, match="is not the fine-tuning graph of this manifest"):
         opened(directory, dataclasses.replace(manifest, roles=roles), "osvos")
 
 
@@ -328,7 +328,7 @@ def test_a_backend_that_is_not_there_is_an_error(directory: Path, manifest: Mani
 
     if why_no_cuda() is None:
         pytest.skip("this onnxruntime has CUDA")
-    with pytest.raises(BackendError, match="cuda was asked for"):
+    with pytest.raises(BackendError, match="cuda was requested"):
         open_finetune_engine(directory, manifest, "osvos", backend="cuda")
 
 

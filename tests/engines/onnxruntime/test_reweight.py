@@ -164,7 +164,9 @@ def test_weights_that_do_not_arrive_are_noticed(
     deaf = dataclasses.replace(manifest, roles={**manifest.roles, "osvos": entry})
     weights = own_weights(directory, manifest, "osvos")
     changed = {name: values + np.float32(0.25) for name, values in weights.items()}
-    with pytest.raises(EngineError, match="answers as before although its weights were exchanged"):
+    with pytest.raises(
+        EngineError, match="has the same outputs although its weights were replaced"
+    ):
         opened(broken, deaf, "osvos", changed, work_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["engines"]
 
@@ -190,7 +192,7 @@ def test_reweighted_engine_with_other_output_is_refused(
         def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
             return {"prob": np.zeros((1, 1, 64, 96), np.float32)}
 
-    with pytest.raises(EngineError, match="with unchanged weights answers otherwise"):
+    with pytest.raises(EngineError, match="with unchanged weights has other outputs"):
         opened(directory, manifest, "osvos", {}, base=Other(), work_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -49,7 +49,7 @@ def test_without_a_gpu_plans_are_built_for_rtx_alone(
     assert [plan.record.key.role for plan in plans] == ["propagation", "osvos"]
     assert {plan.record.key.backend for plan in plans} == {"tensorrt-rtx"}
     install_tensorrt(monkeypatch, "11", None)
-    with pytest.raises(BackendError, match=r"(?s)on the GPU that it is for: there is no GPU"):
+    with pytest.raises(BackendError, match=r"(?s)on the GPU that runs it: there is no GPU"):
         build_plans(directory, backend="tensorrt")
     with pytest.raises(BackendError, match=r"no plans can be built here: .*\[rtx\]"):
         build_plans(directory)

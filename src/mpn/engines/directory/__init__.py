@@ -1,1 +1,1 @@
-"""The engine directory on disk: its manifest, files, parity report and inspection."""
+"""The engine directory on disk: manifest, files, parity report and inspection."""

@@ -64,7 +64,7 @@ class FlowSource:
             )
 
     def as_json(self) -> dict[str, Any]:
-        """Return a dict of JSON types, without the fields that have no meaning for the source."""
+        """Return a dict of JSON types, without fields that the source does not use."""
         return {"source": ENGINE_SOURCE} if self.source == ENGINE_SOURCE else json_from_record(self)
 
 
@@ -89,7 +89,7 @@ class PropagationPreprocessing:
 
 @dataclass(frozen=True)
 class OsvosPreprocessing:
-    """Normalisation of the OSVOS frame: channels in this order, 0..255, minus the mean.
+    """Normalisation of the OSVOS frame: channel order, 0..255, minus the mean.
 
     Attributes:
         channel_order: ``"bgr"`` for the public layout (Caffe's VGG16).
@@ -102,7 +102,7 @@ class OsvosPreprocessing:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Normalisation of the network inputs; the flow engine takes RGB 0..255 unchanged."""
+    """Normalisation of the network inputs; the flow engine takes RGB 0..255."""
 
     propagation: PropagationPreprocessing = field(default_factory=PropagationPreprocessing)
     osvos: OsvosPreprocessing = field(default_factory=OsvosPreprocessing)
@@ -152,7 +152,7 @@ class WeightTensor:
 
 @dataclass(frozen=True)
 class FinetuneEntry:
-    """How one engine can be fine-tuned.
+    """Graphs and weights that fine-tune one engine.
 
     Attributes:
         optimizer: Baked into the graphs.
@@ -202,7 +202,7 @@ class RoleEntry:
     Attributes:
         onnx: Graph file, relative to the directory.
         sha256: Its digest.
-        external_data: Weight files beside the graph, with digests.
+        external_data: Weight files of the graph, with digests.
         opset: ONNX opset of the graph.
         precision: ``"fp16"`` if weights inside are half; the edges are float32 either way.
         half_weights: How many convolution and matmul weight tensors are half ...
@@ -267,7 +267,7 @@ class RoleEntry:
         return self.files if self.adapt is None else (*self.files, *self.adapt.files)
 
     def as_json(self) -> dict[str, Any]:
-        """Return a dict of JSON types, without ``adapt`` if the engine cannot be fine-tuned."""
+        """Return a dict of JSON types; no ``adapt`` if the engine has no fine-tuning."""
         value = json_from_record(self)
         if self.adapt is None:
             del value["adapt"]
@@ -304,5 +304,5 @@ class Provenance:
 
 
 def utc_now_iso() -> str:
-    """Return the time now for :class:`Provenance`, such as ``2026-03-01T12:00:00+00:00``."""
+    """Return the UTC time as ISO 8601, such as ``2026-03-01T12:00:00+00:00``."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Resolve and check the files of an engine directory: their place and their digests."""
+"""Resolve the files of an engine directory, and check their digests."""
 
 from __future__ import annotations
 

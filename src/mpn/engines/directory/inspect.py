@@ -1,4 +1,4 @@
-"""Describe an engine directory and the backends of this machine, for ``mpn inspect``."""
+"""Describe an engine directory and this machine's backends for ``mpn inspect``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FileReport:
 
 @dataclass(frozen=True)
 class BackendReport:
-    """Whether a backend can run the directory here.
+    """Result of opening the directory with one backend.
 
     Attributes:
         backend: Its name.
@@ -111,7 +111,7 @@ class EngineDirReport:
 
 
 def describe_engine_dir(directory: str | os.PathLike[str]) -> EngineDirReport:
-    """Read the manifest, compare every digest, and try to open the engines with each backend.
+    """Read the manifest, compare the digests and open the engines with each backend.
 
     Engines are opened only if every file is the exported one; no plan is built.
 

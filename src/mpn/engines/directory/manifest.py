@@ -69,7 +69,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """Description of an engine directory that the runtime reads before it opens an engine.
+    """Description of an engine directory, read before an engine is opened.
 
     Attributes:
         schema_version: Always :data:`SCHEMA_VERSION`.
@@ -115,7 +115,7 @@ class Manifest:
             )
 
     def spec(self, role: Role) -> EngineSpec:
-        """Return the interface that the engine of ``role`` must have at this directory's sizes."""
+        """Return the interface of the engine of ``role`` at this directory's sizes."""
         return engine_spec(
             role,
             frame_size_hw=self.frame_size_hw,
@@ -203,7 +203,7 @@ def verify_digests(
     *,
     with_adapt: bool = False,
 ) -> None:
-    """Check that the files of the roles are the ones that were exported, by streamed SHA-256.
+    """Compare the SHA-256 of the files of the roles with the manifest.
 
     Args:
         directory: The engine directory.

@@ -1,4 +1,4 @@
-"""Read ``parity.json``: the differences of each graph from its PyTorch module at export."""
+"""Read ``parity.json``: differences between the graphs and their PyTorch modules."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class ParityReport:
     """Content of ``parity.json``.
 
     Attributes:
-        reference: What the graphs were compared with; None if they were not compared.
-        inputs: What they were compared on, or why they were not.
+        reference: The reference of the comparison; None if nothing was compared.
+        inputs: The inputs of the comparison, or the reason for none.
         measures: The worst of each measure of each role.
         document: The file's whole content.
     """

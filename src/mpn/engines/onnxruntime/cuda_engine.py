@@ -1,6 +1,6 @@
-"""The onnxruntime engine on CUDA: device memory in and out, in the order of a stream.
+"""The onnxruntime engine on CUDA: device memory in and out, in stream order.
 
-No GPU has run it yet; that the provider is the one asked for is checked as for every session.
+Not yet run on a GPU. The provider of each session is checked, as on the CPU.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from mpn.types import Float32Array
 
 
 class OrtCudaEngine(Closeable):
-    """A session of onnxruntime's CUDA provider: implements :class:`mpn.engines.base.DeviceEngine`.
+    """Implement :class:`mpn.engines.base.DeviceEngine` by onnxruntime's CUDA provider.
 
-    The provider works on a stream of the engine's own, since a session takes its stream once, when
-    it is made; runs are put in order with the caller's stream by events, and nothing waits. Tensors
-    are bound to fixed memory, a binding for every number of objects.
+    The provider works on the engine's stream, because a session takes its stream once, when it is
+    created. Events order the runs after the caller's stream, and the host does not wait. Tensors
+    are bound to fixed memory, with one binding per number of objects.
 
     Args:
-        onnx_path: Graph file; external data lies beside it.
+        onnx_path: Graph file; external data is in the same folder.
         spec: The interface it must have.
         device: The GPU.
         threads: Threads within an operator that stays on the CPU; None leaves it to onnxruntime.
 
     Raises:
-        BackendError: If CUDA is not what would run.
+        BackendError: If onnxruntime would not run on CUDA.
         EngineError: If the graph is missing, damaged or of another interface, or memory is short.
         MissingExtraError: If onnxruntime is not installed.
     """
@@ -92,7 +92,7 @@ class OrtCudaEngine(Closeable):
 
     @property
     def device(self) -> CudaDevice:
-        """The GPU it is on."""
+        """The GPU of the engine."""
         return self._device
 
     @property
@@ -133,7 +133,7 @@ class OrtCudaEngine(Closeable):
         return self.enqueue(stream, objects).outputs
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-        """See :class:`mpn.engines.base.Engine`; more objects than a batch holds run in several."""
+        """See :class:`mpn.engines.base.Engine`; runs in batches if there are many objects."""
         self._device.activate()
         return self._open_buffers().run_batches(inputs, self._start)
 

@@ -1,7 +1,7 @@
 """The onnxruntime engine: the CPU reference backend, and CUDA.
 
-onnxruntime falls back to the CPU in silence, in three places: when the provider asked for is not
-compiled in, when its libraries cannot be loaded, and when a run fails. Here each is an error.
+onnxruntime falls back to the CPU without an error in three cases: the requested provider is not
+compiled in, its libraries cannot be loaded, or a run fails. This module raises in each case.
 """
 
 from __future__ import annotations
@@ -32,32 +32,31 @@ _INSTALL_CUDA = (
     "[cpu]: both own the same folder) on a machine with an NVIDIA driver, or use the cpu backend"
 )
 _QUIET_LOG_SEVERITY = 4
-"""Fatal messages only: what goes wrong is raised, and an error is one line on stderr."""
+"""Fatal messages only: errors are raised, and one line on stderr reports them."""
 
 _GRAPH_FAULTS = frozenset(
     {"InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel", "NotImplemented"}
 )
-"""onnxruntime's exceptions that speak of the graph and never of the device."""
+"""onnxruntime's exceptions about the graph, never about the device."""
 
 
 class OrtEngine(Closeable):
-    """An engine that onnxruntime runs. Constructing it loads the graph; see :class:`Engine`.
+    """Implement :class:`mpn.engines.base.Engine` by onnxruntime; loads the graph.
 
-    The ``objects`` axis is dynamic: any K from 1 on works, ``spec.max_objects`` notwithstanding,
-    which bounds plans only. Outputs belong to the caller. Values are not looked at: what is not
-    finite goes in and comes out as it is.
+    The ``objects`` axis is dynamic: any K from 1 on works, because ``spec.max_objects`` bounds
+    plans only. Outputs belong to the caller. Values are not checked: NaN and infinity propagate.
 
-    On ``"cuda"`` onnxruntime may keep single shape computations on the CPU, as it was built to.
-    TF32 is off there: it would keep 10 bits of an fp32 graph's mantissa.
+    On ``"cuda"`` onnxruntime may compute some shapes on the CPU. TF32 is off there, because it
+    keeps only 10 bits of the mantissa.
 
     Args:
-        onnx_path: Graph file; external data lies beside it.
+        onnx_path: Graph file; external data is in the same folder.
         spec: The interface it must have.
         backend: ``"cpu"`` or ``"cuda"``.
-        threads: Threads within an operator; None leaves it to onnxruntime (one a physical core).
+        threads: Threads per operator; None for onnxruntime's default, one per physical core.
 
     Raises:
-        BackendError: If the backend that would run is not the one asked for.
+        BackendError: If another backend than the requested one would run.
         EngineError: If the graph is missing, damaged or of another interface.
         InputError: If ``threads`` is under 1.
         MissingExtraError: If onnxruntime is not installed.
@@ -89,7 +88,7 @@ class OrtEngine(Closeable):
 
     @property
     def backend(self) -> str:
-        """``"cpu"`` or ``"cuda"``: checked against what really runs."""
+        """``"cpu"`` or ``"cuda"``, checked against the session's provider."""
         return self._backend
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
@@ -123,12 +122,12 @@ class OrtEngine(Closeable):
         return dict(zip(self._spec.output_names, outputs, strict=True))
 
     def close(self) -> None:
-        """Release the session; running the engine afterwards is an error."""
+        """Release the session; :meth:`run` raises afterwards."""
         self._session = None
 
 
 def import_onnxruntime(backend: OrtBackend) -> Any:
-    """The onnxruntime module.
+    """Import onnxruntime, or raise with the extra to install.
 
     Raises:
         BackendError: If it is installed but broken.
@@ -142,7 +141,7 @@ def import_onnxruntime(backend: OrtBackend) -> Any:
             f"onnxruntime is installed but cannot be loaded ({one_line(error)}): reinstall "
             f"mpn-runtime with its extra [{extra}]"
         ) from error
-    # Uninstalling one of the two wheels takes files of the other away.
+    # Uninstalling one of the two wheels removes files of the other.
     if not hasattr(ort, "InferenceSession"):
         raise BackendError(
             "onnxruntime is incomplete, as after onnxruntime and onnxruntime-gpu were installed "
@@ -152,9 +151,9 @@ def import_onnxruntime(backend: OrtBackend) -> Any:
 
 
 def why_no_cuda() -> str | None:
-    """Why the installed onnxruntime cannot use CUDA on any machine; None if it was built with it.
+    """Return the reason why the installed onnxruntime has no CUDA, or None if it has.
 
-    Whether it works on this one shows only when an engine is opened.
+    Only opening an engine shows whether CUDA works on this machine.
     """
     available = list(import_onnxruntime("cpu").get_available_providers())
     if CUDA_PROVIDER in available:
@@ -169,16 +168,16 @@ def open_session(
     *,
     cuda_options: Mapping[str, str] | None = None,
 ) -> Any:
-    """An onnxruntime session whose provider is the one asked for.
+    """Open an onnxruntime session, and check that it has the requested provider.
 
     Args:
-        path: Graph file; external data lies beside it.
+        path: Graph file; external data is in the same folder.
         backend: ``"cpu"`` or ``"cuda"``.
-        threads: Threads within an operator; None leaves it to onnxruntime.
+        threads: Threads per operator; None for onnxruntime's default.
         cuda_options: Further options of the CUDA provider.
 
     Raises:
-        BackendError: If the backend that would run is not the one asked for.
+        BackendError: If another backend than the requested one would run.
         EngineError: If the graph is missing or damaged.
         InputError: If ``threads`` is under 1.
         MissingExtraError: If onnxruntime is not installed.
@@ -190,10 +189,10 @@ def open_session(
     providers: list[Any] = [wanted]
     loading = ""
     if backend == "cuda":
-        # Asked for a provider it has not, onnxruntime warns and takes the CPU.
+        # If a provider is missing, onnxruntime only warns and uses the CPU.
         reason = why_no_cuda()
         if reason is not None:
-            raise BackendError(f"cuda was asked for, but {reason}: {_INSTALL_CUDA}")
+            raise BackendError(f"cuda was requested, but {reason}: {_INSTALL_CUDA}")
         loading = _preload_cuda_libraries(ort)
         providers = [(CUDA_PROVIDER, {"use_tf32": "0", **(cuda_options or {})}), CPU_PROVIDER]
     options = ort.SessionOptions()
@@ -201,8 +200,8 @@ def open_session(
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _QUIET_LOG_SEVERITY
-    # By default its threads spin on after a run (for 27 ms in onnxruntime 1.32, a whole frame of
-    # the lite engines) and take the cores that the rest of the frame wants. Within a run they may.
+    # By default its threads spin after a run (27 ms in onnxruntime 1.32, a whole frame of the lite
+    # engines) and occupy cores that the rest of the frame needs. Within a run they may spin.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         # Without enable_fallback=0 a failing provider is replaced by the CPU during construction.
@@ -212,7 +211,7 @@ def open_session(
     except Exception as error:
         if backend == "cuda" and type(error).__name__ not in _GRAPH_FAULTS:
             raise BackendError(
-                f"cuda was asked for, but onnxruntime cannot use it ({one_line(error)}{loading}): "
+                f"cuda was requested, but onnxruntime cannot use it ({one_line(error)}{loading}): "
                 f"{_INSTALL_CUDA}"
             ) from error
         raise EngineError(
@@ -222,27 +221,27 @@ def open_session(
     running = list(session.get_providers())
     if running[:1] != [wanted]:
         raise BackendError(
-            f"{backend} was asked for, but onnxruntime would run {', '.join(running) or 'nothing'}"
+            f"{backend} was requested, but onnxruntime would run {', '.join(running) or 'nothing'}"
             f"{loading}: {_INSTALL_CUDA}"
         )
     return session
 
 
 def _preload_cuda_libraries(ort: Any) -> str:
-    """Load CUDA and cuDNN from the wheels beside onnxruntime; what it says about failures."""
+    """Load CUDA and cuDNN from their wheels; return onnxruntime's failure messages."""
     if not hasattr(ort, "preload_dlls"):
         return ""
-    said = io.StringIO()
-    with redirect_stdout(said):  # it prints, which would spoil --json
+    printed = io.StringIO()
+    with redirect_stdout(printed):  # it prints, which would break --json
         ort.preload_dlls()
-    return f" [{one_line(said.getvalue())}]" if said.getvalue().strip() else ""
+    return f" [{one_line(printed.getvalue())}]" if printed.getvalue().strip() else ""
 
 
 def check_interface(path: Path, spec: EngineSpec, session: Any) -> None:
     """Check that a session has the tensors of a spec.
 
     Raises:
-        EngineError: With every difference.
+        EngineError: If it differs; the message lists all differences.
     """
     differences = [
         *_differences("input", spec.inputs, session.get_inputs()),
@@ -268,7 +267,7 @@ def _differences(kind: str, expected: Sequence[TensorSpec], nodes: Sequence[Any]
 
 
 def _tensor_from_node(node: Any) -> TensorSpec:
-    """The TensorSpec of onnxruntime's NodeArg; an axis without a name is ``"?"``."""
+    """Convert onnxruntime's NodeArg; an axis without a name becomes ``"?"``."""
     element = str(node.type).removeprefix("tensor(").removesuffix(")")
     shape = tuple("?" if size is None else size for size in node.shape)
     return TensorSpec(node.name, shape, dtype={"float": "float32"}.get(element, element))

@@ -1,4 +1,4 @@
-"""Fine-tuning on the given frame without torch: the protocol, and the way to it from a folder."""
+"""Fine-tuning steps without torch: the protocol, and its onnxruntime engine."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _NEXT = "::next"
 _FREE_INPUTS = frozenset({TARGET, LEARNING_RATE, STEP})
 
 _WEIGHT_SETS = 3
-"""Weights before the last step, before this one and after it: if this one's loss is not finite,
-those before this step are the ones that caused it, and those before the last are good."""
+"""Weights before the last step, before this step and after it. If the loss of this step is not
+finite, the weights before it caused that, and those before the last step are good."""
 _STATE_SETS = 2
 
 
 class OrtFinetuneEngine(Closeable):
-    """Implement :class:`FinetuneEngine` by onnxruntime; see :func:`open_finetune_engine`.
+    """Implement :class:`FinetuneEngine` by onnxruntime.
 
     Args:
         directory: The engine directory.
         role: The network.
-        entry: What the manifest says.
-        scope: What to train; ``entry`` has its graph.
+        entry: The role's fine-tuning entry in the manifest.
+        scope: The trained part of the network; ``entry`` has its graph.
         backend: ``"cpu"`` or ``"cuda"``.
-        threads: Threads within an operator; None leaves it to onnxruntime.
+        threads: Threads per operator; None for onnxruntime's default.
 
     Raises:
-        BackendError: If the backend that would run is not the one asked for.
+        BackendError: If another backend than the requested one would run.
         EngineError: If the graph is missing, damaged, or not the one of the manifest.
         InputError: If ``threads`` is under 1.
         MissingExtraError: If onnxruntime is not installed.
@@ -107,11 +107,11 @@ class OrtFinetuneEngine(Closeable):
 
     @property
     def scope(self) -> FinetuneScope:
-        """What is trained."""
+        """Trained part of the network."""
         return self._scope
 
     def begin(self, weights: Mapping[str, Float32Array] | None = None) -> None:
-        """Start anew, see :meth:`mpn.engines.onnxruntime.finetune.FinetuneEngine.begin`."""
+        """Restart, see :meth:`FinetuneEngine.begin`."""
         self._check_open()
         tensors = tuple(self._trained.values())
         if weights is None:
@@ -129,7 +129,7 @@ class OrtFinetuneEngine(Closeable):
     def step(
         self, inputs: Float32Array | Features, target: Float32Array, learning_rate: float
     ) -> float:
-        """Do one step, see :meth:`mpn.engines.onnxruntime.finetune.FinetuneEngine.step`."""
+        """Do one step, see :meth:`FinetuneEngine.step`."""
         self._check_open()
         if self._failed:
             raise EngineError(
@@ -175,10 +175,9 @@ class OrtFinetuneEngine(Closeable):
         return Features(dict(zip(names, outputs, strict=True)))
 
     def weights(self) -> dict[str, Float32Array]:
-        """Copies of the trained tensors.
+        """Copy the trained tensors by name, as they are after the last step.
 
-        Those after the last step; if its loss was not finite, or they are not themselves, the last
-        ones whose loss was.
+        If its loss or a tensor is not finite, copy the last ones with a finite loss.
         """
         self._check_open()
         newest = self._done - 1 if self._failed else self._done
@@ -192,7 +191,7 @@ class OrtFinetuneEngine(Closeable):
         return found
 
     def state(self) -> dict[str, Float32Array]:
-        """Copies of the optimiser's state by name, after the last step."""
+        """Copy the optimiser's state by name, after the last step."""
         self._check_open()
         states = self._states[self._done % _STATE_SETS]
         return {name: np.array(value.numpy(), np.float32) for name, value in states.items()}
@@ -237,7 +236,7 @@ class OrtFinetuneEngine(Closeable):
         return () if name == STEP else self._trained[name.rpartition("::")[0]].shape
 
     def _frozen_value(self, name: str) -> Any:
-        """A weight that this scope does not train, read once."""
+        """Return a weight that this scope does not train; read it once."""
         if name not in self._frozen:
             values = read_weights(self._directory, (self._weights[name],))
             self._frozen[name] = self._value(values[name])
@@ -247,7 +246,7 @@ class OrtFinetuneEngine(Closeable):
         return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
 
     def _checked_inputs(self, path: Path) -> tuple[str, ...]:
-        """Names of the graph's inputs, which must be those that the manifest promises."""
+        """Return the names of the graph's inputs, checked against the manifest."""
         inputs = tuple(node.name for node in self._session.get_inputs())
         outputs = {node.name for node in self._session.get_outputs()}
         carried = set(self._trained) | {
@@ -257,7 +256,7 @@ class OrtFinetuneEngine(Closeable):
         wanted = carried | {TARGET, LEARNING_RATE}
         if not wanted <= set(inputs) or outputs != {LOSS} | {name + _NEXT for name in carried}:
             raise EngineError(
-                f"{path.name} is not the adaptation graph of this manifest: export it again"
+                f"{path.name} is not the fine-tuning graph of this manifest: export it again"
             )
         return inputs
 
@@ -292,7 +291,7 @@ class OrtFinetuneEngine(Closeable):
 
     def _check_open(self) -> None:
         if self._session is None:
-            raise EngineError(f"the adaptation of the {self._role} network is closed")
+            raise EngineError(f"the fine-tuning of the {self._role} network is closed")
 
 
 def _check_array(what: str, array: Float32Array, axes: int) -> None:
@@ -306,7 +305,7 @@ def _check_array(what: str, array: Float32Array, axes: int) -> None:
 
 @dataclass(frozen=True)
 class Features:
-    """What a frozen trunk made of a batch of inputs; only the engine that made it can use it.
+    """Outputs of a frozen trunk for a batch; only the same engine can use them.
 
     Attributes:
         arrays: By name in the graph, the batch along axis 0.
@@ -316,12 +315,12 @@ class Features:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Size in bytes."""
         return sum(array.nbytes for array in self.arrays.values())
 
 
 class FinetuneEngine(SupportsClose, Protocol):
-    """One step of fine-tuning after another; weights and optimiser state stay inside."""
+    """Protocol of an engine that fine-tunes; it holds weights and optimiser state."""
 
     @property
     def role(self) -> Role:
@@ -333,13 +332,13 @@ class FinetuneEngine(SupportsClose, Protocol):
 
     @property
     def scope(self) -> FinetuneScope:
-        """What is trained."""
+        """Trained part of the network."""
 
     def begin(self, weights: Mapping[str, Float32Array] | None = None) -> None:
-        """Start anew, with a fresh optimiser state.
+        """Restart with given weights and an empty optimiser state.
 
         Args:
-            weights: Every weight that the scope trains, by name; None for the directory's own.
+            weights: Each weight that the scope trains, by name; None for the directory's weights.
 
         Raises:
             EngineError: If a weight is missing, unknown, not finite or of another shape.
@@ -351,29 +350,28 @@ class FinetuneEngine(SupportsClose, Protocol):
         """Do one step.
 
         Args:
-            inputs: (N, C, H, W) float32, the network's input, or the features of it.
+            inputs: (N, C, H, W) float32, the network's input, or its :meth:`features`.
             target: (N, 1, H, W) float32 of 0 and 1.
             learning_rate: 0 or more.
 
         Returns:
-            The loss before the step. If it is not finite, the step is not taken:
-            :meth:`weights` gives the last weights whose loss was finite, and only :meth:`begin`
-            can follow.
+            The loss before the step. If it is not finite, the step is dropped: :meth:`weights`
+            returns the last weights with a finite loss, and :meth:`begin` must come next.
 
         Raises:
-            EngineError: If an array does not fit or is not finite, :meth:`begin` is due, or the
-                engine is closed or fails.
+            EngineError: If an array does not fit or is not finite, :meth:`begin` must come
+                first, or the engine is closed or fails.
         """
 
     def features(self, inputs: Float32Array) -> Features:
-        """What :meth:`step` takes in place of ``inputs``, made once: scope ``"head"`` only.
+        """Run the frozen trunk once, for :meth:`step`; scope ``"head"`` only.
 
         Raises:
             EngineError: If the scope has no frozen trunk, or the inputs do not fit.
         """
 
     def weights(self) -> dict[str, Float32Array]:
-        """Copies of the trained tensors by name."""
+        """Copy the trained tensors by name."""
 
     def close(self) -> None:
         """Release the engine; closing twice is allowed."""
@@ -389,23 +387,23 @@ def open_finetune_engine(
     threads: int | None = None,
     verify: bool = True,
 ) -> FinetuneEngine:
-    """Open what fine-tunes one network of an engine directory.
+    """Open the fine-tuning engine of one network of an engine directory.
 
     Args:
-        directory: What mpn-export wrote.
+        directory: Engine directory.
         manifest: Its manifest.
         role: ``"propagation"`` or ``"osvos"``.
-        scope: What to train.
+        scope: Trained part of the network.
         backend: ``"cpu"`` or ``"cuda"``.
-        threads: Threads within an operator; None leaves it to onnxruntime.
+        threads: Threads per operator; None for onnxruntime's default.
         verify: Compare the digests of the files with the manifest first.
 
     Returns:
-        An engine that has begun with the directory's own weights.
+        An engine that starts from the directory's weights.
 
     Raises:
         BackendError: If the backend cannot run here.
-        EngineError: If the directory cannot adapt this role in this scope.
+        EngineError: If the directory cannot fine-tune this role in this scope.
         InputError: If ``threads`` is under 1.
         ManifestError: If a file is missing or has changed.
         MissingExtraError: If onnxruntime is not installed.
@@ -426,10 +424,10 @@ def open_finetune_engine(
 
 
 def adapt_entry(manifest: Manifest, role: Role) -> FinetuneEntry:
-    """How a role can be fine-tuned.
+    """Return the fine-tuning entry of a role.
 
     Raises:
-        EngineError: If the directory has no such role, or it cannot be.
+        EngineError: If the directory has no such role, or the role no such entry.
     """
     found = manifest.roles.get(role)
     if found is None:

@@ -1,7 +1,7 @@
-"""Inference engines with other weights: external data exchanged, and the session built anew.
+"""Inference engines with other weights, from a copy of the graph's external data.
 
-Never ``add_initializer``: on onnxruntime's CPU provider it is silently wrong at the default level
-of optimisation. A session built from exchanged data runs as fast as the original one.
+Never ``add_initializer``: on onnxruntime's CPU provider it gives wrong results without an error
+at the default optimisation level. A session built from changed data runs as fast as the original.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _PROBE_SEED = 0
 
 
 class FinetunedEngine(Closeable):
-    """An engine whose graph and data lie in a folder of their own, which it removes when closed.
+    """Engine with other weights in a temporary folder, which :meth:`close` removes.
 
     Args:
         engine: The engine.
-        folder: Where its files are.
+        folder: Folder of its graph and data.
         changed: Names of the weights that differ from the directory's.
     """
 
@@ -58,7 +58,7 @@ class FinetunedEngine(Closeable):
 
     @property
     def backend(self) -> str:
-        """What really runs it."""
+        """Backend that runs it."""
         return self._engine.backend
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
@@ -72,7 +72,7 @@ class FinetunedEngine(Closeable):
 
 
 class FinetunedDeviceEngine(FinetunedEngine):
-    """The same around an engine on device memory: a :class:`mpn.engines.base.DeviceEngine`."""
+    """Wrap a :class:`mpn.engines.base.DeviceEngine` in the same way."""
 
     def __init__(self, engine: DeviceEngine, folder: Path, changed: tuple[str, ...]) -> None:
         super().__init__(engine, folder, changed)
@@ -116,25 +116,25 @@ def open_finetuned_engine(
 ) -> FinetunedEngine:
     """Open an inference engine with other weights.
 
-    The graph and its data are copied into a new folder, the data with ``weights`` in it (converted
-    to half, and scaled, where the directory's are), and a session is built from them. It is
-    then checked on one input: if every weight is what it was, the output must be that of the
-    directory's own engine to the last bit; if it is the same although weights differ, a second
-    session with the sign of every weight turned proves whether exchanged weights arrive.
+    The graph and its data are copied into a new folder, and ``weights`` are written into the data
+    (converted to half and scaled if the directory's weights are). A session opens the copy and
+    runs one input as a check. If no weight changed, the output must equal that of the directory's
+    engine bit for bit. If weights changed and the output did not, a second session with the sign
+    of each weight negated must give another output.
 
     Args:
-        directory: What mpn-export wrote.
+        directory: Engine directory.
         manifest: Its manifest.
         role: ``"propagation"`` or ``"osvos"``.
-        weights: By name; those that are not given stay.
+        weights: New weights by name; the others stay.
         backend: ``"cpu"`` or ``"cuda"``.
-        threads: Threads within an operator; None leaves it to onnxruntime.
-        work_dir: An existing folder for the copies; None for the system's temporary one.
-        base: The directory's own engine, if it is open already, on the same backend.
+        threads: Threads per operator; None for onnxruntime's default.
+        work_dir: An existing folder for the copies; None for the system's temporary folder.
+        base: The directory's engine on the same backend, if it is already open.
         device: The GPU, for ``"cuda"``; None for the first one.
 
     Returns:
-        The engine, for ``"cuda"`` an :class:`FinetunedDeviceEngine`. Its close removes its files.
+        The engine, for ``"cuda"`` a :class:`FinetunedDeviceEngine`. Its close removes its files.
 
     Raises:
         EngineError: If a weight does not fit, or the check fails.
@@ -162,13 +162,13 @@ def graph_with_weights(
     role: Role,
     weights: Mapping[str, Float32Array],
 ) -> Iterator[Path]:
-    """A copy of a role's graph with other weights, for as long as the ``with`` statement lasts.
+    """Yield a temporary copy of a role's graph with other weights.
 
     Args:
-        directory: What mpn-export wrote.
+        directory: Engine directory.
         manifest: Its manifest.
         role: ``"propagation"`` or ``"osvos"``.
-        weights: By name; those that are not given stay.
+        weights: New weights by name; the others stay.
 
     Yields:
         The ``.onnx`` file.
@@ -188,7 +188,7 @@ def graph_with_weights(
 
 
 class _Opener:
-    """What stays the same from one swap to the next."""
+    """Opener of engines of one role with different weights."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class _Opener:
         self._device = device
 
     def open(self, weights: Mapping[str, Float32Array]) -> FinetunedEngine:
-        """A session on a copy of the files, in which ``weights`` are."""
+        """Open a copy of the files that has ``weights``."""
         folder, changed = self.write_copy(weights)
         try:
             engine = self._engine(folder / self._onnx)
@@ -225,11 +225,11 @@ class _Opener:
         return FinetunedEngine(engine, folder, changed)
 
     def open_base(self) -> OrtEngine | OrtCudaEngine:
-        """The directory's own engine."""
+        """Open the directory's engine."""
         return self._engine(resolve_inside(self.directory, self._onnx))
 
     def write_copy(self, weights: Mapping[str, Float32Array]) -> tuple[Path, tuple[str, ...]]:
-        """A folder with a copy of the files, and the names of the weights that changed in it."""
+        """Copy the files with new weights; return the folder and the changed names."""
         try:
             folder = Path(tempfile.mkdtemp(prefix=f"mpn-{self.role}-", dir=self._work_dir))
         except OSError as error:
@@ -269,29 +269,29 @@ def _check_reweighted(opener: _Opener, adapted: FinetunedEngine, base: Engine | 
     if not adapted.changed:
         if not same:
             raise EngineError(
-                f"the {opener.role} engine with unchanged weights answers otherwise than the "
-                "directory's own: exchanging weights does not work with this onnxruntime"
+                f"the {opener.role} engine with unchanged weights has other outputs than the "
+                "directory's engine: replacing weights does not work with this onnxruntime"
             )
         return
     if same:
-        # Either the change is too small to show, or weights do not arrive.
+        # Either the change is too small, or the session does not read the new weights.
         with opener.open(_negated(opener)) as control:
             if _same(expected, control.run(probe)):
                 raise EngineError(
-                    f"the {opener.role} engine answers as before although its weights were "
-                    f"exchanged: its graph does not read {opener.entry.tensors[0].file}; "
+                    f"the {opener.role} engine has the same outputs although its weights were "
+                    f"replaced: its graph does not read {opener.entry.tensors[0].file}; "
                     "export it again"
                 )
 
 
 def _negated(opener: _Opener) -> dict[str, Float32Array]:
-    """Every weight with its sign turned: no such change can go unseen."""
+    """Return the weights with negated signs, which always changes the output."""
     own = read_weights(opener.directory, opener.entry.tensors)
     return {name: -values for name, values in own.items()}
 
 
 def _probe(spec: EngineSpec) -> dict[str, Float32Array]:
-    """Inputs between 0 and 1, always the same."""
+    """Return reproducible random inputs between 0 and 1."""
     rng = np.random.default_rng(_PROBE_SEED)
     return {
         tensor.name: rng.random(

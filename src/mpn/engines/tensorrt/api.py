@@ -1,18 +1,18 @@
-"""One view of two libraries: TensorRT 10.14 to 11.x, and TensorRT for RTX.
+"""Load TensorRT (10.14 to 11.x) or TensorRT for RTX, and hide their differences.
 
-Both have the same Python classes. What differs, by their bindings (10.14, 11.0, 11.4 and RTX 1.7
-were read):
+Both have the same Python classes. Differences between their bindings (from the sources of 10.14,
+11.0, 11.4 and RTX 1.7):
 
 * ``NetworkDefinitionCreationFlag.STRONGLY_TYPED`` is bit 1 in 10.x and bit 0, without effect, from
   11 on: always set, by its value.
 * A tensor's dtype can be set in 10.x only; nothing here sets one.
 * ``device_memory_size`` is gone from 11 on; ``device_memory_size_v2`` is in all.
-* RTX: no timing cache (using one asks for a GPU while building), a runtime cache of compiled
+* RTX: no timing cache (it would need a GPU while building), a runtime cache of compiled
   kernels instead, compute capabilities to build for, ``get_engine_validity``,
   ``is_stream_capturable``, and a flag without which no stream can be captured.
 
-Methods that fail return None or False and write to the log: :meth:`TrtApi.check` turns that into an
-error with the log's words.
+Methods that fail return None or False and write to the log. :meth:`TrtApi.check` raises an error
+with the log's messages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TrtBackend = Literal["tensorrt", "tensorrt-rtx"]
 TRT_BACKENDS: tuple[TrtBackend, ...] = ("tensorrt", "tensorrt-rtx")
 
 OLDEST: dict[TrtBackend, tuple[int, int]] = {"tensorrt": (10, 14), "tensorrt-rtx": (1, 4)}
-"""What this was written for, by reading the bindings; what is older is refused."""
+"""Oldest versions whose bindings were read; older ones are refused."""
 
 _MODULES: dict[TrtBackend, tuple[str, str]] = {
     "tensorrt": ("tensorrt", "tensorrt"),
@@ -48,9 +48,9 @@ class TrtApi:
     Attributes:
         backend: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         module: The Python module.
-        version: As the module says, such as ``"11.4.0.106"``.
-        logger: Given to everything the library makes; it must outlive all of it.
-        messages: The latest errors the library wrote.
+        version: The module's version, such as ``"11.4.0.106"``.
+        logger: Passed to each object of the library; it must outlive all of them.
+        messages: The latest errors that the library logged.
     """
 
     backend: TrtBackend
@@ -66,19 +66,19 @@ class TrtApi:
 
     @property
     def title(self) -> str:
-        """For people: the library and its version."""
+        """Name and version of the library, for messages."""
         name = "TensorRT for RTX" if self.is_rtx else "TensorRT"
         return f"{name} {self.version}"
 
     def check(self, result: T | None, what: str) -> T:
-        """A method's result, unless it is None or False.
+        """Return a method's result, or raise if it is None or False.
 
         Args:
-            result: What the library answered.
-            what: What was being done, to stand before "failed".
+            result: Result of a method of the library.
+            what: The attempted action; the message continues with "failed".
 
         Raises:
-            EngineError: With the library's own words, if it is None or False.
+            EngineError: If the result is None or False; with the library's messages.
         """
         if result is None or result is False:
             raise EngineError(f"{what} failed in {self.title}: {self.pop_errors()}")
@@ -86,20 +86,20 @@ class TrtApi:
         return result
 
     def pop_errors(self) -> str:
-        """What the library wrote about the latest failure, on one line."""
-        said = "; ".join(dict.fromkeys(self.messages))
+        """Return the library's messages on one line, and clear them."""
+        text = "; ".join(dict.fromkeys(self.messages))
         self.messages.clear()
-        return one_line(said) if said else "it gave no reason"
+        return one_line(text) if text else "it gave no reason"
 
     def strongly_typed(self) -> int:
-        """Flags of a network whose types are those of the graph."""
+        """Return the flags of a network with the types of the graph."""
         return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def numpy_dtype(self, dtype: Any) -> str:
-        """NumPy's name of a tensor's type.
+        """Return NumPy's name of a tensor's type.
 
         Raises:
-            EngineError: If it is none that engines have at their edges.
+            EngineError: If it is neither float32 nor float16.
         """
         kinds = self.module.DataType
         for kind, name in ((kinds.FLOAT, "float32"), (kinds.HALF, "float16")):
@@ -144,7 +144,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _logger(module: Any, messages: deque[str]) -> Any:
-    """A logger that keeps errors and prints nothing: an error is one line on stderr."""
+    """Create a logger that keeps errors and prints nothing."""
     lock = threading.Lock()
 
     class Logger(module.ILogger):  # type: ignore[misc]  # the module is known at run time only

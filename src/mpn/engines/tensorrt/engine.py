@@ -1,4 +1,4 @@
-"""Engines that TensorRT or TensorRT for RTX run. No GPU has run them yet."""
+"""Engines of TensorRT and TensorRT for RTX. Not yet run on a GPU."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from mpn.types import Float32Array
 
 
 class BoundContext:
-    """A context whose shapes and addresses never change: its CUDA graph stays valid.
+    """Execution context with fixed shapes and addresses, so its CUDA graph stays valid.
 
-    TensorRT documents that a captured graph is undefined once the context it was captured from has
-    been given other shapes: there is a context for every number of objects. They share their
-    scratch memory, which is why an engine runs on one stream at a time.
+    TensorRT documents that a captured graph is undefined after its context gets other shapes.
+    Therefore there is one context per number of objects. The contexts share their scratch memory,
+    so an engine runs on one stream at a time.
 
     Args:
         api: The library.
-        context: Made without device memory.
-        device: The GPU, on a stream of the engine's own: the default stream cannot be captured.
-        buffers: What is bound, for this number of objects.
+        context: Created without device memory.
+        device: The GPU on the engine's stream; the default stream cannot be captured.
+        buffers: Buffers to bind, for this number of objects.
         profile: Index of the optimisation profile; None for an engine of fixed sizes.
-        scratch: The memory it works in.
+        scratch: Scratch memory of the context.
 
     Raises:
-        EngineError: If the library refuses a shape or an address, or gives another output shape.
+        EngineError: If the library refuses a shape or an address, or returns another output shape.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class BoundContext:
         self._graph: CudaGraph | None = None
         self.why_no_graph: str | None = "none was captured yet"
         context.set_device_memory(scratch.address, scratch.nbytes)
-        if profile is not None:  # also the first: the default of later contexts was none once
+        if profile is not None:  # also for profile 0: later contexts once had no default
             api.check(
                 context.set_optimization_profile_async(profile, device.address),
                 f"choosing optimisation profile {profile}",
@@ -85,8 +85,8 @@ class BoundContext:
 
     def is_capturable(self, stream: int) -> bool:
         """Return whether a run may be captured on the stream; True if the library has no call."""
-        asked = getattr(self._context, "is_stream_capturable", None)
-        return True if asked is None else bool(asked(stream))
+        is_capturable = getattr(self._context, "is_stream_capturable", None)
+        return True if is_capturable is None else bool(is_capturable(stream))
 
     def warm_up(self, *, capture: bool) -> None:
         """Run once on the engine's stream, and capture a graph.
@@ -98,14 +98,14 @@ class BoundContext:
         Raises:
             EngineError: If the run fails.
         """
-        # TensorRT asks for one run with a shape before it is captured.
+        # TensorRT requires one run with a shape before it is captured.
         device = self._device
         self.start(device.address)
         device.sync()
         if not capture:
-            self.why_no_graph = "it was not asked for"
+            self.why_no_graph = "it was not requested"
         elif not self.is_capturable(device.address):
-            self.why_no_graph = f"{self._api.title} says that this engine cannot be captured"
+            self.why_no_graph = f"{self._api.title} cannot capture this engine"
         else:
             try:
                 self._graph = device.capture(lambda: self.start(device.address))
@@ -115,7 +115,7 @@ class BoundContext:
                 self.why_no_graph = None
 
     def launch(self, on: CudaDevice) -> None:
-        """Start one run on a stream, as a graph if there is one, else kernel by kernel."""
+        """Start one run on a stream: launch the graph, or the kernels without one."""
         if self._graph is None:
             self.start(on.address)
         else:
@@ -141,23 +141,22 @@ class BoundContext:
 
 
 class TrtEngine(Closeable):
-    """A plan that is loaded: implements :class:`mpn.engines.base.DeviceEngine`.
+    """Implement :class:`mpn.engines.base.DeviceEngine` by a loaded plan.
 
-    Loading reserves everything that running needs but the contexts: buffers for the largest number
-    of objects, and one piece of scratch memory. A context is made when a number of objects is first
-    met, or by :meth:`prepare`.
+    Loading allocates the buffers for the largest number of objects, and one scratch memory. A
+    context is created by the first run with a number of objects, or by :meth:`prepare`.
 
     Args:
         api: The library.
         data: The plan.
         spec: The interface it must have.
         device: The GPU.
-        use_graphs: Capture a CUDA graph for every number of objects and replay it.
-        weights: Exchanged before anything runs, as the plan stores them; the plan must be
+        use_graphs: Capture a CUDA graph per number of objects and replay it.
+        weights: Refitted before the first run, in the form that the plan stores; the plan must be
             refittable.
-        kernel_cache: File in which TensorRT for RTX keeps the kernels it compiles for this GPU;
-            read if it is there, written when the engine is closed. TensorRT has none.
-        allow_host_code: The plan may carry code for the host: version-compatible ones do.
+        kernel_cache: File for kernels that TensorRT for RTX compiles for this GPU; read if it
+            exists, written when the engine is closed. TensorRT has none.
+        allow_host_code: Accept code for the host, which version-compatible plans contain.
 
     Raises:
         EngineError: If the library refuses the plan, it has another interface, or there is not
@@ -186,7 +185,7 @@ class TrtEngine(Closeable):
         self._kernel_cache = kernel_cache if api.is_rtx else None
         device.activate()
         self._runtime = api.check(api.module.Runtime(api.logger), "making a runtime")
-        # Only version-compatible plans carry code for the host, which is then run.
+        # Only version-compatible plans contain code for the host, which is then run.
         self._runtime.engine_host_code_allowed = allow_host_code
         self._engine: Any = api.check(
             self._runtime.deserialize_cuda_engine(data), f"loading the {spec.role} plan"
@@ -220,12 +219,12 @@ class TrtEngine(Closeable):
 
     @property
     def device(self) -> CudaDevice:
-        """The GPU it is on."""
+        """The GPU of the engine."""
         return self._device
 
     @property
     def supports_graph_capture(self) -> bool:
-        """See :class:`mpn.engines.base.DeviceEngine`; known for sure after :meth:`prepare`."""
+        """See :class:`mpn.engines.base.DeviceEngine`; final after :meth:`prepare`."""
         own = self._stream
         return own is None or all(
             context.is_capturable(own.address) for context in self._contexts.values()
@@ -233,7 +232,7 @@ class TrtEngine(Closeable):
 
     @property
     def why_no_graphs(self) -> Mapping[int, str]:
-        """Numbers of objects that run without a CUDA graph, and why."""
+        """Reasons by number of objects for the runs without a CUDA graph."""
         return {
             objects: context.why_no_graph
             for objects, context in self._contexts.items()
@@ -288,13 +287,13 @@ class TrtEngine(Closeable):
         caller = self._device.on(stream)
         own.copy_in(inputs, objects, caller)
         if caller.is_capturing:
-            context.start(stream)  # the caller's graph cannot hold a launch of ours
+            context.start(stream)  # a graph cannot be launched during a capture
         else:
             context.launch(caller)
         return context.buffers.outputs
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-        """See :class:`mpn.engines.base.Engine`; more objects than a batch holds run in several."""
+        """See :class:`mpn.engines.base.Engine`; runs in batches if there are many objects."""
         own = self._open_buffers()
         self._device.activate()
         return own.run_batches(inputs, self._run_batch)
@@ -328,7 +327,7 @@ class TrtEngine(Closeable):
         return self._buffers
 
     def _checked_dtypes(self) -> dict[str, str]:
-        """Names of the tensors and their types, once they are those of the spec."""
+        """Check the tensors against the spec, and return their dtypes by name."""
         engine, modes = self._engine, self._api.module.TensorIOMode
         found = {
             name: engine.get_tensor_mode(name)
@@ -363,14 +362,14 @@ class TrtEngine(Closeable):
             module.ExecutionContextAllocationStrategy.USER_MANAGED
         )
         if self._api.is_rtx:
-            # Kernels for a shape are compiled at once: lazily compiled ones would not get into a
-            # graph that was captured before they were ready.
+            # Kernels for a shape are compiled eagerly: a graph captured before the lazy compiler
+            # finished would not contain them.
             strategies = module.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
             config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED  # ours are captured here
             cache = self._api.check(config.create_runtime_cache(), "making a runtime cache")
             if self._kernel_cache is not None and self._kernel_cache.is_file():
-                # Refused: of another GPU or driver. Kernels are then compiled anew.
+                # A cache of another GPU or driver is refused; kernels are then compiled again.
                 cache.deserialize(self._kernel_cache.read_bytes())
                 self._api.messages.clear()
             self._api.check(config.set_runtime_cache(cache), "setting the runtime cache")

@@ -1,4 +1,4 @@
-"""From an engine directory to engines that TensorRT runs: the plan that fits, loaded and proven."""
+"""Open engines with TensorRT: find, build and load their plans."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from mpn.errors import BackendError, EngineError, MissingExtraError, MpnError
 
 @dataclass(frozen=True, kw_only=True)
 class PlanPolicy:
-    """How plans are come by.
+    """Options for loading and building plans.
 
     Attributes:
-        build: Build what is missing or does not fit; False: that is an error.
-        options: How they are built.
-        use_graphs: Capture a CUDA graph for every number of objects.
-        on_progress: Told how far a build is.
+        build: Build a plan that is missing or does not fit; if False, raise.
+        options: Build options.
+        use_graphs: Capture a CUDA graph per number of objects.
+        on_progress: Called with the progress of a build.
     """
 
     build: bool = True
@@ -52,9 +52,9 @@ def open_trt_engine(
 
     Args:
         store: The plans of the directory.
-        role: Which network.
-        policy: How its plan is come by.
-        options: Instead of the policy's.
+        role: The network.
+        policy: Build or load its plan.
+        options: Build options that replace the policy's.
         weights: See :class:`TrtEngine`.
 
     Returns:
@@ -107,20 +107,20 @@ def build_plans(
     options: BuildOptions | None = None,
     on_progress: OnPlanProgress | None = None,
 ) -> tuple[Plan, ...]:
-    """Build the plans of an engine directory that are missing.
+    """Build the missing plans of an engine directory.
 
-    Of networks that can be fine-tuned a second plan is built, whose weights can be exchanged, where
-    there is a GPU; it is built when it is first needed otherwise.
+    If there is a GPU, a second, refittable plan is built for each network that can be fine-tuned.
+    Without a GPU that plan is built at its first use.
 
     Args:
-        directory: What mpn-export wrote.
-        backend: Which library; None for the first one that can build here: TensorRT on a GPU,
+        directory: Engine directory.
+        backend: The library; None for the first one that can build here: TensorRT on a GPU,
             TensorRT for RTX on any machine.
-        options: How; see :class:`BuildOptions`.
-        on_progress: Told how far each build is.
+        options: See :class:`BuildOptions`.
+        on_progress: Called with the progress of each build.
 
     Returns:
-        The plans, those that were there already among them; ``note`` says which.
+        All plans; ``note`` gives whether a plan was built or found.
 
     Raises:
         BackendError: If no library can build here.
@@ -144,24 +144,24 @@ def build_plans(
 
 
 def refittable(options: BuildOptions) -> BuildOptions:
-    """The same options for a plan whose weights can be exchanged."""
+    """Return the same options for a refittable plan."""
     return replace(options, refittable=True)
 
 
 def builder_for(backend: TrtBackend | None) -> tuple[TrtApi, CudaDevice | None]:
-    """A library that can build here, and the GPU if there is one.
+    """Return a library that can build here, and the GPU if there is one.
 
     Raises:
         BackendError: If none can.
-        MissingExtraError: If the one that was asked for is not installed.
+        MissingExtraError: If the requested library is not installed.
     """
     device, no_device = _device_or_why()
     if backend is not None:
         api = load_trt(backend)
         if device is None and not api.is_rtx:
             raise BackendError(
-                f"{api.title} builds a plan on the GPU that it is for: {no_device}; or build for "
-                "backend tensorrt-rtx, which needs none"
+                f"{api.title} builds a plan only on the GPU that runs it: {no_device}; or build "
+                "for backend tensorrt-rtx, which needs none"
             )
         return api, device
     reasons = []

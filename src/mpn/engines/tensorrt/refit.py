@@ -1,4 +1,4 @@
-"""Exchanging the weights of a loaded plan."""
+"""Refit the weights of a loaded plan."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _SHOWN_NAMES = 3
 
 
 def refit(api: TrtApi, engine: Any, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Give an engine other weights, before it has a context.
+    """Refit an engine with new weights, before it has a context.
 
     Args:
         api: The library.
-        engine: Of the library, built with ``BuildOptions.refittable``.
-        weights: By the name of the initialiser, of the type and number of values that the plan
-            holds; those that are not given stay.
+        engine: ``ICudaEngine`` built with ``BuildOptions.refittable``.
+        weights: By the name of the initialiser, with the plan's dtype and number of values. The
+            others stay.
 
     Raises:
-        EngineError: If the engine cannot be refitted, a weight is unknown to it, of another type or
-            size, or missing for a consistent set, or the library fails.
+        EngineError: If the engine is not refittable, a weight is not in the plan, has another
+            dtype or size, or is missing for a consistent set, or the library fails.
     """
     if not engine.refittable:
         raise EngineError(
-            "the plan was built without weights to exchange: build it with refittable=True"
+            "the plan was built without refittable weights: build it with refittable=True"
         )
     refitter = api.check(api.module.Refitter(engine, api.logger), "making a refitter")
     known = set(refitter.get_all_weights())
     unknown = [name for name in weights if name not in known]
     if unknown:
         raise EngineError(
-            f"{len(unknown)} weights cannot be exchanged in this plan, such as "
+            f"{len(unknown)} weights cannot be refitted in this plan, such as "
             f"{_names(unknown)}: export and build it again"
         )
     kept = []  # the library reads them when it refits, not before
@@ -56,10 +56,10 @@ def refit(api: TrtApi, engine: Any, weights: Mapping[str, np.ndarray[Any, Any]])
     missing = refitter.get_missing_weights()
     if missing:
         raise EngineError(
-            f"exchanging {len(weights)} weights takes {len(missing)} more that were not given, "
+            f"refitting {len(weights)} weights takes {len(missing)} more that were not given, "
             f"such as {_names(missing)}: give all trained weights"
         )
-    api.check(refitter.refit_cuda_engine(), "exchanging the weights")
+    api.check(refitter.refit_cuda_engine(), "refitting the weights")
     del kept
 
 

@@ -1,4 +1,4 @@
-"""TensorRT engines with the weights of one object: refitted, and compared before use."""
+"""TensorRT engines with other weights: refitted, and compared with onnxruntime."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MAX_STD_ERROR = 0.1
 
 @dataclass(frozen=True)
 class ProbLimits:
-    """How far two engines of the same weights may be apart.
+    """Largest allowed differences between two engines with the same weights.
 
     Attributes:
         max_abs: Largest difference of a probability.
@@ -68,16 +68,16 @@ def open_refitted_engine(
     Args:
         store: The plans of the directory.
         role: ``"propagation"`` or ``"osvos"``.
-        weights: By name; those that are not given stay.
-        policy: How the plan is come by; it is built at the first object.
-        threads: Of onnxruntime, for the comparison.
+        weights: New weights by name; the others stay.
+        policy: Build or load the plan, which is built for the first object.
+        threads: Threads of onnxruntime, for the comparison.
 
     Returns:
         The engine, once it agrees with onnxruntime.
 
     Raises:
         BackendError: If there is no plan and none may be built.
-        EngineError: If a weight does not fit, the library refuses, or the answers differ.
+        EngineError: If a weight does not fit, refitting fails, or the outputs differ.
         OutputError: If files cannot be written.
     """
     entry = adapt_entry(store.manifest, role)
@@ -85,7 +85,7 @@ def open_refitted_engine(
     trained = [tensor for tensor in entry.tensors if tensor.scopes]
     own = read_weights(store.directory, entry.tensors)
     _check_fixed(entry.tensors, own, weights)
-    # All of them: layers that were fused may need weights of each other.
+    # All trained weights: fused layers may need the weights of each other.
     stored = {tensor.name: stored_array(tensor, {**own, **weights}) for tensor in trained}
     engine, _ = open_trt_engine(
         store, role, policy, options=refittable(policy.options), weights=stored
@@ -106,11 +106,11 @@ def check_against_onnxruntime(
     *,
     threads: int | None = None,
 ) -> None:
-    """Compare an engine with exchanged weights to onnxruntime on the CPU, on one input.
+    """Compare a refitted engine with onnxruntime on the CPU, on one input.
 
     Raises:
-        EngineError: If they differ by more than :data:`LIMITS`, or if the answer is still that of
-            the directory's own weights.
+        EngineError: If they differ by more than :data:`LIMITS`, or if the output is still that of
+            the directory's weights.
     """
     precision = store.manifest.roles[role].precision
     limits, probe = LIMITS[precision], probe_for(engine.spec)
@@ -126,50 +126,50 @@ def check_against_onnxruntime(
     found = differences(got, expected)
     if found.max_abs > limits.max_abs or found.mean_abs > limits.mean_abs:
         raise EngineError(
-            f"the {role} engine on {engine.backend} with exchanged weights differs from "
+            f"the {role} engine on {engine.backend} with new weights differs from "
             f"onnxruntime by {found.max_abs:.2g} at most and {found.mean_abs:.2g} on average "
-            f"({limits.max_abs:g} and {limits.mean_abs:g} are allowed): weights cannot be "
-            "exchanged with this version, use backend cuda, or --no-finetune"
+            f"({limits.max_abs:g} and {limits.mean_abs:g} are allowed): this version cannot "
+            "refit the weights, use backend cuda, or --no-finetune"
         )
     arrived = projection_coefficient(got, before, expected)
     if arrived is not None and arrived < MIN_PROJECTION:
         raise EngineError(
-            f"the {role} engine on {engine.backend} answers as before although its weights were "
-            "exchanged: use backend cuda, or --no-finetune"
+            f"the {role} engine on {engine.backend} has the same outputs although its weights were "
+            "refitted: use backend cuda, or --no-finetune"
         )
 
 
 def projection_coefficient(
     got: Float32Array, before: Float32Array, expected: Float32Array
 ) -> float | None:
-    """How much of the change from ``before`` to ``expected`` is in ``got``: 1 all of it, 0 none.
+    """Project the change of ``got`` onto the expected change.
 
-    The projection onto the change, over all pixels: rounding, which the limits allow and which may
-    be larger than a small change, averages out.
+    The sum runs over all pixels, so rounding averages out even if it is larger than the change.
 
     Returns:
-        None where the change is too small to tell.
+        1 if ``got`` has the whole change from ``before`` to ``expected``, 0 if it has none; None
+        if the change is too small for the noise.
     """
     change = (expected - before).astype(np.float64).ravel()
     moved = (got - before).astype(np.float64).ravel()
     norm2 = float(change @ change)
     if norm2 == 0:
         return None
-    share = float(moved @ change) / norm2
+    coefficient = float(moved @ change) / norm2
     noise = min(float(np.std(moved)), float(np.std(moved - change)))
-    return share if noise < MAX_STD_ERROR * np.sqrt(norm2) else None
+    return coefficient if noise < MAX_STD_ERROR * np.sqrt(norm2) else None
 
 
 def differences(left: Float32Array, right: Float32Array) -> ProbLimits:
-    """Largest and mean difference of two probabilities; infinite where one is not finite."""
-    apart = np.abs(left - right)
-    if not np.isfinite(apart).all():
+    """Return largest and mean difference of two probabilities; infinity for NaN."""
+    errors = np.abs(left - right)
+    if not np.isfinite(errors).all():
         return ProbLimits(float("inf"), float("inf"))
-    return ProbLimits(float(apart.max()), float(apart.mean()))
+    return ProbLimits(float(errors.max()), float(errors.mean()))
 
 
 def probe_for(spec: EngineSpec) -> dict[str, Float32Array]:
-    """One object's inputs in the range the network is used to, always the same."""
+    """Return reproducible inputs of one object in the network's usual range."""
     rng = np.random.default_rng(_PROBE_SEED)
     probe: dict[str, Float32Array] = {}
     for tensor in spec.inputs:
@@ -184,10 +184,10 @@ def probe_for(spec: EngineSpec) -> dict[str, Float32Array]:
 
 
 def stored_array(tensor: WeightTensor, weights: Mapping[str, Float32Array]) -> np.ndarray[Any, Any]:
-    """A weight as the graph holds it: converted, and scaled.
+    """Convert and scale a weight to the form that the graph stores.
 
     Raises:
-        EngineError: If a value is beyond half precision where that is what is stored.
+        EngineError: If the graph stores half precision and a value is out of its range.
     """
     dtype = np.dtype("<f4" if tensor.dtype == "float32" else "<f2")
     return np.frombuffer(stored_bytes(tensor, weights[tensor.name]), dtype).reshape(tensor.shape)
@@ -201,6 +201,4 @@ def _check_fixed(
     for tensor in tensors:
         given = weights.get(tensor.name)
         if not tensor.scopes and given is not None and not np.array_equal(given, own[tensor.name]):
-            raise EngineError(
-                f"weight '{tensor.name}' is never trained, so a plan cannot exchange it"
-            )
+            raise EngineError(f"weight '{tensor.name}' is never trained, so a plan cannot refit it")

@@ -103,7 +103,7 @@ def test_half_requested_but_not_in_graph_raises(
     if manifest.roles["propagation"].precision == "fp16":
         built(api, directory, manifest, precision="fp16")
         return
-    with pytest.raises(EngineError, match="asked for in fp16, but all 2 convolutions"):
+    with pytest.raises(EngineError, match="should be fp16, but all 2 convolutions"):
         built(api, directory, manifest, precision="fp16")
 
 
@@ -229,7 +229,7 @@ def test_only_rtx_builds_without_a_gpu_and_then_nothing_to_refit(
     api = load_trt("tensorrt-rtx")
     plan = built(api, directory, manifest, without_gpu=True)
     assert plan.precision.engine is None
-    assert "takes a GPU" in plan.precision.engine_note
+    assert "needs a GPU" in plan.precision.engine_note
     with pytest.raises(BackendError, match="on a GPU only"):
         built(api, directory, manifest, without_gpu=True, options=BuildOptions(refittable=True))
     install_tensorrt(monkeypatch, "11", None)

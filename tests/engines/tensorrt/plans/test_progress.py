@@ -68,10 +68,10 @@ def test_callback_error_cancels_and_is_raised_after(error: BaseException) -> Non
     monitor.phase_start("build", None, 2)
     assert monitor.step_complete("build", 0) is False
     with pytest.raises(type(error)):
-        watch.raise_kept()
+        watch.raise_callback_error()
 
 
 def test_without_a_callback_nothing_is_raised() -> None:
     watch = BuildWatch("flow", None)
     assert make_monitor(watch).step_complete("build", 0) is True
-    watch.raise_kept()
+    watch.raise_callback_error()

@@ -1,4 +1,4 @@
-"""One graph to one plan, in memory."""
+"""Parse an ONNX graph and build its plan in memory."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _SHOWN_FAULTS = 3
 
 
 class ParsedNetwork:
-    """A strongly typed network made from an ONNX file, and what keeps it alive.
+    """Strongly typed network from an ONNX file, with the parser that owns its weights.
 
     Args:
         api: The library.
         builder: Its builder.
-        path: The graph; external data lies beside it.
+        path: The graph; external data is in the same folder.
         spec: The interface it must have.
-        half_inputs: Inputs that are to be taken in half precision instead.
+        half_inputs: Inputs that are declared as half precision.
 
     Raises:
         EngineError: If it cannot be parsed, or has another interface.
@@ -75,36 +75,35 @@ class ParsedNetwork:
         return tuple(network.get_input(i) for i in range(network.num_inputs))
 
     def layer_count(self) -> LayerCount:
-        """Layers that compute on floating-point values, by the types the graph gives them."""
+        """Count the layers with floating-point outputs by the types in the graph."""
         kinds = self._api.module.DataType
-        told = []
+        found = []
         for layer in self.layers:
             kind = _name_of(layer.type)
             if kind in ("CONSTANT", "SHAPE", "CAST") or layer.num_outputs == 0:
                 continue
             dtype = layer.get_output_type(0)
             if dtype in (kinds.HALF, kinds.FLOAT):
-                told.append((kind in _ARITHMETIC_LAYERS, dtype == kinds.HALF))
-        return count_layers(told)
+                found.append((kind in _ARITHMETIC_LAYERS, dtype == kinds.HALF))
+        return count_layers(found)
 
     def mark_refittable(self, names: Sequence[str]) -> None:
-        """Let these weights, and no others, be exchanged in the built engine.
+        """Mark weights as refittable in the built engine; the others are fixed.
 
         Raises:
-            EngineError: If one is not in the network under its name.
+            EngineError: If the network has no weight of a name.
         """
         for name in names:
             if not self.definition.mark_weights_refittable(name):
                 raise EngineError(
-                    f"weight '{name}' of {self._file} cannot be marked for exchange in "
+                    f"weight '{name}' of {self._file} cannot be marked as refittable in "
                     f"{self._api.title}: export it again"
                 )
 
     def inputs_used_as_half(self) -> tuple[str, ...]:
-        """Inputs of which the graph uses nothing but the value rounded to half precision.
+        """Return the inputs that the graph only reads through a cast to half precision.
 
-        Every layer that reads them is a cast to half: taken in half precision, the result is the
-        same to the last bit, as long as the caller rounds to nearest as the cast does.
+        If the caller rounds them to half, to nearest like the cast, the result is bit-identical.
         """
         half = self._api.module.DataType.HALF
         names = []
@@ -131,7 +130,7 @@ class ParsedNetwork:
             model = path.read_bytes()
         except OSError as error:
             raise EngineError(f"{path} cannot be read: {error.strerror or error}") from error
-        # The path tells where external data lies.
+        # The parser resolves external data relative to the path.
         return bool(self._parser.parse(with_half_inputs(model, self._half_inputs), str(path)))
 
     def _check_interface(self) -> None:
@@ -185,7 +184,7 @@ class ParsedNetwork:
 
 
 def _name_of(kind: Any) -> str:
-    """``"CONVOLUTION"`` of ``LayerType.CONVOLUTION``."""
+    """Return ``"CONVOLUTION"`` for ``LayerType.CONVOLUTION``."""
     return str(getattr(kind, "name", kind)).rpartition(".")[2]
 
 
@@ -195,14 +194,14 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """A plan, and what is known about it.
+    """Plan in memory, with its precision and build time.
 
     Attributes:
         data: The serialised engine.
-        precision: What it computes in.
+        precision: Layers in half precision.
         half_inputs: Inputs that it takes in half precision.
-        build_s: Seconds it took.
-        timing_cache: What the library learnt about this GPU; None where it keeps no such thing.
+        build_s: Build time in seconds.
+        timing_cache: Timings of kernels on this GPU; None if the library has no timing cache.
     """
 
     data: bytes
@@ -228,22 +227,22 @@ def build_plan(
 
     Args:
         api: The library.
-        onnx_path: The graph; external data lies beside it.
+        onnx_path: The graph; external data is in the same folder.
         spec: The interface it must have.
-        precision: What it was exported in.
+        precision: Precision of the graph.
         options: See :class:`BuildOptions`.
-        device: The GPU it is built on; None: there is none, which only TensorRT for RTX can do, for
-            all GPUs from Ampere on.
-        trained_weights: Names of the weights that ``options.refittable`` is about.
+        device: The GPU of the build. None builds without a GPU, for all GPUs from Ampere on; only
+            TensorRT for RTX supports that.
+        trained_weights: Names of the weights that ``options.refittable`` marks.
         timing_cache: From an earlier build with this library on this GPU, or None.
-        on_progress: Told how far it is; what it raises cancels the build.
+        on_progress: Called with the progress; an exception in it cancels the build.
 
     Returns:
         The plan.
 
     Raises:
         BackendError: If it needs a GPU and there is none.
-        EngineError: If the graph cannot be parsed or built, or is not half although it should be.
+        EngineError: If the graph cannot be parsed or built, or an fp16 plan has no half layer.
     """
     options = options or BuildOptions()
     _check_device(api, options, device)
@@ -267,9 +266,9 @@ def build_plan(
     monitor = watch.monitor(api.module)
     config.progress_monitor = monitor
     memory = builder.build_serialized_network(network.definition, config)
-    watch.raise_kept()
+    watch.raise_callback_error()
     data = bytes(api.check(memory, f"building {what} from {onnx_path.name}"))
-    result = PlanPrecision(count, *_look_inside(api, data, options, device))
+    result = PlanPrecision(count, *_inspect_layers(api, data, options, device))
     result.check(precision, what)
     return BuiltPlan(
         data=data,
@@ -285,22 +284,22 @@ def _check_device(api: TrtApi, options: BuildOptions, device: CudaDevice | None)
         return
     if not api.is_rtx:
         raise BackendError(
-            f"{api.title} builds a plan on the GPU that it is for, and there is none here: build "
-            "on that machine, or build for backend tensorrt-rtx, which needs none"
+            f"{api.title} builds a plan only on the GPU that runs it, and there is none here: "
+            "build on that machine, or build for backend tensorrt-rtx, which needs none"
         )
     if options.refittable:
         raise BackendError(
-            f"{api.title} builds a plan whose weights can be exchanged on a GPU only, and there is "
-            "none here: build on the machine that runs it, or leave that out"
+            f"{api.title} builds a refittable plan on a GPU only, and there is none here: build on "
+            "the machine that runs it, or leave that out"
         )
 
 
 def _make_builder(api: TrtApi) -> Any:
     try:
         builder = api.module.Builder(api.logger)
-    except Exception as error:  # pybind11 raises a TypeError where the factory gives nothing
+    except Exception as error:  # pybind11 raises a TypeError if the factory returns nothing
         raise BackendError(
-            f"{api.title} makes no builder here ({api.pop_errors()}): see what nvidia-smi says"
+            f"{api.title} makes no builder here ({api.pop_errors()}): check nvidia-smi"
         ) from error
     return api.check(builder, "making a builder")
 
@@ -311,7 +310,7 @@ def _make_config(
     module = api.module
     config = api.check(builder.create_builder_config(), "making a builder configuration")
     flags = module.BuilderFlag
-    # The layer report is read after the build, and tells types only then.
+    # The layer report, read after the build, has types only with this.
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     if options.tf32:
         config.set_flag(flags.TF32)
@@ -326,13 +325,13 @@ def _make_config(
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_mib * _MIB)
     if api.is_rtx:
-        # Without it the runtime allocates on its own, which no stream capture allows.
+        # Without it the runtime allocates memory, which no stream capture allows.
         config.set_flag(flags.REQUIRE_USER_ALLOCATION)
         if device is not None and device.arch == _TURING:
             config.num_compute_capabilities = 1
             api.check(
                 config.set_compute_capability(module.ComputeCapability.SM75, 0),
-                "asking for a plan for Turing",
+                "selecting Turing",
             )
     elif options.hardware_compatible:
         config.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
@@ -351,7 +350,7 @@ def _add_profiles(
         for tensor in network.inputs:
             rest = tuple(tensor.shape)[1:]
             made.set_shape(tensor.name, *((count, *rest) for count in profile.counts))
-        if not made:  # the bindings' own check that the three shapes fit each other
+        if not made:  # the bindings check that the three shapes fit each other
             raise EngineError(f"{api.title} refuses the profile of {profile.counts} {OBJECTS_AXIS}")
         index = api.check(config.add_optimization_profile(made), "adding an optimisation profile")
         if index != expected:
@@ -362,24 +361,24 @@ def _add_profiles(
 
 
 def _use_timing_cache(api: TrtApi, config: Any, data: bytes | None) -> Any:
-    """A timing cache the builder reads and writes: the given one, or an empty one."""
+    """Set the timing cache of a builder configuration: the given one, or an empty one."""
     for content in (data, b"") if data else (b"",):
         cache = config.create_timing_cache(content)
-        # False: of another GPU or version. It is then as if there were none.
+        # False: of another GPU or version. The next one is the empty cache.
         if cache is not None and config.set_timing_cache(cache, False):
             api.messages.clear()
             return cache
     raise EngineError(f"{api.title} takes no timing cache: {api.pop_errors()}")
 
 
-def _look_inside(
+def _inspect_layers(
     api: TrtApi, data: bytes, options: BuildOptions, device: CudaDevice | None
 ) -> tuple[Any, str]:
-    """Layers of the built engine, or None and why."""
+    """Count the layers of the built engine; without a GPU return None and the reason."""
     if device is None:
-        return None, "not looked at: reading an engine back takes a GPU, and it was built without"
+        return None, "not inspected: loading an engine needs a GPU, and it was built without one"
     runtime = api.check(api.module.Runtime(api.logger), "making a runtime")
-    # Version-compatible plans carry code for the host, and do not load without.
+    # Version-compatible plans contain code for the host, and do not load without this.
     runtime.engine_host_code_allowed = options.version_compatible
     engine = api.check(runtime.deserialize_cuda_engine(data), "reading the plan back")
     inspector = api.check(engine.create_engine_inspector(), "making an engine inspector")

@@ -20,10 +20,10 @@ class PlanReport:
     """One plan of a directory, for ``mpn inspect``.
 
     Attributes:
-        path: Where it lies.
-        record: What is known about it; None if its record cannot be used.
-        problem: Why it fits nothing: changed, without a record, or of another graph; None if it is
-            a plan of this directory. Whether it fits this machine is not looked at.
+        path: The plan file.
+        record: Its record; None if that cannot be used.
+        problem: Reason why it cannot be used: changed, no record, or another graph. None if it is
+            a plan of this directory; whether it fits this machine is not checked.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class PlanReport:
 
 
 def plan_reports(directory: Path, manifest: Manifest) -> tuple[PlanReport, ...]:
-    """Every plan in ``plans/`` of a directory, then its plans in the user's cache, by name."""
+    """List the plans in ``plans/`` of a directory, then those in the user's cache."""
     reports = []
     for path in sorted(resolve_inside(directory, PLANS_DIR).glob("*.plan")):
         try:
@@ -43,7 +43,7 @@ def plan_reports(directory: Path, manifest: Manifest) -> tuple[PlanReport, ...]:
         reports.append(PlanReport(path, record, _problem(path, record, manifest)))
     cache = user_plans_dir()
     for path in () if cache is None else sorted(cache.glob("*.plan")):
-        with contextlib.suppress(EngineError):  # there are plans of all directories
+        with contextlib.suppress(EngineError):  # the cache has plans of all directories
             record = load_record(path)
             if _is_of(record, manifest):
                 reports.append(PlanReport(path, record, _problem(path, record, manifest)))

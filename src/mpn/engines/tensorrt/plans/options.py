@@ -1,4 +1,4 @@
-"""How a plan is built: options, and the shapes it is optimised for."""
+"""Options of a plan, and the numbers of objects it is optimised for."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ OPTIMAL_OBJECTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What changes a plan, other than the graph.
+    """Build options of a plan.
 
     Attributes:
-        refittable: Its trained weights can be exchanged without building anew. Needs a GPU while
+        refittable: Allow refitting the trained weights without a new build. Needs a GPU while
             building, and may run slower.
-        half_inputs: Inputs of which the graph uses nothing but the half-precision value are taken
-            in half precision; which they are stands in the plan's record.
-        version_compatible: It also runs with later versions of the same major version.
-        hardware_compatible: It also runs on other GPUs, from Ampere on. Plans for RTX always do.
-        tf32: Float32 layers may keep 10 bits of the mantissa. Off, as with onnxruntime, so that
-            backends agree.
-        optimization_level: How long the builder tries, 0 to 5; None for the library's own default.
-        workspace_mib: Most scratch memory that a layer may use; None for all there is.
+        half_inputs: Take inputs in half precision if the graph only uses their half-precision
+            value; the plan's record lists them.
+        version_compatible: Also run with later versions of the same major version.
+        hardware_compatible: Also run on other GPUs from Ampere on. Plans for RTX always do.
+        tf32: Allow float32 layers to keep 10 bits of the mantissa. Off, as with onnxruntime, so
+            that backends agree.
+        optimization_level: Search effort of the builder, 0 to 5; None for the library's default.
+        workspace_mib: Largest scratch memory of a layer; None for all memory.
     """
 
     refittable: bool = False
@@ -46,7 +46,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class ObjectProfile:
-    """Numbers of objects that a plan takes, and the one it is optimised for."""
+    """Range of numbers of objects of a plan, and the number it is optimised for."""
 
     least: int
     optimal: int
@@ -59,13 +59,13 @@ class ObjectProfile:
 
 
 def object_profiles(spec: EngineSpec) -> tuple[ObjectProfile, ...]:
-    """The optimisation profiles of an engine.
+    """Return the optimisation profiles of an engine.
 
-    One object is the commonest number and runs at its own profile, tuned for nothing else; the
-    other covers two to ``spec.max_objects``.
+    One object is the most frequent number and has a separate profile. The other profile covers
+    two to ``spec.max_objects``.
 
     Returns:
-        Nothing for an engine without the ``objects`` axis: all its sizes are fixed.
+        An empty tuple if the engine has no ``objects`` axis, because all its sizes are fixed.
 
     Raises:
         EngineError: If it has that axis and no ``max_objects``, or another dynamic axis.
@@ -90,10 +90,10 @@ def object_profiles(spec: EngineSpec) -> tuple[ObjectProfile, ...]:
 
 
 def profile_for(profiles: tuple[ObjectProfile, ...], objects: int) -> int:
-    """Index of the profile that takes so many objects; 0 where there are none.
+    """Return the index of the profile for a number of objects; 0 without profiles.
 
     Raises:
-        EngineError: If no profile takes them.
+        EngineError: If no profile covers the number.
     """
     if not profiles:
         return 0

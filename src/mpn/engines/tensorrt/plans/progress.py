@@ -1,4 +1,4 @@
-"""How far a build is: the library's nested phases as one fraction, and the time that is left."""
+"""Progress of a build: nested phases as one fraction, and the remaining time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mpn.engines.spec import Role
 
 @dataclass(frozen=True)
 class PlanProgress:
-    """How far the build of one plan is.
+    """Progress of the build of one plan.
 
     Attributes:
-        role: Which network's.
-        phase: What the library calls the innermost thing it is doing.
+        role: The network.
+        phase: The library's name of the innermost phase.
         fraction: 0 to 1, never falling.
         elapsed_s: Seconds since the start.
-        eta_s: Seconds that are left if it goes on like this; None before anything can be said.
+        eta_s: Remaining seconds at the present rate; None while the fraction is 0.
     """
 
     role: Role
@@ -41,10 +41,10 @@ class _Phase:
 
 
 class PhaseTree:
-    """Phases that lie in each other's steps, as one fraction. To be used from any thread.
+    """Tree of nested phases with one fraction.
 
-    A phase inside another one is a part of the step that the outer one is at: the outer phase
-    counts the step only when it is complete.
+    An inner phase is a part of the current step of its outer phase. The outer phase counts that
+    step when it is complete.
     """
 
     def __init__(self) -> None:
@@ -53,17 +53,17 @@ class PhaseTree:
         self._largest = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
+        """Add a phase."""
         self._phases[name] = _Phase(parent if parent in self._phases else None, max(steps, 1))
 
     def step(self, name: str, step: int) -> None:
-        """A step, counted from 0, is complete."""
+        """Mark a step of a phase, counted from 0, as complete."""
         if name in self._phases:
             phase = self._phases[name]
             phase.done = min(max(phase.done, step + 1), phase.steps)
 
     def finish(self, name: str) -> None:
-        """A phase ends, with or without its last steps."""
+        """Remove a phase, with or without its last steps."""
         phase = self._phases.pop(name, None)
         if phase is not None and phase.parent is None:
             self._finished = 1.0
@@ -86,15 +86,15 @@ class PhaseTree:
 
 
 class BuildWatch:
-    """Turns a builder's reports into :class:`PlanProgress`, and stops it when that fails.
+    """Convert a builder's reports to :class:`PlanProgress`; cancel on exceptions.
 
-    The library calls from C++ that lets no exception through: whatever the callback raises
-    (Ctrl-C included) is kept, the build is cancelled, and :meth:`raise_kept` raises it after.
+    The library calls from C++, which no exception may cross. An exception of the callback (Ctrl-C
+    included) is stored and cancels the build; :meth:`raise_callback_error` raises it afterwards.
 
     Args:
-        role: Which network is built.
-        on_progress: Called with every report; None: only cancels.
-        clock: Seconds, for the tests.
+        role: The network.
+        on_progress: Called with each report, or None.
+        clock: Returns seconds; for tests.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class BuildWatch:
         self._kept: BaseException | None = None
 
     def monitor(self, module: Any) -> Any:
-        """An ``IProgressMonitor`` of the library; it must live as long as the builder's config."""
+        """Create an ``IProgressMonitor``; it must outlive the builder's configuration."""
         watch = self
 
         class Monitor(module.IProgressMonitor):  # type: ignore[misc]  # known at run time only
@@ -131,7 +131,7 @@ class BuildWatch:
         return Monitor()
 
     def report(self, phase: str, change: Callable[[], None]) -> bool:
-        """Take one report in; whether the build is to go on."""
+        """Apply one report; return whether the build should continue."""
         try:
             with self._lock:
                 change()
@@ -150,8 +150,8 @@ class BuildWatch:
             self._kept = error
         return self._kept is None
 
-    def raise_kept(self) -> None:
-        """Raise what the callback raised, if it did."""
+    def raise_callback_error(self) -> None:
+        """Raise the stored exception of the callback, if there is one."""
         if self._kept is not None:
             raise self._kept
 

@@ -1,4 +1,4 @@
-"""Define the key of a plan, its file name, and the record beside it.
+"""Define the key of a plan, its file name, and its record.
 
 The record is a separate file, ``<plan>.json``, and not a part of ``manifest.json``: plans are a
 cache that every machine fills for itself, and the exported files must not change with it (their
@@ -37,7 +37,7 @@ _SHOWN_DIGITS = 8
 
 @dataclass(frozen=True)
 class PlanKey:
-    """Everything that a plan depends on; two plans of the same key are interchangeable.
+    """Inputs of a plan; two plans with the same key are interchangeable.
 
     Attributes:
         role: Which network.
@@ -124,15 +124,15 @@ class PlanRecord:
     """Content of ``<plan>.json``.
 
     Attributes:
-        key: What the plan was built for.
+        key: Inputs of the build.
         built_by: Version of the library, whole.
         device: Name of the GPU it was built on; empty if there was none.
         sha256: Of the plan.
         nbytes: Of the plan.
         build_s: Seconds the build took.
         built: UTC time as ISO 8601.
-        graph_precision: What the graph was exported in.
-        precision: What the plan computes in.
+        graph_precision: Precision of the exported graph.
+        precision: Layers in half precision.
         half_inputs: Inputs it takes in half precision.
     """
 
@@ -189,7 +189,7 @@ class _Sealed:
 
 
 def record_path(plan: Path) -> Path:
-    """Return the path of the record of a plan: ``<plan>.json`` beside it."""
+    """Return the path of the record of a plan, ``<plan>.json`` in the same folder."""
     return plan.with_name(f"{plan.name}.json")
 
 

@@ -1,4 +1,4 @@
-"""How much of a plan computes in half: counted in the network, and in the built engine."""
+"""Count the half-precision layers of a plan, and declare half-precision inputs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NOT_LAYERS = ("reformat", "noop", "constant", "signal", "wait", "shapehosttodev
 
 @dataclass(frozen=True)
 class LayerCount:
-    """How many layers there are, and how many of them compute in half precision.
+    """Number of layers, and of layers in half precision.
 
     Attributes:
-        layers: All that compute on floating-point values and whose type is known.
-        half_layers: Those of them with half-precision values.
-        arithmetic: Convolutions and matrix products among them.
-        half_arithmetic: Those of them with half-precision values.
-        unknown: Layers whose type the library does not tell, such as a fused part of the graph.
+        layers: Layers with floating-point values of a known type.
+        half_layers: Those with half-precision values.
+        arithmetic: Convolutions and matrix products among ``layers``.
+        half_arithmetic: Those with half-precision values.
+        unknown: Layers without a reported type, such as a fused part of the graph.
     """
 
     layers: int
@@ -35,18 +35,18 @@ class LayerCount:
 
     @property
     def half_share(self) -> float:
-        """Of the layers, 0 to 1; 0 where none is known."""
+        """Share of half-precision layers, 0 to 1; 0 without layers."""
         return self.half_layers / self.layers if self.layers else 0.0
 
 
 @dataclass(frozen=True)
 class PlanPrecision:
-    """What a plan computes in.
+    """Layers of a plan by precision.
 
     Attributes:
-        network: Counted in the network that was given to the builder, whose types are binding.
-        engine: Counted in the engine that came out of it; None where that could not be looked at.
-        engine_note: Why not; empty if it could.
+        network: Counts in the builder's network, whose types are binding.
+        engine: Counts in the built engine; None if it could not be inspected.
+        engine_note: Reason for that; empty if it was inspected.
     """
 
     network: LayerCount
@@ -54,28 +54,28 @@ class PlanPrecision:
     engine_note: str = ""
 
     def check(self, precision: str, title: str) -> None:
-        """Refuse an engine that was asked for in half precision and is not.
+        """Check that a plan of an fp16 graph computes in half precision.
 
         Args:
-            precision: ``"fp32"`` or ``"fp16"``, what the graph was exported in.
-            title: What was built, for the message.
+            precision: ``"fp32"`` or ``"fp16"``, the precision of the graph.
+            title: Name of the plan, for the message.
 
         Raises:
-            EngineError: If it is ``"fp16"`` and not a single convolution or matrix product of the
-                network, or of those that the engine tells the type of, is half.
+            EngineError: If it is ``"fp16"``, and no convolution or matrix product of the network,
+                or of the engine's layers of known type, is half.
         """
         if precision != "fp16":
             return
         for where, count in (("network", self.network), ("engine", self.engine)):
             if count is not None and count.arithmetic and not count.half_arithmetic:
                 raise EngineError(
-                    f"{title} was asked for in fp16, but all {count.arithmetic} convolutions and "
+                    f"{title} should be fp16, but all {count.arithmetic} convolutions and "
                     f"matrix products of the {where} are float32: export it again with "
                     "--precision fp16"
                 )
 
     def describe(self) -> str:
-        """For people, for example ``134 of 142 convolutions and products in half precision``."""
+        """Return, for example, ``134 of 142 convolutions and products in half precision``."""
         count = self.network if self.engine is None else self.engine
         if not count.arithmetic:
             count = self.network
@@ -88,19 +88,19 @@ class PlanPrecision:
 def layer_count_from_inspector(text: str) -> LayerCount:
     """Count the layers in an EngineInspector's JSON.
 
-    Read are ``Layers``, each with ``LayerType`` and ``Inputs``/``Outputs``, whose type stands in
-    ``Format/Datatype`` (TensorRT 10) or in ``DataType`` and ``Format`` (from 11 on). A layer with a
-    half-precision value among them counts as half: where a convolution's result is cast at once,
-    the two are one layer.
+    It reads ``Layers``, each with ``LayerType`` and ``Inputs``/``Outputs``. Their type is in
+    ``Format/Datatype`` (TensorRT 10) or in ``DataType`` and ``Format`` (from 11 on). A layer with
+    one half-precision value counts as half, because a convolution and the cast of its result are
+    fused into one layer.
 
     Raises:
-        EngineError: If it is no such JSON.
+        EngineError: If the JSON has another form.
     """
     try:
         layers = json.loads(text)["Layers"]
         if not isinstance(layers, list):
             raise TypeError("Layers is no list")
-        known = [_tell(layer) for layer in layers]
+        known = [_classify(layer) for layer in layers]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(
             f"the layer report of the engine cannot be read ({type(error).__name__}: {error})"
@@ -109,20 +109,20 @@ def layer_count_from_inspector(text: str) -> LayerCount:
 
 
 def count_layers(layers: Any) -> LayerCount:
-    """Count layers given as (is arithmetic, is half; None where it is not known)."""
-    told = list(layers)
+    """Count layers given as (is arithmetic, is half); None for an unknown type."""
+    pairs = list(layers)
     return LayerCount(
-        layers=sum(half is not None for _, half in told),
-        half_layers=sum(half is True for _, half in told),
-        arithmetic=sum(arithmetic and half is not None for arithmetic, half in told),
-        half_arithmetic=sum(arithmetic and half is True for arithmetic, half in told),
-        unknown=sum(half is None for _, half in told),
+        layers=sum(half is not None for _, half in pairs),
+        half_layers=sum(half is True for _, half in pairs),
+        arithmetic=sum(arithmetic and half is not None for arithmetic, half in pairs),
+        half_arithmetic=sum(arithmetic and half is True for arithmetic, half in pairs),
+        unknown=sum(half is None for _, half in pairs),
     )
 
 
-def _tell(layer: Any) -> tuple[bool, bool | None] | None:
-    """(is arithmetic, is half or None) of one layer of the JSON; None: no layer that computes."""
-    if isinstance(layer, str):  # names alone, where the plan was built without details
+def _classify(layer: Any) -> tuple[bool, bool | None] | None:
+    """Return (is arithmetic, is half or None) of a layer; None if it only moves data."""
+    if isinstance(layer, str):  # only names, if the plan was built without details
         return (_is_arithmetic(layer), None)
     kind = f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}".lower()
     if any(word in kind.replace(" ", "") for word in _NOT_LAYERS):
@@ -167,7 +167,7 @@ Span = tuple[int, int]
 
 
 def with_half_inputs(model: bytes, names: Sequence[str]) -> bytes:
-    """The same graph with some float32 inputs declared as float16.
+    """Declare some float32 inputs of a graph as float16.
 
     Args:
         model: Content of an ``.onnx`` file.
@@ -184,10 +184,10 @@ def with_half_inputs(model: bytes, names: Sequence[str]) -> bytes:
                 (name,) = _messages(model, value, _NAME)
                 text = model[name[0] : name[1]].decode()
                 if text in wanted:
-                    place = _elem_type_at(model, value)
-                    if model[place] != _FLOAT:
+                    offset = _elem_type_offset(model, value)
+                    if model[offset] != _FLOAT:
                         raise EngineError(f"input '{text}' of the graph is not float32")
-                    changed[place] = _FLOAT16
+                    changed[offset] = _FLOAT16
                     wanted.remove(text)
     except (IndexError, ValueError) as error:
         raise EngineError("the graph is no ONNX file: export it again") from error
@@ -196,8 +196,8 @@ def with_half_inputs(model: bytes, names: Sequence[str]) -> bytes:
     return bytes(changed)
 
 
-def _elem_type_at(data: bytes, value: Span) -> int:
-    """Where the one byte of an input's element type is."""
+def _elem_type_offset(data: bytes, value: Span) -> int:
+    """Return the offset of the byte of an input's element type."""
     for kind in _messages(data, value, _TYPE):
         for tensor in _messages(data, kind, _TENSOR_TYPE):
             for field, wire, start, _ in _fields(data, tensor):
@@ -215,7 +215,7 @@ def _messages(data: bytes, span: Span, field: int) -> list[Span]:
 
 
 def _fields(data: bytes, span: Span) -> Iterator[tuple[int, int, int, int]]:
-    """(number, wire type, start, stop) of each field's value in a message."""
+    """Yield (number, wire type, start, stop) of each field's value in a message."""
     position, end = span
     while position < end:
         key, position = _varint(data, position)

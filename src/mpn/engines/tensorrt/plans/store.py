@@ -1,4 +1,4 @@
-"""Where plans lie, which one fits, and building the one that is missing."""
+"""Find the plan of a role in a directory or the user's cache, or build it."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Plan:
     """A plan that fits this machine.
 
     Attributes:
-        path: Where it lies.
+        path: The plan file.
         data: The serialised engine.
-        record: What is known about it.
-        note: One sentence: that it was taken from the cache, or built, and why.
-        was_built: Whether it was built now.
+        record: Its record.
+        note: One sentence: loaded from the cache, or built and the reason.
+        was_built: Whether this call built it.
     """
 
     path: Path
@@ -53,16 +53,16 @@ class Plan:
 
 
 class PlanStore:
-    """The plans of an engine directory for one library and GPU.
+    """Plans of an engine directory for one library and GPU.
 
-    They lie in ``plans/`` of the directory; in the user's cache where that cannot be written, and
-    for the engines that ship in the package, which stays as it was installed.
+    They are in ``plans/`` of the directory. If that folder cannot be written, or belongs to the
+    installed package, they are in the user's cache.
 
     Args:
-        directory: What mpn-export wrote.
+        directory: Engine directory.
         manifest: Its manifest.
         api: The library.
-        device: The GPU that is there; None if none is.
+        device: The GPU; None if there is none.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class PlanStore:
         self.api, self.device = api, device
 
     def key(self, role: Role, options: BuildOptions) -> PlanKey:
-        """What the plan of a role must have been built for."""
+        """Return the key that the plan of a role must have."""
         entry = self.manifest.roles[role]
         return plan_key(self.api, entry, self.manifest.spec(role), options, self.device)
 
@@ -85,14 +85,14 @@ class PlanStore:
         rejected: str | None = None,
         on_progress: OnPlanProgress | None = None,
     ) -> Plan:
-        """The plan of a role, from the cache or newly built.
+        """Load the plan of a role, or build it.
 
         Args:
-            role: Which network.
-            options: How it is to be built.
-            build: Build it if none fits; False: that is an error.
-            rejected: Why the one in the cache does not do although it seems to fit.
-            on_progress: Told how far a build is.
+            role: The network.
+            options: Build options.
+            build: Build a plan if none fits; if False, raise.
+            rejected: Reason why the plan in the cache does not load although its key fits.
+            on_progress: Called with the progress of a build.
 
         Raises:
             BackendError: If none fits and ``build`` is False, or building needs a GPU.
@@ -115,7 +115,7 @@ class PlanStore:
         return self._build(key, reason, on_progress)
 
     def _find(self, key: PlanKey) -> Plan | str:
-        """The plan of a key, or why there is none."""
+        """Return the plan of a key, or the reason why there is none."""
         for wanted in (key, *self._wider_keys(key)):
             for folder in self._folders():
                 path = folder / wanted.file_name
@@ -137,7 +137,7 @@ class PlanStore:
         return f"{path.name} does not fit: {key.why_not(other)}"
 
     def _wider_keys(self, key: PlanKey) -> Iterator[PlanKey]:
-        """Keys of plans that run on this machine, and on others that were not asked for."""
+        """Yield keys of plans that run on this machine and, in addition, on others."""
         for any_gpu, any_version in ((True, False), (False, True), (True, True)):
             options = replace(
                 key.options,
@@ -164,7 +164,7 @@ class PlanStore:
         return Plan(path, data, record, note, was_built=False)
 
     def _is_of_another_gpu(self, record: PlanRecord) -> bool:
-        # Kernels were chosen by timing them there; NVIDIA advises against another model's plans.
+        # The builder times kernels on its GPU; NVIDIA advises against plans of another GPU model.
         portable = self.api.is_rtx or record.key.options.hardware_compatible
         return not portable and record.device != self._device_name
 
@@ -203,7 +203,7 @@ class PlanStore:
         if options.refittable and entry.adapt is None:
             raise EngineError(
                 f"the {role} network of '{self.manifest.name}' cannot be fine-tuned, so its plan "
-                "has no weights to exchange: export it again without --no-finetune"
+                "has no weights to refit: export it again without --no-finetune"
             )
         tensors = () if entry.adapt is None else entry.adapt.tensors
         built = build_plan(
@@ -217,7 +217,7 @@ class PlanStore:
             timing_cache=self._read_timing_cache(),
             on_progress=on_progress,
         )
-        # A ledger that shrank on the way would mean that the parser took half for float.
+        # Fewer half layers than at export would mean that the parser took half for float.
         half = built.precision.network.half_arithmetic
         if half < entry.half_weights:
             raise EngineError(
@@ -233,7 +233,7 @@ class PlanStore:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_bytes_atomically(path, built.data, durable=True)
-                # Second: a plan without a record is built again, a record alone says nothing.
+                # The record comes second: a plan without a record is built again.
                 write_text_atomically(record_path(path), _json_text(record), durable=True)
                 if built.timing_cache is not None:
                     cache = folder / self._timing_cache_name
@@ -260,7 +260,7 @@ class PlanStore:
         return None
 
     def _folders(self) -> tuple[Path, ...]:
-        """Where plans may lie, the directory's own first."""
+        """Return the folders of plans, the directory's folder first."""
         own = resolve_inside(self.directory, PLANS_DIR)
         cache = user_plans_dir()
         if cache is None:
@@ -269,7 +269,7 @@ class PlanStore:
 
 
 def user_plans_dir() -> Path | None:
-    """Return the folder for plans of read-only directories; None if the user has no home."""
+    """Return the folder for plans of read-only directories; None without a home."""
     return user_cache_dir(PLANS_DIR)
 
 
