@@ -1,4 +1,4 @@
-// Boxes that never leave the device: where a warp can put an object, its ROI, whether it is lost.
+// Boxes in device memory: bounds of the warped objects, their ROIs, and lost objects.
 #include "reduce.cuh"
 
 namespace {
@@ -40,7 +40,7 @@ __device__ __forceinline__ Extent block_extent(Extent extent) {
 
 __device__ __forceinline__ Box clipped(double x0, double y0, double x1, double y1, int height,
                                        int width) {
-  // In double until here: a wild but finite flow exceeds an int.
+  // In double up to here: a large finite flow exceeds an int.
   const Box box{static_cast<int>(fmin(fmax(x0, 0.0), static_cast<double>(width))),
                 static_cast<int>(fmin(fmax(y0, 0.0), static_cast<double>(height))),
                 static_cast<int>(fmin(fmax(x1, 0.0), static_cast<double>(width))),
@@ -48,7 +48,7 @@ __device__ __forceinline__ Box clipped(double x0, double y0, double x1, double y
   return box.is_empty() ? Box{0, 0, 0, 0} : box;
 }
 
-// No more than the frame, which it is clipped to: a large share exceeds an int.
+// At most the frame, to which it is clipped: a large share exceeds an int.
 __device__ __forceinline__ int margin(int side, double frac, int px_min, int frame_side) {
   const double share = fmin(floor(frac * side), static_cast<double>(frame_side));
   return max(static_cast<int>(share), min(px_min, frame_side));
@@ -61,9 +61,9 @@ __device__ __forceinline__ void reset_box(int k, int height, int width, int* box
 
 }  // namespace
 
-// Smallest and largest flow of each block: (partials, 4) float32, x before y. A flow that is not
-// finite makes its block's first value NaN. Not reduced further with atomics, so that nothing has
-// to be cleared first; reach_boxes reads the partials.
+// Compute the smallest and largest flow of each block: (partials, 4) float32, x before y. A flow
+// that is not finite makes its block's first value NaN. Atomics would need a cleared buffer;
+// reach_boxes reduces the partials instead.
 // launch: block 256; grid partials
 extern "C" __global__ void __launch_bounds__(256) flow_extent(
     const float* __restrict__ flow_to_prev_px, int pixels, int partials,
@@ -84,19 +84,19 @@ extern "C" __global__ void __launch_bounds__(256) flow_extent(
       extent.add(Extent{x[i], x[i], y[i], y[i]});
     }
   }
-  const int doubted = __syncthreads_or(is_known ? 0 : 1);
+  const int is_invalid = __syncthreads_or(is_known ? 0 : 1);
   const Extent total = block_extent(extent);
   if (threadIdx.x == 0) {
     float* out = extents + EXTENT_VALUES * blockIdx.x;
-    out[0] = doubted ? __int_as_float(0x7fc00000) : total.low_x;  // NaN
+    out[0] = is_invalid ? __int_as_float(0x7fc00000) : total.low_x;  // NaN
     out[1] = total.high_x;
     out[2] = total.low_y;
     out[3] = total.high_y;
   }
 }
 
-// mpn.runtime.roi.reachable_boxes: where a warp by this flow can put what lies in each support.
-// Empties `boxes` and `areas` for warp_box. `reach` may be `supports`.
+// Compute the warp bounds of each object from its bounds, as host/roi.reachable_boxes does.
+// Clears `boxes` and `areas` for warp_box. `reach` and `supports` may be the same array.
 // launch: block 256; grid 1
 extern "C" __global__ void __launch_bounds__(256) reach_boxes(
     const int* supports, const float* __restrict__ extents, int partials, int objects, int height,
@@ -108,13 +108,13 @@ extern "C" __global__ void __launch_bounds__(256) reach_boxes(
     is_known = is_known && partial[0] == partial[0];  // no NaN; a block without pixels has infinity
     extent.add(Extent{partial[0], partial[1], partial[2], partial[3]});
   }
-  const int doubted = __syncthreads_or(is_known ? 0 : 1);
+  const int is_invalid = __syncthreads_or(is_known ? 0 : 1);
   const Extent flow = block_extent(extent);
   for (int k = threadIdx.x; k < objects; k += blockDim.x) {
     const Box support = load_box(supports, k);
     Box box{0, 0, 0, 0};
     if (!support.is_empty()) {
-      box = doubted ? Box{0, 0, width, height}
+      box = is_invalid ? Box{0, 0, width, height}
                     : clipped(floor(support.x0 - 1 - static_cast<double>(flow.high_x)),
                               floor(support.y0 - 1 - static_cast<double>(flow.high_y)),
                               ceil(support.x1 - static_cast<double>(flow.low_x)) + 1,
@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(256) reach_boxes(
   }
 }
 
-// Empties boxes, areas and, if they are given, sums of probabilities.
+// Clear boxes, areas and, if they are given, sums of probabilities.
 // launch: block 256; grid ceil(objects,256)
 extern "C" __global__ void __launch_bounds__(256) reset_boxes(
     int objects, int height, int width, int* __restrict__ boxes, int* __restrict__ areas,
@@ -137,9 +137,9 @@ extern "C" __global__ void __launch_bounds__(256) reset_boxes(
   if (prob_sums != nullptr) prob_sums[k] = 0;
 }
 
-// The ROI of each object from the box above the threshold, mpn.runtime.roi.with_margin. An object
-// is lost, its ROI and its support empty, if it has no such pixel, or fewer of them than the share
-// `lost_area_frac` of its first area. `supports` may be `reach`.
+// Compute each object's ROI from its box above the threshold, as host/roi.with_margin does. An
+// object is lost, with empty ROI and bounds, if it has no such pixel, or fewer of them than the
+// share `lost_area_frac` of its first area. `supports` and `reach` may be the same array.
 // launch: block 256; grid ceil(objects,256)
 extern "C" __global__ void __launch_bounds__(256) rois_from_boxes(
     const int* __restrict__ boxes, const int* __restrict__ areas,
@@ -161,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(256) rois_from_boxes(
   store_box(supports, k, support);
 }
 
-// Sets the planes of lost objects to 0: what is left of them is no candidate.
+// Set the planes of lost objects to 0, so that they give no candidate.
 // launch: block 256; grid ceil(pixels,1024) 1 objects
 extern "C" __global__ void __launch_bounds__(256) clear_lost(
     const int* __restrict__ rois, int objects, int pixels, float* __restrict__ prob) {

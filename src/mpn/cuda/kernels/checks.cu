@@ -1,4 +1,4 @@
-// What the host is told at the end of a frame instead of being asked within it.
+// Checks for non-finite values; the host reads the flag once, at the end of a frame.
 #include "device.cuh"
 
 namespace {
@@ -16,14 +16,14 @@ __device__ __forceinline__ void flag_not_finite(const T* __restrict__ values, in
 
 }  // namespace
 
-// Sets `flag` to 1 if a value is not finite, and leaves it alone otherwise.
+// Set `flag` to 1 if a value is not finite; otherwise leave it unchanged.
 // launch: block 256; grid min(ceil(count,1024),512)
 extern "C" __global__ void __launch_bounds__(256) flag_not_finite_f32(
     const float* __restrict__ values, int count, int* __restrict__ flag) {
   flag_not_finite(values, count, flag);
 }
 
-// The same of half precision.
+// The same for half precision.
 // launch: block 256; grid min(ceil(count,1024),512)
 extern "C" __global__ void __launch_bounds__(256) flag_not_finite_f16(
     const Half* __restrict__ values, int count, int* __restrict__ flag) {

@@ -1,23 +1,23 @@
-// Colours of the given frame as evidence: mpn.runtime.colour, fused with warp, threshold and box.
+// Colour likelihood of host/reliability, fused with warp, threshold and box.
 #include "reduce.cuh"
 #include "sampling.cuh"
 
 namespace {
 
-// L, a and b of OpenCV's 8-bit CIE Lab, in its own fixed point, so that a colour falls into the
-// same bin of the table: 12 bits of the sRGB to XYZ matrix over the white point (D65), 15 bits of
-// the cube root.
+// L, a and b of OpenCV's 8-bit CIE Lab in OpenCV's fixed point, so that a colour has the same bin
+// as on the host: 12 bits of the sRGB to XYZ matrix over the white point (D65), 15 bits of the
+// cube root.
 constexpr int MATRIX[3][3] = {{1777, 1541, 778}, {871, 2929, 296}, {73, 448, 3575}};
 constexpr int LIGHTNESS_GAIN = (116 * 255 + 50) / 100;
 constexpr int LIGHTNESS_SHIFT = -((16 * 255 * (1 << 15) + 50) / 100);
 constexpr int GAMMA_LEVELS = 256;
 constexpr int CUBE_ROOTS = 3072;
 
-// Bins of mpn.runtime.colour: 8 of L, 32 of a and b within 64..191.
+// Bins of host/reliability: 8 of L, 32 of a and b within 64..191.
 constexpr int AB_BINS = 32, AB_OFFSET = 64, AB_RANGE = 127, AB_STEP = 4, L_STEP = 32;
 constexpr int BINS = 8 * AB_BINS * AB_BINS;
 
-// Of the blur of the log ratios, and of the odds: see mpn.runtime.colour.
+// Constants of the blur of the log ratios and of the odds: see host/reliability.
 constexpr int BLUR_TAPS = 17, BLUR_REACH = BLUR_TAPS / 2;
 constexpr float CERTAIN = 1e-3f;
 constexpr float NOTHING = 0.01f;
@@ -55,7 +55,7 @@ __device__ __forceinline__ int reflected(int i, int size) {
   return i;
 }
 
-// odds(out) = odds(prob) * exp(weight * ratio); 0 where that is under NOTHING, and for a NaN.
+// odds(out) = odds(prob) * exp(weight * ratio); 0 if that is under NOTHING, and for NaN.
 __device__ __forceinline__ float weighed(float prob, float ratio, float weight) {
   const float certain = prob < CERTAIN ? CERTAIN : (prob > 1.0f - CERTAIN ? 1.0f - CERTAIN : prob);
   const float odds = certain / (1.0f - certain) * expf(weight * ratio);
@@ -63,7 +63,7 @@ __device__ __forceinline__ float weighed(float prob, float ratio, float weight) 
   return value >= NOTHING ? value : 0.0f;
 }
 
-// Log ratios of the tile with a border for the blur, reflected at the edges of the box.
+// Load the log ratios of the tile and its border for the blur, reflected at the box edges.
 __device__ __forceinline__ void load_ratios(const uint16* __restrict__ bins,
                                             const float* __restrict__ table, Box box, int first_x,
                                             int first_y, int width,
@@ -75,7 +75,7 @@ __device__ __forceinline__ void load_ratios(const uint16* __restrict__ bins,
     const int row = i / WIDE, column = i % WIDE;
     const int x = first_x - BLUR_REACH + column - box.x0;
     const int y = first_y - BLUR_REACH + row - box.y0;
-    // What lies further out is beside the blur of any pixel of the box.
+    // Pixels further out are in the blur of no pixel of the box.
     const bool is_needed = x >= -BLUR_REACH && x < box_width + BLUR_REACH && y >= -BLUR_REACH &&
                            y < box_height + BLUR_REACH;
     float value = 0.0f;
@@ -90,8 +90,8 @@ __device__ __forceinline__ void load_ratios(const uint16* __restrict__ bins,
 
 }  // namespace
 
-// The bin of every pixel's colour, for all objects: (height, width) uint16. Four pixels a thread;
-// `gamma` holds 256, `cube_root` 3072 values, both from mpn.runtime.ops.cuda_colour.
+// Compute the bin of each pixel's colour: (height, width) uint16. Four pixels per thread. `gamma`
+// has 256 and `cube_root` 3072 values, both from mpn.runtime.device.images.
 // launch: block 256; grid min(ceil(pixels,1024),1024)
 extern "C" __global__ void __launch_bounds__(256) colour_bins(
     const uint8* __restrict__ rgb, int pixels, const uint16* __restrict__ gamma,
@@ -116,8 +116,8 @@ extern "C" __global__ void __launch_bounds__(256) colour_bins(
   }
 }
 
-// warp_box, with mpn.runtime.colour.weigh_by_colour after the flow check, as evidence.weigh_in_box
-// orders it. `tables` is (objects, 8192), `blur` the 17 taps of the Gaussian.
+// warp_box with host/reliability.weigh_by_colour after the flow check, in the order of
+// weigh_in_box. `tables` is (objects, 8192), `blur` has the 17 taps of the Gaussian.
 // launch: block 32 8; grid ceil(width,32) ceil(height,32) objects
 extern "C" __global__ void __launch_bounds__(256) warp_colour_box(
     const float* __restrict__ prob, const float* __restrict__ flow_to_prev_px,

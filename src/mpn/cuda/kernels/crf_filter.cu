@@ -1,8 +1,8 @@
-// The Gaussian filter over the permutohedral lattice that crf_lattice.cu builds.
+// Gaussian filter over the permutohedral lattice of crf_lattice.cu.
 //
 // A pixel's value is spread over its six vertices (splat), blurred with [1/2, 1, 1/2] along each of
-// the six directions, and read back (slice). Values are added up as whole numbers of 2^-40, so that
-// neither the order of the additions nor the numbers of the vertices changes a bit of the result.
+// the six directions, and read back (slice). Sums are in fixed point of 2^-40, so that neither the
+// order of the additions nor the numbers of the vertices changes a bit of the result.
 #include "regions.cuh"
 
 namespace {
@@ -18,8 +18,8 @@ __device__ __forceinline__ float float_from_sum(uint64 sum) {
 
 }  // namespace
 
-// Spreads values over the vertices: `channels` planes of stride `capacity`, times `norm`. Without
-// planes the value is 1, without norm it is taken as it is.
+// Splat values onto the vertices: `channels` planes of stride `capacity`, times `norm`. The value
+// is 1 if there are no planes; the factor is 1 if there is no norm.
 // launch: block 256; grid ceil(capacity,256) channels
 extern "C" __global__ void __launch_bounds__(256) crf_splat(
     const int* __restrict__ starts, int objects, const int* __restrict__ corners,
@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_splat(
   }
 }
 
-// One direction of the blur, the first: from the sums.
+// Blur along the first direction; reads the sums.
 // launch: block 256; grid blocks
 extern "C" __global__ void __launch_bounds__(256) crf_blur_sums(
     const int* __restrict__ vertices, const int* __restrict__ neighbours,
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_blur_sums(
   }
 }
 
-// One direction of the blur, any other. Clears the sums, if they are given, for the next splat.
+// Blur along another direction. Clears the sums for the next splat, if they are given.
 // launch: block 256; grid blocks
 extern "C" __global__ void __launch_bounds__(256) crf_blur(
     const int* __restrict__ vertices, const int* __restrict__ neighbours, int axis,
@@ -83,8 +83,8 @@ extern "C" __global__ void __launch_bounds__(256) crf_blur(
   }
 }
 
-// Reads the blurred values back: `channels` planes. The lattice's own constant factor is left out:
-// it cancels in the normalisation. Pixels of small regions are left to crf_all_pairs.
+// Slice the blurred values: `channels` planes. The lattice's constant factor is left out, because
+// it cancels in the normalisation. crf_all_pairs computes the pixels of small regions.
 // launch: block 256; grid ceil(capacity,256) channels
 extern "C" __global__ void __launch_bounds__(256) crf_slice(
     const int* __restrict__ starts, int objects, const int* __restrict__ corners,

@@ -1,8 +1,8 @@
-// The permutohedral lattice of the bilateral kernel, built by hashing; crf_filter.cu works on it.
+// Permutohedral lattice of the bilateral kernel, built by hashing, for crf_filter.cu.
 //
 // Source: Adams, Baek, Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
-// Eurographics 2010. A point in d dimensions lies in a simplex of d + 1 vertices. Which number a
-// vertex gets depends on the order of threads; no result does.
+// Eurographics 2010. A point in d dimensions lies in a simplex of d + 1 vertices. The numbers of
+// the vertices depend on the order of threads; the results do not.
 #include "regions.cuh"
 
 namespace {
@@ -16,10 +16,10 @@ constexpr int CLASS_BITS = 3;
 constexpr uint64 CELL_MASK = (1ull << CELL_BITS) - 1;
 constexpr uint64 EMPTY = ~0ull;  // no key has its highest bit
 
-constexpr int REMAINDER_ONE = 1 << 26;  // as mpn.runtime.permutohedral_simplex
-constexpr float NARROWEST_SIGMA = 0.2f;  // as mpn.runtime.crf_kernels
+constexpr int REMAINDER_ONE = 1 << 26;  // as mpn.runtime.crf.permutohedral
+constexpr float NARROWEST_SIGMA = 0.2f;  // as mpn.runtime.crf.kernels
 
-// Slots in use: a power of two of at least twice the vertices there can be, if there is room.
+// Slots in use: a power of two, at least twice the largest number of vertices if that fits.
 __device__ __forceinline__ uint32 used_slots(int pixels, uint32 slots) {
   uint32 used = 256;
   while (used < slots && used < 2ull * AXES * pixels) used <<= 1;
@@ -27,7 +27,7 @@ __device__ __forceinline__ uint32 used_slots(int pixels, uint32 slots) {
 }
 
 __device__ __forceinline__ uint32 first_slot(uint64 key, uint32 used) {
-  // The finaliser of splitmix64: every bit of the key reaches every bit of the slot.
+  // The finaliser of splitmix64: each bit of the key affects each bit of the slot.
   key = (key ^ (key >> 30)) * 0xbf58476d1ce4e5b9ull;
   key = (key ^ (key >> 27)) * 0x94d049bb133111ebull;
   return static_cast<uint32>(key ^ (key >> 31)) & (used - 1);
@@ -44,13 +44,13 @@ __device__ __forceinline__ int number_of(uint64 key, const uint64* __restrict__ 
 // Cells (coordinates over 6, rounded down to a class) and weights of a point's six vertices.
 struct Simplex {
   int cell[AXES];     // of the vertex of class 0
-  int rank[AXES];     // an axis takes its turn before classes 6 - rank and up
+  int rank[AXES];     // the axis comes before classes 6 - rank and up
   float weight[AXES];  // of the vertex of each class
 };
 
 __device__ __forceinline__ Simplex simplex_of(const float (&feature)[DIMENSIONS],
                                               const float* __restrict__ scale) {
-  // Into the plane of six coordinates whose sum is 0 (Adams et al., p. 5).
+  // Project into the plane of six coordinates with sum 0 (Adams et al., p. 5).
   float elevated[AXES];
   float total = 0.0f;
 #pragma unroll
@@ -68,8 +68,8 @@ __device__ __forceinline__ Simplex simplex_of(const float (&feature)[DIMENSIONS]
     simplex.cell[i] = __float2int_rn(elevated[i] * (1.0f / AXES));
     turns += simplex.cell[i];
     elevated[i] -= static_cast<float>(simplex.cell[i] * AXES);
-    // In fixed point with the axis in the low bits there are no ties, and the order is the CPU's:
-    // it decides which vertices exist, also those that get no weight.
+    // In fixed point with the axis in the low bits there are no ties, and the order is that of
+    // the CPU. The order decides which vertices exist, also those without weight.
     remainder[i] = (static_cast<int>(elevated[i] * REMAINDER_ONE) & ~7) | i;
   }
 #pragma unroll
@@ -80,14 +80,14 @@ __device__ __forceinline__ Simplex simplex_of(const float (&feature)[DIMENSIONS]
   }
 #pragma unroll
   for (int i = 0; i < AXES; ++i) {
-    // Rounding may have left the plane by `turns` cells: the axes furthest off go back.
+    // Rounding may leave the plane by `turns` cells: correct the axes with the largest error.
     const int back = simplex.rank[i] < 0 ? 1 : (simplex.rank[i] > DIMENSIONS ? -1 : 0);
     simplex.rank[i] += back * AXES;
     simplex.cell[i] += back;
     remainder[i] -= back * AXES * REMAINDER_ONE;
   }
-  // The weight of a class is the gap between two neighbours in that order. Sums of selected values,
-  // since a register array has no index that is not known when compiling.
+  // The weight of a class is the gap between two neighbours in that order. The code sums selected
+  // values, because a register array needs indices known at compile time.
   int before = -AXES * REMAINDER_ONE;
 #pragma unroll
   for (int i = 0; i < AXES; ++i) before += simplex.rank[i] == 0 ? remainder[i] : 0;
@@ -111,7 +111,7 @@ __device__ __forceinline__ uint64 key_of(int region, int vertex_class, long long
 
 }  // namespace
 
-// Empties the part of the table that this frame's pixels can fill, and the count of vertices.
+// Clear the part of the table that this frame's pixels can fill, and the vertex count.
 // launch: block 256; grid blocks
 extern "C" __global__ void __launch_bounds__(256) crf_clear(
     const int* __restrict__ starts, int objects, int slots, int blocks, uint64* __restrict__ keys,
@@ -122,9 +122,9 @@ extern "C" __global__ void __launch_bounds__(256) crf_clear(
   if (thread == 0) vertices[0] = 0;
 }
 
-// Enters the six vertices of every pixel: their slots in the table, and their weights. `lowest` and
+// Insert the six vertices of each pixel: their slots in the table, and their weights. `lowest` and
 // `steps` (5 and 6 values) pack the cells, `scale` (5) makes the lattice's blur one deviation wide;
-// they are from mpn.runtime.ops.cuda_crf. Pixels of a small region get slot -1.
+// all are from mpn.runtime.device.lattice. Pixels of a small region get slot -1.
 // launch: block 256; grid ceil(capacity,256)
 extern "C" __global__ void __launch_bounds__(256) crf_insert(
     const uint8* __restrict__ rgb, const int* __restrict__ regions,
@@ -163,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_insert(
     }
     const uint64 key = key_of(place.region, r, cell);
     uint32 slot = first_slot(key, used);
-    // The table has room for every vertex there can be, so this ends.
+    // The table has a slot for each possible vertex, so the loop ends.
     for (;; slot = (slot + 1) & (used - 1)) {
       const uint64 found = atomicCAS(keys + slot, EMPTY, key);
       if (found == EMPTY || found == key) break;
@@ -174,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_insert(
   for (int r = 0; r < AXES; ++r) weight[r] = simplex.weight[r];
 }
 
-// Numbers the vertices from 0, in any order, and clears their sums (`channels` each).
+// Number the vertices from 0 in any order, and clear their sums (`channels` each).
 // launch: block 256; grid blocks
 extern "C" __global__ void __launch_bounds__(256) crf_number(
     const uint64* __restrict__ keys, const int* __restrict__ starts, int objects, int slots,
@@ -204,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_number(
   }
 }
 
-// Turns each pixel's slots into numbers of vertices.
+// Convert each pixel's slots to vertex numbers.
 // launch: block 256; grid ceil(6*capacity,256)
 extern "C" __global__ void __launch_bounds__(256) crf_renumber(
     const int* __restrict__ starts, int objects, const int* __restrict__ numbers, int capacity,
@@ -215,8 +215,8 @@ extern "C" __global__ void __launch_bounds__(256) crf_renumber(
   if (slot >= 0) corners[i] = numbers[slot];
 }
 
-// The vertices before and after each vertex along each direction, -1 for none: (vertices, 6, 2).
-// One step along axis j adds 1 to all coordinates and takes 6 off coordinate j: from class r to
+// Find the vertices before and after each vertex per direction, or -1: (vertices, 6, 2).
+// A step along axis j adds 1 to all coordinates and subtracts 6 from coordinate j: from class r to
 // class r + 1, and from the last class to class 0 of the next cell.
 // launch: block 256; grid blocks
 extern "C" __global__ void __launch_bounds__(256) crf_neighbours(

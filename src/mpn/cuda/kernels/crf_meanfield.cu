@@ -1,18 +1,19 @@
-// Mean-field inference in a dense CRF, mpn.runtime.crf and host.crf, for all regions of a frame
-// at once: Q <- softmax(-unary + sum_m compat_m K_m Q), the kernels normalised symmetrically.
+// Mean-field inference in a dense CRF, as runtime/crf/dense and host/crf, for all regions
+// of a frame at once: Q <- softmax(-unary + sum_m compat_m K_m Q), with symmetrically normalised
+// kernels.
 //
 // Label 0 is the background and needs no filtering: the labels sum to 1 and the kernels are linear,
-// so its message is that of a plane of ones less those of the others.
+// so its message is that of a plane of ones minus those of the others.
 #include "regions.cuh"
 
 namespace {
 
 constexpr float SMALLEST_PROB = 1e-5f;  // as mpn.runtime.host.crf
-constexpr float NARROWEST_SIGMA = 0.2f;  // as mpn.runtime.crf_kernels
+constexpr float NARROWEST_SIGMA = 0.2f;  // as mpn.runtime.crf.kernels
 constexpr float LEAST_EXPONENT = -80.0f;
 
 __device__ __forceinline__ float negative_log(float prob) {
-  // fmaxf makes a NaN the smallest probability: its neighbours decide, and nothing is poisoned.
+  // fmaxf maps NaN to the smallest probability, so that it does not propagate.
   return -logf(fminf(fmaxf(prob, SMALLEST_PROB), 1.0f));
 }
 
@@ -20,7 +21,7 @@ __device__ __forceinline__ bool overlap(Box a, Box b) {
   return a.x0 < b.x1 && b.x0 < a.x1 && a.y0 < b.y1 && b.y0 < a.y1;
 }
 
-// Softmax over planes of stride `capacity`, in place.
+// Apply softmax over planes of stride `capacity`, in place.
 __device__ __forceinline__ void softmax(float* __restrict__ logits, int labels, int capacity) {
   float largest = logits[0];
 #pragma unroll 2
@@ -42,9 +43,9 @@ __device__ __forceinline__ void softmax(float* __restrict__ logits, int labels, 
 
 }  // namespace
 
-// Rectangles that do not overlap, host.crf._regions: each object's box with its margin, those
-// that touch united. `refined_boxes` gives each object the region it is in, which is where it may
-// be afterwards. One thread: objects are few, and a union may reach a third.
+// Compute disjoint rectangles, as host/crf._regions: each object's box with its margin; boxes that
+// touch are united. `refined_boxes` is each object's region, its bounds afterwards. One thread,
+// because objects are few and a union may touch a third box.
 // launch: block 1; grid 1
 extern "C" __global__ void __launch_bounds__(1) crf_regions(
     const int* __restrict__ boxes, int objects, int margin_px, int is_whole_frame, int height,
@@ -79,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(1) crf_regions(
           region_of_object[j] = r;
         }
       }
-      r = 0;  // the union may reach one that was passed
+      r = 0;  // the union may touch an earlier one
     }
     store_box(regions, count, region);
     for (int j = 0; j <= k; ++j) {
@@ -105,8 +106,8 @@ extern "C" __global__ void __launch_bounds__(1) crf_regions(
   }
 }
 
-// -log of background and objects: (objects + 1) planes of stride `capacity`. An object that is not
-// in a pixel's region is no label there: its cost is infinite.
+// Compute -log of background and objects: (objects + 1) planes of stride `capacity`. The cost of an
+// object outside the pixel's region is infinite.
 // launch: block 256; grid ceil(capacity,256)
 extern "C" __global__ void __launch_bounds__(256) crf_unary(
     const float* __restrict__ merged, const int* __restrict__ regions,
@@ -130,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_unary(
   unary[p] = negative_log(background);
 }
 
-// Q before the first update: softmax(-unary).
+// Initialise Q: softmax(-unary).
 // launch: block 256; grid ceil(capacity,256)
 extern "C" __global__ void __launch_bounds__(256) crf_start(
     const float* __restrict__ unary, const int* __restrict__ starts, int objects, int labels,
@@ -145,8 +146,8 @@ extern "C" __global__ void __launch_bounds__(256) crf_start(
   softmax(q + p, labels, capacity);
 }
 
-// The spatial kernel along rows: `taps` holds reach + 1 values, the middle first; nothing lies
-// outside a region. Without planes the values are 1, without norm they are taken as they are.
+// Apply the spatial kernel along rows: `taps` has reach + 1 values, the centre first; values
+// outside a region are 0. Values are 1 if there are no planes; the factor is 1 if there is no norm.
 // launch: block 256; grid ceil(capacity,256) channels
 extern "C" __global__ void __launch_bounds__(256) crf_rows(
     const int* __restrict__ regions, const int* __restrict__ starts, int objects, int width,
@@ -168,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_rows(
   filtered[plane + p] = sum;
 }
 
-// The same along columns, of what crf_rows gave.
+// The same along columns, on the output of crf_rows.
 // launch: block 256; grid ceil(capacity,256) channels
 extern "C" __global__ void __launch_bounds__(256) crf_columns(
     const int* __restrict__ regions, const int* __restrict__ starts, int objects, int width,
@@ -187,8 +188,8 @@ extern "C" __global__ void __launch_bounds__(256) crf_columns(
   filtered[plane + p] = sum;
 }
 
-// The bilateral kernel in a small region, over all pairs of its pixels. Without planes the values
-// are 1, without norm they are taken as they are.
+// Apply the bilateral kernel in a small region, over all pairs of its pixels. Values are 1 if there
+// are no planes; the factor is 1 if there is no norm.
 // launch: block 256; grid ceil(capacity,256) channels
 extern "C" __global__ void __launch_bounds__(256) crf_all_pairs(
     const uint8* __restrict__ rgb, const int* __restrict__ regions,
@@ -210,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_all_pairs(
 #pragma unroll 1
   for (int y = 0; y < place.height; ++y) {
     const uint8* row = corner + 3ll * y * width;
-    float sum_of_row = 0.0f;  // two levels of sums lose fewer bits than one long one
+    float sum_of_row = 0.0f;  // two levels of sums lose fewer bits than one
 #pragma unroll 2
     for (int x = 0; x < place.width; ++x, ++j) {
       const int dx = x - place.x, dy = y - place.y;
@@ -226,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_all_pairs(
   filtered[plane + p] = sum;
 }
 
-// D^-1/2 from D, the kernel applied to ones. D is never 0: a pixel is its own neighbour.
+// Compute D^-1/2 from D, the kernel applied to ones. D > 0, because it includes the pixel.
 // launch: block 256; grid ceil(capacity,256)
 extern "C" __global__ void __launch_bounds__(256) crf_norm(
     const float* __restrict__ degree, const int* __restrict__ starts, int objects, int capacity,
@@ -235,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_norm(
   if (p < total_pixels(starts, objects)) norm[p] = 1.0f / sqrtf(degree[p]);
 }
 
-// Adds compat * norm * filtered to the message of a plane of ones, or begins it.
+// Add compat * norm * filtered to the message of a plane of ones, or initialise it.
 // launch: block 256; grid ceil(capacity,256)
 extern "C" __global__ void __launch_bounds__(256) crf_of_ones(
     const float* __restrict__ filtered, const float* __restrict__ norm,
@@ -247,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_of_ones(
   of_ones[p] = is_first ? message : of_ones[p] + message;
 }
 
-// One mean-field update of all labels. A kernel that is left out is given as null.
+// Do one mean-field update of all labels. The pointer of an unused kernel is null.
 // launch: block 256; grid ceil(capacity,256)
 extern "C" __global__ void __launch_bounds__(256) crf_update(
     const float* __restrict__ unary, const float* __restrict__ of_ones,
@@ -272,7 +273,7 @@ extern "C" __global__ void __launch_bounds__(256) crf_update(
   softmax(q + p, labels, capacity);
 }
 
-// The objects' marginals back in the frame: `refined` holds what was there outside the regions.
+// Write the objects' marginals to the frame; `refined` keeps its values outside the regions.
 // launch: block 256; grid ceil(capacity,256)
 extern "C" __global__ void __launch_bounds__(256) crf_store(
     const float* __restrict__ q, const int* __restrict__ regions, const int* __restrict__ starts,

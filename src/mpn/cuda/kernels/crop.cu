@@ -1,5 +1,5 @@
-// The propagation network's input: (slots, 4, size, size) of normalised RGB and warped probability,
-// in one pass for all objects. ROIs are read from device memory, so the host need not know them.
+// Input of the propagation network: (slots, 4, size, size) of normalised RGB and warped
+// probability, in one pass for all objects. ROIs are read from device memory.
 #include "taps.cuh"
 
 namespace {
@@ -7,8 +7,8 @@ namespace {
 constexpr int TILE = 32;
 constexpr int BLOCK_ROWS = 8;
 
-// One slot of the output. `objects` gives each slot's object; without it they agree. An empty ROI
-// gives zeros: the number of slots is fixed, whatever is lost.
+// Write one slot of the output. `objects` maps slots to objects; without it slot k is object k. An
+// empty ROI gives zeros, because the number of slots is fixed.
 template <typename T>
 __device__ __forceinline__ void crop_pack(const uint8* __restrict__ rgb,
                                           const float* __restrict__ prob,
@@ -61,7 +61,7 @@ __device__ __forceinline__ void crop_pack(const uint8* __restrict__ rgb,
 
 }  // namespace
 
-// crop_resize_pack of the host. `rois` and `prob` have an entry for each object.
+// host/ops.crop_resize_pack. `rois` and `prob` have one entry per object.
 // launch: block 32 8; grid ceil(size,32) ceil(size,32) slots
 extern "C" __global__ void __launch_bounds__(256) crop_pack_f32(
     const uint8* __restrict__ rgb, const float* __restrict__ prob, const int* __restrict__ rois,

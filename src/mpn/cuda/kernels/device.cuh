@@ -1,8 +1,8 @@
-// What every kernel needs: types, half precision, guarded vector loads and stores.
+// Types, half precision, guarded vector loads and stores for all kernels.
 //
 // No header of the CUDA toolkit is included: NVRTC compiles these files alone, and the tests compile
 // them with g++ through tests/emulation/cuda_shim. They are compiled without contraction of
-// multiply and add (see cuda_compile.py), so that both give the same bits.
+// multiply and add (see compile.py), so that both give the same bits.
 #pragma once
 
 typedef unsigned char uint8;
@@ -10,7 +10,7 @@ typedef unsigned short uint16;
 typedef unsigned int uint32;
 typedef unsigned long long uint64;
 
-// IEEE half precision as it lies in memory; a struct, so that store() tells it from uint16.
+// IEEE half precision in memory; a struct, so that store() differs from that of uint16.
 struct Half {
   uint16 bits;
 };
@@ -26,7 +26,7 @@ __device__ __forceinline__ float float_from_half(Half half) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half.bits));
   return value;
 }
-#else  // the tests' shim, which is checked against NumPy
+#else  // for the tests' shim, checked against NumPy
 inline Half half_from_float(float value) { return Half{shim_half_from_float(value)}; }
 inline float float_from_half(Half half) { return shim_float_from_half(half.bits); }
 #endif
@@ -48,7 +48,7 @@ __device__ __forceinline__ int clamped(int value, int low, int high) {
   return value < low ? low : (value > high ? high : value);
 }
 
-// A half-open box of a frame, as it lies in an (objects, 4) array; empty if x1 <= x0.
+// Half-open box of a frame, a row of an (objects, 4) array; empty if x1 <= x0.
 struct Box {
   int x0, y0, x1, y1;
   __device__ __forceinline__ bool is_empty() const { return x1 <= x0 || y1 <= y0; }
@@ -70,8 +70,8 @@ __device__ __forceinline__ void store_box(int* boxes, int k, Box box) {
   out[3] = box.y1;
 }
 
-// Four neighbours at once where the address allows it: planes of a frame whose pixels are no
-// multiple of 4 are not aligned.
+// Load four neighbours at once if the address is aligned: the planes of a frame are not if the
+// number of pixels is no multiple of 4.
 template <int BYTES>
 __device__ __forceinline__ bool is_aligned(const void* pointer) {
   return (reinterpret_cast<uint64>(pointer) & (BYTES - 1)) == 0;
@@ -117,7 +117,7 @@ __device__ __forceinline__ void store4(Half* out, int count, const float (&value
   }
 }
 
-// Twelve bytes of four pixels, as three words where the address allows it.
+// Load twelve bytes of four pixels, as three words if the address is aligned.
 __device__ __forceinline__ void load_rgb4(const uint8* in, int count, uint8 (&levels)[12]) {
   if (count >= 4 && is_aligned<4>(in)) {
     const uint32* words = reinterpret_cast<const uint32*>(in);

@@ -1,4 +1,4 @@
-// Rows read from right to left: the crops that a network sees mirrored, and the mean of its answers.
+// Flip TTA: flip crops horizontally, and average outputs with flipped outputs.
 #include "device.cuh"
 
 namespace {
@@ -28,28 +28,28 @@ __device__ __forceinline__ void average_mirrored(const T* __restrict__ mirrored,
 
 }  // namespace
 
-// Writes each of `rows` rows of `width` values from right to left.
+// Reverse each of `rows` rows of `width` values.
 // launch: block 128; grid ceil(width,128) min(rows,4096)
 extern "C" __global__ void __launch_bounds__(128) mirror_rows_f32(
     const float* __restrict__ values, int rows, int width, float* __restrict__ mirrored) {
   mirror_rows(values, rows, width, mirrored);
 }
 
-// The same of half precision.
+// The same for half precision.
 // launch: block 128; grid ceil(width,128) min(rows,4096)
 extern "C" __global__ void __launch_bounds__(128) mirror_rows_f16(
     const Half* __restrict__ values, int rows, int width, Half* __restrict__ mirrored) {
   mirror_rows(values, rows, width, mirrored);
 }
 
-// Turns `values` into the mean of them and of `mirrored`, read from right to left.
+// Replace `values` by the mean of `values` and the reversed rows of `mirrored`.
 // launch: block 128; grid ceil(width,128) min(rows,4096)
 extern "C" __global__ void __launch_bounds__(128) average_mirrored_f32(
     const float* __restrict__ mirrored, int rows, int width, float* __restrict__ values) {
   average_mirrored(mirrored, rows, width, values);
 }
 
-// The same of half precision, summed in single.
+// The same for half precision, summed in float32.
 // launch: block 128; grid ceil(width,128) min(rows,4096)
 extern "C" __global__ void __launch_bounds__(128) average_mirrored_f16(
     const Half* __restrict__ mirrored, int rows, int width, Half* __restrict__ values) {

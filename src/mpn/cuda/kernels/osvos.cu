@@ -1,15 +1,15 @@
-// What OSVOS answers, on the grid of the frame: its odds shifted, and whether it agrees.
+// Outputs of OSVOS at the size of the frame: recalibration, and agreement with propagation.
 #include "device.cuh"
 
 namespace {
 
-constexpr float FIXED_ONE = 16777216.0f;  // sums of whole numbers: see tracks.cu
+constexpr float FIXED_ONE = 16777216.0f;  // fixed-point sums: see tracks.cu
 constexpr int BINS = 8192;
-constexpr float LARGEST_RATIO = 2.0f;  // mpn.runtime.colour bounds its tables by it
+constexpr float LARGEST_RATIO = 2.0f;  // host/reliability bounds its tables by it
 
 }  // namespace
 
-// host/osvos.recalibrate in place: less * p / (less * p + (1 - p)). Four pixels a thread.
+// host/osvos.recalibrate in place: less * p / (less * p + (1 - p)). Four pixels per thread.
 // launch: block 256; grid ceil(pixels,1024)
 extern "C" __global__ void __launch_bounds__(256) shift_odds(
     int pixels, float less, float* __restrict__ plane) {
@@ -25,10 +25,9 @@ extern "C" __global__ void __launch_bounds__(256) shift_odds(
   store4(plane + first, count, value);
 }
 
-// Over the pixels where an object is expected: how many, what OSVOS gives them, and what their
-// colours say. `plane_of` gives each object's plane of OSVOS, or -1; then nothing is counted.
-// `sums` is (objects, 3), which the caller has set to 0: pixels, OSVOS in 2^-24, colours + 2 in
-// 2^-24. Four pixels a thread.
+// Sum over the pixels of each warped object: their number, their OSVOS probability and their colour
+// ratio. `plane_of` is each object's plane of OSVOS, or -1, which is skipped. `sums` is
+// (objects, 3), zeroed by the caller: pixels, OSVOS in 2^-24, colour ratio + 2 in 2^-24.
 // launch: block 256; grid ceil(pixels,1024) 1 objects
 extern "C" __global__ void __launch_bounds__(256) osvos_agreement(
     const float* __restrict__ candidates, const float* __restrict__ planes,

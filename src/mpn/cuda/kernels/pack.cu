@@ -1,4 +1,4 @@
-// Frames as networks take them: (height, width, 3) uint8 resized to (3, to_height, to_width).
+// Frames as network inputs: (height, width, 3) uint8 resized to (3, to_height, to_width).
 #include "taps.cuh"
 
 namespace {
@@ -10,7 +10,7 @@ constexpr int BLOCK_ROWS = 8;
 
 enum class Resize { NONE, LINEAR, AREA };
 
-// preprocess.resize_rgb: averaged where both sides shrink, bilinear where one grows.
+// host/preprocess.resize_rgb: INTER_AREA if both sides shrink, else bilinear.
 __device__ __forceinline__ Resize resize_of(int height, int width, int to_height, int to_width) {
   if (height == to_height && width == to_width) return Resize::NONE;
   return to_height <= height && to_width <= width ? Resize::AREA : Resize::LINEAR;
@@ -33,7 +33,7 @@ __device__ __forceinline__ Colour linear_colour(const uint8* __restrict__ rgb, i
   return colour;
 }
 
-// Sums of the covered pixels along rows first, then of the rows, as OpenCV orders and rounds them.
+// Sum the covered pixels along rows, then the rows, in the order and rounding of OpenCV.
 __device__ __forceinline__ Colour area_colour(const uint8* __restrict__ rgb, int width,
                                               const Cover& across, const Cover& down) {
   float mean[3] = {0.0f, 0.0f, 0.0f};
@@ -56,7 +56,7 @@ __device__ __forceinline__ Colour area_colour(const uint8* __restrict__ rgb, int
   return colour;
 }
 
-// The same where both sides are whole multiples: whole numbers are added, and divided once.
+// The same for integer scales: integers are added, and divided once.
 __device__ __forceinline__ Colour whole_area_colour(const uint8* __restrict__ rgb, int width,
                                                     int columns, int rows, int x, int y) {
   int sum[3] = {0, 0, 0};
@@ -71,7 +71,7 @@ __device__ __forceinline__ Colour whole_area_colour(const uint8* __restrict__ rg
   Colour colour;
 #pragma unroll
   for (int c = 0; c < 3; ++c) {
-    // Of four pixels OpenCV rounds half up, of any other number half to even.
+    // OpenCV rounds half up for four pixels, and half to even for other numbers.
     colour.value[c] = rows == 2 && columns == 2
                           ? (sum[c] + 2) >> 2
                           : __float2int_rn(sum[c] * (1.0f / (rows * columns)));
@@ -79,7 +79,7 @@ __device__ __forceinline__ Colour whole_area_colour(const uint8* __restrict__ rg
   return colour;
 }
 
-// Calls take(y, x, colour) for every pixel of the block's tile.
+// Call take(y, x, colour) for each pixel of the block's tile.
 template <typename Take>
 __device__ __forceinline__ void for_each_resized(const uint8* __restrict__ rgb, int height,
                                                  int width, int to_height, int to_width,
@@ -93,7 +93,7 @@ __device__ __forceinline__ void for_each_resized(const uint8* __restrict__ rgb, 
   } else if (resize == Resize::AREA) {
     fill_covers(covers, first_x, first_y, width, height, to_width, to_height);
   }
-#pragma unroll 1  // of four; a bilinear pixel alone has twelve loads in flight
+#pragma unroll 1  // of four: one bilinear pixel has twelve loads in flight
   for (int i = 0; i < TILE_ROWS / BLOCK_ROWS * (TILE_COLUMNS / BLOCK_COLUMNS); ++i) {
     const int row = i / 2 * BLOCK_ROWS + threadIdx.y, column = i % 2 * BLOCK_COLUMNS + threadIdx.x;
     const int x = first_x + column, y = first_y + row;
@@ -154,7 +154,7 @@ __device__ __forceinline__ void pack_same(const uint8* __restrict__ rgb, int pix
 
 }  // namespace
 
-// preprocess.flow_input, preprocess.osvos_input: levels of 0..255 after the resize, times gain plus
+// host/preprocess.flow_input and osvos_input: levels of 0..255 after the resize, times gain, plus
 // offset, in the output's channel order.
 // launch: block 32 8; grid ceil(to_width,64) ceil(to_height,16)
 extern "C" __global__ void __launch_bounds__(256) pack_rgb_f32(
@@ -165,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(256) pack_rgb_f32(
        offset2, planes);
 }
 
-// The same in half precision.
+// The same for half precision.
 // launch: block 32 8; grid ceil(to_width,64) ceil(to_height,16)
 extern "C" __global__ void __launch_bounds__(256) pack_rgb_f16(
     const uint8* __restrict__ rgb, int height, int width, int to_height, int to_width, int is_bgr,
@@ -175,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(256) pack_rgb_f16(
        offset2, planes);
 }
 
-// The same without a resize, four pixels a thread.
+// The same without a resize, four pixels per thread.
 // launch: block 256; grid ceil(pixels,1024)
 extern "C" __global__ void __launch_bounds__(256) pack_rgb_same_f32(
     const uint8* __restrict__ rgb, int pixels, int is_bgr, float gain0, float gain1, float gain2,
@@ -190,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(256) pack_rgb_same_f16(
   pack_same(rgb, pixels, is_bgr, gain0, gain1, gain2, offset0, offset1, offset2, planes);
 }
 
-// preprocess.resize_rgb: (to_height, to_width, 3) uint8.
+// host/preprocess.resize_rgb: (to_height, to_width, 3) uint8.
 // launch: block 32 8; grid ceil(to_width,64) ceil(to_height,16)
 extern "C" __global__ void __launch_bounds__(256) resize_rgb(
     const uint8* __restrict__ rgb, int height, int width, int to_height, int to_width,

@@ -1,4 +1,4 @@
-// The network's answer back in the frame, the ensemble, objects that exclude each other, labels.
+// Paste of the crops into the frame, ensemble, merge of the objects, labels.
 #include "taps.cuh"
 
 namespace {
@@ -6,7 +6,7 @@ namespace {
 constexpr int TILE_COLUMNS = 128;
 constexpr int TILE_ROWS = 8;
 constexpr int BLOCK_COLUMNS = 32;
-constexpr int PIXELS = TILE_COLUMNS / BLOCK_COLUMNS;  // of a thread, 32 columns apart
+constexpr int PIXELS = TILE_COLUMNS / BLOCK_COLUMNS;  // per thread, in steps of 32 columns
 
 struct Tile {
   int first_x, first_y, y;
@@ -24,8 +24,8 @@ struct Tile {
   }
 };
 
-// A crop at the pixels of this thread, 0 outside its ROI. The whole block calls it; it ends with
-// the taps free for the next object.
+// Sample a crop at the pixels of this thread, 0 outside its ROI. All threads of the block call it;
+// the taps are free for the next object afterwards.
 template <typename T>
 __device__ __forceinline__ void pasted(const T* __restrict__ crop, int size, Box roi, Tile tile,
                                        TileTaps<TILE_COLUMNS, TILE_ROWS>& taps,
@@ -44,14 +44,14 @@ __device__ __forceinline__ void pasted(const T* __restrict__ crop, int size, Box
   __syncthreads();
 }
 
-// ensemble.blend inside a box: 0 outside it.
+// host/merge.blend inside a box; 0 outside it.
 __device__ __forceinline__ float blended(float prob, float other, float other_weight) {
   return (1.0f - other_weight) * prob + other_weight * other;
 }
 
-// host/osvos.blend_osvos at the pixels of this thread, in place: where other objects are, OSVOS counts
-// for what they leave. Those before k are blended already when k comes, so what they leave is kept
-// aside; those behind are not yet. Background and total are made anew.
+// host/osvos.blend_osvos at the pixels of this thread, in place. OSVOS counts with the probability
+// that the other objects leave. Objects before k are already blended, so the product of their old
+// values is kept in `left`. Background and total are recomputed.
 __device__ __forceinline__ void blend_foregrounds(
     const int* __restrict__ rois, const float* __restrict__ foregrounds,
     const int* __restrict__ foreground_of, int objects, long long pixels, long long row, int width,
@@ -83,7 +83,7 @@ __device__ __forceinline__ void blend_foregrounds(
   }
 }
 
-// Everything between the network and the next frame; see paste_merge_f32.
+// All steps between the network and the next frame; see paste_merge_f32.
 template <typename T>
 __device__ __forceinline__ void paste_merge(
     const T* __restrict__ crops, const int* __restrict__ rois,
@@ -130,7 +130,7 @@ __device__ __forceinline__ void paste_merge(
     blend_foregrounds(rois, foregrounds, foreground_of, objects, pixels, row, width, tile,
                       foreground_weight, prob, background, total);
   }
-  // What this thread has written it reads again; nobody else touches these pixels.
+  // The thread reads its own writes; no other thread accesses these pixels.
 #pragma unroll 1
   for (int i = 0; i < PIXELS; ++i) {
     const int x = tile.x(i);
@@ -162,12 +162,11 @@ __device__ __forceinline__ void paste_merge(
 
 }  // namespace
 
-// Stages.paste, host/osvos.blend_osvos, ensemble.merge and labels_from_merged at once:
+// host/ops.paste, host/osvos.blend_osvos, host/merge.merge and labels_from_merged in one pass:
 // (1 - warped_weight) * network + warped_weight * candidate inside each ROI, then the same with
 // OSVOS and its weight; merged probabilities, and their argmax as ids. Crop k belongs to object k;
-// an empty ROI is 0 everywhere. Without crops the candidates are what is merged. `foreground_of`
-// gives each object's plane of `foregrounds`, or -1: then it is not blended; without foregrounds
-// none is.
+// an empty ROI gives 0. Without crops the candidates are merged. `foreground_of` is each object's
+// plane of `foregrounds`, or -1, which is not blended; without foregrounds nothing is blended.
 // launch: block 32 8; grid ceil(width,128) ceil(height,8)
 extern "C" __global__ void __launch_bounds__(256) paste_merge_f32(
     const float* __restrict__ crops, const int* __restrict__ rois,
@@ -179,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(256) paste_merge_f32(
               width, size, warped_weight, foreground_weight, prob, labels);
 }
 
-// The same from crops in half precision.
+// The same for crops in half precision.
 // launch: block 32 8; grid ceil(width,128) ceil(height,8)
 extern "C" __global__ void __launch_bounds__(256) paste_merge_f16(
     const Half* __restrict__ crops, const int* __restrict__ rois,
@@ -191,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(256) paste_merge_f16(
               width, size, warped_weight, foreground_weight, prob, labels);
 }
 
-// ensemble.labels_from_merged: a tie goes to the background, then to the first object. Four pixels a
+// host/merge.labels_from_merged: a tie gives the background, then the first object. Four pixels per
 // thread.
 // launch: block 256; grid ceil(pixels,1024)
 extern "C" __global__ void __launch_bounds__(256) labels_from_merged(

@@ -1,10 +1,10 @@
-// Bounding boxes, gathered from a whole block.
+// Bounding boxes, reduced over a block.
 #pragma once
 #include "device.cuh"
 
 constexpr uint32 ALL_LANES = 0xffffffffu;
 
-// Pixels above a threshold that one thread has seen.
+// Box and number of the pixels of one thread above a threshold.
 struct Hits {
   int x0, y0, x1, y1, area;
   __device__ __forceinline__ static Hits none() {
@@ -31,15 +31,15 @@ __device__ __forceinline__ Hits warp_total(Hits hits) {
   return hits;
 }
 
-// Adds what the threads of a block have seen to one object's box and area. Every thread of the
-// block must call it; the block is a multiple of 32 threads. Minimum, maximum and sum of integers
-// do not depend on their order, so the outcome is the same in every run.
+// Add the hits of the threads of a block to one object's box and area. All threads of the block
+// must call it; the block is a multiple of 32 threads. Minimum, maximum and sum of integers do not
+// depend on their order, so the result is the same in each run.
 __device__ __forceinline__ void add_hits(Hits hits, int* box, int* area) {
   __shared__ Hits block;
   const int thread = threadIdx.y * blockDim.x + threadIdx.x;
   if (thread == 0) block = Hits::none();
   __syncthreads();
-  if (__ballot_sync(ALL_LANES, hits.area > 0) != 0) {  // most warps see nothing
+  if (__ballot_sync(ALL_LANES, hits.area > 0) != 0) {  // most warps have no hit
     const Hits warp = warp_total(hits);
     if ((thread & 31) == 0) {
       atomicMin(&block.x0, warp.x0);

@@ -1,11 +1,11 @@
-// Pixels of several disjoint rectangles, numbered through: all regions of a CRF in one launch.
+// Pixels of disjoint rectangles with one numbering: all regions of a CRF in one launch.
 #pragma once
 #include "device.cuh"
 
-// Where pixel p lies: its region, and its column and row in it.
+// Region of a pixel, and its column and row in it.
 struct Place {
   int region, x, y, width, height;
-  long long frame_at;  // its place in the frame
+  long long frame_at;  // its offset in the frame
 };
 
 __device__ __forceinline__ int total_pixels(const int* __restrict__ starts, int objects) {
@@ -30,7 +30,7 @@ __device__ __forceinline__ Place place_of(int p, const int* __restrict__ regions
   return place;
 }
 
-// Small regions take all pairs of pixels instead of the lattice, see mpn.runtime.crf_kernels.
+// Small regions take all pairs of pixels instead of the lattice, see mpn.runtime.crf.kernels.
 __device__ __forceinline__ bool is_exact(const Place& place, int exact_pixels) {
   return place.width * place.height <= exact_pixels;
 }

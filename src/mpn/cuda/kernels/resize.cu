@@ -1,4 +1,4 @@
-// Planes of float32 at another size.
+// Resize planes of float32.
 #include "taps.cuh"
 
 namespace {
@@ -34,7 +34,7 @@ __device__ __forceinline__ void resize_linear(const float* __restrict__ plane, i
   }
 }
 
-// Weighted mean of the covered pixels: along rows first, then of the rows' sums, as OpenCV does it.
+// Weighted mean of the covered pixels: along rows, then over the rows, as in OpenCV.
 __device__ __forceinline__ void resize_area(const float* __restrict__ plane, int height, int width,
                                             int to_height, int to_width,
                                             float* __restrict__ out) {
@@ -60,7 +60,7 @@ __device__ __forceinline__ void resize_area(const float* __restrict__ plane, int
 
 }  // namespace
 
-// preprocess.resize_prob: averaged where both sides shrink, bilinear where one grows.
+// host/preprocess.resize_prob: INTER_AREA if both sides shrink, else bilinear.
 // launch: block 32 8; grid ceil(to_width,64) ceil(to_height,16) count
 extern "C" __global__ void __launch_bounds__(256) resize_planes(
     const float* __restrict__ planes, int count, int height, int width, int to_height,
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(256) resize_planes(
   }
 }
 
-// The flow of a network at the size of the frame, bilinear, its pixels scaled with it: plane 0 by
+// Resize a network's flow to the size of the frame, bilinear, and scale its values: plane 0 by
 // gain_x, plane 1 by gain_y.
 // launch: block 32 8; grid ceil(to_width,64) ceil(to_height,16) 2
 extern "C" __global__ void __launch_bounds__(256) resize_flow(

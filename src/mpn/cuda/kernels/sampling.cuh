@@ -1,4 +1,4 @@
-// Where a warp samples, and what it finds there.
+// Sample positions and samples of a warp.
 #pragma once
 #include "device.cuh"
 
@@ -6,9 +6,8 @@ struct Position {
   float x, y;
 };
 
-// Absolute position in the previous frame of a pixel of the current one. A position that is no
-// number is put one pixel outside, where every tap counts as 0; so is one far outside, whose
-// conversion to int would overflow.
+// Absolute position in the previous frame of a pixel of the current one. NaN is mapped to one pixel
+// outside, where each tap counts as 0; so is a position whose conversion to int would overflow.
 __device__ __forceinline__ Position sample_position(
     float flow_x, float flow_y, int x, int y, int height, int width) {
   float px = flow_x + static_cast<float>(x);
@@ -52,8 +51,8 @@ __device__ __forceinline__ float sample_border(
       upper[x0], upper[x1], lower[x0], lower[x1], at.x - floor_x, at.y - floor_y);
 }
 
-// How far the flow of a pixel comes back to where it started: exp(-d^2 / (2 s^2)), see
-// flow_confidence of the host. 0 where it is no number.
+// Forward-backward confidence of a pixel: exp(-d^2 / (2 s^2)), see host/ops.flow_confidence. 0 for
+// NaN.
 __device__ __forceinline__ float confidence_at(
     float flow_x, float flow_y, Position at, const float* __restrict__ flow_from_prev_px,
     int height, int width, float sigma_px, float sigma_frac) {
@@ -66,8 +65,8 @@ __device__ __forceinline__ float confidence_at(
   return is_finite(confidence) ? confidence : 0.0f;
 }
 
-// The previous frame's probability as the current frame's pixel sees it, weighed by the flow check
-// if there is a flow back.
+// Probability of the previous frame at the position of a current pixel, times the flow check if
+// there is a backward flow.
 __device__ __forceinline__ float warped_at(
     const float* __restrict__ plane, const float* __restrict__ flow_to_prev_px,
     const float* __restrict__ flow_from_prev_px, int x, int y, int height, int width,

@@ -1,11 +1,11 @@
-// Resizing as OpenCV 5 does it: half-pixel centres, INTER_LINEAR and INTER_AREA.
+// Resize as in OpenCV 5: half-pixel centres, INTER_LINEAR and INTER_AREA.
 //
-// Positions are worked out in double as there (in float they would be off by 3e-5 of a pixel at
-// 800); a block does it once for the rows and columns of its tile, so few threads need a double.
+// Positions are computed in double as in OpenCV (float has an error of 3e-5 of a pixel at 800). A
+// block does it once for the rows and columns of its tile, so few threads compute in double.
 #pragma once
 #include "device.cuh"
 
-// The two pixels that a target pixel lies between, and how near to the second.
+// The two pixels around a target pixel, and the weight of the second.
 struct Tap {
   int low, high;
   float part;
@@ -19,7 +19,7 @@ __device__ __forceinline__ Tap raw_tap(int to, int from_size, int to_size) {
   return Tap{low, low + 1, static_cast<float>(position - floor_of_it)};
 }
 
-// Columns outside the image take the border's value whole.
+// Columns outside the image take the border's value with weight 1.
 __device__ __forceinline__ Tap column_tap(int to, int from_size, int to_size) {
   Tap tap = raw_tap(to, from_size, to_size);
   if (tap.low < 0 || tap.low >= from_size - 1) {
@@ -30,7 +30,7 @@ __device__ __forceinline__ Tap column_tap(int to, int from_size, int to_size) {
   return tap;
 }
 
-// Rows outside it are the border's row with both weights, which tells where values are integers.
+// Rows outside it are the border's row with both weights, which matters for integer values.
 __device__ __forceinline__ Tap row_tap(int to, int from_size, int to_size) {
   Tap tap = raw_tap(to, from_size, to_size);
   tap.low = clamped(tap.low, 0, from_size - 1);
@@ -44,7 +44,7 @@ struct TileTaps {
   Tap x[COLUMNS], y[ROWS];
 };
 
-// Every thread of the block must call it.
+// All threads of the block must call it.
 template <int COLUMNS, int ROWS>
 __device__ __forceinline__ void fill_taps(TileTaps<COLUMNS, ROWS>& taps, int first_x, int first_y,
                                           int from_width, int from_height, int to_width,
@@ -75,7 +75,7 @@ __device__ __forceinline__ float sample_taps(const T* __restrict__ plane, long l
                load(plane, lower + x.low), load(plane, lower + x.high), x, y);
 }
 
-// OpenCV interpolates uint8 in fixed point of 11 bits; so does this, bit for bit.
+// As OpenCV, interpolate uint8 in fixed point of 11 bits, bit for bit.
 __device__ __forceinline__ int fixed_weight(float part) { return __float2int_rn(part * 2048.0f); }
 
 __device__ __forceinline__ int lerp2_uint8(int a, int b, int c, int d, Tap x, Tap y) {
@@ -85,7 +85,7 @@ __device__ __forceinline__ int lerp2_uint8(int a, int b, int c, int d, Tap x, Ta
   return (((upper * (top >> 4)) >> 16) + ((lower * (bottom >> 4)) >> 16) + 2) >> 2;
 }
 
-// The pixels that a shrunk pixel covers, and the weights of the first, the last and the others.
+// The pixels under a target pixel, and the weights of the first, the last and the others.
 struct Cover {
   int first, count;
   float head, body, tail;
@@ -102,7 +102,7 @@ __device__ __forceinline__ Cover cover(int to, int from_size, int to_size) {
   const int first = min(static_cast<int>(ceil(start)), last);
   const float body = static_cast<float>(1.0 / width);
   Cover covered{first, last - first, body, body, body};
-  // A sliver of less than a thousandth of a pixel does not count.
+  // Less than a thousandth of a pixel does not count.
   if (stop - last > 1e-3) {
     covered.tail = static_cast<float>(fmin(fmin(stop - last, 1.0), width) / width);
     ++covered.count;
@@ -123,7 +123,7 @@ struct TileCovers {
   Cover x[COLUMNS], y[ROWS];
 };
 
-// Every thread of the block must call it.
+// All threads of the block must call it.
 template <int COLUMNS, int ROWS>
 __device__ __forceinline__ void fill_covers(TileCovers<COLUMNS, ROWS>& covers, int first_x,
                                             int first_y, int from_width, int from_height,

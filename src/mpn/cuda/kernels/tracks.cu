@@ -1,15 +1,15 @@
-// What became of each object, read off the labels: mpn.runtime.tracks, without their download.
+// Area, box and confidence of each object from the labels, without downloading them.
 #include "reduce.cuh"
 
 namespace {
 
-// Probabilities are summed as whole numbers of 2^-24, the step of a float32 near 1: the order of
-// the additions does not matter then, and every run gives the same confidence.
+// Probabilities are summed in fixed point of 2^-24, the step of a float32 near 1, so that the order
+// of the additions does not matter and each run gives the same confidence.
 constexpr float FIXED_ONE = 16777216.0f;
 
 }  // namespace
 
-// Adds each object's pixels in the labels to its area and box, and their probability, in units of
+// Add each object's pixels in the labels to its area and box, and their probability, in units of
 // 2^-24, to `prob_sums`; reset_boxes empties all three. The confidence is sum / 2^24 / area.
 // launch: block 256; grid ceil(height*width,1024) 1 objects
 extern "C" __global__ void __launch_bounds__(256) track_stats(
@@ -34,6 +34,6 @@ extern "C" __global__ void __launch_bounds__(256) track_stats(
     sum += static_cast<uint64>(plane[at] * FIXED_ONE + 0.5f);
   }
   if (sum != 0) atomicAdd(&block_sum, sum);
-  add_hits(hits, boxes + 4 * k, areas + k);  // its barriers stand between the sum and its reader
+  add_hits(hits, boxes + 4 * k, areas + k);  // its barriers separate the sum from the read
   if (threadIdx.x == 0 && block_sum != 0) atomicAdd(prob_sums + k, block_sum);
 }

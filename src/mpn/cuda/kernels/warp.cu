@@ -1,4 +1,4 @@
-// The warp of probabilities, fused with the flow check, the threshold and the box of each object.
+// Warp of probabilities, fused with the flow check, the threshold and the boxes.
 #include "reduce.cuh"
 #include "sampling.cuh"
 
@@ -45,9 +45,9 @@ __device__ __forceinline__ void warp_four(
 
 }  // namespace
 
-// (objects, height, width) sampled by the flow inside `reach`, 0 outside it; times the flow check,
-// flow_confidence of the host, if there is a flow back. Adds the pixels above the threshold to
-// `boxes` and `areas`, which reach_boxes or reset_boxes has emptied.
+// Sample (objects, height, width) by the flow inside `reach`, 0 outside it, times the flow check
+// (host/ops.flow_confidence) if there is a backward flow. Adds the pixels above the threshold to
+// `boxes` and `areas`, which reach_boxes or reset_boxes has cleared.
 // launch: block 256; grid ceil(height*width,1024) 1 objects
 extern "C" __global__ void __launch_bounds__(256) warp_box(
     const float* __restrict__ prob, const float* __restrict__ flow_to_prev_px,
