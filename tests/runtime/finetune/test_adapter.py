@@ -41,12 +41,12 @@ ENTRY = FinetuneEntry(
 
 
 class World:
-    """Fake engines, and what was opened.
+    """Fake engines and a record of all opened engines.
 
     Attributes:
-        trained: The fake adaptation engines, in order.
-        opened: Role, weights and engine of every adapted engine handed out.
-        make: Makes the next adaptation engine.
+        trained: The fake fine-tuning engines, in order.
+        opened: Role, weights and engine of each fine-tuned engine that was opened.
+        make: Creates the next fine-tuning engine.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class World:
 
 
 def adaptable(engines: EngineSet, *roles: Role) -> EngineSet:
-    """The same engines, with a manifest that says that these roles (or all) can be adapted."""
+    """Return the engines with a manifest that can fine-tune these roles (or all)."""
     entries = {
         role: replace(entry, adapt=ENTRY) if role in (roles or engines.manifest.roles) else entry
         for role, entry in engines.manifest.roles.items()
@@ -109,7 +109,7 @@ def test_finetune_opens_engines_with_new_weights(world: World) -> None:
         np.testing.assert_array_equal(weights["scale"], trained.history[3])
         assert weights["scale"] != 1
         assert engines[role] is engine
-        assert not engine.is_closed  # the caller's, even when the adapter is closed
+        assert not engine.is_closed  # the caller closes it
 
 
 def test_result_is_reported(world: World) -> None:
@@ -127,13 +127,15 @@ def test_result_is_reported(world: World) -> None:
 
 
 def test_progress_is_reported_per_step(world: World) -> None:
-    told: list[FinetuneProgress] = []
-    world.adapter(replace(QUICK, roles=("osvos",)), on_progress=told.append).adapt(RGB, LABELS, 2)
-    assert [(p.object_id, p.role, p.step, p.steps) for p in told] == [
+    progress: list[FinetuneProgress] = []
+    world.adapter(replace(QUICK, roles=("osvos",)), on_progress=progress.append).adapt(
+        RGB, LABELS, 2
+    )
+    assert [(p.object_id, p.role, p.step, p.steps) for p in progress] == [
         (2, "osvos", n, 3) for n in (1, 2, 3)
     ]
-    assert told[-1].eta_s == 0
-    assert told[0].eta_s > 0
+    assert progress[-1].eta_s == 0
+    assert progress[0].eta_s > 0
 
 
 def test_same_seed_gives_same_weights_and_another_differs(world: World) -> None:
@@ -173,7 +175,7 @@ def test_a_second_run_on_the_same_frame_costs_nothing(world: World, tmp_path: Pa
         ({"options": {"steps": 4}}, 2),
         ({"options": {"seconds": 1e5}}, 2),
         ({"options": {"learning_rate": 0.5}}, 2),
-        ({"pipeline": ResolvedOptions(colour_weight=0.5)}, 1),  # OSVOS does not see it
+        ({"pipeline": ResolvedOptions(colour_weight=0.5)}, 1),  # OSVOS does not use it
         ({"rgb": RGB ^ np.uint8(1)}, 2),
         ({"labels": np.where(LABELS == 2, 0, LABELS).astype(np.uint8)}, 2),
     ],
@@ -211,7 +213,7 @@ def test_damaged_entry_is_replaced_and_reported(world: World, tmp_path: Path) ->
     adapter.adapt(RGB, LABELS, 1)
     (report,) = adapter.reports
     assert (report.is_cached, report.steps) == (False, 3)
-    assert "damaged and are made anew" in report.note
+    assert "damaged and are computed again" in report.note
     third = world.adapter(kept)
     third.adapt(RGB, LABELS, 1)
     assert third.reports[0].is_cached

@@ -44,11 +44,11 @@ def test_stored_weights_are_loaded(tmp_path: Path) -> None:
     cache = WeightCache(tmp_path / "deep" / "cache")
     assert cache.load(KEYS[0]).weights is None
     cache.save(KEYS[0], weights(0.5))
-    answer = WeightCache(tmp_path / "deep" / "cache").load(KEYS[0])
-    assert answer.note == ""
-    assert answer.weights is not None
+    lookup = WeightCache(tmp_path / "deep" / "cache").load(KEYS[0])
+    assert lookup.note == ""
+    assert lookup.weights is not None
     for name, array in weights(0.5).items():
-        np.testing.assert_array_equal(answer.weights[name], array)
+        np.testing.assert_array_equal(lookup.weights[name], array)
     assert cache.load(KEYS[1]).weights is None
 
 
@@ -63,9 +63,9 @@ def test_damaged_entry_is_reported_and_replaced(tmp_path: Path, damage: str) -> 
     path.write_bytes(
         {"cut": content[:-4], "flipped": content, "empty": b"", "text": b"hello" * 9}[damage]
     )
-    answer = cache.load(KEYS[0])
-    assert answer.weights is None
-    assert "damaged and are made anew" in answer.note
+    lookup = cache.load(KEYS[0])
+    assert lookup.weights is None
+    assert "damaged and are computed again" in lookup.note
     cache.save(KEYS[0], weights(2.0))
     again = cache.load(KEYS[0])
     assert again.weights is not None

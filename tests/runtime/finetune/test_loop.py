@@ -15,7 +15,7 @@ RECIPE = FinetuneRecipe(steps=20, size_px=65, batch=2, learning_rate=0.5)
 
 
 class Clock:
-    """Every look at it takes a second."""
+    """A clock that advances by one second per call."""
 
     def __init__(self) -> None:
         self.now_s = -1.0

@@ -36,7 +36,7 @@ ALL = ResolvedOptions()
 
 
 def manifest_with(*adaptable: Role, **advice: Any) -> Manifest:
-    """A manifest of propagation and OSVOS engines; those named can be fine-tuned."""
+    """Make a manifest of propagation and OSVOS that can fine-tune the given roles."""
     manifest = fake_engine_set(osvos=nothing_found, runtime_defaults=advice).manifest
     entry = FinetuneEntry(
         optimizer="adamw",

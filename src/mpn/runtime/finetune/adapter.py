@@ -1,9 +1,9 @@
-"""Fine-tuning of the networks on one object of the given frame, without torch.
+"""Fine-tune the networks on one object of the first frame, without torch.
 
 The optimisation step is a graph of the engine directory (``propagation_adapt.onnx``,
-``osvos_adapt.onnx``). onnxruntime runs it, on CUDA if the networks run on a GPU and it is able to.
-The fine-tuned weights are then given to the backend of the networks (:mod:`mpn.engines.open`). The
-training pairs are made from the frame (:mod:`mpn.runtime.finetune.augment`).
+``osvos_adapt.onnx``). onnxruntime runs it, on CUDA if the networks run on a GPU and onnxruntime
+supports it. The backend of the networks loads the fine-tuned weights (:mod:`mpn.engines.open`). The
+training pairs are augmented samples of the frame (:mod:`mpn.runtime.finetune.augment`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from mpn.engines.onnxruntime.finetune import adapt_entry, open_finetune_engine
 from mpn.engines.open import EngineSet, open_object_engine, step_backend
 from mpn.engines.spec import Role
 from mpn.errors import EngineError, MaskError
-from mpn.runtime.finetune.augment.osvos import OsvosDreams
-from mpn.runtime.finetune.augment.propagation import PropagationDreams
-from mpn.runtime.finetune.cache import CacheAnswer, WeightCache, cache_key
-from mpn.runtime.finetune.loop import Dreams, LoopOutcome, run_loop
+from mpn.runtime.finetune.augment.osvos import OsvosSampler
+from mpn.runtime.finetune.augment.propagation import PropagationSampler
+from mpn.runtime.finetune.cache import CacheLookup, WeightCache, cache_key
 from mpn.runtime.finetune.loop import FinetuneProgress as FinetuneProgress
 from mpn.runtime.finetune.loop import FinetuneReport as FinetuneReport
+from mpn.runtime.finetune.loop import LoopOutcome, Sampler, run_loop
 from mpn.runtime.finetune.plan import options_in_cache_key
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.flow import flow_estimator_from
@@ -36,16 +36,17 @@ from mpn.types import Float32Array, UInt8Array, check_labels, check_rgb
 
 
 class ObjectFinetuner(Closeable):
-    """Fine-tunes a set of weights an object and network, and hands out engines with them.
+    """Fine-tune a set of weights per object and network, and open engines with them.
 
     Args:
         engine_dir: The engine directory.
-        engines: Its open engines; they stay open and are the caller's.
-        options: What is fine-tuned and how; all its roles must be adaptable in this directory.
-        pipeline_options: Of the pipeline that the engines are for, in force: dreams are looked at
-            as the pipeline looks at frames.
-        threads: Threads within an operator; None leaves it to onnxruntime.
-        on_progress: Called after every step.
+        engines: Its open engines. The caller closes them.
+        options: The networks and their recipes. The directory must have a fine-tuning graph for
+            each of these networks.
+        pipeline_options: Options of the pipeline that uses the engines, with all defaults filled
+            in. Augmented frames pass the same stages as real ones.
+        threads: Threads within an operator; None: the default of onnxruntime.
+        on_progress: Called after each step.
         ops: Array operations.
 
     Raises:
@@ -81,24 +82,24 @@ class ObjectFinetuner(Closeable):
 
     @property
     def reports(self) -> tuple[FinetuneReport, ...]:
-        """What was done, in order: an entry an object and network."""
+        """One report per object and network, in the order of the work."""
         return tuple(self._reports)
 
     def report_as_json(self) -> list[dict[str, Any]]:
-        """:attr:`reports` as JSON types."""
+        """Return :attr:`reports` as JSON types."""
         return [report.as_json() for report in self._reports]
 
     def adapt(self, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Mapping[Role, Engine]:
-        """Engines that know one object.
+        """Fine-tune the networks on one object and open engines with the new weights.
 
         Args:
-            rgb: (h, w, 3) uint8 RGB, the given frame at working size.
-            labels: (h, w) uint8, ids of all objects: what is not this one is background to it.
-            object_id: The object to learn.
+            rgb: (h, w, 3) uint8 RGB, the first frame at working size.
+            labels: (h, w) uint8, ids of all objects. Other objects are background for this one.
+            object_id: The object to fine-tune on.
 
         Returns:
-            An engine a network that was fine-tuned; the caller closes them. A network that learned
-            nothing, which the reports then say, is not in it.
+            One engine per fine-tuned network; the caller closes them. A network without new
+            weights is left out, and its report has the reason.
 
         Raises:
             EngineError: If an engine fails.
@@ -118,29 +119,29 @@ class ObjectFinetuner(Closeable):
         return adapted
 
     def close(self) -> None:
-        """Nothing is held between two objects; closing twice is allowed."""
+        """Do nothing: no resource is held between two objects."""
 
     def _adapted(
         self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int
     ) -> Engine | None:
         scope = self._recipe(role).scope
         key = cache_key(self._facts(role, object_id), rgb=rgb, labels=labels)
-        answer = CacheAnswer(None) if self._cache is None else self._cache.load(key)
-        if answer.weights is not None:
+        lookup = CacheLookup(None) if self._cache is None else self._cache.load(key)
+        if lookup.weights is not None:
             try:
-                engine = self._open(role, answer.weights)
+                engine = self._open(role, lookup.weights)
             except EngineError as error:
-                answer = CacheAnswer(
-                    None, f"the kept weights do not fit and are made anew ({error})"
+                lookup = CacheLookup(
+                    None, f"the stored weights do not fit and are computed again ({error})"
                 )
             else:
                 self._reports.append(
-                    FinetuneReport(object_id, role, scope, True, is_cached=True, note=answer.note)
+                    FinetuneReport(object_id, role, scope, True, is_cached=True, note=lookup.note)
                 )
                 return engine
         try:
             outcome = self._run(role, rgb, labels, object_id)
-        except MaskError as error:  # too small, or lost in every dream: the common engine is used
+        except MaskError as error:  # too small, or lost in each clip: the common engine is used
             self._reports.append(FinetuneReport(object_id, role, scope, False, note=str(error)))
             return None
         report = FinetuneReport(
@@ -152,7 +153,7 @@ class ObjectFinetuner(Closeable):
             seconds=outcome.seconds,
             first_loss=outcome.first_loss,
             last_loss=outcome.last_loss,
-            note="; ".join(filter(None, (answer.note, outcome.note))),
+            note="; ".join(filter(None, (lookup.note, outcome.note))),
         )
         self._reports.append(report)
         if outcome.weights is None:
@@ -163,7 +164,7 @@ class ObjectFinetuner(Closeable):
 
     def _run(self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> LoopOutcome:
         recipe = self._recipe(role)
-        dreams = self._dreams(role, rgb, labels, object_id)
+        sampler = self._sampler(role, rgb, labels, object_id)
 
         def on_step(step: int, loss: float, elapsed_s: float, eta_s: float) -> None:
             if self._on_progress is not None:
@@ -171,7 +172,7 @@ class ObjectFinetuner(Closeable):
                     FinetuneProgress(object_id, role, step, recipe.steps, loss, elapsed_s, eta_s)
                 )
 
-        # Opened for one object only: its state is several times the size of the weights.
+        # One object at a time: the state of the engine is several times the size of the weights.
         with open_finetune_engine(
             self._directory,
             self._engines.manifest,
@@ -181,18 +182,18 @@ class ObjectFinetuner(Closeable):
             threads=self._threads,
         ) as engine:
             engine.begin()
-            return run_loop(engine, dreams, recipe, seconds=self._options.seconds, on_step=on_step)
+            return run_loop(engine, sampler, recipe, seconds=self._options.seconds, on_step=on_step)
 
     def _recipe(self, role: Role) -> FinetuneRecipe:
         entry = adapt_entry(self._engines.manifest, role)
         return self._options.recipe(role, entry.optimizer)
 
-    def _dreams(self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Dreams:
+    def _sampler(self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Sampler:
         recipe = self._recipe(role)
         seed = (self._options.seed, object_id, FINETUNABLE_ROLES.index(role))
         if role == "osvos":
             preprocessing = self._engines.manifest.preprocessing.osvos
-            return OsvosDreams(
+            return OsvosSampler(
                 rgb,
                 labels,
                 object_id,
@@ -202,7 +203,7 @@ class ObjectFinetuner(Closeable):
                 batch=recipe.batch,
                 seed=seed,
             )
-        return PropagationDreams(
+        return PropagationSampler(
             rgb,
             labels,
             object_id,
@@ -221,7 +222,7 @@ class ObjectFinetuner(Closeable):
         )
 
     def _facts(self, role: Role, object_id: int) -> dict[str, Any]:
-        """Everything but the frame and its labels that decides about the weights."""
+        """Return all that the weights depend on, except the frame and its labels."""
         manifest = self._engines.manifest
         options = self._options
         facts: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Fine-tuned weights kept on disk, so that a second run on the same frame costs nothing."""
+"""Store fine-tuned weights on disk for later runs on the same frame."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from mpn.errors import MpnError, OutputError
 from mpn.types import Float32Array, UInt8Array
 
 CACHE_FORMAT = 1
-"""Part of every key: raised when the same options would give other weights."""
+"""Part of each key. Raise it when the same options give other weights."""
 
 MAX_CACHE_BYTES = 2 << 30
-"""2 GiB: about two hundred objects of the lite networks."""
+"""2 GiB: about 200 objects of the lite networks."""
 
 _SUFFIX = ".safetensors"
 
 
 def cache_key(facts: Mapping[str, Any], *, rgb: UInt8Array, labels: UInt8Array) -> str:
-    """A name for what fine-tuning will give.
+    """Return the key of the weights that fine-tuning computes from these inputs.
 
     Args:
-        facts: Everything else it depends on, as JSON types.
-        rgb: (h, w, 3) uint8 RGB, the given frame.
+        facts: All other inputs, as JSON types.
+        rgb: (h, w, 3) uint8 RGB, the first frame.
         labels: (h, w) uint8, ids of all objects.
 
     Returns:
-        64 hexadecimal digits: the SHA-256 of all of it.
+        64 hexadecimal digits: the SHA-256 of all inputs.
     """
     digest = hashlib.sha256()
     head = {"format": CACHE_FORMAT, "facts": facts, "size_hw": list(labels.shape)}
@@ -44,12 +44,12 @@ def cache_key(facts: Mapping[str, Any], *, rgb: UInt8Array, labels: UInt8Array) 
 
 
 @dataclass(frozen=True)
-class CacheAnswer:
-    """What a cache knows under a key.
+class CacheLookup:
+    """The result of looking up a key.
 
     Attributes:
         weights: The tensors by name; None if there is no usable entry.
-        note: Why an entry that is there is not used; empty otherwise.
+        note: The reason if an existing entry is not used; otherwise empty.
     """
 
     weights: Mapping[str, Float32Array] | None
@@ -57,42 +57,45 @@ class CacheAnswer:
 
 
 class WeightCache:
-    """A folder of fine-tuned weights; the entries used longest ago go when it is full.
+    """A folder of fine-tuned weights with a size limit.
 
-    Several processes may share a folder: entries are written beside their name and renamed.
+    A full cache deletes the least recently used entries. Several processes may share a folder:
+    entries are written under a temporary name and then renamed.
 
     Args:
-        folder: Made when something is first kept.
-        max_bytes: Largest total size; an entry larger than that is not kept for long.
+        folder: Created by the first :meth:`save`.
+        max_bytes: Largest total size. A larger entry is deleted by the next :meth:`save`.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
 
-    def load(self, key: str) -> CacheAnswer:
-        """The weights under a key.
+    def load(self, key: str) -> CacheLookup:
+        """Load the weights of a key.
 
-        A damaged entry is no error: it is told in the note, and the next :meth:`save` replaces it.
+        Never raises for a damaged entry: the note reports it, and the next :meth:`save` replaces
+        it.
         """
         path = self._path(key)
         if not path.is_file():
-            return CacheAnswer(None)
+            return CacheLookup(None)
         try:
             weights = load_weights(path)
         except (MpnError, OSError) as error:
-            return CacheAnswer(None, f"the kept weights were damaged and are made anew ({error})")
+            note = f"the stored weights are damaged and are computed again ({error})"
+            return CacheLookup(None, note)
         try:
-            os.utime(path)  # used now: the last to go
+            os.utime(path)  # most recently used: deleted last
         except OSError:
-            return CacheAnswer(weights, "the kept weights cannot be marked as used (read-only)")
-        return CacheAnswer(weights)
+            return CacheLookup(weights, "the stored weights cannot be marked as used (read-only)")
+        return CacheLookup(weights)
 
     def save(self, key: str, weights: Mapping[str, Float32Array]) -> None:
-        """Keep weights, and let the oldest entries go.
+        """Store weights and delete the oldest entries if the cache is full.
 
         Raises:
-            OutputError: If they cannot be written; nothing half-written is left.
+            OutputError: If the weights cannot be written. No partial file is left.
         """
         path = self._path(key)
         try:
@@ -110,7 +113,7 @@ class WeightCache:
         for path in self._folder.glob(f"*{_SUFFIX}"):
             try:
                 stat = path.stat()
-            except FileNotFoundError:  # another process let it go
+            except FileNotFoundError:  # another process deleted it
                 continue
             entries.append((path != newest, stat.st_mtime_ns, stat.st_size, path))
         total = sum(size for _, _, size, _ in entries)

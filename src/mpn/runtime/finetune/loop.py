@@ -1,4 +1,4 @@
-"""The loop of fine-tuning: batches in, losses and progress out, within a budget."""
+"""Run the steps of fine-tuning within a budget, and report losses and progress."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from mpn.runtime.options import FinetuneRecipe, FinetuneScope
 from mpn.types import Float32Array
 
 _WARM_UP_STEPS = 5
-"""Steps over which the rate rises: the optimiser's averages are of few gradients at first."""
+"""Steps of the rising learning rate: the optimiser first averages over few gradients."""
 _SMOOTHED_STEPS = 8
-"""Losses averaged for the first and the last loss of a report; one batch says little."""
+"""Losses averaged for the first and the last loss of a report; a single batch is too noisy."""
 
 
-class Dreams(Protocol):
-    """Batches that a network is fine-tuned on."""
+class Sampler(Protocol):
+    """A source of batches of augmented samples."""
 
     def batch(self) -> tuple[Float32Array, Float32Array]:
-        """The next inputs, (N, C, S, S), and targets, (N, 1, S, S), float32."""
+        """Return the next inputs, (N, C, S, S), and targets, (N, 1, S, S), float32."""
 
 
 @dataclass(frozen=True)
 class LoopOutcome:
-    """What a loop left.
+    """The result of a loop.
 
     Attributes:
-        weights: The trained tensors by name; None if not one step was good.
+        weights: The trained tensors by name; None if no step succeeded.
         steps: Steps that are in the weights.
         seconds: Wall time.
-        first_loss: Mean loss of the first eight steps; NaN without any.
+        first_loss: Mean loss of the first eight steps; NaN without steps.
         last_loss: Mean loss of the last eight.
-        note: Why it ended before its last step; empty if it did not.
-        is_stopped: Whether that was a loss that is not finite.
+        note: The reason if the loop ended before its last step; otherwise empty.
+        is_stopped: Whether a loss that is not finite ended the loop.
     """
 
     weights: Mapping[str, Float32Array] | None
@@ -52,10 +52,10 @@ class LoopOutcome:
 
 
 def rate_at(done: float, step: int, highest: float) -> float:
-    """Learning rate: a linear rise, then half a cosine down to zero.
+    """Return the learning rate: a linear rise, times half a cosine down to zero.
 
     Args:
-        done: Share of the budget that is used up before this step, 0..1.
+        done: Used share of the budget before this step, 0..1.
         step: Number of the step, from 0.
         highest: Rate after the rise.
     """
@@ -65,28 +65,28 @@ def rate_at(done: float, step: int, highest: float) -> float:
 
 def run_loop(
     engine: FinetuneEngine,
-    dreams: Dreams,
+    sampler: Sampler,
     recipe: FinetuneRecipe,
     *,
     seconds: float | None,
     on_step: Callable[[int, float, float, float], None],
     clock: Callable[[], float] = monotonic,
 ) -> LoopOutcome:
-    """Fine-tune an engine that has begun.
+    """Run the steps of a recipe on an engine.
 
-    When a loss is not finite the loop ends, and the weights are the last ones whose loss was.
+    The loop ends when a loss is not finite. The weights are then the last ones with a finite loss.
 
     Args:
-        engine: Begun, so that its optimiser state is fresh.
-        dreams: What it learns from.
+        engine: After ``begin()``, so that its optimiser state is new.
+        sampler: Source of the batches.
         recipe: Steps and rate.
-        seconds: Budget of wall time; the loop ends with it or with the steps.
-        on_step: Called after every step with its number from 1, its loss, and the seconds that
-            have passed and that are left.
-        clock: Seconds.
+        seconds: Limit of the wall time; None: no limit.
+        on_step: Called after each step with its number from 1, its loss, and the elapsed and the
+            remaining seconds.
+        clock: Returns the time in seconds.
 
     Returns:
-        The weights and what happened.
+        The weights, losses and times.
 
     Raises:
         EngineError: If the engine fails.
@@ -100,10 +100,10 @@ def run_loop(
             note = f"ended after {len(losses)} of {recipe.steps} steps with the {seconds:g} seconds"
             break
         done = max(len(losses) / recipe.steps, 0.0 if seconds is None else elapsed_s / seconds)
-        inputs, target = dreams.batch()
+        inputs, target = sampler.batch()
         loss = engine.step(inputs, target, rate_at(done, len(losses), recipe.learning_rate))
         if not math.isfinite(loss):
-            good = max(len(losses) - 1, 0)  # the last loss was that of the weights before its step
+            good = max(len(losses) - 1, 0)  # a step computes the loss of the weights before it
             note = (
                 f"stopped: loss not finite at step {len(losses) + 1}, weights of step {good} kept"
             )
@@ -139,16 +139,16 @@ def _left_s(
 
 @dataclass(frozen=True)
 class FinetuneProgress:
-    """One step of fine-tuning was done.
+    """The progress after one step of fine-tuning.
 
     Attributes:
-        object_id: The object that is learned.
-        role: The network that learns it.
-        step: Steps done, from 1.
-        steps: Steps there will be at most.
-        loss: Of this step, before its update.
-        elapsed_s: Seconds since the first step began.
-        eta_s: Seconds that are left, by the mean step so far and the budget.
+        object_id: The object.
+        role: The network.
+        step: Completed steps, from 1.
+        steps: Largest number of steps.
+        loss: Loss of this step, before its update.
+        elapsed_s: Seconds since the start of the first step.
+        eta_s: Estimated remaining seconds, from the mean step and the budget.
     """
 
     object_id: int
@@ -162,19 +162,19 @@ class FinetuneProgress:
 
 @dataclass(frozen=True)
 class FinetuneReport:
-    """What became of one object and network.
+    """The outcome of fine-tuning for one object and network.
 
     Attributes:
         object_id: The object.
         role: The network.
         scope: See :data:`mpn.runtime.options.FinetuneScope`.
-        is_finetuned: False: the network is used as it was exported.
+        is_finetuned: False: the exported weights are used.
         is_cached: The weights come from an earlier run; ``seconds`` is then 0.
         steps: Steps that are in the weights.
         seconds: Wall time of the steps.
         first_loss: Mean loss of the first eight steps; NaN if none ran.
         last_loss: Mean loss of the last eight.
-        note: What the user should know; often empty.
+        note: A message for the user; often empty.
     """
 
     object_id: int
@@ -189,7 +189,7 @@ class FinetuneReport:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """A dict of JSON types; a loss that there is not is null."""
+        """Return a dict of JSON types; a loss that is not finite is null."""
         return {
             "object_id": self.object_id,
             "role": self.role,

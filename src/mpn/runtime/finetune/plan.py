@@ -1,4 +1,4 @@
-"""Decide whether a run fine-tunes its networks on the given masks, and which networks."""
+"""Decide whether a run fine-tunes its networks, and which ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpn.engines.spec import Role
 from mpn.errors import EngineError
 from mpn.runtime.options import FinetuneOptions, PipelineOptions, ResolvedOptions
 
-_SHOWN = (
+_AFFECTING_WEIGHTS = (
     "size",
     "threshold",
     "flow_check_px",
@@ -53,11 +53,11 @@ _HOW = "export it again with this version of mpn-export"
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """Hold whether a run fine-tunes its networks.
+    """The decision whether a run fine-tunes its networks.
 
     Attributes:
-        options: How; None: it does not.
-        why_not: The reason if it does not; otherwise empty.
+        options: The options of fine-tuning; None: no fine-tuning.
+        why_not: The reason for no fine-tuning; otherwise empty.
     """
 
     options: FinetuneOptions | None
@@ -92,7 +92,7 @@ def plan_finetuning(
 
 
 def finetune_as_json(options: FinetuneOptions) -> dict[str, Any]:
-    """Return all options that decide about the weights, as JSON types; not ``cache_dir``."""
+    """Return the options that change the weights as JSON types."""
     known = asdict(options)
     del known["cache_dir"]
     recipes = {role: asdict(options.recipe(role)) for role in options.roles}
@@ -121,7 +121,7 @@ def finetunable_roles(manifest: Manifest, options: ResolvedOptions) -> tuple[Rol
 def options_for(
     manifest: Manifest, options: ResolvedOptions, finetune: FinetuneOptions
 ) -> FinetuneOptions:
-    """Return the options without the networks that cannot be fine-tuned or do not run.
+    """Return the options with only those networks that run and can be fine-tuned.
 
     Raises:
         EngineError: If no network is left.
@@ -134,20 +134,21 @@ def options_for(
 
 
 def options_affecting_weights(options: ResolvedOptions) -> ResolvedOptions:
-    """Return the options that change the fine-tuned weights, with defaults for the others.
+    """Return the options that change the weights, with defaults for the others.
 
     OSVOS, redetection and CRF run after the propagation network and do not change its weights.
     """
-    return ResolvedOptions(**{name: getattr(options, name) for name in _SHOWN})
+    return ResolvedOptions(**{name: getattr(options, name) for name in _AFFECTING_WEIGHTS})
 
 
 def options_in_cache_key(options: ResolvedOptions) -> dict[str, Any]:
-    """Return the options that change the fine-tuned weights, with the names of version 0.1."""
-    return {**{name: getattr(options, name) for name in _SHOWN}, **_UNUSED_0_1}
+    """Return the options that change the weights, with the names of version 0.1."""
+    affecting = {name: getattr(options, name) for name in _AFFECTING_WEIGHTS}
+    return {**affecting, **_UNUSED_0_1}
 
 
 def why_not_finetuned(manifest: Manifest, options: ResolvedOptions) -> str:
-    """Return one line with the reason why fine-tuning is not possible; empty if it is."""
+    """Return the reason why fine-tuning is not possible, one line; empty if it is."""
     if finetunable_roles(manifest, options):
         return ""
     if any(entry.adapt is not None for entry in manifest.roles.values()):

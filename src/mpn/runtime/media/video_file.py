@@ -24,7 +24,7 @@ _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
 
 
-def is_cut_short(path: Path) -> bool:
+def is_truncated(path: Path) -> bool:
     """Whether the file is shorter than its top-level structure announces.
 
     Reads MP4/MOV boxes (ISO/IEC 14496-12, 4.2), the Matroska/WebM segment size (RFC 8794) and the
@@ -223,7 +223,7 @@ class VideoStream(VideoSource):
                     yield self._frame_from_av(decoded)
         except (av.error.FFmpegError, OSError) as error:
             damage = error
-        if held is None and damage is None and (self._live or not is_cut_short(Path(self._url))):
+        if held is None and damage is None and (self._live or not is_truncated(Path(self._url))):
             return
         reason = "the file ends early" if damage is None else _reason(damage)
         if self._decoded == 0:

@@ -34,7 +34,7 @@ def test_no_motion_samples_every_pixel_where_it_is() -> None:
 
 
 def test_an_affine_motion_is_exact_on_the_coarse_grid() -> None:
-    """Linear interpolation between cells is exact for a linear map: check against its corners."""
+    """Linear interpolation between cells is exact for a linear map."""
     affine = replace(LIVELY, bend_frac=0, bend_speed=0)
     map_x, map_y = motion(affine).sampling(2).maps()
     for plane in (map_x, map_y):
@@ -77,16 +77,16 @@ def test_box_is_not_visible_outside_its_region(seed: int) -> None:
     box = Roi(30, 20, 55, 41)
     layer[20:41, 30:55] = 255
     sampling = motion(LIVELY, seed).sampling(4)
-    seen = cv2.remap(layer, *sampling.maps(), cv2.INTER_LINEAR)
+    visible = cv2.remap(layer, *sampling.maps(), cv2.INTER_LINEAR)
     region = sampling.region_of(box)
     if region is None:
-        assert not seen.any()
+        assert not visible.any()
         return
     window = (slice(region.y0, region.y1), slice(region.x0, region.x1))
     part = cv2.remap(layer, *sampling.maps(region), cv2.INTER_LINEAR)
-    np.testing.assert_allclose(part, seen[window], atol=1)  # remap rounds by the tile it is in
-    seen[window] = 0
-    assert not seen.any()
+    np.testing.assert_allclose(part, visible[window], atol=1)  # remap rounds by the tile it is in
+    visible[window] = 0
+    assert not visible.any()
 
 
 def test_a_box_that_left_the_frame_has_no_region() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpn.errors import InputError, MaskError
-from mpn.runtime.finetune.augment.osvos import CropRange, OsvosDreams
+from mpn.runtime.finetune.augment.osvos import CropRange, OsvosSampler
 from mpn.types import UInt8Array
 from tests.builders.clips import Square, squares_clip
 
@@ -18,7 +18,7 @@ CLIP = squares_clip(
 EXACT = CropRange(zoom=(1.0, 1.0), aspect=1.0, rotation_deg=0.0, on_object_share=0.0)
 
 
-def dreams(
+def sampler(
     crop_range: CropRange | None = None,
     *,
     rgb: UInt8Array = CLIP.frames[0],
@@ -29,8 +29,8 @@ def dreams(
     batch: int = 4,
     seed: int = 0,
     object_id: int = 1,
-) -> OsvosDreams:
-    return OsvosDreams(
+) -> OsvosSampler:
+    return OsvosSampler(
         rgb,
         labels,
         object_id,
@@ -44,7 +44,7 @@ def dreams(
 
 
 def test_osvos_crop_at_scale_one_is_window_or_its_flip() -> None:
-    images, targets = dreams(EXACT, batch=12).batch()
+    images, targets = sampler(EXACT, batch=12).batch()
     assert (images.shape, targets.shape) == ((12, 3, 96, 96), (12, 1, 96, 96))
     frame = CLIP.frames[0].astype(np.float32)
     mask = CLIP.labels[0] == 1
@@ -69,8 +69,8 @@ def test_osvos_crop_at_scale_one_is_window_or_its_flip() -> None:
     assert found == {1, -1}
 
 
-def test_image_and_target_stay_together_under_every_change() -> None:
-    images, targets = dreams(batch=32).batch()
+def test_image_and_target_get_the_same_transform() -> None:
+    images, targets = sampler(batch=32).batch()
     red = (images[:, 0] - images[:, 1] > 60) & (images[:, 0] - images[:, 2] > 60)
     disagree = red ^ (targets[:, 0] > 0.5)
     assert red.sum() > 0.02 * red.size
@@ -80,7 +80,7 @@ def test_image_and_target_stay_together_under_every_change() -> None:
 
 
 def test_another_object_is_background() -> None:
-    images, targets = dreams(batch=32).batch()
+    images, targets = sampler(batch=32).batch()
     blue = (images[:, 2] - images[:, 0] > 60) & (images[:, 2] - images[:, 1] > 60)
     assert blue.any()
     assert not (targets[:, 0][blue] > 0.5).any()
@@ -89,8 +89,8 @@ def test_another_object_is_background() -> None:
 
 def test_channels_and_mean_are_the_networks() -> None:
     mean = (10.0, 20.0, 30.0)
-    rgb, _ = dreams(seed=3).batch()
-    bgr, _ = dreams(seed=3, channel_order="bgr", mean=mean).batch()
+    rgb, _ = sampler(seed=3).batch()
+    bgr, _ = sampler(seed=3, channel_order="bgr", mean=mean).batch()
     np.testing.assert_array_equal(bgr, rgb[:, ::-1] - np.array(mean, np.float32)[:, None, None])
 
 
@@ -98,7 +98,7 @@ def test_crops_zoom_in_and_out() -> None:
     areas = {}
     for zoom in (0.9, 2.2):
         wide = replace(EXACT, zoom=(zoom, zoom), on_object_share=1.0)
-        _, targets = dreams(wide, batch=24).batch()
+        _, targets = sampler(wide, batch=24).batch()
         areas[zoom] = float(np.percentile(targets.mean(axis=(1, 2, 3)), 90)) * 96 * 96
     assert areas[0.9] == pytest.approx((0.9 * 40) ** 2, rel=0.05)
     assert areas[2.2] > 2 * areas[0.9]
@@ -107,7 +107,9 @@ def test_crops_zoom_in_and_out() -> None:
 def test_most_crops_show_the_object_if_requested() -> None:
     shares = {}
     for on_object in (0.0, 1.0):
-        _, targets = dreams(CropRange(zoom=(2.2, 2.2), on_object_share=on_object), batch=64).batch()
+        _, targets = sampler(
+            CropRange(zoom=(2.2, 2.2), on_object_share=on_object), batch=64
+        ).batch()
         shares[on_object] = np.mean(targets.any(axis=(1, 2, 3)))
     assert shares[1.0] > 0.95
     assert shares[0.0] < shares[1.0] - 0.05
@@ -119,19 +121,19 @@ def test_a_large_frame_does_not_alias() -> None:
     board = np.repeat((((rows + columns) % 2) * 255).astype(np.uint8)[..., None], 3, axis=2)
     labels = np.zeros((384, 512), np.uint8)
     labels[100:200, 100:200] = 1
-    images, _ = dreams(EXACT, rgb=board, labels=labels).batch()
+    images, _ = sampler(EXACT, rgb=board, labels=labels).batch()
     assert images.std() < 10
     assert images.mean() == pytest.approx(127.5, abs=3)
 
 
 def test_colours_change_only_if_requested() -> None:
-    plain, _ = dreams(EXACT, batch=2).batch()
-    lit, _ = dreams(replace(EXACT, light_share=1.0), batch=1).batch()
+    plain, _ = sampler(EXACT, batch=2).batch()
+    lit, _ = sampler(replace(EXACT, light_share=1.0), batch=1).batch()
     assert np.abs(plain[0].mean(axis=(1, 2)) - lit[0].mean(axis=(1, 2))).max() > 2
 
 
 def test_the_same_seed_gives_the_same_crops() -> None:
-    first, again, other = (dreams(seed=seed).batch() for seed in (5, 5, 6))
+    first, again, other = (sampler(seed=seed).batch() for seed in (5, 5, 6))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert np.any(first[0] != other[0])
@@ -139,6 +141,6 @@ def test_the_same_seed_gives_the_same_crops() -> None:
 
 def test_osvos_sampler_refuses_small_object_and_size() -> None:
     with pytest.raises(MaskError, match="object 9 has 0 pixels"):
-        dreams(object_id=9)
+        sampler(object_id=9)
     with pytest.raises(InputError, match="the mask is"):
-        dreams(labels=CLIP.labels[0][1:])
+        sampler(labels=CLIP.labels[0][1:])

@@ -9,9 +9,9 @@ import pytest
 
 from mpn.engines.directory.manifest import Preprocessing, PropagationPreprocessing
 from mpn.errors import MaskError
-from mpn.runtime.finetune.augment.clip import DreamRange
+from mpn.runtime.finetune.augment.clip import LucidRange
 from mpn.runtime.finetune.augment.motion import MotionRange
-from mpn.runtime.finetune.augment.propagation import DreamOptions, PropagationDreams
+from mpn.runtime.finetune.augment.propagation import PropagationSampler, SamplerOptions
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.flow import flow_estimator_from
 from mpn.runtime.options import ResolvedOptions
@@ -27,27 +27,29 @@ CLIP = squares_clip(
 )
 OPTIONS = ResolvedOptions(flow_check_px=10, colour_weight=0.75, roi_margin_frac=0.05)
 STILL = MotionRange(0, 0, 0, 0, 0, 0, 0, 0, 0)
-AS_GIVEN = DreamOptions(
-    clips=DreamRange(STILL, STILL, elsewhere_share=0, passer_share=0, light=0, blur_share=0),
+AS_GIVEN = SamplerOptions(
+    clips=LucidRange(
+        STILL, STILL, background_swap_prob=0, distractor_prob=0, light=0, blur_share=0
+    ),
     damage_share=0,
     roi_jitter_frac=(0, 0),
 )
 
 
-def dreams(
+def sampler(
     *,
-    answer: Any = fourth_channel,
-    dream_options: DreamOptions | None = None,
+    prediction: Any = fourth_channel,
+    sampler_options: SamplerOptions | None = None,
     options: ResolvedOptions = OPTIONS,
     size_px: int = 65,
     batch: int = 3,
     seed: int = 0,
     object_id: int = 1,
-) -> tuple[PropagationDreams, FakeEngine]:
-    engines = fake_engine_set(propagation=answer, roi_size=81, preprocessing=PLAIN)
+) -> tuple[PropagationSampler, FakeEngine]:
+    engines = fake_engine_set(propagation=prediction, roi_size=81, preprocessing=PLAIN)
     engine = engines.propagation
     assert isinstance(engine, FakeEngine)
-    source = PropagationDreams(
+    source = PropagationSampler(
         CLIP.frames[0],
         CLIP.labels[0],
         object_id,
@@ -58,19 +60,19 @@ def dreams(
         size_px=size_px,
         batch=batch,
         seed=[seed],
-        dream_options=dream_options,
+        sampler_options=sampler_options,
     )
     return source, engine
 
 
 def overlap(inputs: Float32Array, target: Float32Array) -> float:
-    """Mean overlap of the probability that the network is shown with the truth."""
+    """Return the mean IoU of the input probability and the target."""
     found = [iou(a[3] > 0.5, b[0] > 0.5) for a, b in zip(inputs, target, strict=True)]
     return float(np.mean(found))
 
 
 def test_batch_matches_the_network_input() -> None:
-    source, _ = dreams()
+    source, _ = sampler()
     for _ in range(3):
         inputs, target = source.batch()
         assert (inputs.shape, target.shape) == ((3, 4, 65, 65), (3, 1, 65, 65))
@@ -82,7 +84,7 @@ def test_batch_matches_the_network_input() -> None:
 
 
 def test_same_seed_gives_same_batches_with_different_rows() -> None:
-    first, again, other = dreams(seed=1)[0], dreams(seed=1)[0], dreams(seed=2)[0]
+    first, again, other = sampler(seed=1)[0], sampler(seed=1)[0], sampler(seed=2)[0]
     for _ in range(4):
         inputs, target = first.batch()
         same_inputs, same_target = again.batch()
@@ -93,7 +95,9 @@ def test_same_seed_gives_same_batches_with_different_rows() -> None:
 
 
 def test_unchanged_sample_equals_pipeline_crop() -> None:
-    source, _ = dreams(dream_options=AS_GIVEN, batch=8, options=replace(OPTIONS, colour_weight=0))
+    source, _ = sampler(
+        sampler_options=AS_GIVEN, batch=8, options=replace(OPTIONS, colour_weight=0)
+    )
     inputs, target = source.batch()
     # The object and the smallest margin, 16 px a side: 40 of 72 px, or 36 of 65 in the crop.
     expected = np.zeros((65, 65), bool)
@@ -106,7 +110,9 @@ def test_unchanged_sample_equals_pipeline_crop() -> None:
 
 
 def test_another_object_is_background() -> None:
-    source, _ = dreams(dream_options=replace(AS_GIVEN, clips=DreamRange(passer_share=0)), batch=16)
+    source, _ = sampler(
+        sampler_options=replace(AS_GIVEN, clips=LucidRange(distractor_prob=0)), batch=16
+    )
     blue_px = red_px = 0
     for _ in range(4):
         inputs, target = source.batch()
@@ -116,81 +122,83 @@ def test_another_object_is_background() -> None:
         red_px += red.sum()
         assert (blue & (target[:, 0] > 0.5)).sum() <= 0.02 * max(blue.sum(), 1)
         assert (red & (target[:, 0] > 0.5)).sum() > 0.9 * red.sum()
-    assert blue_px > 0.01 * red_px  # it does come into view
+    assert blue_px > 0.01 * red_px  # control: the other object is in some crops
 
 
-def test_most_clips_begin_with_a_damaged_mask() -> None:
-    careful = replace(DreamOptions(), damage_share=0.0, longest=1)
-    damaged = replace(DreamOptions(), damage_share=1.0, longest=1)
+def test_most_clips_start_with_a_corrupted_mask() -> None:
+    clean = replace(SamplerOptions(), damage_share=0.0, longest=1)
+    corrupted = replace(SamplerOptions(), damage_share=1.0, longest=1)
     found = [
-        np.mean([overlap(*dreams(dream_options=o, seed=s, batch=8)[0].batch()) for s in range(4)])
-        for o in (careful, damaged)
+        np.mean(
+            [overlap(*sampler(sampler_options=o, seed=s, batch=8)[0].batch()) for s in range(4)]
+        )
+        for o in (clean, corrupted)
     ]
     assert found[0] > found[1] + 0.1
 
 
 def test_clips_continue_with_the_network_output() -> None:
-    """A network that forgets the left half is shown its own mistake; without answers it is not."""
+    """A network that drops the left half gets its own error as the next input."""
 
-    def forgetful(inputs: Mapping[str, Float32Array]) -> dict[str, Any]:
-        answer = inputs["rgb_prob"][:, 3:4].copy()
-        answer[..., : answer.shape[3] // 2] = 0
-        return {"prob": answer}
+    def left_half_missing(inputs: Mapping[str, Float32Array]) -> dict[str, Any]:
+        prediction = inputs["rgb_prob"][:, 3:4].copy()
+        prediction[..., : prediction.shape[3] // 2] = 0
+        return {"prob": prediction}
 
-    on = replace(AS_GIVEN, longest=2, answer_share=1.0, stop_iou=0.2)
+    on = replace(AS_GIVEN, longest=2, feedback_share=1.0, stop_iou=0.2)
     shown = {}
     for share in (0.0, 1.0):
-        source, engine = dreams(
-            answer=forgetful, dream_options=replace(on, answer_share=share), batch=8
+        source, engine = sampler(
+            prediction=left_half_missing, sampler_options=replace(on, feedback_share=share), batch=8
         )
         source.batch()
         shown[share] = overlap(*source.batch())
         assert bool(engine.calls) == bool(share)
     assert shown[0.0] > 0.85
-    assert shown[1.0] < shown[0.0] - 0.08  # half of the clips are new
+    assert shown[1.0] < shown[0.0] - 0.08  # control: without feedback the IoU stays high; half of the clips are new
 
 
 def test_network_input_has_network_size_of_same_crop() -> None:
-    source, engine = dreams(dream_options=replace(AS_GIVEN, longest=4), batch=4)
+    source, engine = sampler(sampler_options=replace(AS_GIVEN, longest=4), batch=4)
     inputs, _ = source.batch()
     source.batch()
-    question = engine.calls[0]["rgb_prob"]
-    assert question.shape[1:] == (4, 81, 81)
+    network_inputs = engine.calls[0]["rgb_prob"]
+    assert network_inputs.shape[1:] == (4, 81, 81)
     means = inputs[:, :3].mean(axis=(2, 3))
-    for crop in question:
+    for crop in network_inputs:
         distance = np.abs(means - crop[:3].mean(axis=(1, 2))).max(axis=1)
         assert distance.min() < 0.02
 
 
-def test_a_clip_that_is_lost_is_not_gone_on_with() -> None:
-    nothing, _ = dreams(
-        answer=lambda inputs: {"prob": np.zeros_like(inputs["rgb_prob"][:, 3:4])},
-        dream_options=replace(AS_GIVEN, longest=4),
+def test_clip_with_a_lost_object_ends() -> None:
+    nothing, _ = sampler(
+        prediction=lambda inputs: {"prob": np.zeros_like(inputs["rgb_prob"][:, 3:4])},
+        sampler_options=replace(AS_GIVEN, longest=4),
     )
     for _ in range(4):
         assert overlap(*nothing.batch()) > 0.85  # a new clip each time
 
 
-def test_a_large_object_is_dreamt_at_the_size_of_the_crop() -> None:
-    """What is meant in pixels of the frame shrinks with the dream."""
-    source, _ = dreams(options=replace(OPTIONS, roi_margin_px_min=16), size_px=65, batch=1)
-    assert source._view.scene.scale == 1
-    tiny, _ = dreams(size_px=33, batch=1)
-    scale = tiny._view.scene.scale
+def test_large_object_is_scaled_to_the_size_of_the_crop() -> None:
+    """Options in pixels of the frame are scaled with the clip."""
+    source, _ = sampler(options=replace(OPTIONS, roi_margin_px_min=16), size_px=65, batch=1)
+    assert source._pipeline.scene.scale == 1
+    tiny, _ = sampler(size_px=33, batch=1)
+    scale = tiny._pipeline.scene.scale
     assert scale == pytest.approx(0.93 * 33 / 40)
-    assert tiny._view.options.flow_check_px == pytest.approx(10 * scale)
-    assert tiny._view.options.roi_margin_px_min == round(16 * scale)
+    assert tiny._pipeline.options.flow_check_px == pytest.approx(10 * scale)
+    assert tiny._pipeline.options.roi_margin_px_min == round(16 * scale)
 
 
 def test_too_small_object_raises() -> None:
     with pytest.raises(MaskError, match="object 3 has 0 pixels"):
-        dreams(object_id=3)
+        sampler(object_id=3)
 
 
-def test_a_frame_that_no_clip_can_be_made_of_is_refused() -> None:
+def test_object_that_is_lost_in_each_clip_raises() -> None:
     """The object always starts far outside the window."""
     away = replace(STILL, shift_frac=1e4)
-    gone = replace(AS_GIVEN, clips=DreamRange(away, STILL, calm_share=0, passer_share=0))
-    source, _ = dreams(dream_options=gone, batch=1)
+    gone = replace(AS_GIVEN, clips=LucidRange(away, STILL, static_prob=0, distractor_prob=0))
+    source, _ = sampler(sampler_options=gone, batch=1)
     with pytest.raises(MaskError, match="lost in every clip"):
         source.batch()

@@ -1,4 +1,4 @@
-"""A short clip dreamt from the given frame: layers on paths of their own, and passers-by."""
+"""Render short augmented clips from the layers of the first frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from mpn.runtime.finetune.augment.motion import Light, Motion, MotionRange, smooth_field
-from mpn.runtime.finetune.augment.scene import DreamScene, Layer
+from mpn.runtime.finetune.augment.scene import Layer, LucidScene
 from mpn.types import BoolArray, Roi, UInt8Array
 
 OBJECT_MOTION = MotionRange(
@@ -34,33 +34,34 @@ CAMERA_MOTION = MotionRange(
     scale_speed=0.008,
     bend_speed=0.002,
 )
-_PASSER_MOTION = MotionRange(0, 0, 0, 0, 0, 6.0, 0.02, 0.015, 0)
-"""What passes by starts where it is drawn."""
+_DISTRACTOR_MOTION = MotionRange(0, 0, 0, 0, 0, 6.0, 0.02, 0.015, 0)
+"""A distractor starts at its drawn position."""
 
 _FEATHER_SIGMA_PX = 0.8
-"""Blur of a pasted outline: a hard one would tell the network where to cut."""
+"""Blur of a pasted outline: from a hard outline the network would learn the edge of the paste."""
 
 
 @dataclass(frozen=True)
-class DreamRange:
-    """What dreamt clips are made of.
+class LucidRange:
+    """Ranges and probabilities that clips are drawn from.
 
     Attributes:
-        objects: How objects move against the background.
-        camera: How the background moves.
-        calm_share: How often everything stays close to where it was given.
-        elsewhere_share: How often the background is another part of the frame: the object will
-            pass in front of what is now beside it.
-        passer_share: How often pieces of the background pass in front of the object or behind it.
-        light: Strength of the change of light; 0 leaves it.
-        blur_share: How often the picture is out of focus.
+        objects: Motion of the objects relative to the background.
+        camera: Motion of the background.
+        static_prob: Probability that all layers start near their given position.
+        background_swap_prob: Probability that the background is a random part of the frame. The
+            object then moves over parts that it does not cover in the given frame.
+        distractor_prob: Probability of distractors: pieces of background that move in front of the
+            object or behind it.
+        light: Strength of the colour change; 0: none.
+        blur_share: Share of clips that are out of focus.
     """
 
     objects: MotionRange = field(default_factory=lambda: OBJECT_MOTION)
     camera: MotionRange = field(default_factory=lambda: CAMERA_MOTION)
-    calm_share: float = 0.2
-    elsewhere_share: float = 0.5
-    passer_share: float = 0.4
+    static_prob: float = 0.2
+    background_swap_prob: float = 0.5
+    distractor_prob: float = 0.4
     light: float = 1.0
     blur_share: float = 0.15
 
@@ -73,29 +74,29 @@ class _Actor:
     light: Light | None = None
 
 
-class DreamClip:
-    """A clip as a function of time; the object may be hidden, and leave the window.
+class LucidClip:
+    """A clip as a function of time; the object may be occluded or leave the window.
 
     Args:
-        scene: What it is made from.
-        dream_range: How far it goes.
+        scene: The layers and the background.
+        lucid_range: Ranges of the random draws.
         rng: Source of randomness.
     """
 
     def __init__(
-        self, scene: DreamScene, dream_range: DreamRange, rng: np.random.Generator
+        self, scene: LucidScene, lucid_range: LucidRange, rng: np.random.Generator
     ) -> None:
         self._scene = scene
-        amplitude = 0.25 if rng.random() < dream_range.calm_share else 1.0
+        amplitude = 0.25 if rng.random() < lucid_range.static_prob else 1.0
         height, width = scene.size_hw
         self._background = (
-            _part(scene, rng)
-            if rng.random() < dream_range.elsewhere_share
+            _random_background(scene, rng)
+            if rng.random() < lucid_range.background_swap_prob
             else _crop(scene.background, scene.window)
         )
         self._camera = Motion(
             rng,
-            dream_range.camera,
+            lucid_range.camera,
             centre_xy=(width / 2, height / 2),
             side_px=scene.target.side_px,
             px_per_px=scene.px_per_px,
@@ -104,20 +105,20 @@ class DreamClip:
         )
         ids = rng.permutation(sorted(scene.layers))
         self._actors = [
-            self._object(int(object_id), dream_range, rng, amplitude) for object_id in ids
+            self._object(int(object_id), lucid_range, rng, amplitude) for object_id in ids
         ]
-        if rng.random() < dream_range.passer_share:
+        if rng.random() < lucid_range.distractor_prob:
             for _ in range(int(rng.integers(1, 3))):
-                passer = self._passer(rng)
-                # Most pass in front of everything, the others behind.
-                self._actors.insert(len(self._actors) if rng.random() < 0.7 else 0, passer)
-        self._light = Light(rng, dream_range.light)
+                distractor = self._distractor(rng)
+                # Most are in front of all layers, the others behind them.
+                self._actors.insert(len(self._actors) if rng.random() < 0.7 else 0, distractor)
+        self._light = Light(rng, lucid_range.light)
         self._blur_sigma_px = (
-            rng.uniform(0.5, 1.5) if rng.random() < dream_range.blur_share else 0.0
+            rng.uniform(0.5, 1.5) if rng.random() < lucid_range.blur_share else 0.0
         )
 
     def frame(self, t: int) -> tuple[UInt8Array, BoolArray]:
-        """Frame ``t``: (h, w, 3) uint8 RGB and (h, w) bool, where the object is seen."""
+        """Render frame ``t``: (h, w, 3) uint8 RGB and the visible mask, (h, w) bool."""
         scene = self._scene
         picture = cv2.remap(
             self._background,
@@ -126,7 +127,7 @@ class DreamClip:
             borderMode=cv2.BORDER_REFLECT,
         )
         target = np.zeros(scene.size_hw, np.bool_)
-        for actor, region, rgb, alpha in self._seen(t):
+        for actor, region, rgb, alpha in self._visible(t):
             window = (slice(region.y0, region.y1), slice(region.x0, region.x1))
             _paste(picture[window], rgb if actor.light is None else actor.light(rgb), alpha)
             if actor.is_target:
@@ -138,7 +139,7 @@ class DreamClip:
             picture = cv2.GaussianBlur(picture, (0, 0), self._blur_sigma_px)
         return picture, target
 
-    def _seen(self, t: int) -> Iterator[tuple[_Actor, Roi, UInt8Array, UInt8Array]]:
+    def _visible(self, t: int) -> Iterator[tuple[_Actor, Roi, UInt8Array, UInt8Array]]:
         for actor in self._actors:
             sampling = actor.motion.sampling(t)
             region = sampling.region_of(actor.layer.box)
@@ -154,7 +155,7 @@ class DreamClip:
     def _object(
         self,
         object_id: int,
-        dream_range: DreamRange,
+        lucid_range: LucidRange,
         rng: np.random.Generator,
         amplitude: float,
     ) -> _Actor:
@@ -162,7 +163,7 @@ class DreamClip:
         layer = scene.layers[object_id]
         motion = Motion(
             rng,
-            dream_range.objects,
+            lucid_range.objects,
             centre_xy=_centre_xy(layer.box),
             side_px=layer.side_px,
             px_per_px=scene.px_per_px,
@@ -171,19 +172,19 @@ class DreamClip:
         )
         motion.carried_by(self._camera)
         return _Actor(
-            layer, motion, object_id == scene.object_id, Light(rng, 0.5 * dream_range.light)
+            layer, motion, object_id == scene.object_id, Light(rng, 0.5 * lucid_range.light)
         )
 
-    def _passer(self, rng: np.random.Generator) -> _Actor:
-        """A piece of the background, recoloured more often than not, as a bar or a blob."""
+    def _distractor(self, rng: np.random.Generator) -> _Actor:
+        """Draw a distractor: a bar or blob of background texture, usually recoloured."""
         scene = self._scene
-        layer = Layer(*_piece(scene, rng))
+        layer = Layer(*_distractor_shape(scene, rng))
         motion = Motion(
             rng,
-            _PASSER_MOTION,
+            _DISTRACTOR_MOTION,
             centre_xy=_centre_xy(layer.box),
             side_px=scene.target.side_px,
-            px_per_px=scene.px_per_px * float(rng.integers(2)),  # half of them stand
+            px_per_px=scene.px_per_px * float(rng.integers(2)),  # half of them do not move
             size_hw=scene.size_hw,
         )
         motion.carried_by(self._camera)
@@ -194,8 +195,10 @@ def _centre_xy(box: Roi) -> tuple[float, float]:
     return ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
 
 
-def _piece(scene: DreamScene, rng: np.random.Generator) -> tuple[UInt8Array, UInt8Array, Roi]:
-    """Texture from anywhere in the background, and a shape on or beside the object."""
+def _distractor_shape(
+    scene: LucidScene, rng: np.random.Generator
+) -> tuple[UInt8Array, UInt8Array, Roi]:
+    """Draw background texture and a shape on or near the object."""
     height, width = scene.size_hw
     box, side_px = scene.target.box, scene.target.side_px
     box_h, box_w = box.size_hw
@@ -217,11 +220,11 @@ def _piece(scene: DreamScene, rng: np.random.Generator) -> tuple[UInt8Array, UIn
         alpha[1 - np.hypot(across, down) / radius_px + 0.6 * bumps > 0] = 255
     x, y, found_w, found_h = cv2.boundingRect(alpha)
     shape = Roi(x, y, x + max(found_w, 1), y + max(found_h, 1))
-    return _part(scene, rng), alpha, shape
+    return _random_background(scene, rng), alpha, shape
 
 
-def _part(scene: DreamScene, rng: np.random.Generator) -> UInt8Array:
-    """A part of the background as large as the window, from anywhere, as it is or mirrored."""
+def _random_background(scene: LucidScene, rng: np.random.Generator) -> UInt8Array:
+    """Cut a random part of the background with the window's size, possibly flipped."""
     height, width = scene.size_hw
     top = int(rng.integers(0, scene.background.shape[0] - height + 1))
     left = int(rng.integers(0, scene.background.shape[1] - width + 1))
@@ -234,7 +237,7 @@ def _crop(picture: UInt8Array, box: Roi) -> UInt8Array:
 
 
 def _paste(picture: UInt8Array, rgb: UInt8Array, alpha: UInt8Array) -> None:
-    """Blend a layer in, in place, with a slightly soft outline."""
+    """Blend a layer into a picture in place, with a slightly soft outline."""
     soft = cv2.GaussianBlur(alpha, (0, 0), _FEATHER_SIGMA_PX).astype(np.float32)
     share = cv2.merge([soft, soft, soft]) * np.float32(1 / 255)
     below = picture.astype(np.float32)

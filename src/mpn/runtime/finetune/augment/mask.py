@@ -1,4 +1,4 @@
-"""Damage to the mask that a dreamt clip begins with, as propagation would have left it."""
+"""Corrupt the first mask of an augmented clip with typical propagation errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from mpn.types import BoolArray, Float32Array, Roi
 
 _BEND_FRAC = 0.08
 _SHIFT_FRAC = 0.06
-"""Of the box, as the mask deformation of MaskTrack (F. Perazzi et al., CVPR 2017): bent outline,
-shifted and partly wrong."""
+"""Shares of the box, as in the mask deformation of MaskTrack (F. Perazzi et al., CVPR 2017)."""
 _BLOBS_MAX = 2
 _LOST_FRAC = (0.05, 0.30)
 _LEAK_FRAC = (0.05, 0.25)
@@ -21,13 +20,15 @@ _BLUR_SIGMA_PX = (1.0, 6.0)
 _EDGE_FRAC = 1 / 12
 
 
-def damaged(prob: Float32Array, rng: np.random.Generator, *, half_share: float) -> Float32Array:
-    """A mask bent and shifted, with parts lost, leaks, and a soft or wrong outline.
+def corrupt_mask(
+    prob: Float32Array, rng: np.random.Generator, *, half_share: float
+) -> Float32Array:
+    """Deform a mask, remove and add parts, and soften or move its outline.
 
     Args:
-        prob: (H, W) float32, 0..1; comes back as it is if nothing is above 0.5.
+        prob: (H, W) float32, 0..1; returned unchanged if no value is above 0.5.
         rng: Source of randomness.
-        half_share: How often about half of the object is lost: an occluder took it.
+        half_share: Share of masks that lose about half of the object, as after an occlusion.
 
     Returns:
         (H, W) float32, 0..1.
@@ -38,7 +39,7 @@ def damaged(prob: Float32Array, rng: np.random.Generator, *, half_share: float) 
     height, width = box.size_hw
     side_px = float(np.sqrt(height * width))
     if rng.random() < 0.6:
-        prob = _bent(prob, rng, box, side_px)
+        prob = _deform(prob, rng, box, side_px)
     for _ in range(int(rng.integers(0, _BLOBS_MAX + 1))):
         prob = prob * (1 - _blob(prob.shape, rng, box, side_px, _LOST_FRAC, reach_frac=0.0))
     for _ in range(int(rng.integers(0, _BLOBS_MAX + 1))):
@@ -56,7 +57,7 @@ def damaged(prob: Float32Array, rng: np.random.Generator, *, half_share: float) 
     return np.ascontiguousarray(prob, dtype=np.float32)
 
 
-def _bent(prob: Float32Array, rng: np.random.Generator, box: Roi, side_px: float) -> Float32Array:
+def _deform(prob: Float32Array, rng: np.random.Generator, box: Roi, side_px: float) -> Float32Array:
     cells = int(rng.integers(4, 9))
     bend = smooth_field(rng, prob.shape, cells, 2) * np.float32(
         rng.uniform(0, _BEND_FRAC) * side_px
@@ -65,13 +66,13 @@ def _bent(prob: Float32Array, rng: np.random.Generator, box: Roi, side_px: float
     shift_x, shift_y = rng.uniform(-_SHIFT_FRAC, _SHIFT_FRAC, 2) * (width, height)
     columns = np.arange(prob.shape[1], dtype=np.float32)[None, :]
     rows = np.arange(prob.shape[0], dtype=np.float32)[:, None]
-    bent: Float32Array = cv2.remap(
+    deformed: Float32Array = cv2.remap(
         prob,
         bend[0] + columns + np.float32(shift_x),
         bend[1] + rows + np.float32(shift_y),
         cv2.INTER_LINEAR,
     )
-    return bent
+    return deformed
 
 
 def _blob(
@@ -83,7 +84,7 @@ def _blob(
     *,
     reach_frac: float,
 ) -> Float32Array:
-    """An ellipse of ones with its centre in the box, or up to a share of it outside."""
+    """Draw an ellipse of ones; its centre is at most ``reach_frac`` outside the box."""
     height, width = box.size_hw
     centre_x = rng.uniform(box.x0 - reach_frac * width, box.x1 + reach_frac * width)
     centre_y = rng.uniform(box.y0 - reach_frac * height, box.y1 + reach_frac * height)
@@ -103,7 +104,7 @@ def _blob(
 
 
 def _half_plane(size_hw: tuple[int, ...], rng: np.random.Generator, box: Roi) -> BoolArray:
-    """True on one side of a line through the middle half of the box."""
+    """Return a mask of one side of a line through the middle half of the box."""
     height, width = box.size_hw
     angle = rng.uniform(0, 2 * np.pi)
     across = (np.arange(size_hw[1]) - (box.x0 + box.x1) / 2)[None, :] * np.cos(angle) / width

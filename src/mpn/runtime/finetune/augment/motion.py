@@ -1,4 +1,4 @@
-"""How the layers of a dreamt clip move, bend and change their light."""
+"""Move, bend and recolour the layers of an augmented clip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpn.runtime.host.roi import box_from_prob
 from mpn.types import Float32Array, Roi, UInt8Array
 
 _CELL_PX = 8
-"""Side of the cells that sampling positions are computed on; between them they are linear."""
+"""Side of the cells of the coarse grid; positions between cell centres are interpolated."""
 _MARGIN_CELLS = 1
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in the luma of ITU-R BT.601."""
@@ -20,21 +20,21 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class MotionRange:
-    """How far a layer may be from where it was given, and how fast it may change.
+    """Ranges of a layer's start position and of its speed.
 
-    Starts are uniform within +- these; speeds are normal with these as standard deviations, but for
-    ``speed_px``, the mean of an exponential distribution.
+    Start values are uniform within +- these values. Speeds are normal with these standard
+    deviations; ``speed_px`` is the mean of an exponential distribution.
 
     Attributes:
-        shift_frac: Of the layer's side.
+        shift_frac: Shift, as a share of the layer's side.
         angle_rad: Rotation.
-        log_scale: Logarithm of the size.
+        log_scale: Logarithm of the scale.
         shear: Horizontal shear.
-        bend_frac: Of the layer's side, amplitude of a smooth random displacement.
-        speed_px: Pixels a frame, in a frame of 480 lines.
-        angle_speed: Radians a frame.
-        scale_speed: Logarithm of the growth a frame.
-        bend_speed: Of the layer's side a frame.
+        bend_frac: Amplitude of a smooth random displacement, as a share of the layer's side.
+        speed_px: Pixels per frame, at a frame height of 480.
+        angle_speed: Radians per frame.
+        scale_speed: Change of the logarithm of the scale per frame.
+        bend_speed: Change of ``bend_frac`` per frame.
     """
 
     shift_frac: float
@@ -51,13 +51,13 @@ class MotionRange:
 def smooth_field(
     rng: np.random.Generator, size_hw: tuple[int, int], cells: int, planes: int
 ) -> Float32Array:
-    """Smooth random fields: (planes, H, W) float32, about -1..1.
+    """Draw smooth random fields: (planes, H, W) float32, about -1..1.
 
     Args:
         rng: Source of randomness.
         size_hw: (height, width).
-        cells: Independent values a side; between them cubic interpolation.
-        planes: How many fields.
+        cells: Independent values per side, with cubic interpolation between them.
+        planes: Number of fields.
     """
     height, width = size_hw
     knots = rng.uniform(-1, 1, (planes, cells, cells)).astype(np.float32)
@@ -67,11 +67,11 @@ def smooth_field(
 
 
 class Sampling:
-    """Where a frame samples a layer, kept on a coarse grid.
+    """The positions at which a frame samples a layer, on a coarse grid.
 
     Args:
         coarse_xy: (2, rows, columns) float32, positions in the layer for the centres of cells of
-            8 px, one cell beyond each side of the frame.
+            8 px. The grid has one more cell on each side of the frame.
         size_hw: (height, width) of the frame.
     """
 
@@ -80,9 +80,9 @@ class Sampling:
         self._size_hw = size_hw
 
     def region_of(self, box: Roi) -> Roi | None:
-        """A region of the frame outside which nothing of ``box``, in the layer, is seen."""
+        """Return the region of the frame that contains all pixels sampled from ``box``."""
         x, y = self._coarse_xy
-        # A position between two cells lies between theirs: a cell's reach is the largest step.
+        # Interpolated positions lie between those of two cells, at most one step away.
         step_x = max(_largest_step(x), 1.0)
         step_y = max(_largest_step(y), 1.0)
         seen = (x > box.x0 - step_x) & (x < box.x1 + step_x)
@@ -96,7 +96,7 @@ class Sampling:
         return Roi(x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
     def maps(self, region: Roi | None = None) -> tuple[Float32Array, Float32Array]:
-        """Two (h, w) float32 maps for ``cv2.remap``, of a region or the whole frame."""
+        """Return two (h, w) float32 maps for ``cv2.remap``; None: of the whole frame."""
         height, width = self._size_hw
         box = Roi(0, 0, width, height) if region is None else region
         row0, row1 = box.y0 // _CELL_PX, -(-box.y1 // _CELL_PX) + 2 * _MARGIN_CELLS
@@ -116,16 +116,16 @@ class Sampling:
 
 
 class Motion:
-    """An affine map and a smooth bend, both changing steadily with time.
+    """An affine map and a smooth bend that change linearly with time.
 
     Args:
         rng: Source of randomness.
-        motion_range: How far and how fast.
-        centre_xy: What the layer turns and grows about, in pixels of the window.
+        motion_range: Ranges of position and speed.
+        centre_xy: Centre of rotation and scaling, in pixels of the window.
         side_px: Side of the layer.
-        px_per_px: Pixels of the window to a pixel of a frame with 480 lines.
+        px_per_px: Pixels of the window per pixel of a frame with a height of 480.
         size_hw: (height, width) of the window.
-        amplitude: Factor of the ranges of the start.
+        amplitude: Factor of the ranges of the start values.
     """
 
     def __init__(
@@ -171,11 +171,11 @@ class Motion:
         self._bends = smooth_field(rng, (rows, columns), knots, 4).reshape(2, 2, rows, columns)
 
     def carried_by(self, other: Motion) -> None:
-        """Add the speed of another layer: what stands on the ground moves with it."""
+        """Add the speed of another layer, such as the camera's, to this one."""
         self._speed[:2] += other._speed[:2]
 
     def sampling(self, t: float) -> Sampling:
-        """Where frame ``t`` samples the layer."""
+        """Return the positions at which frame ``t`` samples the layer."""
         shift_x, shift_y, angle, log_scale, shear, *bends = self._start + t * self._speed
         shrink = np.exp(-log_scale)
         cos, sin = shrink * np.cos(angle), shrink * np.sin(angle)
@@ -194,11 +194,11 @@ class Motion:
 
 
 class Light:
-    """One change of gain, offset, saturation and gamma.
+    """A random change of gain, offset, saturation and gamma.
 
     Args:
         rng: Source of randomness.
-        strength: Factor of its range.
+        strength: Factor of the ranges.
     """
 
     def __init__(self, rng: np.random.Generator, strength: float = 1.0) -> None:

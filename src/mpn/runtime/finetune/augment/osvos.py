@@ -1,4 +1,4 @@
-"""Crops that OSVOS is fine-tuned on: the given frame scaled, shifted, turned and mirrored."""
+"""Sample crops of the first frame to fine-tune OSVOS on."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mpn.types import BoolArray, Float32Array, UInt8Array, check_labels, check_r
 
 @dataclass(frozen=True)
 class CropRange:
-    """How far crops differ from the given frame.
+    """Ranges of the random scale, aspect ratio, rotation, position and colours.
 
     Attributes:
-        zoom: Short side of the frame in sides of the crop, between these, log-uniformly.
-        aspect: Width and height are stretched against each other by up to this factor.
-        rotation_deg: Largest turn, either way.
-        on_object_share: Share of crops whose centre is drawn near the object.
-        light_share: Share of crops with other colours. None by default: what the network is to
-            remember of the object is, not least, its colours.
+        zoom: Range of the short side of the frame, in sides of the crop; drawn log-uniformly.
+        aspect: Largest factor between the scales of width and height.
+        rotation_deg: Largest rotation in either direction.
+        on_object_share: Share of crops with a centre near the object.
+        light_share: Share of recoloured crops. 0 by default: the network has to recognise the
+            object by its colours too.
     """
 
     zoom: tuple[float, float] = (0.9, 2.2)
@@ -35,25 +35,25 @@ class CropRange:
     light_share: float = 0.0
 
 
-class OsvosDreams:
-    """An endless supply of batches.
+class OsvosSampler:
+    """Sample batches of scaled, rotated and flipped crops of the first frame.
 
     Other objects of the frame are background for this one.
 
     Args:
-        rgb: (h, w, 3) uint8 RGB, the given frame at working size.
+        rgb: (h, w, 3) uint8 RGB, the first frame at working size.
         labels: (h, w) uint8, ids of all objects.
-        object_id: The object to learn.
+        object_id: The object to fine-tune on.
         channel_order: See :func:`mpn.runtime.host.preprocess.osvos_input`.
-        mean: The same.
+        mean: See :func:`mpn.runtime.host.preprocess.osvos_input`.
         size_px: Side of the crops.
-        batch: Crops a batch.
-        seed: Entropy; the same gives the same crops.
+        batch: Crops per batch.
+        seed: Entropy; the same seed gives the same crops.
         crop_range: See :class:`CropRange`.
 
     Raises:
         InputError: If the arrays do not fit each other.
-        MaskError: If the object is too small to learn from.
+        MaskError: If the object is too small to fine-tune on.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class OsvosDreams:
         self._size_px, self._batch = size_px, batch
         self._rng = np.random.default_rng([*seed])
         self._object_yx = np.argwhere(self._mask)
-        # Sampling a large frame on a coarse grid would alias: halve it until no crop does.
+        # Sampling a large frame on a coarse grid would alias: use half sizes of it instead.
         self._pyramid = [(self._rgb, self._mask.astype(np.uint8) * np.uint8(255))]
         while min(self._pyramid[-1][1].shape) >= 2 * self._range.zoom[0] * size_px:
             self._pyramid.append(_halved(*self._pyramid[-1]))
 
     def batch(self) -> tuple[Float32Array, Float32Array]:
-        """The next crops.
+        """Return the next crops.
 
         Returns:
             (N, 3, S, S) float32, the network's input, and (N, 1, S, S) float32, 1 on the object.
@@ -129,7 +129,7 @@ class OsvosDreams:
         return image, share
 
     def _centre_xy(self, window_px: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Where in the frame a crop is centred, its window inside where it fits."""
+        """Draw the centre of a crop; the crop stays inside the frame if it fits."""
         rng = self._rng
         extent = np.array(self._mask.shape[::-1], np.float64)
         centre = rng.uniform(0, 1, 2) * extent

@@ -1,10 +1,10 @@
-"""Crops that the propagation network is fine-tuned on: rollouts through dreamt clips.
+"""Sample crops of augmented clips to fine-tune the propagation network on.
 
-What the network will see at run time is not the given mask but its own last answer, warped by an
-estimated flow, doubted by the flow check and the colours, and cropped by its own box. So each crop
-is made by the stages of the run-time pipeline from a clip dreamt from the given frame. A clip goes
-on from what the network as it was exported answers to the last crop: its mistakes are those to be
-unlearned.
+At run time the input of the network is its last prediction, not the given mask. It is warped by an
+estimated flow, suppressed by the flow check and the colours, and cropped by its box. Therefore the
+stages of the pipeline compute each crop, from a clip that is rendered from the first frame. The
+next frame of a clip starts from the prediction of the exported network, because fine-tuning has to
+correct these errors.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 
 from mpn.engines.open import EngineSet
 from mpn.errors import EngineError, MaskError
-from mpn.runtime.finetune.augment.clip import DreamClip, DreamRange
-from mpn.runtime.finetune.augment.mask import damaged
-from mpn.runtime.finetune.augment.scene import DreamScene
+from mpn.runtime.finetune.augment.clip import LucidClip, LucidRange
+from mpn.runtime.finetune.augment.mask import corrupt_mask
+from mpn.runtime.finetune.augment.scene import LucidScene
 from mpn.runtime.host.flow import FlowEstimator, FlowFrame
 from mpn.runtime.host.ops import Ops
 from mpn.runtime.host.roi import box_from_prob
@@ -28,56 +28,57 @@ from mpn.runtime.options import ResolvedOptions
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 OBJECT_FRAC = 0.93
-"""Side of the object, as a share of the crop's, that the frame is averaged down to: with the margin
-of the ROI that is about the crop's own resolution."""
+"""Largest side of the object, as a share of the crop's side. With the margin of the ROI this is
+about the resolution of the crop."""
 
 _TRIES = 50
 _VISIBLE_FRAC = 0.15
-"""A clip begins with at least this share of the object in view."""
+"""Least visible share of the object in the first frame of a clip."""
 
 
 @dataclass(frozen=True)
-class DreamOptions:
-    """What crops are dreamt.
+class SamplerOptions:
+    """Options of the clips and rollouts.
 
     Attributes:
-        clips: See :class:`DreamRange`.
-        longest: Frames that a clip goes on after its first, at most.
-        answer_share: How often a clip goes on from the network's answer, not from the truth.
-        damage_share: How often a clip begins with a damaged mask.
-        half_share: How often a damaged mask lacks about half of the object.
-        roi_jitter_frac: Each side of the ROI is moved outward by a share of the box between these.
-        stop_iou: A clip ends when the network's answer overlaps the truth by less: which object is
-            meant can no longer be told.
+        clips: See :class:`mpn.runtime.finetune.augment.clip.LucidRange`.
+        longest: Largest number of frames after the first frame of a clip.
+        feedback_share: Share of frames that start from the network's prediction, not from the
+            ground truth.
+        damage_share: Share of clips that start with a corrupted mask.
+        half_share: Share of corrupted masks that lose about half of the object.
+        roi_jitter_frac: Range of the outward shift of each side of the ROI, as a share of the box.
+        stop_iou: Least IoU of prediction and ground truth. Below it the clip ends, because the
+            input no longer identifies the object.
     """
 
-    clips: DreamRange = field(default_factory=DreamRange)
+    clips: LucidRange = field(default_factory=LucidRange)
     longest: int = 4
-    answer_share: float = 1.0
+    feedback_share: float = 1.0
     damage_share: float = 0.7
     half_share: float = 0.3
     roi_jitter_frac: tuple[float, float] = (-0.04, 0.10)
     stop_iou: float = 0.3
 
 
-class PropagationDreams:
-    """An endless supply of batches, each row a clip of its own.
+class PropagationSampler:
+    """Sample batches of crops; each row of a batch is from another clip.
 
     Args:
-        rgb: (h, w, 3) uint8 RGB, the given frame at working size.
+        rgb: (h, w, 3) uint8 RGB, the first frame at working size.
         labels: (h, w) uint8, ids of all objects.
-        object_id: The object to learn.
-        engines: Open engines: the propagation network, and how it is fed.
-        flow: Where the flow comes from at run time.
-        options: Of the pipeline, in force.
+        object_id: The object to fine-tune on.
+        engines: Open engines, with the propagation network and its preprocessing.
+        flow: The flow estimator of the pipeline.
+        options: Options of the pipeline, with all defaults filled in.
         ops: Array operations.
         size_px: Side of the crops.
-        batch: Crops a batch.
-        seed: Entropy; the same gives the same crops.
-        dream_options: See :class:`DreamOptions`.
+        batch: Crops per batch.
+        seed: Entropy; the same seed gives the same crops.
+        sampler_options: See :class:`SamplerOptions`.
 
     Raises:
-        MaskError: If the object is too small to learn from.
+        MaskError: If the object is too small to fine-tune on.
     """
 
     def __init__(
@@ -93,50 +94,51 @@ class PropagationDreams:
         size_px: int,
         batch: int,
         seed: Sequence[int],
-        dream_options: DreamOptions | None = None,
+        sampler_options: SamplerOptions | None = None,
     ) -> None:
-        scene = DreamScene.from_frame(rgb, labels, object_id, side_px=OBJECT_FRAC * size_px)
-        self._view = view = _View(scene, engines, flow, options, ops, size_px)
-        dreams = DreamOptions() if dream_options is None else dream_options
+        scene = LucidScene.from_frame(rgb, labels, object_id, side_px=OBJECT_FRAC * size_px)
+        self._pipeline = pipeline = _ScaledPipeline(scene, engines, flow, options, ops, size_px)
+        sampler_options = SamplerOptions() if sampler_options is None else sampler_options
         self._rollouts = [
-            _Rollout(view, dreams, np.random.default_rng([*seed, row])) for row in range(batch)
+            _Rollout(pipeline, sampler_options, np.random.default_rng([*seed, row]))
+            for row in range(batch)
         ]
 
     def batch(self) -> tuple[Float32Array, Float32Array]:
-        """The next crops.
+        """Return the next crops.
 
         Returns:
-            (N, 4, S, S) float32, the network's input, and (N, 1, S, S) float32, the share of each
-            pixel that is the object's.
+            (N, 4, S, S) float32, the network's input, and (N, 1, S, S) float32, the share of the
+            object in each pixel.
 
         Raises:
             EngineError: If an engine fails.
-            MaskError: If no usable clip can be made of the frame.
+            MaskError: If the object is lost in each clip.
         """
-        self._answer()
-        crops = [rollout.observe() for rollout in self._rollouts]
+        self._feed_back()
+        crops = [rollout.next_sample() for rollout in self._rollouts]
         return np.stack([inputs for inputs, _ in crops]), np.stack([target for _, target in crops])
 
-    def _answer(self) -> None:
-        """Let the network answer the last crops of the clips that go on from there."""
-        asked = [
+    def _feed_back(self) -> None:
+        """Run the network on the last crops of the clips that continue from a prediction."""
+        pending = [
             (rollout, crop)
             for rollout in self._rollouts
-            if (crop := rollout.question()) is not None
+            if (crop := rollout.network_input()) is not None
         ]
-        if not asked:
+        if not pending:
             return
-        answers = self._view.propagate(np.stack([crop for _, crop in asked]))
-        for (rollout, _), answer in zip(asked, answers, strict=True):
-            rollout.absorb(answer)
+        predictions = self._pipeline.propagate(np.stack([crop for _, crop in pending]))
+        for (rollout, _), prediction in zip(pending, predictions, strict=True):
+            rollout.update(prediction)
 
 
-class _View:
-    """How a dreamt frame is looked at: the stages of the pipeline, at the scale of the dream."""
+class _ScaledPipeline:
+    """The stages of the pipeline, at the scale of the augmented clip."""
 
     def __init__(
         self,
-        scene: DreamScene,
+        scene: LucidScene,
         engines: EngineSet,
         flow: FlowEstimator,
         options: ResolvedOptions,
@@ -144,7 +146,7 @@ class _View:
         size_px: int,
     ) -> None:
         self.scene, self.flow, self.ops, self.size_px = scene, flow, ops, size_px
-        # What is meant in pixels of the frame shrinks with it.
+        # These options are in pixels of the frame.
         self.options = replace(
             options,
             flow_check_px=options.flow_check_px * scene.scale,
@@ -163,7 +165,7 @@ class _View:
         frame: FlowFrame,
         previous: FlowFrame,
     ) -> tuple[Float32Array, Roi | None]:
-        """The probability of the previous frame carried into this one, (1, h, w), and its ROI."""
+        """Warp the previous probability into this frame: (1, h, w), and its ROI."""
         flow_to_prev_px = self.flow.between(frame, previous)
         flow_from_prev_px = (
             self.flow.between(previous, frame) if self.options.flow_check_px else None
@@ -180,16 +182,16 @@ class _View:
         return found.prob, found.rois[0]
 
     def crop(self, rgb: UInt8Array, prob: Float32Array, roi: Roi) -> Float32Array:
-        """What the network learns from, (4, S, S)."""
+        """Crop the input of the fine-tuning step: (4, S, S)."""
         return self._packed(rgb, prob, roi, self.size_px)
 
-    def question(self, rgb: UInt8Array, prob: Float32Array, roi: Roi) -> Float32Array:
-        """What the exported network takes, (4, R, R)."""
+    def network_input(self, rgb: UInt8Array, prob: Float32Array, roi: Roi) -> Float32Array:
+        """Crop the input of the exported network: (4, R, R)."""
         return self._packed(rgb, prob, roi, self._roi_size)
 
-    def propagate(self, questions: Float32Array) -> Float32Array:
-        """Answers of the exported network: (N, 4, R, R) -> (N, 1, R, R)."""
-        return self._stages.propagate(questions, [self.scene.object_id] * len(questions))
+    def propagate(self, crops: Float32Array) -> Float32Array:
+        """Run the exported network: (N, 4, R, R) -> (N, 1, R, R)."""
+        return self._stages.propagate(crops, [self.scene.object_id] * len(crops))
 
     def _packed(self, rgb: UInt8Array, prob: Float32Array, roi: Roi, size: int) -> Float32Array:
         packed = self.ops.crop_resize_pack(
@@ -205,8 +207,8 @@ class _View:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """The last frame of a clip, as the network saw it."""
+class _LastFrame:
+    """The last frame of a clip with the input of the network."""
 
     rgb: UInt8Array
     prob: Float32Array
@@ -215,41 +217,43 @@ class _Seen:
 
 
 class _Rollout:
-    """One clip after the other, played through the network."""
+    """A sequence of clips, run frame by frame."""
 
-    def __init__(self, view: _View, options: DreamOptions, rng: np.random.Generator) -> None:
-        self._view, self._options, self._rng = view, options, rng
-        self._clip: DreamClip | None = None
+    def __init__(
+        self, pipeline: _ScaledPipeline, options: SamplerOptions, rng: np.random.Generator
+    ) -> None:
+        self._pipeline, self._options, self._rng = pipeline, options, rng
+        self._clip: LucidClip | None = None
         self._t = self._last_t = 0
         self._area_px = 0.0
         self._mirror = False
-        self._prob: Float32Array = np.zeros(view.scene.size_hw, np.float32)
+        self._prob: Float32Array = np.zeros(pipeline.scene.size_hw, np.float32)
         self._previous: FlowFrame | None = None
-        self._seen: _Seen | None = None
+        self._last: _LastFrame | None = None
 
-    def question(self) -> Float32Array | None:
-        """What the network has to answer before the clip goes on; None if it does not ask."""
-        seen = self._seen
-        if self._clip is None or seen is None or self._t >= self._last_t:
+    def network_input(self) -> Float32Array | None:
+        """Return the input whose prediction the next frame needs; None if it needs none."""
+        last = self._last
+        if self._clip is None or last is None or self._t >= self._last_t:
             return None
-        if self._rng.random() >= self._options.answer_share:
+        if self._rng.random() >= self._options.feedback_share:
             return None
-        return self._view.question(seen.rgb, seen.prob, seen.roi)
+        return self._pipeline.network_input(last.rgb, last.prob, last.roi)
 
-    def absorb(self, answer: Float32Array) -> None:
-        """Take the network's answer, (1, R, R), as the probability of the last frame."""
-        seen = self._seen
-        if seen is None:
-            raise EngineError("an answer was given although nothing was asked")
-        self._prob = self._view.ops.paste(answer[None], [seen.roi], seen.target.shape)[0]
-        found = self._prob > self._view.options.threshold
-        union = np.count_nonzero(found | seen.target)
-        overlap = np.count_nonzero(found & seen.target)
+    def update(self, prediction: Float32Array) -> None:
+        """Set the probability of the last frame to a prediction, (1, R, R)."""
+        last = self._last
+        if last is None:
+            raise EngineError("there is no frame that this prediction belongs to")
+        self._prob = self._pipeline.ops.paste(prediction[None], [last.roi], last.target.shape)[0]
+        found = self._prob > self._pipeline.options.threshold
+        union = np.count_nonzero(found | last.target)
+        overlap = np.count_nonzero(found & last.target)
         if not union or overlap < self._options.stop_iou * union:
             self._clip = None
 
-    def observe(self) -> tuple[Float32Array, Float32Array]:
-        """Move one frame on: (4, S, S) input and (1, S, S) target."""
+    def next_sample(self) -> tuple[Float32Array, Float32Array]:
+        """Advance one frame; return (4, S, S) input and (1, S, S) target."""
         for _ in range(_TRIES):
             if self._clip is None or self._t >= self._last_t:
                 self._start()
@@ -260,10 +264,10 @@ class _Rollout:
         raise self._unusable()
 
     def _start(self) -> None:
-        scene, rng, options = self._view.scene, self._rng, self._options
+        scene, rng, options = self._pipeline.scene, self._rng, self._options
         known_area_px = np.count_nonzero(scene.target.alpha)
         for _ in range(_TRIES):
-            self._clip = DreamClip(scene, options.clips, rng)
+            self._clip = LucidClip(scene, options.clips, rng)
             self._t, self._last_t = 0, int(rng.integers(1, options.longest + 1))
             self._mirror = bool(rng.integers(2))
             rgb, target = self._clip.frame(0)
@@ -272,28 +276,28 @@ class _Rollout:
                 continue
             self._prob = target.astype(np.float32)
             if rng.random() < options.damage_share:
-                self._prob = damaged(self._prob, rng, half_share=options.half_share)
-            self._previous = self._view.flow.prepare(rgb)
+                self._prob = corrupt_mask(self._prob, rng, half_share=options.half_share)
+            self._previous = self._pipeline.flow.prepare(rgb)
             return
         raise self._unusable()
 
     def _advance(self) -> tuple[Float32Array, Float32Array] | None:
-        clip, previous, view = self._clip, self._previous, self._view
+        clip, previous, pipeline = self._clip, self._previous, self._pipeline
         if clip is None or previous is None:
             return None
         self._t += 1
         rgb, target = clip.frame(self._t)
-        self._previous = view.flow.prepare(rgb)
-        prob, roi = view.warp(rgb, self._prob, self._area_px, self._previous, previous)
+        self._previous = pipeline.flow.prepare(rgb)
+        prob, roi = pipeline.warp(rgb, self._prob, self._area_px, self._previous, previous)
         if roi is None:
             return None
         roi = self._jittered(roi)
-        self._seen = _Seen(rgb, prob, roi, target)
-        self._prob = target.astype(np.float32)  # where the clip goes on from, if nobody answers
-        crop = view.crop(rgb, prob, roi)
+        self._last = _LastFrame(rgb, prob, roi, target)
+        self._prob = target.astype(np.float32)  # used if no prediction replaces it
+        crop = pipeline.crop(rgb, prob, roi)
         share = cv2.resize(
             target[roi.y0 : roi.y1, roi.x0 : roi.x1].astype(np.float32),
-            (view.size_px, view.size_px),
+            (pipeline.size_px, pipeline.size_px),
             interpolation=cv2.INTER_LINEAR,
         )[None]
         if self._mirror:
@@ -301,9 +305,9 @@ class _Rollout:
         return np.ascontiguousarray(crop), np.ascontiguousarray(share)
 
     def _jittered(self, roi: Roi) -> Roi:
-        """The ROI with every side moved, mostly outward: drifting masks have loose boxes."""
+        """Move each side of the ROI, mostly outward: drifting masks have loose boxes."""
         height, width = roi.size_hw
-        frame_h, frame_w = self._view.scene.size_hw
+        frame_h, frame_w = self._pipeline.scene.size_hw
         left, top, right, bottom = self._rng.uniform(*self._options.roi_jitter_frac, 4) * np.array(
             [width, height, width, height]
         )
@@ -315,6 +319,6 @@ class _Rollout:
 
     def _unusable(self) -> MaskError:
         return MaskError(
-            f"object {self._view.scene.object_id} cannot be fine-tuned on: it is lost in every "
+            f"object {self._pipeline.scene.object_id} cannot be fine-tuned on: it is lost in every "
             "clip made of the given frame"
         )

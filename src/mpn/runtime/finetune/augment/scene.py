@@ -1,9 +1,9 @@
-"""The given frame taken apart: the objects cut out, and the background behind them made up.
+"""Split the first frame into object layers and an inpainted background.
 
-Fine-tuning needs pictures of the object in other places and poses than the one that is known. They
-are composed from these parts, as in LucidTracker (A. Khoreva et al., "Lucid Data Dreaming for
-Video Object Segmentation", IJCV 2019) and MaskTrack (F. Perazzi et al., "Learning Video Object
-Segmentation from Static Images", CVPR 2017).
+Fine-tuning needs images of the object in other places and poses. They are composed from these
+layers, as in LucidTracker (A. Khoreva et al., "Lucid Data Dreaming for Video Object Segmentation",
+IJCV 2019) and MaskTrack (F. Perazzi et al., "Learning Video Object Segmentation from Static
+Images", CVPR 2017).
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from mpn.runtime.host.roi import box_from_prob
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array, check_labels, check_rgb
 
 MIN_AREA_PX = 64
-"""Fewer pixels of an object are not enough to learn from."""
+"""Least number of pixels of an object to fine-tune on."""
 
 _SURROUNDINGS_FRAC = 0.8
-"""Of the box's longer side: what is seen around the object. Motions stay well inside."""
+"""Margin of the window around the object, as a share of the box's longer side. Motions are
+smaller."""
 _SURROUNDINGS_PX_MIN = 40
 _DAVIS_SHORT_SIDE_PX = 480
 _INPAINT_SHORT_SIDE_PX = 160
-"""The hole behind the object is filled at this size: the time goes with its area."""
+"""Size of the frame for inpainting: the time grows with the area."""
 _INPAINT_RADIUS_PX = 3
 _RIM_PX = 3
-"""Pixels around an object that are mixed with its colours, and count as part of the hole."""
+"""Pixels around an object that contain some of its colour and are inpainted too."""
 _CONTINUE_SIGMA_PX = 3.0
 _SEAM_SIGMA_PX = 1.5
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One object, cut out.
+    """The pixels of one object.
 
     Attributes:
-        rgb: (h, w, 3) uint8 RGB; outside the object its colours go on, so that no background
-            comes along when the outline is blended in.
+        rgb: (h, w, 3) uint8 RGB. The object's colours extend beyond its outline, so that no
+            background is blended in at the outline.
         alpha: (h, w) uint8, 255 on the object.
         box: Bounding box of the object.
     """
@@ -61,18 +62,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class DreamScene:
-    """The given frame in layers, and the window around one object that is dreamt of.
+class LucidScene:
+    """The layers of the first frame, and the window around one object.
 
     Attributes:
-        background: (H, W, 3) uint8 RGB, the whole frame without any object.
-        window: The part of it around the object that clips show.
-        layers: The objects in the window, by id, each (h, w) as the window.
-        object_id: The object that is learned.
-        colour_table: Colours of the object in the frame as it was given.
-        scale: Pixels of the window to a pixel of the given frame, at most 1.
-        px_per_px: Pixels of the window to a pixel of a frame with a short side of 480, the unit
-            that speeds are drawn in.
+        background: (H, W, 3) uint8 RGB, the whole frame without objects.
+        window: The part of the frame around the object that clips show.
+        layers: The objects in the window by id, each (h, w) as the window.
+        object_id: The object to fine-tune on.
+        colour_table: Colours of the object in the first frame, before scaling.
+        scale: Pixels of the window per pixel of the first frame, at most 1.
+        px_per_px: Pixels of the window per pixel of a frame with a short side of 480, the unit of
+            speeds.
     """
 
     background: UInt8Array
@@ -87,14 +88,14 @@ class DreamScene:
     def from_frame(
         cls, rgb: UInt8Array, labels: UInt8Array, object_id: int, *, side_px: float
     ) -> Self:
-        """Take a frame apart.
+        """Split a frame into layers.
 
         Args:
             rgb: (H, W, 3) uint8 RGB.
             labels: (H, W) uint8, ids of all objects.
-            object_id: The object to learn.
-            side_px: The frame is averaged down until the object's side is this; finer detail than
-                the crops can show would cost time and teach nothing.
+            object_id: The object to fine-tune on.
+            side_px: Largest side of the object. A larger frame is scaled down: the crops do not
+                show finer detail.
 
         Raises:
             InputError: If the arrays do not fit each other.
@@ -116,9 +117,9 @@ class DreamScene:
         rows, columns = slice(window.y0, window.y1), slice(window.x0, window.x1)
         inside = labels[rows, columns]
         picture = np.ascontiguousarray(rgb[rows, columns])
-        layers = {int(i): _layer(picture, inside == i) for i in np.unique(inside) if i}
+        layers = {int(i): _cut_layer(picture, inside == i) for i in np.unique(inside) if i}
         return cls(
-            background=_without(rgb, labels > 0),
+            background=_remove_objects(rgb, labels > 0),
             window=window,
             layers=layers,
             object_id=object_id,
@@ -134,12 +135,12 @@ class DreamScene:
 
     @property
     def target(self) -> Layer:
-        """The object that is learned."""
+        """The layer of the object to fine-tune on."""
         return self.layers[self.object_id]
 
 
 def check_area(mask: BoolArray, object_id: int) -> None:
-    """Raise MaskError unless there is enough of an object to learn from."""
+    """Raise MaskError if the object has too few pixels to fine-tune on."""
     area_px = int(np.count_nonzero(mask))
     if area_px < MIN_AREA_PX:
         raise MaskError(
@@ -177,9 +178,9 @@ def _resize_labels(labels: UInt8Array, size_hw: tuple[int, int]) -> UInt8Array:
     return labels_from_merged(resize_prob(one_hot(labels, ids), size_hw), ids)
 
 
-def _layer(rgb: UInt8Array, mask: BoolArray) -> Layer:
+def _cut_layer(rgb: UInt8Array, mask: BoolArray) -> Layer:
     alpha = mask.astype(np.uint8) * np.uint8(255)
-    # The outermost pixels are mixed with the background: colours go on from those further in.
+    # Pixels at the outline contain background: extend the colours of the inner pixels.
     core = cv2.erode(alpha, np.ones((3, 3), np.uint8))
     if not core.any():
         core = alpha
@@ -190,11 +191,11 @@ def _layer(rgb: UInt8Array, mask: BoolArray) -> Layer:
     return Layer(np.rint(colours).astype(np.uint8), alpha, _box(mask))
 
 
-def _without(rgb: UInt8Array, objects: BoolArray) -> UInt8Array:
-    """The frame with the objects painted over.
+def _remove_objects(rgb: UInt8Array, objects: BoolArray) -> UInt8Array:
+    """Return the frame with the objects inpainted.
 
-    Coarse colours come from inpainting a small copy, and detail from the frame's own, shifted by
-    the size of the hole: a smooth patch would tell the network where the object was.
+    Coarse colours are inpainted on a small copy. Detail is copied from the frame, shifted by the
+    size of the hole: the network would recognise a smooth patch as the former place of the object.
     """
     hole = cv2.dilate(
         objects.astype(np.uint8) * np.uint8(255), np.ones((2 * _RIM_PX + 1,) * 2, np.uint8)
@@ -212,15 +213,15 @@ def _without(rgb: UInt8Array, objects: BoolArray) -> UInt8Array:
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     known = (hole == 0).astype(np.float32)
     detail = (rgb - _blurred_known(rgb, known, _SEAM_SIGMA_PX / shrink)) * known[..., None]
-    painted = smooth + _borrowed(detail, known, _box(objects))
+    painted = smooth + _borrow_detail(detail, known, _box(objects))
     share = cv2.GaussianBlur(hole, (0, 0), _SEAM_SIGMA_PX).astype(np.float32)[..., None] / 255
     mixed = rgb * (1 - share) + painted * share
     rounded: UInt8Array = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
     return rounded
 
 
-def _borrowed(detail: Float32Array, known: Float32Array, box: Roi) -> Float32Array:
-    """Detail for where none is known, from places a hole's width or height away."""
+def _borrow_detail(detail: Float32Array, known: Float32Array, box: Roi) -> Float32Array:
+    """Copy detail into the hole from pixels one hole width or height away."""
     height, width = known.shape
     box_h, box_w = box.size_hw
     found = known > 0
@@ -228,8 +229,8 @@ def _borrowed(detail: Float32Array, known: Float32Array, box: Roi) -> Float32Arr
     steps = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.5, 0), (-0.5, 0), (2, 0), (-2, 0), (1, 1))
     for x, y in steps:
         shift = np.array([[1, 0, round(x * box_w)], [0, 1, round(y * box_h)]], np.float32)
-        theirs = cv2.warpAffine(known, shift, (width, height), flags=cv2.INTER_NEAREST) > 0
-        take = theirs & ~found
+        is_known = cv2.warpAffine(known, shift, (width, height), flags=cv2.INTER_NEAREST) > 0
+        take = is_known & ~found
         if take.any():
             moved = cv2.warpAffine(detail, shift, (width, height), flags=cv2.INTER_NEAREST)
             borrowed[take] = moved[take]
@@ -238,7 +239,7 @@ def _borrowed(detail: Float32Array, known: Float32Array, box: Roi) -> Float32Arr
 
 
 def _blurred_known(rgb: UInt8Array, known: Float32Array, sigma_px: float) -> Float32Array:
-    """Mean of the known pixels around each pixel: (h, w, 3) float32, 0..255."""
+    """Average the known pixels around each pixel: (h, w, 3) float32, 0..255."""
     total = cv2.GaussianBlur(rgb * known[..., None], (0, 0), sigma_px)
     weight = cv2.GaussianBlur(known, (0, 0), sigma_px)
     mean: Float32Array = np.clip(total / np.maximum(weight, 1e-4)[..., None], 0, 255)
