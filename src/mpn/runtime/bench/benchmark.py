@@ -1,14 +1,14 @@
-"""How fast an engine directory is on this machine: what ``mpn bench`` measures.
+"""Measure the speed of an engine directory on this machine, for ``mpn bench``.
 
-Three figures side by side, for each number of objects and variant of the pipeline:
+There are three figures for each number of objects and variant of the pipeline:
 
-* *engine-only*: the networks alone, on inputs that do not change;
+* *engine-only*: only the networks, on fixed inputs;
 * *pipeline*: all stages, frames in memory;
-* *wall*: an H.264 file decoded, segmented, masks and overlay written, as ``mpn-run`` does it.
+* *wall*: decoding an H.264 file, segmentation, writing masks and overlay, as in ``mpn-run``.
 
-All three see the same rendered clip. A variant adds stages to the plain pipeline, see
-:mod:`mpn.runtime.bench.variants`; all of them take turns, frame by frame. What is left out of a
-figure is told apart (first frame, loading, warm-up), and what was not measured is listed.
+All three use the same rendered clip. A variant adds stages to the plain pipeline, see
+:mod:`mpn.runtime.bench.variants`. The variants run interleaved, frame by frame. First frame,
+loading and warm-up are reported separately, and the result lists all that was not measured.
 """
 
 from __future__ import annotations
@@ -53,23 +53,23 @@ from mpn.synthetic.clip import MIN_SIDE_PX
 from mpn.types import UInt8Array
 
 _LOADS = 3
-"""Times that the engines are opened: the first also loads onnxruntime."""
+"""Number of times that the engines are opened: the first one also loads onnxruntime."""
 
 OnProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """What to measure.
+    """Options of a benchmark.
 
     Attributes:
-        objects: Numbers of objects, each measured on its own.
-        frame_size_hw: (height, width) of the clip, both even since H.264 halves the colours.
-        frames: Frames that count, a figure.
-        warmup: Frames before them, after the first one, that do not.
-        variants: Names, see :mod:`mpn.runtime.bench.variants`; None for all that the engine
-            directory can run without fine-tuning.
-        finetune: How networks are fine-tuned, in variants that do it.
+        objects: Numbers of objects, measured one after another.
+        frame_size_hw: (height, width) of the clip, both even because H.264 halves the colours.
+        frames: Measured frames per figure.
+        warmup: Frames after the first one that are not measured.
+        variants: Names, see :mod:`mpn.runtime.bench.variants`; None: all that the engine directory
+            can run, without fine-tuning.
+        finetune: Options of fine-tuning, for variants with it.
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
 
@@ -117,21 +117,21 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Measure an engine directory.
 
-    Takes minutes at full size, and a temporary folder; the machine should have nothing else to do.
+    Takes minutes at full size and writes to a temporary folder. The machine should be idle.
 
     Args:
-        engine_dir: What mpn-export wrote; None for the one that ships with the package.
-        options: What to measure.
-        on_progress: Called with a few words whenever something new begins.
+        engine_dir: An engine directory; None: the one that ships with the package.
+        options: Options of the benchmark.
+        on_progress: Called with a short text at the start of each step.
 
     Returns:
-        The result in the format of :mod:`mpn.runtime.bench.result`; ``runs`` has an entry for
-        each number of objects and variant, with ``engine_only``, ``pipeline`` and ``wall``.
+        The result in the format of :mod:`mpn.runtime.bench.result`. ``runs`` has an entry for each
+        number of objects and variant, with ``engine_only``, ``pipeline`` and ``wall``.
 
     Raises:
         EngineError: If the engines cannot be opened or fail.
-        InputError: If the frames are too small for so many objects, or a variant needs an engine
-            that is not there.
+        InputError: If the frames are too small for the number of objects, or a variant needs a
+            missing engine.
         OutputError: If the temporary folder cannot be written.
     """
     options = options or BenchmarkOptions()
@@ -159,17 +159,17 @@ class _Measurement:
         options: BenchmarkOptions,
         variants: Sequence[Variant],
         folder: Path,
-        tell: OnProgress,
+        on_progress: OnProgress,
     ) -> None:
         self._directory, self._options, self._variants = directory, options, variants
-        self._folder, self._tell = folder, tell
+        self._folder, self._on_progress = folder, on_progress
 
     def run(self, *, is_shipped: bool) -> dict[str, Any]:
         options = self._options
-        self._tell("opening the engines")
+        self._on_progress("opening the engines")
         engines, load_s = self._opened()
         with engines:
-            self._tell("rendering the clip")
+            self._on_progress("rendering the clip")
             clip = make_clip(
                 self._folder,
                 frames=1 + options.warmup + options.frames,
@@ -197,7 +197,7 @@ class _Measurement:
         }
 
     def _opened(self) -> tuple[EngineSet, list[float]]:
-        """The engines, and the seconds of opening them several times."""
+        """Open the engines several times; return the last ones and all seconds."""
         load_s: list[float] = []
         while True:
             begun = perf_counter()
@@ -210,15 +210,15 @@ class _Measurement:
             engines.close()
 
     def _runs(self, engines: EngineSet, clip: BenchmarkClip, objects: int) -> list[dict[str, Any]]:
-        """All figures for one number of objects: an entry for each variant."""
+        """Measure all figures for one number of objects; return one entry per variant."""
         labels = labels_of_objects(clip.labels, objects)
         mask = self._folder / f"first-{objects}.png"
         save_labels(mask, labels)
-        self._tell(f"K = {objects}: the networks alone, and the pipeline")
+        self._on_progress(f"K = {objects}: the networks alone, and the pipeline")
         in_memory = self._in_memory(engines, clip, labels)
         runs = []
         for variant in self._variants:
-            self._tell(f"K = {objects}, {variant.name}: from file to files")
+            self._on_progress(f"K = {objects}, {variant.name}: from file to files")
             wall = self._wall(clip, mask, variant, f"out-{objects}-{variant.name}")
             runs.append(
                 {
@@ -236,7 +236,7 @@ class _Measurement:
     def _in_memory(
         self, engines: EngineSet, clip: BenchmarkClip, labels: UInt8Array
     ) -> dict[str, dict[str, Any]]:
-        """The networks and every pipeline, frame by frame in turn, whose turn it is first too."""
+        """Measure networks and pipelines interleaved, in rotating order."""
         warmup, threads = self._options.warmup, self._options.threads
         networks = {
             roles: NetworkFigure(

@@ -1,6 +1,7 @@
-"""The two figures of a benchmark that need no file: the networks alone, and the pipeline.
+"""Measure networks, pipelines, and runs from file to files for a benchmark.
 
-Both are taken frame by frame in turn, so that whatever else the machine does meets them alike.
+Networks and pipelines run interleaved, frame by frame, so that other load on the machine affects
+them equally. A run from file to files has a process to itself.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ Inputs = Mapping[str, Float32Array]
 
 
 class NetworkFigure:
-    """The networks alone: each engine on inputs that do not change.
+    """Measure the networks without the other stages, on fixed inputs.
 
     Args:
         engines: Open engines.
-        options: In force; they decide the size and the crops of the inputs.
-        frames: (H, W, 3) uint8 RGB, at least two: the inputs are made of the first two.
-        labels: (H, W) uint8 of the first.
-        one_by_one: Networks that run once for each object, since each object has its own.
+        options: Options of the pipeline, for the size and the crops of the inputs.
+        frames: (H, W, 3) uint8 RGB, at least two. The inputs are computed from the first two.
+        labels: (H, W) uint8 of the first frame.
+        one_by_one: Fine-tuned networks, which run once per object.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class NetworkFigure:
         self._seconds: dict[Role, list[float]] = {role: [] for role in self._inputs}
 
     def step(self, rgb: UInt8Array | None = None) -> None:
-        """Run every engine as often as a frame needs it, whatever the frame."""
+        """Run each engine as often as one frame needs it; ``rgb`` is not used."""
         for role, batches in self._inputs.items():
             run = self._engines.engines[role].run
             begun = perf_counter()
@@ -76,11 +77,11 @@ class NetworkFigure:
             self._seconds[role].append(perf_counter() - begun)
 
     def as_json(self, *, warmup: int, every_frame: Sequence[Role]) -> dict[str, Any]:
-        """The engine-only figure.
+        """Return the engine-only figure.
 
         Args:
-            warmup: Steps that do not count.
-            every_frame: The roles that run in every frame and make up ``fps`` and ``frame``.
+            warmup: First steps, which are left out.
+            every_frame: The roles that run in each frame; ``fps`` and ``frame`` are their sum.
         """
         seconds = {role: values[warmup:] for role, values in self._seconds.items()}
         counted = [role for role in seconds if role in every_frame]
@@ -95,10 +96,10 @@ class NetworkFigure:
 
 
 class PipelineFigure:
-    """The pipeline with its frames in memory.
+    """Measure a pipeline with its frames in memory.
 
     Args:
-        pipeline: Open; it stays open.
+        pipeline: An open pipeline. The caller closes it.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -110,13 +111,13 @@ class PipelineFigure:
         self._states: list[list[str]] = []
 
     def start(self, rgb: UInt8Array, labels: UInt8Array) -> None:
-        """The first frame, see :meth:`mpn.runtime.pipeline.Pipeline.start`."""
+        """Run the first frame, see :meth:`mpn.runtime.pipeline.Pipeline.start`."""
         begun = perf_counter()
         self._start_stage_s = self._pipeline.start(rgb, labels).timings
         self._start_s = perf_counter() - begun
 
     def step(self, rgb: UInt8Array) -> None:
-        """A further frame, see :meth:`mpn.runtime.pipeline.Pipeline.step`."""
+        """Run the next frame, see :meth:`mpn.runtime.pipeline.Pipeline.step`."""
         begun = perf_counter()
         result = self._pipeline.step(rgb)
         self._frame_s.append(perf_counter() - begun)
@@ -124,15 +125,15 @@ class PipelineFigure:
         self._states.append([track.state for track in result.tracks])
 
     def roles_of_every_frame(self, *, warmup: int) -> tuple[Role, ...]:
-        """The networks without which no frame went, ``warmup`` steps aside."""
+        """Return the networks that ran in each frame after the first ``warmup`` steps."""
         counted = self._stage_s[warmup:]
         return tuple(role for role in ROLES if all(role in stages for stages in counted))
 
     def as_json(self, *, warmup: int) -> dict[str, Any]:
-        """The pipeline figure; ``warmup`` steps do not count."""
+        """Return the pipeline figure without the first ``warmup`` steps."""
         frame_s, stage_s = self._frame_s[warmup:], self._stage_s[warmup:]
         states = [state for frame in self._states[warmup:] for state in frame]
-        # In the order in which a frame meets them; a stage may be missing in some frames.
+        # In the order of the pipeline; a stage may be missing in some frames.
         names = dict.fromkeys(name for stages in stage_s for name in stages)
         return {
             "fps": fps_from_seconds(frame_s),
@@ -151,7 +152,7 @@ def _fixed_inputs(
     labels: UInt8Array,
     one_by_one: Sequence[Role],
 ) -> dict[Role, list[Inputs]]:
-    """For each open engine the inputs of its runs in one frame, made as the pipeline makes them."""
+    """Compute the inputs of each engine for one frame, as the pipeline does."""
     manifest = engines.manifest
     working_hw = working_size_hw((labels.shape[0], labels.shape[1]), options.size)
     previous, current = (resize_rgb(rgb, working_hw) for rgb in frames[:2])
@@ -177,7 +178,7 @@ def _fixed_inputs(
     )
     crops = np.concatenate((packed, packed[..., ::-1])) if options.flip_tta else packed
     groups = [crops]
-    if "propagation" in one_by_one:  # each object's own, mirrored or not
+    if "propagation" in one_by_one:  # per object: the crop and, with flip TTA, the flipped crop
         groups = [crops[k :: len(packed)] for k in range(len(packed))]
     most = manifest.max_objects
     inputs["propagation"] = [
@@ -199,13 +200,13 @@ def _fixed_inputs(
 
 @dataclass(frozen=True)
 class WallRun:
-    """One run, timed from outside.
+    """The times of one run from file to files.
 
     Attributes:
         report: Its run.json.
-        done_s: When each frame was through the pipeline, in seconds from the call on.
-        total_s: When everything was written and closed.
-        peak_memory_mib: Of the process, see :func:`peak_memory_mib`.
+        done_s: Time at which each frame left the pipeline, in seconds since the call.
+        total_s: Time at which all files were written and closed.
+        peak_memory_mib: Peak memory of the process, see :func:`peak_memory_mib`.
     """
 
     report: Mapping[str, Any]
@@ -214,18 +215,19 @@ class WallRun:
     peak_memory_mib: float | None
 
     def as_json(self, *, warmup: int) -> dict[str, Any]:
-        """The wall figure.
+        """Return the wall figure.
 
-        ``until_first_mask_ms`` (from the call on, video and engines opened; ``adapt_ms`` of it for
-        fine-tuning) and ``first_step_ms`` are what a run pays before it is warm.
+        ``until_first_mask_ms`` and ``first_step_ms`` are the cost of the start.
+        ``until_first_mask_ms`` includes opening the video and the engines, and ``adapt_ms`` of
+        fine-tuning.
 
         Args:
-            warmup: Frames after the first that do not count in ``fps`` and ``frame``; ``stages``
-                counts all, and ``whole_run`` the opening of video and engines too.
+            warmup: Frames after the first that are left out of ``fps`` and ``frame``. ``stages``
+                includes all frames; ``whole_run`` also includes opening the video and the engines.
         """
         done_s = self.done_s[warmup:]
         frame_s = [later - earlier for earlier, later in pairwise(done_s)]
-        # Writers run behind the pipeline: what they still had to do belongs to these frames.
+        # Writers run concurrently and end after the pipeline: this time belongs to the frames too.
         behind_s = self.total_s - done_s[-1]
         report = self.report
         return {
@@ -249,10 +251,10 @@ def run_wall(request: RunRequest) -> WallRun:
     """Run a video in this process and time it.
 
     Args:
-        request: What to run; at least two frames.
+        request: The run, with at least two frames.
 
     Raises:
-        MpnError: As :func:`mpn.runtime.session.session.run_video` does.
+        MpnError: See :func:`mpn.runtime.session.session.run_video`.
     """
     done_s: list[float] = []
     begun = perf_counter()
@@ -261,26 +263,26 @@ def run_wall(request: RunRequest) -> WallRun:
 
 
 def run_wall_apart(request: RunRequest) -> WallRun:
-    """:func:`run_wall` in a new process, which ends with it.
+    """Call :func:`run_wall` in a new process, for a separate peak of memory.
 
     Raises:
-        EngineError: If the process dies.
-        MpnError: As :func:`run_wall` does.
+        EngineError: If the process ends unexpectedly.
+        MpnError: See :func:`run_wall`.
     """
     try:
         with process_pool(1) as pool:
             return pool.submit(run_wall, request).result()
     except BrokenProcessPool as error:
         raise EngineError(
-            "the process that ran the video ended before its time (out of memory?): use smaller "
+            "the process that ran the video ended unexpectedly (out of memory?): use smaller "
             "frames or fewer objects"
         ) from error
 
 
 def peak_memory_mib() -> float | None:
-    """Most memory that this process ever had resident, in MiB; None where it cannot be told."""
+    """Return the peak resident memory of this process in MiB; None if unknown."""
     try:
-        # Not getrusage: its peak survives exec, so that a child begins with its parent's.
+        # Not getrusage: its peak survives exec, so a child would start with its parent's peak.
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         peak_kib = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
         return round(int(peak_kib.split()[1]) / 1024, 1)
@@ -294,7 +296,7 @@ def peak_memory_mib() -> float | None:
 
 
 def _stage_ms(stage: Mapping[str, float]) -> dict[str, float]:
-    """A stage of run.json as :func:`mpn.runtime.bench.result.summary_ms` would tell it."""
+    """Convert a stage of run.json to the keys of ``summary_ms``."""
     return {
         "n": stage["frames"],
         **{f"{name}_ms": round(stage[f"{name}_s"] * 1e3, 3) for name in ("min", "median", "p95")},

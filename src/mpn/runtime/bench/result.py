@@ -1,9 +1,9 @@
-"""The one JSON format of every benchmark result, and the figures in it.
+"""Write benchmark results in one JSON format.
 
-Keys that each result has: ``schema``, ``benchmark`` (its name), ``machine`` and ``versions`` (as in
-run.json), ``backend``, ``engine``, ``frame_size_hw``, ``objects``, ``frames``, ``warmup``,
-``load_average_before`` and ``not_measured`` (docs/benchmarks.md); the rest is the benchmark's own.
-Times are in milliseconds, as :func:`summary_ms` says.
+Common keys: ``schema``, ``benchmark`` (its name), ``machine`` and ``versions`` (as in run.json),
+``backend``, ``engine``, ``frame_size_hw``, ``objects``, ``frames``, ``warmup``,
+``load_average_before`` and ``not_measured`` (docs/benchmarks.md). A benchmark adds other keys.
+Times are in milliseconds, see :func:`summary_ms`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ BENCHMARK_SCHEMA = 2
 
 
 def summary_ms(seconds: Iterable[float]) -> dict[str, float]:
-    """What is told of a series of times.
+    """Summarise a series of times.
 
     Args:
         seconds: At least one.
 
     Returns:
-        ``n``, how many there are, and ``min_ms``, ``median_ms`` and ``p95_ms``.
+        ``n``, the number of times, and ``min_ms``, ``median_ms`` and ``p95_ms``.
     """
     values_ms = np.array(list(seconds), np.float64) * 1e3
     median_ms, p95_ms = np.percentile(values_ms, [50, 95])
@@ -43,17 +43,17 @@ def summary_ms(seconds: Iterable[float]) -> dict[str, float]:
 
 
 def fps_from_seconds(seconds: Sequence[float]) -> float:
-    """Frames a second over all of them: their number by their sum, so that slow ones count."""
+    """Return frames per second: the number of times divided by their sum."""
     return round(len(seconds) / max(sum(seconds), 1e-9), 3)
 
 
 def load_average() -> float | None:
-    """Processes that wanted a core in the last minute, on average; None where nobody counts."""
+    """Return the load average of the last minute; None if the system has none."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def engine_facts(engines: EngineSet) -> dict[str, Any]:
-    """What ran: name and sizes of the engine directory, precision and digest of its engines."""
+    """Return name, sizes, precisions and digests of an engine directory."""
     manifest = engines.manifest
     return {
         "name": manifest.name,
@@ -81,12 +81,12 @@ def benchmark_document(
     *,
     more_versions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A result in the common format.
+    """Return a result in the common format.
 
     Args:
-        benchmark: Its name.
-        body: Its own keys.
-        more_versions: Of packages that the runtime does not know, for example torch.
+        benchmark: Name of the benchmark.
+        body: Its keys.
+        more_versions: Versions of packages that the runtime does not use, for example torch.
     """
     return {
         "schema": BENCHMARK_SCHEMA,
@@ -98,7 +98,7 @@ def benchmark_document(
 
 
 def check_result_path(path: Path) -> None:
-    """Raise OutputError unless a result can be written there: better now than after minutes."""
+    """Raise OutputError if no result can be written to a path."""
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder, give the name of a JSON file")
     folder = path.absolute().parent
@@ -110,7 +110,7 @@ def check_result_path(path: Path) -> None:
 
 
 def save_result(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a result, atomically; its folder is made.
+    """Write a result atomically and create its folder.
 
     Raises:
         OutputError: If it cannot be written.

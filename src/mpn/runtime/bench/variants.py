@@ -1,10 +1,14 @@
-"""The variants of a pipeline that a benchmark measures side by side: which stages are switched on.
+"""Select the variants of a pipeline that a benchmark compares, and its clip.
 
-A variant's name is ``plain`` (flow, warp, propagation, merge) or what is added to it, joined by
-``+``: ``osvos`` (in every frame, as in the paper, whatever the engines advise: OSVOS that runs for
-lost objects alone costs nothing until one is lost), ``crf``, ``osvos+crf``; with ``finetune``,
-which takes minutes, the networks that can be are fine-tuned on the first frame. ``default`` is what
-``mpn-run`` does with these engines, fine-tuning and all.
+The name of a variant is ``plain`` (flow, warp, propagation, merge) or the added stages, joined by
+``+``:
+
+* ``osvos``: OSVOS in each frame, as in the paper. The manifest's advice is not used, because OSVOS
+  only for lost objects is free until an object is lost.
+* ``crf``: DenseCRF.
+* ``finetune``: fine-tune the networks on the first frame if possible, which takes minutes.
+
+``default`` is the pipeline of ``mpn-run`` with these engines, including fine-tuning.
 """
 
 from __future__ import annotations
@@ -42,17 +46,17 @@ from mpn.types import UInt8Array
 PLAIN = "plain"
 DEFAULT = "default"
 ADDITIONS = ("osvos", "crf", "finetune")
-"""What a variant can add, in the order in which its name has it."""
+"""Stages that a variant can add, in the order of its name."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant.
+    """A variant of the pipeline.
 
     Attributes:
         name: See the module.
-        options: In force: what the variant says, and otherwise what the manifest advises.
-        finetune: How networks are fine-tuned; None: not at all.
+        options: The options of the variant, with the manifest's advice for all others.
+        finetune: Options of fine-tuning; None: no fine-tuning.
     """
 
     name: str
@@ -62,12 +66,12 @@ class Variant:
     def open_pipeline(
         self, engine_dir: Path, engines: EngineSet, threads: int | None = None
     ) -> Pipeline:
-        """A pipeline that shares its engines: closing it leaves them open.
+        """Open a pipeline on shared engines, which it does not close.
 
         Args:
-            engine_dir: Where the engines are from.
-            engines: Open; to be closed after the pipeline.
-            threads: Of fine-tuning.
+            engine_dir: Directory of the engines.
+            engines: Open engines. Close them after the pipeline.
+            threads: Threads of fine-tuning.
         """
         return pipeline_on_shared_engines(engine_dir, engines, self.options, self.finetune, threads)
 
@@ -76,7 +80,7 @@ class _SharedEngines(EngineSet):
     """Engines that several pipelines use."""
 
     def close(self) -> None:
-        """Leave them open."""
+        """Do nothing: the caller closes the engines."""
 
 
 def pipeline_on_shared_engines(
@@ -86,25 +90,25 @@ def pipeline_on_shared_engines(
     finetune: FinetuneOptions | None = None,
     threads: int | None = None,
 ) -> Pipeline:
-    """A pipeline that closes, with itself, the objects' own engines and no others.
+    """Open a pipeline that closes only the fine-tuned engines of its objects.
 
     Args:
-        engine_dir: Where the engines are from.
-        engines: Open; to be closed after the pipeline.
-        options: In force.
-        finetune: How networks are fine-tuned; None: not at all.
-        threads: Of fine-tuning.
+        engine_dir: Directory of the engines.
+        engines: Open engines. Close them after the pipeline.
+        options: Options of the pipeline, with all defaults filled in.
+        finetune: Options of fine-tuning; None: no fine-tuning.
+        threads: Threads of fine-tuning.
     """
     shared = _SharedEngines(**{f.name: getattr(engines, f.name) for f in fields(engines)})
     adapter = None
     if finetune is not None:
-        seen = options_affecting_weights(options)
-        adapter = ObjectFinetuner(engine_dir, shared, finetune, seen, threads=threads)
+        affecting = options_affecting_weights(options)
+        adapter = ObjectFinetuner(engine_dir, shared, finetune, affecting, threads=threads)
     return Pipeline(shared, options=options, adapter=adapter)
 
 
 def not_measured(engines: EngineSet, variants: Sequence[Variant]) -> list[str]:
-    """What a reader may look for in a result with these variants and not find, a line each."""
+    """List what a result with these variants does not contain, one line each."""
     manifest = engines.manifest
     missing = [
         "GPU (CUDA, TensorRT): the networks ran on the CPU"
@@ -114,19 +118,19 @@ def not_measured(engines: EngineSet, variants: Sequence[Variant]) -> list[str]:
     if "osvos" not in manifest.roles:
         missing.append("OSVOS: the engine directory has none")
     elif all(variant.options.osvos.mode == "off" for variant in variants):
-        missing.append("OSVOS: no variant with it was asked for")
+        missing.append("OSVOS: no variant with it was requested")
     if not any(variant.options.crf for variant in variants):
-        missing.append("DenseCRF: no variant with it was asked for")
+        missing.append("DenseCRF: no variant with it was requested")
     if not any(variant.finetune for variant in variants):
         why_not = why_not_finetuned(manifest, variants[-1].options)
-        missing.append(f"fine-tuning: {why_not or 'no variant with it was asked for'}")
+        missing.append(f"fine-tuning: {why_not or 'no variant with it was requested'}")
     if manifest.flow.source != ENGINE_SOURCE:
         missing.append(f"flow network: the flow is {manifest.flow.source}, a stage of the pipeline")
     return missing
 
 
 def check_variant_names(names: Sequence[str]) -> None:
-    """Raise InputError unless these are names of variants, each once."""
+    """Raise InputError if a name is no variant or is given twice."""
     for name in names:
         _additions(name)
     if not names or len(set(names)) < len(names):
@@ -138,15 +142,15 @@ def variants_of(
     names: Sequence[str] | None = None,
     finetune: FinetuneOptions | None = None,
 ) -> tuple[Variant, ...]:
-    """The variants asked for, or all that an engine directory can run without fine-tuning.
+    """Return the requested variants.
 
     Args:
-        manifest: Of the engine directory.
-        names: Names of variants; None for all.
-        finetune: How networks are fine-tuned, in variants that do it.
+        manifest: Manifest of the engine directory.
+        names: Names of variants; None: all that the directory can run, without fine-tuning.
+        finetune: Options of fine-tuning, for variants with it.
 
     Raises:
-        InputError: If a name is no variant's, is given twice, or needs an engine that is not there.
+        InputError: If a name is no variant, is given twice, or needs a missing engine.
         ManifestError: If the manifest's advice does not fit the options.
     """
     if names is None:
@@ -169,8 +173,8 @@ def _variant(name: str, manifest: Manifest, finetune: FinetuneOptions) -> Varian
     if "osvos" in additions:
         if "osvos" not in manifest.roles:
             raise InputError(
-                f"variant '{name}' needs OSVOS, which the engine directory '{manifest.name}' has "
-                "not: leave it out, or export OSVOS with the others"
+                f"variant '{name}' needs OSVOS, but the engine directory '{manifest.name}' has "
+                "none: leave it out, or export OSVOS with the others"
             )
         osvos = OsvosOptions(mode="blend", every=1)
     options = PipelineOptions(osvos=osvos, crf=crf).with_defaults(manifest.runtime_defaults)
@@ -194,16 +198,16 @@ def _additions(name: str) -> tuple[str, ...]:
 
 
 _MIN_AREA_PX = 16
-"""Of an object in the first frame: below it there is nothing to propagate."""
+"""Least area of an object in the first frame: smaller ones cannot be propagated."""
 
 
 @dataclass(frozen=True)
 class BenchmarkClip:
-    """The clip.
+    """The clip of a benchmark.
 
     Attributes:
         video: H.264 in an MP4.
-        frames: (H, W, 3) uint8 RGB each, decoded from the file: both hold the same pixels.
+        frames: (H, W, 3) uint8 RGB each, decoded from ``video``.
         labels: (H, W) uint8 of the first frame.
     """
 
@@ -216,12 +220,12 @@ def make_clip(folder: Path, *, frames: int, size_hw: tuple[int, int]) -> Benchma
     """Render the built-in clip into ``folder`` and read it back.
 
     Args:
-        folder: Where its files go.
-        frames: How many.
+        folder: Folder for its files.
+        frames: Number of frames.
         size_hw: (height, width), both even.
 
     Raises:
-        InputError: If the size is none that the clip can have.
+        InputError: If the clip cannot have this size.
         OutputError: If a file cannot be written.
     """
     paths = write_clip(folder, frames=frames, size_hw=size_hw)
@@ -231,35 +235,35 @@ def make_clip(folder: Path, *, frames: int, size_hw: tuple[int, int]) -> Benchma
 
 
 def labels_of_objects(labels: UInt8Array, objects: int) -> UInt8Array:
-    """Labels with exactly so many objects, the same for the same arguments.
+    """Return labels with a given number of objects; the result is deterministic.
 
-    Fewer: the first ones stay. More: the largest one is cut in two halves of equal area, across its
-    longer side, until there are enough.
+    For fewer objects, the first ones are kept. For more, the largest one is split into two halves
+    of equal area, across its longer side, until there are enough.
 
     Args:
         labels: (H, W) uint8 ids.
-        objects: How many are wanted.
+        objects: Number of objects.
 
     Returns:
         (H, W) uint8, ids 1 .. ``objects``.
 
     Raises:
-        InputError: If the objects are too small to be cut so often.
-        MaskError: If there is no object at all.
+        InputError: If the objects are too small to split.
+        MaskError: If there are no objects.
     """
-    wanted = np.zeros_like(labels)
+    result = np.zeros_like(labels)
     kept_ids = object_ids_from_labels(labels)[:objects]
     for new_id, object_id in enumerate(kept_ids, start=1):
-        wanted[labels == object_id] = new_id
+        result[labels == object_id] = new_id
     for new_id in range(len(kept_ids) + 1, objects + 1):
-        areas_px = np.bincount(wanted.ravel())[1:]
+        areas_px = np.bincount(result.ravel())[1:]
         if areas_px.max() < 2 * _MIN_AREA_PX:
             raise InputError(
                 f"the frame size {labels.shape[1]}x{labels.shape[0]} is too small for {objects} "
-                "objects: ask for fewer objects or larger frames"
+                "objects: use fewer objects or larger frames"
             )
-        rows, columns = np.nonzero(wanted == int(areas_px.argmax()) + 1)
+        rows, columns = np.nonzero(result == int(areas_px.argmax()) + 1)
         along = columns if np.ptp(columns) >= np.ptp(rows) else rows
         half = np.argsort(along, kind="stable")[len(along) // 2 :]
-        wanted[rows[half], columns[half]] = new_id
-    return wanted
+        result[rows[half], columns[half]] = new_id
+    return result

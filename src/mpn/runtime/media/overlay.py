@@ -1,4 +1,4 @@
-"""The masks over the video, as an H.264 file that every browser plays."""
+"""Write the video with its masks as an H.264 file for browsers."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from mpn.types import Frame, StepResult, UInt8Array
 
 DEFAULT_OPACITY = 0.5
 
-
 _ENCODER_THREADS = 2
-"""Enough for 1080p at the pace of the networks, and it leaves them the other cores."""
+"""Encodes 1080p as fast as the networks run, and leaves the other cores to them."""
 
 _KEY_FRAME_EVERY_S = 2
-"""So that dragging the time line in a browser is quick."""
+"""Keeps seeking in a browser fast."""
 
 _BT709: Final = 1
 _LIMITED_RANGE: Final = 1
-"""Codes of ISO/IEC 23091-2, as FFmpeg numbers them (AVCOL_SPC_BT709, AVCOL_RANGE_MPEG)."""
+"""Codes of ISO/IEC 23091-2 in FFmpeg's numbers (AVCOL_SPC_BT709, AVCOL_RANGE_MPEG)."""
 
 
 def _overlay_palette() -> UInt8Array:
-    """The DAVIS palette at full brightness: its first colours are too dark to see through."""
+    """Scale the DAVIS palette to full brightness: its first colours are too dark."""
     brightest = np.maximum(DAVIS_PALETTE.max(axis=1, keepdims=True), 1)
     palette: UInt8Array = (DAVIS_PALETTE * (255.0 / brightest)).round().astype(np.uint8)
     return palette
@@ -43,12 +42,12 @@ _OVERLAY_PALETTE = _overlay_palette()
 def draw_overlay(
     rgb: UInt8Array, labels: UInt8Array, *, opacity: float = DEFAULT_OPACITY
 ) -> UInt8Array:
-    """Tint each object in its colour and outline it.
+    """Tint and outline each object in its colour.
 
     Args:
         rgb: (H, W, 3) uint8.
         labels: (H, W) uint8 ids.
-        opacity: Of the tint, 0..1; the outline, one pixel inside the object, is opaque.
+        opacity: Opacity of the tint, 0..1. The outline is opaque, one pixel inside the object.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -57,15 +56,15 @@ def draw_overlay(
     x, y, width, height = cv2.boundingRect(labels)
     if width == 0:
         return drawn
-    # One pixel more, where the frame has one, so that the outline sees the background.
+    # One pixel larger if the frame allows it: the outline needs the neighbouring labels.
     window = (slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1))
     inside = np.ascontiguousarray(labels[window])
     colours = _OVERLAY_PALETTE[inside]
     tinted = cv2.addWeighted(drawn[window], 1 - opacity, colours, opacity, 0)
     target = np.ascontiguousarray(drawn[window])
     cv2.copyTo(tinted, (inside > 0).view(np.uint8), target)
-    # An outline pixel has another label within its 3x3 surroundings: grey erosion and dilation
-    # by a flat square are the smallest and largest label there.
+    # A pixel is on the outline if its 3x3 neighbourhood has another label. Grey erosion and
+    # dilation by a flat square are the smallest and the largest label of it.
     square = np.ones((3, 3), np.uint8)
     padded = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     edge = cv2.erode(padded, square) != cv2.dilate(padded, square)
@@ -75,18 +74,18 @@ def draw_overlay(
 
 
 class OverlayWriter:
-    """``overlay.mp4``: H.264, yuv420p, with the times of the source.
+    """Write ``overlay.mp4``: H.264, yuv420p, with the times of the source.
 
-    Sides that are odd are padded by repeating the last row or column, since 4:2:0 has none.
+    An odd height or width is padded with the last row or column, because 4:2:0 needs even sides.
 
     Args:
-        path: The file; it has this name only after :meth:`close`.
+        path: The file. It gets this name in :meth:`close`.
         size_hw: (height, width) of the frames.
         fps: Average frame rate, for the encoder's rate control.
-        time_base: Seconds of which every frame time is a multiple.
+        time_base: Unit in seconds; each frame time is a multiple of it.
 
     Raises:
-        OutputError: If the file cannot be created, or there is no encoder.
+        OutputError: If the file cannot be created or no encoder is available.
     """
 
     def __init__(
@@ -97,14 +96,14 @@ class OverlayWriter:
         self._first_pts_s: Fraction | None = None
         self._last_pts = -1
         encoder = h264_encoder()
-        with output_errors(path):  # PyAV would find out at the first packet only
+        with output_errors(path):  # PyAV would raise only at the first packet
             self._temporary = create_temporary(path)
         try:
             self._container = av.open(
                 str(self._temporary),
                 "w",
                 format="mp4",
-                # The index in front: a browser can start before it has the whole file.
+                # With the index at the front a browser starts before it has the whole file.
                 options={"movflags": "+faststart"},
             )
         except OSError as error:
@@ -126,7 +125,7 @@ class OverlayWriter:
         context.time_base = self._time_base
         context.thread_count = _ENCODER_THREADS
         context.gop_size = max(1, round(fps * _KEY_FRAME_EVERY_S))
-        # Said outright, because players guess from the size when it is not.
+        # Without these tags players choose the colour space by the frame size.
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
 
@@ -148,7 +147,10 @@ class OverlayWriter:
         self._encode(picture)
 
     def _next_pts(self, pts_s: Fraction) -> int:
-        """Time since the first frame in ticks; damaged sources repeat times, a file must not."""
+        """Return the time since the first frame in ticks, always increasing.
+
+        Damaged sources repeat times, which a file must not.
+        """
         if self._first_pts_s is None:
             self._first_pts_s = pts_s
         pts = round((pts_s - self._first_pts_s) / self._time_base)
@@ -162,10 +164,10 @@ class OverlayWriter:
             raise _overlay_error(self._path, error) from error
 
     def close(self) -> None:
-        """Finish the file and give it its name.
+        """Finish the file and rename it to its final name.
 
         Raises:
-            OutputError: If it cannot be finished; call :meth:`discard` then.
+            OutputError: If this fails. Call :meth:`discard` then.
         """
         self._encode(None)
         try:
@@ -180,7 +182,7 @@ class OverlayWriter:
         try:
             self._container.close()
         except (av.error.FFmpegError, OSError):
-            pass  # it goes away with what could not be written
+            pass  # the file is deleted anyway
         finally:
             self._temporary.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
-"""Where frames come from: one interface over files, folders of images, cameras and streams.
+"""Open videos: files, folders of images, cameras and network streams.
 
-Frames leave here upright, RGB, uint8 and all of one size, with their exact time; nothing that a
-container claims about its length is trusted.
+All frames are upright, RGB, uint8 and of one size, and have an exact time. The length in the header
+of a container is only a hint.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mpn.errors import InputError, VideoError
 from mpn.types import Frame
 
 DEFAULT_SEQUENCE_FPS = Fraction(24)
-"""Frame rate of a folder of images, which does not state one; DAVIS was published at 24."""
+"""Frame rate of a folder of images, which has none; DAVIS uses 24."""
 
 Decode = Literal["auto", "cpu", "nvdec"]
-"""Where video files are decoded; see :func:`mpn.runtime.media.video_nvdec.choose_decoder`."""
+"""Decoder of video files; see :func:`mpn.runtime.media.video_nvdec.choose_decoder`."""
 
 DECODERS: tuple[Decode, ...] = get_args(Decode)
 
@@ -31,23 +31,22 @@ _CAMERA = re.compile(r"^\d{1,3}$")
 
 
 class VideoSource(Closeable):
-    """Frames in presentation order, read once, with what is known about them beforehand.
+    """An iterator over the frames of a video in presentation order.
 
-    Open one with :func:`open_video`. The first frame is already decoded when the source is open, so
-    ``size_hw`` is a fact and an unreadable video fails early. Iterating twice is an error: open the
-    source again.
+    Open one with :func:`open_video`. Opening decodes the first frame, so ``size_hw`` is exact and
+    an unreadable video raises early. The frames can be read once; open the source again to repeat.
 
     Attributes:
-        name: Stem of the file or folder, or a name made for the camera or stream.
-        address: What was opened, for messages and reports: without a password.
-        size_hw: (height, width) in pixels of every frame, upright.
-        fps: Average frame rate; single frames keep their own time in ``Frame.pts_s``.
-        time_base: Seconds of which every ``Frame.pts_s`` is a multiple.
-        frame_count_hint: Frames to expect between start and end; for a progress bar only. None
-            where nothing is known.
-        is_live: Whether frames come as they happen (camera, stream), without a known end.
+        name: Stem of the file or folder, or a name for the camera or stream.
+        address: The address for messages and reports, without a password.
+        size_hw: (height, width) in pixels of all frames, upright.
+        fps: Average frame rate; ``Frame.pts_s`` is the exact time of each frame.
+        time_base: Unit in seconds; each ``Frame.pts_s`` is a multiple of it.
+        frame_count_hint: Estimated number of frames from start to end, only for progress bars;
+            None if unknown.
+        is_live: Whether this is a camera or stream, without a known end.
         decoder: ``"cpu"`` or ``"nvdec"``.
-        decoder_note: Why ``decode="auto"`` did not take NVDEC on a GPU; empty otherwise.
+        decoder_note: The reason if ``decode="auto"`` does not use NVDEC on a GPU; otherwise empty.
     """
 
     decoder = "cpu"
@@ -75,7 +74,7 @@ class VideoSource(Closeable):
 
     @property
     def first_frame(self) -> Frame:
-        """The frame that iteration will deliver first; looking at it does not consume it.
+        """The first frame of the iteration; reading it does not consume it.
 
         Raises:
             VideoError: If the iteration has begun.
@@ -88,8 +87,8 @@ class VideoSource(Closeable):
         """Iterate over the frames.
 
         Raises:
-            VideoError: If a frame cannot be decoded or has another size; the frames before it have
-                been delivered.
+            VideoError: If a frame cannot be decoded or has another size, after all frames before
+                it.
         """
         first = self.first_frame
         self._first = None
@@ -104,11 +103,11 @@ class VideoSource(Closeable):
 
     @abstractmethod
     def _frames_after_first(self) -> Iterator[Frame]:
-        """Deliver the other frames, up to the end that was asked for."""
+        """Yield the frames after the first one, up to the requested end."""
 
     @abstractmethod
     def _release(self) -> None:
-        """Give back what the source holds open; called once or more."""
+        """Close files and connections; may be called again."""
 
     def close(self) -> None:
         """Release the source. A second call does nothing."""
@@ -141,22 +140,22 @@ def open_video(
         source: A file; a folder of images, in natural order (``2.jpg`` before ``10.jpg``); a
             pattern (``shots/%05d.jpg``); a camera index (``"0"``); an ``rtsp://`` or ``http://``
             address.
-        start: Index of the first frame to deliver, counted from 0. A file is decoded up to it,
-            since seeking is not exact to the frame in every container.
+        start: Index of the first frame, from 0. A file is decoded up to it, because seeking is not
+            exact in all containers.
         end: Index of the frame to stop before (half-open).
         fps: Frame rate of a folder or pattern of images; :data:`DEFAULT_SEQUENCE_FPS` if None.
-            Videos, cameras and streams state their own and refuse this.
+            Raises for videos, cameras and streams, which have a frame rate.
         decode: ``"cpu"``; ``"nvdec"``: on GPU ``device``, whose frames are arrays in its memory;
             ``"auto"``: NVDEC if ``device`` is given and NVDEC can decode the file.
         device: Index of the GPU that uses the frames.
 
     Returns:
-        A source to close, or to use in a ``with`` block.
+        The open source, to be closed by the caller.
 
     Raises:
         InputError: If ``start``, ``end`` or ``fps`` are out of range, or NVDEC cannot be used.
         MissingExtraError: If ``decode`` is ``"nvdec"`` and PyNvVideoCodec is not installed.
-        VideoError: If there is no such source, or it holds no frame that can be decoded.
+        VideoError: If the source does not exist or no frame can be decoded.
     """
     video = _opened(source, start=start, end=end, fps=fps)
     if decode == "cpu":
@@ -176,7 +175,7 @@ def _opened(
     text = str(source)
     first, last = _check_range(start, end)
     path = Path(text)
-    # An existing file named "0" or "a%d.mp4" is that file; only then is the text looked into.
+    # An existing file named "0" or "a%d.mp4" is a file, not a camera or a pattern.
     if path.is_dir() or (not path.exists() and "%" in path.name and not _URL.match(text)):
         from mpn.runtime.media.video_images import (
             ImageSequence,
@@ -226,7 +225,7 @@ def _opened(
 
 
 def redacted(address: str) -> str:
-    """The address without user and password, for messages and reports."""
+    """Remove user and password from an address, for messages and reports."""
     if not _URL.match(address):
         return address
     parts = urlsplit(address)
@@ -236,7 +235,7 @@ def redacted(address: str) -> str:
 
 
 def start_beyond_end(address: str, start: int, count: int) -> VideoError:
-    """The error for a ``start`` that the video does not reach."""
+    """Return the error for a ``start`` after the last frame."""
     return VideoError(
         f"{address} has {count} frame{'' if count == 1 else 's'}, numbered from 0: "
         f"cannot start at frame {start}"

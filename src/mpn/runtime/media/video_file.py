@@ -1,4 +1,4 @@
-"""Frames from anything FFmpeg can open: a file, a camera, a network stream."""
+"""Decode files, cameras and network streams with FFmpeg."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ _MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
 
 
 def is_truncated(path: Path) -> bool:
-    """Whether the file is shorter than its top-level structure announces.
+    """Return whether a file is shorter than the sizes in its headers require.
 
     Reads MP4/MOV boxes (ISO/IEC 14496-12, 4.2), the Matroska/WebM segment size (RFC 8794) and the
-    RIFF size of AVI; any other format, and a size left open as in a live recording, is False.
+    RIFF size of AVI. Returns False for other formats and for an unknown size, as in a live
+    recording.
 
     Args:
-        path: The file; anything that is not one is False.
+        path: The file; the result is False if it cannot be read.
     """
     try:
         length = path.stat().st_size
@@ -52,7 +53,7 @@ def is_truncated(path: Path) -> bool:
 
 
 def _mp4_end(file: BinaryIO, length: int) -> int | None:
-    """Where the last top-level box ends; None if it is open-ended."""
+    """Return the end of the last top-level box; None if it is open-ended."""
     position = 0
     while position + 8 <= length:
         file.seek(position)
@@ -67,7 +68,7 @@ def _mp4_end(file: BinaryIO, length: int) -> int | None:
 
 
 def _matroska_end(file: BinaryIO) -> int | None:
-    """Where the segment ends; None if its size is unknown or it does not follow the header."""
+    """Return the end of the segment; None if it is unknown or not after the header."""
     file.read(4)
     header_size = _ebml_size(file)
     if header_size is None:
@@ -80,7 +81,10 @@ def _matroska_end(file: BinaryIO) -> int | None:
 
 
 def _ebml_size(file: BinaryIO) -> int | None:
-    """A variable-length size: leading zero bits count its bytes; all ones mean unknown."""
+    """Read a variable-length size; None if it is unknown (all ones).
+
+    The number of leading zero bits is the number of further bytes.
+    """
     first = file.read(1)
     if not first or first[0] == 0:
         return None
@@ -94,20 +98,20 @@ def _ebml_size(file: BinaryIO) -> int | None:
 
 _OPEN_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 10.0
-"""Of a camera or network stream: a read that waits longer ends the video instead of hanging."""
+"""For cameras and network streams: a longer wait ends the video."""
 
 _FALLBACK_FPS = Fraction(25)
-"""For raw streams that state no rate; FFmpeg assumes the same."""
+"""For raw streams without a rate; FFmpeg uses the same value."""
 
 _MAX_BAD_PACKETS = 250
-"""Packets in a row that a live stream may lose (ten seconds at 25 fps) before it has ended."""
+"""Consecutive bad packets (ten seconds at 25 fps) after which a live stream ends."""
 
 _DISPLAY_MATRIX_ONE = 1 << 16
 """The display matrix holds 16.16 fixed-point numbers (ISO/IEC 14496-12, 6.2.2)."""
 
 
 def camera_address(index: int) -> tuple[str, str]:
-    """FFmpeg's device name and input format of camera ``index`` on this operating system."""
+    """Return FFmpeg's device name and input format of camera ``index``."""
     if sys.platform == "darwin":
         return (f"{index}:none", "avfoundation")
     if sys.platform == "win32":
@@ -116,15 +120,15 @@ def camera_address(index: int) -> tuple[str, str]:
 
 
 class VideoStream(VideoSource):
-    """Frames from an FFmpeg input. Use :func:`mpn.runtime.media.video.open_video`.
+    """Frames of an FFmpeg input. Use :func:`mpn.runtime.media.video.open_video`.
 
-    A video that is damaged or cut short delivers every whole frame and then raises VideoError.
-    Frames are never skipped in a file, since their numbers name the masks; a live stream goes on
-    after a bad packet.
+    The iteration over a damaged or truncated video yields all complete frames and then raises
+    VideoError. A file never skips frames, because their numbers are the names of the masks. A live
+    stream continues after a bad packet.
 
     Args:
-        url: What FFmpeg opens.
-        address: The same for messages and reports, without a password.
+        url: The address for FFmpeg.
+        address: The address for messages and reports, without a password.
         name: Name for outputs.
         container_format: FFmpeg's input format for devices; None to detect it.
         is_live: Camera or stream.
@@ -168,17 +172,17 @@ class VideoStream(VideoSource):
 
     @property
     def path(self) -> Path:
-        """The file; not a file if this is a camera or a network stream."""
+        """The path of the file; not a file for a camera or a network stream."""
         return Path(self._url)
 
     @property
     def end(self) -> int | None:
-        """Index of the frame to stop before; None: the end of the video."""
+        """Index of the frame to stop before; None: no limit."""
         return self._end
 
     @property
     def is_rotated(self) -> bool:
-        """Whether stored frames are turned or mirrored before they are delivered."""
+        """Whether stored frames have to be rotated or flipped."""
         return self._orientation != _Orientation()
 
     def _release(self) -> None:
@@ -205,12 +209,12 @@ class VideoStream(VideoSource):
 
     def _frames_after_first(self) -> Iterator[Frame]:
         count = None if self._end is None else self._end - self._start - 1
-        # What lies behind the end was not asked for, so damage there is no error.
+        # Damage after the requested end must not raise.
         return islice(self._pending, count)
 
     def _decode(self) -> Generator[Frame, None, None]:
-        """Every frame from 0; VideoError where decoding stops before the video does."""
-        held: Any = None  # a damaged frame counts only if the video goes on behind it
+        """Yield all frames from 0; raise VideoError if decoding stops before the end."""
+        held: Any = None  # a damaged frame is used only if another frame is after it
         damage: BaseException | None = None
         try:
             for decoded in self._decode_packets():
@@ -246,10 +250,10 @@ class VideoStream(VideoSource):
                 frames = packet.decode()
             except av.error.InvalidDataError:
                 bad_in_a_row += 1
-                # Recordings often begin between two key frames: nothing can be decoded yet.
+                # Recordings often start between two key frames, and no packet can be decoded yet.
                 if (self._live or self._decoded == 0) and bad_in_a_row <= _MAX_BAD_PACKETS:
                     continue
-                # The decoder's threads still hold whole frames from before the bad packet.
+                # The decoder threads still hold complete frames from before the bad packet.
                 yield from self._flush()
                 raise
             bad_in_a_row = 0
@@ -271,8 +275,8 @@ class VideoStream(VideoSource):
         self._decoded += 1
         # Frames before the start are decoded but need no pixels.
         if index == 0:
-            # Once: PyAV's side data and its frame refer to each other, so asking every frame keeps
-            # them all until the garbage collector comes by (12 MB each at 4K).
+            # Once: PyAV's side data and its frame refer to each other. Reading it for each frame
+            # would keep all frames until the next garbage collection (12 MB each at 4K).
             self._orientation = _orientation(decoded, self._shown)
         rgb = (
             _upright(decoded.to_ndarray(format="rgb24"), self._orientation)
@@ -301,7 +305,10 @@ def _open_container(url: str, address: str, container_format: str | None, is_liv
 
 
 def _open_reason(path: Path, error: Exception) -> str:
-    """Why a file did not open; names the cut MP4, whose index is at its end, by its first bytes."""
+    """Return the reason why a file cannot be opened.
+
+    A truncated MP4, which has lost the index at its end, is recognised by its first bytes.
+    """
     if isinstance(error, av.error.InvalidDataError):
         try:
             with path.open("rb") as file:
@@ -328,7 +335,7 @@ def _video_stream(container: Any, address: str) -> Any:
 
 
 def _frame_rate(stream: Any) -> Fraction:
-    """The exact average rate, else what FFmpeg guesses from the time stamps."""
+    """Return the exact average rate, or FFmpeg's estimate from the time stamps."""
     for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
         if rate:
             return Fraction(rate)
@@ -337,7 +344,7 @@ def _frame_rate(stream: Any) -> Fraction:
 
 @dataclass(frozen=True)
 class _Orientation:
-    """How to show stored pixels: first transposed, then flipped."""
+    """The conversion of stored pixels to upright ones: transpose, then flip."""
 
     is_transposed: bool = False
     flip_x: bool = False
@@ -345,7 +352,7 @@ class _Orientation:
 
 
 def _orientation(decoded: Any, address: str) -> _Orientation:
-    """What the display matrix asks for: the quarter turns and mirrorings that phones record."""
+    """Read the display matrix: quarter turns and flips, as phones record them."""
     # By key: iterating gives entries in PyAV up to 18 and their types from 19 on.
     entry = decoded.side_data.get(SideDataType.DISPLAYMATRIX)
     if entry is None:
@@ -358,7 +365,7 @@ def _orientation(decoded: Any, address: str) -> _Orientation:
     if a == d == 0 and abs(b) == abs(c) == _DISPLAY_MATRIX_ONE:
         return _Orientation(is_transposed=True, flip_x=c < 0, flip_y=b < 0)
     raise VideoError(
-        f"{address} asks for a rotation that is no quarter turn (display matrix {a} {b} {c} {d}"
+        f"{address} has a rotation that is no quarter turn (display matrix {a} {b} {c} {d}"
         " / 65536): re-encode it upright"
     )
 
@@ -371,6 +378,6 @@ def _upright(rgb: UInt8Array, orientation: _Orientation) -> UInt8Array:
 
 
 def _reason(error: BaseException) -> str:
-    """FFmpeg's message without the number and the address (which may hold a password)."""
+    """Return FFmpeg's message without number and address (it may hold a password)."""
     text = getattr(error, "strerror", None) or str(error)
     return re.sub(r"^\[Errno -?\d+\] ", "", str(text)).split(": '")[0]

@@ -1,4 +1,4 @@
-"""Frames from image files: a folder, or a printf pattern."""
+"""Read the frames of a folder of images or of a printf pattern."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ _TRANSPOSED = frozenset({5, 6, 7, 8})
 
 
 def images_from_folder(folder: Path) -> list[Path]:
-    """The image files of a folder in natural order; hidden and other files are left out.
+    """List the images of a folder in natural order, without hidden files.
 
     Raises:
-        VideoError: If there is none, or two differ only in their ending (two masks of one name).
+        VideoError: If there are no images, or two differ only in their suffix: their masks would
+            have one name.
     """
     try:
         files = [path for path in folder.iterdir() if path.is_file()]
@@ -56,10 +57,10 @@ def images_from_folder(folder: Path) -> list[Path]:
 
 
 def images_from_pattern(pattern: Path) -> list[Path]:
-    """The files of a printf pattern (``shot/%05d.jpg``), from the lowest number that exists.
+    """List the files of a printf pattern (``shot/%05d.jpg``), from the lowest number.
 
     Raises:
-        VideoError: If the pattern is malformed, matches no file, or a number is missing in between.
+        VideoError: If the pattern is malformed, matches no file, or a number is missing.
     """
     fields = list(_PRINTF.finditer(pattern.name))
     if len(fields) != 1 or pattern.name.count("%") != 1:
@@ -87,13 +88,13 @@ def images_from_pattern(pattern: Path) -> list[Path]:
             missing = f"{prefix}{number + 1:0{digits}d}{suffix}"
             raise VideoError(
                 f"{pattern.parent / missing} is missing ({found[following].name} exists): "
-                "a pattern needs every number; give the folder to use whatever files there are"
+                "a pattern needs every number; give the folder to use all files in it"
             )
     return [found[number] for number in numbers]
 
 
 def natural_key(name: str) -> tuple[Any, ...]:
-    """Sort key that counts: ``f2`` before ``f10``, and a fixed order for ``f2`` and ``f02``."""
+    """Return a key for natural order: ``f02``, ``f2``, ``f10``."""
     parts = _NUMBER.split(name)
     parts[1::2] = [f"{int(digits):020d}" for digits in parts[1::2]]
     return (parts, name)
@@ -102,11 +103,11 @@ def natural_key(name: str) -> tuple[Any, ...]:
 def load_rgb(path: Path) -> UInt8Array:
     """Read an image as (H, W, 3) uint8 RGB, upright.
 
-    The EXIF orientation is applied, so a mask has to be drawn on the upright picture. Gray becomes
-    three equal channels, 16 bits become 8, palettes are resolved, alpha is dropped.
+    The EXIF orientation is applied: masks must have the upright orientation too. Gray becomes three
+    equal channels, 16 bits become 8, palettes are resolved, alpha is dropped.
 
     Raises:
-        VideoError: If the file is missing, damaged, cut short, or holds floating-point pixels.
+        VideoError: If the file is missing, damaged, truncated, or has floating-point pixels.
     """
     try:
         with Image.open(path) as image:
@@ -117,19 +118,18 @@ def load_rgb(path: Path) -> UInt8Array:
                 return np.repeat(gray[:, :, None], 3, axis=2)
             if upright.mode == "F":
                 raise VideoError(f"{path} holds floating-point pixels: save it as 8 or 16 bits")
-            # np.array, not asarray: a frame must own writable, contiguous memory.
+            # np.array, not asarray: frames are writable and contiguous.
             return np.array(upright.convert("RGB"), dtype=np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VideoError(f"{path} cannot be read as an image: {_reason(error)}") from error
 
 
 class ImageSequence(VideoSource):
-    """Frames from image files. Use :func:`mpn.runtime.media.video.open_video`.
+    """Frames of image files. Use :func:`mpn.runtime.media.video.open_video`.
 
     Args:
         address: The folder or pattern, for messages.
-        paths: The files in order; all headers are read here, so that a folder of mixed sizes is
-            refused before any work.
+        paths: The files in order. All headers are read at once, so that mixed sizes raise early.
         start: Index of the first frame.
         end: Index to stop before; None for all.
         fps: Frame rate.
@@ -170,7 +170,7 @@ def _load_frame(path: Path, index: int, fps: Fraction) -> Frame:
 
 
 def _check_one_size(paths: Sequence[Path]) -> None:
-    """Raise VideoError naming the first file whose header says another size than the first's."""
+    """Raise VideoError with the first file that differs in size from the first one."""
     first_hw = _header_size_hw(paths[0])
     for path in paths[1:]:
         size_hw = _header_size_hw(path)
@@ -185,7 +185,7 @@ def _header_size_hw(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            # Pillow would decode a whole PNG to look for EXIF behind the pixels.
+            # Pillow would decode a whole PNG to find EXIF data after the pixels.
             has_exif = image.format != "PNG" or "exif" in image.info
             if has_exif and image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED:
                 return (width, height)
@@ -195,7 +195,7 @@ def _header_size_hw(path: Path) -> tuple[int, int]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file could not be read, without repeating its path."""
+    """Return the reason why a file cannot be read, without its path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if "cannot identify" in str(error):

@@ -1,9 +1,9 @@
 """Decode a video file on the GPU with NVDEC, through NVIDIA's PyNvVideoCodec.
 
-No GPU has run this yet: the tests use a fake of the package.
+Not yet tested on a GPU: the tests use a fake of the package.
 
-The demuxer of FFmpeg gives the time stamps. The colours are those of PyNvVideoCodec, which may
-differ from FFmpeg's by a few levels, so masks are close to those of the CPU decoder, not identical.
+The time stamps come from FFmpeg's demuxer. The colours of PyNvVideoCodec may differ from FFmpeg's
+by a few levels, so the masks are close to those of the CPU decoder, not identical.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REORDERED_PACKETS = 40
 """Packets to sort by time: H.264 and HEVC reorder at most 16 frames, of up to two packets each."""
 
 _HELD_FRAMES = 3
-"""Frames that stay allocated behind the newest one: a pipeline reads the current and next one."""
+"""Frames that stay allocated: a pipeline reads the current and the next one."""
 
 
 class DeviceMemory(Protocol):
@@ -52,7 +52,7 @@ class DeviceMemory(Protocol):
 
 
 class DeviceFrame:
-    """A frame in device memory, with the attributes of a NumPy array that a pipeline reads.
+    """A frame in device memory with the NumPy attributes that a pipeline reads.
 
     Args:
         array: (H, W, 3) uint8 RGB, with ``__cuda_array_interface__``.
@@ -69,22 +69,22 @@ class DeviceFrame:
 
     @property
     def __cuda_array_interface__(self) -> Any:
-        """Version 3 of the interface."""
+        """The array interface, version 3."""
         return self._array.__cuda_array_interface__
 
 
 class NvdecVideo(VideoSource):
-    """The frames of a video file, decoded on the GPU. Use :func:`choose_decoder`.
+    """Frames of a video file, decoded on the GPU. Use :func:`choose_decoder`.
 
-    Sizes, times and ``first_frame`` are those of the opened file. The iteration delivers the first
+    Sizes, times and ``first_frame`` are those of the opened file. The iteration yields the first
     frame, which the pipeline starts from, as a host array and each later one as a
-    :class:`DeviceFrame`. Each frame has memory of its own and stays valid as long as it is held.
+    :class:`DeviceFrame`. Frames do not share memory and stay valid while they are referenced.
 
     Args:
-        stream: The opened file, which is closed with this.
+        stream: The opened file; :meth:`close` closes it.
         device: Index of the GPU.
         copy_to_host: Copy each frame to the host too, for :meth:`host_frame`.
-        open_memory: Opens the memory of a GPU, called in the thread that iterates.
+        open_memory: Opens the memory of a GPU. Called in the iterating thread.
 
     Raises:
         MissingExtraError: If PyNvVideoCodec is not installed.
@@ -148,7 +148,7 @@ class NvdecVideo(VideoSource):
             yield self._check_size(self.host_frame(frame) if index == first.index else frame)
 
     def host_frame(self, frame: Frame) -> Frame:
-        """See :meth:`VideoSource.host_frame`; unchanged if frames are not copied to the host."""
+        """See :meth:`VideoSource.host_frame`; unchanged without ``copy_to_host``."""
         if isinstance(frame.rgb, DeviceFrame) and frame.rgb.host is not None:
             return replace(frame, rgb=frame.rgb.host)
         return frame
@@ -195,13 +195,13 @@ def choose_decoder(
     copy_to_host: bool = False,
     open_memory: Callable[[int], DeviceMemory] | None = None,
 ) -> VideoSource:
-    """Return the source that decodes an opened video as ``decode`` says.
+    """Return the source that decodes an opened video with the given decoder.
 
     Args:
         video: Opened with the CPU decoder, not iterated.
-        decode: ``"cpu"``; ``"nvdec"``; ``"auto"``: NVDEC if the pipeline works on a GPU,
-            PyNvVideoCodec is installed and NVDEC decodes the file, else the CPU.
-        device: Index of the GPU that the pipeline works on; None: on the host.
+        decode: ``"cpu"``; ``"nvdec"``; ``"auto"``: NVDEC if the pipeline runs on a GPU,
+            PyNvVideoCodec is installed and NVDEC supports the file, else the CPU.
+        device: Index of the GPU of the pipeline; None: it runs on the host.
         copy_to_host: Whether :meth:`VideoSource.host_frame` is called for each frame.
         open_memory: Opens the memory of a GPU; default: with cuda-core.
 
@@ -233,7 +233,7 @@ def choose_decoder(
 
 
 def device_of(pipeline: Any) -> int | None:
-    """Return the index of the GPU that a pipeline works on; None if it works on the host."""
+    """Return the index of the GPU of a pipeline; None if it runs on the host."""
     engines = getattr(pipeline, "engines", None)
     if engines is None or engines.backend == "cpu":
         return None
@@ -251,7 +251,7 @@ def _why_not(video: VideoSource, device: int | None) -> str | None:
 
 
 def _packet_times(path: Path) -> Iterator[Fraction]:
-    """Yield the presentation time of each frame of a file in seconds, in order, from its packets.
+    """Yield the presentation times of a file's frames in seconds, in order.
 
     Raises:
         VideoError: If the file cannot be read, or its packets have no times.

@@ -1,7 +1,7 @@
-"""What a run leaves behind, one writer a kind of file.
+"""Write the results of a run: masks, probabilities, tracks and RLE.
 
-Each writer is fed every frame in order. A file that grows over the run carries ``.partial`` in its
-name until :meth:`Writer.close`; files of one frame are written whole or not at all.
+Each writer gets all frames in order. A file that grows during the run has ``.partial`` in its name
+until :meth:`Writer.close`. Files of one frame are written atomically.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _DIFFERENCE_FROM = 3
 
 
 def counts_from_mask(mask: BoolArray) -> list[int]:
-    """Lengths of the runs of 0, 1, 0, 1, ... down the columns.
+    """Return the lengths of the runs of 0, 1, 0, 1, ... in column order.
 
     Args:
         mask: (H, W) bool.
 
     Returns:
-        Counts that sum to H * W; the first is 0 if the first pixel is set.
+        Counts with the sum H * W; the first is 0 if the first pixel is set.
     """
     pixels = mask.T.ravel()
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
@@ -40,7 +40,7 @@ def counts_from_mask(mask: BoolArray) -> list[int]:
 
 
 def string_from_counts(counts: Sequence[int]) -> str:
-    """COCO's compressed form of counts, ASCII."""
+    """Encode counts as the compressed ASCII string of COCO."""
     characters = []
     for position, count in enumerate(counts):
         rest = count - counts[position - 2] if position >= _DIFFERENCE_FROM else count
@@ -55,7 +55,7 @@ def string_from_counts(counts: Sequence[int]) -> str:
 
 
 class Writer(Protocol):
-    """Takes the results of a run, frame by frame."""
+    """A writer of the results of a run, frame by frame."""
 
     def write(self, frame: Frame, result: StepResult) -> None:
         """Write one frame.
@@ -65,21 +65,21 @@ class Writer(Protocol):
         """
 
     def close(self) -> None:
-        """Give what was written its final name; called once, after the last frame.
+        """Finish the file and rename it to its final name, once after the last frame.
 
         Raises:
-            OutputError: If it cannot be finished.
+            OutputError: If this fails.
         """
 
     def discard(self) -> None:
-        """Remove what has no final name yet; called instead of, or after a failed, close."""
+        """Remove unfinished files; called instead of close or after it failed."""
 
 
 class MaskWriter:
-    """``<frame name>.png``: a palette PNG a frame.
+    """Write ``<frame name>.png``: one palette PNG per frame.
 
     Args:
-        folder: Where to; it must exist.
+        folder: An existing folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,19 +90,21 @@ class MaskWriter:
         save_labels(self._folder / f"{frame.name}.png", result.labels)
 
     def close(self) -> None:
-        """Nothing to do: every mask is complete."""
+        """Do nothing: all masks are complete."""
 
     def discard(self) -> None:
-        """Nothing to do: every mask is complete."""
+        """Do nothing: all masks are complete."""
 
 
 class ProbsWriter:
-    """``<frame name>.npz``: ``probs`` (K, H, W) float16 and ``object_ids`` (K,) a frame.
+    """Write ``<frame name>.npz``: the probabilities of a frame.
+
+    Keys: ``probs`` (K, H, W) float16 and ``object_ids`` (K,).
 
     Half precision keeps 3 digits of a probability, at half the size.
 
     Args:
-        folder: Where to; it must exist.
+        folder: An existing folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -118,25 +120,25 @@ class ProbsWriter:
         )
 
     def close(self) -> None:
-        """Nothing to do: every file is complete."""
+        """Do nothing: all files are complete."""
 
     def discard(self) -> None:
-        """Nothing to do: every file is complete."""
+        """Do nothing: all files are complete."""
 
 
 class _JsonLinesWriter:
-    """One JSON object a line and frame.
+    """Write one JSON object per frame, each on one line.
 
     Args:
         path: The file.
-        earlier_lines: Lines to begin with, when a run is resumed.
+        earlier_lines: First lines of the file if a run is resumed.
     """
 
     def __init__(self, path: Path, earlier_lines: Iterable[str] = ()) -> None:
         self._path = path
         earlier = "".join(line.rstrip("\n") + "\n" for line in earlier_lines)
         with output_errors(path):
-            # Unbuffered: a killed run is resumed from these lines.
+            # Unbuffered: a killed run resumes from these lines.
             self._file = journal_path(path).open("wb", buffering=0)
         self._append(earlier)
 
@@ -151,11 +153,11 @@ class _JsonLinesWriter:
                 while data:
                     data = data[self._file.write(data) :]
             except OSError:
-                self._file.truncate(end)  # whole lines only, so that close can still succeed
+                self._file.truncate(end)  # complete lines only, so that close can still succeed
                 raise
 
     def close(self) -> None:
-        """See :meth:`Writer.close`; after a failed write, the lines before it are kept."""
+        """See :meth:`Writer.close`; lines before a failed write are kept."""
         with output_errors(self._path):
             self._file.close()
             publish(journal_path(self._path), self._path, durable=True)
@@ -168,7 +170,7 @@ class _JsonLinesWriter:
 
 
 class TracksWriter(_JsonLinesWriter):
-    """``tracks.jsonl``: per frame what became of each object.
+    """Write ``tracks.jsonl``: the tracks of each frame.
 
     Keys: ``frame`` (index in the source), ``name``, ``pts_s``, ``objects`` (see ``Track.as_json``).
     """
@@ -186,10 +188,10 @@ class TracksWriter(_JsonLinesWriter):
 
 
 class RleWriter(_JsonLinesWriter):
-    """``rle.jsonl``: per frame each object's mask as COCO's compressed RLE.
+    """Write ``rle.jsonl``: the masks of each frame as compressed RLE of COCO.
 
     Keys: ``frame``, ``name``, ``objects``: a list of ``object_id`` and ``segmentation`` (``size``
-    [H, W] and ``counts``, as pycocotools decodes it).
+    [H, W] and ``counts``, in the format of pycocotools).
     """
 
     def write(self, frame: Frame, result: StepResult) -> None:

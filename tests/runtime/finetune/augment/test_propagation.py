@@ -155,7 +155,7 @@ def test_clips_continue_with_the_network_output() -> None:
         shown[share] = overlap(*source.batch())
         assert bool(engine.calls) == bool(share)
     assert shown[0.0] > 0.85
-    assert shown[1.0] < shown[0.0] - 0.08  # control: without feedback the IoU stays high; half of the clips are new
+    assert shown[1.0] < shown[0.0] - 0.08  # half of the clips are new
 
 
 def test_network_input_has_network_size_of_same_crop() -> None:
