@@ -41,7 +41,7 @@ from tests.emulation.engines import FakeEngine, fake_engine_set, nothing_found
 FRAMES, WARMUP = 3, 2
 SIZE_HW = (64, 96)
 ROUNDED_MS = 1e-3
-"""Times are told to a microsecond."""
+"""Times are rounded to a microsecond."""
 
 
 def options(**given: Any) -> BenchmarkOptions:
@@ -57,19 +57,19 @@ def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[str]:
+def lines() -> list[str]:
     return []
 
 
 @pytest.fixture(scope="module")
-def full(engine_dir: Path, told: list[str]) -> dict[str, Any]:
-    """Every engine there is, every variant, one object."""
-    return run_benchmark(engine_dir, options(objects=(1,)), on_progress=told.append)
+def full(engine_dir: Path, lines: list[str]) -> dict[str, Any]:
+    """A result with all engines and variants, and one object."""
+    return run_benchmark(engine_dir, options(objects=(1,)), on_progress=lines.append)
 
 
 @pytest.fixture(scope="module")
 def least(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Flow by DIS, no OSVOS, more objects than the clip has and than the engine takes."""
+    """A result with DIS, no OSVOS, and more objects than in the clip and a batch."""
     directory = make_engine_dir(tmp_path_factory.mktemp("engines") / "least", max_objects=2)
     return run_benchmark(directory, options(objects=(5,), variants=("plain",)))
 
@@ -95,7 +95,7 @@ def test_osvos_and_crf_are_measured_off_and_on(full: dict[str, Any]) -> None:
     assert list(runs) == ["plain", "osvos", "crf", "osvos+crf"]
     for name, run in runs.items():
         assert (run["osvos"], run["crf"]) == ("blend" if "osvos" in name else "off", "crf" in name)
-        for figure in ("pipeline", "wall"):  # the wall run's options went to another process
+        for figure in ("pipeline", "wall"):  # the wall run is in another process
             for stage in ("osvos", "crf"):
                 assert (stage in run[figure]["stages"]) is (stage in name)
         networks = ["flow", "propagation"] + ["osvos"] * ("osvos" in name)
@@ -128,7 +128,7 @@ def test_objects_beyond_the_clip_and_the_batch(least: dict[str, Any]) -> None:
     (run,) = least["runs"]
     assert run["objects"] == 5
     assert run["engine_only"]["batches"]["propagation"] == 3  # 2 + 2 + 1
-    assert run["pipeline"]["tracked_share"] == 1.0  # the tiny network believes its input
+    assert run["pipeline"]["tracked_share"] == 1.0  # the tiny network returns its input
 
 
 def test_every_figure_is_positive_and_agrees_with_itself(
@@ -140,7 +140,7 @@ def test_every_figure_is_positive_and_agrees_with_itself(
             frame = figure["frame"]
             assert frame["n"] == FRAMES
             assert 0 < frame["min_ms"] <= frame["median_ms"] <= frame["p95_ms"]
-            # The mean lies above the minimum; writers that end later lower the wall figure only.
+            # The mean is above the minimum; late writers lower only the wall figure.
             assert 1e3 / figure["fps"] >= frame["min_ms"] - ROUNDED_MS
         stages = run["pipeline"]["stages"]
         assert set(stages) <= set(STAGES)
@@ -157,16 +157,16 @@ def test_every_figure_is_positive_and_agrees_with_itself(
         assert wall["peak_memory_mib"] is None or wall["peak_memory_mib"] > 1
 
 
-def test_progress_names_the_starting_variant(full: dict[str, Any], told: list[str]) -> None:
-    assert told[:2] == ["opening the engines", "rendering the clip"]
-    assert len(told) == 2 + 1 + 4  # one object number in memory, four runs from file to files
+def test_progress_names_the_starting_variant(full: dict[str, Any], lines: list[str]) -> None:
+    assert lines[:2] == ["opening the engines", "rendering the clip"]
+    assert len(lines) == 2 + 1 + 4  # one object number in memory, four runs from file to files
 
 
 def test_missing_engines_end_it_before_anything_is_rendered(tmp_path: Path) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(ManifestError, match="there is no engine directory"):
-        run_benchmark(tmp_path / "absent", options(), on_progress=told.append)
-    assert told == []
+        run_benchmark(tmp_path / "absent", options(), on_progress=lines.append)
+    assert lines == []
 
 
 def test_opencv_threads_are_given_back(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,17 +285,17 @@ def test_networks_alone_run_on_the_same_inputs_every_time(two_objects: np.ndarra
     ):
         for earlier, later in zip(made, made[period:], strict=False):
             assert all(np.array_equal(earlier[name], later[name]) for name in earlier)
-    # Backward flow, as the pipeline asks for it: from the current frame to the previous one.
+    # Backward flow, as in the pipeline: from the current frame to the previous one.
     assert calls["flow"][0]["frame0"].mean() == 20
     assert calls["flow"][0]["frame1"].mean() == 10
 
-    told = figure.as_json(warmup=1, every_frame=("flow", "propagation"))
-    assert told["every_frame"] == ["flow", "propagation"]
-    assert {role: summary["n"] for role, summary in told["roles"].items()} == {
+    result = figure.as_json(warmup=1, every_frame=("flow", "propagation"))
+    assert result["every_frame"] == ["flow", "propagation"]
+    assert {role: summary["n"] for role, summary in result["roles"].items()} == {
         "flow": 3, "propagation": 3, "osvos": 3,
     }  # fmt: skip
-    parts_ms = told["roles"]["flow"]["min_ms"] + told["roles"]["propagation"]["min_ms"]
-    assert told["frame"]["min_ms"] >= parts_ms - 2 * ROUNDED_MS
+    parts_ms = result["roles"]["flow"]["min_ms"] + result["roles"]["propagation"]["min_ms"]
+    assert result["frame"]["min_ms"] >= parts_ms - 2 * ROUNDED_MS
 
 
 @pytest.mark.parametrize(("one_by_one", "batches"), [((), [4, 2]), (("propagation",), [2, 2, 2])])
@@ -346,7 +346,7 @@ def test_networks_of_single_objects_run_one_by_one(two_objects: np.ndarray) -> N
 
 
 def test_lost_objects_are_reported(two_objects: np.ndarray) -> None:
-    """A network that finds nothing makes a fast pipeline; this share gives it away."""
+    """A network that finds nothing makes a pipeline fast; this share reports it."""
     frame = np.zeros((50, 60, 3), np.uint8)
     shares = {}
     for name, engines in (
@@ -387,7 +387,7 @@ def test_finetuning_time_is_reported_separately(tmp_path: Path) -> None:
     assert 0 < adapt_ms <= tuned["pipeline"]["start_ms"]
     assert plain["wall"]["adapt_ms"] == 0
     assert 0 < tuned["wall"]["adapt_ms"] <= tuned["wall"]["until_first_mask_ms"]
-    assert tuned["engine_only"]["batches"]["propagation"] == 2  # each object has its own
+    assert tuned["engine_only"]["batches"]["propagation"] == 2  # one network per object
     assert plain["engine_only"]["batches"]["propagation"] == 1
     assert "fine-tuning" not in " ".join(result["not_measured"])
 
@@ -426,12 +426,12 @@ def test_wall_time_includes_pending_writes() -> None:
         "stages": {"flow": {"frames": 3, "min_s": 0.001, "median_s": 0.002, "p95_s": 0.0045}},
     }
     run = WallRun(report, (1.0, 1.5, 1.6, 1.8), total_s=1.9, peak_memory_mib=None)
-    told = run.as_json(warmup=1)
-    assert told["fps"] == 5.0  # 2 frames in 0.1 + 0.2 s, and 0.1 s behind them
-    assert told["frame"] == {"n": 2, "min_ms": 100.0, "median_ms": 150.0, "p95_ms": 195.0}
-    assert told["stages"]["flow"] == {"n": 3, "min_ms": 1.0, "median_ms": 2.0, "p95_ms": 4.5}
-    assert told["whole_run"] == {"frames": 4, "seconds": 1.9, "fps": 2.105}
-    assert (told["until_first_mask_ms"], told["first_step_ms"]) == (1000.0, 500.0)
+    result = run.as_json(warmup=1)
+    assert result["fps"] == 5.0  # 2 frames in 0.1 + 0.2 s, then 0.1 s of writing
+    assert result["frame"] == {"n": 2, "min_ms": 100.0, "median_ms": 150.0, "p95_ms": 195.0}
+    assert result["stages"]["flow"] == {"n": 3, "min_ms": 1.0, "median_ms": 2.0, "p95_ms": 4.5}
+    assert result["whole_run"] == {"frames": 4, "seconds": 1.9, "fps": 2.105}
+    assert (result["until_first_mask_ms"], result["first_step_ms"]) == (1000.0, 500.0)
 
 
 def test_options_are_passed_to_another_process() -> None:

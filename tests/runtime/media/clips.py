@@ -1,4 +1,4 @@
-"""Small videos and image folders made on the spot, for the tests of video, writers and the run."""
+"""Small videos and image folders for the tests of media and runs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ NTSC = Fraction(30000, 1001)
 
 
 def gray_level(index: int) -> int:
-    """The brightness that marks frame ``index``: distinct for 40 frames in a row, codec-proof."""
+    """Return the brightness of frame ``index``, distinct for 40 frames after a codec."""
     return 20 + 5 * (index % 40)
 
 
 def level_frame(index: int, size_hw: tuple[int, int] = (48, 64)) -> np.ndarray:
-    """A plain frame whose brightness says its number."""
+    """Return a uniform frame whose brightness encodes its number."""
     return np.full((*size_hw, 3), gray_level(index), np.uint8)
 
 
 def index_from_frame(rgb: np.ndarray) -> int:
-    """The inverse of :func:`level_frame`, after a lossy codec."""
+    """Return the number of a :func:`level_frame`, also after a lossy codec."""
     return round((float(rgb.mean()) - 20) / 5)
 
 
 def noise_frame(index: int, size_hw: tuple[int, int] = (48, 64)) -> np.ndarray:
-    """A frame that does not compress, so that a file cut in half loses half of its frames."""
+    """Return a frame that does not compress: half a file has half of its frames."""
     shape = (*size_hw, 3)
     return np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
 
@@ -48,7 +48,7 @@ def write_video(
     container_options: dict[str, str] | None = None,
     setup: Any = None,
 ) -> Path:
-    """Encode RGB frames; ``pts`` in ``time_base`` units makes a variable frame rate."""
+    """Encode RGB frames; ``pts`` in ``time_base`` units gives a variable frame rate."""
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
@@ -67,7 +67,7 @@ def write_video(
 
 
 def write_folder(folder: Path, frames: Sequence[np.ndarray], pattern: str = "{:05d}.png") -> Path:
-    """One image file a frame."""
+    """Write one image file per frame."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, rgb in enumerate(frames):
         Image.fromarray(rgb).save(folder / pattern.format(index))
@@ -75,7 +75,7 @@ def write_folder(folder: Path, frames: Sequence[np.ndarray], pattern: str = "{:0
 
 
 def with_display_matrix(path: Path, target: Path, matrix: tuple[int, ...]) -> Path:
-    """Copy an MP4 with another display matrix in its track header (nine 32-bit numbers)."""
+    """Copy an MP4 with another display matrix (nine 32-bit numbers) in its header."""
     data = bytearray(path.read_bytes())
     # tkhd version 0: 4 type + 4 version/flags + 5 * 4 + 8 reserved + 4 * 2 + then the matrix.
     at = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
@@ -89,7 +89,7 @@ SCENE_STEP_PX = 1
 
 
 def scene(count: int) -> list[np.ndarray]:
-    """A camera that pans over a smooth random texture, one pixel to the right a frame."""
+    """Render a camera pan over a smooth random texture, one pixel per frame."""
     rng = np.random.default_rng(7)
     height, width = SCENE_HW
     wide = rng.integers(0, 256, (height, width + count * SCENE_STEP_PX, 3), dtype=np.uint8)
@@ -99,7 +99,7 @@ def scene(count: int) -> list[np.ndarray]:
 
 
 def scene_labels(index: int) -> np.ndarray:
-    """The labels of frame ``index`` of :func:`scene`: objects 1 and 2, painted on the texture."""
+    """Return the labels of frame ``index`` of :func:`scene`: objects 1 and 2."""
     labels = np.zeros(SCENE_HW, np.uint8)
     for object_id, (y0, y1, x0, x1) in {1: (10, 34, 50, 80), 2: (40, 58, 30, 60)}.items():
         shift = index * SCENE_STEP_PX

@@ -46,11 +46,11 @@ def test_overlay_tints_objects_and_keeps_background() -> None:
     drawn = draw_overlay(rgb, labels)
     np.testing.assert_array_equal(drawn[labels == 0], rgb[labels == 0])
     assert drawn[5, 8].tolist() == [255, 0, 0]  # outline of object 1, opaque
-    assert drawn[10, 11].tolist() == [255, 0, 0]  # where it meets object 2
+    assert drawn[10, 11].tolist() == [255, 0, 0]  # at the border with object 2
     assert drawn[10, 12].tolist() == [0, 255, 0]
     expected = np.rint(rgb[10, 8] * 0.5 + np.array([255, 0, 0]) * 0.5)
     assert np.abs(drawn[10, 8] - expected).max() <= 1
-    np.testing.assert_array_equal(rgb, noise_frame(0, (20, 30)))  # the input is not drawn on
+    np.testing.assert_array_equal(rgb, noise_frame(0, (20, 30)))  # the input is unchanged
 
 
 def test_without_objects_the_frame_is_copied() -> None:

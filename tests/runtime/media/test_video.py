@@ -40,7 +40,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corner_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stored 64 wide and 48 high; top-left quarter red, the rest gray."""
+    """A clip of 64x48 pixels (width x height): top-left quarter red, the rest gray."""
     rgb = np.full((48, 64, 3), 128, np.uint8)
     rgb[:24, :32] = (220, 30, 30)
     return write_video(tmp_path_factory.mktemp("corner") / "corner.mp4", [rgb, rgb])
@@ -137,8 +137,8 @@ def test_decoded_frames_are_freed_without_the_garbage_collector(clip: Path) -> N
         left = [o for o in gc.get_objects() if isinstance(o, av.VideoFrame)]
     finally:
         gc.enable()
-    # The first one, by the side data that the orientation is read from, and those in PyAV's hands;
-    # reading the side data of every frame leaves all twelve.
+    # The first one, by its side data (the orientation), and those that PyAV still holds. Reading
+    # the side data of each frame would keep all twelve.
     assert len(left) <= 4
 
 
@@ -200,7 +200,7 @@ def test_colours_survive_with_the_matrix_the_stream_names(tmp_path: Path) -> Non
     with open_video(tagged) as a, open_video(plain) as b:
         mean_tagged = a.first_frame.rgb.reshape(-1, 3).mean(0)
         mean_plain = b.first_frame.rgb.reshape(-1, 3).mean(0)
-    # write_video always encodes with BT.601: read back as such it is right, as BT.709 it is not.
+    # write_video always encodes with BT.601: decoding it as BT.709 gives wrong colours.
     assert np.abs(mean_plain - (200, 40, 90)).max() <= CODEC_MEAN_LEVEL
     assert np.abs(mean_tagged - (200, 40, 90)).max() > CODEC_MEAN_LEVEL
 
@@ -326,7 +326,7 @@ def test_mixed_sizes_name_the_first_other_file_and_both_sizes(tmp_path: Path) ->
     Image.fromarray(level_frame(0, (40, 64))).save(tmp_path / "00002.png")
     with pytest.raises(VideoError, match=r"00002\.png is 64x40 but 00000\.png is 64x48"):
         open_video(tmp_path)
-    with open_video(tmp_path, end=2) as video:  # control: what is not used does not matter
+    with open_video(tmp_path, end=2) as video:  # control: unused files do not matter
         assert len(list(video)) == 2
 
 
@@ -368,7 +368,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     rgb = np.zeros((20, 30, 3), np.uint8)
     rgb[:10, :15] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn a quarter clockwise to show
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
     for index in range(2):
         Image.fromarray(rgb).save(tmp_path / f"{index}.png", exif=exif)
     with open_video(tmp_path) as video:

@@ -61,7 +61,7 @@ class FakeMemory:
 
 
 class FakeCodec(SimpleNamespace):
-    """The part of PyNvVideoCodec that is used; decodes with the CPU into one reused buffer."""
+    """The used part of PyNvVideoCodec: decodes on the CPU into one reused buffer."""
 
     def __init__(self, clip: Path) -> None:
         with open_video(clip) as video:
@@ -259,7 +259,7 @@ def test_device_of_a_pipeline_is_that_of_its_engines() -> None:
 
 @pytest.fixture
 def device_pipeline(monkeypatch: pytest.MonkeyPatch) -> list[type]:
-    """Let a CPU pipeline take device frames, as one on a GPU does; list the frames' classes."""
+    """Make a CPU pipeline accept device frames, and list the classes of its frames."""
     given: list[type] = []
     step = Pipeline.step
 

@@ -146,7 +146,7 @@ def test_full_disk_is_one_line_and_leaves_nothing_half_written(tiny_disk: Path, 
     if kind == "masks":
         assert len(left) > 5
         for number, path in enumerate(sorted(left, key=lambda p: int(p.stem[1:]))):
-            with Image.open(path) as image:  # whole, every one of them
+            with Image.open(path) as image:  # all of them are complete
                 np.testing.assert_array_equal(image, frame_and_result(number)[1].labels)
     elif kind != "probs":
         assert left == []
