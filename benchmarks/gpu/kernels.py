@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tests.reference.kernels import kernel_references
 
 from benchmarks.gpu.harness import Bench, Budget, CannotRunError, guarded, times
 from mpn.cuda.api import Stream
@@ -31,6 +30,7 @@ from mpn.runtime.host.reliability import colour_table
 from mpn.runtime.host.roi import box_from_prob
 from mpn.runtime.options import ResolvedOptions
 from mpn.types import Roi
+from tests.reference.kernels import kernel_references
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

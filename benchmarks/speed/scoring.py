@@ -29,8 +29,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tests.evaluation.scenes import blob_labels
-from tests.reference import scoring as plain
 
 from benchmarks.report.schema import cpu_backend, result_header, write_result
 from mpn.evaluation import (
@@ -41,6 +39,8 @@ from mpn.evaluation import (
 )
 from mpn.evaluation.boundary import radius_px_from_tolerance, union_window
 from mpn.runtime.bench.result import load_average, summary_ms
+from tests.evaluation.scenes import blob_labels
+from tests.reference import scoring as plain
 
 SIZE_HW = (480, 854)
 FRAMES = 12

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from benchmarks.gpu.harness import DRY, Bench, Budget, CannotRunError, Runner, Sizes, guarded
 from benchmarks.gpu_check import BUDGETS_S, TOTAL_S, main
 from benchmarks.report.schema import load_result
-
 from tests.emulation.cuda_shim.fixtures import shim as shim
 
 WITHOUT_TORCH = "bandwidth,kernels,crf,masks,engines,speed"

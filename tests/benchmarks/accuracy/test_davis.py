@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from benchmarks.accuracy.ablations import (
     CHAIN,
     DEFAULT,
@@ -18,7 +19,6 @@ from benchmarks.accuracy.ablations import (
 from benchmarks.accuracy.davis import Measured, main, run_sequence
 from benchmarks.report.regressions import print_comparison
 from benchmarks.report.schema import load_result
-
 from mpn import Pipeline, PipelineOptions
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import open_engines

@@ -5,9 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from benchmarks.accuracy.flow import main
 from benchmarks.report.schema import load_result
-
 from tests.builders.engine_dirs import make_engine_dir
 
 SHIFT_PX = (3.0, 1.0)

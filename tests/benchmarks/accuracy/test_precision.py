@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from benchmarks.accuracy.precision import main
 from benchmarks.report.schema import load_result
-
 from tests.benchmarks.accuracy.conftest import SIZE_HW
 from tests.builders.engine_dirs import make_engine_dir
 

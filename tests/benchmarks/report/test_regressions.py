@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.report.regressions import TOLERANCES, figures_of, print_comparison
 
+from benchmarks.report.regressions import TOLERANCES, figures_of, print_comparison
 from tests.benchmarks.results import (
     DIGEST,
     compare_torch_result,

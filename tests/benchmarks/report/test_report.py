@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from benchmarks.report.__main__ import generate, main, stale_files, write_report
 from benchmarks.report.plots import SUFFIXES, draw, plots_of
 from benchmarks.report.schema import KINDS, ResultError, check_result, load_result
 from benchmarks.report.tables import TABLES, davis_table, headline_table, table
-
 from mpn.runtime.options import ResolvedCrf
 from tests.benchmarks.results import (
     compare_torch_result,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.report.schema import ResultError, check_result, flat_options, load_result
 
+from benchmarks.report.schema import ResultError, check_result, flat_options, load_result
 from mpn.runtime.options import ResolvedCrf, ResolvedOptions, option_names
 from tests.benchmarks.results import fps_result
 from tests.conftest import REPOSITORY

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.report.schema import check_result
 
+from benchmarks.report.schema import check_result
 from benchmarks.speed import flow_overlap
 from mpn.runtime.host.backend import HostBackend
 from tests.builders.engine_dirs import make_engine_dir

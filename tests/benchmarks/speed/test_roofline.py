@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.speed.roofline import BYTES, GPUS, Gpu, Layer, layers, least_seconds, main
 
+from benchmarks.speed.roofline import BYTES, GPUS, Gpu, Layer, layers, least_seconds, main
 from tests.builders.engine_dirs import make_engine_dir
 
 SIDE = 65

@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 from benchmarks.report.schema import check_result
+from benchmarks.torch_baseline import compare as compare_torch
 from benchmarks.torch_baseline.compare import Job, prepare_engines
 from benchmarks.torch_baseline.networks import (
     correlation_by_slices,
@@ -26,8 +28,6 @@ from benchmarks.torch_baseline.sides import (
     Times,
     ratios,
 )
-
-from benchmarks.torch_baseline import compare as compare_torch
 from mpn import Pipeline, PipelineOptions
 from mpn.engines.open import EngineSet, default_engine_dir, open_engines
 from mpn.engines.spec import propagation_spec
