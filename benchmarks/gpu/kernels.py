@@ -23,7 +23,7 @@ from mpn.runtime.device.images import (
     resize_prob,
     resize_rgb,
 )
-from mpn.runtime.device.state import CudaFrame
+from mpn.runtime.device.state import DeviceState
 from mpn.runtime.host.crf import refine
 from mpn.runtime.host.merge import merge
 from mpn.runtime.host.reliability import colour_table
@@ -191,7 +191,7 @@ def frame_chain(stream: Any, scene: Scene) -> None:
         (ResolvedOptions(), np.float32),
         (ResolvedOptions(flow_check_px=3.0, colour_weight=0.7, propagation_weight=0.8), np.float16),
     ):
-        frame = CudaFrame(
+        frame = DeviceState(
             stream,
             object_ids=(1, 2, 3),
             size_hw=scene.hw,

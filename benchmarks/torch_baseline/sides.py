@@ -17,7 +17,7 @@ from mpn import Pipeline
 from mpn.engines.directory.entries import DIS_SOURCE, FlowSource
 from mpn.evaluation import region_similarity
 from mpn.runtime.bench.result import summary_ms
-from mpn.runtime.host.flow import DisFlow, FlowEstimator, FlowFrame, flow_px
+from mpn.runtime.host.flow import DisFlow, FlowEstimator, PreparedFrame, flow_px
 from mpn.runtime.host.ops import warp_bilinear
 from mpn.runtime.host.preprocess import one_hot
 from mpn.runtime.host.roi import box_from_prob, reachable_boxes
@@ -81,18 +81,20 @@ class ReplacedFlow:
         self.given_px: Float32Array | None = None
         self.estimated_px: Float32Array | None = None
 
-    def prepare(self, rgb: UInt8Array) -> FlowFrame:
+    def prepare(self, rgb: UInt8Array) -> PreparedFrame:
         """See :meth:`mpn.runtime.host.flow.FlowEstimator.prepare`."""
         return self._inner.prepare(rgb)
 
-    def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
-        """See :meth:`mpn.runtime.host.flow.FlowEstimator.between`."""
-        self.estimated_px = self._inner.between(frame0, frame1)
+    def estimate(self, frame0: PreparedFrame, frame1: PreparedFrame) -> Float32Array:
+        """See :meth:`mpn.runtime.host.flow.FlowEstimator.estimate`."""
+        self.estimated_px = self._inner.estimate(frame0, frame1)
         return self.estimated_px if self.given_px is None else self.given_px
 
-    def both_ways(self, frame0: FlowFrame, frame1: FlowFrame) -> tuple[Float32Array, Float32Array]:
+    def both_ways(
+        self, frame0: PreparedFrame, frame1: PreparedFrame
+    ) -> tuple[Float32Array, Float32Array]:
         """See :meth:`mpn.runtime.host.flow.FlowEstimator.both_ways`."""
-        return self.between(frame0, frame1), self.between(frame1, frame0)
+        return self.estimate(frame0, frame1), self.estimate(frame1, frame0)
 
 
 class OurSide:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpn.runtime.host.flow import FlowFrame
+from mpn.runtime.host.flow import PreparedFrame
 from mpn.types import BoolArray, Float32Array, UInt8Array
 
 
@@ -129,12 +129,12 @@ class KnownFlow:
         self._flows = flows_to_prev_px
         self._prepared = 0
 
-    def prepare(self, rgb: UInt8Array) -> FlowFrame:
-        frame = FlowFrame(np.array(self._prepared), (rgb.shape[0], rgb.shape[1]))
+    def prepare(self, rgb: UInt8Array) -> PreparedFrame:
+        frame = PreparedFrame(np.array(self._prepared), (rgb.shape[0], rgb.shape[1]))
         self._prepared += 1
         return frame
 
-    def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
+    def estimate(self, frame0: PreparedFrame, frame1: PreparedFrame) -> Float32Array:
         assert int(frame0.data) == int(frame1.data) + 1, "only the flow to the previous frame"
         return self._flows[int(frame0.data)]
 

@@ -9,7 +9,7 @@ import pytest
 from mpn.runtime.device.images import blur_taps, boxes_from_rows, cube_root_table, gamma_table
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host import reliability as colour
-from mpn.runtime.host.reliability import FLOW_CHECK_FRAC, weigh_in_box
+from mpn.runtime.host.reliability import FLOW_CHECK_FRAC, suppress_unreliable
 from tests.emulation.cuda_shim.compare import (
     kernel_and_reference,
     kernel_outputs,
@@ -149,7 +149,7 @@ def test_evidence_equals_its_reference_and_the_cpu(
     expected = cpu.warp_bilinear(scene.prob, scene.there, boxes=boxes)
     for plane, table, box in zip(expected, tables, boxes, strict=True):
         if box is not None:
-            weigh_in_box(
+            suppress_unreliable(
                 plane,
                 box,
                 flow_to_prev_px=scene.there,

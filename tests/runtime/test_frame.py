@@ -23,7 +23,7 @@ OPTIONS = {
 }
 STAGES = (
     "host.backend.resize_rgb",
-    "host.flow.DisFlow.between",
+    "host.flow.DisFlow.estimate",
     "host.stages.Stages.warp",
     "host.osvos.OsvosRunner.maps",
     "osvos_policy.OsvosPolicy.redetect",

@@ -490,7 +490,7 @@ class _TwoWayFlow:
     def prepare(self, rgb: np.ndarray) -> Any:
         return self._known.prepare(rgb)
 
-    def between(self, frame0: Any, frame1: Any) -> np.ndarray:
+    def estimate(self, frame0: Any, frame1: Any) -> np.ndarray:
         self.asked += 1
         if self.asked % 2:
             # The square's own step (4, 0) back, in a band that reaches 8 px behind it.

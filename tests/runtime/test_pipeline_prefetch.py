@@ -16,7 +16,7 @@ from mpn.runtime.session.propagate import (
     SupportsPrefetch,
     frames_from_arrays,
     propagate_frames,
-    with_next,
+    with_lookahead,
 )
 from mpn.types import Frame
 from tests.emulation.engines import fake_engine_set
@@ -80,7 +80,7 @@ def test_a_video_that_is_cut_short_is_worked_on_up_to_there() -> None:
         yield from frames_from_arrays(FRAMES[:2])
         raise VideoError("cut short")
 
-    pairs = with_next(source())
+    pairs = with_lookahead(source())
     seen = [next(pairs), next(pairs)]
     with pytest.raises(VideoError, match="cut short"):
         next(pairs)
@@ -88,7 +88,7 @@ def test_a_video_that_is_cut_short_is_worked_on_up_to_there() -> None:
         (0, 1),
         (1, None),
     ]
-    assert list(with_next(iter(()))) == []
+    assert list(with_lookahead(iter(()))) == []
 
 
 def probs(*, announced: list[int], fails_at: int = -1, flow_check_px: float = 3.0) -> np.ndarray:
@@ -122,26 +122,26 @@ def test_prefetch_on_host_changes_no_bit(flow_check_px: float) -> None:
 
 def test_prefetch_on_host_runs_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
-    between = DisFlow.between
+    estimate = DisFlow.estimate
 
     def noted(*args: Any) -> Any:
         threads.append(current_thread().name.partition("_")[0])
-        return between(*args)
+        return estimate(*args)
 
-    monkeypatch.setattr(DisFlow, "between", noted)
+    monkeypatch.setattr(DisFlow, "estimate", noted)
     probs(announced=[2, 3, 4, 5, 6], flow_check_px=0.0)
     assert threads.count("mpn-flow") >= 3
 
 
 def test_prefetch_error_is_raised_by_its_own_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    between, calls = DisFlow.between, iter(range(100))
+    estimate, calls = DisFlow.estimate, iter(range(100))
 
     def second_fails(*args: Any) -> Any:
         if next(calls) == 1:
             raise InputError("flow fails")
-        return between(*args)
+        return estimate(*args)
 
-    monkeypatch.setattr(DisFlow, "between", second_fails)
+    monkeypatch.setattr(DisFlow, "estimate", second_fails)
     options = PipelineOptions(flow_check_px=0.0)
     with Pipeline(fake_engine_set(preprocessing=PLAIN), options=options) as pipeline:
         pipeline.start(TWO.frames[0], TWO.labels[0])

@@ -5,7 +5,7 @@ import pytest
 
 from mpn.errors import MaskError
 from mpn.runtime.backend import FrameMemory
-from mpn.runtime.host.flow import FlowFrame
+from mpn.runtime.host.flow import PreparedFrame
 from mpn.runtime.host.memory import empty_memory, with_given_labels
 from mpn.runtime.state import VideoState, object_ids_from_labels
 from mpn.types import Roi
@@ -21,7 +21,7 @@ def given(
     """A video of 8x12 pixels after labels were given."""
     if before is None:
         frame = np.zeros((*working_hw, 3), np.uint8)
-        memory = empty_memory(frame, FlowFrame(np.zeros(0), working_hw), (8, 12))
+        memory = empty_memory(frame, PreparedFrame(np.zeros(0), working_hw), (8, 12))
         before = VideoState(0, (8, 12), working_hw), memory
     return with_given_labels(*before, labels, ids)
 

@@ -16,7 +16,7 @@ from mpn.runtime.tracks import Measured
 from mpn.types import Float32Array, Roi, StepResult, UInt8Array
 
 if TYPE_CHECKING:
-    from mpn.runtime.host.flow import FlowFrame
+    from mpn.runtime.host.flow import PreparedFrame
     from mpn.runtime.state import VideoState
 
 FrameT = TypeVar("FrameT")
@@ -37,7 +37,7 @@ class FrameMemory:
     """
 
     frame: UInt8Array
-    flow_frame: FlowFrame
+    flow_frame: PreparedFrame
     prob: Float32Array
     result_prob: Float32Array
     soft_prob: Float32Array

@@ -22,7 +22,7 @@ from mpn.runtime.finetune.loop import FinetuneProgress
 from mpn.runtime.finetune.plan import options_affecting_weights, options_for
 from mpn.runtime.frame import Outcome, segment_frame
 from mpn.runtime.host.backend import HostBackend
-from mpn.runtime.host.flow import FlowEstimator, FlowFrame, flow_estimator_from
+from mpn.runtime.host.flow import FlowEstimator, PreparedFrame, flow_estimator_from
 from mpn.runtime.host.memory import (
     empty_memory,
     labels_at_size,
@@ -402,14 +402,14 @@ class Pipeline(Closeable):
 
     def _preprocess(
         self, rgb: UInt8Array, working_hw: tuple[int, int]
-    ) -> tuple[UInt8Array, FlowFrame]:
+    ) -> tuple[UInt8Array, PreparedFrame]:
         """Resize a frame to working size, and prepare it for flow."""
         self._backend.wait()  # a flow estimator is for one thread at a time
         with self._timer.stage("input"):
             frame = resize_rgb(rgb, working_hw)
         with self._timer.stage("flow"):
             if self._flow is None:  # the device prepares its own frames
-                return frame, FlowFrame(frame, working_hw)
+                return frame, PreparedFrame(frame, working_hw)
             return frame, self._flow.prepare(frame)
 
     def _adapt(

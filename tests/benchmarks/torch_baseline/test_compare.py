@@ -221,10 +221,10 @@ def test_eager_pipeline_other_stages_raise(lite: EngineSet) -> None:
 def test_replaced_flow_keeps_estimate(lite: EngineSet, clip: list[SyntheticFrame]) -> None:
     flow = ReplacedFlow(DisFlow(lite.manifest.flow))
     frames = [flow.prepare(frame.rgb) for frame in clip[:2]]
-    estimate = flow.between(*frames)
+    estimate = flow.estimate(*frames)
     assert flow.estimated_px is estimate
     flow.given_px = np.full_like(estimate, 3)
-    assert flow.between(*frames) is flow.given_px
+    assert flow.estimate(*frames) is flow.given_px
     np.testing.assert_array_equal(flow.estimated_px, estimate)
 
 

@@ -10,11 +10,11 @@ import pytest
 from mpn.cuda.array import DeviceArray
 from mpn.errors import InputError
 from mpn.runtime.device.images import box_rows, boxes_from_rows
-from mpn.runtime.device.state import CudaFrame
+from mpn.runtime.device.state import DeviceState
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.merge import blend, labels_from_merged, merge
 from mpn.runtime.host.osvos import blend_osvos
-from mpn.runtime.host.reliability import colour_table, weigh_in_box
+from mpn.runtime.host.reliability import colour_table, suppress_unreliable
 from mpn.runtime.host.roi import box_from_prob, reachable_boxes, roi_from_prob
 from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.tracks import measure_objects
@@ -43,19 +43,19 @@ class Cpu:
     """The same state in NumPy, stepped by the CPU's functions."""
 
     prob: np.ndarray
-    supports: tuple[Roi | None, ...]
+    bounds: tuple[Roi | None, ...]
     areas: list[float]
     tables: np.ndarray
     options: ResolvedOptions
 
     def warp(self, rgb: np.ndarray, there: np.ndarray, back: np.ndarray) -> None:
         options = self.options
-        self.reach = reachable_boxes(self.supports, there)
-        self.candidates = cpu.warp_bilinear(self.prob, there, boxes=self.reach)
+        self.warp_bounds = reachable_boxes(self.bounds, there)
+        self.candidates = cpu.warp_bilinear(self.prob, there, boxes=self.warp_bounds)
         self.rois: list[Roi | None] = []
-        for k, (plane, box) in enumerate(zip(self.candidates, self.reach, strict=True)):
+        for k, (plane, box) in enumerate(zip(self.candidates, self.warp_bounds, strict=True)):
             if box is not None:
-                weigh_in_box(
+                suppress_unreliable(
                     plane,
                     box,
                     flow_to_prev_px=there,
@@ -75,7 +75,7 @@ class Cpu:
             self.rois.append(None if is_lost else roi)
             if self.rois[-1] is None:
                 plane[:] = 0
-                self.reach[k] = None
+                self.warp_bounds[k] = None
 
     def crop(self, rgb: np.ndarray) -> np.ndarray:
         return cpu.crop_resize_pack(rgb, self.candidates, self.rois, size=SIZE, mean=MEAN, std=STD)
@@ -95,8 +95,8 @@ class Cpu:
             planes, weight = [foreground] * len(prob), self.options.osvos.blend_weight
             prob = blend_osvos(prob, planes, rois, osvos_weight=weight)
         is_in_rois = crops is not None or foreground is not None
-        self.supports = tuple(self.rois if is_in_rois else self.reach)
-        self.prob = merge(prob, self.supports)
+        self.bounds = tuple(self.rois if is_in_rois else self.warp_bounds)
+        self.prob = merge(prob, self.bounds)
 
 
 def first_masks() -> np.ndarray:
@@ -107,14 +107,14 @@ def first_masks() -> np.ndarray:
     return masks
 
 
-def started(shim: Shim, options: ResolvedOptions) -> tuple[ShimDevice, CudaFrame, Cpu]:
+def started(shim: Shim, options: ResolvedOptions) -> tuple[ShimDevice, DeviceState, Cpu]:
     masks = first_masks()
     rgb = make_scene(SIZE_HW).rgb
     tables = np.stack([colour_table(rgb, mask > 0.5) for mask in masks])
-    supports = tuple(box_from_prob(mask, 0.0) for mask in masks)
+    bounds = tuple(box_from_prob(mask, 0.0) for mask in masks)
     areas = [float(mask.sum()) for mask in masks]
     device = ShimDevice(shim, seed=1)
-    frame = CudaFrame(
+    frame = DeviceState(
         device,
         object_ids=IDS,
         size_hw=SIZE_HW,
@@ -123,8 +123,8 @@ def started(shim: Shim, options: ResolvedOptions) -> tuple[ShimDevice, CudaFrame
         std=STD,
         options=options,
     )
-    frame.start(masks, box_rows(supports), areas, tables)
-    return device, frame, Cpu(masks, supports, areas, tables, options)
+    frame.start(masks, box_rows(bounds), areas, tables)
+    return device, frame, Cpu(masks, bounds, areas, tables, options)
 
 
 def flows(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +136,7 @@ def flows(step: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cropped(
-    device: ShimDevice, frame: CudaFrame, rgb: DeviceArray, dtype: str = "float32"
+    device: ShimDevice, frame: DeviceState, rgb: DeviceArray, dtype: str = "float32"
 ) -> np.ndarray:
     packed = device.empty((3, 4, SIZE, SIZE), dtype)
     frame.crop(rgb, packed)
@@ -183,7 +183,7 @@ def test_four_frames_in_a_row_are_the_cpus(shim: Shim, options: ResolvedOptions,
         assert np.array_equal(labels, labels_from_merged(prob, IDS))
         expected_labels = labels_from_merged(host.prob, IDS)
         assert (labels != expected_labels).sum() <= 1, "a tie at most"
-        assert boxes_from_rows(device.download(frame.supports)) == host.supports
+        assert boxes_from_rows(device.download(frame.bounds)) == host.bounds
         lost.append(host.rois[2] is None)
     assert lost == sorted(lost)
     assert lost[-1], "the small object is lost on the way: lost slots are part of the test"
@@ -231,7 +231,7 @@ def test_state_is_unchanged_until_commit(shim: Shim) -> None:
         frame.warp(rgb, device.upload(there), device.upload(back))
         frame.merge(device.upload(crops_for(1, cropped(device, frame, rgb))))
         assert np.array_equal(device.download(frame.prob), host.prob)
-        assert boxes_from_rows(device.download(frame.supports)) == host.supports
+        assert boxes_from_rows(device.download(frame.bounds)) == host.bounds
 
 
 def test_half_precision_in_and_out_of_the_network(shim: Shim) -> None:
@@ -255,7 +255,7 @@ def test_tracks_are_the_cpus(shim: Shim) -> None:
     frame.tracks(device.upload(labels), frame.prob)
     figures = frame.readback.read(device.download(frame.readback.buffer))
     areas, boxes, sums = (figures[f"track_{name}"] for name in ("areas", "boxes", "sums"))
-    expected = measure_objects(labels, host.prob, IDS, host.supports)  # type: ignore[arg-type]
+    expected = measure_objects(labels, host.prob, IDS, host.bounds)  # type: ignore[arg-type]
     for measured, area, box, total in zip(
         expected, areas, boxes_from_rows(boxes), sums, strict=True
     ):
@@ -268,8 +268,8 @@ def test_missing_state_inputs_raise(shim: Shim) -> None:
     device, _, _ = started(shim, PLAIN)
     sizes = {"size_hw": SIZE_HW, "roi_size": SIZE, "mean": MEAN, "std": STD}
     with pytest.raises(InputError, match="at least one object"):
-        CudaFrame(device, object_ids=(), **sizes)  # type: ignore[arg-type]
-    frame = CudaFrame(device, object_ids=IDS, options=ALL, **sizes)  # type: ignore[arg-type]
+        DeviceState(device, object_ids=(), **sizes)  # type: ignore[arg-type]
+    frame = DeviceState(device, object_ids=IDS, options=ALL, **sizes)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="colour tables"):
         frame.start(first_masks(), box_rows([None] * 3), [1.0] * 3)
 
@@ -286,7 +286,7 @@ def test_a_frame_of_davis_size_is_the_cpus(shim: Shim) -> None:
     table = colour_table(rgb, masks[0] > 0.5)[None]
     support = [box_from_prob(masks[0], 0.0)]
     device = ShimDevice(shim)
-    frame = CudaFrame(
+    frame = DeviceState(
         device,
         object_ids=[1],
         size_hw=size_hw,

@@ -49,9 +49,9 @@ def test_dis_flow_is_in_pixels_from_first_to_second(preset: str, scale: float) -
 def test_dis_flow_of_prepared_frame_is_equal() -> None:
     estimator = DisFlow(FlowSource("opencv-dis", "fast"))
     first, second, third = map(estimator.prepare, PAN.frames)
-    estimator.between(second, first)
+    estimator.estimate(second, first)
     assert np.array_equal(
-        estimator.between(third, second), flow_px(estimator, PAN.frames[2], PAN.frames[1])
+        estimator.estimate(third, second), flow_px(estimator, PAN.frames[2], PAN.frames[1])
     )
 
 

@@ -6,8 +6,8 @@ from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.reliability import (
     FLOW_CHECK_FRAC,
     colour_table,
+    suppress_unreliable,
     weigh_by_colour,
-    weigh_in_box,
 )
 from mpn.types import Roi
 
@@ -39,7 +39,7 @@ def _weighed(**changes: object) -> np.ndarray:
         "colour_table": table,
         "colour_weight": 0.5,
     }
-    weigh_in_box(prob, BOX, **{**given, **changes})  # type: ignore[arg-type]
+    suppress_unreliable(prob, BOX, **{**given, **changes})  # type: ignore[arg-type]
     return prob
 
 

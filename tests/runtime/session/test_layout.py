@@ -14,8 +14,8 @@ from mpn.runtime.session.layout import (
     check_not_input,
     check_out,
     load_earlier_run,
-    make_room,
     remove_partials,
+    remove_previous_results,
     result_paths,
 )
 from tests.runtime.media.clips import level_frame, write_folder, write_video
@@ -90,7 +90,7 @@ def test_previous_results_are_removed_but_not_other_files(tmp_path: Path) -> Non
     corrected = tmp_path / "masks" / "00002.png"
     touch(*theirs, corrected, paths.masks / "00000.png", paths.probs / "00000.npz",
           paths.overlay, paths.tracks, paths.rle, paths.run_json)  # fmt: skip
-    make_room(paths, {"state": "complete"}, keep=[corrected])
+    remove_previous_results(paths, {"state": "complete"}, keep=[corrected])
     left = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {*theirs, corrected}
 
@@ -99,7 +99,7 @@ def test_masks_of_unknown_origin_stop_the_run(tmp_path: Path) -> None:
     mask = tmp_path / "masks" / "00000.png"
     touch(mask)
     with pytest.raises(OutputError, match="holds 1 PNG files that no earlier run wrote"):
-        make_room(paths_in(tmp_path), None)
+        remove_previous_results(paths_in(tmp_path), None)
     assert mask.exists()
 
 

@@ -155,8 +155,8 @@ def test_warp_mean_j_is_high_for_true_flow_only(material: ClipSources) -> None:
     assert warp_mean_j(dis, material.sequences[:1], 6) > 0.65
 
     class Still(DisFlow):
-        def between(self, frame0, frame1):
-            return 0 * super().between(frame0, frame1)
+        def estimate(self, frame0, frame1):
+            return 0 * super().estimate(frame0, frame1)
 
     still = warp_mean_j(Still(FlowSource(DIS_SOURCE, "medium", 1.0)), material.sequences[:1], 6)
     assert still < 0.5

@@ -117,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(256) colour_bins(
 }
 
 // warp_box with host/reliability.weigh_by_colour after the flow check, in the order of
-// weigh_in_box. `tables` is (objects, 8192), `blur` has the 17 taps of the Gaussian.
+// suppress_unreliable. `tables` is (objects, 8192), `blur` has the 17 taps of the Gaussian.
 // launch: block 32 8; grid ceil(width,32) ceil(height,32) objects
 extern "C" __global__ void __launch_bounds__(256) warp_colour_box(
     const float* __restrict__ prob, const float* __restrict__ flow_to_prev_px,

@@ -26,8 +26,8 @@ from mpn.runtime.device.graphs import GraphCache, StreamTimer, array_from_tensor
 from mpn.runtime.device.images import box_rows, boxes_from_rows, check_rgb_array, resize_prob
 from mpn.runtime.device.ingest import DeviceFrame, FrameIngest
 from mpn.runtime.device.readback import agreement_from_fields, measured_from_fields
-from mpn.runtime.device.state import CudaFrame
-from mpn.runtime.host.flow import FlowEstimator, FlowFrame
+from mpn.runtime.device.state import DeviceState
+from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.merge import not_finite_error
 from mpn.runtime.host.osvos import OsvosRunner
 from mpn.runtime.host.preprocess import resize_rgb
@@ -111,7 +111,7 @@ class DeviceBackend(Closeable):
         self._graphs = GraphCache(stream, is_capturing=False)
         self._is_capturing = self._is_in_graph = False
         self._watch = StreamTimer(stream)
-        self._planes: CudaFrame | None = None
+        self._planes: DeviceState | None = None
         self._crf: CudaCrf | None = None
         self._plane_lists: dict[tuple[int, ...], DeviceArray] = {}
         self._memory: FrameMemory | None = None
@@ -162,7 +162,7 @@ class DeviceBackend(Closeable):
             ("OSVOS", None),
             *(("OSVOS", k) for k in state.object_ids if self._objects.get("osvos", k) is not None),
         ]
-        planes = CudaFrame(
+        planes = DeviceState(
             stream,
             object_ids=state.object_ids,
             size_hw=state.working_hw,
@@ -226,7 +226,7 @@ class DeviceBackend(Closeable):
                 prob = download(state.prob)
             current = self._ingest.current
             frame = resize_rgb(self.to_host(current.given), self._working_hw)
-            flow_frame = current.flow_frame or FlowFrame(frame, self._working_hw)
+            flow_frame = current.flow_frame or PreparedFrame(frame, self._working_hw)
             self._memory = FrameMemory(frame, flow_frame, prob, result, soft)
         return self._memory
 
@@ -289,7 +289,7 @@ class DeviceBackend(Closeable):
         branch: TrackBranch = "propagation"
         found = Candidates(
             prob=download(state.candidates),
-            bounds=boxes_from_rows(download(state.reach)),
+            bounds=boxes_from_rows(download(state.warp_bounds)),
             rois=rois,
             branches=(branch,) * len(rois),
         )
@@ -306,7 +306,7 @@ class DeviceBackend(Closeable):
         state, upload = self._state, self._stream.upload
         upload(candidates.prob, state.candidates)
         upload(box_rows(candidates.rois), state.rois)
-        upload(box_rows(candidates.bounds), state.reach)
+        upload(box_rows(candidates.bounds), state.warp_bounds)
         planes: Sequence[Float32Array | None] = () if maps is None else maps.planes
         distinct = {id(plane): plane for plane in planes if plane is not None}
         numbers = {key: n for n, key in enumerate(distinct)}
@@ -369,9 +369,9 @@ class DeviceBackend(Closeable):
             self._crf.refine(
                 state.merged,
                 frame.frame,
-                state.merged_supports,
+                state.merged_bounds,
                 refined=self._refined,
-                refined_boxes=state.readback["refined_supports"],
+                refined_boxes=state.readback["refined_bounds"],
             )
 
     def emit(self) -> None:
@@ -403,7 +403,7 @@ class DeviceBackend(Closeable):
         return Readback(
             labels=self._labels_host.copy(),
             measured=measured_from_fields(fields),
-            bounds=boxes_from_rows(fields["merged_supports"]),
+            bounds=boxes_from_rows(fields["merged_bounds"]),
             rois=boxes_from_rows(fields["rois"]),
             agreement=agreement_from_fields(fields),
             probs=self._probs_loader(),
@@ -414,7 +414,7 @@ class DeviceBackend(Closeable):
         state = self._state
         if self._feeds_back:
             self._stream.copy(state.merged, self._kept)
-            state.commit(self._refined, state.readback["refined_supports"])
+            state.commit(self._refined, state.readback["refined_bounds"])
         else:
             if self._crf is not None:
                 self._stream.copy(self._refined, self._kept)
@@ -491,7 +491,7 @@ class DeviceBackend(Closeable):
         ) and self._crf is not None
 
     @property
-    def _state(self) -> CudaFrame:
+    def _state(self) -> DeviceState:
         assert self._planes is not None
         return self._planes
 

@@ -34,7 +34,7 @@ from mpn.runtime.device.images import (
     resize_prob,
     resize_rgb,
 )
-from mpn.runtime.host.flow import FlowEstimator, FlowFrame
+from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.preprocess import resize_rgb as resize_rgb_on_host
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import DeviceOptions, ResolvedOptions
@@ -74,7 +74,7 @@ class DeviceFrame:
     planes: DeviceArray | None
     flags: DeviceArray | None
     given: Any = None
-    flow_frame: FlowFrame | None = None
+    flow_frame: PreparedFrame | None = None
     ready: Event | None = None
     flow: Event | None = None
     osvos: Event | None = None
@@ -147,7 +147,7 @@ class FrameIngest:
     def begin(
         self,
         frame: UInt8Array,
-        flow_frame: FlowFrame | None,
+        flow_frame: PreparedFrame | None,
         input_hw: tuple[int, int],
         object_ids: Sequence[int],
     ) -> None:
@@ -321,7 +321,7 @@ class FrameIngest:
         if frame.flow_from_prev_px is not None:
             pairs.append((before.flow_frame, frame.flow_frame, frame.flow_from_prev_px))
         for from_frame, to_frame, out in pairs:
-            self._flow_stream.upload(self._host_flow.between(from_frame, to_frame), out)
+            self._flow_stream.upload(self._host_flow.estimate(from_frame, to_frame), out)
 
     def _run_osvos(self, frame: DeviceFrame, numbers: Sequence[int]) -> None:
         assert frame.planes is not None

@@ -25,7 +25,7 @@ _EXTENTS = 128
 """Blocks that the extremes of the flow are gathered by."""
 
 
-class CudaFrame:
+class DeviceState:
     """The state of all objects, and the stages that carry it to the next frame.
 
     Args:
@@ -82,26 +82,26 @@ class CudaFrame:
                 "track_areas": ((objects,), np.int32),
                 "track_boxes": ((objects, 4), np.int32),
                 "rois": ((objects, 4), np.int32),
-                "reach": ((objects, 4), np.int32),
-                "merged_supports": ((objects, 4), np.int32),
-                "refined_supports": ((objects, 4), np.int32),
+                "warp_bounds": ((objects, 4), np.int32),
+                "merged_bounds": ((objects, 4), np.int32),
+                "refined_bounds": ((objects, 4), np.int32),
                 "flags": ((flags,), np.int32),
             },
         )
         """What the host is told at the end of a frame, in one copy."""
         self.prob = device.zeros((objects, height, width), np.float32)
         """(K, H, W) float32, merged: what is propagated further."""
-        self.supports = device.zeros((objects, 4), np.int32)
+        self.bounds = device.zeros((objects, 4), np.int32)
         """(K, 4) int32: boxes outside which ``prob`` is exactly 0."""
         self.candidates = device.empty((objects, height, width), np.float32)
         """(K, H, W) float32: ``prob`` carried into the current frame."""
-        self.reach = self.readback["reach"]
+        self.warp_bounds = self.readback["warp_bounds"]
         """(K, 4) int32: boxes outside which ``candidates`` is exactly 0."""
         self.rois = self.readback["rois"]
         """(K, 4) int32: what the propagation network looks at; empty if the object is lost."""
         self.merged = device.zeros((objects, height, width), np.float32)
         """(K, H, W) float32: ``prob`` of the current frame, until :meth:`commit`."""
-        self.merged_supports = self.readback["merged_supports"]
+        self.merged_bounds = self.readback["merged_bounds"]
         """(K, 4) int32: boxes outside which ``merged`` is exactly 0."""
         self.labels = device.zeros(size_hw, np.uint8)
         """(H, W) uint8: the objects' ids."""
@@ -109,7 +109,7 @@ class CudaFrame:
     def start(
         self,
         prob: Float32Array,
-        supports: npt.NDArray[np.int32],
+        bounds: npt.NDArray[np.int32],
         first_areas_px: Sequence[float],
         colour_tables: Float32Array | None = None,
     ) -> None:
@@ -117,7 +117,7 @@ class CudaFrame:
 
         Args:
             prob: (K, H, W) float32, merged.
-            supports: (K, 4) int32 boxes outside which it is 0.
+            bounds: (K, 4) int32 boxes outside which it is 0.
             first_areas_px: Area of each object when it was given.
             colour_tables: (K, 8192) float32; needed with a colour weight.
 
@@ -127,7 +127,7 @@ class CudaFrame:
         if self._options.colour_weight and colour_tables is None:
             raise InputError("option colour_weight needs the objects' colour tables")
         self._device.upload(prob, self.prob)
-        self._device.upload(supports, self.supports)
+        self._device.upload(bounds, self.bounds)
         self._device.upload(np.array(first_areas_px, np.float64), self._first_areas_px)
         if colour_tables is not None:
             self._colour_tables = self._device.upload(colour_tables, self._colour_tables)
@@ -158,10 +158,10 @@ class CudaFrame:
         found: Arguments = {"boxes": self._boxes, "areas": self._areas}
         launch(
             "reach_boxes",
-            supports=self.supports,
+            supports=self.bounds,
             extents=self._extents,
             partials=_EXTENTS,
-            reach=self.reach,
+            reach=self.warp_bounds,
             **found,
             **self._sizes,
         )
@@ -169,7 +169,7 @@ class CudaFrame:
             "prob": self.prob,
             "flow_to_prev_px": flow_to_prev_px,
             "flow_from_prev_px": flow_from_prev_px if options.flow_check_px else None,
-            "reach": self.reach,
+            "reach": self.warp_bounds,
             "sigma_px": options.flow_check_px,
             "sigma_frac": FLOW_CHECK_FRAC,
             "threshold": options.threshold,
@@ -192,12 +192,12 @@ class CudaFrame:
         launch(
             "rois_from_boxes",
             first_areas_px=self._first_areas_px,
-            reach=self.reach,
+            reach=self.warp_bounds,
             margin_frac=options.roi_margin_frac,
             margin_px_min=options.roi_margin_px_min,
             lost_area_frac=options.lost_area_frac,
             rois=self.rois,
-            supports=self.reach,
+            supports=self.warp_bounds,
             **found,
             **self._sizes,
         )
@@ -271,7 +271,7 @@ class CudaFrame:
         foregrounds: DeviceArray | None = None,
         foreground_of: DeviceArray | None = None,
     ) -> None:
-        """Write :attr:`merged`, its supports and :attr:`labels`.
+        """Write :attr:`merged`, its bounds and :attr:`labels`.
 
         Args:
             crops: (K, 1, S, S), what the propagation network answered; None to take the
@@ -296,17 +296,17 @@ class CudaFrame:
             **self._sizes,
         )
         is_in_rois = crops is not None or foregrounds is not None
-        self._device.copy(self.rois if is_in_rois else self.reach, self.merged_supports)
+        self._device.copy(self.rois if is_in_rois else self.warp_bounds, self.merged_bounds)
 
-    def commit(self, prob: DeviceArray | None = None, supports: DeviceArray | None = None) -> None:
+    def commit(self, prob: DeviceArray | None = None, bounds: DeviceArray | None = None) -> None:
         """Go on from the current frame.
 
         Args:
             prob: (K, H, W) float32, to go on from this instead of :attr:`merged`.
-            supports: (K, 4) int32, its supports.
+            bounds: (K, 4) int32, its bounds.
         """
         self._device.copy(self.merged if prob is None else prob, self.prob)
-        self._device.copy(self.merged_supports if supports is None else supports, self.supports)
+        self._device.copy(self.merged_bounds if bounds is None else bounds, self.bounds)
 
     def agreement(self, rgb: DeviceArray, planes: DeviceArray, plane_of: DeviceArray) -> None:
         """Count what OSVOS and colours say about the pixels where the objects are expected.

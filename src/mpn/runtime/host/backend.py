@@ -13,7 +13,7 @@ from mpn.runtime.backend import FrameMemory, OsvosMaps, QueuedBackend, Readback
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.crf import refine
-from mpn.runtime.host.flow import FlowEstimator, FlowFrame
+from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.merge import labels_from_merged, merge
 from mpn.runtime.host.osvos import OsvosRunner, blend_osvos
 from mpn.runtime.host.preprocess import resize_prob, resize_rgb
@@ -44,7 +44,7 @@ class HostFrame:
     """
 
     frame: UInt8Array
-    flow_frame: FlowFrame
+    flow_frame: PreparedFrame
     flow_to_prev_px: Float32Array
     flow_from_prev_px: Float32Array | None
 
@@ -60,7 +60,7 @@ class _Prefetched:
     """
 
     rgb: UInt8Array
-    before: FlowFrame
+    before: PreparedFrame
     frame: Future[HostFrame]
 
 
@@ -275,7 +275,7 @@ class HostBackend(Closeable):
     def _ingest(
         self,
         rgb: UInt8Array,
-        before: FlowFrame,
+        before: PreparedFrame,
         timed: Callable[[str], AbstractContextManager[None]],
     ) -> HostFrame:
         """Resize a frame, and estimate its flow; runs in one thread at a time."""
@@ -283,10 +283,10 @@ class HostBackend(Closeable):
             frame = resize_rgb(rgb, before.size_hw)
         with timed("flow"):
             flow_frame = self._flow.prepare(frame)
-            flow_to_prev_px = self._flow.between(flow_frame, before)
+            flow_to_prev_px = self._flow.estimate(flow_frame, before)
             flow_from_prev_px = None
             if self._options.flow_check_px:
-                flow_from_prev_px = self._flow.between(before, flow_frame)
+                flow_from_prev_px = self._flow.estimate(before, flow_frame)
         return HostFrame(frame, flow_frame, flow_to_prev_px, flow_from_prev_px)
 
     @property

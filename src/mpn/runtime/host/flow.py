@@ -33,7 +33,7 @@ the process, depending on the other side (opencv/opencv#14554; 5.0.0 still does)
 
 
 @dataclass(frozen=True)
-class FlowFrame:
+class PreparedFrame:
     """One frame, prepared by an estimator.
 
     Attributes:
@@ -48,10 +48,10 @@ class FlowFrame:
 class FlowEstimator(Protocol):
     """Estimates flow between two frames of one size; for one thread at a time."""
 
-    def prepare(self, rgb: UInt8Array) -> FlowFrame:
+    def prepare(self, rgb: UInt8Array) -> PreparedFrame:
         """Prepare a frame, (H, W, 3) uint8 RGB, for :meth:`between`."""
 
-    def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
+    def estimate(self, frame0: PreparedFrame, frame1: PreparedFrame) -> Float32Array:
         """Estimate the flow from ``frame0`` to ``frame1``.
 
         Returns:
@@ -61,8 +61,8 @@ class FlowEstimator(Protocol):
 
 
 def flow_px(estimator: FlowEstimator, rgb0: UInt8Array, rgb1: UInt8Array) -> Float32Array:
-    """Estimate the flow from one image to another; see :meth:`FlowEstimator.between`."""
-    return estimator.between(estimator.prepare(rgb0), estimator.prepare(rgb1))
+    """Estimate the flow from one image to another; see :meth:`FlowEstimator.estimate`."""
+    return estimator.estimate(estimator.prepare(rgb0), estimator.prepare(rgb1))
 
 
 def flow_estimator_from(engines: EngineSet) -> FlowEstimator:
@@ -93,17 +93,17 @@ class DisFlow:
         # OpenCV's object keeps its buffers, so it is for one thread.
         self._dis = cv2.DISOpticalFlow.create(_DIS_PRESETS[source.preset])
 
-    def prepare(self, rgb: UInt8Array) -> FlowFrame:
+    def prepare(self, rgb: UInt8Array) -> PreparedFrame:
         """Compute grey values at the scale of the source."""
         size_hw = (rgb.shape[0], rgb.shape[1])
         grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
         height, width = (max(round(side * self._scale), 1) for side in size_hw)
         if (height, width) != size_hw:
             grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
-        return FlowFrame(grey, size_hw)
+        return PreparedFrame(grey, size_hw)
 
-    def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
-        """See :meth:`FlowEstimator.between`."""
+    def estimate(self, frame0: PreparedFrame, frame1: PreparedFrame) -> Float32Array:
+        """See :meth:`FlowEstimator.estimate`."""
         return _dis_flow(self._dis, frame0, frame1)
 
 
@@ -123,17 +123,17 @@ class EngineFlow:
             raise EngineError(f"a flow engine has a fixed size, this one takes {height}x{width}")
         self._network_hw = (height, width)
 
-    def prepare(self, rgb: UInt8Array) -> FlowFrame:
+    def prepare(self, rgb: UInt8Array) -> PreparedFrame:
         """Resize the frame to the network, RGB 0..255."""
-        return FlowFrame(flow_input(rgb, self._network_hw), (rgb.shape[0], rgb.shape[1]))
+        return PreparedFrame(flow_input(rgb, self._network_hw), (rgb.shape[0], rgb.shape[1]))
 
-    def between(self, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
-        """See :meth:`FlowEstimator.between`."""
+    def estimate(self, frame0: PreparedFrame, frame1: PreparedFrame) -> Float32Array:
+        """See :meth:`FlowEstimator.estimate`."""
         outputs = self._engine.run({"frame0": frame0.data, "frame1": frame1.data})
         return _at_size(outputs["flow_px"][0], frame0.size_hw)
 
 
-def _dis_flow(dis: Any, frame0: FlowFrame, frame1: FlowFrame) -> Float32Array:
+def _dis_flow(dis: Any, frame0: PreparedFrame, frame1: PreparedFrame) -> Float32Array:
     grey_hw = frame0.data.shape
     flow = dis.calc(_at_least(frame0.data), _at_least(frame1.data), None)
     planes = np.stack(cv2.split(flow[: grey_hw[0], : grey_hw[1]]))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mpn.runtime.backend import FrameMemory, Readback
-from mpn.runtime.host.flow import FlowFrame
+from mpn.runtime.host.flow import PreparedFrame
 from mpn.runtime.host.merge import labels_from_merged
 from mpn.runtime.host.preprocess import one_hot, resize_prob
 from mpn.runtime.host.reliability import colour_table
@@ -19,7 +19,7 @@ from mpn.types import Float32Array, Roi, TrackBranch, UInt8Array
 
 
 def empty_memory(
-    frame: UInt8Array, flow_frame: FlowFrame, input_hw: tuple[int, int]
+    frame: UInt8Array, flow_frame: PreparedFrame, input_hw: tuple[int, int]
 ) -> FrameMemory:
     """Make the arrays of a frame without objects.
 
@@ -81,7 +81,7 @@ def with_given_labels(
 
 
 def with_found_labels(
-    state: VideoState, frame: UInt8Array, flow_frame: FlowFrame, labels: UInt8Array
+    state: VideoState, frame: UInt8Array, flow_frame: PreparedFrame, labels: UInt8Array
 ) -> tuple[VideoState, FrameMemory]:
     """Move on to another frame whose labels were segmented earlier.
 

@@ -126,7 +126,7 @@ FLOW_CHECK_FRAC = 0.5
 """Share of the flow's length that the flow check forgives: long flows are less exact."""
 
 
-def weigh_in_box(
+def suppress_unreliable(
     plane: Float32Array,
     box: Roi,
     *,

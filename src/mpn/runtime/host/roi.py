@@ -95,15 +95,15 @@ def with_margin(box: Roi, margin_frac: float, margin_px_min: int, size_hw: tuple
 
 
 def reachable_boxes(
-    supports: Sequence[Roi | None], flow_to_prev_px: Float32Array
+    bounds: Sequence[Roi | None], flow_to_prev_px: Float32Array
 ) -> list[Roi | None]:
-    """Where a warp by this flow can put what lies inside each support.
+    """Where a warp by this flow can put what lies inside each box.
 
-    A pixel x samples from a support x0..x1-1 only if x0 - 1 < x + flow_x(x) < x1, so the extremes
+    A pixel x samples from a box x0..x1-1 only if x0 - 1 < x + flow_x(x) < x1, so the extremes
     of the flow bound x; one more pixel on the far side covers the rounding of that sum.
 
     Args:
-        supports: For each object the box outside which its probability is exactly 0; None: it is 0
+        bounds: For each object the box outside which its probability is exactly 0; None: it is 0
             everywhere.
         flow_to_prev_px: (2, H, W) float32, pixels. With a non-finite value in it nothing is known,
             and the answer is the whole frame.
@@ -115,31 +115,31 @@ def reachable_boxes(
     low_x, high_x = float(flow_to_prev_px[0].min()), float(flow_to_prev_px[0].max())
     low_y, high_y = float(flow_to_prev_px[1].min()), float(flow_to_prev_px[1].max())
     if not all(map(math.isfinite, (low_x, high_x, low_y, high_y))):
-        return [None if support is None else Roi(0, 0, width, height) for support in supports]
+        return [None if box is None else Roi(0, 0, width, height) for box in bounds]
     return [
         None
-        if support is None
+        if box is None
         else _clipped(
-            math.floor(support.x0 - 1 - high_x),
-            math.floor(support.y0 - 1 - high_y),
-            math.ceil(support.x1 - low_x) + 1,
-            math.ceil(support.y1 - low_y) + 1,
+            math.floor(box.x0 - 1 - high_x),
+            math.floor(box.y0 - 1 - high_y),
+            math.ceil(box.x1 - low_x) + 1,
+            math.ceil(box.y1 - low_y) + 1,
             (height, width),
         )
-        for support in supports
+        for box in bounds
     ]
 
 
-def tight_boxes(prob: Float32Array, supports: Sequence[Roi | None]) -> tuple[Roi | None, ...]:
+def tight_boxes(prob: Float32Array, bounds: Sequence[Roi | None]) -> tuple[Roi | None, ...]:
     """The smallest boxes that hold everything above 0.
 
     Args:
         prob: (K, H, W) float32.
-        supports: For each object a box outside which it is exactly 0, or None.
+        bounds: For each object a box outside which it is exactly 0, or None.
     """
     return tuple(
-        None if support is None else box_from_prob(plane, 0.0, within=support)
-        for plane, support in zip(prob, supports, strict=True)
+        None if box is None else box_from_prob(plane, 0.0, within=box)
+        for plane, box in zip(prob, bounds, strict=True)
     )
 
 

@@ -12,7 +12,7 @@ from mpn.errors import EngineError
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.host.merge import blend, check_finite
 from mpn.runtime.host.ops import Ops
-from mpn.runtime.host.reliability import weigh_in_box
+from mpn.runtime.host.reliability import suppress_unreliable
 from mpn.runtime.host.roi import reachable_boxes, roi_from_prob
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import ResolvedOptions
@@ -76,7 +76,7 @@ class Stages:
         tables = (None,) * len(warped) if colour_tables is None else colour_tables
         for plane, table, box in zip(warped, tables, warp_bounds, strict=True):
             if box is not None:
-                weigh_in_box(
+                suppress_unreliable(
                     plane,
                     box,
                     flow_to_prev_px=flow_to_prev_px,

@@ -44,7 +44,7 @@ def fingerprint(
     }
 
 
-def until(fingerprint: Mapping[str, Any], frame_index: int) -> dict[str, Any]:
+def fingerprint_up_to(fingerprint: Mapping[str, Any], frame_index: int) -> dict[str, Any]:
     """The fingerprint without masks that come into play later: those may change."""
     masks = {k: digest for k, digest in fingerprint["masks"].items() if int(k) <= frame_index}
     return {**fingerprint, "masks": masks}

@@ -129,7 +129,7 @@ def load_earlier_run(paths: ResultPaths) -> dict[str, Any] | None:
     return None
 
 
-def make_room(
+def remove_previous_results(
     paths: ResultPaths, earlier: Mapping[str, Any] | None, *, keep: Iterable[Path] = ()
 ) -> None:
     """Remove what an earlier run of this program left.

@@ -168,7 +168,7 @@ def propagate_frames(
     Raises:
         InputError: If the video ends before a frame that was given labels.
     """
-    return follow_frames(
+    return iterate_frames(
         frames,
         pipeline,
         lambda frame: pipeline.start(frame.rgb, labels),
@@ -177,7 +177,7 @@ def propagate_frames(
     )
 
 
-def follow_frames(
+def iterate_frames(
     frames: Iterable[Frame],
     pipeline: PipelineLike,
     begin: Callable[[Frame], StepResult],
@@ -190,7 +190,9 @@ def follow_frames(
     last_index = -1
     can_prefetch = isinstance(pipeline, SupportsPrefetch) and pipeline.supports_prefetch
     pairs: Iterable[tuple[Frame, Frame | None]] = (
-        ((frame, None) for frame in frames) if is_live or not can_prefetch else with_next(frames)
+        ((frame, None) for frame in frames)
+        if is_live or not can_prefetch
+        else with_lookahead(frames)
     )
     for position, (frame, following) in enumerate(pairs):
         if isinstance(pipeline, SupportsPrefetch) and following is not None:
@@ -199,7 +201,7 @@ def follow_frames(
         result = pipeline.step(frame.rgb) if position else begin(frame)
         given = pending.pop(frame.index, None)
         if given is not None:
-            result = give(pipeline, given, result)
+            result = apply_corrections(pipeline, given, result)
         yield frame, result
     if pending:
         raise InputError(
@@ -208,7 +210,7 @@ def follow_frames(
         )
 
 
-def with_next(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:
+def with_lookahead(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:
     """Each frame, and the one behind it, which is read before the frame is given.
 
     What goes wrong with the reading is raised where that frame itself would come.
@@ -252,7 +254,9 @@ def frames_between(frames: Iterable[Frame], start: int | None, end: int | None) 
             return
 
 
-def give(pipeline: PipelineLike, labels: UInt8Array, stepped: StepResult) -> StepResult:
+def apply_corrections(
+    pipeline: PipelineLike, labels: UInt8Array, stepped: StepResult
+) -> StepResult:
     """Correct the known objects of the current frame, add the new ones."""
     known = set(pipeline.object_ids)
     given = object_ids_from_labels(labels)

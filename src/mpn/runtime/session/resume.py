@@ -22,7 +22,7 @@ from mpn.errors import InputError, MaskError, OutputError
 from mpn.masks import load_labels
 from mpn.runtime.options import CONSTANTS_OF_0_1, OPTIONS_OF_0_1
 from mpn.runtime.session.layout import ResultPaths
-from mpn.runtime.session.propagate import PipelineLike, follow_frames, give
+from mpn.runtime.session.propagate import PipelineLike, apply_corrections, iterate_frames
 from mpn.types import MAX_OBJECT_ID, Frame, StepResult, UInt8Array
 
 FIELDS_OF_0_1: Mapping[str, str] = {
@@ -166,12 +166,14 @@ def resumed_frames(
             known = np.where(np.isin(earlier, pipeline.object_ids), earlier, 0).astype(np.uint8)
             result = pipeline.resume_at(frame.rgb, known)
             if given is not None:
-                result = give(pipeline, given, result)
+                result = apply_corrections(pipeline, given, result)
         if not is_last:
             yield frame, _earlier_result(frame, earlier, followed[frame.index - first_index])
             continue
         later = {index: mask for index, mask in corrections.items() if index > frame.index}
-        yield from follow_frames(chain([frame], iterator), pipeline, partial(_found, result), later)
+        yield from iterate_frames(
+            chain([frame], iterator), pipeline, partial(_found, result), later
+        )
         return
     raise OutputError(
         f"cannot resume at frame {point.frame_index}: the video ends before it; run again without "

@@ -24,14 +24,14 @@ from mpn.runtime.finetune.plan import FinetunePlan, finetune_as_json, plan_finet
 from mpn.runtime.media.video import VideoSource, open_video
 from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 from mpn.runtime.pipeline import OnFinetune, Pipeline
-from mpn.runtime.session.fingerprint import fingerprint, until
+from mpn.runtime.session.fingerprint import fingerprint, fingerprint_up_to
 from mpn.runtime.session.layout import (
     RUN_JSON_SCHEMA,
     ResultPaths,
     check_not_input,
     check_out,
     load_earlier_run,
-    make_room,
+    remove_previous_results,
     result_paths,
 )
 from mpn.runtime.session.outputs import Outputs
@@ -146,7 +146,10 @@ class _Run:
             check_resumable(earlier)
             point = find_resume_point(self._paths, self._first_frame)
             last = self._first_frame.index if point is None else point.frame_index
-            check_same_run(until(earlier["fingerprint"], last), until(self._fingerprint, last))
+            check_same_run(
+                fingerprint_up_to(earlier["fingerprint"], last),
+                fingerprint_up_to(self._fingerprint, last),
+            )
             if self._is_already_done(earlier):
                 return earlier
             if point is not None and "probs" in self._request.save - set(earlier["saved"]):
@@ -159,7 +162,7 @@ class _Run:
             # The pipeline starts on the first frame here: what it refuses leaves nothing behind.
             first = next(results)
             if point is None:
-                make_room(self._paths, earlier, keep=self._request.masks.values())
+                remove_previous_results(self._paths, earlier, keep=self._request.masks.values())
             outputs = Outputs.open(self._paths, self._request.save, self._video, point)
             outputs.save_partial_report(self._report("running", point))
             try:

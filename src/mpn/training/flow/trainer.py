@@ -224,7 +224,7 @@ def warp_mean_j(
         previous = estimator.prepare(sequence.rgb(0))
         for index in range(1, frames):
             current = estimator.prepare(sequence.rgb(index))
-            prob = warp_bilinear(prob, estimator.between(current, previous))
+            prob = warp_bilinear(prob, estimator.estimate(current, previous))
             background = np.prod(1 - prob, axis=0, keepdims=True)
             best = np.concatenate([background, prob]).argmax(axis=0)
             evaluator.feed(sequence.labels(index), np.array([0, *ids], np.uint8)[best])

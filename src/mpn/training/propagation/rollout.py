@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 
 from mpn.engines.directory.manifest import DIS_SOURCE, FlowSource
-from mpn.runtime.host.flow import DisFlow, FlowFrame
+from mpn.runtime.host.flow import DisFlow, PreparedFrame
 from mpn.runtime.host.ops import crop_resize_pack, paste, warp_bilinear
-from mpn.runtime.host.reliability import colour_table, weigh_in_box
+from mpn.runtime.host.reliability import colour_table, suppress_unreliable
 from mpn.runtime.host.roi import box_from_prob, with_margin
 from mpn.training.propagation.augment import (
     ColourShift,
@@ -125,7 +125,7 @@ class Rollout:
         self._t = self._last_t = 0
         self._low_overlaps = 0
         self._prob: Float32Array = np.zeros((1, 1), np.float32)
-        self._previous: FlowFrame | None = None
+        self._previous: PreparedFrame | None = None
         self._colour_shift: ColourShift | None = None
         self._blur: MotionBlur | None = None
         self._colours: Float32Array | None = None
@@ -241,18 +241,18 @@ class Rollout:
         self._t += 1
         rgb, target = self._frame(clip)
         self._previous = self._flow.prepare(rgb)
-        flow_to_prev_px = self._flow.between(self._previous, previous)
+        flow_to_prev_px = self._flow.estimate(self._previous, previous)
         if options.flow_error_share and self._rng.random() < options.flow_error_share:
             flow_to_prev_px = disturbed_flow(flow_to_prev_px, options.flow_error_px, self._rng)
         warped = warp_bilinear(self._prob[None], flow_to_prev_px)
         support = box_from_prob(warped[0], 0.0)
         if support is not None:
-            weigh_in_box(
+            suppress_unreliable(
                 warped[0],
                 support,
                 flow_to_prev_px=flow_to_prev_px,
                 flow_from_prev_px=(
-                    self._flow.between(previous, self._previous) if options.flow_check_px else None
+                    self._flow.estimate(previous, self._previous) if options.flow_check_px else None
                 ),
                 flow_check_px=options.flow_check_px,
                 rgb=rgb,

@@ -20,7 +20,7 @@ from mpn.errors import EngineError, MaskError
 from mpn.runtime.finetune.augment.clip import LucidClip, LucidRange
 from mpn.runtime.finetune.augment.mask import corrupt_mask
 from mpn.runtime.finetune.augment.scene import LucidScene
-from mpn.runtime.host.flow import FlowEstimator, FlowFrame
+from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.ops import Ops
 from mpn.runtime.host.roi import box_from_prob
 from mpn.runtime.host.stages import Stages
@@ -162,13 +162,13 @@ class _ScaledPipeline:
         rgb: UInt8Array,
         prob: Float32Array,
         area_px: float,
-        frame: FlowFrame,
-        previous: FlowFrame,
+        frame: PreparedFrame,
+        previous: PreparedFrame,
     ) -> tuple[Float32Array, Roi | None]:
         """Warp the previous probability into this frame: (1, h, w), and its ROI."""
-        flow_to_prev_px = self.flow.between(frame, previous)
+        flow_to_prev_px = self.flow.estimate(frame, previous)
         flow_from_prev_px = (
-            self.flow.between(previous, frame) if self.options.flow_check_px else None
+            self.flow.estimate(previous, frame) if self.options.flow_check_px else None
         )
         found = self._stages.warp(
             rgb,
@@ -228,7 +228,7 @@ class _Rollout:
         self._area_px = 0.0
         self._mirror = False
         self._prob: Float32Array = np.zeros(pipeline.scene.size_hw, np.float32)
-        self._previous: FlowFrame | None = None
+        self._previous: PreparedFrame | None = None
         self._last: _LastFrame | None = None
 
     def network_input(self) -> Float32Array | None:
