@@ -1,1 +1,1 @@
-"""One run of ``mpn run``: request, outputs, resume and report."""
+"""Run ``mpn run``: request, outputs, resume and report."""

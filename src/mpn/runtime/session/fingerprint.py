@@ -1,4 +1,4 @@
-"""Fingerprint of the inputs that must be equal for a run to be resumed."""
+"""Compute the fingerprint of the inputs that a resumed run must share."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mpn.runtime.session.request import Masks
 def fingerprint(
     video: VideoSource, masks: Masks, pipeline: Pipeline, finetune: FinetuneOptions | None
 ) -> dict[str, Any]:
-    """The fingerprint of a run, as JSON types.
+    """Compute the fingerprint of a run, as JSON types.
 
     Args:
-        video: Opened; its first frame is looked at.
-        masks: The user's.
+        video: Open; its first frame is hashed.
+        masks: Masks of the user.
         pipeline: Open.
-        finetune: How its networks are fine-tuned; None: not at all.
+        finetune: Options of fine-tuning; None without it.
     """
     first = video.first_frame
     return {
@@ -45,6 +45,6 @@ def fingerprint(
 
 
 def fingerprint_up_to(fingerprint: Mapping[str, Any], frame_index: int) -> dict[str, Any]:
-    """The fingerprint without masks that come into play later: those may change."""
+    """Return the fingerprint without the masks of later frames, which may change."""
     masks = {k: digest for k, digest in fingerprint["masks"].items() if int(k) <= frame_index}
     return {**fingerprint, "masks": masks}

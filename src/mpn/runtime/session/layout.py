@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and what may be replaced."""
+"""Define the paths in the folder of a run, and check what may be replaced."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _DAVIS_EXTRAS = "_runs"
 
 @dataclass(frozen=True)
 class ResultPaths:
-    """Where a run writes.
+    """Paths that a run writes.
 
-    ``OUT/masks/*.png`` and everything else in OUT; or, when the video is a sequence of a data set
-    in DAVIS layout, ``OUT/<sequence>/*.png``, which the official evaluator reads as it is, and
-    everything else in ``OUT/_runs/<sequence>/``, where it looks at nothing.
+    Masks go to ``OUT/masks/*.png``, all other files to ``OUT``. If the video is a sequence of a
+    data set in DAVIS layout, masks go to ``OUT/<sequence>/*.png``, which the official evaluator
+    reads, and all other files to ``OUT/_runs/<sequence>/``, which it ignores.
 
     Attributes:
-        out: The folder the user named.
+        out: Folder that the user named.
         masks: Folder of the masks.
-        folder: Folder of everything else.
+        folder: Folder of all other files.
     """
 
     out: Path
@@ -45,37 +45,37 @@ class ResultPaths:
 
     @property
     def overlay(self) -> Path:
-        """The masks over the video."""
+        """Video with the masks drawn on it."""
         return self.folder / "overlay.mp4"
 
     @property
     def tracks(self) -> Path:
-        """What became of each object."""
+        """Tracks of the objects, one line per frame."""
         return self.folder / "tracks.jsonl"
 
     @property
     def rle(self) -> Path:
-        """The masks as COCO RLE."""
+        """Masks as COCO RLE."""
         return self.folder / "rle.jsonl"
 
     @property
     def run_json(self) -> Path:
-        """What was run, with what, and how long it took."""
+        """Report of the run: inputs, options, versions and times."""
         return self.folder / "run.json"
 
     @property
     def run_partial_json(self) -> Path:
-        """The same while the run goes on; it stays behind when a run is killed."""
+        """Report of a run that has not ended; it remains if the run is killed."""
         return self.folder / "run.partial.json"
 
     @property
     def growing(self) -> tuple[Path, ...]:
-        """The files that are written over the whole run."""
+        """Files that are written during the whole run."""
         return (self.overlay, self.tracks, self.rle)
 
 
 def result_paths(out: Path, video: VideoSource) -> ResultPaths:
-    """Where a run on ``video`` writes when the user names ``out``."""
+    """Return the paths of a run on ``video`` if the user names ``out``."""
     if isinstance(video, ImageSequence):
         parents = [parent.name for parent in video.folder.resolve().parents[:2]]
         if _DAVIS_IMAGES in parents:  # JPEGImages/480p/<sequence>, or YouTube-VOS without 480p
@@ -84,9 +84,9 @@ def result_paths(out: Path, video: VideoSource) -> ResultPaths:
 
 
 def check_out(out: Path) -> None:
-    """Raise OutputError unless the folder ``out`` exists and is writable, or can be made.
+    """Raise OutputError unless ``out`` is a writable folder or can be created.
 
-    Nothing is created. A file system may still refuse later (read-only, full).
+    Nothing is created. Writing may still fail later (read-only or full file system).
     """
     existing = next((path for path in (out, *out.absolute().parents) if path.exists()), None)
     if existing is None or not existing.is_dir():
@@ -109,10 +109,13 @@ def check_not_input(paths: ResultPaths, video: VideoSource) -> None:
 
 
 def load_earlier_run(paths: ResultPaths) -> dict[str, Any] | None:
-    """The report of the run that wrote here before, finished or not; None if there is none.
+    """Load the report of an earlier run in this folder, finished or not.
+
+    Returns:
+        None if there is none.
 
     Raises:
-        OutputError: If there is one that cannot be read.
+        OutputError: If it cannot be read.
     """
     for path in (paths.run_partial_json, paths.run_json):
         if not path.exists():
@@ -132,17 +135,17 @@ def load_earlier_run(paths: ResultPaths) -> dict[str, Any] | None:
 def remove_previous_results(
     paths: ResultPaths, earlier: Mapping[str, Any] | None, *, keep: Iterable[Path] = ()
 ) -> None:
-    """Remove what an earlier run of this program left.
+    """Remove the results of an earlier run.
 
-    Masks that no run.json claims are somebody else's (drawn by hand, perhaps): they stop the run.
+    Masks without a run.json may be drawn by hand. They are not removed; the function raises.
 
     Args:
-        paths: Where the run will write.
-        earlier: The report of the earlier run; None if there was none.
-        keep: Files to leave alone: masks corrected in place and given to this run.
+        paths: Paths of this run.
+        earlier: Report of the earlier run; None if there was none.
+        keep: Files to keep: masks corrected in place and given to this run.
 
     Raises:
-        OutputError: If there are such masks, or they cannot be removed.
+        OutputError: If there are masks without a report, or a file cannot be removed.
     """
     with output_errors(paths.out):
         masks = sorted(paths.masks.glob("*.png")) if paths.masks.is_dir() else []
@@ -160,7 +163,7 @@ def remove_previous_results(
 
 
 def remove_partials(paths: ResultPaths) -> None:
-    """Remove what a killed run left unfinished."""
+    """Remove the unfinished files of a killed run."""
     for folder in {paths.masks, paths.probs}:
         if folder.is_dir():
             for path in folder.glob(f"*{PARTIAL_SUFFIX}"):

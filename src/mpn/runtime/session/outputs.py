@@ -1,4 +1,4 @@
-"""All writers of a run behind one queue, so that encoding overlaps computing."""
+"""Write all results of a run in a thread, so that encoding overlaps computing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SaveKind = Literal["masks", "overlay", "probs", "rle"]
 DEFAULT_SAVE: frozenset[SaveKind] = frozenset({"masks", "overlay"})
 
 _QUEUE_DEPTH = 4
-"""Frames that wait for the writers: enough to level out key frames, 25 MB each at 4K."""
+"""Frames in the queue: enough to level out key frames, at 25 MB per 4K frame."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class _Item:
 
 
 class Outputs:
-    """Where a run puts its results. Make one with :meth:`open`.
+    """Writers of a run and the thread that runs them; create with :meth:`open`.
 
-    Frames are handed to a thread; what goes wrong there is raised by the next :meth:`submit` or by
-    :meth:`finish`. End with :meth:`finish`, or with :meth:`salvage` after an error.
+    An error in the thread is raised by the next :meth:`submit` or by :meth:`finish`. End with
+    :meth:`finish`, or with :meth:`salvage` after an error.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Outputs:
         """Create the folders and open the files of a run.
 
         Args:
-            paths: Where to.
-            save: What to write beside tracks.jsonl.
-            video: Sizes and times of the frames to come.
-            point: Where an earlier run is gone on with; None for a run from the start.
+            paths: Paths of the run.
+            save: Results to write in addition to tracks.jsonl.
+            video: Sizes and times of the frames.
+            point: Resume point of an earlier run; None for a run from the start.
 
         Raises:
-            OutputError: If something cannot be created; nothing unfinished is left then.
+            OutputError: If a file cannot be created; unfinished files are removed.
         """
         with ExitStack() as opened:
             writers: list[tuple[Writer, bool]] = []
@@ -91,7 +91,7 @@ class Outputs:
                 add(overlay, renders_earlier=True)
             if "probs" in save:
                 add(ProbsWriter(paths.probs))
-            if "masks" in save:  # last: a mask on disk means that the frame's other files are there
+            if "masks" in save:  # last: a mask on disk means that the frame's other files exist
                 add(MaskWriter(paths.masks))
             opened.pop_all()
         return cls(paths, writers, needs_probs="probs" in save)
@@ -100,25 +100,25 @@ class Outputs:
         """Queue one frame; waits while the queue is full.
 
         Args:
-            frame: In order.
-            result: Of that frame.
-            is_earlier: Whether an earlier run wrote this frame: then only the files that are made
-                anew from the masks get it.
+            frame: The next frame.
+            result: Its result.
+            is_earlier: Whether an earlier run wrote this frame. It then goes only to the files
+                that are rebuilt from the masks.
 
         Raises:
             OutputError: If an earlier frame could not be written.
         """
-        if not self._needs_probs:  # the largest arrays of a result, not to be kept waiting
+        if not self._needs_probs:  # the largest arrays of a result do not stay in the queue
             result = replace(result, probs=np.empty((0, *result.labels.shape), np.float32))
-        else:  # a device keeps them until the next frame only
+        else:  # copy now: a device keeps them only until the next frame
             result.probs  # noqa: B018
         self._worker.submit(_Item(frame, result, is_earlier))
 
     def finish(self) -> None:
-        """Write what is queued and give the files their names.
+        """Write all queued frames and rename the files to their final names.
 
         Raises:
-            OutputError: If something cannot be written.
+            OutputError: If a file cannot be written.
         """
         self._worker.close()
         while self._open:
@@ -126,12 +126,12 @@ class Outputs:
             del self._open[0]
 
     def salvage(self) -> int:
-        """Finish what can be finished after an error, and remove the rest.
+        """Finish as many files as possible after an error, and remove the others.
 
         Returns:
-            How many frames are complete.
+            Number of complete frames.
         """
-        with suppress(Exception):  # the error that is being handled, or one that it brought along
+        with suppress(Exception):  # the error being handled, or one that follows from it
             self._worker.close()
         for writer in self._open:
             try:
@@ -143,11 +143,11 @@ class Outputs:
         return self._written
 
     def save_partial_report(self, report: dict[str, Any]) -> None:
-        """Write run.partial.json, by which a killed run is recognised and resumed."""
+        """Write run.partial.json, which marks a killed run and allows resuming it."""
         save_json(self._paths.run_partial_json, report)
 
     def save_report(self, report: dict[str, Any]) -> None:
-        """Write run.json; the run has ended."""
+        """Write run.json at the end of the run."""
         save_json(self._paths.run_json, report, durable=True)
         with output_errors(self._paths.run_partial_json):
             self._paths.run_partial_json.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A whole video through the pipeline, one frame in memory at a time."""
+"""Segment a whole video, one frame in memory at a time."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from mpn.runtime.options import PipelineOptions
 
 Labels = UInt8Array | str | Path
-"""Object ids as an array, (H, W) uint8, or as the mask file that holds them."""
+"""Object ids as an array, (H, W) uint8, or as the path of a mask file."""
 
 
 class PipelineLike(Protocol):
-    """What :func:`propagate` needs of :class:`mpn.runtime.pipeline.Pipeline`."""
+    """Part of :class:`mpn.runtime.pipeline.Pipeline` that :func:`propagate` uses."""
 
     @property
     def object_ids(self) -> tuple[int, ...]:
-        """Ids of the objects that are being followed."""
+        """Ids of the tracked objects."""
 
     def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
-        """Begin with the first frame and its labels."""
+        """Start with the first frame and its labels."""
 
     def step(self, rgb: UInt8Array) -> StepResult:
         """Segment the next frame."""
@@ -48,7 +48,7 @@ class PipelineLike(Protocol):
         """Add objects to the current frame."""
 
     def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
-        """Go on at another frame, from labels that were segmented earlier."""
+        """Continue at another frame, from labels of an earlier run."""
 
 
 @runtime_checkable
@@ -80,28 +80,28 @@ def propagate(
 ) -> Iterator[StepResult]:
     """Segment a video, frame by frame.
 
-    A generator: nothing is opened before the first result is asked for, memory stays flat however
-    long the video is, and closing it early (or leaving the loop) closes everything. Frames are
-    read ahead in a thread.
+    A generator: it opens video and engines when the first result is requested, and closes them
+    when it ends or is closed. Memory does not grow with the length of the video. Frames are read
+    ahead in a thread.
 
     Args:
-        video: What :func:`mpn.runtime.media.video.open_video` opens, an open source (which the
+        video: An address for :func:`mpn.runtime.media.video.open_video`, an open source (which the
             caller closes), or frames as (H, W, 3) uint8 RGB arrays.
         mask: Labels of the first frame, array or file.
         corrections: Frame index in the video -> labels of that frame. Objects with a known id are
-            corrected, others are added; an object that a mask does not mention goes on as it was.
-        engine_dir: What mpn-export wrote; None for the engine directory of the package.
+            corrected, others are added. Objects that are not in the labels do not change.
+        engine_dir: Engine directory of mpn-export; None for the one in the package.
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
         options: See :class:`mpn.runtime.options.PipelineOptions`.
-        pipeline: Use this one, which stays the caller's to close, instead of opening engines.
+        pipeline: Used instead of opening engines; the caller closes it.
         start: Index of the first frame, see ``open_video``; ``mask`` belongs to it.
         end: Index of the frame to stop before.
-        decode: Where a video file is decoded that is given by its path; see
+        decode: Decoder of a video file that is given by its path; see
             :func:`mpn.runtime.media.video_nvdec.choose_decoder`.
 
     Yields:
-        The result of every frame, the first (``mask`` as given) included.
+        The result of each frame, the first (``mask`` as given) included.
 
     Raises:
         InputError: If the video or a mask cannot be used, or a correction lies outside the video.
@@ -137,7 +137,7 @@ def propagate(
 
             chosen = choose_decoder(opened, decode, device_of(pipeline))
             frames = stack.enter_context(Prefetch(stack.enter_context(chosen)))
-        del first  # it would stay in memory to the end
+        del first  # otherwise it stays in memory to the end
         for _, result in propagate_frames(frames, pipeline, labels, later):
             yield result
 
@@ -150,17 +150,17 @@ def propagate_frames(
     *,
     is_live: bool = False,
 ) -> Iterator[tuple[Frame, StepResult]]:
-    """The loop over the frames: start, then step, and the user's masks where they belong.
+    """Start the pipeline, step through the frames, and apply corrections.
 
     A pipeline that prefetches gets each frame while it segments the one before, unless the
-    source is live: then the newest frame does not wait for the next.
+    source is live: the newest frame of a live source must not wait for the next.
 
     Args:
-        frames: In order; the first one starts the pipeline.
+        frames: Frames in order; the first one starts the pipeline.
         pipeline: Open; closed by the caller.
         labels: (H, W) uint8 ids of the first frame.
         corrections: Frame index -> (H, W) uint8 ids, see :func:`propagate`.
-        is_live: Whether the frames come as they happen.
+        is_live: Whether the source is live.
 
     Yields:
         Each frame with its result.
@@ -185,7 +185,7 @@ def iterate_frames(
     *,
     is_live: bool = False,
 ) -> Iterator[tuple[Frame, StepResult]]:
-    """As :func:`propagate_frames`, with ``begin`` for the first frame."""
+    """Run :func:`propagate_frames` with ``begin`` for the first frame."""
     pending = dict(corrections)
     last_index = -1
     can_prefetch = isinstance(pipeline, SupportsPrefetch) and pipeline.supports_prefetch
@@ -211,9 +211,9 @@ def iterate_frames(
 
 
 def with_lookahead(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:
-    """Each frame, and the one behind it, which is read before the frame is given.
+    """Yield each frame with the next one, which is read first.
 
-    What goes wrong with the reading is raised where that frame itself would come.
+    An error while reading a frame is raised when that frame itself is due.
     """
     reader = iter(frames)
     frame = next(reader, None)
@@ -230,7 +230,7 @@ def with_lookahead(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | Non
 
 
 def check_corrections(corrections: Mapping[int, Any], first_index: int) -> None:
-    """Raise InputError if a correction does not lie behind the first frame."""
+    """Raise InputError if a correction is not after the first frame."""
     early = min(corrections, default=first_index + 1)
     if early <= first_index:
         raise InputError(
@@ -240,13 +240,13 @@ def check_corrections(corrections: Mapping[int, Any], first_index: int) -> None:
 
 
 def frames_from_arrays(arrays: Iterable[UInt8Array]) -> Iterator[Frame]:
-    """Number (H, W, 3) uint8 RGB arrays as frames, one a second."""
+    """Yield (H, W, 3) uint8 RGB arrays as frames, one per second."""
     for index, rgb in enumerate(arrays):
         yield Frame(index=index, rgb=rgb, pts_s=Fraction(index), name=f"{index:05d}")
 
 
 def frames_between(frames: Iterable[Frame], start: int | None, end: int | None) -> Iterator[Frame]:
-    """The frames with an index from ``start`` up to before ``end``; reads none behind it."""
+    """Yield the frames with an index in ``start``..``end - 1``; reads none after."""
     for frame in frames:
         if frame.index >= (start or 0):
             yield frame
@@ -257,7 +257,7 @@ def frames_between(frames: Iterable[Frame], start: int | None, end: int | None) 
 def apply_corrections(
     pipeline: PipelineLike, labels: UInt8Array, stepped: StepResult
 ) -> StepResult:
-    """Correct the known objects of the current frame, add the new ones."""
+    """Correct the known objects of the current frame, and add the new ones."""
     known = set(pipeline.object_ids)
     given = object_ids_from_labels(labels)
     result = stepped

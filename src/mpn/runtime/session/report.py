@@ -1,4 +1,4 @@
-"""run.json: what was run, on what, with what, and how long each stage took."""
+"""Collect the statistics, versions and machine facts of run.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpn import __version__
 from mpn.types import UInt8Array
 
 _KEPT_TIMINGS = 10_000
-"""Frames over which median and p95 are taken (the latest): memory stays flat on a camera."""
+"""Latest frames that median and p95 cover: memory stays bounded on a camera."""
 
 _PACKAGES = ("numpy", "opencv-python-headless", "av", "pillow", "scipy", "onnxruntime",
              "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx")  # fmt: skip
@@ -39,7 +39,7 @@ class StageStatistics:
             self._frames[stage] = self._frames.get(stage, 0) + 1
 
     def as_json(self) -> dict[str, dict[str, float]]:
-        """Per stage: ``frames``, ``min_s``, ``median_s`` and ``p95_s``."""
+        """Return ``frames``, ``min_s``, ``median_s`` and ``p95_s`` by stage."""
         summary = {}
         for stage, recent in self._recent_s.items():
             median_s, p95_s = np.percentile(np.array(recent), [50, 95])
@@ -73,7 +73,7 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores, memory and system: what a speed depends on; no name of host or user."""
+    """Return processor, cores, memory and system; no name of host or user."""
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
@@ -84,7 +84,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def sha256_of_array(array: UInt8Array) -> str:
-    """Digest of the shape and the bytes of an array."""
+    """Compute the digest of the shape and the bytes of an array."""
     digest = hashlib.sha256(repr(array.shape).encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -102,7 +102,7 @@ def _processor_name() -> str:
 def _usable_cores() -> int:
     affinity = getattr(
         os, "sched_getaffinity", None
-    )  # what a container grants; not on every system
+    )  # cores granted to a container; not on every system
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""What to run: the request of a caller, and its masks once they are read."""
+"""Define the request for a run, and read its masks."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What to run.
+    """Inputs, options and outputs of one run.
 
     Attributes:
         video: See :func:`mpn.runtime.media.video.open_video`.
         masks: Frame index -> mask file; None stands for the first frame. Masks of later frames
             correct objects, or add new ones.
         out: Folder for the results; None for ``<name of the video>-mpn`` in the current folder.
-        engine_dir: What mpn-export wrote; None for the engine directory of the package.
+        engine_dir: Engine directory of mpn-export; None for the one in the package.
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
         options: Options of the pipeline. ``finetune`` applies if the engine directory can be
@@ -42,10 +42,10 @@ class RunRequest:
         fps: Frame rate of a folder of images.
         decode: Decoder of a video file: see
             :func:`mpn.runtime.media.video_nvdec.choose_decoder`.
-        save: What to write beside tracks.jsonl and run.json.
-        resume: Go on with an earlier run in ``out``, if there is one.
-        build: Build a plan that is missing or does not fit, for backends that run plans; False:
-            that is an error, or a reason for ``"auto"`` to take another backend.
+        save: Results to write in addition to tracks.jsonl and run.json.
+        resume: Continue an earlier run in ``out``, if there is one.
+        build: Build a plan that is missing or does not fit, for backends that run plans. If False,
+            raise, or let ``"auto"`` take another backend.
     """
 
     video: str
@@ -67,12 +67,12 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
-        done: Frames that are through the pipeline, resumed ones included.
+        done: Finished frames, resumed ones included.
         computed: Frames that this run computed.
-        expected: Frames to expect in all, if that is known; a guess of the container.
+        expected: Total frames by the container's header, which may be wrong; None if unknown.
     """
 
     done: int
@@ -82,7 +82,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of a run, read and checked.
+    """Masks of a run, read and checked.
 
     Attributes:
         first: (H, W) uint8 ids of the first frame.
@@ -97,7 +97,7 @@ class Masks:
         """Read the files of :attr:`RunRequest.masks`.
 
         Raises:
-            InputError: If the first frame has no mask or two, or a mask belongs before it.
+            InputError: If the first frame has no mask or two, or a mask is for an earlier frame.
             MaskError: If a file cannot be used as a mask of this video.
         """
         first_index = video.first_frame.index

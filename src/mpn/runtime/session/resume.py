@@ -1,8 +1,9 @@
-"""Going on with a run that was interrupted: is it the same run, where does it go on, and from what.
+"""Resume an interrupted run: compare the runs, and find the frame to continue at.
 
-The state of a resumed run is its last mask, not the soft probability that the interrupted run had
-in memory; an object that was lost there stays lost, unless OSVOS finds it. What the pipeline learns
-of an object it learns again from the user's own masks. run.json says at which frame this happened.
+A resumed run starts from the last mask, not from the soft probability that the interrupted run had
+in memory. An object that was lost there stays lost, unless OSVOS re-detects it. First areas,
+colours and fine-tuned weights are computed again from the masks of the user. run.json gives the
+frame at which the run was resumed.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ FIELDS_OF_0_1: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The last frame of an earlier run that a new one can go on from.
+    """Frame of an earlier run from which a new one can continue.
 
     Attributes:
-        frame_index: That frame; its mask is the state to start from.
-        track_lines: The lines of tracks.jsonl up to and including it.
+        frame_index: Index of the frame; its mask is the state to start from.
+        track_lines: Lines of tracks.jsonl up to and including the frame.
     """
 
     frame_index: int
@@ -48,7 +49,7 @@ class ResumePoint:
 
     @property
     def object_ids(self) -> list[tuple[int, ...]]:
-        """The ids followed in each frame of ``track_lines``."""
+        """Ids of the tracked objects in each frame of ``track_lines``."""
         return [
             tuple(track.object_id for track in _track_line(line).objects)
             for line in self.track_lines
@@ -86,10 +87,10 @@ class _EarlierRun:
 
 
 def check_resumable(report: Mapping[str, Any]) -> None:
-    """Check that the run.json of an earlier run has the fields that a resumed run reads.
+    """Check that the run.json of an earlier run has the required fields.
 
     Raises:
-        OutputError: If a field is missing or of another type; it names the field by its path.
+        OutputError: If a field is missing or of another type; the message gives its path.
     """
     try:
         record_from_json(report, _EarlierRun, OutputError)
@@ -108,8 +109,8 @@ def check_same_run(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> No
     """Compare two fingerprints (nested dicts of JSON values).
 
     Raises:
-        InputError: If they differ; the message names the first difference. If the earlier run has
-            a field of version 0.1, it gives the new name.
+        InputError: If they differ; the message gives the first difference. If the earlier run has
+            a field of version 0.1, the message gives its new name.
     """
     before, now = _leaves(earlier), _leaves(json.loads(json.dumps(current)))
     for name in sorted(before):
@@ -135,22 +136,22 @@ def resumed_frames(
     labels: UInt8Array,
     corrections: Mapping[int, UInt8Array],
 ) -> Iterator[tuple[Frame, StepResult]]:
-    """The loop of a resumed run: earlier masks up to the resume point, then the pipeline.
+    """Yield the earlier masks up to the resume point, then run the pipeline.
 
     Args:
-        frames: Of the whole video, from its first.
+        frames: Frames of the whole video, from the first.
         pipeline: Open.
-        paths: Where the earlier masks are.
-        point: Where to go on.
+        paths: Paths of the earlier masks.
+        point: Frame to continue at.
         labels: (H, W) uint8, the user's mask of the first frame.
         corrections: As for :func:`mpn.runtime.session.propagate.propagate_frames`.
 
     Yields:
-        Each frame with its result; up to the resume point that is the earlier mask, without
+        Each frame with its result. Before the resume point that is the earlier mask, without
         probabilities and tracks.
 
     Raises:
-        MaskError: If an earlier mask has become unreadable.
+        MaskError: If an earlier mask cannot be read.
         OutputError: If the video ends before the resume point.
     """
     iterator = iter(frames)
@@ -186,21 +187,23 @@ def _found(result: StepResult, frame: Frame) -> StepResult:
 
 
 def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | None:
-    """The last frame with a readable mask that shows an object, every frame before it being there.
+    """Find the last frame with a readable mask that holds an object.
+
+    All frames before it must have a mask and a track line.
 
     Args:
-        paths: Where the earlier run wrote.
-        first_frame: The first frame of the video; the run must have begun there.
+        paths: Paths of the earlier run.
+        first_frame: First frame of the video; the run must have started there.
 
     Returns:
-        None if not even the first frame is there.
+        None if the first frame has no mask.
     """
     lines: list[str] = []
     names: list[str] = []
     for line in _earlier_track_lines(paths):
         try:
             entry = _track_line(line)
-        except OutputError:  # cut short when the run was killed
+        except OutputError:  # truncated when the run was killed
             break
         mask = paths.masks / f"{entry.name}.png"
         if entry.frame != first_frame.index + len(lines) or not mask.is_file():
@@ -211,7 +214,7 @@ def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | N
         return None
     size_hw = (first_frame.rgb.shape[0], first_frame.rgb.shape[1])
     while names:
-        try:  # an empty mask has nothing to go on from; a damaged one is written anew
+        try:  # an empty mask is no state to start from; a damaged one is written again
             load_labels(
                 paths.masks / f"{names[-1]}.png", size_hw=size_hw, max_objects=MAX_OBJECT_ID
             )
@@ -234,7 +237,7 @@ def _earlier_track_lines(paths: ResultPaths) -> list[str]:
 
 
 def _mask_of(paths: ResultPaths, frame: Frame) -> UInt8Array:
-    """The earlier mask of a frame; it may be empty."""
+    """Load the earlier mask of a frame; it may be empty."""
     path = paths.masks / f"{frame.name}.png"
     size_hw = (frame.rgb.shape[0], frame.rgb.shape[1])
     return load_labels(path, size_hw=size_hw, max_objects=MAX_OBJECT_ID, allow_empty=True)
@@ -251,7 +254,7 @@ def _earlier_result(frame: Frame, labels: UInt8Array, object_ids: tuple[int, ...
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested JSON as one dict: ``{"video.size_hw.0": 480, ...}``."""
+    """Flatten nested JSON to one dict: ``{"video.size_hw.0": 480, ...}``."""
     if isinstance(value, Mapping):
         items = [(str(key), nested) for key, nested in value.items()]
     elif isinstance(value, list):

@@ -1,8 +1,7 @@
-"""One run over one video: reader -> pipeline -> writers, each in its own thread, and run.json.
+"""Run one video: reader, pipeline and writers in a thread each, and run.json.
 
-Everything that can be wrong with the input is found before the output folder is touched. Whatever
-ends a run (the last frame, an error, Ctrl-C), the files of the frames done are finished properly,
-and a resumed run goes on from there.
+The input is checked before the output folder is changed. When a run ends (by the last frame, an
+error or Ctrl-C), the files of the finished frames are complete, and a resumed run continues there.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from mpn.runtime.session.resume import (
 from mpn.types import Frame, StepResult
 
 MIN_SIDE_PX = 16
-"""Smallest side of a video: below it neither flow nor a crop has anything to see."""
+"""Smallest side of a video: below it flow and crops have too few pixels."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -64,20 +63,20 @@ def run_video(
     """Segment a video and write the results.
 
     Args:
-        request: What to run.
-        on_progress: Called after every frame.
-        on_finetune: Called after every step of fine-tuning.
+        request: Inputs, options and outputs.
+        on_progress: Called after each frame.
+        on_finetune: Called after each step of fine-tuning.
         on_build: Called while a plan is built.
 
     Returns:
-        What run.json holds.
+        Contents of run.json.
 
     Raises:
-        InputError: If the video, a mask or an option cannot be used. A video that is cut short is
-            segmented up to there first.
+        InputError: If the video, a mask or an option cannot be used. A truncated video is
+            segmented up to its last readable frame first.
         EngineError: If the engines cannot be opened or fail.
         OutputError: If the results cannot be written.
-        KeyboardInterrupt: On Ctrl-C, after the files of the frames done are finished.
+        KeyboardInterrupt: On Ctrl-C, after the files of the finished frames are complete.
     """
     with ExitStack() as stack:
         manifest = load_manifest(request.engine_dir or default_engine_dir())
@@ -120,7 +119,7 @@ def run_video(
 
 
 class _Run:
-    """The state of one call of :func:`run_video`."""
+    """State of one call of :func:`run_video`."""
 
     def __init__(
         self,
@@ -159,7 +158,7 @@ class _Run:
                 )
         with Prefetch(self._video) as reader:
             results = self._results(self._timed(reader), point)
-            # The pipeline starts on the first frame here: what it refuses leaves nothing behind.
+            # The pipeline starts on the first frame here: if that raises, no file was written.
             first = next(results)
             if point is None:
                 remove_previous_results(self._paths, earlier, keep=self._request.masks.values())
@@ -171,10 +170,10 @@ class _Run:
                     on_progress(Progress(self._done, self._computed, self._video.frame_count_hint))
                 outputs.finish()
             except BaseException as error:
-                told = self._salvaged(outputs, error, point)
-                if told is error:
+                raised = self._salvaged(outputs, error, point)
+                if raised is error:
                     raise
-                raise told from error
+                raise raised from error
         report = self._report("complete", point)
         outputs.save_report(report)
         return report
@@ -219,7 +218,7 @@ class _Run:
     def _salvaged(
         self, outputs: Outputs, error: BaseException, point: ResumePoint | None
     ) -> BaseException:
-        """Finish what can be finished; returns the error to raise, which says what is left."""
+        """Finish the files, and return the error to raise with the frames done."""
         frames = outputs.salvage()
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         message = f"{error}" or type(error).__name__
