@@ -265,7 +265,7 @@ def test_a_frame_that_fails_leaves_everything_as_it_was(shim: Shim) -> None:
         fails["now"] = True
         for noise in range(2):
             camera[:] = noise
-            with pytest.raises(EngineError, match="propagation engine answered with values"):
+            with pytest.raises(EngineError, match="propagation engine returned values"):
                 device.step(camera)
         fails["now"] = False
         for frame in PAN.frames[2:]:
@@ -282,7 +282,7 @@ def test_nan_of_osvos_raises(shim: Shim) -> None:
     _, device, _ = both(shim, PAN, {"osvos.mode": "blend"}, {"osvos": broken})
     with device:
         device.start(PAN.frames[0], PAN.labels[0])
-        with pytest.raises(EngineError, match="OSVOS engine answered with values"):
+        with pytest.raises(EngineError, match="OSVOS engine returned values"):
             device.step(PAN.frames[1])
 
 

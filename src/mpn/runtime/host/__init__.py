@@ -1,1 +1,1 @@
-"""The stages of a frame in NumPy and OpenCV: the reference of those in CUDA."""
+"""Stages of a frame in NumPy and OpenCV, the reference of those in CUDA."""

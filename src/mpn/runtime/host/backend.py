@@ -1,4 +1,4 @@
-"""The backend in NumPy and OpenCV: arrays of the host, engines that take them."""
+"""Implement the frame backend in NumPy and OpenCV, with arrays of the host."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _regions(
         region, members = expand_box(box, 0, options.margin_px, size_hw), [k]
         if options.whole_frame:
             region = Roi(0, 0, size_hw[1], size_hw[0])
-        # A rectangle around two may reach a third, so start over after each union.
+        # A rectangle around two may overlap a third, so repeat after each union.
         while others := [other for other in regions if _overlap(region, other[0])]:
             for other in others:
                 regions.remove(other)

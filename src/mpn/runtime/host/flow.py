@@ -1,8 +1,7 @@
-"""Flow between two frames, by the flow engine or by OpenCV DIS.
+"""Estimate the flow between two frames, by the flow engine or by OpenCV DIS.
 
-Both prepare a frame once (:meth:`FlowEstimator.prepare`), and keep it as the previous frame of the
-next. Flow needs images only, never masks: the flow of the next frame can be estimated while the
-current one is segmented.
+A frame is prepared once (:meth:`FlowEstimator.prepare`) and used for two flows. Flow needs images
+only, never masks: the next frame's flow can be estimated while the current frame is segmented.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class FlowEstimator(Protocol):
     """Estimates flow between two frames of one size; for one thread at a time."""
 
     def prepare(self, rgb: UInt8Array) -> PreparedFrame:
-        """Prepare a frame, (H, W, 3) uint8 RGB, for :meth:`between`."""
+        """Prepare a frame, (H, W, 3) uint8 RGB, for :meth:`estimate`."""
 
     def estimate(self, frame0: PreparedFrame, frame1: PreparedFrame) -> Float32Array:
         """Estimate the flow from ``frame0`` to ``frame1``.
@@ -61,7 +60,7 @@ class FlowEstimator(Protocol):
 
 
 def flow_px(estimator: FlowEstimator, rgb0: UInt8Array, rgb1: UInt8Array) -> Float32Array:
-    """Estimate the flow from one image to another; see :meth:`FlowEstimator.estimate`."""
+    """Estimate the flow between two images; see :meth:`FlowEstimator.estimate`."""
     return estimator.estimate(estimator.prepare(rgb0), estimator.prepare(rgb1))
 
 
@@ -90,7 +89,7 @@ class DisFlow:
 
     def __init__(self, source: FlowSource) -> None:
         self._scale = source.scale
-        # OpenCV's object keeps its buffers, so it is for one thread.
+        # OpenCV's object keeps its buffers: not for two threads at once.
         self._dis = cv2.DISOpticalFlow.create(_DIS_PRESETS[source.preset])
 
     def prepare(self, rgb: UInt8Array) -> PreparedFrame:
@@ -141,7 +140,7 @@ def _dis_flow(dis: Any, frame0: PreparedFrame, frame1: PreparedFrame) -> Float32
 
 
 def _at_least(grey: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Repeat the last row and column of ``grey`` up to the smallest side of DIS."""
+    """Pad ``grey`` with its last row and column up to the smallest side of DIS."""
     below = max(_DIS_MIN_SIDE_PX - grey.shape[0], 0)
     right = max(_DIS_MIN_SIDE_PX - grey.shape[1], 0)
     if not below and not right:

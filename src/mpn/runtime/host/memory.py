@@ -1,4 +1,4 @@
-"""Arrays of the current frame on the host, and how the user's labels change them."""
+"""Apply labels of the user, or of an earlier run, to the arrays of a frame."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def with_given_labels(
 ) -> tuple[VideoState, FrameMemory]:
     """Apply labels of the user to the current frame.
 
-    The given objects are exactly where the labels have them, old or new; every other object keeps
-    its probability, except for the pixels that the labels give to one of them.
+    The given objects, old or new, get the labels as their probability. Every other object keeps
+    its probability, except at the pixels of the given objects.
 
     Args:
         state: Of the frame.
@@ -83,7 +83,7 @@ def with_given_labels(
 def with_found_labels(
     state: VideoState, frame: UInt8Array, flow_frame: PreparedFrame, labels: UInt8Array
 ) -> tuple[VideoState, FrameMemory]:
-    """Move on to another frame whose labels were segmented earlier.
+    """Make the state of another frame from labels of an earlier run.
 
     First areas and colours stay those of the frames where the user gave the objects.
 

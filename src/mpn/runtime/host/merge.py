@@ -1,6 +1,6 @@
-"""Several probabilities to one: two branches of an object, and all objects of a frame.
+"""Merge probabilities of two branches of an object, and of all objects.
 
-Every function takes boxes outside which the probabilities are exactly 0 and works only there.
+Each function takes boxes outside which the probabilities are exactly 0, and computes only inside.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from mpn.errors import EngineError
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 Boxes = Sequence[Roi | None]
-"""For each object k a box outside which its probability is exactly 0; None: it is 0 everywhere."""
+"""Per object a box outside which its probability is exactly 0; None: it is 0 everywhere."""
 
 
 def blend(
     prob: Float32Array, other: Float32Array, boxes: Boxes, *, other_weight: float
 ) -> Float32Array:
-    """Weighted mean of two probabilities inside each object's box, 0 outside.
+    """Average two probabilities inside the box of each object; 0 outside.
 
     Args:
         prob: (K, H, W) float32, 0..1.
-        other: (K, H, W) or (1, H, W) float32, the same for all objects.
-        boxes: Where each object may be.
+        other: (K, H, W), or (1, H, W) for all objects, float32.
+        boxes: Per object its bounds.
         other_weight: 0..1.
 
     Returns:
@@ -39,18 +39,17 @@ def blend(
 
 
 def merge(prob: Float32Array, boxes: Boxes | None = None) -> Float32Array:
-    """Independent probabilities of K objects to probabilities that exclude each other.
+    """Merge independent probabilities of K objects into exclusive ones.
 
-    The background is prod(1 - p_k); background and objects are divided by their sum (VS-ReID). The
-    sum is never below 1, so nothing is amplified and nothing divided by 0.
+    The background is prod(1 - p_k). Background and objects are divided by their sum (VS-ReID). The
+    sum is at least 1, so no probability grows and there is no division by 0.
 
     Args:
-        prob: (K, H, W) float32, 0..1, each object on its own.
-        boxes: Where each object is; default everywhere.
+        prob: (K, H, W) float32, 0..1, independent per object.
+        boxes: Per object its bounds. [default: the whole frame]
 
     Returns:
-        (K, H, W) float32; 1 - sum over K is the background. With one object nothing changes, and
-        ``prob`` itself is returned.
+        (K, H, W) float32; 1 - sum over K is the background. For one object ``prob`` itself.
     """
     if len(prob) <= 1:
         return prob
@@ -69,12 +68,12 @@ def merge(prob: Float32Array, boxes: Boxes | None = None) -> Float32Array:
 def labels_from_merged(
     merged: Float32Array, object_ids: Sequence[int], boxes: Boxes | None = None
 ) -> UInt8Array:
-    """The most probable of background and objects at each pixel.
+    """Compute the most probable of background and objects at each pixel.
 
     Args:
         merged: (K, H, W) float32 from :func:`merge`.
         object_ids: The K ids.
-        boxes: Where each object is; default everywhere.
+        boxes: Per object its bounds. [default: the whole frame]
 
     Returns:
         (H, W) uint8 ids. A tie goes to the background, then to the first object.
@@ -102,7 +101,7 @@ def _boxes_or_all(prob: Float32Array, boxes: Boxes | None) -> Boxes:
 
 
 def _windows(boxes: Boxes) -> Iterator[tuple[int, tuple[slice, slice]]]:
-    """The index k and the (rows, columns) of every object that is somewhere."""
+    """Yield index and (rows, columns) of each object with a box."""
     for k, box in enumerate(boxes):
         if box is not None:
             yield k, (slice(box.y0, box.y1), slice(box.x0, box.x1))
@@ -112,9 +111,9 @@ def check_finite(prob: Float32Array, role: str, object_id: int | None = None) ->
     """Raise EngineError if a value is not finite.
 
     Args:
-        prob: What an engine answered; any shape, float32.
-        role: Whose it is, for the message.
-        object_id: The object whose own engine it is; None for a common one.
+        prob: Output of an engine; any shape, float32.
+        role: Role of the engine, for the message.
+        object_id: Object of a fine-tuned engine; None for a common one.
     """
     # The sum is finite only if every term is: one pass without a temporary.
     if not np.isfinite(prob.sum(dtype=np.float64)):
@@ -122,13 +121,13 @@ def check_finite(prob: Float32Array, role: str, object_id: int | None = None) ->
 
 
 def not_finite_error(role: str, object_id: int | None = None) -> EngineError:
-    """What to raise of a network that answered with a value that is not finite."""
+    """Make the error for a network whose output is not finite."""
     if object_id is None:
         return EngineError(
-            f"the {role} engine answered with values that are not finite: its weights or its "
+            f"the {role} engine returned values that are not finite: its weights or its "
             "precision are broken, export it again in fp32"
         )
     return EngineError(
-        f"the {role} engine that was fine-tuned on object {object_id} answered with values that "
+        f"the {role} engine that was fine-tuned on object {object_id} returned values that "
         "are not finite: fine-tune with a lower rate or another seed, or not at all"
     )

@@ -1,4 +1,4 @@
-"""The operations of :class:`mpn.runtime.host.ops.Ops` in numpy and OpenCV: the reference.
+"""Warp, check, crop and paste in NumPy and OpenCV: the reference of the kernels.
 
 OpenCV 5 or newer: OpenCV 4 rounds the coordinates of ``remap`` to 1/32 px.
 """
@@ -21,21 +21,10 @@ def warp_bilinear(
     *,
     boxes: Sequence[Roi | None] | None = None,
 ) -> Float32Array:
-    """Carry probabilities of the previous frame onto the current one.
+    """Warp probabilities of the previous frame onto the current one.
 
-    See :meth:`mpn.runtime.host.ops.Ops.warp_bilinear`. Agrees with the definition in float64 to
-    2e-6; under zero flow it is the identity, bit for bit.
-
-    Args:
-        prob: (K, H, W) float32 of the previous frame.
-        flow_to_prev_px: (2, H, W) float32, (x, y) in pixels, on the current frame's grid.
-        boxes: Where to compute each plane; 0 elsewhere. Default: everywhere.
-
-    Returns:
-        (K, H, W) float32, ``prob`` sampled at (x + flow_x, y + flow_y).
-
-    Raises:
-        InputError: If the shapes do not fit.
+    See :meth:`Ops.warp_bilinear`. Agrees with the definition in float64 to 2e-6. With zero flow it
+    is the identity, bit for bit.
     """
     if prob.ndim != 3 or flow_to_prev_px.shape != (2, *prob.shape[1:]):
         raise InputError(
@@ -74,19 +63,7 @@ def flow_confidence(
     sigma_px: float,
     sigma_frac: float,
 ) -> Float32Array:
-    """How far the flow of a pixel comes back to where it started.
-
-    See :meth:`mpn.runtime.host.ops.Ops.flow_confidence`.
-
-    Args:
-        flow_to_prev_px: (2, H, W) float32 on the current frame's grid.
-        flow_from_prev_px: (2, H, W) float32 on the previous frame's grid.
-        box: The part to compute.
-        sigma_px: Round trip that is forgiven, in pixels.
-        sigma_frac: The same as a share of the flow's length.
-
-    Returns:
-        (h, w) float32 of the box, 0..1.
+    """Compute the confidence of a flow; see :meth:`Ops.flow_confidence`.
 
     Raises:
         InputError: If the flows differ in shape.
@@ -104,7 +81,7 @@ def flow_confidence(
     )
     trip_x += there[0]
     trip_y += there[1]
-    with np.errstate(invalid="ignore", over="ignore"):  # a flow that is no number is doubted below
+    with np.errstate(invalid="ignore", over="ignore"):  # a flow that is not finite gets 0 below
         sigma = _length(there[0], there[1])
         sigma *= np.float32(sigma_frac)
         sigma += np.float32(sigma_px)
@@ -118,10 +95,10 @@ def flow_confidence(
 
 
 def _length(x: Float32Array, y: Float32Array) -> Float32Array:
-    """Square root of x^2 + y^2.
+    """Compute the square root of x^2 + y^2.
 
-    np.hypot takes eight times as long, and the last bit of cv2.magnitude depends on where in
-    memory its arrays lie: the same input must give the same masks.
+    np.hypot takes eight times as long. The last bit of cv2.magnitude depends on the addresses of
+    its arrays, but the same input must give the same masks.
     """
     length: Float32Array = x * x
     length += y * y
@@ -137,24 +114,7 @@ def crop_resize_pack(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Float32Array:
-    """Make the propagation network's input.
-
-    See :meth:`mpn.runtime.host.ops.Ops.crop_resize_pack`.
-
-    Args:
-        rgb: (H, W, 3) uint8 RGB, the current frame.
-        prob: (K, H, W) float32, the probabilities warped onto it.
-        rois: For each k its ROI, or None to leave the object out.
-        size: Side S of the network's input.
-        mean: Three means of RGB in 0..1.
-        std: Three standard deviations of RGB in 0..1.
-
-    Returns:
-        (N, 4, S, S) float32, N the number of ROIs given.
-
-    Raises:
-        InputError: If the shapes do not fit.
-    """
+    """Make the input of the propagation network; see :meth:`Ops.crop_resize_pack`."""
     check_rgb(rgb)
     if prob.ndim != 3 or prob.shape[1:] != rgb.shape[:2]:
         raise InputError(f"prob must be (K, H, W) of the frame {rgb.shape[:2]}, got {prob.shape}")
@@ -184,21 +144,7 @@ def crop_resize_pack(
 def paste(
     crops: Float32Array, rois: Sequence[Roi | None], size_hw: tuple[int, int]
 ) -> Float32Array:
-    """Put the network's output back into the frame.
-
-    See :meth:`mpn.runtime.host.ops.Ops.paste`.
-
-    Args:
-        crops: (N, 1, S, S) float32, one for each ROI that is not None, in their order.
-        rois: For each k the ROI that its crop was taken from, or None.
-        size_hw: (H, W) of the frame.
-
-    Returns:
-        (K, H, W) float32, 0 outside the ROI.
-
-    Raises:
-        InputError: If the shapes do not fit.
-    """
+    """Paste the output of the network into the frame; see :meth:`Ops.paste`."""
     present = [(k, roi) for k, roi in enumerate(rois) if roi is not None]
     if crops.ndim != 4 or crops.shape[1] != 1:
         raise InputError(f"crops must be (N, 1, S, S), got {crops.shape}")
@@ -216,7 +162,7 @@ def paste(
 
 
 def _sample_positions(flow_to_prev_px: Float32Array, box: Roi) -> tuple[Float32Array, Float32Array]:
-    """Absolute (x, y) to sample for each pixel of ``box``, made safe for ``cv2.remap``."""
+    """Compute the (x, y) to sample for each pixel of ``box``, safe for ``cv2.remap``."""
     height, width = flow_to_prev_px.shape[1:]
     flow = flow_to_prev_px[:, box.y0 : box.y1, box.x0 : box.x1]
     x = flow[0] + np.arange(box.x0, box.x1, dtype=np.float32)
@@ -225,7 +171,7 @@ def _sample_positions(flow_to_prev_px: Float32Array, box: Roi) -> tuple[Float32A
     if bad.any():
         x[bad] = -1
         y[bad] = -1
-    # One pixel outside samples 0 already; further out, remap's conversion to int would overflow.
+    # One pixel outside samples 0; further out, remap's conversion to int overflows.
     np.clip(x, -1, width, out=x)
     np.clip(y, -1, height, out=y)
     return x, y
@@ -237,7 +183,7 @@ def _check_count(what: str, given: Sequence[object], expected: int) -> None:
 
 
 class Ops(Protocol):
-    """Warp, check, crop and paste. Every function is pure: nothing given is changed."""
+    """Warp, check, crop and paste. Each function is pure: no argument is changed."""
 
     def warp_bilinear(
         self,
@@ -246,14 +192,14 @@ class Ops(Protocol):
         *,
         boxes: Sequence[Roi | None] | None = None,
     ) -> Float32Array:
-        """Carry probabilities of the previous frame onto the current one.
+        """Warp probabilities of the previous frame onto the current one.
 
         Args:
             prob: (K, H, W) float32 of the previous frame.
             flow_to_prev_px: (2, H, W) float32 on the current frame's grid: axis 0 is (x, y), in
-                pixels, from a pixel of the current frame to its place in the previous one.
-            boxes: For each k, the part of the output to compute; the rest is 0. None for a box:
-                the whole plane is 0. None for all: whole planes.
+                pixels, from a pixel of the current frame to its position in the previous one.
+            boxes: Per object the part of the output to compute; the rest is 0. If a box is None,
+                the whole plane is 0. [default: whole planes]
 
         Returns:
             (K, H, W) float32, ``prob`` sampled bilinearly at (x + flow_x, y + flow_y). Pixel
@@ -273,10 +219,10 @@ class Ops(Protocol):
         sigma_px: float,
         sigma_frac: float,
     ) -> Float32Array:
-        """How far the flow of a pixel comes back to where it started.
+        """Compute how well the flow of each pixel and the flow back cancel out.
 
-        A pixel that the previous frame did not show has no true flow; what it is given leads to
-        another pixel, whose own flow leads elsewhere. Source: the forward-backward check, e.g.
+        A pixel that is hidden in the previous frame has no true flow. Its estimated flow leads to
+        another pixel, whose flow does not lead back. Source: the forward-backward check, e.g.
         N. Sundaram et al., "Dense Point Trajectories by GPU-accelerated Large Displacement Optical
         Flow", ECCV 2010; VS-ReID uses it on warped masks.
 
@@ -284,12 +230,12 @@ class Ops(Protocol):
             flow_to_prev_px: (2, H, W) float32 on the current frame's grid, f.
             flow_from_prev_px: (2, H, W) float32 on the previous frame's grid, b.
             box: The part to compute.
-            sigma_px: Round trip that is forgiven, in pixels.
-            sigma_frac: The same as a share of the flow's length.
+            sigma_px: Tolerated round-trip error, in pixels.
+            sigma_frac: Tolerated round-trip error, as a fraction of the flow's length.
 
         Returns:
             (h, w) float32 of the box: exp(-|f(x) + b(x + f(x))|^2 / (2 (sigma_px + sigma_frac
-            |f(x)|)^2)), 0..1; 0 where a flow is not finite.
+            |f(x)|)^2)), 0..1; 0 at pixels whose flow is not finite.
         """
 
     def crop_resize_pack(
@@ -302,23 +248,22 @@ class Ops(Protocol):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> Float32Array:
-        """Make the propagation network's input.
+        """Make the input of the propagation network.
 
-        Each crop is resized to a square, bilinearly and without regard to its aspect ratio, with
+        Each crop is resized to a square, bilinearly and regardless of its aspect ratio, with
         half-pixel centres and no smoothing when it shrinks (``cv2.INTER_LINEAR`` on float32).
         Training crops in the same way: a change here needs new weights.
 
         Args:
             rgb: (H, W, 3) uint8 RGB, the current frame.
             prob: (K, H, W) float32, the probabilities warped onto it.
-            rois: For each k its ROI, or None to leave the object out.
+            rois: Per object its ROI, or None to omit the object.
             size: Side S of the network's input.
             mean: Three means of RGB in 0..1.
             std: Three standard deviations of RGB in 0..1.
 
         Returns:
-            (N, 4, S, S) float32, N the number of ROIs given: (rgb / 255 - mean) / std, then the
-            probability as it is.
+            (N, 4, S, S) float32 for N ROIs: (rgb / 255 - mean) / std, then the probability.
 
         Raises:
             InputError: If the shapes do not fit.
@@ -327,11 +272,11 @@ class Ops(Protocol):
     def paste(
         self, crops: Float32Array, rois: Sequence[Roi | None], size_hw: tuple[int, int]
     ) -> Float32Array:
-        """Put the network's output back into the frame.
+        """Paste the output of the network into the frame.
 
         Args:
-            crops: (N, 1, S, S) float32, one for each ROI that is not None, in their order.
-            rois: For each k the ROI that its crop was taken from, or None.
+            crops: (N, 1, S, S) float32, one per ROI that is not None, in their order.
+            rois: Per object the ROI of its crop, or None.
             size_hw: (H, W) of the frame.
 
         Returns:

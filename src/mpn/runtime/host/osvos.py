@@ -1,4 +1,4 @@
-"""OSVOS on the host: run it, and average it with the propagation."""
+"""Run OSVOS on the host, and average it with the propagation."""
 
 from __future__ import annotations
 
@@ -97,13 +97,13 @@ def blend_osvos(
 ) -> Float32Array:
     """Average each object that OSVOS ran for with its plane, inside its ROI.
 
-    The weight of OSVOS at a pixel shrinks by the probability of the other objects there: it may
-    take a like object for this one, and the one network for all takes every object for any other.
+    At each pixel the probability of OSVOS is multiplied by 1 - p of each other object there: OSVOS
+    may confuse similar objects, and the common network does not separate objects.
 
     Args:
         prob: (K, h, w) float32 from the propagation, or warped; outside the ROIs it is dropped.
         planes: Per object (h, w) float32 of OSVOS, or None.
-        rois: Per object where it is expected, or None.
+        rois: Per object its ROI, or None.
         osvos_weight: 0..1.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Frames and labels at the size they are worked on, and as the networks take them."""
+"""Resize frames and labels to working size, and make the inputs of networks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mpn.types import Float32Array, UInt8Array
 
 
 def working_size_hw(size_hw: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """The size that a video is worked on.
+    """Compute the working size of a video.
 
     Args:
         size_hw: (height, width) of the input.
-        short_side: Largest short side to work on; :data:`NATIVE_SIZE` for any.
+        short_side: Largest short side; :data:`NATIVE_SIZE` for any.
 
     Returns:
-        (height, width), the input's own if its short side is not larger: enlarging would cost time
-        and add nothing.
+        (height, width); ``size_hw`` if its short side is not larger, since enlarging costs time
+        and adds no detail.
     """
     height, width = size_hw
     shorter = min(height, width)
@@ -33,20 +33,20 @@ def working_size_hw(size_hw: tuple[int, int], short_side: int) -> tuple[int, int
 
 
 def resize_rgb(rgb: UInt8Array, size_hw: tuple[int, int]) -> UInt8Array:
-    """Resize a frame: averaged where it shrinks, bilinear where it grows.
+    """Resize a frame: area average if it shrinks, bilinear if it grows.
 
     Args:
         rgb: (H, W, 3) uint8.
-        size_hw: (height, width) wanted.
+        size_hw: (height, width) of the result.
 
     Returns:
-        (height, width, 3) uint8; ``rgb`` itself if it has the size already.
+        (height, width, 3) uint8; ``rgb`` itself if it has this size.
     """
     return rgb if rgb.shape[:2] == size_hw else _resized(rgb, size_hw)
 
 
 def one_hot(labels: UInt8Array, object_ids: Sequence[int]) -> Float32Array:
-    """Labels as probabilities: (H, W) uint8 and K ids -> (K, H, W) float32, 0 or 1."""
+    """Convert labels to probabilities: (H, W) uint8 -> (K, H, W) float32, 0 or 1."""
     prob = np.empty((len(object_ids), *labels.shape), np.float32)
     for plane, object_id in zip(prob, object_ids, strict=True):
         np.equal(labels, object_id, out=plane)
@@ -54,14 +54,14 @@ def one_hot(labels: UInt8Array, object_ids: Sequence[int]) -> Float32Array:
 
 
 def resize_prob(prob: Float32Array, size_hw: tuple[int, int]) -> Float32Array:
-    """Resize probabilities: averaged where they shrink, bilinear where they grow.
+    """Resize probabilities: area average if they shrink, bilinear if they grow.
 
     Args:
         prob: (K, H, W) float32.
-        size_hw: (height, width) wanted.
+        size_hw: (height, width) of the result.
 
     Returns:
-        (K, height, width) float32; ``prob`` itself if it has the size already.
+        (K, height, width) float32; ``prob`` itself if it has this size.
     """
     if prob.shape[1:] == size_hw:
         return prob
@@ -72,10 +72,10 @@ def resize_prob(prob: Float32Array, size_hw: tuple[int, int]) -> Float32Array:
 
 
 def flow_input(rgb: UInt8Array, size_hw: tuple[int, int]) -> Float32Array:
-    """A frame as the flow network takes it.
+    """Make the input of the flow network from a frame.
 
-    The frame is resized to the network's size, not padded: this is how the authors of FlowNet 2.0
-    run it on sizes that are no multiple of 64 (scripts/run-flownet.py).
+    The frame is resized to the network's size, not padded: the authors of FlowNet 2.0 do so for
+    sizes that are no multiple of 64 (scripts/run-flownet.py).
 
     Args:
         rgb: (H, W, 3) uint8.
@@ -93,12 +93,12 @@ def flow_input(rgb: UInt8Array, size_hw: tuple[int, int]) -> Float32Array:
 def osvos_input(
     rgb: UInt8Array, size_hw: tuple[int, int], *, channel_order: str, mean: Sequence[float]
 ) -> Float32Array:
-    """A frame as OSVOS takes it.
+    """Make the input of OSVOS from a frame.
 
     Args:
         rgb: (H, W, 3) uint8.
         size_hw: (height, width) of the network.
-        channel_order: ``"bgr"`` or ``"rgb"``, the network's.
+        channel_order: Channel order of the network, ``"bgr"`` or ``"rgb"``.
         mean: Three means of 0..255 in the network's channel order, subtracted.
 
     Returns:
@@ -118,8 +118,8 @@ def _resized(
 ) -> npt.NDArray[Any]:
     height, width = size_hw
     shrinks = height <= image.shape[0] and width <= image.shape[1]
-    # INTER_AREA is an average only where both sides shrink; otherwise OpenCV makes it a copy of
-    # the nearest pixel or bilinear.
+    # INTER_AREA averages only if both sides shrink; otherwise OpenCV copies the nearest pixel or
+    # interpolates.
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized: npt.NDArray[Any] = cv2.resize(
         image, (width, height), dst=out, interpolation=interpolation

@@ -1,4 +1,4 @@
-"""What speaks for or against a warped probability: the flow back, and the object's colours."""
+"""Suppress unreliable warped probabilities, by the flow check and by colours."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from mpn.runtime.host.roi import box_from_prob, with_margin
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 _BINS = (8, 32, 32)
-"""Of L, a and b: lightness changes with shadow and exposure, so it is kept coarse."""
+"""Bins of L, a and b: lightness changes with shadow and exposure, so its bins are coarse."""
 _AB_OFFSET, _AB_RANGE, _AB_STEP, _L_STEP = 64, 127, 4, 32
 _SMOOTHING = (0.6, 1.2, 1.2)
-"""Standard deviations in bins, so that a slightly changed colour is no new colour."""
+"""Standard deviations in bins, so that a slight change of a colour changes the ratio little."""
 _FLOOR = 1e-5
-"""Probability of a colour that was never seen: it says nothing either way."""
+"""Added to both histograms: a colour in neither has a log ratio of 0."""
 _LARGEST = 2.0
-"""Bound of the log ratio: no colour alone decides."""
+"""Bound of the log ratio, so that no single colour decides."""
 _SURROUNDINGS_FRAC = 0.5
 _SURROUNDINGS_PX_MIN = 30
 _BLUR_SIGMA_PX = 2.0
 _CERTAIN = 1e-3
-"""Odds are taken of probabilities at least this far from 0 and 1."""
+"""Probabilities are clipped to this distance from 0 and 1 before their odds."""
 _NOTHING = 0.01
-"""A probability under this is set to 0, so that evidence does not smear an object over its box."""
+"""Probabilities below this become 0, so that an object does not spread over its box."""
 
 
 def colour_table(rgb: UInt8Array, mask: BoolArray) -> Float32Array:
-    """Learn an object's colours against those around it.
+    """Compute the log ratio of an object's colours to those around it.
 
     Args:
         rgb: (H, W, 3) uint8 RGB.
         mask: (H, W) bool, the object.
 
     Returns:
-        (8192,) float32: log of P(colour | object) / P(colour | surroundings), within +-2, by the
-        bin of the colour; 0 everywhere if the object or its surroundings have no pixel.
+        (8192,) float32: log of P(colour | object) / P(colour | surroundings), within +-2, by
+        colour bin; 0 everywhere if the object or its surroundings have no pixel.
     """
     box = box_from_prob(mask.astype(np.float32), 0.5)
     if box is None:
@@ -57,18 +57,18 @@ def colour_table(rgb: UInt8Array, mask: BoolArray) -> Float32Array:
 def weigh_by_colour(
     prob: Float32Array, rgb: UInt8Array, table: Float32Array, *, box: Roi, weight: float
 ) -> Float32Array:
-    """A probability with the evidence of the colours added.
+    """Multiply the odds of a probability by the likelihood ratio of the colours.
 
     Args:
         prob: (h, w) float32 of the box, 0..1.
         rgb: (H, W, 3) uint8 RGB, the whole frame.
         table: (8192,) float32 from :func:`colour_table`.
-        box: Where ``prob`` lies in the frame.
-        weight: Of the evidence: odds(out) = odds(prob) * exp(weight * ratio(colour)), the ratio
-            blurred with a sigma of 2 px.
+        box: Box of ``prob`` in the frame.
+        weight: Exponent of the ratio: odds(out) = odds(prob) * exp(weight * ratio(colour)), the
+            log ratio blurred with a sigma of 2 px.
 
     Returns:
-        (h, w) float32, 0..1; exactly 0 where the outcome is under 0.01.
+        (h, w) float32, 0..1; values under 0.01 are exactly 0.
     """
     ratio = table[_bins(rgb[box.y0 : box.y1, box.x0 : box.x1])]
     ratio = cv2.GaussianBlur(ratio, (0, 0), _BLUR_SIGMA_PX)
@@ -80,17 +80,17 @@ def weigh_by_colour(
 
 
 def mean_ratio(rgb: UInt8Array, table: Float32Array, mask: BoolArray, *, box: Roi) -> float:
-    """What the colours of some pixels say about whether they are the object.
+    """Compute the mean log-likelihood ratio of the colours of some pixels.
 
     Args:
         rgb: (H, W, 3) uint8 RGB, the whole frame.
         table: (8192,) float32 from :func:`colour_table`.
         mask: (H, W) bool, the pixels; at least one.
-        box: A box that holds them.
+        box: A box around them.
 
     Returns:
-        Mean log-likelihood ratio, within +-2: above 0 they look like the object, below 0 like what
-        was around it.
+        The mean, within +-2: above 0 the colours are those of the object, below 0 those of its
+        surroundings.
     """
     rows, columns = slice(box.y0, box.y1), slice(box.x0, box.x1)
     return float(table[_bins(rgb[rows, columns])][mask[rows, columns]].mean())
@@ -105,7 +105,7 @@ def _bins(rgb: UInt8Array) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
 
 
 def _bin_of_level() -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.int32]], ...]:
-    """For L, a and b: 256 levels -> their share of the flat bin number."""
+    """Return for L, a and b the part of the flat bin number of each of 256 levels."""
     level = np.arange(256)
     ab = np.clip(level - _AB_OFFSET, 0, _AB_RANGE) // _AB_STEP
     shares = (level // _L_STEP * _BINS[1] * _BINS[2], ab * _BINS[2], ab)
@@ -123,7 +123,7 @@ def _histogram(bins: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> Float32
 
 
 FLOW_CHECK_FRAC = 0.5
-"""Share of the flow's length that the flow check forgives: long flows are less exact."""
+"""Tolerance of the flow check as a fraction of the flow's length: long flows are less exact."""
 
 
 def suppress_unreliable(
@@ -138,19 +138,19 @@ def suppress_unreliable(
     colour_weight: float,
     ops: Ops = cpu,
 ) -> None:
-    """Weigh one object's warped probability, in place.
+    """Suppress the unreliable part of an object's warped probability, in place.
 
-    The runtime and the rollouts of training call this one function, so that a network is trained on
-    what it will be given.
+    The runtime and the rollouts of training both call this function, so that a network is trained
+    on the inputs of the runtime.
 
     Args:
-        plane: (H, W) float32, 0..1; changed inside ``box`` only.
+        plane: (H, W) float32, 0..1; changed only inside ``box``.
         box: A box outside which ``plane`` is 0.
         flow_to_prev_px: (2, H, W) float32 on the current frame's grid.
-        flow_from_prev_px: (2, H, W) float32 on the previous frame's grid; None: no flow check.
+        flow_from_prev_px: (2, H, W) float32 on the previous frame's grid; None omits the check.
         flow_check_px: See :class:`mpn.runtime.options.PipelineOptions`.
         rgb: (H, W, 3) uint8 RGB, the current frame.
-        colour_table: From :func:`mpn.runtime.host.reliability.colour_table`; None: no colours.
+        colour_table: From :func:`colour_table`; None omits the colours.
         colour_weight: See :class:`mpn.runtime.options.PipelineOptions`.
         ops: Array operations.
     """

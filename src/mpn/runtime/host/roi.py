@@ -1,7 +1,7 @@
-"""Boxes around probabilities: where to crop, and where a warp can have put something.
+"""Compute boxes around probabilities: ROIs to crop, and bounds after a warp.
 
-Boxes are half-open, in pixels. A box is found with a strict ``prob > threshold``, so a pixel at the
-threshold, and a NaN, is background.
+Boxes are half-open, in pixels. The test is a strict ``prob > threshold``: a pixel at the threshold
+is background, and so is a NaN.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from mpn.types import Float32Array, Roi
 
 
 def box_from_prob(prob: Float32Array, threshold: float, *, within: Roi | None = None) -> Roi | None:
-    """The smallest box that holds every pixel above the threshold.
+    """Compute the smallest box around all pixels above the threshold.
 
-    All pixels count, not the largest component alone: an object cut in two by an occluder stays
-    one object.
+    All components count, not only the largest: an occluder may cut an object in two.
 
     Args:
         prob: (H, W) float32, 0..1.
         threshold: 0..1; strict.
-        within: Look here only; everything outside is taken to be background.
+        within: Pixels outside this box count as background.
 
     Returns:
         The box in pixels of the whole frame, or None if no pixel is above the threshold.
@@ -45,8 +44,8 @@ def expand_box(box: Roi, frac: float, px: int, size_hw: tuple[int, int]) -> Roi:
 
     Args:
         box: Box inside the frame.
-        frac: Share of the width added left and right, and of the height above and below.
-        px: Pixels added to that.
+        frac: Fraction of the width added left and right, and of the height above and below.
+        px: Pixels added in addition.
         size_hw: (height, width) of the frame.
     """
     height, width = box.size_hw
@@ -63,16 +62,16 @@ def roi_from_prob(
     margin_px_min: int,
     within: Roi | None = None,
 ) -> Roi | None:
-    """The region that the propagation network looks at.
+    """Compute the input region of the propagation network.
 
     The box of ``prob > threshold`` with a margin of max(floor(margin_frac * side), margin_px_min)
-    pixels on each side, clipped to the frame. 15 % a side is VS-ReID's; the minimum in pixels keeps
-    some background around a small object. Training crops by the same rule.
+    pixels on each side, clipped to the frame. VS-ReID uses 15 % per side; the minimum in pixels
+    keeps some background around a small object. Training crops by the same rule.
 
     Args:
         prob: (H, W) float32, the warped probability of one object.
         threshold: 0..1; strict.
-        margin_frac: Margin as a share of the box's width or height.
+        margin_frac: Margin as a fraction of the box's width or height.
         margin_px_min: Smallest margin.
         within: See :func:`box_from_prob`.
 
@@ -84,7 +83,7 @@ def roi_from_prob(
 
 
 def with_margin(box: Roi, margin_frac: float, margin_px_min: int, size_hw: tuple[int, ...]) -> Roi:
-    """The margin of :func:`roi_from_prob`, for a box that is already known."""
+    """Add the margin of :func:`roi_from_prob` to a box."""
     height, width = box.size_hw
     return _grow(
         box,
@@ -97,19 +96,19 @@ def with_margin(box: Roi, margin_frac: float, margin_px_min: int, size_hw: tuple
 def reachable_boxes(
     bounds: Sequence[Roi | None], flow_to_prev_px: Float32Array
 ) -> list[Roi | None]:
-    """Where a warp by this flow can put what lies inside each box.
+    """Compute the bounds of each object after a warp by this flow.
 
     A pixel x samples from a box x0..x1-1 only if x0 - 1 < x + flow_x(x) < x1, so the extremes
     of the flow bound x; one more pixel on the far side covers the rounding of that sum.
 
     Args:
-        bounds: For each object the box outside which its probability is exactly 0; None: it is 0
+        bounds: Per object a box outside which its probability is exactly 0; None: it is 0
             everywhere.
-        flow_to_prev_px: (2, H, W) float32, pixels. With a non-finite value in it nothing is known,
-            and the answer is the whole frame.
+        flow_to_prev_px: (2, H, W) float32, pixels.
 
     Returns:
-        For each object a box outside which its warped probability is exactly 0, or None.
+        Per object a box outside which its warped probability is exactly 0, or None. The whole
+        frame if a value of the flow is not finite.
     """
     height, width = flow_to_prev_px.shape[1:]
     low_x, high_x = float(flow_to_prev_px[0].min()), float(flow_to_prev_px[0].max())
@@ -131,11 +130,11 @@ def reachable_boxes(
 
 
 def tight_boxes(prob: Float32Array, bounds: Sequence[Roi | None]) -> tuple[Roi | None, ...]:
-    """The smallest boxes that hold everything above 0.
+    """Compute the smallest boxes around all pixels above 0.
 
     Args:
         prob: (K, H, W) float32.
-        bounds: For each object a box outside which it is exactly 0, or None.
+        bounds: Per object a box outside which it is exactly 0, or None.
     """
     return tuple(
         None if box is None else box_from_prob(plane, 0.0, within=box)
@@ -146,7 +145,7 @@ def tight_boxes(prob: Float32Array, bounds: Sequence[Roi | None]) -> tuple[Roi |
 def scaled_boxes(
     boxes: Sequence[Roi | None], from_hw: tuple[int, int], to_hw: tuple[int, int]
 ) -> tuple[Roi | None, ...]:
-    """Boxes that hold all of ``boxes`` after a resize of the frame, interpolation included.
+    """Compute boxes around ``boxes`` after a resize, interpolation included.
 
     Args:
         boxes: In pixels of a frame of ``from_hw``.

@@ -1,4 +1,4 @@
-"""Stages of a frame around the propagation network: warp, crop, propagate, paste."""
+"""Warp, crop, propagate and paste: the stages around the propagation network."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Stages:
             first_areas_px: Per object its area when it was given.
             flow_to_prev_px: (2, h, w) float32.
             flow_from_prev_px: (2, h, w) float32 on the previous frame's grid, for the flow check;
-                None: no check.
-            colour_tables: Per object its colours; None: no colour likelihood.
+                None omits the check.
+            colour_tables: Per object its colours; None omits the colour likelihood.
 
         Raises:
             EngineError: If the flow has another size than the frame.
@@ -92,7 +92,7 @@ class Stages:
             for plane, box, area in zip(warped, warp_bounds, first_areas_px, strict=True)
         ]
         for plane, roi, box in zip(warped, rois, warp_bounds, strict=True):
-            if roi is None and box is not None:  # leftovers of a lost object are no candidate
+            if roi is None and box is not None:  # the rest of a lost object is no candidate
                 plane[box.y0 : box.y1, box.x0 : box.x1] = 0
         branch: TrackBranch = "propagation"
         return Candidates(
@@ -109,7 +109,7 @@ class Stages:
 
         Args:
             rgb: (h, w, 3) uint8, the current frame.
-            candidates: Where the objects are expected.
+            candidates: Result of the warp.
 
         Returns:
             (N, 4, S, S) float32.
@@ -172,7 +172,7 @@ class Stages:
     def paste(self, crops: Float32Array, candidates: Candidates) -> Float32Array:
         """Paste the network's output: (N, 1, S, S) -> (K, h, w), 0 outside the ROIs.
 
-        With a ``propagation_weight`` under 1 the rest comes from the warped probability.
+        With a ``propagation_weight`` under 1 it is averaged with the warped probability.
         """
         size_hw = (candidates.prob.shape[1], candidates.prob.shape[2])
         prob = self._ops.paste(crops, candidates.rois, size_hw)

@@ -1,1 +1,1 @@
-"""Stable addresses of single operations; the code is in :mod:`mpn.runtime.host.ops`."""
+"""Keep stable import paths of operations that :mod:`mpn.runtime.host.ops` holds."""

@@ -1,3 +1,3 @@
-"""Stable address of the CPU warp: ``mpn.runtime.ops.cpu.warp_bilinear``."""
+"""Keep the stable import path ``mpn.runtime.ops.cpu.warp_bilinear``."""
 
 from mpn.runtime.host.ops import warp_bilinear as warp_bilinear
