@@ -1,7 +1,7 @@
-"""Inference in a fully connected CRF over the pixels of one picture, by mean field.
+"""Infer a fully connected CRF over the pixels of one image, by mean field.
 
 Source: Kraehenbuehl and Koltun, NeurIPS 2011, with the choices of pydensecrf: Potts compatibility,
-symmetric normalisation, and the term of a pixel with itself kept:
+symmetric normalisation, and a term of each pixel with itself:
 
     Q <- softmax(-unary + sum_m compat_m K_m Q)
 """
@@ -31,16 +31,16 @@ def dense_crf(
     compat_bilateral: float,
     iterations: int,
 ) -> Float32Array:
-    """Mean-field marginals of a dense CRF with a spatial and a bilateral Gaussian kernel.
+    """Compute the mean-field marginals of a dense CRF with two Gaussian kernels.
 
     Args:
         unary: (L, H, W) float32, finite: -log of each label's probability.
         rgb: (H, W, 3) uint8 RGB.
         sxy_gaussian: Standard deviation of the spatial kernel in pixels.
-        compat_gaussian: Its weight; 0 leaves the kernel out, and its deviation may then be None.
+        compat_gaussian: Its weight; 0 omits the kernel, and its deviation may then be None.
         sxy_bilateral: Spatial standard deviation of the bilateral kernel in pixels.
         srgb_bilateral: Its standard deviation in colour, in levels of 0..255.
-        compat_bilateral: Its weight; 0 leaves the kernel out, and its deviations may then be None.
+        compat_bilateral: Its weight; 0 omits the kernel, and its deviations may then be None.
         iterations: Mean-field updates, at least 1.
 
     Returns:
@@ -48,7 +48,7 @@ def dense_crf(
 
     Raises:
         InputError: If an array has another shape or dtype or holds a value that is not finite, a
-            parameter is out of range, or the deviations are too small for so large a picture.
+            parameter is out of range, or the deviations are too small for the size of the image.
     """
     _check_unary(unary, rgb)
     weight_gaussian = check_number("compat_gaussian", _plain(compat_gaussian), least=0)
@@ -72,13 +72,13 @@ def _mean_field(
 ) -> Float32Array:
     q = _softmax_in_place(np.negative(unary, order="C"))
     # The labels' probabilities sum to 1, and the kernels are linear: the messages of all labels sum
-    # to that of a plane of ones, and label 0 needs no filtering.
+    # to the message of a plane of ones, so label 0 needs no filtering.
     of_ones = np.zeros(unary.shape[1:], np.float32)
     for kernel, weight in kernels:
         of_ones += np.float32(weight) * kernel.of_ones
     for _ in range(iterations):
         q[0] = of_ones
-        for label in range(1, len(q)):  # in place: a message needs no other label's probability
+        for label in range(1, len(q)):  # in place: a message depends on one label only
             message = np.zeros_like(of_ones)
             for kernel, weight in kernels:
                 message += np.float32(weight) * kernel.apply(q[label])
@@ -90,7 +90,7 @@ def _mean_field(
 
 
 def _softmax_in_place(logits: Float32Array) -> Float32Array:
-    """Softmax over the first axis."""
+    """Compute the softmax over the first axis."""
     logits -= logits.max(axis=0)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=0)
@@ -119,7 +119,7 @@ def _check_unary(unary: npt.NDArray[Any], rgb: npt.NDArray[Any]) -> None:
 
 
 def _checked_sigma(name: str, value: float | None, weight: float) -> float:
-    """A standard deviation; of a kernel that is left out, 0 and None will do too."""
+    """Check a standard deviation; an omitted kernel accepts 0 and None too."""
     number = _plain(value)
     if weight == 0:
         return 0.0 if number is None else check_number(name, number, least=0)

@@ -1,4 +1,4 @@
-"""The two pairwise kernels of a dense CRF, each normalised: D^-1/2 K D^-1/2 with D = K 1.
+"""Apply the pairwise kernels of a dense CRF: D^-1/2 K D^-1/2 with D = K 1.
 
 Source: Kraehenbuehl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
 Potentials", NeurIPS 2011, equation 3; the symmetric normalisation is that of pydensecrf. A pixel is
@@ -18,32 +18,39 @@ from mpn.runtime.crf.permutohedral import PermutohedralLattice
 from mpn.types import Float32Array, UInt8Array
 
 _NARROWEST_SIGMA = 0.2
-"""A neighbour one pixel or one grey level away then weighs 4e-6, and nothing is gained below."""
+"""The weight of a neighbour one pixel or one grey level away is then 4e-6, that is, nothing."""
 _REACH_SIGMAS = 5.5
-"""Beyond it a Gaussian is under 3e-7: float32 adds nothing to 1 there."""
+"""Beyond it a Gaussian is under 3e-7, which does not change 1 in float32."""
 
 
 EXACT_PIXELS = 64 * 64
-"""Up to so many pixels all pairs cost no more than tens of milliseconds and 64 MiB, and the
-lattice's error (1e-3 in the mean, up to 0.5 at single pixels of small pictures) is spared."""
+"""Largest image in pixels for which all pairs are computed: tens of milliseconds and 64 MiB. The
+lattice has an error of 1e-3 in the mean, and up to 0.5 at single pixels of small images."""
 _ROWS_AT_ONCE = 64
 """A block of the matrix stays in the processor's cache."""
 _LEAST_EXPONENT = np.float32(-80)
 
 
 class Kernel(Protocol):
-    """A symmetric, normalised kernel over the pixels of one picture."""
+    """A symmetric, normalised kernel over the pixels of one image."""
 
     @property
     def of_ones(self) -> Float32Array:
-        """(H, W) float32: the kernel applied to a plane of ones."""
+        """The kernel applied to a plane of ones, (H, W) float32."""
 
     def apply(self, plane: Float32Array) -> Float32Array:
-        """(H, W) float32 -> (H, W) float32: for each pixel the weighted sum over all pixels."""
+        """Compute the weighted sum over all pixels for each pixel.
+
+        Args:
+            plane: (H, W) float32.
+
+        Returns:
+            (H, W) float32.
+        """
 
 
 class NormalisedKernel(ABC):
-    """Divide the sums of a filter by the root of the degree, before and after."""
+    """Divides the sums of a filter by the root of the degree, before and after."""
 
     of_ones: Float32Array
 
@@ -66,10 +73,12 @@ class NormalisedKernel(ABC):
 
 
 class SpatialKernel(NormalisedKernel):
-    """exp(-|p_i - p_j|^2 / (2 sxy^2)), exact: a separable convolution, with nothing outside.
+    """exp(-|p_i - p_j|^2 / (2 sxy^2)) as an exact separable convolution.
+
+    Pixels outside the image count as 0.
 
     Args:
-        size_hw: (height, width) of the picture.
+        size_hw: (height, width) of the image.
         sxy: Standard deviation in pixels.
     """
 
@@ -87,7 +96,9 @@ class SpatialKernel(NormalisedKernel):
 
 
 def bilateral_kernel(rgb: UInt8Array, *, sxy: float, srgb: float) -> Kernel:
-    """exp(-|p_i - p_j|^2 / (2 sxy^2) - |c_i - c_j|^2 / (2 srgb^2)), exact for small pictures.
+    """Make the kernel exp(-|p_i - p_j|^2 / (2 sxy^2) - |c_i - c_j|^2 / (2 srgb^2)).
+
+    It is exact for images of up to :data:`EXACT_PIXELS`, and on a lattice for larger ones.
 
     Args:
         rgb: (H, W, 3) uint8.
@@ -95,7 +106,7 @@ def bilateral_kernel(rgb: UInt8Array, *, sxy: float, srgb: float) -> Kernel:
         srgb: Standard deviation in levels of 0..255.
 
     Raises:
-        InputError: If the picture is too large for such small standard deviations.
+        InputError: If the image is too large for such small standard deviations.
     """
     if rgb.shape[0] * rgb.shape[1] <= EXACT_PIXELS:
         return ExactBilateralKernel(rgb, sxy=sxy, srgb=srgb)
@@ -103,7 +114,7 @@ def bilateral_kernel(rgb: UInt8Array, *, sxy: float, srgb: float) -> Kernel:
 
 
 class ExactBilateralKernel(NormalisedKernel):
-    """The bilateral kernel as one matrix of all pairs of pixels.
+    """Bilateral kernel as one matrix of all pairs of pixels.
 
     Args:
         rgb: (H, W, 3) uint8; memory grows with the square of its pixels.
@@ -113,7 +124,7 @@ class ExactBilateralKernel(NormalisedKernel):
 
     def __init__(self, rgb: UInt8Array, *, sxy: float, srgb: float) -> None:
         height, width = rgb.shape[:2]
-        # Counted from the middle, products of whole numbers stay exact in float32.
+        # With coordinates from the middle, products of integers stay exact in float32.
         rows, columns = np.indices((height, width), np.float32)
         places = np.stack([rows - height // 2, columns - width // 2], axis=-1).reshape(-1, 2)
         colours = rgb.reshape(-1, 3).astype(np.float32)
@@ -130,7 +141,7 @@ class ExactBilateralKernel(NormalisedKernel):
                 np.matmul(factors.left[block], factors.right, out=part)
                 part *= factors.scale
             exponent += colour_part
-            # Denormal weights count for nothing and slow every product down.
+            # Denormal weights do not change a sum and slow down every product.
             np.maximum(exponent, _LEAST_EXPONENT, out=exponent)
             np.exp(exponent, out=exponent)
         self._matrix = matrix
@@ -142,7 +153,7 @@ class ExactBilateralKernel(NormalisedKernel):
 
 
 class LatticeBilateralKernel(NormalisedKernel):
-    """The bilateral kernel on a permutohedral lattice, in linear time.
+    """Bilateral kernel on a permutohedral lattice, in linear time.
 
     Args:
         rgb: (H, W, 3) uint8.
@@ -150,7 +161,7 @@ class LatticeBilateralKernel(NormalisedKernel):
         srgb: Standard deviation in levels of 0..255.
 
     Raises:
-        InputError: If the picture is too large for such small standard deviations.
+        InputError: If the image is too large for such small standard deviations.
     """
 
     def __init__(self, rgb: UInt8Array, *, sxy: float, srgb: float) -> None:
@@ -168,7 +179,10 @@ class LatticeBilateralKernel(NormalisedKernel):
 
 
 class _DistanceFactors(NamedTuple):
-    """``scale * left @ right`` is -|a - b|^2 / (2 sigma^2) of every pair of N points in d axes."""
+    """Factors of -|a - b|^2 / (2 sigma^2) of all pairs: ``scale * left @ right``.
+
+    For N points with d coordinates.
+    """
 
     left: Float32Array  # (N, d + 2)
     right: Float32Array  # (d + 2, N)
@@ -176,8 +190,8 @@ class _DistanceFactors(NamedTuple):
 
 
 def _squared_distance_factors(points: Float32Array, sigma: float) -> _DistanceFactors:
-    # Not scaled before the product: the distances of whole numbers are exact, those of small
-    # differences of large quotients are not.
+    # Scaled after the product: distances of integers are exact, small differences of large
+    # quotients are not.
     squares = (points * points).sum(axis=1, keepdims=True)
     ones = np.ones_like(squares)
     left = np.concatenate([points, squares, ones], axis=1)
@@ -186,7 +200,7 @@ def _squared_distance_factors(points: Float32Array, sigma: float) -> _DistanceFa
 
 
 def _gaussian_taps(sigma: float, side_px: int) -> Float32Array:
-    """An odd number of taps, cut off where they no longer count, or reach over the whole side."""
+    """Compute an odd number of taps, cut off at 5.5 sigmas or at the whole side."""
     sigma = max(sigma, _NARROWEST_SIGMA)
     reach = min(math.ceil(_REACH_SIGMAS * sigma), side_px - 1)
     offset = np.arange(-reach, reach + 1, dtype=np.float64)

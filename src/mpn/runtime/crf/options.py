@@ -1,4 +1,4 @@
-"""Options of the dense CRF."""
+"""Define the options of the dense CRF."""
 
 from __future__ import annotations
 

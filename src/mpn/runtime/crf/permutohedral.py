@@ -1,11 +1,12 @@
-"""Gaussian filtering of scattered points: the permutohedral lattice, in numpy and scipy.
+"""Filter scattered points by a Gaussian on the permutohedral lattice.
 
 Source: Adams, Baek, Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
 Eurographics 2010, with the constants that Kraehenbuehl's DenseCRF uses.
 
-A point in d dimensions lies in a simplex of d + 1 lattice vertices. Its value is spread over them
-(splat), the vertices are blurred with [1/2, 1, 1/2] along each of the d + 1 lattice directions, and
-read back (slice). All three are sparse matrices, built once and applied to many planes.
+A point in d dimensions is in a simplex of d + 1 lattice vertices. Its value is distributed over
+them (splat), the vertices are blurred with [1/2, 1, 1/2] along each of the d + 1 lattice
+directions, and interpolated at the points (slice). All three are sparse matrices, built once and
+applied to many planes.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ AXIS_BITS = 3
 """Bits of an axis number: a lattice of d dimensions has d + 1 axes, so d is at most 7."""
 
 _BLOCK = 8192
-"""Points worked on at a time: a block's dozen temporaries stay in the processor's cache."""
+"""Points per block, so that its dozen temporaries stay in the processor's cache."""
 _FIXED_ONE = 1 << 26
-"""Fixed point of the remainders, which are below 12 in magnitude once shifted: 30 bits."""
+"""Fixed-point 1 of the remainders; shifted, they are below 12 in magnitude: 30 bits."""
 _MAX_KEY_BITS = 62
 
 
 @dataclass(frozen=True)
 class Simplices:
-    """The simplex of every point.
+    """The simplex of each point.
 
-    The coordinates of a vertex of class r are r modulo d + 1; the vertex of class 0 is ``origin``,
-    and the next class is reached by adding 1 to all coordinates and taking d + 1 off one. The order
-    in which the axes have their turn tells the simplex.
+    The coordinates of a vertex of class r are r modulo d + 1; the vertex of class 0 is ``origin``.
+    The vertex of the next class has 1 added to all coordinates and d + 1 subtracted from one. The
+    order of the axes in these steps identifies the simplex.
 
     Attributes:
         origin: (N,) int64 key of the vertex of class 0: its coordinates over d + 1, packed.
-        order: (N,) int32 axes in their order, :data:`AXIS_BITS` each, the first lowest; the last is
-            left out.
+        order: (N,) int32 axes in their order, :data:`AXIS_BITS` each, the first in the lowest bits;
+            the last axis is omitted.
         weights: (N, d + 1) float32 barycentric weight of the vertex of each class; they sum to 1.
-        steps: (d + 1,) int64: what the key loses when an axis has its turn.
+        steps: (d + 1,) int64: amount that the key decreases in the step of an axis.
     """
 
     origin: Int64Array
@@ -57,7 +58,7 @@ class Simplices:
 
 
 def locate_simplices(features: Float32Array) -> Simplices:
-    """Find the simplex of every point.
+    """Find the simplex of each point.
 
     Args:
         features: (d, N) float32, finite, in standard deviations; d of 1..7, N at least 1.
@@ -77,8 +78,8 @@ def locate_simplices(features: Float32Array) -> Simplices:
         elevated = _elevate(features[:, part], scale)
         cell = np.rint(elevated * np.float32(1 / axes))
         elevated -= cell * np.float32(axes)
-        # Rounding may leave the plane (sum 0): then some axes have had their turn already, or have
-        # one turn too many, and the order starts that much later, or earlier.
+        # Rounding may leave the plane (sum 0): then some axes have made their step already, or one
+        # step too many, and the order starts that much later, or earlier.
         turns = cell.sum(axis=0).astype(np.int32)
         ascending = _sorted_with_axis(elevated)
         remainder, keys_before = _rotated(ascending, turns, steps)
@@ -97,7 +98,10 @@ def locate_simplices(features: Float32Array) -> Simplices:
 
 
 def _axis_scales(dimensions: int) -> npt.NDArray[np.float32]:
-    """What makes the lattice's own blur one standard deviation wide (Adams et al., p. 5 and 6)."""
+    """Compute the scales that give the lattice's blur a standard deviation of 1.
+
+    Source: Adams et al., p. 5 and 6.
+    """
     i = np.arange(dimensions)
     deviation = math.sqrt(2 / 3) * (dimensions + 1)
     scales: npt.NDArray[np.float32] = (deviation / np.sqrt((i + 1) * (i + 2))).astype(np.float32)
@@ -121,9 +125,9 @@ def _elevate(features: Float32Array, scale: npt.NDArray[np.float32]) -> Float32A
 def _packing(
     features: Float32Array, scale: npt.NDArray[np.float32]
 ) -> tuple[list[int], Int64Array]:
-    """The lowest cell of each axis but the last, and the step of each axis in a packed key.
+    """Compute the lowest cell of each axis but the last, and the steps of keys.
 
-    The last coordinate follows from the others, as their sum is 0: its step is 0.
+    The last coordinate follows from the others, since their sum is 0: its step is 0.
     """
     dimensions = len(features)
     axes = dimensions + 1
@@ -135,7 +139,7 @@ def _packing(
         if axis:
             factor[axis - 1] = -axis
         ends = bounds * factor
-        # Two cells aside: one for rounding, one for a vertex next to the last cell.
+        # Two more cells: one for rounding, one for a vertex next to the last cell.
         low = math.floor(ends.min(axis=0).sum() / axes) - 2
         lowest.append(low)
         sizes.append(math.ceil(ends.max(axis=0).sum() / axes) + 2 - low + 1)
@@ -150,7 +154,7 @@ def _packing(
 
 
 def _sorted_with_axis(remainder: Float32Array) -> Int32Array:
-    """Sort d + 1 values of each point; each comes as fixed point with its axis in the low bits.
+    """Sort d + 1 values of each point in fixed point, the axis in the low bits.
 
     Args:
         remainder: (d + 1, B) float32, within -4..4.
@@ -162,7 +166,7 @@ def _sorted_with_axis(remainder: Float32Array) -> Int32Array:
     rows &= ~np.int32(7)
     rows |= np.arange(len(rows), dtype=np.int32)[:, None]
     lower = np.empty_like(rows[0])
-    for turn in range(len(rows)):  # odd-even transposition: the network for any small number
+    for turn in range(len(rows)):  # odd-even transposition sorts any small number of rows
         for i in range(turn % 2, len(rows) - 1, 2):
             np.minimum(rows[i], rows[i + 1], out=lower)
             np.maximum(rows[i], rows[i + 1], out=rows[i + 1])
@@ -173,16 +177,17 @@ def _sorted_with_axis(remainder: Float32Array) -> Int32Array:
 def _rotated(
     ascending: Int32Array, turns: Int32Array, steps: Int64Array
 ) -> tuple[Int32Array, Int64Array]:
-    """Bring each point to the plane: its first ``turns`` axes have had their turn.
+    """Move each point to the plane by the steps of its first ``turns`` axes.
 
     Args:
         ascending: (d + 1, B) int32 from :func:`_sorted_with_axis`.
-        turns: (B,) int32, at most (d + 1) / 2 in magnitude; negative: the last axes still have it.
+        turns: (B,) int32, at most (d + 1) / 2 in magnitude; if negative, the steps of the last
+            axes are undone.
         steps: (d + 1,) int64.
 
     Returns:
-        (d + 1, B) int32, ascending again, a turn having added d + 1 to its axis's remainder; (B,)
-        int64 what the key gains by these turns.
+        (d + 1, B) int32, ascending again, with d + 1 added to the remainder of each axis that made
+        its step; (B,) int64 change of the key by these steps.
     """
     axes, points = ascending.shape
     most = axes // 2
@@ -201,12 +206,8 @@ def _rotated(
     return rotated, gains.take(first)
 
 
-Int32Array_of_permutohedral = npt.NDArray[np.int32]
-Int64Array_of_permutohedral = npt.NDArray[np.int64]
-
-
 class PermutohedralLattice:
-    """The vertices around a set of points, and the Gaussian filter over them.
+    """Vertices around a set of points, and the Gaussian filter over them.
 
     Args:
         features: (d, N) float32, finite, d of 1..7: the points, each axis divided by its standard
@@ -234,16 +235,16 @@ class PermutohedralLattice:
             _blur_matrix(here, there, vertices)
             for here, there in _links(keys_of_class, simplices.steps)
         ]
-        # The lattice's own constant; it cancels where the filter is normalised.
+        # Constant of the lattice; it cancels if the filter is normalised.
         self._gain = np.float32(1 / (1 + 2.0**-dimensions))
 
     @property
     def vertices(self) -> int:
-        """How many lattice vertices the points touch: what building and filtering cost."""
+        """Number of lattice vertices around the points; determines the cost."""
         return int(self._slice.shape[1])
 
     def filter(self, values: Float32Array) -> Float32Array:
-        """Weighted sums over all points: sum_j k(f_i, f_j) values_j, the point itself included.
+        """Compute sum_j k(f_i, f_j) values_j over all points, j = i included.
 
         Args:
             values: (N,) float32.
@@ -261,17 +262,17 @@ class PermutohedralLattice:
 
 def _numbered_vertices(
     simplices: Simplices,
-) -> tuple[Int32Array_of_permutohedral, list[Int64Array_of_permutohedral]]:
-    """Give every vertex that a point touches a number: class by class, by key within a class.
+) -> tuple[Int32Array, list[Int64Array]]:
+    """Assign numbers to the vertices of all points: by class, then by key.
 
     Returns:
         (N, d + 1) int32 numbers of each point's vertices; for each class its sorted keys.
     """
     dimensions = len(simplices.steps) - 1
-    # Many points share a simplex: the simplices are sorted first, and only theirs are the vertices.
+    # Many points share a simplex: the simplices are sorted first, then only their vertices.
     origin, order, simplex_of_point = _unique_simplices(simplices, AXIS_BITS * dimensions)
     corners = np.empty((len(origin), dimensions + 1), np.int32)
-    keys_of_class: list[Int64Array_of_permutohedral] = []
+    keys_of_class: list[Int64Array] = []
     first_number = 0
     keys = origin
     for r in range(dimensions + 1):
@@ -285,12 +286,12 @@ def _numbered_vertices(
 
 def _unique_simplices(
     simplices: Simplices, order_bits: int
-) -> tuple[Int64Array_of_permutohedral, Int64Array_of_permutohedral, Int32Array_of_permutohedral]:
-    """The distinct (origin, order) and which of them each point has."""
+) -> tuple[Int64Array, Int64Array, Int32Array]:
+    """Return the distinct (origin, order), and the index of each point's."""
     origin = simplices.origin
     fits = int(origin.max()).bit_length() + order_bits <= 63
-    origins: Int64Array_of_permutohedral | None = None
-    if not fits:  # their rank does, for any number of points that fits in memory
+    origins: Int64Array | None = None
+    if not fits:  # their rank fits, for any number of points that fits in memory
         origins, rank = _unique_inverse(origin)
         origin = rank.astype(np.int64)
     keys, simplex_of_point = _unique_inverse((origin << order_bits) | simplices.order)
@@ -300,13 +301,13 @@ def _unique_simplices(
 
 
 def _unique_inverse(
-    keys: Int64Array_of_permutohedral,
-) -> tuple[Int64Array_of_permutohedral, Int32Array_of_permutohedral]:
-    """np.unique with its inverse, as int32 and a good deal faster."""
+    keys: Int64Array,
+) -> tuple[Int64Array, Int32Array]:
+    """Compute np.unique with its inverse as int32, faster than NumPy."""
     count = len(keys)
     place_bits = count.bit_length()
     if int(keys.max()).bit_length() + place_bits <= 63:
-        # One sort of keys with their places in the low bits costs half of an argsort and a gather.
+        # One sort of keys with their index in the low bits costs half of an argsort and a gather.
         ordered = keys << place_bits
         ordered |= np.arange(count)
         ordered.sort()
@@ -326,12 +327,12 @@ def _unique_inverse(
 
 
 def _links(
-    keys_of_class: list[Int64Array_of_permutohedral], steps: Int64Array_of_permutohedral
-) -> Iterator[tuple[Int32Array_of_permutohedral, Int32Array_of_permutohedral]]:
-    """For each lattice direction, the vertices that have a next one in it, and that next one.
+    keys_of_class: list[Int64Array], steps: Int64Array
+) -> Iterator[tuple[Int32Array, Int32Array]]:
+    """Yield per lattice direction the vertices with a successor, and the successors.
 
-    One step in direction j adds 1 to all coordinates and takes d + 1 off coordinate j: from class r
-    to class r + 1, and from the last class to class 0 of the next cell.
+    One step in direction j adds 1 to all coordinates and subtracts d + 1 from coordinate j: from
+    class r to class r + 1, and from the last class to class 0 of the next cell.
     """
     classes = len(keys_of_class)
     first = np.concatenate([[0], np.cumsum([len(keys) for keys in keys_of_class])])
@@ -349,10 +350,11 @@ def _links(
         yield np.concatenate(here), np.concatenate(there)
 
 
-def _blur_matrix(
-    here: Int32Array_of_permutohedral, there: Int32Array_of_permutohedral, vertices: int
-) -> sparse.csr_array:
-    """The matrix of [1/2, 1, 1/2] along the links ``here`` -> ``there``; the rest counts as 0."""
+def _blur_matrix(here: Int32Array, there: Int32Array, vertices: int) -> sparse.csr_array:
+    """Build the matrix of [1/2, 1, 1/2] along the links ``here`` -> ``there``.
+
+    A missing neighbour counts as 0.
+    """
     entries = np.ones(vertices + 1, np.int32)
     entries[0] = 0
     entries[here + 1] += 1
@@ -360,7 +362,7 @@ def _blur_matrix(
     row_starts = np.cumsum(entries, dtype=np.int32)
     columns = np.empty(row_starts[-1], np.int32)
     weights = np.full(row_starts[-1], 0.5, np.float32)
-    # A row is the vertex itself, then its next one if any, then the one before it if any.
+    # A row holds the vertex, then its successor if any, then its predecessor if any.
     columns[row_starts[:-1]] = np.arange(vertices, dtype=np.int32)
     weights[row_starts[:-1]] = 1
     columns[row_starts[here] + 1] = there
