@@ -98,7 +98,7 @@ def locate_simplices(features: Float32Array) -> Simplices:
 
 
 def _axis_scales(dimensions: int) -> npt.NDArray[np.float32]:
-    """Compute the scales that give the lattice's blur a standard deviation of 1.
+    """Compute scales that give the lattice's blur a standard deviation of 1.
 
     Source: Adams et al., p. 5 and 6.
     """
@@ -109,7 +109,7 @@ def _axis_scales(dimensions: int) -> npt.NDArray[np.float32]:
 
 
 def _elevate(features: Float32Array, scale: npt.NDArray[np.float32]) -> Float32Array:
-    """Embed points in the plane of d + 1 coordinates whose sum is 0 (Adams et al., p. 5)."""
+    """Embed points in the plane of d + 1 coordinates of sum 0 (Adams et al., p. 5)."""
     dimensions, points = features.shape
     elevated = np.empty((dimensions + 1, points), np.float32)
     total = np.zeros(points, np.float32)

@@ -1,7 +1,7 @@
-"""The CUDA backend: warp, crop, propagation, merge, CRF and output.
+"""Implement the frame backend in CUDA.
 
-A stage enqueues its work on the stream of the objects and returns; the host waits once a frame, in
-:meth:`DeviceBackend.readback`.
+A stage enqueues its work on the stream of the objects and returns. The host waits once per frame,
+in :meth:`DeviceBackend.readback`.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ class DeviceBackend(Closeable):
             rois=rois,
             branches=(branch,) * len(rois),
         )
-        self._ingest.wait()  # engines may run on arrays of the host now, in the order of no stream
+        self._ingest.wait()  # engines may run on host arrays now, outside of any stream
         return found
 
     def osvos_maps(self, frame: DeviceFrame, osvos_for: Sequence[bool]) -> OsvosMaps:

@@ -1,6 +1,7 @@
-"""DenseCRF of :mod:`mpn.runtime.crf.dense` on the device, for all regions of a frame at once.
+"""Compute the dense CRF of a frame on the device, for all regions at once.
 
-No step waits for the host; see :mod:`mpn.runtime.device.lattice`.
+The reference is :mod:`mpn.runtime.crf.dense`. No step waits for the host; see
+:mod:`mpn.runtime.device.lattice`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ class PairwiseKernel(Protocol):
     """A kernel over the pixels of each region, not normalised."""
 
     def prepare(self, rgb: DeviceArray) -> None:
-        """Take from a frame, (H, W, 3) uint8 RGB, what :meth:`filter` needs."""
+        """Prepare :meth:`filter` for a frame, (H, W, 3) uint8 RGB."""
 
     def filter(
         self, planes: DeviceArray | None, norm: DeviceArray | None, channels: int
     ) -> DeviceArray:
-        """Weighted sums over all pixels of a region.
+        """Compute weighted sums over all pixels of each region.
 
         Args:
             planes: (channels, capacity) float32; None for planes of 1.
-            norm: (capacity,) float32 that the planes are multiplied with; None for 1.
+            norm: (capacity,) float32 that the planes are multiplied by; None for 1.
             channels: Number of planes.
 
         Returns:
@@ -41,12 +42,14 @@ class PairwiseKernel(Protocol):
 
 
 class SpatialKernel:
-    """exp(-|p_i - p_j|^2 / (2 sxy^2)), exact: see mpn.runtime.crf.kernels.SpatialKernel.
+    """exp(-|p_i - p_j|^2 / (2 sxy^2)), exact.
+
+    See :class:`mpn.runtime.crf.kernels.SpatialKernel`.
 
     Args:
-        device: Where to work.
-        pixels: Which pixels.
-        channels: Most planes at a time.
+        device: Runs the kernels.
+        pixels: The pixels that take part.
+        channels: Largest number of planes.
         sxy: Standard deviation in pixels.
     """
 
@@ -62,7 +65,7 @@ class SpatialKernel:
         self._filtered = device.empty((channels, pixels.capacity), np.float32)
 
     def prepare(self, rgb: DeviceArray) -> None:
-        """Nothing: the kernel does not look at colours."""
+        """Do nothing: the kernel does not depend on colours."""
 
     def filter(
         self, planes: DeviceArray | None, norm: DeviceArray | None, channels: int
@@ -85,18 +88,18 @@ class SpatialKernel:
 
 
 class BilateralKernel:
-    """The bilateral kernel: on a lattice, and over all pairs of pixels in small regions.
+    """Bilateral kernel: on a lattice, and over all pairs of pixels in small regions.
 
     Args:
-        device: Where to work.
-        pixels: Which pixels.
-        channels: Most planes at a time.
+        device: Runs the kernels.
+        pixels: The pixels that take part.
+        channels: Largest number of planes.
         sxy: Standard deviation in pixels.
         srgb: Standard deviation in levels of 0..255.
-        exact_pixels: Most pixels of a small region.
+        exact_pixels: Largest size of a small region, in pixels.
 
     Raises:
-        InputError: If the lattice's cells cannot be numbered.
+        InputError: If the lattice has more cells than its keys can number.
     """
 
     def __init__(
@@ -150,12 +153,12 @@ class BilateralKernel:
 
 
 class NormalisedKernel:
-    """A kernel with D^-1/2, D = K 1, on its inner side; crf_update multiplies the outer one.
+    """A kernel times D^-1/2, D = K 1; crf_update multiplies by the other D^-1/2.
 
     Args:
-        device: Where to work.
-        pixels: Which pixels.
-        kernel: What is normalised.
+        device: Runs the kernels.
+        pixels: The pixels that take part.
+        kernel: The kernel to normalise.
     """
 
     def __init__(self, device: KernelDevice, pixels: PixelRegions, kernel: PairwiseKernel) -> None:
@@ -166,7 +169,7 @@ class NormalisedKernel:
         """(capacity,) float32, D^-1/2."""
 
     def prepare(self, rgb: DeviceArray) -> None:
-        """Take a frame, (H, W, 3) uint8 RGB, and work out :attr:`norm`."""
+        """Prepare the kernel for a frame, (H, W, 3) uint8 RGB, and compute :attr:`norm`."""
         self._kernel.prepare(rgb)
         self._device.launch(
             "crf_norm",
@@ -178,19 +181,19 @@ class NormalisedKernel:
         )
 
     def apply(self, planes: DeviceArray | None, channels: int) -> DeviceArray:
-        """K D^-1/2 of (channels, capacity) planes, or of planes of 1."""
+        """Compute K D^-1/2 of (channels, capacity) planes, or of planes of 1."""
         return self._kernel.filter(planes, self.norm, channels)
 
 
 def spatial_taps(sigma_px: float, side_px: int) -> Float32Array:
-    """The middle of a Gaussian and one side of it, cut off where float32 adds nothing.
+    """Compute the middle and one side of a Gaussian, cut off at 5.5 sigmas.
 
     Args:
         sigma_px: Standard deviation.
-        side_px: Longest side of a picture.
+        side_px: Longest side of an image.
 
     Returns:
-        (reach + 1,) float32, the middle (1) first.
+        (taps,) float32, the middle (1) first.
     """
     sigma_px = max(sigma_px, NARROWEST_SIGMA)
     reach = min(math.ceil(_REACH_SIGMAS * sigma_px), side_px - 1)
@@ -200,21 +203,21 @@ def spatial_taps(sigma_px: float, side_px: int) -> Float32Array:
 
 
 _EXACT_PIXELS = 64 * 64
-"""As in mpn.runtime.crf.kernels, so that device and CPU solve the same problem."""
+"""As in mpn.runtime.crf.kernels, so that device and CPU compute the same CRF."""
 
 
 class CudaCrf:
-    """Mean field over regions of a frame.
+    """Computes the mean field over regions of a frame.
 
     Args:
-        device: Where to work.
-        objects: Number of objects; there is one label more, the background.
+        device: Runs the kernels.
+        objects: Number of objects; the background is one more label.
         size_hw: (height, width) of the frame.
         options: Standard deviations, weights, iterations and margin.
-        exact_pixels: Regions of up to so many pixels take all pairs of pixels, not the lattice.
+        exact_pixels: Regions up to this size use all pairs of pixels instead of the lattice.
 
     Raises:
-        InputError: If the lattice's cells cannot be numbered.
+        InputError: If the lattice has more cells than its keys can number.
     """
 
     def __init__(
@@ -268,16 +271,16 @@ class CudaCrf:
         refined: DeviceArray,
         refined_boxes: DeviceArray,
     ) -> None:
-        """:func:`mpn.runtime.host.crf.refine` on the device.
+        """Refine the probabilities of a frame, see :func:`mpn.runtime.host.crf.refine`.
 
-        A probability that is not finite counts as 1e-5 here: its neighbours decide.
+        A probability that is not finite counts as 1e-5: the pixels around it decide.
 
         Args:
             merged: (K, H, W) float32, merged.
             rgb: (H, W, 3) uint8 RGB.
-            boxes: (K, 4) int32: where each object can be; empty if it is lost.
-            refined: (K, H, W) float32, not ``merged``: the result.
-            refined_boxes: (K, 4) int32: where each object can be in it.
+            boxes: (K, 4) int32, bounds of each object; empty if it is lost.
+            refined: (K, H, W) float32, the result; not ``merged``.
+            refined_boxes: (K, 4) int32, bounds of each object in the result.
         """
         pixels, (height, width) = self._pixels, self._pixels.size_hw
         of_regions: Arguments = {
@@ -307,7 +310,7 @@ class CudaCrf:
         )
 
     def dense_crf(self, unary: DeviceArray, rgb: DeviceArray) -> DeviceArray:
-        """:func:`mpn.runtime.crf.dense.dense_crf` of the whole frame, with the options given.
+        """Compute the CRF of a whole frame, see :mod:`mpn.runtime.crf.dense`.
 
         Args:
             unary: (objects + 1, H, W) float32, finite.

@@ -1,4 +1,4 @@
-"""Parts of a frame as CUDA graphs, and their times by events."""
+"""Capture parts of a frame as CUDA graphs, and time them by events."""
 
 from __future__ import annotations
 

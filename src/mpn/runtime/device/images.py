@@ -1,7 +1,8 @@
-"""Frames and planes at the sizes of networks, on device arrays: see mpn.runtime.host.preprocess.
+"""Resize frames and planes on the device, and make the inputs of networks.
 
-Each function starts its work on the device's stream and does not wait for it. Frames and labels
-come out as on the CPU bit for bit, planes of float32 within rounding.
+The reference is :mod:`mpn.runtime.host.preprocess`. Each function enqueues its work and does not
+wait for it. Frames and labels are equal to those of the CPU bit for bit, planes of float32 within
+rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Dtype = Literal["float32", "float16"]
 
 
 def box_rows(boxes: Sequence[Roi | None]) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-    """Boxes as kernels read them: (K, 4) int32 of x0, y0, x1, y1; None is all 0."""
+    """Convert boxes to (K, 4) int32 of x0, y0, x1, y1 for kernels; None is all 0."""
     return np.array(
         [(0, 0, 0, 0) if box is None else box.box_xyxy for box in boxes], np.int32
     ).reshape(-1, 4)
@@ -30,14 +31,14 @@ def box_rows(boxes: Sequence[Roi | None]) -> np.ndarray[tuple[int, ...], np.dtyp
 def boxes_from_rows(
     rows: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
 ) -> tuple[Roi | None, ...]:
-    """The inverse of :func:`box_rows`; every empty row is None."""
+    """Convert rows of :func:`box_rows` to boxes; an empty row is None."""
     return tuple(
         Roi(x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None for x0, y0, x1, y1 in rows.tolist()
     )
 
 
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> dict[str, float]:
-    """(v / 255 - mean) / std as kernel arguments: a gain and an offset for each channel."""
+    """Return (v / 255 - mean) / std as kernel arguments: gain and offset per channel."""
     arguments: dict[str, float] = {}
     for channel, (m, deviation) in enumerate(zip(mean, std, strict=True)):
         arguments[f"gain{channel}"] = 1 / (255 * deviation)
@@ -61,10 +62,10 @@ def resize_rgb(
     *,
     out: DeviceArray | None = None,
 ) -> DeviceArray:
-    """:func:`mpn.runtime.host.preprocess.resize_rgb`: (H, W, 3) uint8 at another size.
+    """Resize a frame, see :func:`mpn.runtime.host.preprocess.resize_rgb`.
 
-    Like the functions below it gives the array itself, and leaves ``out`` alone, where the size
-    is the same.
+    Like the functions below, it returns the array itself and does not write ``out`` if the size is
+    the same.
     """
     check_rgb_array(rgb)
     if rgb.shape[:2] == size_hw:
@@ -81,7 +82,7 @@ def resize_prob(
     *,
     out: DeviceArray | None = None,
 ) -> DeviceArray:
-    """:func:`mpn.runtime.host.preprocess.resize_prob`: (K, H, W) float32 at another size."""
+    """Resize planes, see :func:`mpn.runtime.host.preprocess.resize_prob`."""
     if prob.shape[1:] == size_hw:
         return prob
     resized = _out(device, out, (prob.shape[0], *size_hw), np.float32)
@@ -102,7 +103,7 @@ def resize_flow(
     *,
     out: DeviceArray | None = None,
 ) -> DeviceArray:
-    """A flow network's answer, (2, h, w) float32 pixels, on the grid and in pixels of the frame."""
+    """Resize a flow, (2, h, w) float32, to a frame, and scale its vectors with it."""
     height, width = flow_px.shape[1:]
     if (height, width) == size_hw:
         return flow_px
@@ -126,7 +127,7 @@ def flow_input(
     dtype: Dtype = "float32",
     out: DeviceArray | None = None,
 ) -> DeviceArray:
-    """:func:`mpn.runtime.host.preprocess.flow_input`: (1, 3, height, width), RGB, 0..255."""
+    """Make the flow input, see :func:`mpn.runtime.host.preprocess.flow_input`."""
     return _packed(device, rgb, size_hw, *_UNCHANGED, is_bgr=False, dtype=dtype, out=out)
 
 
@@ -140,7 +141,7 @@ def osvos_input(
     dtype: Dtype = "float32",
     out: DeviceArray | None = None,
 ) -> DeviceArray:
-    """:func:`mpn.runtime.host.preprocess.osvos_input`: (1, 3, height, width) less the means."""
+    """Make the OSVOS input, see :func:`mpn.runtime.host.preprocess.osvos_input`."""
     offsets = [-value for value in mean]
     is_bgr = channel_order.lower() == "bgr"
     return _packed(
@@ -176,7 +177,7 @@ def _packed(
 def _out(
     device: KernelDevice, out: DeviceArray | None, shape: tuple[int, ...], dtype: npt.DTypeLike
 ) -> DeviceArray:
-    """``out``, which must fit, or a new array."""
+    """Return ``out``, which must have this shape and dtype, or a new array."""
     if out is None:
         return device.empty(shape, dtype)
     if out.shape != shape or out.dtype != np.dtype(dtype):
@@ -195,18 +196,21 @@ def _sizes(from_hw: tuple[int, ...], to_hw: tuple[int, int]) -> dict[str, int]:
 
 GAMMA_LEVELS: Final = 256
 CUBE_ROOTS: Final = 3072
-"""One and a half times 255 << 3: XYZ over the white point stays below that."""
+"""1.5 times 255 << 3, an upper bound of XYZ over the white point."""
 
 _GAMMA_SCALE = 255 * 8
 _ROOT_SCALE = 1 << 15
 _BLUR_SIGMA_PX = 2.0
 """As in mpn.runtime.host.reliability."""
 _BLUR_TAPS = 17
-"""What cv2.GaussianBlur takes for this sigma on float32: round(8 sigma + 1), made odd."""
+"""Size of cv2.GaussianBlur for this sigma on float32: round(8 sigma + 1), made odd."""
 
 
 def gamma_table() -> npt.NDArray[np.uint16]:
-    """Linear light of sRGB levels: (256,) uint16, in 1/8 of a level (IEC 61966-2-1)."""
+    """Compute the linear light of sRGB levels: (256,) uint16 in 1/8 of a level.
+
+    Source: IEC 61966-2-1.
+    """
     level = np.arange(GAMMA_LEVELS) / 255
     linear = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
     table: npt.NDArray[np.uint16] = np.rint(_GAMMA_SCALE * linear).astype(np.uint16)
@@ -214,10 +218,10 @@ def gamma_table() -> npt.NDArray[np.uint16]:
 
 
 def cube_root_table() -> npt.NDArray[np.uint16]:
-    """f(t) of CIE Lab: (3072,) uint16, in 2^-15, of t in 1/2040.
+    """Compute f(t) of CIE Lab: (3072,) uint16 in 2^-15, for t in 1/2040.
 
-    The cube root is rounded to float32 first, as OpenCV does it: in exact arithmetic three entries
-    would differ by one.
+    The cube root is rounded to float32 first, as in OpenCV: with exact arithmetic three entries
+    differ by one.
     """
     t = np.arange(CUBE_ROOTS) / _GAMMA_SCALE
     root = np.cbrt(t).astype(np.float32)
@@ -227,6 +231,9 @@ def cube_root_table() -> npt.NDArray[np.uint16]:
 
 
 def blur_taps() -> Float32Array:
-    """Return the (17,) float32 Gaussian of :func:`mpn.runtime.host.reliability.weigh_by_colour`."""
+    """Compute the (17,) float32 Gaussian that blurs the colour log ratio.
+
+    See :func:`mpn.runtime.host.reliability.weigh_by_colour`.
+    """
     taps: Float32Array = cv2.getGaussianKernel(_BLUR_TAPS, _BLUR_SIGMA_PX, cv2.CV_32F).ravel()
     return taps

@@ -1,7 +1,7 @@
-"""The permutohedral lattice of the bilateral kernel on the device; see kernels/crf_lattice.cu.
+"""Filter by the bilateral kernel on the device, on a permutohedral lattice.
 
-No step waits for the host: how many vertices the pixels touch is read from device memory by the
-kernels that need it. Memory is allocated once, for the worst case of six vertices a pixel.
+See kernels/crf_lattice.cu. No step waits for the host: kernels read the number of vertices from
+device memory. Memory is allocated once, for the worst case of six vertices per pixel.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ DIMENSIONS = 5
 """x, y, red, green, blue."""
 AXES = DIMENSIONS + 1
 NARROWEST_SIGMA = 0.2
-"""As in mpn.runtime.crf.kernels: below it a neighbour counts for nothing anyway."""
+"""As in mpn.runtime.crf.kernels: below it the weight of a neighbour is 0."""
 
 _CELL_BITS = 52
-"""What a key has room for beside region and class."""
+"""Bits of a key for the cell; the others hold region and class."""
 _BLOCKS = 1024
-"""Of kernels whose work the host does not know: they stride through it."""
+"""Blocks of kernels whose amount of work is on the device: each strides through it."""
 _LARGEST_LEVEL = 255
 
 
 @dataclass(frozen=True)
 class PixelRegions:
-    """The pixels that take part: those of disjoint rectangles, numbered through.
+    """Pixels that take part: those of disjoint rectangles, with consecutive numbers.
 
     Attributes:
-        boxes: (count, 4) int32, the rectangles; those not in use are empty and come last.
-        starts: (count + 1,) int32, the pixels before each.
+        boxes: (count, 4) int32, the rectangles; unused ones are empty and last.
+        starts: (count + 1,) int32, number of pixels before each.
         size_hw: (height, width) of the frame.
     """
 
@@ -45,23 +45,24 @@ class PixelRegions:
 
     @property
     def count(self) -> int:
-        """Most rectangles there can be."""
+        """Largest number of rectangles."""
         return self.boxes.shape[0]
 
     @property
     def capacity(self) -> int:
-        """Most pixels there can be."""
+        """Largest number of pixels."""
         return self.size_hw[0] * self.size_hw[1]
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the cells of the lattice become one number.
+    """Packing of the lattice cells into integer keys.
 
     Attributes:
-        scale: (5,) float32: makes the lattice's own blur one standard deviation wide.
+        scale: (5,) float32: scales that give the lattice's blur a standard deviation of 1.
         lowest: (5,) int32: smallest cell of each axis.
-        steps: (6,) uint64: what one cell of each axis adds; 0 for the last, which follows.
+        steps: (6,) uint64: increment of the key per cell of each axis; 0 for the last axis, whose
+            cell follows from the others.
     """
 
     scale: Float32Array
@@ -70,7 +71,7 @@ class Packing:
 
 
 def lattice_packing(size_hw: tuple[int, int], *, sxy: float, srgb: float) -> Packing:
-    """Number the lattice cells that a picture of this size can touch, whatever its colours.
+    """Pack all lattice cells that an image of this size can use, with any colours.
 
     Args:
         size_hw: (height, width) of the frame.
@@ -95,7 +96,7 @@ def lattice_packing(size_hw: tuple[int, int], *, sxy: float, srgb: float) -> Pac
         if axis:
             factor[axis - 1] = -axis
         ends = largest * factor
-        # Two cells aside: one for rounding, one for a vertex next to the last cell.
+        # Two more cells: one for rounding, one for a vertex next to the last cell.
         low = math.floor(np.minimum(ends, 0).sum() / AXES) - 2
         lowest.append(low)
         sizes.append(math.ceil(np.maximum(ends, 0).sum() / AXES) + 2 - low + 1)
@@ -110,18 +111,18 @@ def lattice_packing(size_hw: tuple[int, int], *, sxy: float, srgb: float) -> Pac
 
 
 class CudaLattice:
-    """Built anew for each frame, then applied to any number of planes.
+    """Lattice that is rebuilt for each frame, then applied to any number of planes.
 
     Args:
-        device: Where to work.
-        pixels: Which pixels, and where there can be any.
-        channels: Most planes filtered at a time.
+        device: Runs the kernels.
+        pixels: The pixels that take part.
+        channels: Largest number of planes per call.
         sxy: Standard deviation in pixels.
         srgb: Standard deviation in levels of 0..255.
-        exact_pixels: Rectangles of up to so many pixels are left out.
+        exact_pixels: Rectangles up to this number of pixels are omitted.
 
     Raises:
-        InputError: If the lattice's cells cannot be numbered.
+        InputError: If the lattice has more cells than its keys can number.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class CudaLattice:
         self._lowest = device.upload(packing.lowest)
         self._steps = device.upload(packing.steps)
         most = AXES * pixels.capacity
-        # A hash table that is two thirds full at the very most.
+        # The hash table is at most two thirds full.
         self._slots = max(256, 1 << math.ceil(math.log2(1.5 * most)))
         self._keys = device.empty((self._slots,), np.uint64)
         self._numbers = device.empty((self._slots,), np.int32)
@@ -158,7 +159,7 @@ class CudaLattice:
         self._blurred = device.empty((most, channels), np.float32)
 
     def build(self, rgb: DeviceArray) -> None:
-        """Enter the pixels of a frame: (H, W, 3) uint8 RGB."""
+        """Build the lattice from the pixels of a frame, (H, W, 3) uint8 RGB."""
         launch, pixels = self._device.launch, self._pixels
         starts, count, slots = pixels.starts, pixels.count, self._slots
         launch(
@@ -232,13 +233,13 @@ class CudaLattice:
         channels: int,
         filtered: DeviceArray,
     ) -> None:
-        """Weighted sums over all pixels of the same rectangle, up to a constant factor.
+        """Compute weighted sums over each rectangle, up to a constant factor.
 
         Args:
             planes: (channels, capacity) float32; None for planes of 1.
-            norm: (capacity,) float32 that the planes are multiplied with; None for 1.
+            norm: (capacity,) float32 that the planes are multiplied by; None for 1.
             channels: Number of planes.
-            filtered: (channels, capacity) float32; written where the lattice is used.
+            filtered: (channels, capacity) float32; written, except in omitted rectangles.
         """
         launch, pixels = self._device.launch, self._pixels
         here: Arguments = {

@@ -38,11 +38,9 @@ def measured_from_fields(fields: Mapping[str, npt.NDArray[Any]]) -> tuple[Measur
 def agreement_from_fields(
     fields: Mapping[str, npt.NDArray[Any]],
 ) -> tuple[tuple[float, float] | None, ...]:
-    """Compute per object the means of OSVOS and colour log ratio.
+    """Compute per object the means of OSVOS and of the colour log ratio.
 
-    Both are means over the pixels of its candidate.
-
-    None for an object whose candidate has no pixel.
+    Both are means over the pixels of its candidate; None if it has no pixel.
 
     Args:
         fields: See :func:`measured_from_fields`.
@@ -59,14 +57,14 @@ def agreement_from_fields(
 
 
 _ALIGNMENT = 16
-"""Of each array in the block, in bytes."""
+"""Alignment of each array in the block, in bytes."""
 
 
 class ReadbackBlock:
-    """Arrays on the device by name, and the same arrays in a copy of the block.
+    """Named arrays in one block of device memory, so that one copy reads all of them.
 
     Args:
-        device: Where to allocate; all bytes are 0 at first.
+        device: Allocates the block; all bytes are 0 at first.
         fields: Name -> shape and dtype.
     """
 
@@ -80,24 +78,24 @@ class ReadbackBlock:
             nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
             offset += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         self.buffer = device.zeros((offset,), np.uint8)
-        """All of them, (bytes,) uint8."""
+        """The block, (bytes,) uint8."""
         self._zeros = device.zeros((offset,), np.uint8)
         self._device = device
 
     def __getitem__(self, name: str) -> DeviceArray:
-        """One of them, on the device."""
+        """Return an array on the device by name."""
         offset, shape, dtype = self._places[name]
         return DeviceArray(self.buffer.address + offset, shape, dtype, self.buffer.owner)
 
     def clear(self, *names: str) -> None:
-        """Set some of them to 0."""
+        """Set arrays to 0."""
         for name in names:
             array = self[name]
             raw = DeviceArray(array.address, (array.nbytes,), np.uint8, self.buffer.owner)
             self._device.copy(self._zeros.part(0, array.nbytes), raw)
 
     def read(self, buffer: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        """All of them in a copy of the block on the host, as views."""
+        """Return all arrays as views of a copy of the block on the host."""
         return {
             name: buffer[offset : offset + int(np.prod(shape)) * dtype.itemsize]
             .view(dtype)

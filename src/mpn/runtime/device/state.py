@@ -1,9 +1,9 @@
-"""The array work of one frame on the device, from flow to labels, without waiting for the host.
+"""Launch the kernels of one frame, from flow to labels.
 
-What an object's ROI is, whether it is lost, and where it may be next, is decided by kernels and
-stays in device memory. Every buffer is allocated once and every launch has a fixed size, so a frame
-can be captured as a CUDA graph. The number of objects is fixed: a lost one keeps its slot, with
-zeros in it.
+No launch waits for the host. Kernels compute each object's ROI, its bounds and whether it is lost;
+all three stay in device memory. Each buffer is allocated once and each launch has a fixed size, so
+that a frame can be captured as a CUDA graph. The number of objects is fixed: a lost one keeps its
+planes, filled with zeros.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from mpn.runtime.options import ResolvedOptions
 from mpn.types import Float32Array
 
 _EXTENTS = 128
-"""Blocks that the extremes of the flow are gathered by."""
+"""Blocks that reduce the flow to its extremes."""
 
 
 class DeviceState:
-    """The state of all objects, and the stages that carry it to the next frame.
+    """State of all objects, and the stages that compute it for the next frame.
 
     Args:
-        device: Where to work.
+        device: Runs the kernels.
         object_ids: The K ids, ascending.
-        size_hw: (height, width) that frames are worked on at.
+        size_hw: (height, width) of the working size.
         roi_size: Side S of the propagation network's input.
         mean: Three means of RGB in 0..1.
         std: Three standard deviations of RGB in 0..1.
-        options: The pipeline's; default: the defaults.
-        flags: Number of networks that :meth:`flag_not_finite` tells apart.
+        options: The pipeline's, in force. [default: the documented ones]
+        flags: Number of flags for :meth:`flag_not_finite`, one per network.
 
     Raises:
         InputError: If there is no object.
@@ -88,23 +88,23 @@ class DeviceState:
                 "flags": ((flags,), np.int32),
             },
         )
-        """What the host is told at the end of a frame, in one copy."""
+        """Arrays that the host reads at the end of a frame, in one copy."""
         self.prob = device.zeros((objects, height, width), np.float32)
-        """(K, H, W) float32, merged: what is propagated further."""
+        """(K, H, W) float32, merged: input of the next warp."""
         self.bounds = device.zeros((objects, 4), np.int32)
         """(K, 4) int32: boxes outside which ``prob`` is exactly 0."""
         self.candidates = device.empty((objects, height, width), np.float32)
-        """(K, H, W) float32: ``prob`` carried into the current frame."""
+        """(K, H, W) float32: ``prob`` warped into the current frame."""
         self.warp_bounds = self.readback["warp_bounds"]
         """(K, 4) int32: boxes outside which ``candidates`` is exactly 0."""
         self.rois = self.readback["rois"]
-        """(K, 4) int32: what the propagation network looks at; empty if the object is lost."""
+        """(K, 4) int32: input regions of the propagation network; empty if an object is lost."""
         self.merged = device.zeros((objects, height, width), np.float32)
-        """(K, H, W) float32: ``prob`` of the current frame, until :meth:`commit`."""
+        """(K, H, W) float32: probabilities of the current frame before :meth:`commit`."""
         self.merged_bounds = self.readback["merged_bounds"]
         """(K, 4) int32: boxes outside which ``merged`` is exactly 0."""
         self.labels = device.zeros(size_hw, np.uint8)
-        """(H, W) uint8: the objects' ids."""
+        """(H, W) uint8: ids of the objects."""
 
     def start(
         self,
@@ -113,16 +113,16 @@ class DeviceState:
         first_areas_px: Sequence[float],
         colour_tables: Float32Array | None = None,
     ) -> None:
-        """Begin with what the host knows: the user's labels, or what it took over.
+        """Upload the state of a frame from the host.
 
         Args:
             prob: (K, H, W) float32, merged.
             bounds: (K, 4) int32 boxes outside which it is 0.
             first_areas_px: Area of each object when it was given.
-            colour_tables: (K, 8192) float32; needed with a colour weight.
+            colour_tables: (K, 8192) float32; required with a colour weight.
 
         Raises:
-            InputError: If the colours are asked for and not there.
+            InputError: If there is a colour weight and no colour tables.
         """
         if self._options.colour_weight and colour_tables is None:
             raise InputError("option colour_weight needs the objects' colour tables")
@@ -138,9 +138,10 @@ class DeviceState:
         flow_to_prev_px: DeviceArray,
         flow_from_prev_px: DeviceArray | None = None,
     ) -> None:
-        """Carry the objects into the current frame and find their ROIs.
+        """Warp the objects into the current frame and compute their ROIs.
 
-        Writes :attr:`candidates` and :attr:`rois`; the state stays as it is until :meth:`commit`.
+        Writes :attr:`candidates`, :attr:`warp_bounds` and :attr:`rois`. The state changes only in
+        :meth:`commit`.
 
         Args:
             rgb: (H, W, 3) uint8 RGB, the current frame.
@@ -212,11 +213,11 @@ class DeviceState:
     def crop(
         self, rgb: DeviceArray, packed: DeviceArray, objects: DeviceArray | None = None
     ) -> None:
-        """Write the propagation network's input from the candidates.
+        """Write the input of the propagation network.
 
         Args:
             rgb: (H, W, 3) uint8 RGB, the current frame.
-            packed: (N, 4, S, S) float32 or float16: the input.
+            packed: (N, 4, S, S) float32 or float16: the input, written.
             objects: (N,) int32, the index of each crop's object; None: all, in their order.
         """
         self._device.launch(
@@ -234,7 +235,7 @@ class DeviceState:
         )
 
     def mirror(self, packed: DeviceArray, mirrored: DeviceArray) -> None:
-        """Write the crops mirrored.
+        """Write the crops flipped horizontally.
 
         Args:
             packed: (N, 4, S, S) float32 or float16.
@@ -249,20 +250,20 @@ class DeviceState:
             mirrored=mirrored,
         )
 
-    def average_mirrored(self, answer: DeviceArray, mirrored: DeviceArray) -> None:
-        """Turn a network's answer into the mean of it and of that for the mirrored crops.
+    def average_mirrored(self, output: DeviceArray, mirrored: DeviceArray) -> None:
+        """Average the output of a network with its output for the flipped crops.
 
         Args:
-            answer: (N, 1, S, S) float32 or float16, written.
-            mirrored: The same shape and dtype, as answered: mirrored.
+            output: (N, 1, S, S) float32 or float16, written.
+            mirrored: Output for the flipped crops, of the same shape and dtype, still flipped.
         """
-        width = answer.shape[-1]
+        width = output.shape[-1]
         self._device.launch(
-            f"average_mirrored_{_suffix(answer)}",
+            f"average_mirrored_{_suffix(output)}",
             mirrored=mirrored,
-            rows=answer.size // width,
+            rows=output.size // width,
             width=width,
-            values=answer,
+            values=output,
         )
 
     def merge(
@@ -274,10 +275,9 @@ class DeviceState:
         """Write :attr:`merged`, its bounds and :attr:`labels`.
 
         Args:
-            crops: (K, 1, S, S), what the propagation network answered; None to take the
-                candidates.
-            foregrounds: (P, H, W) float32 of OSVOS, blended with it inside the ROIs; None without.
-            foreground_of: (K,) int32, each object's plane of them, or -1.
+            crops: (K, 1, S, S), output of the propagation network; None merges the candidates.
+            foregrounds: (P, H, W) float32 of OSVOS, blended inside the ROIs; None without blend.
+            foreground_of: (K,) int32, plane of each object, or -1.
         """
         options = self._options
         self._device.launch(
@@ -299,28 +299,28 @@ class DeviceState:
         self._device.copy(self.rois if is_in_rois else self.warp_bounds, self.merged_bounds)
 
     def commit(self, prob: DeviceArray | None = None, bounds: DeviceArray | None = None) -> None:
-        """Go on from the current frame.
+        """Make the current frame the state.
 
         Args:
-            prob: (K, H, W) float32, to go on from this instead of :attr:`merged`.
+            prob: (K, H, W) float32 to use instead of :attr:`merged`.
             bounds: (K, 4) int32, its bounds.
         """
         self._device.copy(self.merged if prob is None else prob, self.prob)
         self._device.copy(self.merged_bounds if bounds is None else bounds, self.bounds)
 
     def agreement(self, rgb: DeviceArray, planes: DeviceArray, plane_of: DeviceArray) -> None:
-        """Count what OSVOS and colours say about the pixels where the objects are expected.
+        """Sum OSVOS and the colour log ratio over the pixels of each candidate.
 
-        Writes the figure ``agreement``: for each object its pixels, OSVOS and colours + 2, the
-        latter two in 2^-24.
+        Writes the readback array ``agreement``: per object its pixels, the sum of OSVOS, and the
+        sum of the log ratio + 2, the latter two in 2^-24.
 
         Args:
             rgb: (H, W, 3) uint8 RGB, the current frame.
             planes: (P, H, W) float32 of OSVOS.
-            plane_of: (K,) int32, each object's plane, or -1.
+            plane_of: (K,) int32, plane of each object, or -1.
 
         Raises:
-            InputError: If :meth:`start` was given no colours.
+            InputError: If :meth:`start` got no colour tables.
         """
         if self._colour_tables is None:
             raise InputError("option redetect.agreement_min needs the objects' colour tables")
@@ -340,7 +340,7 @@ class DeviceState:
         )
 
     def flag_not_finite(self, values: DeviceArray, flag: int) -> None:
-        """Set an entry of the figure ``flags`` if a value is not finite."""
+        """Set an entry of the readback array ``flags`` if a value is not finite."""
         self._device.launch(
             f"flag_not_finite_{_suffix(values)}",
             values=values,
@@ -349,11 +349,11 @@ class DeviceState:
         )
 
     def tracks(self, labels: DeviceArray, prob: DeviceArray) -> None:
-        """Write what became of each object: the figures ``track_areas``, ``_boxes`` and ``_sums``.
+        """Measure each object: write ``track_areas``, ``track_boxes``, ``track_sums``.
 
         Args:
             labels: (H, W) uint8 ids, of any size.
-            prob: (K, H, W) float32, whose sum over an object's pixels is taken, in 2^-24.
+            prob: (K, H, W) float32; its sum over the pixels of each object is written in 2^-24.
         """
         counted: Arguments = {
             "boxes": self.readback["track_boxes"],
