@@ -1,1 +1,1 @@
-"""One frame through the stages, and a whole video. Never imports torch."""
+"""Segment videos frame by frame. Never imports torch."""

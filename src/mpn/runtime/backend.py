@@ -1,4 +1,4 @@
-"""The interface between the order of a frame and the place where its arrays are.
+"""Define the interface between the order of a frame and its arrays.
 
 :mod:`mpn.runtime.frame` runs the stages of a frame in order. A backend holds the planes of all
 objects and implements each stage: :class:`mpn.runtime.host.backend.HostBackend` in NumPy and
@@ -163,8 +163,8 @@ class FrameBackend(Protocol[FrameT]):
         """Start :meth:`ingest` for the frame after the current one, and return.
 
         Args:
-            rgb: As for :meth:`ingest`, which must get this very array later, unchanged.
-            osvos_for: See there.
+            rgb: As for :meth:`ingest`, which must get the same array later, unchanged.
+            osvos_for: As for :meth:`ingest`.
         """
 
     def warp(self, frame: FrameT) -> None:
@@ -245,7 +245,7 @@ class QueuedBackend(FrameBackend[FrameT], Protocol[FrameT]):
         Args:
             name: Name of the segment, one of :data:`mpn.runtime.timing.STAGES`.
             frame: The current frame.
-            key: All that decides which work is enqueued, but for the frame.
+            key: All values that decide which work is enqueued, except for the frame.
             work: Enqueues the same work for the same frame slot and key.
         """
 
@@ -263,7 +263,7 @@ class LazyStepResult(StepResult):
         """(K, H, W) float32; see the class.
 
         Raises:
-            InputError: If the next frame was begun meanwhile.
+            InputError: If the next frame has started.
         """
         held: Float32Array | Callable[[], Float32Array] = self.__dict__["_probs"]
         if callable(held):

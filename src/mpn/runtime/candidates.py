@@ -1,4 +1,4 @@
-"""Candidates: expected places of the objects before the propagation network."""
+"""Hold the candidates of a frame: objects before the propagation network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROPAGATION: TrackBranch = "propagation"
 
 @dataclass(frozen=True)
 class Candidates:
-    """Expected place of each object in the current frame.
+    """Expected probability and region of each object in the current frame.
 
     Attributes:
         prob: (K, h, w) float32: warped from the previous frame, or from OSVOS if re-detected. Its

@@ -1,8 +1,9 @@
-"""The order of one frame, for the host and for a device.
+"""Run the stages of one frame in order, on the host or on a device.
 
-ingest and flow, warp and ROIs (OSVOS: re-detect the lost), crop, propagation, paste (OSVOS: blend),
-merge, CRF, labels. The next frame starts from the merged soft probability, not from the labels and
-not from the output of CRF: the paper propagates the mask probability and calls CRF the final stage.
+The order is: ingest and flow, warp and ROIs (OSVOS re-detects lost objects), crop, propagation,
+paste (OSVOS is blended), merge, CRF, labels. The next frame starts from the merged soft
+probability, not from the labels and not from the output of CRF: the paper propagates the mask
+probability and calls CRF the final stage.
 
 A device runs a frame optimistically: all stages are enqueued as if no object got lost, and the host
 waits once, for the labels. If an object got lost, or OSVOS contradicts a candidate, the frame is

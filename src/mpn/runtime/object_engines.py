@@ -1,4 +1,4 @@
-"""Engines that were fine-tuned on single objects, and the interface of adapters."""
+"""Hold the engines that were fine-tuned on single objects."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ObjectEngines(Closeable):
 def finetuned_engines(
     adapter: ObjectFinetunerLike, rgb: UInt8Array, labels: UInt8Array, object_ids: Sequence[int]
 ) -> dict[int, Mapping[Role, Engine]]:
-    """Fine-tune on one object after the other.
+    """Fine-tune on each object in order.
 
     An object without a pixel at working size gets no engines: it uses the common ones.
 

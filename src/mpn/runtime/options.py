@@ -108,7 +108,7 @@ class OsvosOptions(GivenRepr):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedOsvos(OsvosOptions):
-    """Hold a value for each of :class:`OsvosOptions`, by default the documented one."""
+    """A value for each of :class:`OsvosOptions`, by default the documented one."""
 
     mode: OsvosMode = "auto"
     threshold: float = 0.5
@@ -129,8 +129,8 @@ class RedetectOptions(GivenRepr):
             :mod:`mpn.runtime.host.reliability`. VS-ReID compares appearance by a network.
             [default: 0.4]
         agreement_min: A tracked object is checked too: it is redetected elsewhere, or uncertain, if
-            the mean probability of its own fine-tuned OSVOS over its pixels is below this, 0..1, or
-            its colours fail ``colour_min``. 0 disables the check. [default: 0.2]
+            the mean probability of its fine-tuned OSVOS over its pixels is below this, 0..1, or its
+            colours fail ``colour_min``. 0 disables the check. [default: 0.2]
 
     Raises:
         InputError: If a value has another type or is out of range.
@@ -148,7 +148,7 @@ class RedetectOptions(GivenRepr):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRedetect(RedetectOptions):
-    """Hold a value for each of :class:`RedetectOptions`, by default the documented one."""
+    """A value for each of :class:`RedetectOptions`, by default the documented one."""
 
     area_frac_min: float = 0.1
     colour_min: float = 0.4
@@ -164,7 +164,7 @@ _LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
-    """Hold how one network is fine-tuned.
+    """Parameters to fine-tune one network.
 
     Attributes:
         steps: Steps of the optimiser.
@@ -319,8 +319,7 @@ class PipelineOptions(GivenRepr):
             frame instead of two. [default: 0]
         colour_weight: Weight of the colours of the frame where the object was given, as evidence
             for or against the warped probability, at least 0; see
-            :mod:`mpn.runtime.host.reliability`. 0
-            is the paper: no such stage. [default: 0]
+            :mod:`mpn.runtime.host.reliability`. 0 is the paper: no such stage. [default: 0]
         roi_margin_frac: Margin of the ROI on each side, as a fraction of the box's side, at least
             0. Source: VS-ReID. [default: 0.15]
         roi_margin_px_min: Smallest margin in pixels, at least 0, so that a tiny object has
@@ -467,7 +466,7 @@ class PipelineOptions(GivenRepr):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedOptions(PipelineOptions):
-    """Hold a value for each of :class:`PipelineOptions`, by default the documented one."""
+    """A value for each of :class:`PipelineOptions`, by default the documented one."""
 
     size: int = 480
     threshold: float = 0.5
@@ -531,7 +530,7 @@ def _advice_of_today(advice: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resolved(cls: type[T], given: Any, advised: Any, **groups: Any) -> T:
-    """Return ``cls`` with the values of ``given``, else of ``advised``, else its defaults."""
+    """Return ``cls`` with the values of ``given``, else ``advised``, else its defaults."""
     values = dict(groups)
     for option in fields(advised):
         for source in (given, advised):

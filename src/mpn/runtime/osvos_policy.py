@@ -1,4 +1,4 @@
-"""Decide for which objects OSVOS runs, and where it re-detects a lost object."""
+"""Decide for which objects OSVOS runs, and re-detect lost objects."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class OsvosPolicy:
         )
 
     def _blends(self, object_ids: Sequence[int]) -> bool:
-        """Whether OSVOS is averaged with the propagation."""
+        """Return whether OSVOS is averaged with the propagation."""
         mode = self._options.osvos.mode
         return mode == "blend" or (mode == "auto" and self._objects.all_have("osvos", object_ids))
 

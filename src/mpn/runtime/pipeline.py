@@ -1,4 +1,4 @@
-"""A video segmented frame by frame, from labels that the user gives in any frame."""
+"""Segment a video frame by frame, from labels that the user gives in any frame."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ class Pipeline(Closeable):
         return self._backend.supports_prefetch
 
     def finetune_report(self) -> list[dict[str, Any]]:
-        """Return a report of fine-tuning: one JSON entry per object and network since start."""
+        """Return one JSON entry per fine-tuned object and network since the start."""
         return [] if self._adapter is None else self._adapter.report_as_json()
 
     def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
@@ -315,7 +315,7 @@ class Pipeline(Closeable):
         Results are the same either way.
 
         Args:
-            rgb: As for :meth:`step`, which must get this very array later, unchanged.
+            rgb: As for :meth:`step`, which must get the same array later, unchanged.
         """
         self._next_rgb = rgb if self.supports_prefetch else None
 
@@ -368,10 +368,10 @@ class Pipeline(Closeable):
         return self._load(state, memory)
 
     def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
-        """Continue at another frame, from labels that were segmented earlier.
+        """Continue at another frame, from labels of an earlier run.
 
-        Unlike :meth:`correct` this takes no colours or areas from the labels: they are results, not
-        given by the user. An object that they lack is lost.
+        Unlike :meth:`correct` it takes no colours and areas from the labels, since the user did not
+        give them. An object without a pixel is lost.
 
         Args:
             rgb: (H, W, 3) uint8 RGB, of the size of the first. On a device also an array there, see

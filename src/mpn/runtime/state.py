@@ -1,4 +1,4 @@
-"""State of a video between two frames, without its planes."""
+"""Hold the state of a video between two frames, without its planes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times of the stages of a frame."""
+"""Measure the time of each stage of a frame."""
 
 from __future__ import annotations
 

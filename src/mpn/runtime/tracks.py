@@ -1,4 +1,4 @@
-"""Tracks: area, box, confidence and state of each object in a frame."""
+"""Compute area, box, confidence and state of each object in a frame."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class CrfOptions(GivenRepr):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedCrf(CrfOptions):
-    """Hold a value for each of :class:`CrfOptions`, by default the documented one."""
+    """A value for each of :class:`CrfOptions`, by default the documented one."""
 
     feedback: bool = False
     sxy_gaussian: float = 1.0
