@@ -530,7 +530,7 @@ def _advice_of_today(advice: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resolved(cls: type[T], given: Any, advised: Any, **groups: Any) -> T:
-    """Return ``cls`` with the values of ``given``, else ``advised``, else its defaults."""
+    """Return ``cls`` with values of ``given``, else ``advised``, else its defaults."""
     values = dict(groups)
     for option in fields(advised):
         for source in (given, advised):
