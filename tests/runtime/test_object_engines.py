@@ -16,7 +16,7 @@ from tests.tolerances import PASTED_IOU
 FRAME = np.zeros((30, 45, 3), np.uint8)
 
 
-def ids_asked(adapter: FakeFinetuner) -> list[int]:
+def finetuned_ids(adapter: FakeFinetuner) -> list[int]:
     return [object_id for _, _, object_id in adapter.calls]
 
 
@@ -40,7 +40,7 @@ def nobody_home(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def test_objects_are_finetuned_in_turn_from_all_labels() -> None:
     adapter, labels = an_adapter(), labels_of(2, 5, 9)
     engines = finetuned_engines(adapter, FRAME, labels, (2, 9))
-    assert ids_asked(adapter) == [2, 9]
+    assert finetuned_ids(adapter) == [2, 9]
     assert all(np.array_equal(seen, labels) for _, seen, _ in adapter.calls)
     assert {object_id: set(own) for object_id, own in engines.items()} == {
         2: {"propagation", "osvos"},
@@ -104,7 +104,7 @@ def test_propagation_dispatches_to_object_engines() -> None:
     together = run(make(TWO, propagation=by_colour), TWO)
     for result, expected in zip(results, together, strict=True):
         assert np.array_equal(result.probs, expected.probs)
-    # Control: another network for object 7 makes another result.
+    # Control: another network for object 7 gives another result.
     pipeline = make(TWO, adapts={"propagation": lambda k: nobody_home if k == 7 else None})
     assert not (run(pipeline, TWO)[1].labels == 7).any()
 
@@ -117,7 +117,7 @@ def test_finetuning_is_a_stage_of_frames_with_new_objects() -> None:
     added = pipeline.add_objects(np.where(TWO.labels[1] == 2, 2, 0).astype(np.uint8))
     assert "finetune" in added.timings
     adapter = adapter_of(pipeline)
-    assert ids_asked(adapter) == [7, 2]
+    assert finetuned_ids(adapter) == [7, 2]
     rgb, labels, _ = adapter.calls[1]
     assert np.array_equal(rgb, TWO.frames[1])
     assert np.array_equal(labels, added.labels)
@@ -128,7 +128,7 @@ def test_a_correction_keeps_the_weights_of_the_object() -> None:
     pipeline = make(TWO, adapts={"propagation": lambda k: by_colour})
     run(pipeline, TWO)
     pipeline.correct(np.where(TWO.labels[-1] == 2, 2, 0).astype(np.uint8))
-    assert ids_asked(adapter_of(pipeline)) == [2, 7]
+    assert finetuned_ids(adapter_of(pipeline)) == [2, 7]
     assert not any(engine.is_closed for engine in adapter_of(pipeline).engines)
 
 
@@ -164,10 +164,10 @@ def test_a_start_that_fails_leaves_the_video_before_it_running() -> None:
 
 
 def test_object_engine_nan_raises_and_frame_can_be_retried() -> None:
-    answers = [np.nan, 1.0]
+    factors = [np.nan, 1.0]
 
     def network(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"prob": inputs["rgb_prob"][:, 3:4] * np.float32(answers.pop(0))}
+        return {"prob": inputs["rgb_prob"][:, 3:4] * np.float32(factors.pop(0))}
 
     still = [np.zeros((2, 60, 90), np.float32)] * 5
     pipeline = make(PAN, flows=still, adapts={"propagation": lambda k: network})

@@ -117,7 +117,7 @@ def test_replace_keeps_unset_options_unset() -> None:
 
 
 def test_replace_gives_the_masks_of_the_constructor() -> None:
-    """With advice that changes the masks, which replaced options must follow too."""
+    """With advice that changes the masks, and must apply after replace() too."""
     advised = {"roi_margin_frac": 0.9, "propagation_weight": 0.2}
 
     def probs(options: PipelineOptions) -> list[np.ndarray]:
@@ -133,7 +133,7 @@ def test_replace_gives_the_masks_of_the_constructor() -> None:
 
     replaced = dataclasses.replace(PipelineOptions(), lost_area_frac=0.01)
     assert is_same(replaced, PipelineOptions(lost_area_frac=0.01))
-    all_given = ResolvedOptions(lost_area_frac=0.01)  # as replace() gave it in version 0.1
+    all_given = ResolvedOptions(lost_area_frac=0.01)  # the result of replace() in version 0.1
     assert not is_same(all_given, PipelineOptions(lost_area_frac=0.01))
 
 

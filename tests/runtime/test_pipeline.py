@@ -19,7 +19,7 @@ from tests.emulation.engines import fake_engine_set
 from tests.runtime.pipelines import PAN, PLAIN, TWO, make, pan_engine, propagation_calls, run
 from tests.tolerances import FLOAT32_RESIZE, PASTED_IOU, PROBS_SUM, RESIZED_IOU
 
-# --- what comes out -----------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------
 
 
 def test_first_frame_is_the_given_mask_without_network() -> None:
@@ -38,7 +38,7 @@ def test_first_frame_is_the_given_mask_without_network() -> None:
         assert track.box_xyxy == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
 
 
-def test_without_network_a_mask_moves_exactly_with_the_picture() -> None:
+def test_mask_without_network_moves_exactly_with_flow() -> None:
     pipeline = make(PAN, options={"use_propagation": False})
     for t, result in enumerate(run(pipeline, PAN)):
         assert result.index == t
@@ -132,7 +132,7 @@ def test_propagation_weight_mixes_in_warped_mask() -> None:
     assert result.probs[0, 0, 89] == 0  # outside it
 
 
-# --- objects that go, and objects that come ------------------------------------------------------
+# --- lost and new objects ------------------------------------------------------
 
 
 def test_object_leaving_the_frame_is_lost_alone() -> None:
@@ -183,7 +183,7 @@ def test_correct_updates_given_objects_only() -> None:
     assert [track.state for track in corrected.tracks] == ["given", "tracked"]
     pipeline.step(TWO.frames[2])
     prob = propagation_calls(pipeline)[-1][0, 3]
-    # 4 x 10 px with 16 px around it in a crop of 36 x 42 px: the network is shown the new place.
+    # 4 x 10 px with 16 px around it in a crop of 36 x 42 px: the input is the new region.
     assert 0.5 < prob.mean() / (4 * 10 / (36 * 42)) < 2
 
 
@@ -229,7 +229,7 @@ def test_start_resets_even_with_another_size() -> None:
     assert sum(pipeline.timings.values()) < 60
 
 
-# --- what goes wrong -----------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -277,10 +277,10 @@ def test_everything_before_start_and_after_close_is_refused() -> None:
 
 
 def test_propagation_nan_raises_and_frame_can_be_retried() -> None:
-    answers = [np.nan, 1.0]
+    factors = [np.nan, 1.0]
 
     def network(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"prob": inputs["rgb_prob"][:, 3:4] * np.float32(answers.pop(0))}
+        return {"prob": inputs["rgb_prob"][:, 3:4] * np.float32(factors.pop(0))}
 
     pipeline = make(propagation=network, flow=pan_engine)
     pipeline.start(PAN.frames[0], PAN.labels[0])
@@ -364,7 +364,7 @@ def test_a_correction_of_a_large_frame_is_kept_to_the_pixel() -> None:
     assert iou(result.labels > 0, PAN.labels[2] > 0) > RESIZED_IOU
 
 
-def test_no_frame_is_copied_or_changed_where_nothing_is_resized() -> None:
+def test_frame_at_working_size_is_not_copied_or_changed() -> None:
     pipeline = make(PAN)
     frames = [frame.copy() for frame in PAN.frames]
     run(pipeline, PAN)
@@ -436,7 +436,7 @@ def test_a_directory_of_real_engines_runs_the_same(tmp_path: Path, with_osvos: b
     options = PipelineOptions(osvos=OsvosOptions(mode="off"))
     with Pipeline.from_engines(directory, backend="cpu", options=options) as pipeline:
         assert pipeline.backend == "cpu"
-        assert pipeline.engines.osvos is None  # off: not even loaded
+        assert pipeline.engines.osvos is None  # off: not loaded
         results = run(pipeline, PAN)
     fake = run(make(flow=pan_engine), PAN)
     for real, known in zip(results, fake, strict=True):
@@ -480,20 +480,20 @@ def test_a_pipeline_that_cannot_be_made_leaves_no_engine_open(
 
 
 class _TwoWayFlow:
-    """Leads the uncovered background to the object, as flow does; the way back knows better."""
+    """Flow from the uncovered background to the object; the flow back is exact."""
 
     def __init__(self, clip: Clip) -> None:
         self._known = KnownFlow(clip.flows_to_prev_px)
         self._clip = clip
-        self.asked = 0
+        self.calls = 0
 
     def prepare(self, rgb: np.ndarray) -> Any:
         return self._known.prepare(rgb)
 
     def estimate(self, frame0: Any, frame1: Any) -> np.ndarray:
-        self.asked += 1
-        if self.asked % 2:
-            # The square's own step (4, 0) back, in a band that reaches 8 px behind it.
+        self.calls += 1
+        if self.calls % 2:
+            # The step (4, 0) of the square back, in a band up to 8 px behind it.
             flow = np.zeros((2, *frame0.size_hw), np.float32)
             flow[0, 10:34, 0:60] = -4
             return flow
@@ -507,7 +507,7 @@ def test_flow_check_excludes_uncovered_background() -> None:
     areas = {}
     for flow_check_px in (0.0, 0.5):
         flow = _TwoWayFlow(clip)
-        # 8 px behind the square are drawn along: the labels are wider than the square
+        # the labels are 8 px wider than the square, which are warped too
         labels = clip.labels[0].copy()
         labels[10:34, 12:20] = 1
         pipeline = Pipeline(
@@ -518,9 +518,9 @@ def test_flow_check_excludes_uncovered_background() -> None:
         with pipeline:
             pipeline.start(clip.frames[0], labels)
             areas[flow_check_px] = int((pipeline.step(clip.frames[1]).labels == 1).sum())
-        assert flow.asked == (2 if flow_check_px else 1)
+        assert flow.calls == (2 if flow_check_px else 1)
     assert areas[0.0] == 24 * 32
-    # The doubtful band goes; what the flow back confirms stays. (4 px of flow forgive 2 px more.)
+    # Only pixels that the flow back confirms stay (4 px of flow tolerate 2 px more).
     assert areas[0.5] == 24 * 24
 
 
@@ -556,7 +556,7 @@ def test_correct_rebuilds_colour_table_of_object() -> None:
         assert not np.array_equal(first, second)
         pipeline.step(TWO.frames[1])
         labels = np.zeros_like(TWO.labels[1])
-        labels[40:50, 40:60] = 2  # background is called object 2
+        labels[40:50, 40:60] = 2  # background, given as object 2
         pipeline.correct(labels)
         assert pipeline._state is not None
         corrected, untouched = pipeline._state.colour_tables
@@ -578,7 +578,7 @@ def test_resume_at_keeps_colour_tables() -> None:
         assert after is not None
         assert after.colour_tables is before.colour_tables
         assert after.first_areas_px == before.first_areas_px
-        # The flow of the clip knows frames by the order in which they were prepared.
+        # The flow of the clip identifies frames by the order of prepare().
         pipeline._flow._prepared = at + 1
         flow_frame = pipeline._backend.snapshot().flow_frame
         object.__setattr__(flow_frame, "data", np.array(at))

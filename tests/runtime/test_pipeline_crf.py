@@ -1,4 +1,4 @@
-"""CRF as the last stage of a frame: what it changes, and what it leaves alone."""
+"""CRF as the last stage of a frame."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CRF = {"crf": True, "crf.srgb_bilateral": 30.0}
 
 
 def blurred(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A propagation network whose answer is half sure, and leaks to the left."""
+    """Return weak probabilities that leak to the left: a propagation network."""
     prob = inputs["rgb_prob"][:, 3:4]
     return {"prob": 0.8 * np.maximum(prob, np.roll(prob, -12, axis=3))}
 
@@ -73,7 +73,7 @@ def test_next_frame_starts_before_crf_by_default(feedback: bool, size: int) -> N
     assert np.array_equal(prob, plain_prob) != feedback
     if feedback and size == 480:
         assert np.array_equal(prob, result.probs)
-    # Either way the confidence is the network's.
+    # In both cases the confidence is from the network.
     assert result.tracks[0].confidence == pytest.approx(plain.tracks[0].confidence, abs=0.1)
 
 

@@ -18,7 +18,7 @@ def given(
     *,
     working_hw: tuple[int, int] = (8, 12),
 ) -> tuple[VideoState, FrameMemory]:
-    """A video of 8x12 pixels after labels were given."""
+    """Make the state of a video of 8x12 pixels after labels were given."""
     if before is None:
         frame = np.zeros((*working_hw, 3), np.uint8)
         memory = empty_memory(frame, PreparedFrame(np.zeros(0), working_hw), (8, 12))
@@ -27,7 +27,7 @@ def given(
 
 
 def labels_with(**boxes: tuple[int, int, int, int]) -> np.ndarray:
-    """For example id3=(x0, y0, x1, y1)."""
+    """Make labels from boxes, for example id3=(x0, y0, x1, y1)."""
     labels = np.zeros((8, 12), np.uint8)
     for name, (x0, y0, x1, y1) in boxes.items():
         labels[y0:y1, x0:x1] = int(name.removeprefix("id"))

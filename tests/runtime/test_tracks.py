@@ -44,7 +44,7 @@ def test_a_track_measures_its_own_pixels(boxes: list[Roi | None]) -> None:
     assert (nine.box_xyxy, nine.confidence) == (None, 0)
 
 
-def test_an_object_that_is_nowhere_is_lost() -> None:
+def test_object_without_pixels_is_lost() -> None:
     (track,) = tracks_of(PROBS[:1], (5,), ("propagation",), [None])
     assert (track.state, track.branch, track.area_px) == ("lost", "none", 0)
 

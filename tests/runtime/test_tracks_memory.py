@@ -12,7 +12,7 @@ def track(area_px: int, confidence: float = 0.9, state: TrackState | None = None
 
 
 def after(before: TrackMemory | None, now: Track) -> TrackMemory:
-    return update_track_memory(now, before, doubt_confidence=0.7)
+    return update_track_memory(now, before, confidence_min=0.7)
 
 
 def history(*areas_px: float, confidence: float = 0.9) -> list[TrackMemory]:
@@ -41,19 +41,19 @@ def test_an_area_that_halves_or_doubles_at_once_is_uncertain(
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_slow_area_change_is_not_uncertain(factor: float) -> None:
     areas_px = [10_000 * factor**t for t in range(40)]
-    assert not any(trust.is_uncertain for trust in history(*areas_px))
+    assert not any(memory.is_uncertain for memory in history(*areas_px))
 
 
 def test_uncertainty_ends_if_the_new_area_stays() -> None:
-    doubts = [trust.is_uncertain for trust in history(1000, *[400] * 12)]
-    assert doubts[1:3] == [True] * 2
-    assert doubts[-1] is False
+    uncertain = [memory.is_uncertain for memory in history(1000, *[400] * 12)]
+    assert uncertain[1:3] == [True] * 2
+    assert uncertain[-1] is False
 
 
 def test_lost_object_is_certain_and_accepts_any_area() -> None:
     trusts = history(1000, 1000, 0, 0, 90, 95)
-    assert [trust.state for trust in trusts[2:]] == ["lost", "lost", "tracked", "tracked"]
-    assert not any(trust.is_uncertain for trust in trusts)
+    assert [memory.state for memory in trusts[2:]] == ["lost", "lost", "tracked", "tracked"]
+    assert not any(memory.is_uncertain for memory in trusts)
     assert trusts[3].mean_area_px == 1000
 
 
@@ -67,6 +67,6 @@ def test_given_object_is_not_uncertain() -> None:
 
 def test_rejected_object_is_uncertain_and_lost_is_not() -> None:
     (*_, before) = history(1000, 1000)
-    rule = {"doubt_confidence": 0.7}
+    rule = {"confidence_min": 0.7}
     assert update_track_memory(track(1000), before, **rule, is_rejected=True).is_uncertain
     assert not update_track_memory(track(0, 0), before, **rule, is_rejected=True).is_uncertain

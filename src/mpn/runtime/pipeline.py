@@ -455,7 +455,7 @@ class Pipeline(Closeable):
             track.object_id: update_track_memory(
                 track,
                 state.track_memory.get(track.object_id),
-                doubt_confidence=options.osvos.confidence_min,
+                confidence_min=options.osvos.confidence_min,
                 is_rejected=track.object_id in state.rejected_ids,
             )
             for track in tracks

@@ -129,7 +129,7 @@ def update_track_memory(
     track: Track,
     before: TrackMemory | None,
     *,
-    doubt_confidence: float,
+    confidence_min: float,
     is_rejected: bool = False,
 ) -> TrackMemory:
     """Compute the memory of an object after a frame.
@@ -137,7 +137,7 @@ def update_track_memory(
     Args:
         track: The object in this frame.
         before: Its memory before the frame; None for a new object.
-        doubt_confidence: See :class:`mpn.runtime.options.OsvosOptions`.
+        confidence_min: See :class:`mpn.runtime.options.OsvosOptions`.
         is_rejected: Whether OSVOS rejected the object in this frame.
 
     Returns:
@@ -156,5 +156,5 @@ def update_track_memory(
     return TrackMemory(
         track.state,
         mean_px + _AREA_MEMORY * (area_px - mean_px),
-        is_rejected or is_sudden or track.confidence < doubt_confidence,
+        is_rejected or is_sudden or track.confidence < confidence_min,
     )

@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def parameters_from_json(text: np.ndarray) -> dict[str, Any]:
-    """Golden parameters by our names."""
+    """Return golden parameters under the names of this package."""
     golden = json.loads(text.item())
     return {ours: golden[theirs] for ours, theirs in GOLDEN_NAMES.items()}
 
@@ -48,7 +48,7 @@ def parameters_from_json(text: np.ndarray) -> dict[str, Any]:
 def picture(
     labels: int, size_hw: tuple[int, int], seed: int, noise: float = 12.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blobs of one colour each with noise, and an uncertain unary of them."""
+    """Draw blobs of one colour each with noise, and an uncertain unary of them."""
     rng = np.random.default_rng(seed)
     fields = [
         cv2.GaussianBlur(rng.standard_normal(size_hw).astype(np.float32), (0, 0), 5)
@@ -204,7 +204,7 @@ def test_with_vanishing_deviations_a_pixel_has_only_itself(size_hw: tuple[int, i
     for _ in range(DEFAULTS["iterations"]):
         expected = softmax(-unary + 14 * expected)
     q = dense_crf(unary, rgb, **parameters)
-    # The narrowest kernel that is computed still gives a neighbour 4e-6, times 14, times 4.
+    # In the narrowest kernel the weight of a neighbour is 4e-6, times 14, times 4.
     assert np.abs(q - expected).max() <= 1e-3
 
 

@@ -16,7 +16,7 @@ from tests.tolerances import KERNEL_VERSUS_FLOAT64, LATTICE_MEAN_MESSAGE
 
 
 def picture(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours with noise, and a plane of 0..1."""
+    """Draw two colours with noise, and a plane of 0..1."""
     rng = np.random.default_rng(seed)
     rgb = np.full((height, width, 3), 60, np.int64)
     rgb[:, width // 2 :] = 150

@@ -10,7 +10,7 @@ from tests.tolerances import LATTICE_MEAN_RELATIVE, LATTICE_VERSUS_PLAIN
 
 
 def cloud(points: int, dimensions: int, spread: float, seed: int = 0) -> np.ndarray:
-    """(N, d) float32 points, ``spread`` standard deviations of the filter across."""
+    """Draw (N, d) float32 points over ``spread`` standard deviations of the filter."""
     rng = np.random.default_rng(seed)
     return (rng.standard_normal((points, dimensions)) * spread).astype(np.float32)
 
@@ -72,7 +72,7 @@ def test_a_wide_cloud_needs_keys_in_two_steps_and_gets_them() -> None:
     filtered, vertices = plain_lattice_filter(points.astype(np.float64), values_for(points))
     lattice = lattice_of(points)
     assert lattice.vertices == vertices
-    # At 3000 deviations float32 places a point to 2e-3 of a cell.
+    # At 3000 deviations the position of a point in float32 is exact to 2e-3 of a cell.
     assert np.abs(lattice.filter(values_for(points)) - filtered).max() <= 2e-2
 
 

@@ -1,4 +1,4 @@
-"""The same engines in two pipelines: on the host, and on a device of the shim."""
+"""Build pipelines on the host and on a device of the shim, with the same engines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.runtime.pipelines import pan_engine
 
 
 def device_set(engines: EngineSet, stream: ShimStream, **options: Any) -> EngineSet:
-    """The engines on a device."""
+    """Wrap the engines for a device."""
 
     def wrapped(engine: Any) -> Any:
         return None if engine is None else ShimEngine(engine, stream, **options)
@@ -45,7 +45,7 @@ def device_pipeline(
     engine_options: dict[str, Any] | None = None,
     adapter: Any = None,
 ) -> tuple[Pipeline, ShimStream]:
-    """A pipeline on the shim, and its stream of the objects."""
+    """Build a pipeline on the shim, and return it with its stream of the objects."""
     stream = ShimStream(shim, Scheduler(order, seed))
     pipeline = Pipeline(
         device_set(engines, stream, **(engine_options or {})),
@@ -61,7 +61,7 @@ def device_pipeline(
 def run(
     pipeline: Pipeline, frames: list[np.ndarray], labels: np.ndarray, *, expects: bool = False
 ) -> list[StepResult]:
-    """All results; ``probs`` are read, since a device keeps them for one frame only."""
+    """Return all results; read ``probs``, which a device keeps for one frame only."""
     results = [pipeline.start(frames[0], labels)]
     for n, frame in enumerate(frames[1:], start=1):
         if expects and n + 1 < len(frames):
@@ -72,12 +72,12 @@ def run(
 
 
 def pan_both_ways() -> Function:
-    """As pan_engine, for a pipeline that asks for the flow there and back in turns."""
-    asked = {"times": 0}
+    """Make pan_engine for a pipeline with both flows: forward and backward in turns."""
+    calls = {"count": 0}
 
     def flow(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        sign = -1 if asked["times"] % 2 else 1
-        asked["times"] += 1
+        sign = -1 if calls["count"] % 2 else 1
+        calls["count"] += 1
         return {"flow_px": sign * pan_engine(inputs)["flow_px"]}
 
     return flow

@@ -1,7 +1,7 @@
-"""A pipeline on a device gives the host's results, whatever the options and whatever happens.
+"""Results of a pipeline on a device are those of the host, for all options.
 
-The device is the shim: kernels compiled by g++ from their own source, engines run by the host when
-their stream has come so far.
+The device is the shim: kernels are compiled by g++ from their source, and engines run on the host
+in the order of their stream.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from tests.tolerances import DEVICE_CONFIDENCE, DEVICE_PROB
 
 
 def sharpened(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A propagation network that is surer than its input."""
+    """Sharpen the input: a propagation network."""
     return {"prob": np.clip(1.4 * inputs["rgb_prob"][:, 3:4] - 0.2, 0, 1)}
 
 
 def lopsided(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A propagation network that believes its input less towards the right."""
+    """Weaken the input towards the right: a propagation network."""
     prob = inputs["rgb_prob"][:, 3:4]
     fade = np.linspace(1.3, 0.8, prob.shape[-1], dtype=np.float32)
     return {"prob": np.clip(fade * prob, 0, 1)}
 
 
 def green(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """OSVOS that knows the first square of TWO: it is green. BGR less a mean of 116.67."""
+    """Find the first square of TWO, which is green: OSVOS on BGR minus 116.67."""
     return {"prob": np.where(inputs["image"][:, 1:2] > 70, 0.9, 0.1).astype(np.float32)}
 
 
@@ -140,7 +140,7 @@ def test_device_single_stream_without_graphs_is_equal(shim: Shim) -> None:
 
 
 def lost_on_the_way() -> Clip:
-    """TWO, whose first object is carried out of the picture in frame 4."""
+    """Return TWO with a flow that moves the first object out of frame 4."""
     flows = [flow.copy() for flow in TWO.flows_to_prev_px]
     flows[4][:, :, :55] = 500
     return replace(TWO, flows_to_prev_px=flows)
@@ -165,22 +165,22 @@ def test_a_lost_object_is_sought_as_on_the_host(shim: Shim, osvos: Any, mode: st
 
 
 def adapted(engine_set: Any, roles: tuple[str, ...]) -> FakeFinetuner:
-    knows = {
+    networks = {
         "osvos": lambda object_id: green if object_id == 2 else red,
         "propagation": lambda object_id: sharpened if object_id == 2 else None,
     }
-    return FakeFinetuner(engine_set, {role: knows[role] for role in roles})  # type: ignore[misc]
+    return FakeFinetuner(engine_set, {role: networks[role] for role in roles})  # type: ignore[misc]
 
 
-class OnLane:
-    """Puts the engines that an adapter hands out on a device."""
+class DeviceFinetuner:
+    """Wraps the engines of an adapter for a device."""
 
     def __init__(self, adapter: FakeFinetuner, streams: list[ShimStream]) -> None:
-        self._adapter, self._lanes = adapter, streams
+        self._adapter, self._streams = adapter, streams
 
     def adapt(self, *given: Any) -> dict[Any, Any]:
         made = self._adapter.adapt(*given)
-        return {role: ShimEngine(engine, self._lanes[0]) for role, engine in made.items()}
+        return {role: ShimEngine(engine, self._streams[0]) for role, engine in made.items()}
 
     def report_as_json(self) -> list[dict[str, Any]]:
         return []
@@ -192,7 +192,7 @@ class OnLane:
 @pytest.mark.parametrize("roles", [("osvos",), ("propagation",), ("osvos", "propagation")])
 @pytest.mark.parametrize("flows", ["true", "misleading"])
 def test_objects_with_engines_of_their_own(shim: Shim, roles: tuple[str, ...], flows: str) -> None:
-    """Misleading flow leaves the first object's mask behind: its own OSVOS moves it."""
+    """With misleading flow the first object's mask stays behind, and OSVOS moves it."""
     flow = [f.copy() for f in TWO.flows_to_prev_px]
     if flows == "misleading":
         for f in flow[2:]:
@@ -205,7 +205,7 @@ def test_objects_with_engines_of_their_own(shim: Shim, roles: tuple[str, ...], f
         shim,
         device_engines,
         flow=KnownFlow(flow),
-        adapter=OnLane(adapted(device_engines, roles), streams),
+        adapter=DeviceFinetuner(adapted(device_engines, roles), streams),
     )
     streams.append(stream)
     with host, device:
@@ -250,14 +250,14 @@ def test_a_frame_that_fails_leaves_everything_as_it_was(shim: Shim) -> None:
     fails = {"now": False}
 
     def sometimes(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        answer = dict(sharpened(inputs))
+        outputs = dict(sharpened(inputs))
         if fails["now"]:
-            answer["prob"] = answer["prob"].copy()
-            answer["prob"][-1, 0, 3, 3] = np.nan
-        return answer
+            outputs["prob"] = outputs["prob"].copy()
+            outputs["prob"][-1, 0, 3, 3] = np.nan
+        return outputs
 
     host, device, _ = both(shim, PAN, {}, {"propagation": sometimes, "flow": pan_engine})
-    camera = np.empty_like(PAN.frames[0])  # which gives every frame in the same array
+    camera = np.empty_like(PAN.frames[0])  # one array for all frames
     with host, device:
         expected = run(host, PAN.frames, PAN.labels[0])
         given = [device.start(PAN.frames[0], PAN.labels[0]), device.step(PAN.frames[1])]
@@ -293,7 +293,7 @@ def test_probabilities_are_there_until_the_next_frame(shim: Shim) -> None:
         first = device.step(PAN.frames[1])
         before = stream.downloads
         assert "probs=(1, 60, 90)" in repr(first)
-        assert stream.downloads == before, "nobody has read them"
+        assert stream.downloads == before, "not read yet"
         assert first.probs.shape == (1, 60, 90)
         second = device.step(PAN.frames[2])
         assert first.probs.any(), "read in time, they stay"
@@ -304,7 +304,7 @@ def test_probabilities_are_there_until_the_next_frame(shim: Shim) -> None:
 
 
 def test_frames_in_device_memory_are_taken_as_they_are(shim: Shim) -> None:
-    """Also where the host has to look at one, for an object that is lost."""
+    """Also if the host reads a frame, for an object that is lost."""
     clip = lost_on_the_way()
     engines = {"flow": pan_engine, "osvos": green, "preprocessing": PLAIN}
     host, device, stream = both(shim, clip, {}, engines)
@@ -326,7 +326,7 @@ def test_frames_in_device_memory_are_taken_as_they_are(shim: Shim) -> None:
 
 
 def test_every_option_has_kernels_or_is_refused(shim: Shim) -> None:
-    """A new option of the pipeline must be placed: nothing is left out in silence."""
+    """Each new option of the pipeline must be in one of the lists."""
     placed = HONOURED | set(HOST_ONLY)
     assert set(option_names()) == placed
     for name, possible in HOST_ONLY.items():
@@ -392,7 +392,7 @@ def test_unsupported_input_on_device_raises(shim: Shim) -> None:
 
 
 def test_preprocessing_of_the_manifest_reaches_the_device(shim: Shim) -> None:
-    """Control of all tests above, whose network does not look at colours."""
+    """Control of all tests above, whose network does not use colours."""
     given: list[np.ndarray] = []
 
     def watched(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Sixty frames with the engines that ship: the device's masks are the host's."""
+"""Masks of a device over sixty frames with the shipped engines are the host's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIONS = PipelineOptions()
 
 
 def ious(shim: Shim, objects: int, frames: int) -> tuple[list[float], list[StepResult]]:
-    """Of every object with an area that counts, in every frame but the given one."""
+    """Compute the IoU of each object that is not tiny, in all frames but the first."""
     clip = list(render_clip(frames=frames, size_hw=SIZE_HW, objects=objects))
     pictures = [frame.rgb for frame in clip]
 

@@ -1,4 +1,4 @@
-"""What orders the streams, and that the host waits once a frame."""
+"""Order of the streams, and the single wait of the host per frame."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_no_order_that_the_events_allow_changes_a_bit(
 def test_an_event_that_is_not_awaited_is_found(
     shim: Shim, awaited: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Control: without one of the waits, work done late gives another result."""
+    """Control: without one of the waits, late work gives another result."""
     expected = probs(shim, expects=True)
     monkeypatch.setattr(
         f"mpn.runtime.device.backend.DeviceBackend.wait_for_{awaited}", lambda *_: None
@@ -79,16 +79,16 @@ def test_the_host_waits_once_a_frame_and_nothing_is_allocated(shim: Shim) -> Non
             main = [what for where, what in log if where == str(stream.address)]
             assert main[-2:] == ["copy", "copy"], "after the labels, the state is taken over"
             assert all(where != "host" for where, _ in log[:waited])
-            if n > 1:  # which object has which plane is told once
+            if n > 1:  # the list of planes is uploaded once
                 assert scheduler.allocations == allocations
         copies = [what for _, what in log if what in ("upload_async", "download_async", "upload")]
     assert copies == ["download_async", "download_async", "upload_async"], (
-        "labels and figures out, the next frame in"
+        "labels and readback block out, the next frame in"
     )
 
 
 def test_prefetched_flow_and_osvos_do_not_wait(shim: Shim) -> None:
-    """In the order that starts late, they stay behind until the next frame asks for them."""
+    """With late execution they stay in the queue until the next frame uses them."""
     pipeline, stream = started(shim, order="late")
     with pipeline:
         pipeline.start(CLIP.frames[0], CLIP.labels[0])

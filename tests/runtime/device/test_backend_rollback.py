@@ -110,7 +110,9 @@ def test_correction_after_failed_frame_is_undisturbed(
                 fail(pipeline, TWO.frames[6], stage, monkeypatch)
             corrected.append(pipeline.correct(labels).probs)
             corrected.append(pipeline.step(TWO.frames[3]).probs)
-    limit = 100 * DEVICE_PROB if is_refined else 0.0  # the sums of CRF have no fixed order
+    limit = (
+        100 * DEVICE_PROB if is_refined else 0.0
+    )  # the order of the sums in the CRF is not fixed
     for given, expected in zip(corrected[2:], 2 * corrected[:2], strict=True):
         assert np.abs(given - expected).max() <= limit
     assert np.abs(corrected[0] - corrected[1]).max() > 0.1, "control: frames differ"

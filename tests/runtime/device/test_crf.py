@@ -1,4 +1,4 @@
-"""DenseCRF as the device runs it, kernel after kernel, through the shim."""
+"""Dense CRF of the device, through the shim, against the host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GOLDEN = ("deeplab_like", "pydensecrf_readme", "osvos_like", "gauss_only")
 
 @pytest.fixture(autouse=True)
 def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that stride through their work do it with fewer threads: these are fibres here."""
+    """Use few threads in kernels with strided loops: the shim emulates each thread."""
     monkeypatch.setattr(cuda_lattice, "_BLOCKS", 2)
 
 
@@ -92,7 +92,7 @@ def test_the_lattice_matches_pydensecrf_and_the_cpu(
     monkeypatch.setattr(crf_kernels, "EXACT_PIXELS", 0)
     on_the_cpu = dense_crf(unary, rgb, iterations=5, **parameters)
     assert largest_difference(q, on_the_cpu) <= KERNEL_CRF
-    # Control: the lattice is not the definition.
+    # Control: the lattice differs from the definition.
     monkeypatch.setattr(crf_kernels, "EXACT_PIXELS", 10**6)
     by_definition = dense_crf(unary, rgb, iterations=5, **parameters)
     assert largest_difference(q, by_definition) > 100 * KERNEL_CRF
@@ -149,7 +149,7 @@ def test_refine_equals_the_cpu(
     refined = device.upload(empty(merged.shape))
     refined_boxes = device.upload(empty((4, 4), np.int32))
     given = device.upload(merged)
-    for _ in range(2):  # the second time on what the first has left behind
+    for _ in range(2):  # the second run starts from the buffers of the first
         crf.refine(
             given,
             device.upload(scene.rgb),
@@ -160,7 +160,7 @@ def test_refine_equals_the_cpu(
         assert largest_difference(device.download(refined), expected) <= KERNEL_CRF
         assert boxes_from_rows(device.download(refined_boxes)) == expected_boxes
     assert np.array_equal(device.download(given), merged)
-    # Control: it does something.
+    # Control: the CRF changes the result.
     assert largest_difference(expected, merged) > 0.1
 
 

@@ -1,4 +1,4 @@
-"""Frames and planes on the device, through the shim, against mpn.runtime.host.preprocess."""
+"""Frames and planes on the device, through the shim, against the host."""
 
 from __future__ import annotations
 

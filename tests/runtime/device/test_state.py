@@ -1,4 +1,4 @@
-"""Whole frames on the device, through the shim, against the stages of the CPU's pipeline."""
+"""Whole frames on the device, through the shim, against the stages of the host."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALL = ResolvedOptions(
 
 @dataclass
 class Cpu:
-    """The same state in NumPy, stepped by the CPU's functions."""
+    """The same state in NumPy, computed by functions of the host."""
 
     prob: np.ndarray
     bounds: tuple[Roi | None, ...]
@@ -90,7 +90,7 @@ class Cpu:
                 prob = blend(prob, self.candidates, self.rois, other_weight=1 - weight)
         if foreground is not None:
             rois = tuple(self.rois)
-            if crops is None:  # only what lies in the ROIs is blended and goes on
+            if crops is None:  # only pixels in the ROIs are blended and kept
                 prob = blend(prob, prob, rois, other_weight=0.0)
             planes, weight = [foreground] * len(prob), self.options.osvos.blend_weight
             prob = blend_osvos(prob, planes, rois, osvos_weight=weight)
@@ -103,7 +103,7 @@ def first_masks() -> np.ndarray:
     masks = np.zeros((3, *SIZE_HW), np.float32)
     masks[0, 8:25, 10:30] = 1
     masks[1, 20:40, 35:60] = 1
-    masks[2, 2:5, 63:66] = 1  # small: it gets lost on the way
+    masks[2, 2:5, 63:66] = 1  # small: it gets lost
     return masks
 
 
@@ -130,7 +130,7 @@ def started(shim: Shim, options: ResolvedOptions) -> tuple[ShimDevice, DeviceSta
 def flows(step: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(step)
     there = rng.normal(0, 0.4, (2, *SIZE_HW)) + np.array([-1.5, 0.75])[:, None, None]
-    there[:, :6, 55:] += step * 4  # carries the small object away
+    there[:, :6, 55:] += step * 4  # moves the small object out
     back = -there + rng.normal(0, 0.3, there.shape)
     return there.astype(np.float32), back.astype(np.float32)
 
@@ -144,7 +144,7 @@ def cropped(
 
 
 def crops_for(step: int, packed: np.ndarray) -> np.ndarray:
-    """What a network might answer: the warped probability, sharpened and disturbed."""
+    """Make the output of a network: the warped probability, sharpened, with noise."""
     noise = np.random.default_rng(step).random(packed[:, 3:].shape, dtype=np.float32)
     return np.clip(1.3 * packed[:, 3:].astype(np.float32) - 0.15 + 0.2 * (noise - 0.5), 0, 1)
 
@@ -227,7 +227,7 @@ def test_state_is_unchanged_until_commit(shim: Shim) -> None:
     device, frame, host = started(shim, PLAIN)
     there, back = flows(1)
     rgb = device.upload(make_scene(SIZE_HW, seed=1).rgb)
-    for _ in range(2):  # a frame whose network fails is done again
+    for _ in range(2):  # a frame whose network fails is repeated
         frame.warp(rgb, device.upload(there), device.upload(back))
         frame.merge(device.upload(crops_for(1, cropped(device, frame, rgb))))
         assert np.array_equal(device.download(frame.prob), host.prob)

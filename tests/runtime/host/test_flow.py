@@ -62,7 +62,7 @@ def test_dis_flow_of_prepared_frame_is_equal() -> None:
 def test_dis_of_a_small_frame_is_finite_and_of_its_size(
     preset: str, size_hw: tuple[int, int]
 ) -> None:
-    # Without padding these raise, answer NaN or kill the process, depending on the preset.
+    # Without padding these raise, return NaN or kill the process, depending on the preset.
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, *size_hw, 3), dtype=np.uint8)
     estimator = DisFlow(FlowSource("opencv-dis", preset))  # type: ignore[arg-type]

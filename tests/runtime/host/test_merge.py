@@ -11,7 +11,7 @@ from tests.tolerances import PROBS_SUM
 
 
 def boxed_prob(objects: int, seed: int) -> tuple[np.ndarray, list[Roi | None]]:
-    """Random probabilities of K objects, each 0 outside a random box, some of them nowhere."""
+    """Draw probabilities of K objects, 0 outside a random box, some without a box."""
     rng = np.random.default_rng(seed)
     prob = np.zeros((objects, 20, 30), np.float32)
     boxes: list[Roi | None] = []
@@ -29,7 +29,7 @@ def boxed_prob(objects: int, seed: int) -> tuple[np.ndarray, list[Roi | None]]:
 
 
 def merged_by_definition(prob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Objects and background in float64."""
+    """Compute objects and background in float64."""
     p = prob.astype(np.float64)
     background = np.prod(1 - p, axis=0)
     total = background + p.sum(axis=0)
@@ -45,7 +45,7 @@ def test_merge_is_normalised_and_the_same_in_boxes(objects: int, seed: int) -> N
     assert np.abs(merged - expected).max() <= PROBS_SUM
     assert np.abs(merged.sum(axis=0) + background - 1).max() <= PROBS_SUM
     assert np.array_equal(merged, merge(prob))
-    if objects > 1 and prob.any():  # without normalising, overlapping objects would exceed 1
+    if objects > 1 and prob.any():  # without normalisation, overlapping objects exceed 1
         assert merged.max() <= 1
 
 
@@ -77,7 +77,7 @@ def test_merge_of_one_object_is_the_array_itself() -> None:
         ((0.6, 0.7), 9),
         ((0.7, 0.7), 4),  # a tie of objects: the first
         ((1.0, 1.0), 4),
-        ((0.4, 0.4), 4),  # background .36: together they are something, and the first wins
+        ((0.4, 0.4), 4),  # background .36, less than the objects together: the first wins
         ((0.3, 0.3), 0),
         ((0.0, 0.0), 0),
     ],

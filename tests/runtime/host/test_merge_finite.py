@@ -10,7 +10,7 @@ from mpn.runtime.host.merge import check_finite
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
     ("object_id", "message"),
-    [(None, "the OSVOS engine answered .* not finite.*export it again"),
+    [(None, "the OSVOS engine returned .* not finite.*export it again"),
      (3, "the OSVOS engine that was fine-tuned on object 3 .* not finite.*another seed")],
 )  # fmt: skip
 def test_nonfinite_value_raises_with_object_id(

@@ -40,7 +40,7 @@ def constant_flow(x: float, y: float, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def bilinear_by_definition(image: np.ndarray, size: int) -> np.ndarray:
-    """Half-pixel bilinear resize of (H, W) to (size, size) in float64, border replicated."""
+    """Resize (H, W) to (size, size) in float64: half-pixel bilinear, border repeated."""
 
     def matrix(n: int) -> np.ndarray:
         weights = np.zeros((size, n))
@@ -80,7 +80,7 @@ def test_warp_by_zero_flow_is_the_identity_bit_for_bit() -> None:
     assert np.array_equal(cpu.warp_bilinear(prob, constant_flow(0, 0, (37, 53))), prob)
 
 
-def test_warp_samples_where_the_flow_points() -> None:
+def test_warp_samples_at_target_of_flow() -> None:
     prob = np.zeros((1, 5, 7), np.float32)
     prob[0, 2, 3] = 1
     warped = cpu.warp_bilinear(prob, constant_flow(1, -1, (5, 7)))
@@ -98,7 +98,7 @@ def test_warp_by_whole_pixels_is_an_exact_shift(dx: int, dy: int, seed: int) -> 
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38, 2.0**31, 4e9])
-def test_warp_gives_zero_where_the_coordinate_is_no_place(value: float) -> None:
+def test_warp_of_non_finite_coordinate_is_zero(value: float) -> None:
     for axis in (0, 1):
         flow = constant_flow(0, 0, (33, 65))
         flow[axis, 10:20, 5:60] = value
@@ -175,7 +175,7 @@ def test_crop_is_half_pixel_bilinear_and_normalised(roi: Roi, size: int) -> None
         assert np.abs(packed[0, c] - (resized / 255 - MEAN[c]) / STD[c]).max() < NORMALISED_RGB
     expected = bilinear_by_definition(prob[0, rows, columns], size)
     assert np.abs(packed[0, 3] - expected).max() < FLOAT32_RESIZE
-    if roi.size_hw != (1, 1):  # the reference can tell a crop that is one pixel off
+    if roi.size_hw != (1, 1):  # the reference detects a crop that is one pixel off
         shifted = np.roll(prob[0], 1, axis=1)[rows, columns]
         assert np.abs(packed[0, 3] - bilinear_by_definition(shifted, size)).max() > 0.01
 
@@ -247,7 +247,7 @@ def test_paste_of_the_crop_gives_a_constant_map_back(
     assert pasted.max() <= 1
 
 
-def test_paste_of_the_crop_is_exact_where_nothing_is_resized() -> None:
+def test_paste_of_unresized_crop_is_exact() -> None:
     prob = random_prob((1, 33, 40))
     roi = Roi(4, 5, 37, 33)
     crop = prob[:, 5:33, 4:37]
@@ -276,7 +276,7 @@ def _flows(to_prev: tuple[float, float], back: tuple[float, float]) -> tuple[np.
 
 
 @pytest.mark.parametrize("step", [(0.0, 0.0), (3.5, -2.0), (-9.0, 4.0)])
-def test_a_flow_that_comes_back_is_believed(step: tuple[float, float]) -> None:
+def test_flow_confidence_of_consistent_flow_is_one(step: tuple[float, float]) -> None:
     there, back = _flows(step, (-step[0], -step[1]))
     confidence = cpu.flow_confidence(there, back, box=SOME, sigma_px=1, sigma_frac=0)
     np.testing.assert_array_equal(confidence, np.ones(SOME.size_hw, np.float32))
@@ -287,14 +287,14 @@ def test_round_trip_error_lowers_flow_confidence() -> None:
     confidence = cpu.flow_confidence(there, back, box=SOME, sigma_px=2, sigma_frac=0.5)
     expected = np.exp(-(5**2) / (2 * (2 + 0.5 * 4) ** 2))
     np.testing.assert_allclose(confidence, expected, rtol=FLOAT32_RESIZE)
-    # control: a wider sigma doubts less
+    # control: a wider sigma tolerates more
     wider = cpu.flow_confidence(there, back, box=SOME, sigma_px=6, sigma_frac=0.5)
     assert (wider > confidence).all()
 
 
-def test_the_flow_back_is_read_where_the_flow_leads() -> None:
+def test_flow_confidence_samples_flow_back_at_target() -> None:
     there, back = _flows((5.0, 0.0), (0.0, 0.0))
-    back[0, :, 16:] = -5  # only there the flow back agrees
+    back[0, :, 16:] = -5  # the flow back agrees only there
     box = Roi(0, 0, 24, 24)
     confidence = cpu.flow_confidence(there, back, box=box, sigma_px=1, sigma_frac=0)
     assert (confidence[:, 11:] == 1).all()
@@ -303,7 +303,7 @@ def test_the_flow_back_is_read_where_the_flow_leads() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_flow_that_is_no_number_is_not_believed(value: float, which: int) -> None:
+def test_flow_confidence_of_non_finite_flow_is_zero(value: float, which: int) -> None:
     flows = _flows((1.0, 0.0), (-1.0, 0.0))
     flows[which][:, 10, 10] = value
     confidence = cpu.flow_confidence(*flows, box=Roi(0, 0, 32, 24), sigma_px=1, sigma_frac=0)
@@ -323,7 +323,7 @@ def test_flow_confidence_is_independent_of_memory_layout() -> None:
     flows = rng.normal(0, 3, (2, 2, 61, 107)).astype(np.float32)
 
     def placed(offset: int) -> list[np.ndarray]:
-        """The flows at other distances from a 64-byte border."""
+        """Copy the flows to other distances from a 64-byte border."""
         found = []
         for number, flow in enumerate(flows):
             space = np.empty(flow.size + 32, np.float32)
@@ -336,7 +336,7 @@ def test_flow_confidence_is_independent_of_memory_layout() -> None:
     expected = _confidence(placed(0))
     for offset in range(1, 16):
         np.testing.assert_array_equal(_confidence(placed(offset)), expected)
-    # control: the last bit of one flow does show
+    # control: the last bit of one flow changes the result
     moved = placed(0)
     moved[0][0] = np.nextafter(moved[0][0], np.float32(np.inf))
     assert not np.array_equal(_confidence(moved), expected)

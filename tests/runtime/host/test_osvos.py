@@ -1,4 +1,4 @@
-"""OSVOS in the pipeline: when it runs, what it retrieves, how it is averaged."""
+"""OSVOS in the pipeline: schedule, re-detection and blend."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ STILL_TWO = squares_clip(
 def blind(
     clip: Clip | None = None, *, options: dict[str, Any] | None = None, **rest: Any
 ) -> Pipeline:
-    """A pipeline that takes what OSVOS proposes whatever its colours: fakes point anywhere."""
+    """Build a pipeline that accepts any colours, since fake networks ignore them."""
     return make(clip, options={"redetect.colour_min": -2, **(options or {})}, **rest)
 
 
-def says(labels: np.ndarray, prob: float = 0.8) -> Callable[..., dict[str, np.ndarray]]:
-    """An OSVOS network that finds whatever is marked in labels."""
+def osvos_from(labels: np.ndarray, prob: float = 0.8) -> Callable[..., dict[str, np.ndarray]]:
+    """Make an OSVOS network that finds the objects of labels."""
     return lambda inputs: {"prob": ((labels > 0) * np.float32(prob))[None, None]}
 
 
 def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
     everywhere = np.ones((64, 96), np.uint8)
     pipeline = blind(
-        STILL, osvos=says(everywhere), options={"osvos.mode": "blend", "osvos.blend_weight": 0.25}
+        STILL,
+        osvos=osvos_from(everywhere),
+        options={"osvos.mode": "blend", "osvos.blend_weight": 0.25},
     )
     pipeline.start(STILL.frames[0], STILL.labels[0])
     result = pipeline.step(STILL.frames[1])
@@ -64,7 +66,7 @@ def test_osvos_is_averaged_inside_the_roi_of_a_single_object() -> None:
     ],
 )
 def test_osvos_runs_only_if_its_output_is_used(clip: Clip, mode: str, calls: int) -> None:
-    pipeline = blind(clip, osvos=says(clip.labels[0]), options={"osvos.mode": mode})
+    pipeline = blind(clip, osvos=osvos_from(clip.labels[0]), options={"osvos.mode": mode})
     pipeline.start(clip.frames[0], clip.labels[0])
     result = pipeline.step(clip.frames[1])
     assert len(pipeline.engines.osvos.calls) == calls  # type: ignore[union-attr]
@@ -73,20 +75,20 @@ def test_osvos_runs_only_if_its_output_is_used(clip: Clip, mode: str, calls: int
 
 
 def gone_after_a_step(clip: Clip) -> list[np.ndarray]:
-    """Flows that carry object 1 of a still clip out of the frame in frame 1."""
+    """Make flows that move object 1 of a still clip out of frame 1."""
     flows = [np.zeros((2, 64, 96), np.float32) for _ in clip.frames]
     flows[1][0, clip.labels[0] == 1] = 1000
     return flows
 
 
 @pytest.mark.parametrize("mode", ["auto", "blend", "redetect-only"])
-def test_a_lost_object_is_retrieved_where_osvos_finds_it(mode: str) -> None:
+def test_lost_object_is_redetected_at_osvos_component(mode: str) -> None:
     elsewhere = np.zeros((64, 96), np.uint8)
     elsewhere[30:50, 10:40] = 1
     pipeline = blind(
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
-        osvos=says(np.maximum(elsewhere, STILL_TWO.labels[0] == 2)),
+        osvos=osvos_from(np.maximum(elsewhere, STILL_TWO.labels[0] == 2)),
         options={"osvos.mode": mode},
     )
     pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
@@ -107,11 +109,11 @@ def test_a_lost_object_is_retrieved_where_osvos_finds_it(mode: str) -> None:
         ({"threshold": 0.85}, "not sure enough"),
     ],
 )
-def test_a_lost_object_stays_lost_where_nothing_fits(options: dict[str, Any], reason: str) -> None:
+def test_lost_object_without_component_stays_lost(options: dict[str, Any], reason: str) -> None:
     speck = np.zeros((64, 96), np.uint8)
     speck[40:60, 10:30] = 1  # 400 px; the object had 576
     pipeline = blind(
-        STILL_TWO, flows=gone_after_a_step(STILL_TWO), osvos=says(speck), options=options
+        STILL_TWO, flows=gone_after_a_step(STILL_TWO), osvos=osvos_from(speck), options=options
     )
     results = run(pipeline, STILL_TWO)
     assert [result.tracks[0].state for result in results[1:]] == ["lost"] * 4, reason
@@ -144,13 +146,15 @@ def osvos_of(pipeline: Pipeline) -> FakeEngine:
     return engine
 
 
-# --- when it runs -------------------------------------------------------------------------------
+# --- schedule -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("every", "frames"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3]), (9, [])])
 def test_the_schedule_decides_which_frames_are_blended(every: int, frames: list[int]) -> None:
     pipeline = blind(
-        STILL, osvos=says(STILL.labels[0]), options={"osvos.mode": "blend", "osvos.every": every}
+        STILL,
+        osvos=osvos_from(STILL.labels[0]),
+        options={"osvos.mode": "blend", "osvos.every": every},
     )
     results = run(pipeline, STILL)
     assert [r.index for r in results if r.tracks[0].branch == "blended"] == frames
@@ -164,12 +168,12 @@ def unsure(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_uncertain_object_runs_osvos_out_of_schedule() -> None:
     options = {"osvos.mode": "blend", "osvos.every": 100, "osvos.blend_weight": 0.1}
-    pipeline = blind(STILL, propagation=unsure, osvos=says(STILL.labels[0]), options=options)
+    pipeline = blind(STILL, propagation=unsure, osvos=osvos_from(STILL.labels[0]), options=options)
     results = run(pipeline, STILL)
-    # Frame 1 finds out that the network is not sure; OSVOS is asked from frame 2 on.
+    # The confidence is too low in frame 1, so OSVOS runs from frame 2 on.
     assert [r.tracks[0].branch for r in results[1:]] == ["propagation"] + ["blended"] * 3
     calm = {**options, "osvos.confidence_min": 0.5}
-    pipeline = blind(STILL, propagation=unsure, osvos=says(STILL.labels[0]), options=calm)
+    pipeline = blind(STILL, propagation=unsure, osvos=osvos_from(STILL.labels[0]), options=calm)
     run(pipeline, STILL)
     assert osvos_of(pipeline).calls == []
 
@@ -183,26 +187,28 @@ def test_lost_object_runs_osvos_in_every_frame() -> None:
     )
     results = run(pipeline, STILL_TWO)
     assert ["osvos" in result.timings for result in results] == [False] + [True] * 4
-    # Only the lost one asks: the other is not blended with an answer that nobody wanted.
+    # OSVOS runs for the lost object only, so the other is not blended.
     assert all(result.tracks[1].branch == "propagation" for result in results[1:])
 
 
 def test_common_osvos_runs_once_per_frame() -> None:
-    pipeline = blind(STILL_TWO, osvos=says(STILL_TWO.labels[0]), options={"osvos.mode": "blend"})
+    pipeline = blind(
+        STILL_TWO, osvos=osvos_from(STILL_TWO.labels[0]), options={"osvos.mode": "blend"}
+    )
     run(pipeline, STILL_TWO)
     assert len(osvos_of(pipeline).calls) == 4
 
 
-# --- an OSVOS for each object -------------------------------------------------------------------
+# --- one OSVOS per object -------------------------------------------------------------------
 
 
-def sees_own(clip: Clip, prob: float = 0.8) -> dict[str, Any]:
-    """Adapters whose OSVOS sees its own object where it is in frame 0."""
-    return {"osvos": lambda k: says(clip.labels[0] == k, prob)}
+def osvos_per_object(clip: Clip, prob: float = 0.8) -> dict[str, Any]:
+    """Make networks that find each object at its position in frame 0."""
+    return {"osvos": lambda k: osvos_from(clip.labels[0] == k, prob)}
 
 
 def test_object_osvos_maps_are_blended_per_object() -> None:
-    pipeline = blind(STILL_TWO, osvos=nothing_found, adapts=sees_own(STILL_TWO, 0.8))
+    pipeline = blind(STILL_TWO, osvos=nothing_found, adapts=osvos_per_object(STILL_TWO, 0.8))
     result = run(pipeline, STILL_TWO)[1]
     assert [track.branch for track in result.tracks] == ["blended"] * 2
     assert [track.events for track in result.tracks] == [("blended",)] * 2
@@ -214,7 +220,7 @@ def test_object_osvos_maps_are_blended_per_object() -> None:
 
 
 def test_objects_without_own_osvos_are_not_blended() -> None:
-    own = {"osvos": lambda k: says(STILL_TWO.labels[0] == k) if k == 1 else None}
+    own = {"osvos": lambda k: osvos_from(STILL_TWO.labels[0] == k) if k == 1 else None}
     pipeline = blind(
         STILL_TWO, osvos=nothing_found, adapts=own, options={"redetect.agreement_min": 0}
     )
@@ -227,7 +233,7 @@ def test_osvos_map_excludes_other_objects_share() -> None:
         [Square(1, (20, 15), 24, (0, 0)), Square(2, (44, 15), 24, (0, 0), channel=1)],
         size_hw=(64, 96),
     )
-    both = says(close.labels[0] > 0, 1.0)  # each takes the other object for its own
+    both = osvos_from(close.labels[0] > 0, 1.0)  # each finds the other object
     pipeline = blind(close, osvos=nothing_found, adapts={"osvos": lambda k: both})
     result = run(pipeline, close)[-1]
     for object_id in (1, 2):
@@ -238,7 +244,7 @@ def test_osvos_map_excludes_other_objects_share() -> None:
 
 
 def wanders_off(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A propagation network that is sure of whatever it is given."""
+    """Return full confidence for all inputs above a threshold."""
     return {"prob": (inputs["rgb_prob"][:, 3:4] > 0.4).astype(np.float32)}
 
 
@@ -252,7 +258,7 @@ def test_drifted_mask_moves_to_osvos_candidate(mode: str) -> None:
         STILL,
         propagation=wanders_off,
         osvos=nothing_found,
-        adapts={"osvos": lambda k: says(MOVED)},
+        adapts={"osvos": lambda k: osvos_from(MOVED)},
         options={"osvos.mode": mode},
     )
     results = run(pipeline, STILL)
@@ -265,12 +271,12 @@ def test_drifted_mask_moves_to_osvos_candidate(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "options", "reason"),
+    ("network", "options", "reason"),
     [
-        (says(MOVED), {"redetect.agreement_min": 0}, "it is not asked whether"),
-        (says(np.maximum(MOVED, STILL.labels[0])), {}, "it agrees"),
+        (osvos_from(MOVED), {"redetect.agreement_min": 0}, "the check is off"),
+        (osvos_from(np.maximum(MOVED, STILL.labels[0])), {}, "it agrees"),
         (
-            says(MOVED * (np.arange(96) < 64)),
+            osvos_from(MOVED * (np.arange(96) < 64)),
             {"redetect.area_frac_min": 0.2},
             "what it sees is small",
         ),
@@ -278,13 +284,13 @@ def test_drifted_mask_moves_to_osvos_candidate(mode: str) -> None:
     ],
 )
 def test_mask_moves_only_if_rejected_with_candidate(
-    answer: Callable[..., Any], options: dict[str, Any], reason: str
+    network: Callable[..., Any], options: dict[str, Any], reason: str
 ) -> None:
     pipeline = blind(
         STILL,
         propagation=wanders_off,
-        osvos=says(MOVED),
-        adapts={"osvos": lambda k: answer},
+        osvos=osvos_from(MOVED),
+        adapts={"osvos": lambda k: network},
         options={"osvos.mode": "redetect-only", **options},
     )
     results = run(pipeline, STILL)
@@ -295,15 +301,18 @@ def test_mask_moves_only_if_rejected_with_candidate(
 
 def test_the_common_osvos_moves_no_tracked_object() -> None:
     pipeline = blind(
-        STILL, propagation=wanders_off, osvos=says(MOVED), options={"osvos.mode": "redetect-only"}
+        STILL,
+        propagation=wanders_off,
+        osvos=osvos_from(MOVED),
+        options={"osvos.mode": "redetect-only"},
     )
     results = run(pipeline, STILL)
     assert osvos_of(pipeline).calls == []
     assert iou(results[-1].labels > 0, STILL.labels[0] > 0) > PASTED_IOU
 
 
-def test_an_object_is_not_retrieved_where_another_one_is() -> None:
-    sees_two = says(STILL_TWO.labels[0] == 2)
+def test_component_covered_by_other_object_is_refused() -> None:
+    sees_two = osvos_from(STILL_TWO.labels[0] == 2)
     pipeline = blind(
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
@@ -319,7 +328,7 @@ def test_an_object_is_not_retrieved_where_another_one_is() -> None:
 def test_two_lost_objects_do_not_take_the_same_component() -> None:
     flows = [np.full((2, 64, 96), 1000, np.float32)] * 5
     pipeline = blind(
-        STILL_TWO, flows=flows, osvos=says(MOVED), options={"osvos.mode": "redetect-only"}
+        STILL_TWO, flows=flows, osvos=osvos_from(MOVED), options={"osvos.mode": "redetect-only"}
     )
     pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
     tracks = pipeline.step(STILL_TWO.frames[1]).tracks
@@ -327,10 +336,10 @@ def test_two_lost_objects_do_not_take_the_same_component() -> None:
 
 
 def test_osvos_nan_raises_and_frame_can_be_retried() -> None:
-    answers = [np.nan, 0.8]
+    values = [np.nan, 0.8]
     pipeline = blind(
         STILL,
-        osvos=lambda x: {"prob": np.full_like(x["image"][:, :1], answers.pop(0))},
+        osvos=lambda x: {"prob": np.full_like(x["image"][:, :1], values.pop(0))},
         options={"osvos.mode": "blend"},
     )
     pipeline.start(STILL.frames[0], STILL.labels[0])
@@ -340,22 +349,22 @@ def test_osvos_nan_raises_and_frame_can_be_retried() -> None:
     assert pipeline.step(STILL.frames[1]).index == 1
 
 
-# --- what a found object must look like, and what doubt does ------------------------------------
+# --- colours of a component, and uncertain objects ------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("retrieve_colour", "is_found"), [(-2, True), (0.4, False)], ids=["any", "its own"]
+    ("colour_min", "is_found"), [(-2, True), (0.4, False)], ids=["any", "its own"]
 )
 def test_a_place_of_other_colours_is_not_taken_for_the_object(
-    retrieve_colour: float, is_found: bool
+    colour_min: float, is_found: bool
 ) -> None:
     background = np.zeros((64, 96), np.uint8)
     background[40:64, 30:56] = 1
     pipeline = make(
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
-        osvos=says(background),
-        options={"osvos.mode": "redetect-only", "redetect.colour_min": retrieve_colour},
+        osvos=osvos_from(background),
+        options={"osvos.mode": "redetect-only", "redetect.colour_min": colour_min},
     )
     pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
     track = pipeline.step(STILL_TWO.frames[1]).tracks[0]
@@ -366,7 +375,7 @@ def test_its_own_colours_are_taken_for_the_object() -> None:
     pipeline = make(
         STILL_TWO,
         flows=gone_after_a_step(STILL_TWO),
-        osvos=says(STILL_TWO.labels[0] == 1),
+        osvos=osvos_from(STILL_TWO.labels[0] == 1),
         options={"osvos.mode": "redetect-only", "redetect.colour_min": 0.4},
     )
     pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
@@ -382,24 +391,24 @@ def test_mask_on_other_colours_moves_without_rejection() -> None:
         clip,
         propagation=wanders_off,
         osvos=nothing_found,
-        adapts={"osvos": lambda k: says(both)},
+        adapts={"osvos": lambda k: osvos_from(both)},
         options={"osvos.mode": "redetect-only"},
     )
     pipeline.start(clip.frames[0], clip.labels[0])
     assert pipeline.step(clip.frames[1]).tracks[0].events == ()
-    moved = pipeline.step(away.frames[0])  # the mask stays, on the bare background
+    moved = pipeline.step(away.frames[0])  # the mask stays on the background
     assert moved.tracks[0].events == ("lost", "redetected")
     assert iou(moved.labels > 0, away.labels[0] > 0) > PASTED_IOU
 
 
-def test_an_object_that_osvos_finds_where_it_is_stays_there() -> None:
-    # Its colours have changed for those of the background; OSVOS knows it nevertheless.
+def test_object_found_at_its_candidate_is_not_moved() -> None:
+    # Its colours are now those of the background; OSVOS still finds it.
     bare = squares_clip([], size_hw=(64, 96), frames=1)
     pipeline = blind(
         STILL,
         propagation=wanders_off,
         osvos=nothing_found,
-        adapts={"osvos": lambda k: says(STILL.labels[0], 0.6)},
+        adapts={"osvos": lambda k: osvos_from(STILL.labels[0], 0.6)},
         options={"osvos.mode": "redetect-only", "redetect.agreement_min": 0.9},
     )
     pipeline.start(STILL.frames[0], STILL.labels[0])
@@ -412,13 +421,13 @@ def test_an_object_that_osvos_finds_where_it_is_stays_there() -> None:
 
 
 def test_rejected_object_runs_osvos_until_redetected() -> None:
-    answers = dict.fromkeys(range(3, 6), nothing_found)
-    asked: list[int] = []
+    by_frame = dict.fromkeys(range(3, 6), nothing_found)
+    called: list[int] = []
 
     def osvos(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        t = 3 + len(asked)
-        asked.append(t)
-        return dict(answers.get(t, says(MOVED))(inputs))
+        t = 3 + len(called)
+        called.append(t)
+        return dict(by_frame.get(t, osvos_from(MOVED))(inputs))
 
     clip = squares_clip([Square(1, (20, 15), 24, (0, 0))], size_hw=(64, 96), frames=11)
     pipeline = blind(
@@ -429,7 +438,7 @@ def test_rejected_object_runs_osvos_until_redetected() -> None:
         options={"osvos.mode": "redetect-only", "osvos.every": 3},
     )
     results = run(pipeline, clip)
-    # By schedule in frames 3, 6 and 9; denied in 3, it is asked again in 4 and 5.
+    # By schedule in frames 3, 6 and 9; rejected in 3, so it runs in 4 and 5 too.
     assert [r.index for r in results if "osvos" in r.timings] == [3, 4, 5, 6, 9]
     assert [r.index for r in results if "redetected" in r.tracks[0].events] == [6]
 
@@ -439,7 +448,7 @@ def test_redetection_takes_recalibrated_probabilities() -> None:
         pipeline = blind(
             STILL_TWO,
             flows=gone_after_a_step(STILL_TWO),
-            osvos=says(MOVED, 0.85),
+            osvos=osvos_from(MOVED, 0.85),
             options={"osvos.mode": "redetect-only", "osvos.threshold": threshold},
         )
         pipeline.start(STILL_TWO.frames[0], STILL_TWO.labels[0])
@@ -456,7 +465,7 @@ EMPTY = squares_clip([], size_hw=(64, 96), frames=1)
 
 
 def vanishing_frames() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Frame and truth: an object, ten frames of background, the object at another place."""
+    """Return frames and labels: object, ten frames of background, object elsewhere."""
     frames = []
     for t in range(len(VANISHING.frames)):
         clip = VANISHING if t < GONE.start else EMPTY if t in GONE else RETURNED
@@ -464,8 +473,8 @@ def vanishing_frames() -> list[tuple[np.ndarray, np.ndarray]]:
     return frames
 
 
-def sees_red(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """An OSVOS that learnt what the object looks like: red is bright in it (BGR minus a mean)."""
+def osvos_of_red(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Find bright red: OSVOS that was trained on the object (BGR minus a mean)."""
     red = inputs["image"][:, 2:] + np.float32(122.67892)
     return {"prob": np.clip((red - 180) / 30, 0, 0.9).astype(np.float32)}
 
@@ -479,7 +488,7 @@ def follow(pipeline: Pipeline) -> list[tuple[StepResult, np.ndarray]]:
 
 
 def by_red(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A propagation network that knows its object: red is bright in it."""
+    """Find bright red: a propagation network that was trained on the object."""
     red = inputs["rgb_prob"][:, :1]
     return {"prob": np.clip((red - 0.7) / 0.1, 0, 1).astype(np.float32)}
 
@@ -495,7 +504,7 @@ def test_lost_object_is_redetected_within_three_frames(
         flows=flows,
         propagation=network,
         osvos=nothing_found,
-        adapts={"osvos": lambda k: sees_red},
+        adapts={"osvos": lambda k: osvos_of_red},
         options=options,
     )
     results = follow(pipeline)
@@ -503,7 +512,7 @@ def test_lost_object_is_redetected_within_three_frames(
         assert iou(result.labels > 0, truth > 0) > PASTED_IOU
     (back,) = (r for r, _ in results[GONE.stop :] if "redetected" in r.tracks[0].events)
     assert GONE.stop <= back.index <= GONE.stop + 2
-    # Without OSVOS it is not.
+    # Without OSVOS the object is not found.
     results = follow(make(VANISHING, flows=flows, propagation=network))
     assert max(iou(r.labels > 0, truth > 0) for r, truth in results[GONE.stop :]) < 0.1
 
@@ -512,7 +521,7 @@ def test_lost_event_is_reported_once_with_empty_masks() -> None:
     flows = [np.zeros((2, 64, 96), np.float32)] * len(VANISHING.frames)
     pipeline = make(
         VANISHING, flows=flows, propagation=by_red, osvos=nothing_found,
-        adapts={"osvos": lambda k: sees_red},
+        adapts={"osvos": lambda k: osvos_of_red},
     )  # fmt: skip
     results = [result for result, _ in follow(pipeline)]
     assert [r.index for r in results if "lost" in r.tracks[0].events] == [GONE.start]
@@ -532,7 +541,7 @@ def test_blend_takes_recalibrated_probabilities() -> None:
     found = {}
     for threshold in (0.5, 0.8):
         options = {"osvos.mode": "blend", "osvos.blend_weight": 0.5, "osvos.threshold": threshold}
-        pipeline = make(STILL, osvos=says(everywhere), options=options)
+        pipeline = make(STILL, osvos=osvos_from(everywhere), options=options)
         pipeline.start(STILL.frames[0], STILL.labels[0])
         found[threshold] = float(pipeline.step(STILL.frames[1]).probs[0, 0, 10])
     assert found[0.5] == pytest.approx(0.5 * 0.8, abs=1e-5)
@@ -540,10 +549,10 @@ def test_blend_takes_recalibrated_probabilities() -> None:
 
 
 def test_without_propagation_nothing_is_left_outside_the_roi() -> None:
-    """A faint warped probability beyond the margin would lie outside the boxes that are kept."""
+    """A faint warped probability outside the margin is outside the bounds."""
     pipeline = make(
         STILL,
-        osvos=says(np.ones((64, 96), np.uint8)),
+        osvos=osvos_from(np.ones((64, 96), np.uint8)),
         options={"osvos.mode": "blend", "use_propagation": False},
     )
     labels = STILL.labels[0]

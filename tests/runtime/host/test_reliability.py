@@ -16,7 +16,7 @@ BOX = Roi(5, 4, 45, 36)
 
 
 def _scene() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Frame, colours, flow there, a flow back that misses on the right, probability."""
+    """Make frame, colours, flow, a flow back that is wrong on the right, probability."""
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
     mask = np.zeros(SIZE_HW, np.bool_)
@@ -54,7 +54,7 @@ def test_the_flow_is_checked_first_then_the_colours_speak() -> None:
     expected = weigh_by_colour(prob[rows, columns] * confidence, rgb, table, box=BOX, weight=0.5)
     weighed = _weighed()
     np.testing.assert_array_equal(weighed[rows, columns], expected)
-    # controls: each of the two matters
+    # controls: each of the two changes the result
     assert not np.array_equal(weighed, _weighed(flow_from_prev_px=None))
     assert not np.array_equal(weighed, _weighed(colour_table=None))
 

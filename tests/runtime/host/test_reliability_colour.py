@@ -13,7 +13,7 @@ RED, GREEN, BLUE = (200, 40, 40), (40, 160, 40), (40, 40, 200)
 
 
 def _picture() -> tuple[np.ndarray, np.ndarray]:
-    """A red square on green, with a little noise."""
+    """Draw a red square on green, with a little noise."""
     rng = np.random.default_rng(0)
     rgb = np.full((*SIZE_HW, 3), GREEN, np.int32)
     mask = np.zeros(SIZE_HW, np.bool_)
@@ -37,7 +37,7 @@ def test_colour_table_favours_object_colours() -> None:
     table = colour_table(*_picture())
     assert _weighed(_frame_of(RED), table, 0.5) > 0.7
     assert _weighed(_frame_of(GREEN), table, 0.5) < 0.3
-    # control: a table learned the other way round says the opposite
+    # control: a table of the inverse mask gives the opposite
     rgb, mask = _picture()
     turned = rgb.copy()
     turned[mask], turned[~mask] = GREEN, RED

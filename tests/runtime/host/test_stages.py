@@ -19,12 +19,12 @@ COLUMNS = np.linspace(0, 1, ROI_SIZE, dtype=np.float32)
 
 
 def looks_left(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-    """A network that believes its input on the left and nothing on the right."""
+    """Return the input on the left and 0 on the right."""
     return {"prob": inputs["rgb_prob"][:, 3:4] * (1 - COLUMNS)}
 
 
 def packed(count: int) -> Float32Array:
-    """Probabilities that differ from crop to crop and fall from left to right."""
+    """Make probabilities that differ per crop and fall from left to right."""
     crops = np.zeros((count, 4, ROI_SIZE, ROI_SIZE), np.float32)
     crops[:, 3] = (1 - COLUMNS) * np.linspace(0.5, 1, count, dtype=np.float32)[:, None, None]
     return crops
@@ -43,7 +43,7 @@ def test_without_flip_tta_each_crop_runs_once() -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 6])
 def test_flip_tta_averages_both_sides(count: int) -> None:
-    """Its blindness on the right is halved on both sides, and the picture stays as it was."""
+    """The missing right half becomes half on both sides; the image does not change."""
     crops = packed(count)
     prob = stages(mirror=True).propagate(crops, list(range(1, count + 1)))
     expected = crops[:, 3:4] * ((1 - COLUMNS) + COLUMNS) / 2
@@ -58,7 +58,7 @@ def test_flip_tta_batches_crops_of_object_engine() -> None:
     objects.add({2: {"propagation": own}})
     crops = packed(2)
     prob = Stages(engines, ResolvedOptions(flip_tta=True), cpu, objects).propagate(crops, [1, 2])
-    assert prob[0] == pytest.approx(crops[0, 3:4])  # the common one believes what it is given
+    assert prob[0] == pytest.approx(crops[0, 3:4])  # the common one returns its input
     assert prob[1] == pytest.approx(crops[1, 3:4] / 2, abs=1e-6)
     (call,) = own.calls
     assert np.array_equal(call["rgb_prob"], np.stack([crops[1], crops[1][..., ::-1]]))

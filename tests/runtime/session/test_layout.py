@@ -67,7 +67,7 @@ def test_out_must_be_a_folder_or_become_one(tmp_path: Path) -> None:
 
 
 def test_out_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Permission bits do not bind root, who may be running the tests.
+    # Permission bits have no effect for root, which may run the tests.
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(OutputError, match=r"no permission to write in .*choose another with -o"):
         check_out(tmp_path / "new")

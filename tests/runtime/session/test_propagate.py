@@ -23,7 +23,7 @@ SIZE_HW = (48, 64)
 
 
 def mask(*ids: int) -> np.ndarray:
-    """A square for each id, side by side."""
+    """Draw one square per id in a row."""
     labels = np.zeros(SIZE_HW, np.uint8)
     for object_id in ids:
         labels[5:15, 10 * object_id - 8 : 10 * object_id] = object_id
@@ -31,7 +31,7 @@ def mask(*ids: int) -> np.ndarray:
 
 
 class FakePipeline:
-    """Records what it is told; objects stay where they are."""
+    """Records its calls; objects do not move."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
@@ -194,12 +194,12 @@ def test_frames_are_not_kept(tmp_path: Path) -> None:
 
     for _ in propagate(frames(), mask(1), pipeline=FakePipeline()):
         most = max(most, len(alive))
-    # Four read ahead, one in the reader's hand, one or two being worked on.
+    # Four are read ahead, one is in the reader, one or two are in use.
     assert most <= 8
 
 
 class Buffer(np.ndarray):
-    """An array that can be watched: numpy's own cannot be referenced weakly."""
+    """An array with weak references, which ndarray itself does not support."""
 
     def __hash__(self) -> int:
         return id(self)

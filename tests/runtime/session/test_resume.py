@@ -39,7 +39,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def interrupted(clip: Path, engine_dir: Path, tmp_path: Path) -> RunRequest:
-    """A run that was interrupted after five frames; the request to resume it."""
+    """Interrupt a run after five frames; return the request to resume it."""
     save_labels(tmp_path / "first.png", scene_labels(0))
     request = RunRequest(
         video=str(clip),
@@ -104,7 +104,7 @@ def test_resume_computes_only_missing_frames(
 
 def test_killed_run_is_resumed_from_its_partial_files(interrupted: RunRequest) -> None:
     out = out_of(interrupted)
-    # What SIGKILL leaves: no final names, a line cut short, a mask of a frame without its line.
+    # State after SIGKILL: no final names, a truncated line, a mask of a frame without a line.
     (out / "run.json").rename(out / "run.partial.json")
     tracks = (out / "tracks.jsonl").read_text()
     (out / "tracks.jsonl").unlink()
@@ -183,7 +183,7 @@ def test_mask_of_a_frame_still_to_come_may_be_added(
     report = run_video(replace(interrupted, masks=masks))
     assert report["object_ids"] == [1, 2, 7]
     check_complete(interrupted)
-    with pytest.raises(InputError, match=r"masks\.8 was"):  # now it lies behind the resume point
+    with pytest.raises(InputError, match=r"masks\.8 was"):  # now before the resume point
         run_video(interrupted)
 
 

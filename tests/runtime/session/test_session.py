@@ -82,7 +82,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / max((a | b).sum(), 1))
 
 
-# --- a whole run -------------------------------------------------------------------------------
+# --- whole runs -------------------------------------------------------------------------------
 
 
 def test_run_video_writes_masks_overlay_tracks_report(
@@ -100,7 +100,7 @@ def test_run_video_writes_masks_overlay_tracks_report(
         for object_id in (1, 2):
             overlap = iou(labels == object_id, scene_labels(index) == object_id)
             assert overlap >= TRACKED_IOU_MIN
-    # Control: the first mask, left where it was, would not pass.
+    # Control: the first mask without motion does not pass.
     assert iou(scene_labels(0) == 1, scene_labels(FRAMES - 1) == 1) < TRACKED_IOU_MIN
 
     lines = track_lines(out)
@@ -176,7 +176,7 @@ def test_running_again_replaces_the_results(request_: RunRequest) -> None:
     assert {n for n in files_in(request_.out or Path()) if "masks" in n} == mask_names(4)
 
 
-# --- what leaves nothing behind ----------------------------------------------------------------
+# --- errors that write no file ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_tiny_video_is_refused(
     assert not (request_.out or Path()).exists()
 
 
-# --- what ends a run early ---------------------------------------------------------------------
+# --- runs that end early ---------------------------------------------------------------------
 
 
 def test_cut_video_keeps_everything_up_to_the_cut(

@@ -1,4 +1,4 @@
-"""Whole runs whose networks are fine-tuned first."""
+"""Whole runs with fine-tuning."""
 
 from __future__ import annotations
 
@@ -67,11 +67,13 @@ def test_each_object_is_finetuned_and_reported(request_: RunRequest) -> None:
     assert [(p.object_id, p.role, p.step, p.steps) for p in seen] == [
         (k, "propagation", step, 4) for k in (1, 2) for step in (1, 2, 3, 4)
     ]
-    told = report["finetune"]
-    assert told["ran"] is True
-    assert told["seconds"] > 0
-    assert (told["options"]["steps"], told["options"]["roles"]) == (4, ["propagation"])
-    assert [(o["object_id"], o["role"], o["adapted"], o["steps"]) for o in told["objects"]] == [
+    finetuned = report["finetune"]
+    assert finetuned["ran"] is True
+    assert finetuned["seconds"] > 0
+    assert (finetuned["options"]["steps"], finetuned["options"]["roles"]) == (4, ["propagation"])
+    assert [
+        (o["object_id"], o["role"], o["adapted"], o["steps"]) for o in finetuned["objects"]
+    ] == [
         (1, "propagation", True, 4),
         (2, "propagation", True, 4),
     ]
@@ -89,7 +91,7 @@ def test_the_same_input_and_seed_give_the_same_masks_twice(
     run_video(again)
     assert np.array_equal(masks_of(again), first)
     assert np.array_equal(probs_of(again), probs)
-    # Controls: another seed, and no fine-tuning, are something else.
+    # Controls: another seed, and no fine-tuning, give other results.
     for name, finetune in (("seed", replace(QUICK, seed=1)), ("off", None)):
         options = PipelineOptions(finetune=finetune)
         other = replace(request_, out=tmp_path / name, options=options)
@@ -106,7 +108,7 @@ def test_a_second_run_takes_the_weights_that_the_first_one_kept(
     probs = probs_of(kept)
     assert [o["cached"] for o in run_video(kept)["finetune"]["objects"]] == [True, True]
     assert np.array_equal(probs_of(kept), probs)
-    # What comes after the network is no reason to learn anew.
+    # Options of stages after the network do not change the weights.
     changed = replace(kept, options=replace(kept.options, crf=CrfOptions()))
     assert [o["cached"] for o in run_video(changed)["finetune"]["objects"]] == [True, True]
 
@@ -136,7 +138,7 @@ def test_resumed_run_finetunes_to_the_same_weights(
     run_video(unbroken)
     resumed, whole = masks_of(request), masks_of(unbroken)
     assert np.array_equal(resumed[:4], whole[:4])
-    # It goes on from the mask, not from the soft probability.
+    # A resumed run starts from the mask, not from the soft probability.
     assert (resumed != whole).mean() < 0.02
 
 
