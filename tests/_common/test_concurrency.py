@@ -13,7 +13,7 @@ HANG_S = 10.0
 
 
 def within(seconds: float, action: Callable[[], object]) -> None:
-    """Run ``action`` in a thread and fail if it does not end; re-raise what it raised."""
+    """Run ``action`` in a thread, fail if it does not end, raise what it raised."""
     raised: list[BaseException] = []
 
     def guarded() -> None:

@@ -34,7 +34,7 @@ def test_dead_worker_raises() -> None:
 
 @pytest.mark.parametrize("busy", [2, 1])
 def test_ctrl_c_ends_the_workers_busy_or_waiting(tmp_path: Path, busy: int) -> None:
-    """Two workers, both at work or one idle; the terminal sends Ctrl-C to all processes."""
+    """Interrupt two workers: the terminal sends Ctrl-C to all processes."""
     script, started = tmp_path / "script.py", tmp_path / "started"
     script.write_text(
         "import os, sys, time\n"

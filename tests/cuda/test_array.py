@@ -14,7 +14,7 @@ from tests.emulation.driver import install_driver
 
 
 def foreign(shape: tuple[int, ...], strides: Any = None, typestr: str = "<f4") -> Any:
-    """An array as torch or CuPy show it."""
+    """Make an object with the array interface of torch and CuPy."""
     return SimpleNamespace(
         __cuda_array_interface__={
             "shape": shape,

@@ -20,7 +20,7 @@ def smooth_flow(size_hw: tuple[int, int], offset: tuple[float, float]) -> np.nda
 
 
 def reached(shim: Shim, flow: np.ndarray, partials: int) -> np.ndarray:
-    """Both kernels in a row, against their references."""
+    """Run both kernels in a row and compare them with their references."""
     height, width = flow.shape[1:]
     kernel, reference = kernel_and_reference(
         shim,

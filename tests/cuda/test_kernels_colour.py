@@ -31,7 +31,7 @@ def all_colours(step: int) -> np.ndarray:
 
 
 def bins_by_opencv(rgb: np.ndarray) -> np.ndarray:
-    """Bin colours by cv2.cvtColor as mpn.runtime.host.reliability does: L in 8, a and b in 32."""
+    """Bin colours with cv2.cvtColor: L in 8, a and b in 32 bins."""
     lab = cv2.cvtColor(rgb.reshape(1, -1, 3), cv2.COLOR_RGB2LAB)[0].astype(int)
     a, b = (np.clip(lab[:, i] - 64, 0, 127) // 4 for i in (1, 2))
     return (lab[:, 0] // 32 * 32 + a) * 32 + b
@@ -74,7 +74,7 @@ def test_the_kernel_puts_colours_into_the_same_bins(shim: Shim, count: int) -> N
 
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_colours_at_any_address(shim: Shim, offset: int) -> None:
-    """A frame may be part of another library's array, where words do not begin at its start."""
+    """A frame inside another array may start between two words."""
     device = ShimDevice(shim)
     colours = all_colours(15)[:1021]
     memory = device.upload(np.concatenate([np.zeros(offset, np.uint8), colours.ravel()]))

@@ -21,7 +21,7 @@ from tests.tolerances import KERNEL_LATTICE_RELATIVE, KERNEL_VERSUS_REFERENCE
 
 @pytest.fixture(scope="module")
 def lattice() -> Outputs:
-    """What later kernels are given."""
+    """Build the lattice that later kernels get."""
     return built_lattice()
 
 

@@ -34,7 +34,7 @@ from tests.tolerances import KERNEL_VERSUS_REFERENCE
 
 @pytest.fixture(scope="module")
 def lattice() -> Outputs:
-    """What later kernels are given."""
+    """Build the lattice that later kernels get."""
     return built_lattice()
 
 
@@ -56,7 +56,7 @@ def test_clear_resets_the_slots_of_all_pixels(shim: Shim, total: int, used: int)
 
 
 def test_insert_equals_keys_and_weights_of_reference(shim: Shim) -> None:
-    """Slots depend on the order of threads: seeds differ in them, never in what lies behind."""
+    """Slots depend on the order of the threads; their contents do not."""
     expected = reference_outputs(shim, "crf_insert", **insert_arguments())
     slots = []
     for seed in range(4):
@@ -147,7 +147,7 @@ def test_neighbours_equal_their_reference(shim: Shim, lattice: Outputs) -> None:
     )
     found = kernel["neighbours"][:count]
     assert np.array_equal(found, reference["neighbours"][:count])
-    # Whoever comes after me has me before: nothing joins two regions, or skips a vertex.
+    # The successor of a vertex has it as predecessor: nothing joins two regions, or skips a vertex.
     vertex, axis = np.nonzero(found[..., 1] >= 0)
     after = found[vertex, axis, 1]
     assert np.array_equal(found[after, axis, 0], vertex)

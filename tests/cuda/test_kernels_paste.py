@@ -56,7 +56,7 @@ def merge_arguments(objects: int, **changes: Any) -> dict[str, Any]:
 
 
 def by_the_cpu(objects: int, warped_weight: float, foreground_of: np.ndarray | None) -> np.ndarray:
-    """What the pipeline's stages make of it."""
+    """Compute the result with the stages of the host."""
     boxes = boxes_from_rows(ROIS[:objects])
     prob = pasted(CROPS[:objects], ROIS[:objects])
     if warped_weight:

@@ -28,7 +28,7 @@ def rois_from(boxes: np.ndarray) -> list[Roi | None]:
 def warp_arguments(
     prob: np.ndarray, there: np.ndarray, reach: np.ndarray | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """Arguments of warp_box without the flow check; everywhere without ``reach``."""
+    """Return arguments of warp_box without flow check, unbounded without ``reach``."""
     objects, height, width = prob.shape
     return {
         "prob": prob,
@@ -144,7 +144,7 @@ def test_warp_with_check_and_boxes(
 def test_flow_check_equals_its_reference_and_the_host(
     shim: Shim, sigmas: tuple[float, float]
 ) -> None:
-    """With every probability 1 the result is the confidence, where the flow stays inside."""
+    """With probability 1 everywhere the result is the confidence inside the frame."""
     scene, (height, width) = make_scene(ODD_HW), ODD_HW
     scene.there[:, 5, 5] = scene.back[:, 5, 5] = 0
     chosen = {"sigma_px": sigmas[0], "sigma_frac": sigmas[1]}

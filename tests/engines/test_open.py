@@ -23,7 +23,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
-    """Engines become fakes that are recorded; there is a GPU and CUDA works, TensorRT does not."""
+    """Replace engines by recorded fakes; CUDA works, TensorRT does not."""
     engines: list[FakeEngine] = []
 
     def fake(path: Path, spec: Any, *, backend: str, threads: int | None) -> FakeEngine:

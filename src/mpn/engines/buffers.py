@@ -115,7 +115,7 @@ class DeviceBuffers(Closeable):
     def run_batches(
         self, inputs: Mapping[str, Float32Array], start: StartBatch
     ) -> dict[str, Float32Array]:
-        """Copy host arrays in, run, copy out and wait, in batches of :attr:`most_objects`.
+        """Copy inputs, run, copy outputs and wait, in batches of :attr:`most_objects`.
 
         Args:
             inputs: Each input of the spec by name, float32; any number of objects.

@@ -277,7 +277,7 @@ class EngineSet(Closeable):
 
 
 def default_engine_dir() -> Path:
-    """The engine directory that ships inside the package.
+    """Return the engine directory that ships inside the package.
 
     Raises:
         ManifestError: If this installation has none.

@@ -138,7 +138,7 @@ def test_wrong_adapt_field_is_one_line(
 
 
 def test_offsets_equal_those_of_the_graph(directory: Path) -> None:
-    """The index repeats what the graph says, for a runtime that cannot read graphs."""
+    """The index repeats the tensors of the graph, for a runtime without onnx."""
     import onnx
 
     for role in ROLES:

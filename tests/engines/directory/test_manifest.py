@@ -33,7 +33,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def rewrite(directory: Path, change: Callable[[Json], object]) -> None:
-    """Edit manifest.json as somebody with a text editor would."""
+    """Edit manifest.json as a user with a text editor does."""
     file = directory / "manifest.json"
     value = json.loads(file.read_text())
     change(value)
@@ -221,7 +221,7 @@ def test_unknown_fields_are_ignored(directory: Path) -> None:
 
 
 def field_paths(value: Any, path: str = "") -> list[str]:
-    """The dotted path of each field that is written; entries of mappings are no fields."""
+    """List the dotted path of each written field; entries of mappings do not count."""
     if not isinstance(value, dict):
         return []
     paths = []

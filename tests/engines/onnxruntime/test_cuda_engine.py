@@ -49,7 +49,7 @@ class FakeBinding:
 
 @pytest.fixture
 def ort(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> Any:
-    """onnxruntime with a CUDA provider: it computes on the CPU, when its stream comes to it."""
+    """Make a fake onnxruntime whose CUDA provider computes on the CPU."""
     module = types.ModuleType("onnxruntime")
     real = onnxruntime.InferenceSession
     module.sessions = []  # type: ignore[attr-defined]

@@ -202,7 +202,7 @@ def test_threads_must_be_positive(graph: Path, threads: int) -> None:
 
 
 def test_cuda_on_a_cpu_build_is_refused(graph: Path) -> None:
-    """With the real onnxruntime of a CPU box; with a CUDA build the next tests say it all."""
+    """Refusal of the real onnxruntime without CUDA."""
     if why_no_cuda() is None:
         pytest.skip("the installed onnxruntime has CUDA")
     with pytest.raises(BackendError, match=r"has no CUDAExecutionProvider.*extra \[gpu\]"):
@@ -215,7 +215,7 @@ def fake_onnxruntime(
     running: tuple[str, ...] = ("CUDAExecutionProvider", "CPUExecutionProvider"),
     error: Exception | None = None,
 ) -> Any:
-    """An onnxruntime that says what ``available`` and ``running`` say."""
+    """Make a fake onnxruntime with the given ``available`` and ``running`` providers."""
     module: Any = types.ModuleType("onnxruntime")
     module.sessions = []
 

@@ -55,7 +55,7 @@ def opened(directory: Path, manifest: Manifest, role: Role, weights: Any, **more
 def exported_with(
     directory: Path, manifest: Manifest, role: Role, weights: Mapping[str, Float32Array], to: Path
 ) -> OrtEngine:
-    """A fresh session on a graph that the ``onnx`` package wrote with other weights inside."""
+    """Open a session on a graph in which the ``onnx`` package wrote other weights."""
     entry = manifest.roles[role].adapt
     assert entry is not None
     known = {tensor.name: tensor for tensor in entry.tensors}
@@ -103,7 +103,7 @@ def test_reweighted_graph_equals_exported_graph(
             assert adapted.changed == (name,)
             result = adapted.run(inputs)["prob"]
             np.testing.assert_array_equal(result, fresh.run(inputs)["prob"])
-            assert np.abs(result - before).max() > 1e-3  # control: it does change the answer
+            assert np.abs(result - before).max() > 1e-3  # control: the output changes
 
 
 def test_the_directory_is_left_as_it_was(
@@ -153,7 +153,7 @@ def test_an_open_engine_of_the_directory_saves_opening_it_again(
 def test_weights_that_do_not_arrive_are_noticed(
     directory: Path, manifest: Manifest, tmp_path: Path
 ) -> None:
-    """A graph with its weights inside never reads the data beside it."""
+    """A graph with internal weights does not read its external data file."""
     broken = tmp_path / "engines"
     make_adapt_dir(broken, precision=manifest.roles["osvos"].precision)
     model = onnx.load(broken / "osvos.onnx")
@@ -172,7 +172,7 @@ def test_weights_that_do_not_arrive_are_noticed(
 
 
 def test_a_change_too_small_to_show_is_no_error(directory: Path, manifest: Manifest) -> None:
-    """The positive control tells it from weights that do not arrive."""
+    """The positive control separates it from weights that do not arrive."""
     weights = own_weights(directory, manifest, "osvos")
     tiny = {"fuse.bias": np.full(1, 2.0**-24, np.float32)}  # half's smallest number
     zero = {

@@ -95,7 +95,7 @@ def world(
 def stream(driver: FakeDriver) -> Iterator[int]:
     own = CudaDevice()
     yield own.address
-    del own  # the stream lives until here
+    del own  # the stream is used until here
 
 
 def crops(objects: int, seed: int = 0) -> dict[str, Float32Array]:
@@ -150,7 +150,7 @@ def test_device_tensors_go_in_and_come_out_without_waiting(world: World, stream:
         assert prob.shape == (2, 1, 65, 65)
         there = world.driver.array(prob.address, prob.shape, prob.dtype)
         expected = world.expected(inputs)
-        # Control: nobody has waited yet, and what is there is of the warm-up.
+        # Control: before the wait the buffer holds the output of the warm-up.
         assert not np.array_equal(there, expected)
         CudaDevice().on(stream).sync()
         np.testing.assert_array_equal(there, expected)

@@ -25,7 +25,7 @@ from mpn.types import Float32Array
 
 
 class OrtCudaEngine(Closeable):
-    """Implement :class:`mpn.engines.base.DeviceEngine` by onnxruntime's CUDA provider.
+    """Implement :class:`mpn.engines.base.DeviceEngine` by the CUDA provider.
 
     The provider works on the engine's stream, because a session takes its stream once, when it is
     created. Events order the runs after the caller's stream, and the host does not wait. Tensors
@@ -133,7 +133,7 @@ class OrtCudaEngine(Closeable):
         return self.enqueue(stream, objects).outputs
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-        """See :class:`mpn.engines.base.Engine`; runs in batches if there are many objects."""
+        """See :class:`mpn.engines.base.Engine`; many objects run in batches."""
         self._device.activate()
         return self._open_buffers().run_batches(inputs, self._start)
 

@@ -175,7 +175,7 @@ class OrtFinetuneEngine(Closeable):
         return Features(dict(zip(names, outputs, strict=True)))
 
     def weights(self) -> dict[str, Float32Array]:
-        """Copy the trained tensors by name, as they are after the last step.
+        """Copy the trained tensors by name, with their values after the last step.
 
         If its loss or a tensor is not finite, copy the last ones with a finite loss.
         """

@@ -23,7 +23,7 @@ from mpn.types import Float32Array
 
 
 class BoundContext:
-    """Execution context with fixed shapes and addresses, so its CUDA graph stays valid.
+    """Execution context of fixed shapes and addresses; its CUDA graph stays valid.
 
     TensorRT documents that a captured graph is undefined after its context gets other shapes.
     Therefore there is one context per number of objects. The contexts share their scratch memory,
@@ -70,7 +70,7 @@ class BoundContext:
         missing = context.infer_shapes()
         if missing:
             raise EngineError(
-                f"{api.title} cannot tell the shapes of the outputs: {', '.join(missing)} missing"
+                f"{api.title} cannot compute the shapes of the outputs: {', '.join(missing)} missing"
             )
         self._bind(buffers.inputs)
         self._bind(buffers.outputs, is_output=True)
@@ -84,7 +84,7 @@ class BoundContext:
         self._api.check(self._context.execute_async_v3(stream), "starting a run")
 
     def is_capturable(self, stream: int) -> bool:
-        """Return whether a run may be captured on the stream; True if the library has no call."""
+        """Return whether a run may be captured; True if the library has no such call."""
         is_capturable = getattr(self._context, "is_stream_capturable", None)
         return True if is_capturable is None else bool(is_capturable(stream))
 
@@ -293,7 +293,7 @@ class TrtEngine(Closeable):
         return context.buffers.outputs
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-        """See :class:`mpn.engines.base.Engine`; runs in batches if there are many objects."""
+        """See :class:`mpn.engines.base.Engine`; many objects run in batches."""
         own = self._open_buffers()
         self._device.activate()
         return own.run_batches(inputs, self._run_batch)

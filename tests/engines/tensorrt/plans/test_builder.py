@@ -142,7 +142,7 @@ def test_only_tensorrt_keeps_a_timing_cache(
     api: TrtApi, directory: Path, manifest: Manifest
 ) -> None:
     first = built(api, directory, manifest).timing_cache
-    if api.is_rtx:  # where it would make the builder ask for a GPU
+    if api.is_rtx:  # it would make the builder require a GPU
         assert first is None
         return
     assert first == b"learnt;"

@@ -1,4 +1,4 @@
-"""The three paper-size networks, half and at 854x480, by NVIDIA's own builder, without a GPU."""
+"""Build the three paper-size networks in half precision, without a GPU."""
 
 from __future__ import annotations
 

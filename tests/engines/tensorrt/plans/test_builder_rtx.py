@@ -82,7 +82,7 @@ def test_an_input_that_is_rounded_anyway_is_taken_in_half(api: TrtApi, directory
 
 
 def test_every_trained_weight_can_be_marked_by_its_name(api: TrtApi, directory: Path) -> None:
-    """Refittable plans themselves are built on a GPU only; the names are checked here."""
+    """Refittable plans need a GPU to build; this test checks the names only."""
     manifest = load_manifest(directory)
     for role, entry in manifest.roles.items():
         assert entry.adapt is not None

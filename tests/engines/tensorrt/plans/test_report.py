@@ -76,7 +76,7 @@ def test_half_requested_but_not_used_raises(
     result = PlanPrecision(network, engine)
     with pytest.raises(EngineError, match=says):
         result.check("fp16", "the flow plan")
-    result.check("fp32", "the flow plan")  # what was not asked for is no error
+    result.check("fp32", "the flow plan")  # an engine that was not requested is no error
 
 
 @pytest.mark.parametrize("engine", [None, HALF, UNTOLD])

@@ -11,7 +11,7 @@ from mpn.errors import EngineError
 
 
 def graph_bytes() -> bytes:
-    """prob = float(half(image) + half(other)): both inputs are read through a cast to half."""
+    """Make ``prob = float(half(image) + half(other))``."""
     shape = ["objects", 3]
     nodes = [
         helper.make_node("Cast", ["image"], ["a"], to=TensorProto.FLOAT16),

@@ -27,7 +27,7 @@ _SHOWN_FAULTS = 3
 
 
 class ParsedNetwork:
-    """Strongly typed network from an ONNX file, with the parser that owns its weights.
+    """Strongly typed network of an ONNX file, with the parser that owns its weights.
 
     Args:
         api: The library.
@@ -361,7 +361,7 @@ def _add_profiles(
 
 
 def _use_timing_cache(api: TrtApi, config: Any, data: bytes | None) -> Any:
-    """Set the timing cache of a builder configuration: the given one, or an empty one."""
+    """Set the timing cache of a builder configuration to ``data`` or an empty one."""
     for content in (data, b"") if data else (b"",):
         cache = config.create_timing_cache(content)
         # False: of another GPU or version. The next one is the empty cache.

@@ -75,7 +75,7 @@ class PlanPrecision:
                 )
 
     def describe(self) -> str:
-        """Return, for example, ``134 of 142 convolutions and products in half precision``."""
+        """Return a line such as ``134 of 142 convolutions in half precision``."""
         count = self.network if self.engine is None else self.engine
         if not count.arithmetic:
             count = self.network
