@@ -70,7 +70,7 @@ class BoundContext:
         missing = context.infer_shapes()
         if missing:
             raise EngineError(
-                f"{api.title} cannot compute the shapes of the outputs: {', '.join(missing)} missing"
+                f"{api.title} cannot compute the output shapes: {', '.join(missing)} missing"
             )
         self._bind(buffers.inputs)
         self._bind(buffers.outputs, is_output=True)
