@@ -61,12 +61,16 @@ def headline_table(results: Mapping[str, Result]) -> str:
                 label,
                 *(f"{scores[key]:.3f}" for key in ("J&F-Mean", "J-Mean", "F-Mean")),
                 f"{scores['wall_fps']:.1f}",
-                "" if first_mask_s is None else f"{first_mask_s:.1f}",
+                "" if first_mask_s is None else f"{first_mask_s:.2f}",
             ]
         )
     headings = ["mode", "J&F", "J", "F", "wall FPS", "first mask, s"]
     has_first_mask = any(row[-1] for row in rows)
-    first_mask = "First mask: median of the sequences with one object. " if has_first_mask else ""
+    first_mask = (
+        "First mask: from the call, engines opened; median of the sequences with one object. "
+        if has_first_mask
+        else ""
+    )
     frames = sum(sequence["frames"] for sequence in result["data"]["sequences"].values())
     source = (
         f"{count(len(result['data']['sequences']), 'sequence')} ({frames} frames) of the DAVIS "

@@ -134,8 +134,8 @@ def test_headline_table_has_run_modes_and_first_mask() -> None:
     """The first mask is that of the sequences with one object."""
     lines = headline_table({"davis-tiny": davis_result()}).splitlines()
     assert lines[0] == "| mode | J&F | J | F | wall FPS | first mask, s |"
-    assert lines[2] == "| `--fast` | 0.610 | 0.600 | 0.620 | 33.0 | 0.6 |"
-    assert lines[3] == "| default (fine-tuned) | 0.810 | 0.800 | 0.820 | 33.0 | 0.8 |"
+    assert lines[2] == "| `--fast` | 0.610 | 0.600 | 0.620 | 33.0 | 0.60 |"
+    assert lines[3] == "| default (fine-tuned) | 0.810 | 0.800 | 0.820 | 33.0 | 0.80 |"
     assert lines[5].startswith("2 sequences (20 frames) of the DAVIS set `val`.")
 
 
