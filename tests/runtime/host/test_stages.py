@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mpn.errors import EngineError
-from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.stages import Stages
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.options import ResolvedOptions
@@ -32,7 +31,7 @@ def packed(count: int) -> Float32Array:
 
 def stages(*, mirror: bool, objects: ObjectEngines | None = None) -> Stages:
     engines = fake_engine_set(propagation=looks_left, roi_size=ROI_SIZE, max_objects=MOST)
-    return Stages(engines, ResolvedOptions(flip_tta=mirror), cpu, objects)
+    return Stages(engines, ResolvedOptions(flip_tta=mirror), objects)
 
 
 def test_without_flip_tta_each_crop_runs_once() -> None:
@@ -57,7 +56,7 @@ def test_flip_tta_batches_crops_of_object_engine() -> None:
     objects = ObjectEngines()
     objects.add({2: {"propagation": own}})
     crops = packed(2)
-    prob = Stages(engines, ResolvedOptions(flip_tta=True), cpu, objects).propagate(crops, [1, 2])
+    prob = Stages(engines, ResolvedOptions(flip_tta=True), objects).propagate(crops, [1, 2])
     assert prob[0] == pytest.approx(crops[0, 3:4])  # the common one returns its input
     assert prob[1] == pytest.approx(crops[1, 3:4] / 2, abs=1e-6)
     (call,) = own.calls
@@ -79,4 +78,4 @@ def test_wrong_output_of_object_engine_names_the_object() -> None:
     objects = ObjectEngines()
     objects.add({7: {"propagation": FakeEngine(engines.propagation.spec, nonsense)}})
     with pytest.raises(EngineError, match="7"):
-        Stages(engines, ResolvedOptions(flip_tta=True), cpu, objects).propagate(packed(1), [7])
+        Stages(engines, ResolvedOptions(flip_tta=True), objects).propagate(packed(1), [7])

@@ -23,7 +23,6 @@ from mpn.engines.spec import ROLES, Role
 from mpn.errors import EngineError
 from mpn.runtime.bench.result import fps_from_seconds, summary_ms
 from mpn.runtime.candidates import Candidates
-from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.flow import EngineFlow
 from mpn.runtime.host.preprocess import (
     one_hot,
@@ -173,7 +172,7 @@ def _fixed_inputs(
         for plane in prob
     )
     branch: TrackBranch = "given"
-    packed = Stages(engines, options, cpu).crop(
+    packed = Stages(engines, options).crop(
         current, Candidates(prob, rois, rois, (branch,) * len(rois))
     )
     crops = np.concatenate((packed, packed[..., ::-1])) if options.flip_tta else packed

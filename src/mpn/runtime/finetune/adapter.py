@@ -28,9 +28,7 @@ from mpn.runtime.finetune.loop import FinetuneProgress as FinetuneProgress
 from mpn.runtime.finetune.loop import FinetuneReport as FinetuneReport
 from mpn.runtime.finetune.loop import LoopOutcome, Sampler, run_loop
 from mpn.runtime.finetune.plan import options_in_cache_key
-from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.flow import flow_estimator_from
-from mpn.runtime.host.ops import Ops
 from mpn.runtime.options import FINETUNABLE_ROLES, FinetuneOptions, FinetuneRecipe, ResolvedOptions
 from mpn.types import Float32Array, UInt8Array, check_labels, check_rgb
 
@@ -47,7 +45,6 @@ class ObjectFinetuner(Closeable):
             in. Augmented frames pass the same stages as real ones.
         threads: Threads within an operator; None: the default of onnxruntime.
         on_progress: Called after each step.
-        ops: Array operations.
 
     Raises:
         EngineError: If a network cannot be fine-tuned with this directory.
@@ -62,7 +59,6 @@ class ObjectFinetuner(Closeable):
         *,
         threads: int | None = None,
         on_progress: Callable[[FinetuneProgress], None] | None = None,
-        ops: Ops = cpu,
     ) -> None:
         for role in options.roles:
             entry = engines.manifest.roles.get(role)
@@ -75,7 +71,7 @@ class ObjectFinetuner(Closeable):
         self._directory = Path(engine_dir)
         self._engines, self._options = engines, options
         self._pipeline_options = pipeline_options
-        self._threads, self._on_progress, self._ops = threads, on_progress, ops
+        self._threads, self._on_progress = threads, on_progress
         self._cache = None if options.cache_dir is None else WeightCache(options.cache_dir)
         self._backend = step_backend(engines)
         self._reports: list[FinetuneReport] = []
@@ -210,7 +206,6 @@ class ObjectFinetuner(Closeable):
             engines=self._engines,
             flow=flow_estimator_from(self._engines),
             options=self._pipeline_options,
-            ops=self._ops,
             size_px=recipe.size_px,
             batch=recipe.batch,
             seed=seed,

@@ -9,7 +9,6 @@ from mpn._common.closeable import Closeable
 from mpn.engines.open import EngineSet
 from mpn.runtime.backend import FrameMemory, OsvosMaps, QueuedBackend, Readback
 from mpn.runtime.candidates import Candidates
-from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.crf import refine
 from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.merge import labels_from_merged, merge
@@ -96,7 +95,7 @@ class HostBackend(Closeable):
     ) -> None:
         self._options, self._timer = options, timer
         self._flow = flow
-        self._stages = Stages(engines, options, cpu, objects)
+        self._stages = Stages(engines, options, objects)
         self._osvos = OsvosRunner(engines, options, objects)
         self._state: VideoState | None = None
         self._memory: FrameMemory | None = None

@@ -1,12 +1,12 @@
 """Warp, check, crop and paste in NumPy and OpenCV: the reference of the kernels.
 
-OpenCV 5 or newer: OpenCV 4 rounds the coordinates of ``remap`` to 1/32 px.
+Each function is pure: it changes no argument. OpenCV 5 or newer is required: OpenCV 4 rounds the
+coordinates of ``remap`` to 1/32 px.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -23,8 +23,23 @@ def warp_bilinear(
 ) -> Float32Array:
     """Warp probabilities of the previous frame onto the current one.
 
-    See :meth:`Ops.warp_bilinear`. Agrees with the definition in float64 to 2e-6. With zero flow it
-    is the identity, bit for bit.
+    It agrees with the definition in float64 to 2e-6. With zero flow it is the identity, bit for
+    bit.
+
+    Args:
+        prob: (K, H, W) float32 of the previous frame.
+        flow_to_prev_px: (2, H, W) float32 on the current frame's grid: axis 0 is (x, y), in
+            pixels, from a pixel of the current frame to its position in the previous one.
+        boxes: Per object the part of the output to compute; the rest is 0. If a box is None,
+            the whole plane is 0. [default: whole planes]
+
+    Returns:
+        (K, H, W) float32, ``prob`` sampled bilinearly at (x + flow_x, y + flow_y). Pixel
+        centres are at integers; taps outside the image count as 0; a pixel with a non-finite
+        coordinate is 0.
+
+    Raises:
+        InputError: If the shapes do not fit.
     """
     if prob.ndim != 3 or flow_to_prev_px.shape != (2, *prob.shape[1:]):
         raise InputError(
@@ -63,10 +78,23 @@ def flow_confidence(
     sigma_px: float,
     sigma_frac: float,
 ) -> Float32Array:
-    """Compute the confidence of a flow; see :meth:`Ops.flow_confidence`.
+    """Compute how well the flow of each pixel and the flow back cancel out.
 
-    Raises:
-        InputError: If the flows differ in shape.
+    A pixel that is hidden in the previous frame has no true flow. Its estimated flow leads to
+    another pixel, whose flow does not lead back. Source: the forward-backward check, e.g.
+    N. Sundaram et al., "Dense Point Trajectories by GPU-accelerated Large Displacement Optical
+    Flow", ECCV 2010; VS-ReID uses it on warped masks.
+
+    Args:
+        flow_to_prev_px: (2, H, W) float32 on the current frame's grid, f.
+        flow_from_prev_px: (2, H, W) float32 on the previous frame's grid, b.
+        box: The part to compute.
+        sigma_px: Tolerated round-trip error, in pixels.
+        sigma_frac: Tolerated round-trip error, as a fraction of the flow's length.
+
+    Returns:
+        (h, w) float32 of the box: exp(-|f(x) + b(x + f(x))|^2 / (2 (sigma_px + sigma_frac
+        |f(x)|)^2)), 0..1; 0 at pixels whose flow is not finite.
     """
     if flow_to_prev_px.shape != flow_from_prev_px.shape or flow_to_prev_px.shape[0] != 2:
         raise InputError(
@@ -114,7 +142,26 @@ def crop_resize_pack(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Float32Array:
-    """Make the input of the propagation network; see :meth:`Ops.crop_resize_pack`."""
+    """Make the input of the propagation network.
+
+    Each crop is resized to a square, bilinearly and regardless of its aspect ratio, with
+    half-pixel centres and no smoothing when it shrinks (``cv2.INTER_LINEAR`` on float32).
+    Training crops in the same way: a change here needs new weights.
+
+    Args:
+        rgb: (H, W, 3) uint8 RGB, the current frame.
+        prob: (K, H, W) float32, the probabilities warped onto it.
+        rois: Per object its ROI, or None to omit the object.
+        size: Side S of the network's input.
+        mean: Three means of RGB in 0..1.
+        std: Three standard deviations of RGB in 0..1.
+
+    Returns:
+        (N, 4, S, S) float32 for N ROIs: (rgb / 255 - mean) / std, then the probability.
+
+    Raises:
+        InputError: If the shapes do not fit.
+    """
     check_rgb(rgb)
     if prob.ndim != 3 or prob.shape[1:] != rgb.shape[:2]:
         raise InputError(f"prob must be (K, H, W) of the frame {rgb.shape[:2]}, got {prob.shape}")
@@ -144,7 +191,20 @@ def crop_resize_pack(
 def paste(
     crops: Float32Array, rois: Sequence[Roi | None], size_hw: tuple[int, int]
 ) -> Float32Array:
-    """Paste the output of the network into the frame; see :meth:`Ops.paste`."""
+    """Paste the output of the network into the frame.
+
+    Args:
+        crops: (N, 1, S, S) float32, one per ROI that is not None, in their order.
+        rois: Per object the ROI of its crop, or None.
+        size_hw: (H, W) of the frame.
+
+    Returns:
+        (K, H, W) float32: each crop resized to its ROI (bilinear, half-pixel centres), 0
+        outside it.
+
+    Raises:
+        InputError: If the shapes do not fit.
+    """
     present = [(k, roi) for k, roi in enumerate(rois) if roi is not None]
     if crops.ndim != 4 or crops.shape[1] != 1:
         raise InputError(f"crops must be (N, 1, S, S), got {crops.shape}")
@@ -180,109 +240,3 @@ def _sample_positions(flow_to_prev_px: Float32Array, box: Roi) -> tuple[Float32A
 def _check_count(what: str, given: Sequence[object], expected: int) -> None:
     if len(given) != expected:
         raise InputError(f"expected {expected} {what}, got {len(given)}")
-
-
-class Ops(Protocol):
-    """Warp, check, crop and paste. Each function is pure: no argument is changed."""
-
-    def warp_bilinear(
-        self,
-        prob: Float32Array,
-        flow_to_prev_px: Float32Array,
-        *,
-        boxes: Sequence[Roi | None] | None = None,
-    ) -> Float32Array:
-        """Warp probabilities of the previous frame onto the current one.
-
-        Args:
-            prob: (K, H, W) float32 of the previous frame.
-            flow_to_prev_px: (2, H, W) float32 on the current frame's grid: axis 0 is (x, y), in
-                pixels, from a pixel of the current frame to its position in the previous one.
-            boxes: Per object the part of the output to compute; the rest is 0. If a box is None,
-                the whole plane is 0. [default: whole planes]
-
-        Returns:
-            (K, H, W) float32, ``prob`` sampled bilinearly at (x + flow_x, y + flow_y). Pixel
-            centres are at integers; taps outside the image count as 0; a pixel with a non-finite
-            coordinate is 0.
-
-        Raises:
-            InputError: If the shapes do not fit.
-        """
-
-    def flow_confidence(
-        self,
-        flow_to_prev_px: Float32Array,
-        flow_from_prev_px: Float32Array,
-        *,
-        box: Roi,
-        sigma_px: float,
-        sigma_frac: float,
-    ) -> Float32Array:
-        """Compute how well the flow of each pixel and the flow back cancel out.
-
-        A pixel that is hidden in the previous frame has no true flow. Its estimated flow leads to
-        another pixel, whose flow does not lead back. Source: the forward-backward check, e.g.
-        N. Sundaram et al., "Dense Point Trajectories by GPU-accelerated Large Displacement Optical
-        Flow", ECCV 2010; VS-ReID uses it on warped masks.
-
-        Args:
-            flow_to_prev_px: (2, H, W) float32 on the current frame's grid, f.
-            flow_from_prev_px: (2, H, W) float32 on the previous frame's grid, b.
-            box: The part to compute.
-            sigma_px: Tolerated round-trip error, in pixels.
-            sigma_frac: Tolerated round-trip error, as a fraction of the flow's length.
-
-        Returns:
-            (h, w) float32 of the box: exp(-|f(x) + b(x + f(x))|^2 / (2 (sigma_px + sigma_frac
-            |f(x)|)^2)), 0..1; 0 at pixels whose flow is not finite.
-        """
-
-    def crop_resize_pack(
-        self,
-        rgb: UInt8Array,
-        prob: Float32Array,
-        rois: Sequence[Roi | None],
-        *,
-        size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> Float32Array:
-        """Make the input of the propagation network.
-
-        Each crop is resized to a square, bilinearly and regardless of its aspect ratio, with
-        half-pixel centres and no smoothing when it shrinks (``cv2.INTER_LINEAR`` on float32).
-        Training crops in the same way: a change here needs new weights.
-
-        Args:
-            rgb: (H, W, 3) uint8 RGB, the current frame.
-            prob: (K, H, W) float32, the probabilities warped onto it.
-            rois: Per object its ROI, or None to omit the object.
-            size: Side S of the network's input.
-            mean: Three means of RGB in 0..1.
-            std: Three standard deviations of RGB in 0..1.
-
-        Returns:
-            (N, 4, S, S) float32 for N ROIs: (rgb / 255 - mean) / std, then the probability.
-
-        Raises:
-            InputError: If the shapes do not fit.
-        """
-
-    def paste(
-        self, crops: Float32Array, rois: Sequence[Roi | None], size_hw: tuple[int, int]
-    ) -> Float32Array:
-        """Paste the output of the network into the frame.
-
-        Args:
-            crops: (N, 1, S, S) float32, one per ROI that is not None, in their order.
-            rois: Per object the ROI of its crop, or None.
-            size_hw: (H, W) of the frame.
-
-        Returns:
-            (K, H, W) float32: each crop resized to its ROI (bilinear, half-pixel centres), 0
-            outside it.
-
-        Raises:
-            InputError: If the shapes do not fit.
-        """

@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from mpn.runtime.host import ops as cpu
-from mpn.runtime.host.ops import Ops
+from mpn.runtime.host.ops import flow_confidence
 from mpn.runtime.host.roi import box_from_prob, with_margin
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
@@ -136,7 +135,6 @@ def suppress_unreliable(
     rgb: UInt8Array,
     colour_table: Float32Array | None,
     colour_weight: float,
-    ops: Ops = cpu,
 ) -> None:
     """Suppress the unreliable part of an object's warped probability, in place.
 
@@ -152,11 +150,10 @@ def suppress_unreliable(
         rgb: (H, W, 3) uint8 RGB, the current frame.
         colour_table: From :func:`colour_table`; None omits the colours.
         colour_weight: See :class:`mpn.runtime.options.PipelineOptions`.
-        ops: Array operations.
     """
     view = plane[box.y0 : box.y1, box.x0 : box.x1]
     if flow_from_prev_px is not None:
-        view *= ops.flow_confidence(
+        view *= flow_confidence(
             flow_to_prev_px,
             flow_from_prev_px,
             box=box,

@@ -11,7 +11,7 @@ from mpn.engines.open import EngineSet
 from mpn.errors import EngineError
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.host.merge import blend, check_finite
-from mpn.runtime.host.ops import Ops
+from mpn.runtime.host.ops import crop_resize_pack, paste, warp_bilinear
 from mpn.runtime.host.reliability import suppress_unreliable
 from mpn.runtime.host.roi import reachable_boxes, roi_from_prob
 from mpn.runtime.object_engines import ObjectEngines
@@ -25,7 +25,6 @@ class Stages:
     Args:
         engines: Open engines.
         options: Options in force.
-        ops: Array operations.
         objects: The objects' own engines; None: all use the common ones.
     """
 
@@ -33,12 +32,10 @@ class Stages:
         self,
         engines: EngineSet,
         options: ResolvedOptions,
-        ops: Ops,
         objects: ObjectEngines | None = None,
     ) -> None:
         self._engines = engines
         self._options = options
-        self._ops = ops
         self._objects = ObjectEngines() if objects is None else objects
 
     def warp(
@@ -72,7 +69,7 @@ class Stages:
                 f"got {flow_to_prev_px.shape}"
             )
         warp_bounds = reachable_boxes(bounds, flow_to_prev_px)
-        warped = self._ops.warp_bilinear(prob, flow_to_prev_px, boxes=warp_bounds)
+        warped = warp_bilinear(prob, flow_to_prev_px, boxes=warp_bounds)
         tables = (None,) * len(warped) if colour_tables is None else colour_tables
         for plane, table, box in zip(warped, tables, warp_bounds, strict=True):
             if box is not None:
@@ -85,7 +82,6 @@ class Stages:
                     rgb=rgb,
                     colour_table=table,
                     colour_weight=self._options.colour_weight,
-                    ops=self._ops,
                 )
         rois = [
             self._roi(plane, box, area)
@@ -115,7 +111,7 @@ class Stages:
             (N, 4, S, S) float32.
         """
         preprocessing = self._engines.manifest.preprocessing.propagation
-        return self._ops.crop_resize_pack(
+        return crop_resize_pack(
             rgb,
             candidates.prob,
             candidates.rois,
@@ -175,7 +171,7 @@ class Stages:
         With a ``propagation_weight`` under 1 it is averaged with the warped probability.
         """
         size_hw = (candidates.prob.shape[1], candidates.prob.shape[2])
-        prob = self._ops.paste(crops, candidates.rois, size_hw)
+        prob = paste(crops, candidates.rois, size_hw)
         weight = self._options.propagation_weight
         if weight == 1:
             return prob

@@ -12,7 +12,6 @@ from mpn.errors import MaskError
 from mpn.runtime.finetune.augment.clip import LucidRange
 from mpn.runtime.finetune.augment.motion import MotionRange
 from mpn.runtime.finetune.augment.propagation import PropagationSampler, SamplerOptions
-from mpn.runtime.host import ops as cpu
 from mpn.runtime.host.flow import flow_estimator_from
 from mpn.runtime.options import ResolvedOptions
 from mpn.types import Float32Array
@@ -56,7 +55,6 @@ def sampler(
         engines=engines,
         flow=flow_estimator_from(engines),
         options=options,
-        ops=cpu,
         size_px=size_px,
         batch=batch,
         seed=[seed],

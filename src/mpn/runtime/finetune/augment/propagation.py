@@ -21,7 +21,7 @@ from mpn.runtime.finetune.augment.clip import LucidClip, LucidRange
 from mpn.runtime.finetune.augment.mask import corrupt_mask
 from mpn.runtime.finetune.augment.scene import LucidScene
 from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
-from mpn.runtime.host.ops import Ops
+from mpn.runtime.host.ops import crop_resize_pack, paste
 from mpn.runtime.host.roi import box_from_prob
 from mpn.runtime.host.stages import Stages
 from mpn.runtime.options import ResolvedOptions
@@ -71,7 +71,6 @@ class PropagationSampler:
         engines: Open engines, with the propagation network and its preprocessing.
         flow: The flow estimator of the pipeline.
         options: Options of the pipeline, with all defaults filled in.
-        ops: Array operations.
         size_px: Side of the crops.
         batch: Crops per batch.
         seed: Entropy; the same seed gives the same crops.
@@ -90,14 +89,13 @@ class PropagationSampler:
         engines: EngineSet,
         flow: FlowEstimator,
         options: ResolvedOptions,
-        ops: Ops,
         size_px: int,
         batch: int,
         seed: Sequence[int],
         sampler_options: SamplerOptions | None = None,
     ) -> None:
         scene = LucidScene.from_frame(rgb, labels, object_id, side_px=OBJECT_FRAC * size_px)
-        self._pipeline = pipeline = _ScaledPipeline(scene, engines, flow, options, ops, size_px)
+        self._pipeline = pipeline = _ScaledPipeline(scene, engines, flow, options, size_px)
         sampler_options = SamplerOptions() if sampler_options is None else sampler_options
         self._rollouts = [
             _Rollout(pipeline, sampler_options, np.random.default_rng([*seed, row]))
@@ -142,17 +140,16 @@ class _ScaledPipeline:
         engines: EngineSet,
         flow: FlowEstimator,
         options: ResolvedOptions,
-        ops: Ops,
         size_px: int,
     ) -> None:
-        self.scene, self.flow, self.ops, self.size_px = scene, flow, ops, size_px
+        self.scene, self.flow, self.size_px = scene, flow, size_px
         # These options are in pixels of the frame.
         self.options = replace(
             options,
             flow_check_px=options.flow_check_px * scene.scale,
             roi_margin_px_min=round(options.roi_margin_px_min * scene.scale),
         )
-        self._stages = Stages(engines, self.options, ops)
+        self._stages = Stages(engines, self.options)
         self._preprocessing = engines.manifest.preprocessing.propagation
         self._roi_size = engines.manifest.roi_size
         self._tables = [scene.colour_table] if options.colour_weight else None
@@ -194,7 +191,7 @@ class _ScaledPipeline:
         return self._stages.propagate(crops, [self.scene.object_id] * len(crops))
 
     def _packed(self, rgb: UInt8Array, prob: Float32Array, roi: Roi, size: int) -> Float32Array:
-        packed = self.ops.crop_resize_pack(
+        packed = crop_resize_pack(
             rgb,
             prob,
             [roi],
@@ -245,7 +242,7 @@ class _Rollout:
         last = self._last
         if last is None:
             raise EngineError("there is no frame that this prediction belongs to")
-        self._prob = self._pipeline.ops.paste(prediction[None], [last.roi], last.target.shape)[0]
+        self._prob = paste(prediction[None], [last.roi], last.target.shape)[0]
         found = self._prob > self._pipeline.options.threshold
         union = np.count_nonzero(found | last.target)
         overlap = np.count_nonzero(found & last.target)
