@@ -18,6 +18,7 @@ from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.onnxruntime.finetune import adapt_entry
 from mpn.engines.open import open_engines, open_object_engine
 from mpn.engines.spec import EngineSpec, Role, engine_spec
+from mpn.engines.tensorrt.engine import TrtEngine
 from mpn.engines.weights import read_weights
 
 DEVICE_BACKENDS = ("cuda", "tensorrt", "tensorrt-rtx")
@@ -84,6 +85,10 @@ def _engines(bench: Bench, directory: str, backend: Any) -> dict[str, Any]:
                     )
                     role_figures[f"objects {k}"] = times(taken)
                 role_figures["supports_graph_capture"] = engine.supports_graph_capture
+                if isinstance(engine, TrtEngine):
+                    role_figures["why_no_graph"] = {
+                        str(k): reason for k, reason in engine.why_no_graphs.items()
+                    }
             answer = engine.run(example_inputs(engine.spec))
             if references["status"] != "done":
                 role_figures["parity"] = references

@@ -246,6 +246,7 @@ class EngineSet(Closeable):
         plans: Source of the plans; None if the backend has none.
         device: The GPU; None on the CPU.
         policy: Build or load plans; see :class:`PlanPolicy`.
+        owned: Whether :meth:`close` closes the engines; False for a pipeline on shared engines.
     """
 
     manifest: Manifest
@@ -258,6 +259,7 @@ class EngineSet(Closeable):
     plans: PlanStore | None = None
     device: CudaDevice | None = None
     policy: PlanPolicy = field(default_factory=PlanPolicy)
+    owned: bool = True
 
     @property
     def engines(self) -> Mapping[Role, Engine]:
@@ -270,7 +272,9 @@ class EngineSet(Closeable):
         return found
 
     def close(self) -> None:
-        """Close every engine; closing twice is allowed."""
+        """Close every engine that is owned; closing twice is allowed."""
+        if not self.owned:
+            return
         with ExitStack() as stack:  # the others are closed even if one fails
             for engine in self.engines.values():
                 stack.callback(engine.close)

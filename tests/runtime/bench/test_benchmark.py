@@ -379,14 +379,14 @@ def test_finetuning_time_is_reported_separately(tmp_path: Path) -> None:
         directory, options(objects=(2,), variants=("plain", "crf+finetune"), finetune=quick)
     )
     plain, tuned = result["runs"]
-    assert plain["adapt"] is None
-    assert tuned["adapt"]["roles"] == ["propagation"]
-    assert tuned["adapt"]["recipes"]["propagation"]["steps"] == 3
+    assert plain["finetune"] is None
+    assert tuned["finetune"]["roles"] == ["propagation"]
+    assert tuned["finetune"]["recipes"]["propagation"]["steps"] == 3
     assert "finetune" not in plain["pipeline"]["start_stages_ms"]
-    adapt_ms = tuned["pipeline"]["start_stages_ms"]["finetune"]
-    assert 0 < adapt_ms <= tuned["pipeline"]["start_ms"]
-    assert plain["wall"]["adapt_ms"] == 0
-    assert 0 < tuned["wall"]["adapt_ms"] <= tuned["wall"]["until_first_mask_ms"]
+    finetune_ms = tuned["pipeline"]["start_stages_ms"]["finetune"]
+    assert 0 < finetune_ms <= tuned["pipeline"]["start_ms"]
+    assert plain["wall"]["finetune_ms"] == 0
+    assert 0 < tuned["wall"]["finetune_ms"] <= tuned["wall"]["until_first_mask_ms"]
     assert tuned["engine_only"]["batches"]["propagation"] == 2  # one network per object
     assert plain["engine_only"]["batches"]["propagation"] == 1
     assert "fine-tuning" not in " ".join(result["not_measured"])

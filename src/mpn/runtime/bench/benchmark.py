@@ -226,7 +226,7 @@ class _Measurement:
                     "variant": variant.name,
                     "osvos": variant.options.osvos.mode,
                     "crf": variant.options.crf is not None,
-                    "adapt": variant.finetune and finetune_as_json(variant.finetune),
+                    "finetune": variant.finetune and finetune_as_json(variant.finetune),
                     **in_memory[variant.name],
                     "wall": wall,
                 }

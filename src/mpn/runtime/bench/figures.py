@@ -217,7 +217,7 @@ class WallRun:
         """Return the wall figure.
 
         ``until_first_mask_ms`` and ``first_step_ms`` are the cost of the start.
-        ``until_first_mask_ms`` includes opening the video and the engines, and ``adapt_ms`` of
+        ``until_first_mask_ms`` includes opening the video and the engines, and ``finetune_ms`` of
         fine-tuning.
 
         Args:
@@ -239,7 +239,7 @@ class WallRun:
                 "fps": round(len(self.done_s) / self.total_s, 3),
             },
             "until_first_mask_ms": round(self.done_s[0] * 1e3, 3),
-            "adapt_ms": round(report["finetune"].get("seconds", 0.0) * 1e3, 3),
+            "finetune_ms": round(report["finetune"].get("seconds", 0.0) * 1e3, 3),
             "first_step_ms": round((self.done_s[1] - self.done_s[0]) * 1e3, 3),
             "peak_memory_mib": self.peak_memory_mib,
             "backend": report["backend"]["used"],

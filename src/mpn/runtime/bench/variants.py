@@ -14,7 +14,7 @@ The name of a variant is ``plain`` (flow, warp, propagation, merge) or the added
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,13 +76,6 @@ class Variant:
         return pipeline_on_shared_engines(engine_dir, engines, self.options, self.finetune, threads)
 
 
-class _SharedEngines(EngineSet):
-    """Engines that several pipelines use."""
-
-    def close(self) -> None:
-        """Do nothing: the caller closes the engines."""
-
-
 def pipeline_on_shared_engines(
     engine_dir: Path,
     engines: EngineSet,
@@ -99,7 +92,7 @@ def pipeline_on_shared_engines(
         finetune: Options of fine-tuning; None: no fine-tuning.
         threads: Threads of fine-tuning.
     """
-    shared = _SharedEngines(**{f.name: getattr(engines, f.name) for f in fields(engines)})
+    shared = replace(engines, owned=False)
     adapter = None
     if finetune is not None:
         affecting = options_affecting_weights(options)
