@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mpn._common.concurrency import BackgroundWorker, Prefetch
+from mpn._common.concurrency import BackgroundWorker, Prefetch, check_threads
+from mpn.errors import InputError
 
 HANG_S = 10.0
 """Far above anything these tests wait for: reaching it means a thread hangs."""
@@ -36,6 +37,17 @@ def count_threads(name: str) -> int:
 
 class BoomError(Exception):
     pass
+
+
+@pytest.mark.parametrize(("cores", "most"), [(2, 64), (64, 256)])
+def test_check_threads_allows_four_per_core_or_64(
+    monkeypatch: pytest.MonkeyPatch, cores: int, most: int
+) -> None:
+    monkeypatch.setattr("mpn._common.concurrency.usable_cores", lambda: cores)
+    for threads in (None, 1, most):
+        check_threads(threads)
+    with pytest.raises(InputError, match=f"of 1..{most}, got {most + 1}"):
+        check_threads(most + 1)
 
 
 def test_prefetch_delivers_everything_in_order() -> None:

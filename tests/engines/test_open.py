@@ -221,9 +221,10 @@ def test_missing_onnxruntime_names_the_extra_for_the_cpu(
         open_engines(directory)
 
 
-def test_threads_must_be_positive(directory: Path) -> None:
-    with pytest.raises(InputError, match="threads"):
-        open_engines(directory, backend="cpu", threads=0)
+@pytest.mark.parametrize("threads", [0, 1000])
+def test_threads_out_of_range_are_refused(directory: Path, threads: int) -> None:
+    with pytest.raises(InputError, match=rf"option threads must be .* of 1\.\.\d+, got {threads}"):
+        open_engines(directory, backend="cpu", threads=threads)
 
 
 def test_video_instead_of_a_directory_gets_a_kind_error(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def test_resolved_class_has_each_field_with_a_value(given: type, resolved: type)
 
 BAD_VALUES: list[tuple[str, Any]] = [
     ("size", 0),
+    ("size", 15),
     ("size", -2),
     ("size", 480.0),
     ("size", True),
@@ -248,11 +249,12 @@ BAD_VALUES: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "value"), BAD_VALUES, ids=str)
 def test_bad_value_raises_with_the_name(name: str, value: Any) -> None:
-    message = rf"option {name.replace('.', '[.]')} must be"
+    escaped = name.replace(".", "[.]")
+    message = rf"option {escaped} must be"
     crf = {"crf": True} if name.startswith("crf.") else {}
     with pytest.raises(InputError, match=message):
         PipelineOptions().with_values({**crf, name: value})
-    with pytest.raises(ManifestError, match=rf"runtime_defaults.*{message}"):
+    with pytest.raises(ManifestError, match=rf"'runtime_defaults[.]{escaped}' must be"):
         PipelineOptions().with_defaults({name: value})
     if "." not in name and name != "crf":
         with pytest.raises(InputError, match=message):
@@ -266,12 +268,38 @@ def test_each_option_has_a_bad_value_in_the_table() -> None:
 
 @pytest.mark.parametrize(
     "group",
-    [{"osvos": "off"}, {"osvos": None}, {"crf": True}, {"redetect": {}}, {"finetune": True}],
+    [{"osvos": None}, {"crf": {}}, {"redetect": {}}, {"finetune": True}],
 )
 def test_group_of_another_type_raises_with_an_example(group: dict[str, Any]) -> None:
     (name,) = group
     with pytest.raises(InputError, match=rf"option {name} must be {name.capitalize()}Options\("):
         PipelineOptions(**group)
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ({"osvos": "blend"}, "option osvos='blend' is now osvos=OsvosOptions(mode='blend')"),
+        (
+            {"osvos": "retrieve-only"},
+            "option osvos='retrieve-only' is now osvos=OsvosOptions(mode='redetect-only')",
+        ),
+        ({"crf": True}, "option crf=True is now crf=CrfOptions()"),
+        ({"crf": False}, "option crf=False is now crf=None"),
+    ],
+)
+def test_value_of_0_1_is_refused_with_the_new_form(old: dict[str, Any], now: str) -> None:
+    with pytest.raises(InputError) as caught:
+        PipelineOptions(**old)
+    assert str(caught.value) == now
+
+
+def test_bad_advice_raises_with_the_name_in_the_file() -> None:
+    with pytest.raises(ManifestError) as caught:
+        PipelineOptions().with_defaults({"mirror": "zz"})
+    assert str(caught.value) == (
+        "manifest.json: field 'runtime_defaults.mirror' must be true or false, got 'zz'"
+    )
 
 
 def test_bad_advice_raises_if_the_option_is_given() -> None:
@@ -342,7 +370,7 @@ def test_manifest_table_holds_each_renamed_option() -> None:
 
 
 def test_manifest_may_not_name_an_option_twice() -> None:
-    with pytest.raises(ManifestError, match="gives flip_tta twice, also as flip_tta"):
+    with pytest.raises(ManifestError, match="flip_tta' gives flip_tta a second time"):
         PipelineOptions().with_defaults({"mirror": True, "flip_tta": False})
 
 

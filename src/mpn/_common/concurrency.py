@@ -7,6 +7,7 @@ closes, the first exception of a thread reaches the caller unchanged, and nothin
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections import deque
@@ -17,6 +18,7 @@ from multiprocessing import active_children, get_context
 from typing import Generic, Self, TypeVar
 
 from mpn._common.closeable import Closeable
+from mpn._common.validation import check_int
 
 T = TypeVar("T")
 
@@ -26,6 +28,27 @@ _WAKE_S = 0.5
 _JOIN_S = 15.0
 """Longest wait for a thread that is blocked in a read (a dead camera). It is a daemon and holds no
 file open for writing. Longer than the read timeout of a stream."""
+
+
+_THREADS_PER_CORE = 4  # 1,000 threads on 2 cores practically hang
+_ALWAYS_ALLOWED_THREADS = 64
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use, in a container those granted."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def check_threads(threads: int | None) -> None:
+    """Check a number of CPU threads; None for the default is valid.
+
+    Raises:
+        InputError: If it is under 1, or above 64 and 4 per core.
+    """
+    if threads is not None:
+        most = max(_THREADS_PER_CORE * usable_cores(), _ALWAYS_ALLOWED_THREADS)
+        check_int("option threads", threads, least=1, most=most, kind="a number of threads")
 
 
 class _Channel(Generic[T]):

@@ -39,6 +39,21 @@ _WORDS = {
 }
 
 
+class FieldError(ValueError):
+    """Base of the error of ``__post_init__`` of a record about one of its fields.
+
+    :func:`record_from_json` raises it again with the path of the field in the document.
+
+    Args:
+        field: Path of the field in its record, for example ``"graphs.all"``.
+        problem: The rest of the sentence, for example ``"must be above 0, got -7"``.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"field '{field}' {problem}")
+        self.field, self.problem = field, problem
+
+
 def read_json(path: Path, error: type[MpnError]) -> Any:
     """Read a file of strict JSON, see :func:`json_from_text`.
 
@@ -105,7 +120,7 @@ def record_from_json(value: Any, kind: type[_Record], error: type[MpnError]) -> 
     except UnicodeEncodeError as cause:
         raise error(f"invalid JSON ({cause.object[:80]!r} is no Unicode text)") from cause
     except msgspec.ValidationError as cause:
-        raise error(_explained(str(cause), value, kind)) from cause
+        raise error(_explained(cause, value, kind)) from cause
 
 
 def json_from_record(record: Any) -> dict[str, Any]:
@@ -189,11 +204,15 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _explained(message: str, value: Any, kind: Any) -> str:
+def _explained(cause: msgspec.ValidationError, value: Any, kind: Any) -> str:
     """Rewrite a message of msgspec: the whole path, the value, and the choices."""
+    message = str(cause)
     problem, _, place = message.rpartition(" - at `") if " - at `" in message else (message, "", "")
     of_key = place.startswith("key` in `")
     path = _with_keys(tuple(_segments(place)), message, value, kind)
+    if isinstance(cause.__cause__, FieldError):
+        in_record = cause.__cause__
+        return f"{_named((*path, *in_record.field.split('.')))} {in_record.problem}"
     if of_key:
         choices = _choices(_type_at(kind, (*path, _ANY_KEY), key=True))
         unknown = next(key for key in _value_at(value, path) if repr(key) not in choices)

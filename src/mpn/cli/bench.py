@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mpn.cli.run import BackendName
+from mpn.cli.usage import option_errors
 
 if TYPE_CHECKING:
     from mpn.runtime.bench.benchmark import OnProgress
@@ -28,8 +29,8 @@ def bench(
         "1,2,3,5", metavar="K,K,...", help="Numbers of objects to measure."
     ),
     frame_size: str = typer.Option("854x480", metavar="WxH", help="Size of the clip."),
-    frames: int = typer.Option(50, min=1, help="Timed frames per figure."),
-    warmup: int = typer.Option(5, min=1, help="Warm-up frames."),
+    frames: int = typer.Option(50, help="Timed frames per figure."),
+    warmup: int = typer.Option(5, help="Warm-up frames."),
     variants: str = typer.Option(
         None,
         metavar="NAME,NAME,...",
@@ -39,14 +40,11 @@ def bench(
     finetune_steps: int = typer.Option(
         None,
         metavar="N",
-        min=1,
         help="Fine-tune for N steps per object and network.",
         show_default="by network",
     ),
     backend: BackendName = typer.Option(BackendName.AUTO, help="Backend of the networks."),
-    threads: int = typer.Option(
-        None, metavar="N", min=1, help="CPU threads.", show_default="all cores"
-    ),
+    threads: int = typer.Option(None, metavar="N", help="CPU threads.", show_default="all cores"),
     out: Path = typer.Option(
         None, "--out", "-o", metavar="FILE", help="Also write JSON to FILE.", show_default=False
     ),
@@ -66,16 +64,17 @@ def bench(
     from mpn.runtime.bench.result import check_result_path, save_result
     from mpn.runtime.options import FinetuneOptions
 
-    options = BenchmarkOptions(
-        objects=numbers,
-        frame_size_hw=size_hw,
-        frames=frames,
-        warmup=warmup,
-        variants=None if variants is None else tuple(variants.split(",")),
-        finetune=FinetuneOptions(steps=finetune_steps),
-        backend=backend.value,
-        threads=threads,
-    )
+    with option_errors():
+        options = BenchmarkOptions(
+            objects=numbers,
+            frame_size_hw=size_hw,
+            frames=frames,
+            warmup=warmup,
+            variants=None if variants is None else tuple(variants.split(",")),
+            finetune=FinetuneOptions(steps=finetune_steps),
+            backend=backend.value,
+            threads=threads,
+        )
     if out is not None:
         check_result_path(out)
     with _progress_display() as on_progress:

@@ -43,6 +43,7 @@ def evaluate(
     """
     import json
 
+    from mpn._common.concurrency import usable_cores
     from mpn.errors import OutputError
     from mpn.evaluation import EvaluationOptions, load_davis
     from mpn.evaluation.scores import json_from_score, paper_line_from_score
@@ -52,7 +53,7 @@ def evaluate(
     if csv_dir is not None and not csv_dir.is_dir():  # check before minutes of scoring
         raise OutputError(f"--csv-dir {csv_dir}: no such folder")
     dataset = load_davis(davis_root, set_name, year=year, resolution=resolution)
-    options = EvaluationOptions(workers=jobs or _cpu_count())
+    options = EvaluationOptions(workers=jobs or usable_cores())
     score = _evaluate_with_progress(dataset, results, options, quiet=quiet)
     if as_json:
         typer.echo(json.dumps(json_from_score(score, per_frame=per_frame), indent=2))
@@ -60,12 +61,6 @@ def evaluate(
         _print_table(score)
         typer.echo(paper_line_from_score(score))
     _save_csvs(score, csv_dir, results)
-
-
-def _cpu_count() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _evaluate_with_progress(

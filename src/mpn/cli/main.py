@@ -17,8 +17,9 @@ from mpn.cli.eval import evaluate
 from mpn.cli.export import export
 from mpn.cli.inspect import inspect
 from mpn.cli.renamed import refusal_of
-from mpn.cli.run import run
+from mpn.cli.run import INTERRUPTED, run
 from mpn.cli.train import train_app
+from mpn.cli.usage import UsageError, usage_message
 from mpn.errors import MpnError
 
 USAGE_ERROR = 2
@@ -69,19 +70,27 @@ def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> in
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    if (refusal := refusal_of(given)) is not None:
-        _print_error(refusal)
-        return USAGE_ERROR
     try:
-        application(args=given)  # usage errors and Ctrl-C raise SystemExit with their exit code
-    except SystemExit as stop:
+        code = application(args=given, standalone_mode=False)
+    except SystemExit as stop:  # a closed pipe
         return stop.code if isinstance(stop.code, int) else 0
+    except typer.Abort:
+        _print_error("interrupted")
+        return INTERRUPTED
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            unknown = getattr(error, "option_name", None)
+            command = None if error.ctx is None else error.ctx.command.name
+            _print_error(refusal_of(command, unknown) or usage_message(error, given))
+        return USAGE_ERROR
     except MpnError as error:
         if debug:
             raise
         _print_error(str(error))
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _print_error(message: str) -> None:

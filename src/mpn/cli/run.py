@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mpn.cli.progress import progress_display
+from mpn.cli.usage import option_errors
 
 if TYPE_CHECKING:
     from mpn.runtime.options import FinetuneOptions
@@ -65,6 +66,10 @@ def save_kinds(text: str) -> frozenset[SaveKind]:
             raise typer.BadParameter(
                 f"--save takes {', '.join(known)}, separated by commas, not '{name}'"
             )
+    if not names:
+        raise typer.BadParameter(
+            f"--save takes at least one of {', '.join(known)}, separated by commas, not '{text}'"
+        )
     return frozenset(known[name] for name in names)
 
 
@@ -75,11 +80,12 @@ def rate_from_text(text: str | None) -> Any:
     from fractions import Fraction
 
     try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
-        raise typer.BadParameter(
-            f"--fps takes a rate like 25 or 30000/1001, not '{text}'"
-        ) from error
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if rate <= 0:
+        raise typer.BadParameter(f"--fps takes a rate above 0 like 25 or 30000/1001, not '{text}'")
+    return rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +205,12 @@ def run(
     ),
     backend: BackendName = typer.Option(BackendName.AUTO, help="Run the networks with this."),
     threads: int = typer.Option(
-        None, metavar="N", min=1, help="Use N CPU threads.", show_default="all cores"
+        None, metavar="N", help="Use N CPU threads.", show_default="all cores"
     ),
     fast: bool = typer.Option(
         False,
         "--fast",
-        help="Disable fine-tuning, flip averaging and CRF (--crf still enables the CRF).",
+        help="Disable fine-tuning, flip TTA and CRF (--crf still enables the CRF).",
     ),
     build: bool = typer.Option(
         True,
@@ -215,7 +221,6 @@ def run(
     osvos_every: int = typer.Option(
         None,
         metavar="N",
-        min=1,
         help="Run OSVOS every N frames, and in each frame for objects that are lost or uncertain.",
         show_default="as the engines advise, else 1",
     ),
@@ -231,7 +236,6 @@ def run(
     finetune_steps: int = typer.Option(
         None,
         metavar="N",
-        min=1,
         help="Fine-tune for N steps per object and network.",
         show_default="by network",
     ),
@@ -262,9 +266,7 @@ def run(
     no_finetune_cache: bool = typer.Option(
         False, "--no-finetune-cache", help="Neither keep nor reuse fine-tuned weights."
     ),
-    seed: int = typer.Option(
-        None, metavar="N", min=0, help="Seed the fine-tuning.", show_default="0"
-    ),
+    seed: int = typer.Option(None, metavar="N", help="Seed the fine-tuning.", show_default="0"),
     size: int = typer.Option(
         None,
         metavar="PX",
@@ -325,19 +327,15 @@ def run(
         seed=seed,
     )
 
+    from mpn._common.concurrency import check_threads
     from mpn.runtime.options import UNSET, CrfOptions, OsvosOptions, PipelineOptions
     from mpn.runtime.session.request import RunRequest
     from mpn.runtime.session.session import run_video
 
     is_crf_off = crf is False or (fast and crf is None)
-    request = RunRequest(
-        video=video,
-        masks=masks,
-        out=out,
-        engine_dir=engine_dir,
-        backend=backend.value,
-        threads=threads,
-        options=PipelineOptions(
+    with option_errors():
+        check_threads(threads)
+        options = PipelineOptions(
             size=UNSET if size is None else size,
             flip_tta=False if fast else UNSET,
             osvos=OsvosOptions(
@@ -346,7 +344,15 @@ def run(
             ),
             crf=CrfOptions() if crf else None if is_crf_off else UNSET,
             finetune=finetune.options(),
-        ),
+        )
+    request = RunRequest(
+        video=video,
+        masks=masks,
+        out=out,
+        engine_dir=engine_dir,
+        backend=backend.value,
+        threads=threads,
+        options=options,
         must_finetune=finetune.are_given,
         start=start,
         end=end,
@@ -356,30 +362,32 @@ def run(
         resume=resume,
         build=build,
     )
-    report = _run_with_progress(request, run_video, quiet=quiet)
+    report, did_run = _run_with_progress(request, run_video, quiet=quiet)
     if as_json:
         import json
 
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     elif not quiet:
-        typer.echo(_summary(report))
+        typer.echo(_summary(report, did_run=did_run))
 
 
 def _run_with_progress(
     request: RunRequest, run_video: Callable[..., dict[str, Any]], *, quiet: bool
-) -> dict[str, Any]:
-    done = 0
+) -> tuple[dict[str, Any], bool]:
+    """Return the report, and whether the run computed a frame."""
+    done = computed = 0
     with progress_display(quiet) as show:
 
         def on_progress(progress: Progress) -> None:
-            nonlocal done
-            done = progress.done
+            nonlocal done, computed
+            done, computed = progress.done, progress.computed
             show.frame(progress)
 
         try:
-            return run_video(
+            report = run_video(
                 request, on_progress=on_progress, on_finetune=show.finetune, on_build=show.build
             )
+            return report, computed > 0
         except KeyboardInterrupt:
             interrupted_at = done
     typer.echo(
@@ -391,7 +399,7 @@ def _run_with_progress(
     raise typer.Exit(INTERRUPTED)
 
 
-def _summary(report: dict[str, Any]) -> str:
+def _summary(report: dict[str, Any], *, did_run: bool) -> str:
     used, out = report["backend"]["used"], report["out"]
     masks = f"masks in {out['masks']}, the rest in {out['folder']}"
     if "masks" not in report["saved"]:
@@ -400,7 +408,6 @@ def _summary(report: dict[str, Any]) -> str:
     if report["finetune"]["ran"]:
         seconds, fps = report["finetune"]["seconds"], report["fps_after_finetune"]
         finetuned = f" ({fps:.1f} after {seconds:.0f} s of fine-tuning)"
-    return (
-        f"{report['frames']} frames, {report['fps']:.1f} FPS on {used}{finetuned}, "
-        f"objects {', '.join(map(str, report['object_ids']))}: {masks}"
-    )
+    speed = f"{report['fps']:.1f} FPS on {used}{finetuned}" if did_run else "nothing left to do"
+    objects = ", ".join(map(str, report["object_ids"]))
+    return f"{report['frames']} frames, {speed}, objects {objects}: {masks}"

@@ -25,6 +25,9 @@ from mpn.runtime.crf.options import ResolvedCrf as ResolvedCrf
 NATIVE_SIZE = -1
 """Short side of the working size that selects the size of the input."""
 
+MIN_SIDE_PX = 16
+"""Smallest side of a video and of a working frame: below it flow and crops have too few pixels."""
+
 OsvosMode = Literal["auto", "blend", "redetect-only", "off"]
 
 T = TypeVar("T")
@@ -58,6 +61,14 @@ def _check_shares(options: object, prefix: str, names: tuple[str, ...]) -> None:
 def _check_group(name: str, value: object, cls: type, example: str) -> None:
     if not isinstance(value, cls):
         raise InputError(f"option {name} must be {example}, got {value!r}")
+
+
+def _refuse_values_of_0_1(osvos: object, crf: object) -> None:
+    if isinstance(osvos, str):
+        mode = _MODES_OF_0_1.get(osvos, osvos)
+        raise InputError(f"option osvos={osvos!r} is now osvos=OsvosOptions(mode={mode!r})")
+    if isinstance(crf, bool):
+        raise InputError(f"option crf={crf} is now crf={'CrfOptions()' if crf else 'None'}")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -186,7 +197,7 @@ DEFAULT_RECIPES: Mapping[Role, FinetuneRecipe] = {
     "propagation": FinetuneRecipe(steps=80, size_px=161, batch=4, learning_rate=5e-5),
     "osvos": FinetuneRecipe(steps=40, size_px=192, batch=4, learning_rate=3e-4),
 }
-"""Recipes with AdamW. docs/adaptation.md has the measurements behind the numbers."""
+"""Recipes with AdamW. docs/finetuning.md has the measurements behind the numbers."""
 
 SGD_RATES: Mapping[Role, float] = {"propagation": 3e-3, "osvos": 1e-2}
 """Default learning rates if the step was exported with SGD."""
@@ -308,7 +319,7 @@ class PipelineOptions(GivenRepr):
     if it equals the default. ``dataclasses.replace`` keeps UNSET options UNSET.
 
     Attributes:
-        size: Short side of the working frame in pixels, at least 1; larger frames are averaged
+        size: Short side of the working frame in pixels, at least 16; larger frames are averaged
             down, smaller ones are not enlarged. -1 works at the size of the input. 480 is DAVIS.
             [default: 480]
         threshold: Warped probability above which a pixel counts for the ROI and as tracked, 0..1.
@@ -361,6 +372,7 @@ class PipelineOptions(GivenRepr):
     finetune: FinetuneOptions | None = None
 
     def __post_init__(self) -> None:
+        _refuse_values_of_0_1(self.osvos, self.crf)
         _check_group("osvos", self.osvos, OsvosOptions, "OsvosOptions(mode=...)")
         _check_group("redetect", self.redetect, RedetectOptions, "RedetectOptions(...)")
         if self.crf is not None and self.crf is not UNSET:
@@ -368,11 +380,11 @@ class PipelineOptions(GivenRepr):
         if self.finetune is not None:
             _check_group("finetune", self.finetune, FinetuneOptions, "FinetuneOptions() or None")
         if self.size is not UNSET and (
-            not is_int(self.size) or (self.size != NATIVE_SIZE and self.size < 1)
+            not is_int(self.size) or (self.size != NATIVE_SIZE and self.size < MIN_SIDE_PX)
         ):
             raise InputError(
-                f"option size must be a short side in pixels or {NATIVE_SIZE} (native), "
-                f"got {self.size!r}"
+                f"option size must be a short side of at least {MIN_SIDE_PX} pixels, or "
+                f"{NATIVE_SIZE} for the size of the video, got {self.size!r}"
             )
         if self.roi_margin_px_min is not UNSET:
             check_int(
@@ -444,11 +456,8 @@ class PipelineOptions(GivenRepr):
                 options that are given is checked too.
         """
         values = _advice_of_today(advice)
-        try:
-            is_crf_advised = check_bool("option crf", values.pop("crf", False))
-            advised = PipelineOptions(crf=CrfOptions()).with_values(values)
-        except InputError as error:
-            raise ManifestError(f"field 'runtime_defaults': {error}") from error
+        is_crf_advised = values.pop("crf", False)
+        advised = PipelineOptions(crf=CrfOptions()).with_values(values)
         crf = self.crf
         if crf is UNSET:
             crf = CrfOptions() if is_crf_advised else None
@@ -512,21 +521,30 @@ def _advice_of_today(advice: Mapping[str, Any]) -> dict[str, Any]:
         if name in CONSTANTS_OF_0_1:
             if value != CONSTANTS_OF_0_1[name]:
                 raise ManifestError(
-                    f"field 'runtime_defaults.{name}' is a constant now, {CONSTANTS_OF_0_1[name]}: "
+                    f"{_advice(name)} is a constant now, {CONSTANTS_OF_0_1[name]}: "
                     "remove it from the manifest"
                 )
             continue
         new = "osvos.mode" if name == "osvos" else OPTIONS_OF_0_1.get(name, name)
         if new not in option_names():
             raise ManifestError(
-                f"field 'runtime_defaults.{name}' is no option of this version: the options are "
+                f"{_advice(name)} is no option of this version: the options are "
                 f"{', '.join(option_names())}"
             )
         if new in today:
-            raise ManifestError(f"field 'runtime_defaults' gives {new} twice, also as {name}")
+            raise ManifestError(f"{_advice(name)} gives {new} a second time")
         is_old_mode = name == "osvos" and isinstance(value, str)
         today[new] = _MODES_OF_0_1.get(value, value) if is_old_mode else value
+        try:
+            PipelineOptions(crf=CrfOptions()).with_values({new: today[new]})
+        except InputError as error:
+            problem = str(error).removeprefix(f"option {new} ")
+            raise ManifestError(f"{_advice(name)} {problem}") from error
     return today
+
+
+def _advice(name: str) -> str:
+    return f"manifest.json: field 'runtime_defaults.{name}'"
 
 
 def _resolved(cls: type[T], given: Any, advised: Any, **groups: Any) -> T:

@@ -158,7 +158,7 @@ class Pipeline(Closeable):
             BackendError: If the backend cannot run here.
             EngineError: If an engine cannot be opened, OSVOS is requested and missing, or
                 fine-tuning is requested and no running network supports it.
-            InputError: If ``threads`` is under 1.
+            InputError: If ``threads`` is under 1, or above 64 and 4 per core.
             ManifestError: If the directory or its manifest cannot be used.
             MissingExtraError: If onnxruntime is not installed.
         """

@@ -60,7 +60,7 @@ def test_directory_reached_through_a_link_is_fine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "g" * 64])
 def test_digest_must_be_sha256(digest: str) -> None:
-    with pytest.raises(ManifestError, match=r"sha256 of a\.onnx must be 64"):
+    with pytest.raises(ManifestError, match="'sha256' must be 64"):
         FileDigest("a.onnx", digest)
 
 

@@ -79,6 +79,12 @@ def test_results_are_not_written_over_the_video(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="written over the video"):
             check_not_input(result_paths(sequence.parent, video), video)
         check_not_input(result_paths(tmp_path / "out", video), video)
+    frames = write_folder(tmp_path / "frames", [level_frame(0)])
+    with open_video(frames) as video:
+        for out in (frames, frames / "out", tmp_path / "out" / ".." / "frames"):
+            with pytest.raises(OutputError, match="written into the images of"):
+                check_not_input(result_paths(out, video), video)
+        check_not_input(result_paths(tmp_path / "frames-mpn", video), video)
     clip = write_video(tmp_path / "overlay.mp4", [level_frame(0)])
     with open_video(clip) as video, pytest.raises(OutputError, match="written over the video"):
         check_not_input(result_paths(tmp_path, video), video)

@@ -20,7 +20,7 @@ from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.resume import FIELDS_OF_0_1, check_same_run
 from mpn.runtime.session.session import run_video
 from tests.builders.engine_dirs import make_engine_dir
-from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
+from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_folder, write_video
 from tests.tolerances import TRACKED_IOU_MIN
 
 FRAMES = 12
@@ -152,6 +152,56 @@ def test_complete_run_can_be_made_longer(interrupted: RunRequest) -> None:
     report = run_video(interrupted)
     assert report["resumed_at"] == 7
     check_complete(interrupted)
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize("is_empty_at_end", [False, True])
+def test_resume_with_an_earlier_end_changes_no_file(
+    interrupted: RunRequest, is_empty_at_end: bool
+) -> None:
+    run_video(interrupted)
+    out = out_of(interrupted)
+    if is_empty_at_end:  # the resume point is then before the end that is given
+        for index in range(3, FRAMES):
+            save_labels(out / f"masks/{index:05d}.png", np.zeros(SCENE_HW, np.uint8))
+    before = contents(out)
+    with pytest.raises(InputError, match="the earlier run has frames up to 11; set the end to 12"):
+        run_video(replace(interrupted, end=8))
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("was_killed", [False, True])
+def test_resume_on_a_shorter_video_changes_no_result(
+    interrupted: RunRequest, engine_dir: Path, tmp_path: Path, was_killed: bool
+) -> None:
+    """End the video before the resume point: images were removed meanwhile."""
+    folder = write_folder(tmp_path / "frames", scene(FRAMES))
+    request = replace(interrupted, video=str(folder), out=tmp_path / "images")
+    run_video(replace(request, resume=False, end=8))
+    out = out_of(request)
+    if was_killed:
+        report = json.loads((out / "run.json").read_text()) | {"state": "running"}
+        (out / "run.partial.json").write_text(json.dumps(report))
+        (out / "run.json").unlink()
+        (out / "tracks.jsonl").rename(out / "tracks.jsonl.partial")
+    for path in sorted(folder.iterdir())[4:]:
+        path.rename(tmp_path / path.name)
+    before = {path: content for path, (_, content) in contents(out).items()}
+    with pytest.raises(OutputError, match="the video ends before it; run again"):
+        run_video(request)
+    after = {path: content for path, (_, content) in contents(out).items()}
+    if was_killed:
+        after[out / "tracks.jsonl.partial"] = after.pop(out / "tracks.jsonl")
+        partial = out / "run.partial.json"
+        assert json.loads(after.pop(partial)) == json.loads(before.pop(partial))
+    assert after == before
+    for path in tmp_path.glob("0*.png"):
+        path.rename(folder / path.name)
+    assert run_video(request)["resumed_at"] == 7  # control
 
 
 def test_other_mask_options_or_engines_are_refused_by_name(

@@ -235,7 +235,7 @@ def test_cut_video_keeps_everything_up_to_the_cut(
     report = run_json(out)
     count = report["frames"]
     assert 2 <= count < FRAMES
-    assert f"the {count} frames done" in str(caught.value)
+    assert str(caught.value).endswith(f"the {count} frames done are in {out / 'masks'}")
     assert "\n" not in str(caught.value)
     assert report["state"] == "failed"
     assert "cut short" in report["error"]

@@ -13,9 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
 from mpn._common.records import json_from_record
-from mpn.engines.directory.files import FileDigest
+from mpn.engines.directory.files import FileDigest, ManifestFieldError
 from mpn.engines.spec import Precision, TensorSpec
-from mpn.errors import ManifestError
 
 DisPreset = Literal["ultrafast", "fast", "medium"]
 DIS_PRESETS: tuple[DisPreset, ...] = get_args(DisPreset)
@@ -24,7 +23,6 @@ DIS_SOURCE: Literal["opencv-dis"] = "opencv-dis"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 ChannelOrder = Literal["rgb", "bgr"]
-CHANNEL_ORDERS: tuple[ChannelOrder, ...] = get_args(ChannelOrder)
 
 FinetuneScope = Literal["all", "head"]
 """``all``: every weight is trained; ``head``: those after a frozen trunk, on its features."""
@@ -55,13 +53,11 @@ class FlowSource:
 
     def __post_init__(self) -> None:
         if self.source not in (ENGINE_SOURCE, DIS_SOURCE):
-            raise ManifestError(f"field 'flow.source' is unknown: {self.source!r}")
+            raise ManifestFieldError("source", f"is unknown: {self.source!r}")
         if self.preset not in DIS_PRESETS:
-            raise ManifestError(f"field 'flow.preset' is unknown: {self.preset!r}")
+            raise ManifestFieldError("preset", f"is unknown: {self.preset!r}")
         if not 0.0 < self.scale <= 1.0:
-            raise ManifestError(
-                f"field 'flow.scale' must be over 0 and at most 1, got {self.scale}"
-            )
+            raise ManifestFieldError("scale", f"must be over 0 and at most 1, got {self.scale}")
 
     def as_json(self) -> dict[str, Any]:
         """Return a dict of JSON types, without fields that the source does not use."""
@@ -82,9 +78,7 @@ class PropagationPreprocessing:
 
     def __post_init__(self) -> None:
         if min(self.std_rgb) <= 0.0:
-            raise ManifestError(
-                f"field 'preprocessing.propagation.std_rgb' must be over 0, got {self.std_rgb}"
-            )
+            raise ManifestFieldError("std_rgb", f"must be over 0, got {self.std_rgb}")
 
 
 @dataclass(frozen=True)
@@ -134,20 +128,21 @@ class WeightTensor:
     scopes: tuple[FinetuneScope, ...]
 
     def __post_init__(self) -> None:
-        where = f"weight '{self.name}'"
         if self.dtype not in STORED_DTYPES:
-            raise ManifestError(f"{where}: unknown dtype {self.dtype!r}")
-        if min(self.shape, default=1) < 1 or self.offset < 0:
-            raise ManifestError(f"{where}: impossible shape {self.shape} or offset {self.offset}")
+            raise ManifestFieldError("dtype", f"is unknown: {self.dtype!r}")
+        if min(self.shape, default=1) < 1:
+            raise ManifestFieldError("shape", f"must hold sizes above 0, got {self.shape}")
+        if self.offset < 0:
+            raise ManifestFieldError("offset", f"must be at least 0, got {self.offset}")
         expected = math.prod(self.shape) * _BYTES[self.dtype]
         if self.nbytes != expected:
-            raise ManifestError(
-                f"{where}: {self.nbytes} bytes, but {self.dtype} {self.shape} has {expected}"
+            raise ManifestFieldError(
+                "nbytes", f"must be {expected} for {self.dtype} {self.shape}, got {self.nbytes}"
             )
         if not self.scale > 0:
-            raise ManifestError(f"{where}: scale must be over 0, got {self.scale}")
+            raise ManifestFieldError("scale", f"must be over 0, got {self.scale}")
         if len(set(self.scopes)) != len(self.scopes):
-            raise ManifestError(f"{where}: scopes must be named once, got {self.scopes}")
+            raise ManifestFieldError("scopes", f"must have each scope once, got {self.scopes}")
 
 
 @dataclass(frozen=True)
@@ -173,12 +168,16 @@ class FinetuneEntry:
 
     def __post_init__(self) -> None:
         if "all" not in self.graphs:
-            raise ManifestError("field 'adapt.graphs.all' is missing: every weight can be trained")
-        if not set(self.features) <= set(self.graphs):
-            raise ManifestError("field 'adapt.features' names a scope that has no graph")
+            raise ManifestFieldError("graphs.all", "is missing: every weight can be trained")
+        for scope in self.features:
+            if scope not in self.graphs:
+                raise ManifestFieldError(
+                    f"graphs.{scope}", f"is missing: features.{scope} needs its graph"
+                )
         names = [tensor.name for tensor in self.tensors]
         if len(set(names)) != len(names):
-            raise ManifestError("field 'adapt.tensors' names a weight twice")
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ManifestFieldError("tensors", f"has the weight {twice[:80]!r} twice")
 
     @property
     def files(self) -> tuple[FileDigest, ...]:
@@ -231,30 +230,53 @@ class RoleEntry:
     adapt: FinetuneEntry | None = None
 
     def __post_init__(self) -> None:
+        if not self.onnx:
+            raise ManifestFieldError("onnx", "is empty")
         FileDigest(self.onnx, self.sha256)
         if self.precision not in PRECISIONS:
-            raise ManifestError(f"{self.onnx}: unknown precision {self.precision!r}")
-        if not 0 <= self.half_weights <= self.total_weights:
-            raise ManifestError(
-                f"{self.onnx}: {self.half_weights} half weights of {self.total_weights} "
-                "is impossible"
+            raise ManifestFieldError("precision", f"is unknown: {self.precision!r}")
+        for name, least in (
+            ("half_weights", 0),
+            ("total_weights", 0),
+            ("opset", 1),
+            ("size_multiple", 1),
+            ("parameters", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ManifestFieldError(
+                    name, f"must be at least {least}, got {getattr(self, name)}"
+                )
+        if self.half_weights > self.total_weights:
+            raise ManifestFieldError(
+                "half_weights",
+                f"must be at most total_weights, {self.total_weights}, got {self.half_weights}",
             )
         # A request for fp16 that yields fp32 must never pass unnoticed, nor the reverse.
         if (self.precision == "fp16") != (self.half_weights > 0):
-            raise ManifestError(
-                f"{self.onnx}: precision {self.precision} contradicts its "
-                f"{self.half_weights} half weights of {self.total_weights}"
+            raise ManifestFieldError(
+                "precision",
+                f"is {self.precision}, which contradicts {self.half_weights} half weights of "
+                f"{self.total_weights}",
             )
-        for name in ("opset", "size_multiple"):
-            if getattr(self, name) < 1:
-                raise ManifestError(f"{self.onnx}: {name} must be at least 1")
         data = {file.path for file in self.external_data}
-        for tensor in () if self.adapt is None else self.adapt.tensors:
+        for index, tensor in enumerate(() if self.adapt is None else self.adapt.tensors):
             if tensor.file not in data:
-                raise ManifestError(
-                    f"{self.onnx}: weight '{tensor.name}' lies in {tensor.file}, which is none of "
-                    "its external data"
+                raise ManifestFieldError(
+                    f"adapt.tensors[{index}].file",
+                    f"must be one of external_data, got {tensor.file[:80]!r}",
                 )
+
+    @property
+    def named_files(self) -> dict[str, str]:
+        """Path of each file by its field, such as ``"external_data[0].path"``."""
+        named = {"onnx": self.onnx}
+        for index, file in enumerate(self.external_data):
+            named[f"external_data[{index}].path"] = file.path
+        if self.adapt is not None:
+            for kind, files in (("graphs", self.adapt.graphs), ("features", self.adapt.features)):
+                for scope, file in files.items():
+                    named[f"adapt.{kind}.{scope}.path"] = file.path
+        return named
 
     @property
     def files(self) -> tuple[FileDigest, ...]:
@@ -298,8 +320,8 @@ class Provenance:
         except ValueError:
             created = None
         if created is None or created.utcoffset() != timedelta(0):
-            raise ManifestError(
-                f"field 'provenance.created' must be a UTC time as ISO 8601, got {self.created!r}"
+            raise ManifestFieldError(
+                "created", f"must be a UTC time as ISO 8601, got {self.created!r}"
             )
 
 

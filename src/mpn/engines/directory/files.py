@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mpn._common.files import sha256_of_file
+from mpn._common.records import FieldError
 from mpn.errors import ManifestError
 
 MANIFEST_NAME = "manifest.json"
@@ -33,6 +34,10 @@ _VIDEO_SUFFIXES = frozenset(
 _CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".tar", ".ckpt", ".safetensors"})
 
 
+class ManifestFieldError(ManifestError, FieldError):
+    """A field of a record of the manifest has a value that cannot be."""
+
+
 @dataclass(frozen=True)
 class FileDigest:
     """A file and the digest of its content.
@@ -48,11 +53,10 @@ class FileDigest:
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise ManifestError("a file's path is empty")
+            raise ManifestFieldError("path", "is empty")
         if not _SHA256.fullmatch(self.sha256):
-            raise ManifestError(
-                f"the sha256 of {self.path} must be 64 lower-case hexadecimal digits, "
-                f"got {self.sha256[:80]!r}"
+            raise ManifestFieldError(
+                "sha256", f"must be 64 lower-case hexadecimal digits, got {self.sha256[:80]!r}"
             )
 
 

@@ -36,11 +36,19 @@ from mpn.engines.directory.entries import (
 from mpn.engines.directory.files import (
     MANIFEST_NAME,
     FileDigest,
+    ManifestFieldError,
     check_digest,
     check_engine_dir,
     resolve_inside,
 )
-from mpn.engines.spec import ROLES, EngineSpec, Role, TensorSpec, engine_spec
+from mpn.engines.spec import (
+    ROLES,
+    EngineSpec,
+    Role,
+    TensorSpec,
+    engine_spec,
+    propagation_spec,
+)
 from mpn.errors import EngineError, ManifestError
 
 __all__ = [
@@ -103,15 +111,22 @@ class Manifest:
         if self.schema_version != SCHEMA_VERSION:
             raise ManifestError(_unknown_schema(self.schema_version))
         if min(self.frame_size_hw) < 1:
-            raise ManifestError(f"field 'frame_size_hw' must be positive, got {self.frame_size_hw}")
+            raise ManifestFieldError("frame_size_hw", f"must be positive, got {self.frame_size_hw}")
+        if self.max_objects < 1:
+            raise ManifestFieldError("max_objects", f"must be at least 1, got {self.max_objects}")
+        try:
+            propagation_spec(self.roi_size, self.max_objects)
+        except EngineError as error:
+            raise ManifestFieldError("roi_size", f"does not fit: {error}") from error
         for role, entry in self.roles.items():
             self._check_role(role, entry)
         if "propagation" not in self.roles:
-            raise ManifestError("field 'roles.propagation' is missing: every directory needs it")
+            raise ManifestFieldError("roles.propagation", "is missing: every directory needs it")
         if self.flow.source == ENGINE_SOURCE and "flow" not in self.roles:
-            raise ManifestError(
-                "field 'roles.flow' is missing although flow.source is 'engine': "
-                "export a flow network too, or use 'opencv-dis'"
+            raise ManifestFieldError(
+                "roles.flow",
+                "is missing although flow.source is 'engine': export a flow network too, or use "
+                "'opencv-dis'",
             )
 
     def spec(self, role: Role) -> EngineSpec:
@@ -144,18 +159,16 @@ class Manifest:
         return manifest
 
     def _check_role(self, role: Role, entry: RoleEntry) -> None:
-        try:
-            spec = self.spec(role)
-        except EngineError as error:
-            raise ManifestError(str(error)) from error
+        spec = self.spec(role)
         for kind, found, expected in (
             ("inputs", entry.inputs, spec.inputs),
             ("outputs", entry.outputs, spec.outputs),
         ):
             if found != expected:
-                raise ManifestError(
-                    f"field 'roles.{role}.{kind}' is {_tensors_text(found)}, but a {role} engine "
-                    f"of these sizes has {_tensors_text(expected)}: export it again"
+                raise ManifestFieldError(
+                    f"roles.{role}.{kind}",
+                    f"is {_tensors_text(found)}, but a {role} engine of these sizes has "
+                    f"{_tensors_text(expected)}: export it again",
                 )
 
 
@@ -222,9 +235,12 @@ def verify_digests(
 
 
 def _check_paths(directory: Path, manifest: Manifest) -> None:
-    for entry in manifest.roles.values():
-        for file in entry.all_files:
-            resolve_inside(directory, file.path)
+    for role, entry in manifest.roles.items():
+        for name, path in entry.named_files.items():
+            try:
+                resolve_inside(directory, path)
+            except ManifestError as error:
+                raise ManifestError(f"field 'roles.{role}.{name}': {error}") from error
 
 
 def _unknown_schema(found: int) -> str:

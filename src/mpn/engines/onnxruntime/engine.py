@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mpn._common.closeable import Closeable
+from mpn._common.concurrency import check_threads
 from mpn._common.text import one_line
-from mpn._common.validation import check_int
 from mpn.engines.spec import EngineSpec, TensorSpec
 from mpn.errors import BackendError, EngineError, import_or_explain
 from mpn.types import Float32Array
@@ -58,7 +58,7 @@ class OrtEngine(Closeable):
     Raises:
         BackendError: If another backend than the requested one would run.
         EngineError: If the graph is missing, damaged or of another interface.
-        InputError: If ``threads`` is under 1.
+        InputError: If ``threads`` is out of range.
         MissingExtraError: If onnxruntime is not installed.
     """
 
@@ -179,11 +179,10 @@ def open_session(
     Raises:
         BackendError: If another backend than the requested one would run.
         EngineError: If the graph is missing or damaged.
-        InputError: If ``threads`` is under 1.
+        InputError: If ``threads`` is out of range.
         MissingExtraError: If onnxruntime is not installed.
     """
-    if threads is not None:
-        check_int("option threads", threads, least=1)
+    check_threads(threads)
     ort = import_onnxruntime(backend)
     wanted = CUDA_PROVIDER if backend == "cuda" else CPU_PROVIDER
     providers: list[Any] = [wanted]

@@ -48,7 +48,7 @@ class OrtFinetuneEngine(Closeable):
     Raises:
         BackendError: If another backend than the requested one would run.
         EngineError: If the graph is missing, damaged, or not the one of the manifest.
-        InputError: If ``threads`` is under 1.
+        InputError: If ``threads`` is out of range.
         MissingExtraError: If onnxruntime is not installed.
     """
 
@@ -404,7 +404,7 @@ def open_finetune_engine(
     Raises:
         BackendError: If the backend cannot run here.
         EngineError: If the directory cannot fine-tune this role in this scope.
-        InputError: If ``threads`` is under 1.
+        InputError: If ``threads`` is out of range.
         ManifestError: If a file is missing or has changed.
         MissingExtraError: If onnxruntime is not installed.
     """

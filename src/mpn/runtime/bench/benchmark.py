@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from mpn._common.concurrency import OpenCvThreads
+from mpn._common.concurrency import OpenCvThreads, check_threads
 from mpn._common.validation import check_int
 from mpn.engines.directory.files import check_engine_dir
 from mpn.engines.directory.manifest import load_manifest
@@ -105,8 +105,7 @@ class BenchmarkOptions:
             check_int(f"option {name}", getattr(self, name), least=1)
         if self.variants is not None:
             check_variant_names(self.variants)
-        if self.threads is not None:
-            check_int("option threads", self.threads, least=1)
+        check_threads(self.threads)
 
 
 def run_benchmark(

@@ -44,6 +44,8 @@ class VideoSource(Closeable):
         time_base: Unit in seconds; each ``Frame.pts_s`` is a multiple of it.
         frame_count_hint: Estimated number of frames from start to end, only for progress bars;
             None if unknown.
+        end_index: Index after the last frame, or an upper bound of it: the requested end. None if
+            unknown.
         is_live: Whether this is a camera or stream, without a known end.
         decoder: ``"cpu"`` or ``"nvdec"``.
         decoder_note: The reason if ``decode="auto"`` does not use NVDEC on a GPU; otherwise empty.
@@ -61,6 +63,7 @@ class VideoSource(Closeable):
         fps: Fraction,
         time_base: Fraction,
         frame_count_hint: int | None,
+        end_index: int | None,
         is_live: bool = False,
     ) -> None:
         self.name = name
@@ -69,6 +72,7 @@ class VideoSource(Closeable):
         self.fps = fps
         self.time_base = time_base
         self.frame_count_hint = frame_count_hint
+        self.end_index = end_index
         self.is_live = is_live
         self._first: Frame | None = first_frame
 

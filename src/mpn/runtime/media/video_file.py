@@ -164,6 +164,7 @@ class VideoStream(VideoSource):
                 fps=self._rate,
                 time_base=Fraction(self._stream.time_base),
                 frame_count_hint=self._count_hint(),
+                end_index=end,
                 is_live=is_live,
             )
         except BaseException:

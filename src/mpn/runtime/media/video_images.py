@@ -155,6 +155,7 @@ class ImageSequence(VideoSource):
             fps=fps,
             time_base=1 / fps,
             frame_count_hint=len(chosen),
+            end_index=start + len(chosen),
         )
 
     def _frames_after_first(self) -> Iterator[Frame]:

@@ -109,6 +109,7 @@ class NvdecVideo(VideoSource):
             fps=stream.fps,
             time_base=stream.time_base,
             frame_count_hint=stream.frame_count_hint,
+            end_index=stream.end_index,
         )
         self._stream, self._device, self._copy_to_host = stream, device, copy_to_host
         self._open_memory = open_memory

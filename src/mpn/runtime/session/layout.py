@@ -98,7 +98,14 @@ def check_out(out: Path) -> None:
 
 
 def check_not_input(paths: ResultPaths, video: VideoSource) -> None:
-    """Raise OutputError if the results would be written over the video itself."""
+    """Raise OutputError if results would replace the video or lie in its images."""
+    if isinstance(video, ImageSequence):
+        images = video.folder.resolve()
+        if images in (paths.out.resolve(), *paths.out.resolve().parents):
+            raise OutputError(
+                f"the results would be written into the images of {video.address}: choose another "
+                "folder with -o"
+            )
     source = video.folder if isinstance(video, ImageSequence) else Path(video.address)
     written = {path.resolve() for path in (paths.masks, paths.probs, *paths.growing)}
     if source.resolve() in written:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -9,7 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from mpn._common.concurrency import BackgroundWorker
-from mpn._common.files import output_errors, save_json
+from mpn._common.files import journal_path, output_errors, save_json
 from mpn.errors import OutputError
 from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import VideoSource
@@ -40,9 +41,14 @@ class Outputs:
     """
 
     def __init__(
-        self, paths: ResultPaths, writers: list[tuple[Writer, bool]], *, needs_probs: bool
+        self,
+        paths: ResultPaths,
+        writers: list[tuple[Writer, bool]],
+        *,
+        needs_probs: bool,
+        had_journal: bool,
     ) -> None:
-        self._paths = paths
+        self._paths, self._had_journal = paths, had_journal
         self._writers = writers
         self._open = [writer for writer, _ in writers]
         self._needs_probs = needs_probs
@@ -68,6 +74,7 @@ class Outputs:
         Raises:
             OutputError: If a file cannot be created; unfinished files are removed.
         """
+        had_journal = journal_path(paths.tracks).exists()
         with ExitStack() as opened:
             writers: list[tuple[Writer, bool]] = []
 
@@ -94,7 +101,7 @@ class Outputs:
             if "masks" in save:  # last: a mask on disk means that the frame's other files exist
                 add(MaskWriter(paths.masks))
             opened.pop_all()
-        return cls(paths, writers, needs_probs="probs" in save)
+        return cls(paths, writers, needs_probs="probs" in save, had_journal=had_journal)
 
     def submit(self, frame: Frame, result: StepResult, *, is_earlier: bool = False) -> None:
         """Queue one frame; waits while the queue is full.
@@ -142,13 +149,39 @@ class Outputs:
         self._open.clear()
         return self._written
 
-    def save_partial_report(self, report: dict[str, Any]) -> None:
+    def abandon(self, earlier: Mapping[str, Any]) -> None:
+        """Restore the files of the earlier run after an error; the masks did not change.
+
+        Only for a resumed run that has computed no frame.
+
+        Args:
+            earlier: Report of the earlier run.
+        """
+        with suppress(Exception):  # the error being handled, or one that follows from it
+            self._worker.close()
+        for writer in self._open:
+            with suppress(OutputError):
+                if isinstance(writer, TracksWriter) and self._had_journal:
+                    writer.close()  # the only file that has the lines
+                else:
+                    writer.discard()
+        self._open.clear()
+        with suppress(OutputError):
+            if earlier["state"] == "running":  # it was killed, and run.partial.json is its report
+                self.save_partial_report(earlier)
+            else:
+                self._remove_partial_report()
+
+    def save_partial_report(self, report: Mapping[str, Any]) -> None:
         """Write run.partial.json, which marks a killed run and allows resuming it."""
         save_json(self._paths.run_partial_json, report)
 
     def save_report(self, report: dict[str, Any]) -> None:
         """Write run.json at the end of the run."""
         save_json(self._paths.run_json, report, durable=True)
+        self._remove_partial_report()
+
+    def _remove_partial_report(self) -> None:
         with output_errors(self._paths.run_partial_json):
             self._paths.run_partial_json.unlink(missing_ok=True)
 

@@ -109,10 +109,12 @@ def propagate(
     """
     with ExitStack() as stack:
         opened = None
+        end_index = end
         frames: Iterable[Frame] = ()
         if isinstance(video, str | Path):
             opened = stack.enter_context(open_video(video, start=start, end=end))
             first: Frame | None = opened.first_frame
+            end_index = opened.end_index
         else:
             is_source = isinstance(video, VideoSource)
             frames = video if is_source else frames_from_arrays(video)  # type: ignore[arg-type, assignment]
@@ -123,7 +125,7 @@ def propagate(
         size_hw = (first.rgb.shape[0], first.rgb.shape[1])
         labels = _labels(mask, size_hw)
         later = {index: _labels(given, size_hw) for index, given in (corrections or {}).items()}
-        check_corrections(later, first.index)
+        check_corrections(later, first.index, end_index)
         if pipeline is None:
             from mpn.runtime.pipeline import Pipeline
 
@@ -203,11 +205,7 @@ def iterate_frames(
         if given is not None:
             result = apply_corrections(pipeline, given, result)
         yield frame, result
-    if pending:
-        raise InputError(
-            f"a mask was given for frame {min(pending)}, but the last frame was {last_index}: "
-            "frames are numbered from 0"
-        )
+    _check_before_end(pending, last_index + 1)
 
 
 def with_lookahead(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:
@@ -229,13 +227,35 @@ def with_lookahead(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | Non
         frame = following
 
 
-def check_corrections(corrections: Mapping[int, Any], first_index: int) -> None:
-    """Raise InputError if a correction is not after the first frame."""
+def check_corrections(
+    corrections: Mapping[int, Any], first_index: int, end_index: int | None
+) -> None:
+    """Check that all corrections are for frames after the first.
+
+    Args:
+        corrections: Frame index -> labels.
+        first_index: Index of the first frame.
+        end_index: Index after the last frame, or an upper bound; None if unknown.
+
+    Raises:
+        InputError: If one is for another frame.
+    """
     early = min(corrections, default=first_index + 1)
     if early <= first_index:
         raise InputError(
             f"a second mask was given for frame {early}, but the video begins at frame "
             f"{first_index} with the first mask: corrections belong to later frames"
+        )
+    if end_index is not None:
+        _check_before_end(corrections, end_index)
+
+
+def _check_before_end(corrections: Mapping[int, Any], end_index: int) -> None:
+    late = [index for index in corrections if index >= end_index]
+    if late:
+        raise InputError(
+            f"a mask was given for frame {min(late)}, but the last frame is {end_index - 1}: "
+            "frames are numbered from 0"
         )
 
 

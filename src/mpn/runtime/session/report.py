@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpn import __version__
+from mpn._common.concurrency import usable_cores
 from mpn.types import UInt8Array
 
 _KEPT_TIMINGS = 10_000
@@ -78,7 +79,7 @@ def machine_facts() -> dict[str, Any]:
         "system": platform.system(),
         "architecture": platform.machine(),
         "processor": _processor_name(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "memory_gib": _memory_gib(),
     }
 
@@ -97,13 +98,6 @@ def _processor_name() -> str:
         return platform.processor() or platform.machine()
     names = (line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line)
     return next(names, platform.machine())
-
-
-def _usable_cores() -> int:
-    affinity = getattr(
-        os, "sched_getaffinity", None
-    )  # cores granted to a container; not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _memory_gib() -> float | None:

@@ -97,7 +97,8 @@ class Masks:
         """Read the files of :attr:`RunRequest.masks`.
 
         Raises:
-            InputError: If the first frame has no mask or two, or a mask is for an earlier frame.
+            InputError: If the first frame has no mask or two, or a mask is for a frame before it or
+                after the end.
             MaskError: If a file cannot be used as a mask of this video.
         """
         first_index = video.first_frame.index
@@ -115,5 +116,5 @@ class Masks:
         else:
             raise InputError("no mask was given: add --mask FIRST.png, the mask of the first frame")
         later = {index: labels for index, labels in loaded.items() if index is not None}
-        check_corrections(later, first_index)
+        check_corrections(later, first_index, video.end_index)
         return cls(first, later)

@@ -42,10 +42,13 @@ class ResumePoint:
     Attributes:
         frame_index: Index of the frame; its mask is the state to start from.
         track_lines: Lines of tracks.jsonl up to and including the frame.
+        end_index: Index after the last frame of the earlier run. Frames from ``frame_index + 1`` on
+            are computed again.
     """
 
     frame_index: int
     track_lines: tuple[str, ...]
+    end_index: int
 
     @property
     def object_ids(self) -> list[tuple[int, ...]]:
@@ -99,6 +102,20 @@ def check_resumable(report: Mapping[str, Any]) -> None:
             f"cannot resume: the run.json of the earlier run is damaged ({error}); run again "
             "without --resume"
         ) from error
+
+
+def check_end(point: ResumePoint, end: int | None) -> None:
+    """Check that a resumed run does not end before the earlier run did.
+
+    Raises:
+        InputError: If it does: the masks after ``end`` would be of no run.
+    """
+    if end is not None and end < point.end_index:
+        raise InputError(
+            f"cannot resume with the end at frame {end}: the earlier run has frames up to "
+            f"{point.end_index - 1}; set the end to {point.end_index} or more, or run again "
+            "without --resume"
+        )
 
 
 def _track_line(line: str) -> _TrackLine:
@@ -213,6 +230,7 @@ def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | N
     if not names or names[0] != first_frame.name:
         return None
     size_hw = (first_frame.rgb.shape[0], first_frame.rgb.shape[1])
+    end_index = first_frame.index + len(names)
     while names:
         try:  # an empty mask is no state to start from; a damaged one is written again
             load_labels(
@@ -221,7 +239,9 @@ def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | N
         except MaskError:
             names.pop()
             continue
-        return ResumePoint(first_frame.index + len(names) - 1, tuple(lines[: len(names)]))
+        return ResumePoint(
+            first_frame.index + len(names) - 1, tuple(lines[: len(names)]), end_index
+        )
     return None
 
 

@@ -22,6 +22,7 @@ from mpn.errors import InputError, MpnError, OutputError, VideoError
 from mpn.runtime.finetune.plan import FinetunePlan, finetune_as_json, plan_finetuning
 from mpn.runtime.media.video import VideoSource, open_video
 from mpn.runtime.media.video_nvdec import choose_decoder, device_of
+from mpn.runtime.options import MIN_SIDE_PX
 from mpn.runtime.pipeline import OnFinetune, Pipeline
 from mpn.runtime.session.fingerprint import fingerprint, fingerprint_up_to
 from mpn.runtime.session.layout import (
@@ -39,16 +40,13 @@ from mpn.runtime.session.report import StageStatistics, machine_facts, versions
 from mpn.runtime.session.request import Masks, Progress, RunRequest
 from mpn.runtime.session.resume import (
     ResumePoint,
+    check_end,
     check_resumable,
     check_same_run,
     find_resume_point,
     resumed_frames,
 )
 from mpn.types import Frame, StepResult
-
-MIN_SIDE_PX = 16
-"""Smallest side of a video: below it flow and crops have too few pixels."""
-
 
 OnProgress = Callable[[Progress], None]
 
@@ -151,6 +149,8 @@ class _Run:
             )
             if self._is_already_done(earlier):
                 return earlier
+            if point is not None:
+                check_end(point, self._request.end)
             if point is not None and "probs" in self._request.save - set(earlier["saved"]):
                 raise InputError(
                     "cannot resume with probs saved: the earlier run did not save them, and they "
@@ -170,6 +170,9 @@ class _Run:
                     on_progress(Progress(self._done, self._computed, self._video.frame_count_hint))
                 outputs.finish()
             except BaseException as error:
+                if earlier is not None and point is not None and not self._computed:
+                    outputs.abandon(earlier)
+                    raise
                 raised = self._salvaged(outputs, error, point)
                 if raised is error:
                     raise
@@ -225,7 +228,8 @@ class _Run:
         with suppress(OutputError):  # then run.partial.json stays, which --resume reads as well
             outputs.save_report(self._report(state, point, error=message))
         if isinstance(error, MpnError) and frames:
-            return type(error)(f"{message}; the {frames} frames done are in {self._paths.out}")
+            folder = self._paths.masks if "masks" in self._request.save else self._paths.folder
+            return type(error)(f"{message}; the {frames} frames done are in {folder}")
         return error
 
     def _is_already_done(self, earlier: Mapping[str, Any]) -> bool:

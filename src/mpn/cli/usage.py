@@ -1,0 +1,73 @@
+"""Format a usage error as one line: option, allowed values, given value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
+"""Click's class of all usage errors; newer versions of Typer bundle Click, older ones import it."""
+
+_ALLOWED = (
+    (r"greater than or equal to (\S+)", "at least {}"),
+    (r"less than or equal to (\S+)", "at most {}"),
+    (r"in the range x>=([^<\s]+?)\.?$", "at least {}"),
+    (r"valid integer", "a whole number"),
+    (r"valid (?:number|float)", "a number"),
+    (r"not one of (.+?)\.?$", "one of {}"),
+)
+"""Pattern of a library's message -> what is allowed."""
+
+_FLAGS = {"finetune.seed": "--seed", "finetune.cache_dir": "--finetune-cache"}
+"""Option of the runtime -> option of the command line, if the names differ."""
+
+
+def usage_message(error: Any, arguments: Sequence[str]) -> str:
+    """Format a usage error of Click without its box.
+
+    Args:
+        error: The error.
+        arguments: The whole command line, which holds the given value.
+    """
+    names = getattr(getattr(error, "param", None), "opts", ())
+    flags = [name for name in names if name.startswith("-")]
+    if not flags or not error.message:
+        return str(error.message or error.format_message())
+    message = error.message.removeprefix("Value error, ").rstrip(".")
+    value = _value_of(flags, arguments)
+    given = "" if value is None else f", got '{value}'"
+    for pattern, allowed in _ALLOWED:
+        if match := re.search(pattern, error.message):
+            return f"{flags[0]} must be {allowed.format(*match.groups())}{given}"
+    return f"{flags[0]}: {message}{given}"
+
+
+@contextmanager
+def option_errors() -> Iterator[None]:
+    """Raise an InputError about an option of the runtime as a usage error."""
+    from mpn.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        raise typer.BadParameter(
+            re.sub(r"^option ([\w.]+)", lambda match: _flag(match[1]), str(error))
+        ) from error
+
+
+def _flag(name: str) -> str:
+    return _FLAGS.get(name, "--" + re.sub(r"[._]", "-", name))
+
+
+def _value_of(flags: Sequence[str], arguments: Sequence[str]) -> str | None:
+    """Return the last value that a command line gives to an option."""
+    value = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, has_value, joined = argument.partition("=")
+        if name in flags:
+            value = joined if has_value else following
+    return value
