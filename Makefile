@@ -39,7 +39,7 @@ docs: $(DOCS_STAMP)  ## build the documentation site into build/site
 dist: $(DEV_STAMP)  ## build sdist and wheel into dist, install the wheel alone and check it
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
-	.ci/check_wheel dist $(BIN)/mypy
+	.ci/check_wheel dist $(BIN)
 
 picture: $(RUNTIME_STAMP)  ## make the README's picture of the demo clip again
 	$(BIN)/python -m benchmarks.readme_picture

@@ -25,6 +25,7 @@ OTHER_TOOLS = {"--debug", "--gpus", "--no-python", "--nproc-per-node", "--help"}
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+[a-z]")
 _MODULE = re.compile(r"python -m (benchmarks(?:\.\w+)+)")
+_PAGE = re.compile(r"\bdocs/\w+\.md\b")
 _PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -35,9 +36,7 @@ def page_path(name: str) -> Path:
 
 def missing_links(path: Path, text: str) -> list[str]:
     targets = [t for t in _LINK.findall(text) if "://" not in t]
-    # docs/hooks generates these pages of the site from files outside docs/.
-    made = {"changelog.md", "contributing.md", "model_card.md"}
-    return [t for t in targets if t not in made and not (path.parent / t).exists()]
+    return [t for t in targets if not (path.parent / t).exists()]
 
 
 def command_options(command: object) -> Iterator[str]:
@@ -71,6 +70,17 @@ def missing_names(code: str) -> list[str]:
     return missing
 
 
+def missing_pages(text: str) -> list[str]:
+    return [page for page in _PAGE.findall(text) if not (REPOSITORY / page).is_file()]
+
+
+@pytest.mark.parametrize("folder", ["src", "benchmarks", "tools", "tests"])
+def test_pages_named_in_source_exist(folder: str) -> None:
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        if path != Path(__file__):
+            assert missing_pages(path.read_text(encoding="utf-8")) == [], path
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page_links_resolve(name: str) -> None:
     path = page_path(name)
@@ -93,6 +103,7 @@ def test_page_python_imports_resolve(name: str) -> None:
 def test_page_checks_find_missing_names() -> None:
     """Control: each check reports a wrong page."""
     assert missing_links(REPOSITORY / "README.md", "[a](docs/none.md)") == ["docs/none.md"]
+    assert missing_pages("see docs/adaptation.md and docs/crf.md") == ["docs/adaptation.md"]
     assert unknown_options("`--adapt-stepz 3`", known_options()) == ["--adapt-stepz"]
     assert missing_modules("python -m benchmarks.none.at_all") == ["benchmarks.none.at_all"]
     assert missing_names("from mpn import NoSuchName") == ["NoSuchName"]

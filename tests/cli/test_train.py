@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from mpn.cli.main import app
 from mpn.networks.checkpoint import load_checkpoint
 from mpn.training.processes import keep_freed_memory
+from mpn.training.recipe_file import shipped_recipes
 from tests.training.conftest import davis_like as davis_like
 from tests.training.conftest import stills_like as stills_like
 
@@ -102,6 +104,15 @@ def test_help_needs_no_torch(command: str) -> None:
     )
     assert done.returncode == 0
     assert "--davis-root" in done.stdout
+    assert "Add --debug to any command" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["propagation", "osvos", "flow"])
+def test_help_names_each_shipped_recipe(command: str) -> None:
+    parameters = get_command(app).commands["train"].commands[command].params  # type: ignore[attr-defined]
+    (text,) = [p.help for p in parameters if "--recipe" in p.opts]
+    named = re.findall(r"[a-z]+", text.removeprefix("Shipped recipe: ").replace(" or ", " "))
+    assert sorted(named) == sorted(shipped_recipes(command))
 
 
 TINY_OSVOS = "--width 0.0625 --crop-size 64 --batch 2 --threads 1 --salient-steps 2 --davis-steps 2"

@@ -12,7 +12,6 @@ import pytest
 
 from mpn.cuda import compile as cuda_compile
 from mpn.cuda.compile import (
-    ARCHS,
     CACHE_DIR_VARIABLE,
     CompileOptions,
     cache_key,
@@ -23,6 +22,9 @@ from mpn.cuda.compile import (
 from mpn.cuda.registry import KERNEL_FILES, kernel_signatures
 from mpn.errors import BackendError, MissingExtraError
 from tests.emulation.cuda_shim.fixtures import need_or_skip
+
+ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+"""Turing to Blackwell."""
 
 SMALL = 'extern "C" __global__ void one(float* out) { out[threadIdx.x] = 1.0f; }'
 ELF_MACHINE_CUDA = 190

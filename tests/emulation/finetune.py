@@ -10,7 +10,6 @@ import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn.engines.directory.entries import FinetuneScope
-from mpn.engines.onnxruntime.finetune import Features
 from mpn.engines.spec import Role
 from mpn.errors import EngineError
 from mpn.types import Float32Array
@@ -56,12 +55,9 @@ class FakeFinetuneEngine(Closeable):
         self.batches: list[tuple[int, ...]] = []
         self._kept = -1
 
-    def step(
-        self, inputs: Float32Array | Features, target: Float32Array, learning_rate: float
-    ) -> float:
+    def step(self, inputs: Float32Array, target: Float32Array, learning_rate: float) -> float:
         if self.is_closed:
             raise EngineError("closed")
-        assert not isinstance(inputs, Features)
         self.batches.append(inputs.shape)
         self.rates.append(learning_rate)
         if len(self.rates) == self._bad_at:
@@ -73,9 +69,6 @@ class FakeFinetuneEngine(Closeable):
         gradient = np.float32(2 * np.mean(error * shown))
         self.history.append(self.history[-1] - np.float32(learning_rate) * gradient)
         return self.losses[-1]
-
-    def features(self, inputs: Float32Array) -> Features:
-        raise EngineError("no frozen trunk")
 
     def weights(self) -> dict[str, Float32Array]:
         return {"scale": self.history[self._kept].copy()}

@@ -35,7 +35,7 @@ _ALWAYS_ALLOWED_THREADS = 64
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use, in a container those granted."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

@@ -19,11 +19,10 @@ from mpn.cli.inspect import inspect
 from mpn.cli.renamed import refusal_of
 from mpn.cli.run import INTERRUPTED, run
 from mpn.cli.train import train_app
-from mpn.cli.usage import UsageError, usage_message
+from mpn.cli.usage import EPILOG, UsageError, usage_message
 from mpn.errors import MpnError
 
 USAGE_ERROR = 2
-_EPILOG = "Add --debug to any command to see the traceback of an error."
 
 app = typer.Typer(
     name="mpn",
@@ -31,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog=_EPILOG,
+    epilog=EPILOG,
 )
 
 
@@ -50,18 +49,18 @@ def _root(
     pass
 
 
-app.command("run", epilog=_EPILOG)(run)
-app.command("export", epilog=_EPILOG)(export)
-app.command("eval", epilog=_EPILOG)(evaluate)
-app.command("bench", epilog=_EPILOG)(bench)
-app.command("inspect", epilog=_EPILOG)(inspect)
-app.command("demo", epilog=_EPILOG)(demo)
+app.command("run", epilog=EPILOG)(run)
+app.command("export", epilog=EPILOG)(export)
+app.command("eval", epilog=EPILOG)(evaluate)
+app.command("bench", epilog=EPILOG)(bench)
+app.command("inspect", epilog=EPILOG)(inspect)
+app.command("demo", epilog=EPILOG)(demo)
 app.add_typer(train_app, name="train")
 
 
 def _single_command(function: Callable[..., None], name: str) -> typer.Typer:
     single = typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False)
-    single.command(epilog=_EPILOG)(function)
+    single.command(epilog=EPILOG)(function)
     return single
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mpn.cli import train_options as options
+from mpn.cli.usage import EPILOG
 
 DEFAULT_RECIPE = "lite"
 """Recipe without ``--recipe`` and ``--config``."""
@@ -151,6 +152,7 @@ train_app = typer.Typer(
     help="Train a network (needs the extra 'export'); under torchrun on several GPUs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    epilog=EPILOG,
 )
 
 
@@ -159,12 +161,12 @@ def _train() -> None:
     pass
 
 
-@train_app.command("propagation")
+@train_app.command("propagation", epilog=EPILOG)
 def propagation(
     davis_root: options.DavisRoot = None,
     stills: options.Stills = None,
     out: options.Out = Path("runs/propagation"),
-    recipe: options.Recipe = None,
+    recipe: options.PropagationRecipe = None,
     config: options.Config = None,
     start_from: options.StartFrom = None,
     split: options.Split = None,
@@ -246,7 +248,7 @@ class OsvosStages(StrEnum):
     davis = "davis"
 
 
-@train_app.command("osvos")
+@train_app.command("osvos", epilog=EPILOG)
 def osvos(
     davis_root: options.DavisRoot = None,
     stills: options.Stills = None,
@@ -315,4 +317,4 @@ def osvos(
     )
 
 
-train_app.command("flow")(flow)
+train_app.command("flow", epilog=EPILOG)(flow)

@@ -34,6 +34,9 @@ StartFrom = Annotated[
     typer.Option("--start-from", "--init", help="Checkpoint of the initial weights."),
 ]
 Recipe = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe: lite or paper.")]
+PropagationRecipe = Annotated[
+    str | None, typer.Option("--recipe", help="Shipped recipe: lite, paper or tune.")
+]
 Config = Annotated[Path | None, typer.Option("--config", help="Your own recipe file, TOML.")]
 Settings = Annotated[
     list[str] | None,

@@ -12,6 +12,9 @@ import typer
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 """Click's class of all usage errors; newer versions of Typer bundle Click, older ones import it."""
 
+EPILOG = "Add --debug to any command to see the traceback of an error."
+"""Last line of every help text."""
+
 _ALLOWED = (
     (r"greater than or equal to (\S+)", "at least {}"),
     (r"less than or equal to (\S+)", "at most {}"),

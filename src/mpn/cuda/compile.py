@@ -19,9 +19,6 @@ from mpn._common.files import write_bytes_atomically
 from mpn.cuda.registry import KERNEL_FILES, kernel_source
 from mpn.errors import BackendError, MissingExtraError, OutputError, import_or_explain
 
-ARCHS: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-"""Architectures that the tests compile for: Turing to Blackwell."""
-
 CACHE_DIR_VARIABLE: Final = "MPN_CUDA_CACHE_DIR"
 """Environment variable that names the cache folder; set but empty: no cache."""
 

@@ -27,7 +27,7 @@ class DeviceBuffers(Closeable):
     Args:
         spec: The engine's interface.
         device: The GPU, on the engine's own stream.
-        dtypes: Type of each tensor by name; the spec's where it is not named.
+        dtypes: Type of each tensor by name; the spec's if it is not named.
 
     Raises:
         EngineError: If there is not enough memory; what was allocated is released.

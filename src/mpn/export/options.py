@@ -52,7 +52,7 @@ class ExportOptions:
         flow_variant: Member of the FlowNet 2.0 family that the flow checkpoint must be, for example
             ``"FlowNet2"``; None recognises it by its keys.
         init_fourth_channel: How to fill the fourth channel of DeepLab weights that have three.
-        flow_preset: Preset of OpenCV's DIS where no flow network is exported.
+        flow_preset: Preset of OpenCV's DIS if no flow network is exported.
         flow_scale: Size at which DIS runs, relative to the working frame.
         runtime_defaults: Pipeline options that suit these weights.
         name: Display name; empty for the name of the directory.

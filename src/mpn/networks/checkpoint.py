@@ -173,7 +173,7 @@ def write_torch_file(path: Path, content: object) -> None:
 
 
 def _system_error(error: RuntimeError) -> OSError:
-    """Return the OSError that torch's writer hides behind a RuntimeError."""
+    """Return the OSError that caused a RuntimeError of torch's writer."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
@@ -202,7 +202,7 @@ class Checkpoint:
     Attributes:
         roles: The weights by role.
         sources: Their files; one unless checkpoints were merged.
-        provenance: Provenance in an own checkpoint, as JSON types.
+        provenance: Provenance in a checkpoint of the project's format, as JSON types.
     """
 
     roles: Mapping[Role, RoleWeights]
@@ -230,8 +230,8 @@ def load_checkpoint(
     """Read a checkpoint and check that its weights fit their networks.
 
     Args:
-        path: An own checkpoint, or a public file: FlowNet2, CSS, CS, C, S or SD of
-            NVIDIA/flownet2-pytorch, DeepLab Xception of jfzhang95, parent of OSVOS-PyTorch.
+        path: A checkpoint in the project's format, or a public file: FlowNet2, CSS, CS, C, S or SD
+            of NVIDIA/flownet2-pytorch, DeepLab Xception of jfzhang95, parent of OSVOS-PyTorch.
         init_fourth_channel: ``"zero"``, ``"mean"`` or ``"normal"``: initialisation of the channel
             of the warped probability if DeepLab weights have three channels; no effect on other
             weights.
@@ -269,7 +269,7 @@ def save_checkpoint(
     roles: Mapping[Role, nn.Module | RoleWeights],
     provenance: Mapping[str, Any],
 ) -> Path:
-    """Write an own checkpoint atomically.
+    """Write a checkpoint in the project's format, atomically.
 
     ``path`` has either its old content or all of the new one.
 

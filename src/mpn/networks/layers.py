@@ -28,7 +28,7 @@ def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
     """Run a layer on ``x`` cast to the dtype of the layer's weights.
 
     In a module of one dtype the cast does nothing, in eager mode and in an exported graph. If some
-    layers are half and some float32, the casts are where the dtype changes.
+    layers are half and some float32, the dtype changes at these casts.
 
     Args:
         layer: A layer, or several in sequence of one dtype, with at least one parameter.

@@ -143,7 +143,7 @@ class FrameBackend(Protocol[FrameT]):
         """
 
     def wait(self) -> None:
-        """Let the host wait for all work, that of prefetched frames included."""
+        """Wait on the host for all work, that of prefetched frames included."""
 
     def snapshot(self) -> FrameMemory:
         """Return the arrays of the last committed frame; waits for all work."""
@@ -228,13 +228,13 @@ class FrameBackend(Protocol[FrameT]):
 
 
 class QueuedBackend(FrameBackend[FrameT], Protocol[FrameT]):
-    """A backend whose work runs behind the host, in queues and graphs."""
+    """A backend that enqueues its work on streams and in graphs; the host continues."""
 
     def run_osvos(self, frame: FrameT, osvos_for: Sequence[bool]) -> None:
         """Enqueue OSVOS on a separate stream, unless it ran for these objects."""
 
     def wait_for_osvos(self, frame: FrameT) -> None:
-        """Let the objects wait for OSVOS of the frame; the host does not."""
+        """Make the stream of the objects wait for OSVOS of the frame, not the host."""
 
     def score_agreement(self, frame: FrameT) -> None:
         """Compare OSVOS and colours with the candidates: see :class:`Readback`."""

@@ -2,12 +2,12 @@
 
 The order is: ingest and flow, warp and ROIs (OSVOS re-detects lost objects), crop, propagation,
 paste (OSVOS is blended), merge, CRF, labels. The next frame starts from the merged soft
-probability, not from the labels and not from the output of CRF: the paper propagates the mask
-probability and calls CRF the final stage.
+probability, not from the labels, and not from the output of CRF unless ``crf.feedback`` is set: the
+paper propagates the mask probability and calls CRF the final stage.
 
 A device runs a frame optimistically: all stages are enqueued as if no object got lost, and the host
 waits once, for the labels. If an object got lost, or OSVOS contradicts a candidate, the frame is
-repeated in the order of the host, which decides between two waits.
+repeated in the order of the host, with a second wait for the candidates.
 """
 
 from __future__ import annotations

@@ -218,8 +218,8 @@ class FinetuneOptions(GivenRepr):
             the steps, whichever come first. [default: no limit]
         size: Side of the training crops in pixels, 16 n + 1, at least 65. OSVOS uses one pixel
             less. [default: by role, 161 and 193]
-        scope: ``"all"``: train each weight; ``"head"``: train the head on cached features of the
-            trunk. [default: "all"]
+        scope: ``"all"``: train each weight; ``"head"``: train the layers after a frozen trunk.
+            [default: "all"]
         learning_rate: Highest learning rate, above 0. [default: by role and optimiser]
         batch: Crops per step, at least 1. [default: 4]
         seed: Seed of everything random, 0..2^63 - 1. The object's id and the network are mixed in.

@@ -104,9 +104,9 @@ class OsvosPolicy:
             for object_id, lost in zip(object_ids, is_lost, strict=True)
         )
 
-    def must_redetect_lost(self, places: Sequence[Roi | None]) -> bool:
-        """Return whether OSVOS must re-detect an object without a place."""
-        return self._redetects and any(place is None for place in places)
+    def must_redetect_lost(self, boxes: Sequence[Roi | None]) -> bool:
+        """Return whether OSVOS must re-detect an object without bounds or an ROI."""
+        return self._redetects and any(box is None for box in boxes)
 
     def must_redetect(self, readback: Readback, plan: FramePlan, state: VideoState) -> bool:
         """Return whether a frame must be repeated with :meth:`redetect`.

@@ -23,8 +23,8 @@ class PropagationRecipe:
     Attributes:
         data: Folders of the training material.
         training: Options of the run.
-        start_from: Checkpoint of the initial weights, or None: an own one, a public DeepLab v3+
-            Xception, or ImageNet's Xception.
+        start_from: Checkpoint of the initial weights, or None: one in the project's
+            format, a public DeepLab v3+ Xception, or ImageNet's Xception.
         init_fourth_channel: How to initialise the channel of the warped probability if those
             weights have three channels: ``"zero"``, ``"mean"`` or ``"normal"``.
     """

@@ -134,8 +134,8 @@ def propagation_start(
     """Load initial weights of the propagation network from a file.
 
     Args:
-        path: An own checkpoint, a public DeepLab v3+ Xception, or ImageNet's Xception. Of the last,
-            the backbone is used; the rest is random.
+        path: A checkpoint in the project's format, a public DeepLab v3+ Xception, or ImageNet's
+            Xception. Of the last, the backbone is used; the rest is random.
         config: Shape of the network to train.
         fourth: How to initialise the channel of the warped probability if the file has none.
         seed: Seed of the random weights.
@@ -161,8 +161,8 @@ def osvos_start(path: Path, config: OsvosConfig, *, seed: int) -> dict[str, Tens
     """Load initial weights of OSVOS from a file, for images of 0..255 minus mean.
 
     Args:
-        path: An own or public OSVOS checkpoint, or torchvision's VGG16, whose layers become the
-            trunk; side branches and fusion are random.
+        path: An OSVOS checkpoint in the project's or the public format, or torchvision's VGG16,
+            whose layers become the trunk; side branches and fusion are random.
         config: Shape of the network to train.
         seed: Seed of the random weights.
 
@@ -192,7 +192,7 @@ def _imagenet_state(path: Path, expected: ImageNetTrunk) -> dict[str, Tensor] | 
     try:
         state = unwrapped_state_dict(content, path)
     except CheckpointError:
-        return None  # an own checkpoint, or an error that load_checkpoint explains better
+        return None  # the project's format, or an error that load_checkpoint explains better
     found = imagenet_trunk(state)
     if found is not None and found != expected:
         raise CheckpointError(f"{path} is ImageNet's {found}, but {expected} is needed")

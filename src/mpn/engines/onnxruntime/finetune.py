@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,9 +125,7 @@ class OrtFinetuneEngine(Closeable):
         self._done = 0
         self._failed = False
 
-    def step(
-        self, inputs: Float32Array | Features, target: Float32Array, learning_rate: float
-    ) -> float:
+    def step(self, inputs: Float32Array, target: Float32Array, learning_rate: float) -> float:
         """Do one step, see :meth:`FinetuneEngine.step`."""
         self._check_open()
         if self._failed:
@@ -151,12 +148,8 @@ class OrtFinetuneEngine(Closeable):
             self._failed = True
         return loss
 
-    def features(self, inputs: Float32Array) -> Features:
-        """Run the frozen trunk, see :meth:`FinetuneEngine.features`."""
-        self._check_open()
-        if self._feature_session is None:
-            raise EngineError(f"scope '{self._scope}' has no frozen trunk: give step() the inputs")
-        _check_array("inputs", inputs, 4)
+    def _features(self, inputs: Float32Array) -> dict[str, Float32Array]:
+        """Run the frozen trunk of scope ``"head"``; outputs by name in the graph."""
         names = [node.name for node in self._feature_session.get_outputs()]
         binding = self._feature_session.io_binding()
         try:
@@ -172,7 +165,7 @@ class OrtFinetuneEngine(Closeable):
                 f"the frozen trunk of the {self._role} network failed: {one_line(error)}"
             ) from error
         outputs = binding.copy_outputs_to_cpu()
-        return Features(dict(zip(names, outputs, strict=True)))
+        return dict(zip(names, outputs, strict=True))
 
     def weights(self) -> dict[str, Float32Array]:
         """Copy the trained tensors by name, with their values after the last step.
@@ -261,7 +254,7 @@ class OrtFinetuneEngine(Closeable):
         return inputs
 
     def _checked_feeds(
-        self, inputs: Float32Array | Features, target: Float32Array, learning_rate: float
+        self, inputs: Float32Array, target: Float32Array, learning_rate: float
     ) -> dict[str, Float32Array]:
         _check_array("target", target, 4)
         if target.shape[1] != 1 or target.min() < 0 or target.max() > 1:
@@ -269,24 +262,14 @@ class OrtFinetuneEngine(Closeable):
         if not (np.isfinite(learning_rate) and learning_rate >= 0):
             raise EngineError(f"the learning rate must be 0 or more, got {learning_rate}")
         feeds = {TARGET: target, LEARNING_RATE: np.asarray(learning_rate, np.float32)}
-        if isinstance(inputs, Features):
-            if set(inputs.arrays) != set(self._data):
-                raise EngineError("these features were made by an engine of another kind")
-            arrays: Mapping[str, Float32Array] = inputs.arrays
-        elif self._feature_session is not None:
-            return self._checked_feeds(self.features(inputs), target, learning_rate)
-        else:
-            _check_array("inputs", inputs, 4)
-            if inputs.shape[2:] != target.shape[2:]:
-                raise EngineError(
-                    f"inputs {inputs.shape} and target {target.shape} differ in height or width"
-                )
-            arrays = {self._data[0]: inputs}
-        for name, array in arrays.items():
-            if array.shape[0] != target.shape[0]:
-                raise EngineError(
-                    f"'{name}' has {array.shape[0]} images, the target {target.shape[0]}"
-                )
+        _check_array("inputs", inputs, 4)
+        if (inputs.shape[0], *inputs.shape[2:]) != (target.shape[0], *target.shape[2:]):
+            raise EngineError(
+                f"inputs {inputs.shape} and target {target.shape} differ in images, height or width"
+            )
+        arrays = (
+            {self._data[0]: inputs} if self._feature_session is None else self._features(inputs)
+        )
         return {**feeds, **arrays}
 
     def _check_open(self) -> None:
@@ -301,22 +284,6 @@ def _check_array(what: str, array: Float32Array, axes: int) -> None:
         )
     if not np.isfinite(array).all():
         raise EngineError(f"{what} must be finite, got NaN or infinity: check the frame and mask")
-
-
-@dataclass(frozen=True)
-class Features:
-    """Outputs of a frozen trunk for a batch; only the same engine can use them.
-
-    Attributes:
-        arrays: By name in the graph, the batch along axis 0.
-    """
-
-    arrays: Mapping[str, Float32Array]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return sum(array.nbytes for array in self.arrays.values())
 
 
 class FinetuneEngine(SupportsClose, Protocol):
@@ -344,13 +311,11 @@ class FinetuneEngine(SupportsClose, Protocol):
             EngineError: If a weight is missing, unknown, not finite or of another shape.
         """
 
-    def step(
-        self, inputs: Float32Array | Features, target: Float32Array, learning_rate: float
-    ) -> float:
+    def step(self, inputs: Float32Array, target: Float32Array, learning_rate: float) -> float:
         """Do one step.
 
         Args:
-            inputs: (N, C, H, W) float32, the network's input, or its :meth:`features`.
+            inputs: (N, C, H, W) float32, the network's input.
             target: (N, 1, H, W) float32 of 0 and 1.
             learning_rate: 0 or more.
 
@@ -361,13 +326,6 @@ class FinetuneEngine(SupportsClose, Protocol):
         Raises:
             EngineError: If an array does not fit or is not finite, :meth:`begin` must come
                 first, or the engine is closed or fails.
-        """
-
-    def features(self, inputs: Float32Array) -> Features:
-        """Run the frozen trunk once, for :meth:`step`; scope ``"head"`` only.
-
-        Raises:
-            EngineError: If the scope has no frozen trunk, or the inputs do not fit.
         """
 
     def weights(self) -> dict[str, Float32Array]:

@@ -248,7 +248,7 @@ class DeviceBackend(Closeable):
             self._ingest.enqueue_osvos(frame, osvos_for)
 
     def wait_for_flow(self, frame: DeviceFrame) -> None:
-        """Let the objects wait for the frame and its flow; the host does not."""
+        """Make the stream of the objects wait for the frame and its flow, not the host."""
         assert frame.flow is not None
         self._stream.wait(frame.flow)
 

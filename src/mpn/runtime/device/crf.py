@@ -273,7 +273,8 @@ class CudaCrf:
     ) -> None:
         """Refine the probabilities of a frame, see :func:`mpn.runtime.host.crf.refine`.
 
-        A probability that is not finite counts as 1e-5: the pixels around it decide.
+        A probability that is not finite counts as 1e-5, so that the pixels around it determine the
+        result.
 
         Args:
             merged: (K, H, W) float32, merged.

@@ -244,7 +244,7 @@ class FrameIngest:
         frame.is_done = True
 
     def wait(self) -> None:
-        """Let the host wait for both streams."""
+        """Wait on the host for both streams."""
         for stream in (self._flow_stream, self._osvos_stream):
             stream.record().sync()
 

@@ -45,13 +45,13 @@ def images_from_folder(folder: Path) -> list[Path]:
     if not images:
         raise VideoError(
             f"the folder {folder} holds no images ({len(files)} other files): a video folder holds "
-            f"one image a frame ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            f"one image per frame ({', '.join(sorted(IMAGE_SUFFIXES))})"
         )
     for before, after in pairwise(images):
         if before.stem == after.stem:
             raise VideoError(
                 f"the folder {folder} holds both {before.name} and {after.name}: "
-                "keep one image a frame"
+                "keep one image per frame"
             )
     return images
 

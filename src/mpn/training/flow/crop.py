@@ -45,7 +45,7 @@ def crop_pair(
 
     Args:
         frames: (H, W, 3) uint8 RGB each.
-        flow_px: (2, H, W) float32 from the first to the second, NaN where unknown.
+        flow_px: (2, H, W) float32 from the first to the second, NaN if unknown.
         size_hw: Size of the crop.
         options: Extent of the changes.
         rng: Source of randomness.

@@ -154,7 +154,8 @@ class FlowRecipe:
         data: Stills for synthetic motion, and a DAVIS folder for validation only.
         flow_pairs: Folders of frames with true flow: FlyingChairs, Sintel.
         training: Options of the run.
-        start_from: Checkpoint of the initial flow weights, own or public, or None.
+        start_from: Checkpoint of the initial flow weights, in the project's or a public
+            format, or None.
     """
 
     data: DataOptions = field(default_factory=DataOptions)

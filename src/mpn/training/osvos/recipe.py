@@ -163,8 +163,8 @@ class OsvosRecipe:
         stages: Offline stages to train: ``"salient"`` on still images, ``"davis"`` on sequences.
         data: Folders of the training material.
         training: Options of the run; the steps of a skipped stage do not count.
-        start_from: Checkpoint of the initial weights, or None: an own or a public OSVOS, or
-            torchvision's VGG16.
+        start_from: Checkpoint of the initial weights, or None: OSVOS in the project's or
+            the public format, or torchvision's VGG16.
     """
 
     stages: Stages = "both"
