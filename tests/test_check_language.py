@@ -44,6 +44,8 @@ def test_check_source_plain_file_passes() -> None:
     [
         ("Warping of masks along a flow.", "Where masks go.", 1, "starts with 'Where'"),
         ("Options of the warp.", "Which options it has.", 8, "starts with 'Which'"),
+        ("Options of the warp.", "Implements a warp.", 8, "use the imperative or a noun"),
+        ("Warping of masks along a flow.", "Decides it.", 1, "use the imperative or a noun"),
         ("Warp the masks into the current frame.", "The warped masks.", 17, "starts with 'The'"),
         ("Warp the masks into the current frame.", "Warps the masks.", 17, "starts with 'Warps'"),
         ("Warp the masks into the current frame.", "Warping masks.", 17, "starts with 'Warping'"),

@@ -35,6 +35,12 @@ BANNED = re.compile(
 RIDDLE = re.compile(r"(?:^|[.:;] )What\b")
 
 WH_WORD = re.compile(r"what|where|when|why|how|who|whose|which|whether", re.I)
+THIRD_PERSON = re.compile(
+    r"implements|decides|runs|captures|computes|copies|divides|estimates|(?:fine-)?tunes|segments|"
+    r"wraps|finds|returns|holds|reads|writes|makes|loads|builds|opens|converts|gives|keeps|draws|"
+    r"trains|provides|represents|describes|contains|stands|depends|measures|collects|raises|takes",
+    re.I,
+)
 # First words that are no verb, and endings that no verb of ours has.
 NOT_A_VERB = re.compile(
     rf"{WH_WORD.pattern}|an?|the|this|that|these|those|its?|one|two|three|both|all|every|each|any|"
@@ -77,6 +83,8 @@ def _docstring_violations(tree: ast.Module) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Module | ast.ClassDef):
             if WH_WORD.fullmatch(first):
                 yield line, f"first line starts with {first!r}, not with a noun or a verb"
+            if THIRD_PERSON.fullmatch(first):
+                yield line, f"first line starts with {first!r}: use the imperative or a noun"
         elif not _may_be_noun(node) and not _is_verb(first):
             yield line, f"first line starts with {first!r}, not with an imperative verb"
 

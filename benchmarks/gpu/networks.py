@@ -15,7 +15,7 @@ from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine, EngineBuffers
 from mpn.engines.directory.manifest import load_manifest
-from mpn.engines.onnxruntime.finetune import adapt_entry
+from mpn.engines.onnxruntime.finetune import finetune_entry
 from mpn.engines.open import open_engines, open_object_engine
 from mpn.engines.spec import EngineSpec, Role, engine_spec
 from mpn.engines.tensorrt.engine import TrtEngine
@@ -283,7 +283,7 @@ def _eager(bench: Bench, budget: Budget, precision: str) -> dict[str, Any]:
 
 def finetuning(bench: Bench, budget: Budget) -> dict[str, Any]:
     """Measure fine-tuning of OSVOS on one object."""
-    from mpn.runtime.finetune.adapter import ObjectFinetuner
+    from mpn.runtime.finetune.finetuner import ObjectFinetuner
     from mpn.runtime.finetune.plan import FinetuneOptions, options_for
     from mpn.runtime.options import PipelineOptions
     from mpn.synthetic import render_clip
@@ -301,14 +301,16 @@ def finetuning(bench: Bench, budget: Budget) -> dict[str, Any]:
                     chosen = with_steps(
                         options_for(opened.manifest, options, wanted), bench.sizes.finetune_steps
                     )
-                    with ObjectFinetuner(directory, opened, chosen, options, threads=4) as adapter:
+                    with ObjectFinetuner(
+                        directory, opened, chosen, options, threads=4
+                    ) as finetuner:
                         before = time.perf_counter()
-                        for engine in adapter.adapt(frame.rgb, frame.labels, 1).values():
+                        for engine in finetuner.finetune(frame.rgb, frame.labels, 1).values():
                             engine.close()
                         return {
                             "steps": bench.sizes.finetune_steps,
                             "seconds": round(time.perf_counter() - before, 3),
-                            "report": adapter.report_as_json(),
+                            "report": finetuner.report_as_json(),
                         }
 
             figures[name] = guarded(work)
@@ -354,7 +356,7 @@ def weight_swap(bench: Bench, budget: Budget) -> dict[str, Any]:
 def _swapped(directory: str, role: Role, backend: Any) -> dict[str, Any]:
     with open_engines(directory, backend=backend, threads=2) as opened:
         manifest, base = opened.manifest, opened.engines[role]
-        tensors = adapt_entry(manifest, role).tensors
+        tensors = finetune_entry(manifest, role).tensors
         weights = {
             name: np.asarray(value * np.float32(1.01), np.float32)
             for name, value in read_weights(Path(directory), tensors).items()

@@ -116,7 +116,7 @@ def test_each_option_arrives(run, capsys) -> None:
     assert report["options"]["osvos"]["every"] == 5
     assert report["options"]["crf"]["iterations"] == 5
     assert report["stages"]["crf"]["frames"] == 2
-    assert report["finetune"] == {"ran": False, "why": "not wanted"}
+    assert report["finetune"] == {"ran": False, "reason": "not requested"}
     assert report["backend"]["threads"] == 1
     assert report["saved"] == ["masks", "probs", "rle"]
     assert report["object_ids"] == [1, 2]
@@ -137,7 +137,7 @@ def test_missing_finetune_graph_falls_back_and_is_reported(run, capsys) -> None:
     assert run("@clip.mp4", "--mask", "@first.png", "--seed", "3", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["finetune"]["ran"] is False
-    assert "no graphs to fine-tune with" in report["finetune"]["why"]
+    assert "no graphs to fine-tune with" in report["finetune"]["reason"]
     assert report["fps_after_finetune"] == report["fps"]
     assert report["fingerprint"]["finetune"] is None
     assert report["options"]["crf"] is None
@@ -176,7 +176,10 @@ def test_run_finetunes_by_default_and_caches_weights(
         told = json.loads(capsys.readouterr().out)["finetune"]
         assert [o["cached"] for o in told["objects"]] == cached
     assert run(*arguments, "--no-finetune", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["finetune"] == {"ran": False, "why": "not wanted"}
+    assert json.loads(capsys.readouterr().out)["finetune"] == {
+        "ran": False,
+        "reason": "not requested",
+    }
 
 
 @pytest.mark.parametrize(("more", "crf"), [((), False), (("--crf",), True)])
@@ -198,7 +201,7 @@ def test_fast_overrules_advice_but_not_given_options(
     assert (told[()]["flip_tta"], told[()]["crf"] is not None) == (True, True)
     fast = told["--fast",]
     assert (fast["flip_tta"], fast["crf"] is not None) == (False, crf)
-    assert report["finetune"] == {"ran": False, "why": "not wanted"}
+    assert report["finetune"] == {"ran": False, "reason": "not requested"}
 
 
 def test_finetune_progress_with_eta_is_on_stderr_only(run, capsys, monkeypatch) -> None:
@@ -356,7 +359,8 @@ def test_full_disk_is_one_line(run, capsys, tiny_disk: Path) -> None:
         (["@clip.mp4", "--mask", "a.png", "--save="], "--save takes at least one of masks"),
         (["@clip.mp4", "--mask", "a.png", "--fps", "fast"], "not 'fast'"),
         (["@clip.mp4", "--mask", "a.png", "--fps", "0"], "rate above 0 like 25 or 30000/1001"),
-        (["@clip.mp4", "--mask", "a.png", "--bogus"], "--bogus"),
+        (["@clip.mp4", "--mask", "a.png", "--bogus"],
+         "error: no such option: --bogus; --help lists"),
         (["@clip.mp4", "--mask", "a.png", "--backend", "vulkan"],
          "--backend must be one of 'auto', 'cpu', 'cuda', 'tensorrt', 'tensorrt-rtx', "
          "got 'vulkan'"),

@@ -102,7 +102,7 @@ def test_the_key_depends_on_everything_that_goes_in() -> None:
 
 
 class Compiler:
-    """Stands in for NVRTC and counts."""
+    """Stand in for NVRTC and count."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0

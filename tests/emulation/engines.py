@@ -110,7 +110,9 @@ class FakeFinetuner(Closeable):
         self.engines: list[FakeEngine] = []
         self.is_closed = False
 
-    def adapt(self, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> dict[Role, FakeEngine]:
+    def finetune(
+        self, rgb: UInt8Array, labels: UInt8Array, object_id: int
+    ) -> dict[Role, FakeEngine]:
         assert rgb.shape[:2] == labels.shape
         self.calls.append((rgb, labels.copy(), object_id))
         if object_id == self.fails_for:

@@ -121,7 +121,7 @@ class Scheduler:
 
 
 class ShimStream(ShimDevice):
-    """Implements :class:`mpn.cuda.api.Stream` on host memory.
+    """Implement :class:`mpn.cuda.api.Stream` on host memory.
 
     Args:
         shim: Runs the kernels.

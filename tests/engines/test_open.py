@@ -50,7 +50,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
 def test_all_engines_open_and_close(directory: Path) -> None:
     with open_engines(directory, backend="cpu", threads=1) as engines:
         assert engines.backend == "cpu"
-        assert engines.backend_note == "cpu, as asked for"
+        assert engines.backend_note == "cpu, as requested"
         assert set(engines.engines) == {"propagation", "flow", "osvos"}
         rgb_prob = np.random.default_rng(0).random((2, 4, 65, 65), dtype=np.float32)
         prob = engines.propagation.run({"rgb_prob": rgb_prob})["prob"]

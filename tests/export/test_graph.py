@@ -161,7 +161,7 @@ def test_backend_failures_of_a_graph_are_found(
 
 
 class _NoLogits(nn.Module):
-    """Depends on its data: a shape that no graph of fixed sizes can have."""
+    """Depend on its data: a shape that no graph of fixed sizes can have."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ def make(
         clip: Source of the flow; None: OpenCV DIS, or a flow engine.
         options: Options of the pipeline.
         flows: Replaces the flow of the clip.
-        adapts: See FakeFinetuner; None: no adapter.
+        adapts: See FakeFinetuner; None: no finetuner.
         engines: See fake_engine_set.
     """
     engines.setdefault("preprocessing", PLAIN)
@@ -49,7 +49,7 @@ def make(
         engine_set,
         options=PipelineOptions().with_values(options or {}),
         flow=None if known is None else KnownFlow(known),
-        adapter=None if adapts is None else FakeFinetuner(engine_set, adapts),
+        finetuner=None if adapts is None else FakeFinetuner(engine_set, adapts),
     )
 
 
@@ -65,10 +65,10 @@ def pan_engine(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"flow_px": flow}
 
 
-def adapter_of(pipeline: Pipeline) -> FakeFinetuner:
-    adapter = pipeline._adapter
-    assert isinstance(adapter, FakeFinetuner)
-    return adapter
+def finetuner_of(pipeline: Pipeline) -> FakeFinetuner:
+    finetuner = pipeline._finetuner
+    assert isinstance(finetuner, FakeFinetuner)
+    return finetuner
 
 
 def propagation_calls(pipeline: Pipeline) -> list[np.ndarray]:

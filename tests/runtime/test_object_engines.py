@@ -10,14 +10,14 @@ from mpn.runtime.host.memory import labels_at_size
 from mpn.runtime.object_engines import ObjectEngines, finetuned_engines
 from tests.builders.clips import by_colour, iou
 from tests.emulation.engines import FakeFinetuner, fake_engine_set, fourth_channel, nothing_found
-from tests.runtime.pipelines import PAN, TWO, adapter_of, make, propagation_calls, run
+from tests.runtime.pipelines import PAN, TWO, finetuner_of, make, propagation_calls, run
 from tests.tolerances import PASTED_IOU
 
 FRAME = np.zeros((30, 45, 3), np.uint8)
 
 
-def finetuned_ids(adapter: FakeFinetuner) -> list[int]:
-    return [object_id for _, _, object_id in adapter.calls]
+def finetuned_ids(finetuner: FakeFinetuner) -> list[int]:
+    return [object_id for _, _, object_id in finetuner.calls]
 
 
 def labels_of(*ids: int, size_hw: tuple[int, int] = (30, 45)) -> np.ndarray:
@@ -27,7 +27,7 @@ def labels_of(*ids: int, size_hw: tuple[int, int] = (30, 45)) -> np.ndarray:
     return labels
 
 
-def an_adapter(**options: int) -> FakeFinetuner:
+def a_finetuner(**options: int) -> FakeFinetuner:
     engine_set = fake_engine_set(osvos=nothing_found)
     functions = {"propagation": lambda k: fourth_channel, "osvos": lambda k: nothing_found}
     return FakeFinetuner(engine_set, functions, **options)  # type: ignore[arg-type]
@@ -38,10 +38,10 @@ def nobody_home(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_objects_are_finetuned_in_turn_from_all_labels() -> None:
-    adapter, labels = an_adapter(), labels_of(2, 5, 9)
-    engines = finetuned_engines(adapter, FRAME, labels, (2, 9))
-    assert finetuned_ids(adapter) == [2, 9]
-    assert all(np.array_equal(seen, labels) for _, seen, _ in adapter.calls)
+    finetuner, labels = a_finetuner(), labels_of(2, 5, 9)
+    engines = finetuned_engines(finetuner, FRAME, labels, (2, 9))
+    assert finetuned_ids(finetuner) == [2, 9]
+    assert all(np.array_equal(seen, labels) for _, seen, _ in finetuner.calls)
     assert {object_id: set(own) for object_id, own in engines.items()} == {
         2: {"propagation", "osvos"},
         9: {"propagation", "osvos"},
@@ -58,35 +58,35 @@ def test_labels_at_size_takes_the_largest_share() -> None:
 
 
 def test_object_without_pixels_is_not_finetuned() -> None:
-    adapter = an_adapter()
+    finetuner = a_finetuner()
     labels = np.zeros((300, 450), np.uint8)
     labels[10, 10], labels[100:200, 100:200] = 3, 4
     small = labels_at_size(labels, FRAME.shape[:2])
-    assert finetuned_engines(adapter, FRAME, small, (3, 4)).keys() == {4}
+    assert finetuned_engines(finetuner, FRAME, small, (3, 4)).keys() == {4}
 
 
 def test_failed_object_closes_engines_of_others() -> None:
-    adapter = an_adapter(fails_for=9)
+    finetuner = a_finetuner(fails_for=9)
     with pytest.raises(EngineError, match="object 9"):
-        finetuned_engines(adapter, FRAME, labels_of(2, 9), (2, 9))
-    assert [engine.is_closed for engine in adapter.engines] == [True, True]
+        finetuned_engines(finetuner, FRAME, labels_of(2, 9), (2, 9))
+    assert [engine.is_closed for engine in finetuner.engines] == [True, True]
 
 
 def test_object_engines_replacement_closes_old_engine() -> None:
-    adapter, objects = an_adapter(), ObjectEngines()
-    first = finetuned_engines(adapter, FRAME, labels_of(2), (2,))
+    finetuner, objects = a_finetuner(), ObjectEngines()
+    first = finetuned_engines(finetuner, FRAME, labels_of(2), (2,))
     objects.add(first)
-    objects.add(finetuned_engines(adapter, FRAME, labels_of(5), (5,)))
+    objects.add(finetuned_engines(finetuner, FRAME, labels_of(5), (5,)))
     assert objects.get("propagation", 2) is first[2]["propagation"]
     assert objects.get("flow", 2) is None
     assert objects.get("osvos", 3) is None
     assert objects.all_have("osvos", (2, 5))
     assert not objects.all_have("osvos", (2, 3))
-    objects.replace(finetuned_engines(adapter, FRAME, labels_of(2), (2,)))
-    assert [engine.is_closed for engine in adapter.engines] == [True] * 4 + [False] * 2
+    objects.replace(finetuned_engines(finetuner, FRAME, labels_of(2), (2,)))
+    assert [engine.is_closed for engine in finetuner.engines] == [True] * 4 + [False] * 2
     objects.close()
     objects.close()
-    assert all(engine.is_closed for engine in adapter.engines)
+    assert all(engine.is_closed for engine in finetuner.engines)
 
 
 # --- in the pipeline ----------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_propagation_dispatches_to_object_engines() -> None:
     results = run(pipeline, TWO)
     for object_id in (2, 7):
         assert iou(results[2].labels == object_id, TWO.labels[2] == object_id) > PASTED_IOU
-    (engine,) = adapter_of(pipeline).engines
+    (engine,) = finetuner_of(pipeline).engines
     assert [len(call["rgb_prob"]) for call in engine.calls] == [1] * 12
     assert [len(call) for call in propagation_calls(pipeline)] == [1] * 12
     together = run(make(TWO, propagation=by_colour), TWO)
@@ -116,9 +116,9 @@ def test_finetuning_is_a_stage_of_frames_with_new_objects() -> None:
     assert "finetune" not in pipeline.step(TWO.frames[1]).timings
     added = pipeline.add_objects(np.where(TWO.labels[1] == 2, 2, 0).astype(np.uint8))
     assert "finetune" in added.timings
-    adapter = adapter_of(pipeline)
-    assert finetuned_ids(adapter) == [7, 2]
-    rgb, labels, _ = adapter.calls[1]
+    finetuner = finetuner_of(pipeline)
+    assert finetuned_ids(finetuner) == [7, 2]
+    rgb, labels, _ = finetuner.calls[1]
     assert np.array_equal(rgb, TWO.frames[1])
     assert np.array_equal(labels, added.labels)
     assert set(np.unique(labels)) == {0, 2, 7}
@@ -128,27 +128,27 @@ def test_a_correction_keeps_the_weights_of_the_object() -> None:
     pipeline = make(TWO, adapts={"propagation": lambda k: by_colour})
     run(pipeline, TWO)
     pipeline.correct(np.where(TWO.labels[-1] == 2, 2, 0).astype(np.uint8))
-    assert finetuned_ids(adapter_of(pipeline)) == [2, 7]
-    assert not any(engine.is_closed for engine in adapter_of(pipeline).engines)
+    assert finetuned_ids(finetuner_of(pipeline)) == [2, 7]
+    assert not any(engine.is_closed for engine in finetuner_of(pipeline).engines)
 
 
 def test_start_closes_object_engines_of_last_video() -> None:
     pipeline = make(PAN, adapts={"propagation": lambda k: fourth_channel})
     pipeline.start(PAN.frames[0], PAN.labels[0])
     pipeline.start(PAN.frames[0], PAN.labels[0])
-    adapter = adapter_of(pipeline)
-    assert [engine.is_closed for engine in adapter.engines] == [True, False]
+    finetuner = finetuner_of(pipeline)
+    assert [engine.is_closed for engine in finetuner.engines] == [True, False]
     pipeline.close()
-    assert adapter.engines[1].is_closed
-    assert adapter.is_closed
+    assert finetuner.engines[1].is_closed
+    assert finetuner.is_closed
     assert pipeline.engines.propagation.is_closed  # type: ignore[attr-defined]
 
 
 def test_a_start_that_fails_leaves_the_video_before_it_running() -> None:
     pipeline = make(PAN, adapts={"propagation": lambda k: fourth_channel})
     pipeline.start(PAN.frames[0], PAN.labels[0])
-    adapter = adapter_of(pipeline)
-    adapter.fails_for = 9
+    finetuner = finetuner_of(pipeline)
+    finetuner.fails_for = 9
     labels = PAN.labels[0].copy()
     labels[0:9, 0:9] = 9
     for call in (
@@ -158,7 +158,7 @@ def test_a_start_that_fails_leaves_the_video_before_it_running() -> None:
         with pytest.raises(EngineError, match="object 9"):
             call()
         assert pipeline.object_ids == (1,)
-    assert [engine.is_closed for engine in adapter.engines] == [False, True]
+    assert [engine.is_closed for engine in finetuner.engines] == [False, True]
     pipeline._flow._prepared = 1  # type: ignore[attr-defined]  # the clip counts frames
     assert iou(pipeline.step(PAN.frames[1]).labels > 0, PAN.labels[1] > 0) > PASTED_IOU
 
@@ -184,4 +184,4 @@ def test_closed_pipeline_does_not_finetune() -> None:
     pipeline.close()
     with pytest.raises(InputError, match="closed"):
         pipeline.start(PAN.frames[0], PAN.labels[0])
-    assert adapter_of(pipeline).calls == []
+    assert finetuner_of(pipeline).calls == []

@@ -394,6 +394,7 @@ OLD_KEYWORDS: list[tuple[Any, str, str]] = [
     *((PipelineOptions, old, f"a constant, {v}") for old, v in CONSTANTS_OF_0_1.items()),
     (Pipeline.from_engines, "adapt", "options=PipelineOptions(finetune=...)"),
     (Pipeline.from_engines, "on_adapt", "on_finetune"),
+    (Pipeline, "adapter", "finetuner"),
     (propagate, "adapt", "options=PipelineOptions(finetune=...)"),
     (ExportOptions, "adapt", "finetune"),
     (ExportOptions, "adapt_optimizer", "finetune_optimizer"),

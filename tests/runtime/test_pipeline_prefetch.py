@@ -22,7 +22,7 @@ LABELS = np.ones((4, 5), np.uint8)
 
 
 class Watched:
-    """Records the calls of a pipeline."""
+    """Record the calls of a pipeline."""
 
     supports_prefetch = True
     object_ids = (1,)

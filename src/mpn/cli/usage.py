@@ -39,7 +39,11 @@ def usage_message(error: Any, arguments: Sequence[str]) -> str:
     names = getattr(getattr(error, "param", None), "opts", ())
     flags = [name for name in names if name.startswith("-")]
     if not flags or not error.message:
-        return str(error.message or error.format_message())
+        text = str(error.message or error.format_message()).rstrip(".")
+        if text.startswith("No such"):
+            text += "; --help lists what there is"
+        # Click begins its own sentences with a capital letter, this package with the subject.
+        return re.sub(r"^(?:No|Option|Missing|Got)\b", lambda match: match[0].lower(), text)
     message = error.message.removeprefix("Value error, ").rstrip(".")
     value = _value_of(flags, arguments)
     given = "" if value is None else f", got '{value}'"

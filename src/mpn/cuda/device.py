@@ -26,7 +26,7 @@ _PURPOSE = "work on a GPU"
 
 
 class CudaDevice:
-    """Implements :class:`mpn.cuda.api.Stream`: a GPU and one of its streams.
+    """Implement :class:`mpn.cuda.api.Stream`: a GPU and one of its streams.
 
     :meth:`create_stream` and :meth:`on` return the same device with another stream. Kernels are
     compiled, or taken from the cache, when they are first launched; :meth:`load` does it before.
@@ -336,7 +336,7 @@ class CudaDevice:
 
 
 class CudaEvent:
-    """Implements :class:`mpn.cuda.api.Event`.
+    """Implement :class:`mpn.cuda.api.Event`.
 
     Args:
         event: Of cuda.core, recorded.
@@ -358,7 +358,7 @@ class CudaEvent:
 
 
 class CudaGraph:
-    """Implements :class:`mpn.cuda.api.Graph`.
+    """Implement :class:`mpn.cuda.api.Graph`.
 
     Args:
         graph: Of cuda.core.

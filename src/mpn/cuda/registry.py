@@ -28,7 +28,7 @@ KERNEL_FILES: Final = (
     "crf_lattice",
     "crf_meanfield",
     "crop",
-    "mirror",
+    "flip",
     "osvos",
     "pack",
     "paste",

@@ -165,10 +165,10 @@ def open_with(opener: EngineOpener, backend: Backend) -> OpenEngines:
         MissingExtraError: If a package that it needs is not installed.
     """
     if backend == "cpu":
-        return OpenEngines("cpu", "cpu, as asked for", opener.on_cpu())
+        return OpenEngines("cpu", "cpu, as requested", opener.on_cpu())
     if backend != "auto":
         opened = opener.on_gpu(backend)
-        return _with_note(opened, f"{backend}, as asked for")
+        return _with_note(opened, f"{backend}, as requested")
     reasons = []
     without = gpu_unavailable_reason()
     if without is not None:

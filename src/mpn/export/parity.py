@@ -384,7 +384,7 @@ def parity_document(
     """
     document: dict[str, Any] = {"schema_version": PARITY_SCHEMA, "verified": inputs is not None}
     if inputs is None:
-        document["skipped"] = "the export was asked not to verify (--no-verify)"
+        document["skipped"] = "not verified, as requested (--no-verify)"
         return document
     document |= {
         "reference": f"PyTorch {torch.__version__}, float32, CPU",

@@ -13,9 +13,11 @@ from mpn.types import UInt8Array
 
 
 class ObjectFinetunerLike(Protocol):
-    """Fine-tunes networks on one object of a frame."""
+    """Fine-tune networks on one object of a frame."""
 
-    def adapt(self, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Mapping[Role, Engine]:
+    def finetune(
+        self, rgb: UInt8Array, labels: UInt8Array, object_id: int
+    ) -> Mapping[Role, Engine]:
         """Fine-tune networks on one object.
 
         Args:
@@ -71,14 +73,14 @@ class ObjectEngines(Closeable):
 
 
 def finetuned_engines(
-    adapter: ObjectFinetunerLike, rgb: UInt8Array, labels: UInt8Array, object_ids: Sequence[int]
+    finetuner: ObjectFinetunerLike, rgb: UInt8Array, labels: UInt8Array, object_ids: Sequence[int]
 ) -> dict[int, Mapping[Role, Engine]]:
     """Fine-tune on each object in order.
 
     An object without a pixel at working size gets no engines: it uses the common ones.
 
     Args:
-        adapter: Does the work.
+        finetuner: Does the work.
         rgb: (h, w, 3) uint8 RGB at working size.
         labels: (h, w) uint8, the ids of all objects.
         object_ids: The objects to fine-tune on.
@@ -90,7 +92,7 @@ def finetuned_engines(
     try:
         for object_id in object_ids:
             if (labels == object_id).any():
-                engines[object_id] = adapter.adapt(rgb, labels, object_id)
+                engines[object_id] = finetuner.finetune(rgb, labels, object_id)
     except BaseException:
         close_engines(engines)
         raise

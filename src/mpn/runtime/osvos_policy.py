@@ -20,7 +20,7 @@ from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 
 class OsvosPolicy:
-    """Decides what OSVOS does in a frame; every method is pure.
+    """Decide what OSVOS does in a frame; every method is pure.
 
     The engine directory's OSVOS is one network for "any object". An engine that was fine-tuned on
     an object counts for this object alone.

@@ -49,7 +49,7 @@ OnFinetune = Callable[[FinetuneProgress], None]
 
 
 class Pipeline(Closeable):
-    """Segments a video frame by frame, from labels of its first frame.
+    """Segment a video frame by frame, from labels of its first frame.
 
     Use it in a ``with`` statement, or close it. The arrays of a result stay valid; ``probs`` is
     read-only, since the next frame starts from it. On a device ``probs`` is copied to the host when
@@ -60,7 +60,7 @@ class Pipeline(Closeable):
         options: How the stages work; options not given follow the manifest's advice.
         flow: Estimates the flow on the host; default: the estimator that the manifest names, and
             with a stream the flow engine if there is one.
-        adapter: Fine-tunes the networks on each object that is given; closed with the pipeline.
+        finetuner: Fine-tunes the networks on each object that is given; closed with the pipeline.
             None: no fine-tuning.
         stream: CUDA stream of the objects, with engines that take device memory; None: frames are
             segmented on the host.
@@ -71,22 +71,23 @@ class Pipeline(Closeable):
         ManifestError: If the manifest's advice does not fit the options.
     """
 
+    @refuse_old_arguments({"adapter": "finetuner"})
     def __init__(
         self,
         engines: EngineSet,
         *,
         options: PipelineOptions | None = None,
         flow: FlowEstimator | None = None,
-        adapter: ObjectFinetunerLike | None = None,
+        finetuner: ObjectFinetunerLike | None = None,
         stream: Stream | None = None,
         device_options: DeviceOptions | None = None,
     ) -> None:
         advice = engines.manifest.runtime_defaults
         options = (options or PipelineOptions()).with_defaults(advice)
-        if options.finetune is not None and adapter is None:
+        if options.finetune is not None and finetuner is None:
             raise InputError(
                 "option finetune needs the engine directory: open it with "
-                "Pipeline.from_engines, or give an adapter"
+                "Pipeline.from_engines, or give a finetuner"
             )
         if options.osvos.mode in ("blend", "redetect-only") and engines.osvos is None:
             raise EngineError(
@@ -98,7 +99,7 @@ class Pipeline(Closeable):
         if flow is None and is_flow_of_host:
             flow = flow_estimator_from(engines)
         self._flow = flow
-        self._adapter = adapter
+        self._finetuner = finetuner
         self._objects = ObjectEngines()
         self._timer = StageTimer()
         self._osvos = OsvosPolicy(options, self._objects, has_osvos=engines.osvos is not None)
@@ -106,8 +107,8 @@ class Pipeline(Closeable):
         self._next_rgb: UInt8Array | None = None
         self._is_closed = False
         self._to_close = ExitStack()
-        if adapter is not None:
-            self._to_close.callback(adapter.close)
+        if finetuner is not None:
+            self._to_close.callback(finetuner.close)
         self._to_close.callback(self._objects.close)
         self._to_close.callback(engines.close)
         self._backend: FrameBackend[Any]
@@ -173,14 +174,14 @@ class Pipeline(Closeable):
                     plans=plans,
                 )
             )
-            adapter = None
+            finetuner = None
             if options is not None and options.finetune is not None:
                 resolved = options.with_defaults(engines.manifest.runtime_defaults)
                 finetune = options_for(engines.manifest, resolved, options.finetune)
                 options = replace(resolved, finetune=finetune)
-                from mpn.runtime.finetune.adapter import ObjectFinetuner
+                from mpn.runtime.finetune.finetuner import ObjectFinetuner
 
-                adapter = opened.enter_context(
+                finetuner = opened.enter_context(
                     ObjectFinetuner(
                         path,
                         engines,
@@ -200,7 +201,7 @@ class Pipeline(Closeable):
             pipeline = cls(
                 engines,
                 options=options,
-                adapter=adapter,
+                finetuner=finetuner,
                 stream=stream,
                 device_options=device_options,
             )
@@ -241,7 +242,7 @@ class Pipeline(Closeable):
 
     def finetune_report(self) -> list[dict[str, Any]]:
         """Return one JSON entry per fine-tuned object and network since the start."""
-        return [] if self._adapter is None else self._adapter.report_as_json()
+        return [] if self._finetuner is None else self._finetuner.report_as_json()
 
     def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
         """Start a video, or start again.
@@ -395,7 +396,7 @@ class Pipeline(Closeable):
         return self._load(state, memory)
 
     def close(self) -> None:
-        """Close engines, adapter and backend; closing twice is allowed."""
+        """Close engines, finetuner and backend; closing twice is allowed."""
         self._is_closed = True
         self._state = None
         self._to_close.close()
@@ -416,11 +417,11 @@ class Pipeline(Closeable):
         self, frame: UInt8Array, labels: UInt8Array, object_ids: tuple[int, ...]
     ) -> EnginesByObject:
         """Fine-tune on some objects; ``labels`` hold all, at input size."""
-        if self._adapter is None:
+        if self._finetuner is None:
             return {}
         with self._timer.stage("finetune"):
             small = labels_at_size(labels, (frame.shape[0], frame.shape[1]))
-            return finetuned_engines(self._adapter, frame, small, object_ids)
+            return finetuned_engines(self._finetuner, frame, small, object_ids)
 
     def _load(self, state: VideoState, memory: FrameMemory) -> StepResult:
         """Make arrays of the host the current frame."""

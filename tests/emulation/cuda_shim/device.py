@@ -16,7 +16,7 @@ _POISON = 0xCD
 
 
 class ShimDevice:
-    """Implements :class:`mpn.cuda.array.KernelDevice`.
+    """Implement :class:`mpn.cuda.array.KernelDevice`.
 
     Args:
         shim: Runs the kernels.

@@ -429,7 +429,7 @@ def test_an_engine_directory_opens_on_it(
     with open_engines(world.directory, backend=world.backend) as engines:
         assert engines.backend == world.backend
         assert engines.backend_note.startswith(
-            f"{world.backend}, as asked for; propagation built from propagation.onnx in "
+            f"{world.backend}, as requested; propagation built from propagation.onnx in "
         )
         inputs = crops(2)
         got = engines.propagation.run(inputs)["prob"]

@@ -422,7 +422,7 @@ def test_wall_time_includes_pending_writes() -> None:
     report = {
         "frames": 4,
         "backend": {"used": "cpu"},
-        "finetune": {"ran": False, "why": "not wanted"},
+        "finetune": {"ran": False, "reason": "not requested"},
         "stages": {"flow": {"frames": 3, "min_s": 0.001, "median_s": 0.002, "p95_s": 0.0045}},
     }
     run = WallRun(report, (1.0, 1.5, 1.6, 1.8), total_s=1.9, peak_memory_mib=None)

@@ -43,7 +43,7 @@ def device_pipeline(
     flow: Any = None,
     device_options: DeviceOptions | None = None,
     engine_options: dict[str, Any] | None = None,
-    adapter: Any = None,
+    finetuner: Any = None,
 ) -> tuple[Pipeline, ShimStream]:
     """Build a pipeline on the shim, and return it with its stream of the objects."""
     stream = ShimStream(shim, Scheduler(order, seed))
@@ -53,7 +53,7 @@ def device_pipeline(
         flow=flow,
         stream=stream,
         device_options=device_options,
-        adapter=adapter,
+        finetuner=finetuner,
     )
     return pipeline, stream
 

@@ -65,8 +65,8 @@ CASES: dict[str, tuple[Clip, dict[str, Any], dict[str, Any]]] = {
     ),
     "OSVOS every third frame": (TWO, {"osvos.mode": "blend", "osvos.every": 3}, {"osvos": green}),
     "more objects than the engine takes": (TWO, {}, {"max_objects": 1, "propagation": sharpened}),
-    "mirrored": (TWO, {"flip_tta": True}, {"propagation": lopsided}),
-    "mirrored, in batches": (TWO, {"flip_tta": True}, {"propagation": lopsided, "max_objects": 2}),
+    "flipped": (TWO, {"flip_tta": True}, {"propagation": lopsided}),
+    "flipped, in batches": (TWO, {"flip_tta": True}, {"propagation": lopsided, "max_objects": 2}),
     "CRF": (TWO, {"crf": True, "crf.margin_px": 4}, {}),
     "CRF fed back, worked on smaller": (
         TWO,
@@ -173,20 +173,20 @@ def adapted(engine_set: Any, roles: tuple[str, ...]) -> FakeFinetuner:
 
 
 class DeviceFinetuner:
-    """Wraps the engines of an adapter for a device."""
+    """Wrap the engines of a finetuner for a device."""
 
-    def __init__(self, adapter: FakeFinetuner, streams: list[ShimStream]) -> None:
-        self._adapter, self._streams = adapter, streams
+    def __init__(self, finetuner: FakeFinetuner, streams: list[ShimStream]) -> None:
+        self._finetuner, self._streams = finetuner, streams
 
-    def adapt(self, *given: Any) -> dict[Any, Any]:
-        made = self._adapter.adapt(*given)
+    def finetune(self, *given: Any) -> dict[Any, Any]:
+        made = self._finetuner.finetune(*given)
         return {role: ShimEngine(engine, self._streams[0]) for role, engine in made.items()}
 
     def report_as_json(self) -> list[dict[str, Any]]:
         return []
 
     def close(self) -> None:
-        self._adapter.close()
+        self._finetuner.close()
 
 
 @pytest.mark.parametrize("roles", [("osvos",), ("propagation",), ("osvos", "propagation")])
@@ -199,13 +199,13 @@ def test_objects_with_engines_of_their_own(shim: Shim, roles: tuple[str, ...], f
             f[:, :, :60] = 0
     engines = {"preprocessing": PLAIN, "osvos": green}
     host_set, device_engines = fake_engine_set(**engines), fake_engine_set(**engines)
-    host = Pipeline(host_set, flow=KnownFlow(flow), adapter=adapted(host_set, roles))
+    host = Pipeline(host_set, flow=KnownFlow(flow), finetuner=adapted(host_set, roles))
     streams: list[ShimStream] = []
     device, stream = device_pipeline(
         shim,
         device_engines,
         flow=KnownFlow(flow),
-        adapter=DeviceFinetuner(adapted(device_engines, roles), streams),
+        finetuner=DeviceFinetuner(adapted(device_engines, roles), streams),
     )
     streams.append(stream)
     with host, device:
@@ -369,7 +369,7 @@ HONOURED = {
 """Options that the device works by: each is in a case above, or in the kernels' own tests."""
 
 
-def test_engines_of_one_crop_cannot_be_shown_its_mirror_image(shim: Shim) -> None:
+def test_engines_of_one_crop_cannot_run_its_flipped_crop(shim: Shim) -> None:
     _, device, _ = both(shim, PAN, {"flip_tta": True}, {"max_objects": 1})
     with device, pytest.raises(EngineError, match="option flip_tta needs two"):
         device.start(PAN.frames[0], PAN.labels[0])

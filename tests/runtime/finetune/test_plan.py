@@ -98,7 +98,7 @@ def test_plan_gives_the_reason_if_not_possible() -> None:
         manifest_with("osvos"), options=PipelineOptions(osvos=OsvosOptions(mode="off"))
     )
     assert only_osvos == FinetunePlan(None, "no network that can be fine-tuned is in use")
-    assert planned(BOTH, finetune=None) == FinetunePlan(None, "not wanted")
+    assert planned(BOTH, finetune=None) == FinetunePlan(None, "not requested")
 
 
 def test_plan_raises_if_required_but_not_possible() -> None:

@@ -16,7 +16,7 @@ from mpn.runtime.pipeline import Pipeline
 from mpn.types import Roi, StepResult
 from tests.builders.clips import Clip, Square, iou, squares_clip
 from tests.emulation.engines import FakeEngine, nothing_found
-from tests.runtime.pipelines import PAN, adapter_of, make, run
+from tests.runtime.pipelines import PAN, finetuner_of, make, run
 from tests.tolerances import PASTED_IOU
 
 STILL = squares_clip([Square(1, (20, 15), 24, (0, 0))], size_hw=(64, 96))
@@ -216,7 +216,7 @@ def test_object_osvos_maps_are_blended_per_object() -> None:
         inside = STILL_TWO.labels[0] == object_id
         assert np.allclose(np.median(result.probs[k][inside]), 0.9, atol=1e-5)
     assert osvos_of(pipeline).calls == []
-    assert [len(engine.calls) for engine in adapter_of(pipeline).engines] == [4, 4]
+    assert [len(engine.calls) for engine in finetuner_of(pipeline).engines] == [4, 4]
 
 
 def test_objects_without_own_osvos_are_not_blended() -> None:
@@ -225,7 +225,7 @@ def test_objects_without_own_osvos_are_not_blended() -> None:
         STILL_TWO, osvos=nothing_found, adapts=own, options={"redetect.agreement_min": 0}
     )
     run(pipeline, STILL_TWO)
-    assert osvos_of(pipeline).calls == adapter_of(pipeline).engines[0].calls == []
+    assert osvos_of(pipeline).calls == finetuner_of(pipeline).engines[0].calls == []
 
 
 def test_osvos_map_excludes_other_objects_share() -> None:

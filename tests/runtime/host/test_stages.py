@@ -29,14 +29,14 @@ def packed(count: int) -> Float32Array:
     return crops
 
 
-def stages(*, mirror: bool, objects: ObjectEngines | None = None) -> Stages:
+def stages(*, flip: bool, objects: ObjectEngines | None = None) -> Stages:
     engines = fake_engine_set(propagation=looks_left, roi_size=ROI_SIZE, max_objects=MOST)
-    return Stages(engines, ResolvedOptions(flip_tta=mirror), objects)
+    return Stages(engines, ResolvedOptions(flip_tta=flip), objects)
 
 
 def test_without_flip_tta_each_crop_runs_once() -> None:
     crops = packed(3)
-    prob = stages(mirror=False).propagate(crops, [1, 2, 3])
+    prob = stages(flip=False).propagate(crops, [1, 2, 3])
     assert np.array_equal(prob, crops[:, 3:4] * (1 - COLUMNS))
 
 
@@ -44,7 +44,7 @@ def test_without_flip_tta_each_crop_runs_once() -> None:
 def test_flip_tta_averages_both_sides(count: int) -> None:
     """The missing right half becomes half on both sides; the image does not change."""
     crops = packed(count)
-    prob = stages(mirror=True).propagate(crops, list(range(1, count + 1)))
+    prob = stages(flip=True).propagate(crops, list(range(1, count + 1)))
     expected = crops[:, 3:4] * ((1 - COLUMNS) + COLUMNS) / 2
     assert prob == pytest.approx(expected, abs=1e-6)
     assert not np.allclose(prob, prob[..., ::-1], atol=0.1)
@@ -64,8 +64,8 @@ def test_flip_tta_batches_crops_of_object_engine() -> None:
 
 
 def test_no_crop_is_no_work() -> None:
-    for mirror in (False, True):
-        prob = stages(mirror=mirror).propagate(packed(0), [])
+    for flip in (False, True):
+        prob = stages(flip=flip).propagate(packed(0), [])
         assert prob.shape == (0, 1, ROI_SIZE, ROI_SIZE)
 
 

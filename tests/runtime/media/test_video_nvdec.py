@@ -42,7 +42,7 @@ class FakeArray:
 
 
 class FakeMemory:
-    """Implements ``DeviceMemory``."""
+    """Implement ``DeviceMemory``."""
 
     downloads = 0
 
@@ -288,9 +288,9 @@ def test_run_with_nvdec_matches_the_cpu(
     assert device_pipeline == kinds
     assert FakeMemory.downloads == 2 * FRAMES  # for the overlay
     report = json.loads((tmp_path / "nvdec" / "run.json").read_text())
-    assert report["decode"] == {"asked": "nvdec", "used": "nvdec", "note": ""}
+    assert report["decode"] == {"requested": "nvdec", "used": "nvdec", "note": ""}
     report = json.loads((tmp_path / "auto" / "run.json").read_text())
-    assert report["decode"] == {"asked": "auto", "used": "nvdec", "note": ""}
+    assert report["decode"] == {"requested": "auto", "used": "nvdec", "note": ""}
     for name in ("overlay.mp4", *(f"masks/{k:05d}.png" for k in range(FRAMES))):
         content = (tmp_path / "cpu" / name).read_bytes()
         assert (tmp_path / "nvdec" / name).read_bytes() == content, name

@@ -31,7 +31,7 @@ def mask(*ids: int) -> np.ndarray:
 
 
 class FakePipeline:
-    """Records its calls; objects do not move."""
+    """Record its calls; objects do not move."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []

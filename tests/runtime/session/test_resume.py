@@ -124,6 +124,17 @@ def test_damaged_last_mask_is_computed_again(interrupted: RunRequest) -> None:
     check_complete(interrupted)
 
 
+def test_run_json_with_earlier_names_is_resumed(interrupted: RunRequest) -> None:
+    path = out_of(interrupted) / "run.json"
+    report = json.loads(path.read_text())
+    for name in ("backend", "decode"):
+        report[name]["asked"] = report[name].pop("requested")
+    report["finetune"] = {"ran": False, "why": "not wanted"}
+    path.write_text(json.dumps(report))
+    assert run_video(interrupted)["resumed_at"] == DONE - 1
+    check_complete(interrupted)
+
+
 def test_resume_without_state_starts_over(interrupted: RunRequest) -> None:
     (out_of(interrupted) / "masks" / "00000.png").unlink()
     report = run_video(interrupted)

@@ -72,7 +72,7 @@ def test_each_object_is_finetuned_and_reported(request_: RunRequest) -> None:
     assert finetuned["seconds"] > 0
     assert (finetuned["options"]["steps"], finetuned["options"]["roles"]) == (4, ["propagation"])
     assert [
-        (o["object_id"], o["role"], o["adapted"], o["steps"]) for o in finetuned["objects"]
+        (o["object_id"], o["role"], o["finetuned"], o["steps"]) for o in finetuned["objects"]
     ] == [
         (1, "propagation", True, 4),
         (2, "propagation", True, 4),
@@ -181,7 +181,7 @@ def test_missing_finetune_graph_raises_only_if_required(
     assert not (request.out or Path()).exists()
     report = run_video(request)
     assert report["finetune"]["ran"] is False
-    assert "no graphs" in report["finetune"]["why"]
+    assert "no graphs" in report["finetune"]["reason"]
 
 
 def test_interrupted_finetuning_leaves_no_files(request_: RunRequest) -> None:

@@ -21,7 +21,7 @@ class _Identity(nn.Module):
 
 
 class _Silent(nn.Module):
-    """Finds nothing."""
+    """Find nothing."""
 
     def forward(self, rgb_prob: Tensor) -> Tensor:
         empty = torch.zeros_like(rgb_prob[:, :1])

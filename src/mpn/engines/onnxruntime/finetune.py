@@ -368,7 +368,7 @@ def open_finetune_engine(
     """
     from mpn.engines.onnxruntime.finetune import OrtFinetuneEngine
 
-    entry = adapt_entry(manifest, role)
+    entry = finetune_entry(manifest, role)
     if scope not in entry.graphs:
         raise EngineError(
             f"the {role} engine of '{manifest.name}' cannot be fine-tuned in scope '{scope}', only "
@@ -381,7 +381,7 @@ def open_finetune_engine(
     return OrtFinetuneEngine(path, role, entry, scope=scope, backend=backend, threads=threads)
 
 
-def adapt_entry(manifest: Manifest, role: Role) -> FinetuneEntry:
+def finetune_entry(manifest: Manifest, role: Role) -> FinetuneEntry:
     """Return the fine-tuning entry of a role.
 
     Raises:

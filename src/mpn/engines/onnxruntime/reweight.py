@@ -25,7 +25,7 @@ from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import Manifest
 from mpn.engines.onnxruntime.cuda_engine import OrtCudaEngine
 from mpn.engines.onnxruntime.engine import OrtBackend, OrtEngine
-from mpn.engines.onnxruntime.finetune import adapt_entry
+from mpn.engines.onnxruntime.finetune import finetune_entry
 from mpn.engines.spec import EngineSpec, Role
 from mpn.engines.weights import check_weights, read_weights, write_weights
 from mpn.errors import EngineError, OutputError
@@ -140,19 +140,19 @@ def open_finetuned_engine(
         EngineError: If a weight does not fit, or the check fails.
         OutputError: If the copies cannot be written.
     """
-    entry = adapt_entry(manifest, role)
+    entry = finetune_entry(manifest, role)
     check_weights(entry.tensors, weights, complete=False)
     path = Path(directory)
     if backend == "cuda" and device is None:
         device = CudaDevice()
     opener = _Opener(path, manifest, role, entry, backend, threads, work_dir, device)
-    adapted = opener.open(weights)
+    finetuned = opener.open(weights)
     try:
-        _check_reweighted(opener, adapted, base)
+        _check_reweighted(opener, finetuned, base)
     except BaseException:
-        adapted.close()
+        finetuned.close()
         raise
-    return adapted
+    return finetuned
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def graph_with_weights(
         EngineError: If a weight does not fit.
         OutputError: If the copy cannot be written.
     """
-    entry = adapt_entry(manifest, role)
+    entry = finetune_entry(manifest, role)
     check_weights(entry.tensors, weights, complete=False)
     opener = _Opener(Path(directory), manifest, role, entry, "cpu", None, None)
     folder, _ = opener.write_copy(weights)
@@ -258,15 +258,15 @@ class _Opener:
         return changed
 
 
-def _check_reweighted(opener: _Opener, adapted: FinetunedEngine, base: Engine | None) -> None:
+def _check_reweighted(opener: _Opener, finetuned: FinetunedEngine, base: Engine | None) -> None:
     probe = _probe(opener.spec)
     if base is None:
         with opener.open_base() as own:
             expected = own.run(probe)
     else:
         expected = base.run(probe)
-    same = _same(expected, adapted.run(probe))
-    if not adapted.changed:
+    same = _same(expected, finetuned.run(probe))
+    if not finetuned.changed:
         if not same:
             raise EngineError(
                 f"the {opener.role} engine with unchanged weights has other outputs than the "

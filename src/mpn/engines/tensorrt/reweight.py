@@ -12,7 +12,7 @@ from mpn.engines.base import Engine
 from mpn.engines.directory.entries import WeightTensor
 from mpn.engines.directory.files import resolve_inside
 from mpn.engines.onnxruntime.engine import OrtEngine
-from mpn.engines.onnxruntime.finetune import adapt_entry
+from mpn.engines.onnxruntime.finetune import finetune_entry
 from mpn.engines.onnxruntime.reweight import graph_with_weights
 from mpn.engines.spec import EngineSpec, Precision, Role
 from mpn.engines.tensorrt.engine import TrtEngine
@@ -80,7 +80,7 @@ def open_refitted_engine(
         EngineError: If a weight does not fit, refitting fails, or the outputs differ.
         OutputError: If files cannot be written.
     """
-    entry = adapt_entry(store.manifest, role)
+    entry = finetune_entry(store.manifest, role)
     check_weights(entry.tensors, weights, complete=False)
     trained = [tensor for tensor in entry.tensors if tensor.scopes]
     own = read_weights(store.directory, entry.tensors)

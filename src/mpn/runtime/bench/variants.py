@@ -23,7 +23,7 @@ from mpn.engines.directory.manifest import ENGINE_SOURCE, Manifest
 from mpn.engines.open import EngineSet
 from mpn.errors import InputError
 from mpn.masks import load_labels
-from mpn.runtime.finetune.adapter import ObjectFinetuner
+from mpn.runtime.finetune.finetuner import ObjectFinetuner
 from mpn.runtime.finetune.plan import (
     finetunable_roles,
     options_affecting_weights,
@@ -93,11 +93,11 @@ def pipeline_on_shared_engines(
         threads: Threads of fine-tuning.
     """
     shared = replace(engines, owned=False)
-    adapter = None
+    finetuner = None
     if finetune is not None:
         affecting = options_affecting_weights(options)
-        adapter = ObjectFinetuner(engine_dir, shared, finetune, affecting, threads=threads)
-    return Pipeline(shared, options=options, adapter=adapter)
+        finetuner = ObjectFinetuner(engine_dir, shared, finetune, affecting, threads=threads)
+    return Pipeline(shared, options=options, finetuner=finetuner)
 
 
 def not_measured(engines: EngineSet, variants: Sequence[Variant]) -> list[str]:

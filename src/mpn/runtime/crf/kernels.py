@@ -50,7 +50,7 @@ class Kernel(Protocol):
 
 
 class NormalisedKernel(ABC):
-    """Divides the sums of a filter by the root of the degree, before and after."""
+    """Divide the sums of a filter by the root of the degree, before and after."""
 
     of_ones: Float32Array
 

@@ -47,7 +47,7 @@ class _Batch:
         members: Their indices.
         rows: The same on the device; None: all objects in their order.
         packed: (N, 4, S, S): the engine's input.
-        mirrored: (N, 4, S, S), after it: the same crops, flipped; None without flip TTA.
+        flipped: (N, 4, S, S), after it: the same crops, flipped; None without flip TTA.
         object_id: Object of the engine; None for the common one.
     """
 
@@ -55,17 +55,17 @@ class _Batch:
     members: tuple[int, ...]
     rows: DeviceArray | None
     packed: DeviceArray
-    mirrored: DeviceArray | None
+    flipped: DeviceArray | None
     object_id: int | None
 
     @property
     def crops(self) -> int:
         """Number of crops that the engine takes in one frame."""
-        return len(self.members) * (1 if self.mirrored is None else 2)
+        return len(self.members) * (1 if self.flipped is None else 2)
 
 
 class DeviceBackend(Closeable):
-    """Implements :class:`mpn.runtime.backend.QueuedBackend` on one CUDA device.
+    """Implement :class:`mpn.runtime.backend.QueuedBackend` on one CUDA device.
 
     ``prob`` and ``merged`` are separate arrays, and so are the OSVOS planes, flows and images of
     three frames: a frame that fails has overwritten nothing that the frame before needs.
@@ -320,16 +320,16 @@ class DeviceBackend(Closeable):
         for flag, batch in enumerate(self._batches):
             with self._timed("crop"):
                 state.crop(frame.frame, batch.packed, batch.rows)
-                if batch.mirrored is not None:
-                    state.mirror(batch.packed, batch.mirrored)
+                if batch.flipped is not None:
+                    state.flip(batch.packed, batch.flipped)
             count = len(batch.members)
             with self._timed("propagation"):
                 prob = batch.engine.enqueue(self._stream.address, batch.crops).outputs["prob"]
                 outputs = array_from_tensor(prob).part(0, batch.crops)
                 state.flag_not_finite(outputs, flag)
                 output = outputs.part(0, count)
-                if batch.mirrored is not None:
-                    state.average_mirrored(output, outputs.part(count, 2 * count))
+                if batch.flipped is not None:
+                    state.average_flipped(output, outputs.part(count, 2 * count))
             if self._is_direct:
                 self._crops = output
                 continue
@@ -525,7 +525,7 @@ class DeviceBackend(Closeable):
         for engine, members, owner in runs:
             count = len(members)
             taken = array_from_tensor(engine.buffers(count * times).inputs["rgb_prob"])
-            mirrored = taken.part(count, 2 * count) if self._options.flip_tta else None
+            flipped = taken.part(count, 2 * count) if self._options.flip_tta else None
             rows = None if self._is_direct else self._stream.upload(np.array(members, np.int32))
-            made.append(_Batch(engine, tuple(members), rows, taken.part(0, count), mirrored, owner))
+            made.append(_Batch(engine, tuple(members), rows, taken.part(0, count), flipped, owner))
         return made

@@ -207,7 +207,7 @@ _EXACT_PIXELS = 64 * 64
 
 
 class CudaCrf:
-    """Computes the mean field over regions of a frame.
+    """Compute the mean field over regions of a frame.
 
     Args:
         device: Runs the kernels.

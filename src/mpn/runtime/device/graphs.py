@@ -15,7 +15,7 @@ from mpn.runtime.device.images import Dtype
 
 
 class GraphCache:
-    """Captures work of one stream as a graph when it runs for the second time.
+    """Capture work of one stream as a graph when it runs for the second time.
 
     The first time it runs uncaptured: kernels are loaded then, and engines allocate.
 

@@ -91,7 +91,7 @@ class DeviceFrame:
 
 
 class FrameIngest:
-    """Copies frames to a ring of slots, and enqueues their flow and OSVOS.
+    """Copy frames to a ring of slots, and enqueue their flow and OSVOS.
 
     Args:
         stream: The stream of the objects; the ingest creates two others.

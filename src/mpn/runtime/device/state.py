@@ -234,33 +234,33 @@ class DeviceState:
             **self._normalisation,
         )
 
-    def mirror(self, packed: DeviceArray, mirrored: DeviceArray) -> None:
+    def flip(self, packed: DeviceArray, flipped: DeviceArray) -> None:
         """Write the crops flipped horizontally.
 
         Args:
             packed: (N, 4, S, S) float32 or float16.
-            mirrored: The same shape and dtype, written.
+            flipped: The same shape and dtype, written.
         """
         width = packed.shape[-1]
         self._device.launch(
-            f"mirror_rows_{_suffix(packed)}",
+            f"flip_rows_{_suffix(packed)}",
             values=packed,
             rows=packed.size // width,
             width=width,
-            mirrored=mirrored,
+            flipped=flipped,
         )
 
-    def average_mirrored(self, output: DeviceArray, mirrored: DeviceArray) -> None:
+    def average_flipped(self, output: DeviceArray, flipped: DeviceArray) -> None:
         """Average the output of a network with its output for the flipped crops.
 
         Args:
             output: (N, 1, S, S) float32 or float16, written.
-            mirrored: Output for the flipped crops, of the same shape and dtype, still flipped.
+            flipped: Output for the flipped crops, of the same shape and dtype, still flipped.
         """
         width = output.shape[-1]
         self._device.launch(
-            f"average_mirrored_{_suffix(output)}",
-            mirrored=mirrored,
+            f"average_flipped_{_suffix(output)}",
+            flipped=flipped,
             rows=output.size // width,
             width=width,
             values=output,

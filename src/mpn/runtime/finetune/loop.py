@@ -194,7 +194,7 @@ class FinetuneReport:
             "object_id": self.object_id,
             "role": self.role,
             "scope": self.scope,
-            "adapted": self.is_finetuned,
+            "finetuned": self.is_finetuned,
             "cached": self.is_cached,
             "steps": self.steps,
             "seconds": round(self.seconds, 3),

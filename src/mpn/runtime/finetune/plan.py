@@ -71,8 +71,8 @@ def plan_finetuning(
 
     Args:
         manifest: Manifest of the engine directory.
-        options: Options of the pipeline. ``finetune`` is None if fine-tuning is not wanted.
-        must_finetune: Raise if fine-tuning is wanted but not possible.
+        options: Options of the pipeline. ``finetune`` is None if fine-tuning is not requested.
+        must_finetune: Raise if fine-tuning is required but not possible.
         is_live: The source does not wait for fine-tuning; it then runs only with ``must_finetune``.
 
     Raises:
@@ -81,7 +81,7 @@ def plan_finetuning(
     """
     wanted = options.finetune
     if wanted is None:
-        return FinetunePlan(None, "not wanted")
+        return FinetunePlan(None, "not requested")
     resolved = options.with_defaults(manifest.runtime_defaults)
     why_not = why_not_finetuned(manifest, resolved)
     if is_live and not why_not:

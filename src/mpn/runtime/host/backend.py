@@ -69,7 +69,7 @@ class _Work:
 
 
 class HostBackend(Closeable):
-    """Implements :class:`mpn.runtime.backend.FrameBackend` on the host.
+    """Implement :class:`mpn.runtime.backend.FrameBackend` on the host.
 
     There is no prefetch: with the flow of the next frame in a thread, the wall FPS of a whole run
     rose by 0.5 to 3.1 % on two cores (K = 1 and 3, fast and default).

@@ -45,7 +45,7 @@ class PreparedFrame:
 
 
 class FlowEstimator(Protocol):
-    """Estimates flow between two frames of one size; for one thread at a time."""
+    """Estimate flow between two frames of one size; for one thread at a time."""
 
     def prepare(self, rgb: UInt8Array) -> PreparedFrame:
         """Prepare a frame, (H, W, 3) uint8 RGB, for :meth:`estimate`."""

@@ -18,7 +18,7 @@ from mpn.types import Float32Array, Roi, UInt8Array
 
 
 class OsvosRunner:
-    """Runs OSVOS for the objects of a frame.
+    """Run OSVOS for the objects of a frame.
 
     Args:
         engines: Open engines.

@@ -257,7 +257,7 @@ class _Run:
             "fps_after_finetune": round(self._computed / (wall_s - finetune_s), 3),
             "stages": self._statistics.as_json(),
             "backend": {
-                "asked": request.backend,
+                "requested": request.backend,
                 "used": engines.backend,
                 "note": engines.backend_note,
                 "threads": request.threads,
@@ -277,7 +277,11 @@ class _Run:
                 "start": self._first_frame.index,
                 "end": request.end,
             },
-            "decode": {"asked": request.decode, "used": video.decoder, "note": video.decoder_note},
+            "decode": {
+                "requested": request.decode,
+                "used": video.decoder,
+                "note": video.decoder_note,
+            },
             "object_ids": list(self._pipeline.object_ids),
             "saved": sorted(request.save),
             "out": {"masks": str(self._paths.masks), "folder": str(self._paths.folder)},
@@ -290,7 +294,7 @@ class _Run:
     def _finetune_report(self, finetune_s: float) -> dict[str, Any]:
         options = self._plan.options
         if options is None:
-            return {"ran": False, "why": self._plan.why_not}
+            return {"ran": False, "reason": self._plan.why_not}
         return {
             "ran": True,
             "seconds": round(finetune_s, 3),

@@ -17,7 +17,7 @@ from typing import Any
 
 from mpn._common.closeable import Closeable
 from mpn.engines.base import Engine
-from mpn.engines.onnxruntime.finetune import adapt_entry, open_finetune_engine
+from mpn.engines.onnxruntime.finetune import finetune_entry, open_finetune_engine
 from mpn.engines.open import EngineSet, open_object_engine, step_backend
 from mpn.engines.spec import Role
 from mpn.errors import EngineError, MaskError
@@ -85,7 +85,9 @@ class ObjectFinetuner(Closeable):
         """Return :attr:`reports` as JSON types."""
         return [report.as_json() for report in self._reports]
 
-    def adapt(self, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Mapping[Role, Engine]:
+    def finetune(
+        self, rgb: UInt8Array, labels: UInt8Array, object_id: int
+    ) -> Mapping[Role, Engine]:
         """Fine-tune the networks on one object and open engines with the new weights.
 
         Args:
@@ -104,20 +106,20 @@ class ObjectFinetuner(Closeable):
         """
         check_rgb(rgb)
         check_labels(labels, (rgb.shape[0], rgb.shape[1]))
-        adapted: dict[Role, Engine] = {}
+        finetuned: dict[Role, Engine] = {}
         with ExitStack() as opened:
             for role in self._options.roles:
-                engine = self._adapted(role, rgb, labels, object_id)
+                engine = self._finetuned(role, rgb, labels, object_id)
                 if engine is not None:
                     opened.callback(engine.close)
-                    adapted[role] = engine
+                    finetuned[role] = engine
             opened.pop_all()
-        return adapted
+        return finetuned
 
     def close(self) -> None:
         """Do nothing: no resource is held between two objects."""
 
-    def _adapted(
+    def _finetuned(
         self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int
     ) -> Engine | None:
         scope = self._recipe(role).scope
@@ -181,7 +183,7 @@ class ObjectFinetuner(Closeable):
             return run_loop(engine, sampler, recipe, seconds=self._options.seconds, on_step=on_step)
 
     def _recipe(self, role: Role) -> FinetuneRecipe:
-        entry = adapt_entry(self._engines.manifest, role)
+        entry = finetune_entry(self._engines.manifest, role)
         return self._options.recipe(role, entry.optimizer)
 
     def _sampler(self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> Sampler:

@@ -15,8 +15,8 @@ from mpn.engines.directory.files import FileDigest
 from mpn.engines.open import EngineSet
 from mpn.engines.spec import Role
 from mpn.errors import EngineError, InputError
-from mpn.runtime.finetune import adapter as module
-from mpn.runtime.finetune.adapter import FinetuneProgress, ObjectFinetuner
+from mpn.runtime.finetune import finetuner as module
+from mpn.runtime.finetune.finetuner import FinetuneProgress, ObjectFinetuner
 from mpn.runtime.options import FinetuneOptions, ResolvedOptions
 from mpn.types import Float32Array
 from tests.builders.clips import Square, squares_clip
@@ -73,7 +73,7 @@ class World:
         self.opened.append((role, weights, engine))
         return engine
 
-    def adapter(self, options: FinetuneOptions = QUICK, **given: Any) -> ObjectFinetuner:
+    def finetuner(self, options: FinetuneOptions = QUICK, **given: Any) -> ObjectFinetuner:
         pipeline = given.pop("pipeline", ResolvedOptions())
         engines = given.pop("engines", self.engines)
         return ObjectFinetuner("engines", engines, options, pipeline, **given)
@@ -98,8 +98,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 
 def test_finetune_opens_engines_with_new_weights(world: World) -> None:
-    with world.adapter() as adapter:
-        engines = adapter.adapt(RGB, LABELS, 1)
+    with world.finetuner() as finetuner:
+        engines = finetuner.finetune(RGB, LABELS, 1)
     assert list(engines) == ["propagation", "osvos"]
     assert [engine.role for engine in world.trained] == ["propagation", "osvos"]
     assert world.trained[0].batches == [(2, 4, 65, 65)] * 3
@@ -113,14 +113,14 @@ def test_finetune_opens_engines_with_new_weights(world: World) -> None:
 
 
 def test_result_is_reported(world: World) -> None:
-    adapter = world.adapter()
-    adapter.adapt(RGB, LABELS, 2)
-    first, second = adapter.reports
+    finetuner = world.finetuner()
+    finetuner.finetune(RGB, LABELS, 2)
+    first, second = finetuner.reports
     assert (first.object_id, first.role, first.scope) == (2, "propagation", "all")
     assert (first.is_finetuned, first.is_cached, first.steps, first.note) == (True, False, 3, "")
     assert first.first_loss == pytest.approx(np.mean(world.trained[0].losses))
     assert second.role == "osvos"
-    as_json = adapter.report_as_json()
+    as_json = finetuner.report_as_json()
     assert as_json[0]["role"] == "propagation"
     assert as_json[0]["steps"] == 3
     assert as_json[0]["first_loss"] == pytest.approx(first.first_loss, abs=1e-6)
@@ -128,7 +128,7 @@ def test_result_is_reported(world: World) -> None:
 
 def test_progress_is_reported_per_step(world: World) -> None:
     progress: list[FinetuneProgress] = []
-    world.adapter(replace(QUICK, roles=("osvos",)), on_progress=progress.append).adapt(
+    world.finetuner(replace(QUICK, roles=("osvos",)), on_progress=progress.append).finetune(
         RGB, LABELS, 2
     )
     assert [(p.object_id, p.role, p.step, p.steps) for p in progress] == [
@@ -140,24 +140,24 @@ def test_progress_is_reported_per_step(world: World) -> None:
 
 def test_same_seed_gives_same_weights_and_another_differs(world: World) -> None:
     for seed in (1, 1, 2):
-        world.adapter(replace(QUICK, seed=seed, roles=("osvos",))).adapt(RGB, LABELS, 1)
+        world.finetuner(replace(QUICK, seed=seed, roles=("osvos",))).finetune(RGB, LABELS, 1)
     first, again, other = (trained.losses for trained in world.trained)
     assert first == again
     assert first != other
 
 
 def test_objects_have_different_samples(world: World) -> None:
-    adapter = world.adapter(replace(QUICK, roles=("osvos",)))
-    adapter.adapt(RGB, LABELS, 1)
-    adapter.adapt(RGB, LABELS, 2)
+    finetuner = world.finetuner(replace(QUICK, roles=("osvos",)))
+    finetuner.finetune(RGB, LABELS, 1)
+    finetuner.finetune(RGB, LABELS, 2)
     assert world.trained[0].losses != world.trained[1].losses
 
 
 def test_a_second_run_on_the_same_frame_costs_nothing(world: World, tmp_path: Path) -> None:
     kept = replace(QUICK, cache_dir=tmp_path / "cache")
-    world.adapter(kept).adapt(RGB, LABELS, 1)
-    again = world.adapter(kept)
-    assert set(again.adapt(RGB, LABELS, 1)) == {"propagation", "osvos"}
+    world.finetuner(kept).finetune(RGB, LABELS, 1)
+    again = world.finetuner(kept)
+    assert set(again.finetune(RGB, LABELS, 1)) == {"propagation", "osvos"}
     assert len(world.trained) == 2  # those of the first run
     assert [(r.is_cached, r.is_finetuned, r.seconds) for r in again.reports] == [
         (True, True, 0)
@@ -184,57 +184,57 @@ def test_cached_weights_of_other_inputs_are_not_used(
     world: World, tmp_path: Path, changed: dict[str, Any], again: int
 ) -> None:
     kept = replace(QUICK, cache_dir=tmp_path)
-    world.adapter(kept).adapt(RGB, LABELS, 1)
+    world.finetuner(kept).finetune(RGB, LABELS, 1)
     options = replace(kept, **changed.pop("options", {}))
     rgb, labels = changed.pop("rgb", RGB), changed.pop("labels", LABELS)
-    world.adapter(options, **changed).adapt(rgb, labels, 1)
+    world.finetuner(options, **changed).finetune(rgb, labels, 1)
     assert len(world.trained) == 2 + again
 
 
 def test_other_weights_of_the_network_are_another_entry(world: World, tmp_path: Path) -> None:
     kept = replace(QUICK, cache_dir=tmp_path, roles=("propagation",))
-    world.adapter(kept).adapt(RGB, LABELS, 1)
+    world.finetuner(kept).finetune(RGB, LABELS, 1)
     manifest = world.engines.manifest
     entry = replace(manifest.roles["propagation"], sha256="1" * 64)
     world.engines = replace(
         world.engines,
         manifest=replace(manifest, roles={**manifest.roles, "propagation": entry}),
     )
-    world.adapter(kept).adapt(RGB, LABELS, 1)
+    world.finetuner(kept).finetune(RGB, LABELS, 1)
     assert len(world.trained) == 2
 
 
 def test_damaged_entry_is_replaced_and_reported(world: World, tmp_path: Path) -> None:
     kept = replace(QUICK, cache_dir=tmp_path, roles=("osvos",))
-    world.adapter(kept).adapt(RGB, LABELS, 1)
+    world.finetuner(kept).finetune(RGB, LABELS, 1)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-3])
-    adapter = world.adapter(kept)
-    adapter.adapt(RGB, LABELS, 1)
-    (report,) = adapter.reports
+    finetuner = world.finetuner(kept)
+    finetuner.finetune(RGB, LABELS, 1)
+    (report,) = finetuner.reports
     assert (report.is_cached, report.steps) == (False, 3)
     assert "damaged and are computed again" in report.note
-    third = world.adapter(kept)
-    third.adapt(RGB, LABELS, 1)
+    third = world.finetuner(kept)
+    third.finetune(RGB, LABELS, 1)
     assert third.reports[0].is_cached
 
 
 def test_unfitting_cached_weights_are_replaced_and_reported(world: World, tmp_path: Path) -> None:
     kept = replace(QUICK, cache_dir=tmp_path, roles=("osvos",))
-    world.adapter(kept).adapt(RGB, LABELS, 1)
+    world.finetuner(kept).finetune(RGB, LABELS, 1)
     world.fail_to_open = 1
-    adapter = world.adapter(kept)
-    assert adapter.adapt(RGB, LABELS, 1)
-    assert "do not fit" in adapter.reports[0].note
+    finetuner = world.finetuner(kept)
+    assert finetuner.finetune(RGB, LABELS, 1)
+    assert "do not fit" in finetuner.reports[0].note
     assert len(world.trained) == 2
 
 
 def test_nonfinite_loss_is_reported_and_not_cached(world: World, tmp_path: Path) -> None:
     world.make = lambda role: FakeFinetuneEngine(role, bad_at=3)
     kept = replace(QUICK, cache_dir=tmp_path, roles=("osvos",))
-    adapter = world.adapter(kept)
-    assert "osvos" in adapter.adapt(RGB, LABELS, 1)
-    (report,) = adapter.reports
+    finetuner = world.finetuner(kept)
+    assert "osvos" in finetuner.finetune(RGB, LABELS, 1)
+    (report,) = finetuner.reports
     assert report.note == "stopped: loss not finite at step 3, weights of step 1 kept"
     assert (report.steps, report.is_finetuned) == (1, True)
     np.testing.assert_array_equal(world.opened[0][1]["scale"], world.trained[0].history[1])
@@ -243,19 +243,19 @@ def test_nonfinite_loss_is_reported_and_not_cached(world: World, tmp_path: Path)
 
 def test_unchanged_network_stays_the_common_one(world: World) -> None:
     world.make = lambda role: FakeFinetuneEngine(role, bad_at=1, bad=math.inf)
-    adapter = world.adapter()
-    assert adapter.adapt(RGB, LABELS, 1) == {}
-    assert [report.is_finetuned for report in adapter.reports] == [False, False]
-    assert adapter.report_as_json()[0]["first_loss"] is None
+    finetuner = world.finetuner()
+    assert finetuner.finetune(RGB, LABELS, 1) == {}
+    assert [report.is_finetuned for report in finetuner.reports] == [False, False]
+    assert finetuner.report_as_json()[0]["first_loss"] is None
 
 
 def test_finetune_too_small_object_uses_common_engines(world: World) -> None:
     labels = np.zeros_like(LABELS)
     labels[40:44, 40:44] = 5
-    adapter = world.adapter()
-    assert adapter.adapt(RGB, labels, 5) == {}
+    finetuner = world.finetuner()
+    assert finetuner.finetune(RGB, labels, 5) == {}
     assert not world.trained
-    assert all("object 5 has 16 pixels" in report.note for report in adapter.reports)
+    assert all("object 5 has 16 pixels" in report.note for report in finetuner.reports)
 
 
 def test_if_one_network_fails_the_other_is_closed(world: World) -> None:
@@ -265,7 +265,7 @@ def test_if_one_network_fails_the_other_is_closed(world: World) -> None:
 
     world.make = lambda role: (Failing if role == "osvos" else FakeFinetuneEngine)(role)
     with pytest.raises(EngineError, match="out of memory"):
-        world.adapter().adapt(RGB, LABELS, 1)
+        world.finetuner().finetune(RGB, LABELS, 1)
     assert [engine.is_closed for _, _, engine in world.opened] == [True]
 
 
@@ -274,24 +274,24 @@ def test_ctrl_c_leaves_nothing_open_and_nothing_half_written(world: World, tmp_p
         if progress.role == "osvos":
             raise KeyboardInterrupt
 
-    adapter = world.adapter(replace(QUICK, cache_dir=tmp_path), on_progress=interrupt)
+    finetuner = world.finetuner(replace(QUICK, cache_dir=tmp_path), on_progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        adapter.adapt(RGB, LABELS, 1)
+        finetuner.finetune(RGB, LABELS, 1)
     assert all(engine.is_closed for _, _, engine in world.opened)
     assert len(list(tmp_path.iterdir())) == 1  # the network that was done
-    assert world.adapter(replace(QUICK, cache_dir=tmp_path)).adapt(RGB, LABELS, 1)
+    assert world.finetuner(replace(QUICK, cache_dir=tmp_path)).finetune(RGB, LABELS, 1)
 
 
 def test_network_without_finetuning_raises_at_once(world: World) -> None:
     engines = adaptable(fake_engine_set(osvos=nothing_found), "osvos")
     with pytest.raises(EngineError, match="the propagation network of the engines 'fake' cannot"):
-        world.adapter(engines=engines)
+        world.finetuner(engines=engines)
     with pytest.raises(EngineError, match="the osvos network"):
-        world.adapter(engines=adaptable(fake_engine_set()))
+        world.finetuner(engines=adaptable(fake_engine_set()))
 
 
 def test_arrays_that_do_not_fit_are_refused(world: World) -> None:
     with pytest.raises(InputError, match="the mask is"):
-        world.adapter().adapt(RGB, LABELS[1:], 1)
+        world.finetuner().finetune(RGB, LABELS[1:], 1)
     with pytest.raises(InputError, match="must be"):
-        world.adapter().adapt(RGB[..., :2], LABELS, 1)
+        world.finetuner().finetune(RGB[..., :2], LABELS, 1)
