@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 
 from mpn._common.closeable import Closeable
@@ -16,7 +17,14 @@ from mpn.engines.directory.manifest import (
     RoleEntry,
 )
 from mpn.engines.open import EngineSet
-from mpn.engines.spec import OPSET, EngineSpec, Role, engine_spec
+from mpn.engines.spec import (
+    OPSET,
+    EngineSpec,
+    Role,
+    engine_spec,
+    features_spec,
+    propagation_spec,
+)
 from mpn.errors import EngineError
 from mpn.types import Float32Array, UInt8Array
 
@@ -77,6 +85,13 @@ def fourth_channel(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array
     return {"prob": inputs["rgb_prob"][:, 3:4]}
 
 
+def pooled_colours(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+    """Run a features network that returns the colours around each grid point."""
+    (image,) = inputs["image"]
+    planes = [cv2.blur(np.ascontiguousarray(plane), (8, 8))[::8, ::8] for plane in image]
+    return {"features": np.stack(planes)[None] / 255}
+
+
 def nothing_found(inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
     """Run an OSVOS network that finds no object."""
     return {"prob": np.zeros_like(inputs["image"][:, :1])}
@@ -134,6 +149,8 @@ def fake_engine_set(
     propagation: Function = fourth_channel,
     osvos: Function | None = None,
     flow: Function | None = None,
+    features: Function | None = None,
+    takes_score: bool = False,
     frame_size_hw: tuple[int, int] = (64, 96),
     roi_size: int = 65,
     max_objects: int = 4,
@@ -144,6 +161,8 @@ def fake_engine_set(
     """Build an EngineSet of fake engines with a matching manifest.
 
     Without ``flow`` the source is OpenCV DIS; ``flow_source`` sets its preset and scale.
+    ``features`` returns (1, 3, 9, 13) for images of 65x97. ``takes_score`` adds the fifth channel
+    to the input of the propagation network.
     """
     functions: dict[Role, Function] = {"propagation": propagation}
     if flow is not None:
@@ -159,6 +178,12 @@ def fake_engine_set(
         )
         for role, function in functions.items()
     }
+    if takes_score:
+        engines["propagation"] = FakeEngine(
+            propagation_spec(roi_size, max_objects, channels=5), propagation
+        )
+    if features is not None:
+        engines["features"] = FakeEngine(features_spec((65, 97), 3), features)
     if flow_source is None:
         flow_source = FlowSource("opencv-dis" if flow is None else "engine")
     manifest = Manifest(
@@ -179,6 +204,7 @@ def fake_engine_set(
         osvos=engines.get("osvos"),
         backend="cpu",
         backend_note="cpu, because the engines are fake",
+        features=engines.get("features"),
         digests={entry.onnx: entry.sha256 for entry in manifest.roles.values()},
     )
 

@@ -167,6 +167,16 @@ class DecodeName(StrEnum):
     NVDEC = "nvdec"
 
 
+class OneShotName(StrEnum):
+    """Values of ``--one-shot``; a test compares them with ``OneShot``."""
+
+    AUTO = "auto"
+    TARGET = "target"
+    OSVOS = "osvos"
+    BOTH = "both"
+    OFF = "off"
+
+
 class ScopeName(StrEnum):
     """Values of ``--finetune-scope``; a test compares them with ``FinetuneScope``."""
 
@@ -216,6 +226,12 @@ def run(
         True,
         "--build/--no-build",
         help="Build a TensorRT plan that is missing or does not fit this GPU.",
+    ),
+    one_shot: OneShotName = typer.Option(
+        None,
+        help="Separate the objects by this model: target (solved from the first mask in a second), "
+        "osvos, both, or off.",
+        show_default="target if the engines have it, else osvos",
     ),
     no_osvos: bool = typer.Option(False, "--no-osvos", help="Disable OSVOS."),
     osvos_every: int = typer.Option(
@@ -338,6 +354,7 @@ def run(
         options = PipelineOptions(
             size=UNSET if size is None else size,
             flip_tta=False if fast else UNSET,
+            one_shot=UNSET if one_shot is None else one_shot.value,
             osvos=OsvosOptions(
                 mode="off" if no_osvos else UNSET,
                 every=UNSET if osvos_every is None else osvos_every,

@@ -238,6 +238,7 @@ class EngineSet(Closeable):
         propagation: The propagation engine.
         flow: The flow engine; None if the manifest's flow source is OpenCV DIS.
         osvos: The OSVOS engine; None if the directory has none or it was left out.
+        features: The features engine of the target model; None likewise.
         backend: Backend that runs them: ``"cpu"``, ``"cuda"``, ``"tensorrt"`` or
             ``"tensorrt-rtx"``. All engines except those of ``"cpu"`` are
             :class:`mpn.engines.base.DeviceEngine`.
@@ -260,6 +261,7 @@ class EngineSet(Closeable):
     device: CudaDevice | None = None
     policy: PlanPolicy = field(default_factory=PlanPolicy)
     owned: bool = True
+    features: Engine | None = None
 
     @property
     def engines(self) -> Mapping[Role, Engine]:
@@ -269,6 +271,8 @@ class EngineSet(Closeable):
             found["flow"] = self.flow
         if self.osvos is not None:
             found["osvos"] = self.osvos
+        if self.features is not None:
+            found["features"] = self.features
         return found
 
     def close(self) -> None:
@@ -302,6 +306,7 @@ def open_engines(
     threads: int | None = None,
     verify: bool = True,
     with_osvos: bool = True,
+    with_features: bool = True,
     plans: PlanPolicy | None = None,
 ) -> EngineSet:
     """Open the engines of a directory.
@@ -314,6 +319,7 @@ def open_engines(
         threads: Threads per operator; None for onnxruntime's default.
         verify: Compare the digests of the files to be opened with the manifest first.
         with_osvos: Open the OSVOS engine too, if the directory has one.
+        with_features: Open the features engine too, if the directory has one.
         plans: Build or load plans of TensorRT. By default a missing plan is built, which takes
             seconds to minutes, and saved.
 
@@ -329,7 +335,7 @@ def open_engines(
     """
     _check_backend(backend)
     manifest = load_manifest(directory)
-    roles = _roles_to_open(manifest, with_osvos=with_osvos)
+    roles = _roles_to_open(manifest, with_osvos=with_osvos, with_features=with_features)
     if verify:
         verify_digests(directory, manifest, roles)
     path = Path(directory)
@@ -341,6 +347,7 @@ def open_engines(
         propagation=opened.engines["propagation"],
         flow=opened.engines.get("flow"),
         osvos=opened.engines.get("osvos"),
+        features=opened.engines.get("features"),
         backend=opened.backend,
         backend_note=opened.note,
         digests={file.path: file.sha256 for role in roles for file in manifest.roles[role].files},
@@ -355,12 +362,16 @@ def _check_backend(backend: str) -> None:
         raise BackendError(f"unknown backend '{backend}': the backends are {', '.join(BACKENDS)}")
 
 
-def _roles_to_open(manifest: Manifest, *, with_osvos: bool) -> tuple[Role, ...]:
+def _roles_to_open(
+    manifest: Manifest, *, with_osvos: bool, with_features: bool
+) -> tuple[Role, ...]:
     roles: list[Role] = ["propagation"]
     if manifest.flow.source == ENGINE_SOURCE:
         roles.append("flow")
     if with_osvos and "osvos" in manifest.roles:
         roles.append("osvos")
+    if with_features and "features" in manifest.roles:
+        roles.append("features")
     return tuple(roles)
 
 

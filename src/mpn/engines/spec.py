@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from mpn.errors import EngineError
 
-Role = Literal["flow", "propagation", "osvos"]
+Role = Literal["flow", "propagation", "osvos", "features"]
 Precision = Literal["fp32", "fp16"]
 
-ROLES: tuple[Role, ...] = ("flow", "propagation", "osvos")
+ROLES: tuple[Role, ...] = ("flow", "propagation", "osvos", "features")
 OPSET = 18
 """Opset of all graphs: TensorRT's parser reads GridSample of opset 20 as NEAREST
 (NVIDIA/TensorRT#4646)."""
@@ -30,7 +30,13 @@ OSVOS_SIZE_MULTIPLE = 1
 ROI_SIZE_STEP = 16
 """Step of the crop's side, 16 n + 1, so that align_corners=True interpolation is exact."""
 
+FEATURES_STRIDE = 8
+"""Distance of two grid points of the features, in pixels of the engine's input."""
+
 OBJECTS_AXIS = "objects"
+
+PROPAGATION_INPUTS: Mapping[int, str] = {4: "rgb_prob", 5: "rgb_prob_score"}
+"""Channels of the propagation input -> its name."""
 
 
 @dataclass(frozen=True)
@@ -130,17 +136,20 @@ def flow_spec(frame_size_hw: tuple[int, int]) -> EngineSpec:
     )
 
 
-def propagation_spec(roi_size: int, max_objects: int) -> EngineSpec:
+def propagation_spec(roi_size: int, max_objects: int, channels: int = 4) -> EngineSpec:
     """Build the propagation spec: K crops to foreground probability.
 
-    The input is normalised RGB and the warped probability.
+    The input is normalised RGB and the warped probability, and with five channels the score of a
+    target model, 0..1.
 
     Args:
         roi_size: Side S of the square crop; 16 n + 1.
         max_objects: Largest K.
+        channels: Channels of the input, one of :data:`PROPAGATION_INPUTS`.
 
     Raises:
-        EngineError: If ``roi_size`` is not 16 n + 1 or below 65, or ``max_objects`` is below 1.
+        EngineError: If ``roi_size`` is not 16 n + 1 or below 65, ``max_objects`` is below 1, or the
+            number of channels is unknown.
     """
     if roi_size < 65 or (roi_size - 1) % ROI_SIZE_STEP:
         raise EngineError(
@@ -149,9 +158,12 @@ def propagation_spec(roi_size: int, max_objects: int) -> EngineSpec:
         )
     if max_objects < 1:
         raise EngineError(f"max_objects must be at least 1, got {max_objects}")
+    if channels not in PROPAGATION_INPUTS:
+        raise EngineError(f"the propagation input must have 4 or 5 channels, got {channels}")
+    shape = (OBJECTS_AXIS, channels, roi_size, roi_size)
     return EngineSpec(
         role="propagation",
-        inputs=(TensorSpec("rgb_prob", (OBJECTS_AXIS, 4, roi_size, roi_size)),),
+        inputs=(TensorSpec(PROPAGATION_INPUTS[channels], shape),),
         outputs=(TensorSpec("prob", (OBJECTS_AXIS, 1, roi_size, roi_size)),),
         max_objects=max_objects,
     )
@@ -170,10 +182,42 @@ def osvos_spec(frame_size_hw: tuple[int, int]) -> EngineSpec:
     )
 
 
+def features_spec(size_hw: tuple[int, int], channels: int) -> EngineSpec:
+    """Build the features spec: one whole frame to the maps of a frozen trunk.
+
+    The frame is RGB in 0..255, resized to the engine's size. The maps are joined on one grid: the
+    point (i, j) is at pixel (8 i, 8 j).
+
+    Args:
+        size_hw: (height, width) of the input; each is 32 n + 1, so that the maps of all strides
+            have a point at each corner.
+        channels: Channels of all maps together.
+
+    Raises:
+        EngineError: If a side is not 32 n + 1.
+    """
+    height, width = size_hw
+    if (height - 1) % 32 or (width - 1) % 32 or min(size_hw) < 33 or channels < 1:
+        raise EngineError(
+            f"the size of a features engine must be 32 n + 1, such as 673x385, got {width}x{height}"
+        )
+    grid = ((height - 1) // FEATURES_STRIDE + 1, (width - 1) // FEATURES_STRIDE + 1)
+    return EngineSpec(
+        role="features",
+        inputs=(TensorSpec("image", (1, 3, height, width)),),
+        outputs=(TensorSpec("features", (1, channels, *grid)),),
+    )
+
+
 def engine_spec(
-    role: str, *, frame_size_hw: tuple[int, int], roi_size: int, max_objects: int
+    role: str,
+    *,
+    frame_size_hw: tuple[int, int],
+    roi_size: int,
+    max_objects: int,
+    propagation_channels: int = 4,
 ) -> EngineSpec:
-    """Build the spec of a role.
+    """Build the spec of a role; see the function of each role for the sizes.
 
     Raises:
         EngineError: If the role is unknown or a size does not fit it.
@@ -181,7 +225,7 @@ def engine_spec(
     if role == "flow":
         return flow_spec(frame_size_hw)
     if role == "propagation":
-        return propagation_spec(roi_size, max_objects)
+        return propagation_spec(roi_size, max_objects, propagation_channels)
     if role == "osvos":
         return osvos_spec(frame_size_hw)
     raise EngineError(f"unknown role '{role}': the roles are {', '.join(ROLES)}")

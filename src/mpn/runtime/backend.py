@@ -7,11 +7,12 @@ OpenCV, :class:`mpn.runtime.device.backend.DeviceBackend` in CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mpn.runtime.candidates import Candidates
+from mpn.runtime.target import Targets
 from mpn.runtime.tracks import Measured
 from mpn.types import Float32Array, Roi, StepResult, UInt8Array
 
@@ -34,6 +35,9 @@ class FrameMemory:
         result_prob: (K, H, W) float32, source of the labels: ``prob`` at input size (the same array
             if the sizes agree), or the output of CRF. Read-only, since the caller gets it.
         soft_prob: ``result_prob`` before CRF; the same array without CRF.
+        targets: Classifiers of the target model; None if it is not in use.
+        scores: (K, gh, gw) float32, its scores in the frame; None likewise.
+        features: (C, gh, gw) float32; None if the features engine did not run in the frame.
     """
 
     frame: UInt8Array
@@ -41,6 +45,9 @@ class FrameMemory:
     prob: Float32Array
     result_prob: Float32Array
     soft_prob: Float32Array
+    targets: Targets | None = None
+    scores: Float32Array | None = None
+    features: Float32Array | None = None
 
     def __post_init__(self) -> None:
         self.prob.setflags(write=False)
@@ -66,6 +73,7 @@ class FramePlan:
 
     Attributes:
         osvos_for: Per object whether OSVOS runs for it.
+        runs_features: Whether the features engine of the target model runs.
         use_propagation: Whether the propagation network runs.
         scores_agreement: Whether OSVOS and colours are compared with the candidates on the device.
         blends: Whether OSVOS is averaged with the propagation.
@@ -73,6 +81,7 @@ class FramePlan:
     """
 
     osvos_for: tuple[bool, ...]
+    runs_features: bool
     use_propagation: bool
     scores_agreement: bool
     blends: bool
@@ -173,8 +182,22 @@ class FrameBackend(Protocol[FrameT]):
     def candidates(self) -> Candidates:
         """Return the result of :meth:`warp` on the host."""
 
+    def score(self, frame: FrameT, *, runs_features: bool) -> None:
+        """Compute the scores of the target model; nothing if it is not in use.
+
+        Args:
+            frame: The current frame.
+            runs_features: Whether the features engine runs; otherwise the scores of the frame
+                before are warped.
+
+        Raises:
+            EngineError: If the engine fails or its output is not finite.
+        """
+
     def osvos_maps(self, frame: FrameT, osvos_for: Sequence[bool]) -> OsvosMaps:
         """Run OSVOS and return its maps on the host.
+
+        Without OSVOS the maps are the scores of the target model, see :meth:`score`.
 
         Args:
             frame: The current frame.
@@ -219,6 +242,15 @@ class FrameBackend(Protocol[FrameT]):
 
     def commit(self, frame: FrameT) -> None:
         """Make the frame the current one."""
+
+    def learn(self, weights: Mapping[int, float]) -> None:
+        """Update the target model from the masks of the last committed frame.
+
+        Nothing if the features engine did not run in it.
+
+        Args:
+            weights: Object id -> weight of the frame, above 0, for the objects to update.
+        """
 
     def rollback(self) -> None:
         """Drop all work since the last :meth:`commit`."""

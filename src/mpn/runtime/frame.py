@@ -1,9 +1,10 @@
 """Run the stages of one frame in order, on the host or on a device.
 
-The order is: ingest and flow, warp and ROIs (OSVOS re-detects lost objects), crop, propagation,
-paste (OSVOS is blended), merge, CRF, labels. The next frame starts from the merged soft
-probability, not from the labels, and not from the output of CRF unless ``crf.feedback`` is set: the
-paper propagates the mask probability and calls CRF the final stage.
+The order is: ingest and flow, warp and ROIs, scores of the target model (OSVOS or the target model
+re-detects lost objects), crop, propagation, paste (OSVOS is blended), merge, CRF, labels. The next
+frame starts from the merged soft probability, not from the labels, and not from the output of CRF
+unless ``crf.feedback`` is set: the paper propagates the mask probability and calls CRF the final
+stage.
 
 A device runs a frame optimistically: all stages are enqueued as if no object got lost, and the host
 waits once, for the labels. If an object got lost, or OSVOS contradicts a candidate, the frame is
@@ -69,6 +70,7 @@ def segment_frame(
     backend.warp(frame)
     found, maps = backend.candidates(), None
     plan = policy.plan_for(found, state)
+    backend.score(frame, runs_features=plan.runs_features)
     if plan.needs_osvos:
         with timer.stage("osvos"):
             maps = backend.osvos_maps(frame, plan.osvos_for)
@@ -86,6 +88,7 @@ def _enqueue(queue: QueuedBackend[FrameT], frame: FrameT, plan: FramePlan) -> No
 
     def front() -> None:
         queue.warp(frame)
+        queue.score(frame, runs_features=plan.runs_features)
         if plan.use_propagation:
             queue.propagate(frame)
 

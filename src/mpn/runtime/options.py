@@ -29,6 +29,7 @@ MIN_SIDE_PX = 16
 """Smallest side of a video and of a working frame: below it flow and crops have too few pixels."""
 
 OsvosMode = Literal["auto", "blend", "redetect-only", "off"]
+OneShot = Literal["auto", "target", "osvos", "both", "off"]
 
 T = TypeVar("T")
 
@@ -164,6 +165,60 @@ class ResolvedRedetect(RedetectOptions):
     area_frac_min: float = 0.1
     colour_min: float = 0.4
     agreement_min: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TargetOptions(GivenRepr):
+    """Set when the target model runs and is updated. It needs a features engine.
+
+    Attributes:
+        every: Run the features engine every N frames, at least 1, and in each frame with a lost
+            object; in the frames between, the scores are warped by the flow. [default: 2]
+        update_every: Update the classifiers every N frames, from objects whose mask is confident;
+            0: never. [default: 4]
+        memory: Frames with masks of the pipeline that are kept for the updates, at least 1.
+            [default: 8]
+        given_weight: Share of the frames given by the user in the loss of an update, 0..1.
+            [default: 0.5]
+        confidence_min: An object is updated if the mean probability of its pixels is at least
+            this, 0..1; see :mod:`mpn.runtime.tracks`. [default: 0.8]
+        ridge: Weight of the squared norm of a classifier, above 0. [default: 0.01]
+        blend_weight: Weight of the score in the average with the propagation inside the ROI, 0..1,
+            if the propagation network does not take the score as an input. [default: 0.35]
+
+    Raises:
+        InputError: If a value has another type or is out of range.
+    """
+
+    every: int | Unset = UNSET
+    update_every: int | Unset = UNSET
+    memory: int | Unset = UNSET
+    given_weight: float | Unset = UNSET
+    confidence_min: float | Unset = UNSET
+    ridge: float | Unset = UNSET
+    blend_weight: float | Unset = UNSET
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("update_every", 0), ("memory", 1)):
+            value = getattr(self, name)
+            if value is not UNSET:
+                check_int(f"option target.{name}", value, least=least, kind="a number of frames")
+        _check_shares(self, "target.", ("given_weight", "confidence_min", "blend_weight"))
+        if self.ridge is not UNSET:
+            check_number("option target.ridge", self.ridge, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTarget(TargetOptions):
+    """A value for each of :class:`TargetOptions`, by default the documented one."""
+
+    every: int = 2
+    update_every: int = 4
+    memory: int = 8
+    given_weight: float = 0.5
+    confidence_min: float = 0.8
+    ridge: float = 0.01
+    blend_weight: float = 0.35
 
 
 FINETUNABLE_ROLES: tuple[Role, ...] = ("propagation", "osvos")
@@ -344,6 +399,11 @@ class PipelineOptions(GivenRepr):
         lost_area_frac: An object is lost if no warped pixel is above the threshold, or fewer than
             this fraction of its first area, 0..1. VS-ReID uses 0.1; at 0 an object that moves away
             stays tracked. [default: 0]
+        one_shot: Model that separates an object by its first mask alone: ``"target"``: the target
+            model, solved in a second; ``"osvos"``: OSVOS; ``"both"``; ``"off"``: none.
+            ``"auto"``: the target model if the engine directory has a features engine, otherwise
+            OSVOS. [default: "auto"]
+        target: When the target model runs and how it is updated.
         osvos: When OSVOS runs and how it is blended.
         redetect: Which components are accepted as a lost object.
         crf: ``CrfOptions()`` runs a dense CRF as the last stage of a frame; None does not.
@@ -366,6 +426,8 @@ class PipelineOptions(GivenRepr):
     flip_tta: bool | Unset = UNSET
     propagation_weight: float | Unset = UNSET
     lost_area_frac: float | Unset = UNSET
+    one_shot: OneShot | Unset = UNSET
+    target: TargetOptions = TargetOptions()
     osvos: OsvosOptions = OsvosOptions()
     redetect: RedetectOptions = RedetectOptions()
     crf: CrfOptions | Unset | None = UNSET
@@ -373,6 +435,7 @@ class PipelineOptions(GivenRepr):
 
     def __post_init__(self) -> None:
         _refuse_values_of_0_1(self.osvos, self.crf)
+        _check_group("target", self.target, TargetOptions, "TargetOptions(...)")
         _check_group("osvos", self.osvos, OsvosOptions, "OsvosOptions(mode=...)")
         _check_group("redetect", self.redetect, RedetectOptions, "RedetectOptions(...)")
         if self.crf is not None and self.crf is not UNSET:
@@ -386,6 +449,8 @@ class PipelineOptions(GivenRepr):
                 f"option size must be a short side of at least {MIN_SIDE_PX} pixels, or "
                 f"{NATIVE_SIZE} for the size of the video, got {self.size!r}"
             )
+        if self.one_shot is not UNSET:
+            check_choice("option one_shot", self.one_shot, get_args(OneShot))
         if self.roi_margin_px_min is not UNSET:
             check_int(
                 "option roi_margin_px_min",
@@ -430,7 +495,7 @@ class PipelineOptions(GivenRepr):
                 changed["crf"] = None
             elif self.crf is None or self.crf is UNSET:
                 changed["crf"] = _EMPTY_CRF[isinstance(self, ResolvedOptions)]
-        for group in ("osvos", "redetect", "crf"):
+        for group in (*_GROUPS, "crf"):
             of_group = {
                 name.partition(".")[2]: value
                 for name, value in values.items()
@@ -466,6 +531,7 @@ class PipelineOptions(GivenRepr):
             ResolvedOptions,
             self,
             advised,
+            target=_resolved(ResolvedTarget, self.target, advised.target),
             osvos=_resolved(ResolvedOsvos, self.osvos, advised.osvos),
             redetect=_resolved(ResolvedRedetect, self.redetect, advised.redetect),
             crf=None if crf is None else _resolved(ResolvedCrf, crf, advised.crf),
@@ -487,6 +553,8 @@ class ResolvedOptions(PipelineOptions):
     flip_tta: bool = False
     propagation_weight: float = 1.0
     lost_area_frac: float = 0.0
+    one_shot: OneShot = "auto"
+    target: ResolvedTarget = ResolvedTarget()
     osvos: ResolvedOsvos = ResolvedOsvos()
     redetect: ResolvedRedetect = ResolvedRedetect()
     crf: ResolvedCrf | None = None
@@ -498,16 +566,23 @@ class ResolvedOptions(PipelineOptions):
         return values
 
 
+_GROUPS: Mapping[str, type] = {
+    "target": TargetOptions,
+    "osvos": OsvosOptions,
+    "redetect": RedetectOptions,
+}
+"""Groups that always have a value, in their order."""
+
 _EMPTY_CRF = {False: CrfOptions(), True: ResolvedCrf()}
 
 
 def option_names() -> tuple[str, ...]:
     """Return the names that :meth:`PipelineOptions.with_values` takes."""
-    groups = {"osvos": OsvosOptions, "redetect": RedetectOptions, "crf": CrfOptions}
+    groups = {**_GROUPS, "crf": CrfOptions}
     names = [
         option.name
         for option in fields(PipelineOptions)
-        if option.name not in ("osvos", "redetect", "finetune")
+        if option.name not in (*_GROUPS, "finetune")
     ]
     for group, cls in groups.items():
         names += [f"{group}.{option.name}" for option in fields(cls)]

@@ -13,6 +13,7 @@ from mpn.runtime.candidates import Candidates
 from mpn.runtime.host.reliability import mean_ratio
 from mpn.runtime.host.roi import with_margin
 from mpn.runtime.object_engines import ObjectEngines
+from mpn.runtime.one_shot import OneShotModels
 from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.state import VideoState
 from mpn.runtime.tracks import TrackMemory
@@ -28,15 +29,26 @@ class OsvosPolicy:
     Args:
         options: Options in force.
         objects: The objects' own engines.
-        has_osvos: Whether the engine directory has an OSVOS engine.
+        models: OSVOS, the target model, or both. If only the target model is in use, its scores
+            take the place of OSVOS, but never move a tracked object.
+        takes_score: Whether the propagation network takes the score of the target model: then the
+            score is not blended as well.
     """
 
     def __init__(
-        self, options: ResolvedOptions, objects: ObjectEngines, *, has_osvos: bool
+        self,
+        options: ResolvedOptions,
+        objects: ObjectEngines,
+        models: OneShotModels,
+        *,
+        takes_score: bool = False,
     ) -> None:
         self._options = options
         self._objects = objects
-        self._redetects = has_osvos and options.osvos.mode != "off"
+        self._models = models
+        self._takes_score = takes_score
+        self._redetects = models.osvos or models.target
+        self._every = models.every(options)
 
     def plan(self, state: VideoState) -> FramePlan:
         """Plan the next frame under the assumption that no object gets lost in it.
@@ -67,7 +79,7 @@ class OsvosPolicy:
         Args:
             object_ids: The K ids.
         """
-        if not self._redetects or self._options.osvos.every != 1:
+        if not self._models.osvos or self._every != 1:
             return ()
         blends = self._blends(object_ids)
         needed = tuple(blends or self._may_move(object_id) for object_id in object_ids)
@@ -93,7 +105,7 @@ class OsvosPolicy:
         """
         if not self._redetects:
             return (False,) * len(object_ids)
-        is_due = index % self._options.osvos.every == 0
+        is_due = index % self._every == 0
         blends = self._blends(object_ids)
         return tuple(
             lost
@@ -172,14 +184,28 @@ class OsvosPolicy:
         has_maps = any(osvos_for)
         return FramePlan(
             osvos_for=osvos_for,
+            runs_features=self._runs_features(state.index + 1, osvos_for),
             use_propagation=self._options.use_propagation,
             scores_agreement=has_maps and scores_agreement,
             blends=has_maps and self._blends(state.object_ids),
             use_crf=self._options.crf is not None,
         )
 
+    def _runs_features(self, index: int, osvos_for: Sequence[bool]) -> bool:
+        if not self._models.target:
+            return False
+        is_due = index % self._options.target.every == 0 or self.is_update_due(index)
+        return is_due or (not self._models.osvos and any(osvos_for))
+
+    def is_update_due(self, index: int) -> bool:
+        """Return whether the target model is updated after a frame."""
+        every = self._options.target.update_every
+        return self._models.target and every > 0 and index % every == 0
+
     def _blends(self, object_ids: Sequence[int]) -> bool:
         """Return whether OSVOS is averaged with the propagation."""
+        if not self._models.osvos:
+            return self._models.target and not self._takes_score
         mode = self._options.osvos.mode
         return mode == "blend" or (mode == "auto" and self._objects.all_have("osvos", object_ids))
 
@@ -189,7 +215,8 @@ class OsvosPolicy:
     def _may_move(self, object_id: int) -> bool:
         """Return whether OSVOS may move a tracked object elsewhere."""
         return (
-            self._options.redetect.agreement_min > 0
+            self._models.osvos
+            and self._options.redetect.agreement_min > 0
             and self._objects.get("osvos", object_id) is not None
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,9 @@ from mpn._common.closeable import Closeable
 from mpn._common.concurrency import OpenCvThreads
 from mpn._common.options import refuse_old_arguments
 from mpn.cuda.api import Stream
+from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
-from mpn.errors import EngineError, InputError
+from mpn.errors import InputError
 from mpn.runtime.backend import FrameBackend, FrameMemory, LazyStepResult, Readback
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.backend import DeviceBackend
@@ -31,12 +32,14 @@ from mpn.runtime.host.memory import (
     with_given_labels,
 )
 from mpn.runtime.host.preprocess import resize_rgb, working_size_hw
+from mpn.runtime.host.target import TargetStage
 from mpn.runtime.object_engines import (
     EnginesByObject,
     ObjectEngines,
     ObjectFinetunerLike,
     finetuned_engines,
 )
+from mpn.runtime.one_shot import one_shot_models, takes_score
 from mpn.runtime.options import DeviceOptions, ResolvedOptions
 from mpn.runtime.options import PipelineOptions as PipelineOptions
 from mpn.runtime.osvos_policy import OsvosPolicy
@@ -89,11 +92,7 @@ class Pipeline(Closeable):
                 "option finetune needs the engine directory: open it with "
                 "Pipeline.from_engines, or give a finetuner"
             )
-        if options.osvos.mode in ("blend", "redetect-only") and engines.osvos is None:
-            raise EngineError(
-                f"option osvos is '{options.osvos.mode}', but no OSVOS engine is open: export the "
-                "engine directory with one, or use osvos 'auto' or 'off'"
-            )
+        models = one_shot_models(options, engines.engines.keys())
         is_flow_of_host = stream is None or flow is not None or engines.flow is None
         self._engines, self._options = engines, options
         if flow is None and is_flow_of_host:
@@ -102,7 +101,13 @@ class Pipeline(Closeable):
         self._finetuner = finetuner
         self._objects = ObjectEngines()
         self._timer = StageTimer()
-        self._osvos = OsvosPolicy(options, self._objects, has_osvos=engines.osvos is not None)
+        self._osvos = OsvosPolicy(
+            options, self._objects, models, takes_score=takes_score(engines.propagation.spec)
+        )
+        self._target: TargetStage | None = None
+        if models.target:
+            assert engines.features is not None
+            self._target = TargetStage(engines.features, options.target)
         self._state: VideoState | None = None
         self._next_rgb: UInt8Array | None = None
         self._is_closed = False
@@ -114,7 +119,9 @@ class Pipeline(Closeable):
         self._backend: FrameBackend[Any]
         if stream is None:
             assert self._flow is not None
-            self._backend = HostBackend(engines, options, self._objects, self._flow, self._timer)
+            self._backend = HostBackend(
+                engines, options, self._objects, self._flow, self._timer, models, self._target
+            )
         else:
             self._backend = DeviceBackend(
                 stream,
@@ -164,19 +171,22 @@ class Pipeline(Closeable):
             MissingExtraError: If onnxruntime is not installed.
         """
         path = Path(default_engine_dir() if directory is None else directory)
+        manifest = load_manifest(path)
+        resolved = (options or PipelineOptions()).with_defaults(manifest.runtime_defaults)
+        models = one_shot_models(resolved, manifest.roles.keys())
         with ExitStack() as opened:
             engines = opened.enter_context(
                 open_engines(
                     path,
                     backend=backend,
                     threads=threads,
-                    with_osvos=options is None or options.osvos.mode != "off",
+                    with_osvos=models.osvos,
+                    with_features=models.target,
                     plans=plans,
                 )
             )
             finetuner = None
             if options is not None and options.finetune is not None:
-                resolved = options.with_defaults(engines.manifest.runtime_defaults)
                 finetune = options_for(engines.manifest, resolved, options.finetune)
                 options = replace(resolved, finetune=finetune)
                 from mpn.runtime.finetune.finetuner import ObjectFinetuner
@@ -274,6 +284,7 @@ class Pipeline(Closeable):
         with self._timer.stage("output"):
             memory = empty_memory(frame, flow_frame, input_hw)
             state, memory = with_given_labels(state, memory, labels, object_ids)
+        memory = self._with_target(state, memory, object_ids)
         self._objects.replace(own)
         return self._load(state, memory)
 
@@ -342,7 +353,7 @@ class Pipeline(Closeable):
         memory = self._backend.snapshot()
         with self._timer.stage("output"):
             state, memory = with_given_labels(state, memory, labels, given_ids)
-        return self._load(state, memory)
+        return self._load(state, self._with_target(state, memory, given_ids))
 
     def add_objects(self, labels: UInt8Array) -> StepResult:
         """Add objects to the current frame.
@@ -364,6 +375,7 @@ class Pipeline(Closeable):
         memory = self._backend.snapshot()
         with self._timer.stage("output"):
             state, memory = with_given_labels(state, memory, labels, new_ids)
+        memory = self._with_target(state, memory, new_ids)
         all_labels = readback_from_memory(memory, state).labels
         self._objects.add(self._adapt(memory.frame, all_labels, new_ids))
         return self._load(state, memory)
@@ -391,8 +403,12 @@ class Pipeline(Closeable):
         check_labels(labels, state.input_hw)
         self._timer.drop_frame()
         frame, flow_frame = self._preprocess(rgb, state.working_hw)
+        before = self._backend.snapshot()
         with self._timer.stage("output"):
             state, memory = with_found_labels(state, frame, flow_frame, labels)
+        if self._target is not None and before.targets is not None:
+            with self._timer.stage("target"):
+                memory = self._target.found(replace(memory, targets=before.targets), state)
         return self._load(state, memory)
 
     def close(self) -> None:
@@ -423,6 +439,15 @@ class Pipeline(Closeable):
             small = labels_at_size(labels, (frame.shape[0], frame.shape[1]))
             return finetuned_engines(self._finetuner, frame, small, object_ids)
 
+    def _with_target(
+        self, state: VideoState, memory: FrameMemory, given_ids: Sequence[int]
+    ) -> FrameMemory:
+        """Solve the target model of objects that the user gave in the current frame."""
+        if self._target is None:
+            return memory
+        with self._timer.stage("target"):
+            return self._target.given(memory, state, given_ids)
+
     def _load(self, state: VideoState, memory: FrameMemory) -> StepResult:
         """Make arrays of the host the current frame."""
         with self._timer.stage("output"):
@@ -441,6 +466,7 @@ class Pipeline(Closeable):
             lost_before=state.lost_ids,
         )
         self._state = self._update_memory(state, tracks)
+        self._learn(tracks)
         return LazyStepResult(
             index=state.index,
             labels=readback.labels,
@@ -449,6 +475,21 @@ class Pipeline(Closeable):
             tracks=tracks,
             timings=self._timer.finish_frame(),
         )
+
+    def _learn(self, tracks: Sequence[Track]) -> None:
+        """Update the target model of the objects with a confident mask, if it is due."""
+        state = self._require_state()
+        if self._target is None or not self._osvos.is_update_due(state.index):
+            return
+        least = self._options.target.confidence_min
+        weights = {
+            track.object_id: 1.0
+            for track in tracks
+            if track.state == "tracked"
+            and track.confidence >= least
+            and not state.track_memory[track.object_id].is_uncertain
+        }
+        self._backend.learn(weights)
 
     def _update_memory(self, state: VideoState, tracks: tuple[Track, ...]) -> VideoState:
         options = self._options

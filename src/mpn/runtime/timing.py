@@ -11,6 +11,8 @@ STAGES: tuple[str, ...] = (
     "finetune",
     "flow",
     "warp",
+    "features",
+    "target",
     "osvos",
     "crop",
     "propagation",

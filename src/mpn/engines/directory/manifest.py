@@ -42,11 +42,13 @@ from mpn.engines.directory.files import (
     resolve_inside,
 )
 from mpn.engines.spec import (
+    PROPAGATION_INPUTS,
     ROLES,
     EngineSpec,
     Role,
     TensorSpec,
     engine_spec,
+    features_spec,
     propagation_spec,
 )
 from mpn.errors import EngineError, ManifestError
@@ -130,13 +132,26 @@ class Manifest:
             )
 
     def spec(self, role: Role) -> EngineSpec:
-        """Return the interface of the engine of ``role`` at this directory's sizes."""
+        """Return the interface of the engine of ``role`` at this directory's sizes.
+
+        The size of a features engine does not depend on the working frame.
+        """
+        if role == "features":
+            return _features_spec(self.roles[role])
         return engine_spec(
             role,
             frame_size_hw=self.frame_size_hw,
             roi_size=self.roi_size,
             max_objects=self.max_objects,
+            propagation_channels=self.propagation_channels,
         )
+
+    @property
+    def propagation_channels(self) -> int:
+        """Channels of the propagation input: 5 with the score of a target model, else 4."""
+        inputs = self.roles["propagation"].inputs if "propagation" in self.roles else ()
+        names = {name: channels for channels, name in PROPAGATION_INPUTS.items()}
+        return names.get(inputs[0].name, 4) if inputs else 4
 
     def as_json(self) -> dict[str, Any]:
         """Return a dict of JSON types: the content of ``manifest.json``."""
@@ -241,6 +256,17 @@ def _check_paths(directory: Path, manifest: Manifest) -> None:
                 resolve_inside(directory, path)
             except ManifestError as error:
                 raise ManifestError(f"field 'roles.{role}.{name}': {error}") from error
+
+
+def _features_spec(entry: RoleEntry) -> EngineSpec:
+    shapes = [tensor.shape for tensor in (*entry.inputs, *entry.outputs)]
+    if [len(shape) for shape in shapes] != [4, 4]:
+        raise EngineError("a features engine has one input and one output of four axes")
+    _, _, height, width = shapes[0]
+    channels = shapes[1][1]
+    if not (isinstance(height, int) and isinstance(width, int) and isinstance(channels, int)):
+        raise EngineError("a features engine has fixed sizes")
+    return features_spec((height, width), channels)
 
 
 def _unknown_schema(found: int) -> str:

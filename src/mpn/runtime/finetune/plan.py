@@ -8,6 +8,7 @@ from typing import Any
 from mpn.engines.directory.manifest import Manifest
 from mpn.engines.spec import Role
 from mpn.errors import EngineError
+from mpn.runtime.one_shot import one_shot_models
 from mpn.runtime.options import FinetuneOptions, PipelineOptions, ResolvedOptions
 
 _AFFECTING_WEIGHTS = (
@@ -107,7 +108,7 @@ def finetunable_roles(manifest: Manifest, options: ResolvedOptions) -> tuple[Rol
         options: Options of the pipeline.
     """
     idle: set[Role] = set()
-    if options.osvos.mode == "off":
+    if not one_shot_models(options, manifest.roles.keys()).osvos:
         idle.add("osvos")
     if not options.use_propagation:
         idle.add("propagation")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn.engines.open import EngineSet
@@ -16,9 +18,12 @@ from mpn.runtime.host.osvos import OsvosRunner, blend_osvos
 from mpn.runtime.host.preprocess import resize_prob, resize_rgb
 from mpn.runtime.host.roi import scaled_boxes, tight_boxes
 from mpn.runtime.host.stages import Stages
+from mpn.runtime.host.target import TargetStage, crop_scores, score_at_frame, warp_scores
 from mpn.runtime.object_engines import ObjectEngines
+from mpn.runtime.one_shot import OneShotModels, takes_score
 from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.state import VideoState
+from mpn.runtime.target import target_scores
 from mpn.runtime.timing import StageTimer
 from mpn.runtime.tracks import measure_objects
 from mpn.types import Float32Array, Roi, UInt8Array, check_rgb
@@ -51,6 +56,8 @@ class _Work:
         frame: The frame.
         candidates: Of the warp, or as re-detected.
         maps: OSVOS of the frame; None: it does not run.
+        features: (C, gh, gw) float32; None: the features engine does not run.
+        scores: (K, gh, gw) float32 of the target model; None: it is not in use.
         pasted: (K, h, w) float32, output of the propagation network.
         merged: (K, h, w) float32, and per object a box outside which it is exactly 0.
         refined: The same after CRF; ``merged`` without CRF.
@@ -61,6 +68,8 @@ class _Work:
     frame: HostFrame
     candidates: Candidates | None = None
     maps: OsvosMaps | None = None
+    features: Float32Array | None = None
+    scores: Float32Array | None = None
     pasted: Float32Array | None = None
     merged: tuple[Float32Array, Boxes] | None = None
     refined: tuple[Float32Array, Boxes] | None = None
@@ -80,6 +89,8 @@ class HostBackend(Closeable):
         objects: The objects' own engines.
         flow: Estimates the flow.
         timer: Takes the times of the stages.
+        models: OSVOS, the target model, or both.
+        target: The target model; None if it is not in use.
     """
 
     queue: QueuedBackend[HostFrame] | None = None
@@ -92,8 +103,13 @@ class HostBackend(Closeable):
         objects: ObjectEngines,
         flow: FlowEstimator,
         timer: StageTimer,
+        models: OneShotModels,
+        target: TargetStage | None = None,
     ) -> None:
         self._options, self._timer = options, timer
+        self._models, self._target = models, target
+        self._takes_score = takes_score(engines.propagation.spec)
+        self._roi_size = engines.manifest.roi_size
         self._flow = flow
         self._stages = Stages(engines, options, objects)
         self._osvos = OsvosRunner(engines, options, objects)
@@ -161,8 +177,30 @@ class HostBackend(Closeable):
         assert found is not None
         return found
 
+    def score(self, frame: HostFrame, *, runs_features: bool) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        target, before, work = self._target, self._current, self._current_work
+        if target is None or before.targets is None or before.scores is None:
+            return
+        if runs_features:
+            with self._timer.stage("features"):
+                work.features = target.features(frame.frame)
+            with self._timer.stage("target"):
+                work.scores = target_scores(before.targets, work.features, self._loaded.object_ids)
+        else:
+            with self._timer.stage("target"):
+                work.scores = warp_scores(before.scores, frame.flow_to_prev_px, target.size_hw)
+
     def osvos_maps(self, frame: HostFrame, osvos_for: Sequence[bool]) -> OsvosMaps:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
+        scores, target = self._current_work.scores, self._target
+        if not self._models.osvos and target is not None and scores is not None:
+            size_hw = (frame.frame.shape[0], frame.frame.shape[1])
+            planes = tuple(
+                score_at_frame(score, size_hw, target.size_hw) if is_needed else None
+                for score, is_needed in zip(scores, osvos_for, strict=True)
+            )
+            return OsvosMaps(frame.frame, planes)
         return self._osvos.maps(frame.frame, self._loaded.object_ids, osvos_for)
 
     def set_candidates(self, candidates: Candidates, maps: OsvosMaps | None) -> None:
@@ -174,7 +212,7 @@ class HostBackend(Closeable):
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         found, timed = self.candidates(), self._timer.stage
         with timed("crop"):
-            packed = self._stages.crop(frame.frame, found)
+            packed = self._stages.crop(frame.frame, found, self._score_crops(frame, found))
         with timed("propagation"):
             crops = self._stages.propagate(packed, found.present(self._loaded.object_ids))
         with timed("paste"):
@@ -190,7 +228,7 @@ class HostBackend(Closeable):
             prob, bounds = found.prob, tight_boxes(found.prob, found.bounds)
         if blends and work.maps is not None:
             with self._timer.stage("osvos"):
-                weight = self._options.osvos.blend_weight
+                weight = self._models.blend_weight(self._options)
                 prob = blend_osvos(prob, work.maps.planes, found.rois, osvos_weight=weight)
                 bounds = found.rois
         with self._timer.stage("merge"):
@@ -220,7 +258,16 @@ class HostBackend(Closeable):
             labels = labels_from_merged(result_prob, state.object_ids, boxes)
             measured = measure_objects(labels, soft_prob, state.object_ids, boxes)
         frame = work.frame
-        work.memory = FrameMemory(frame.frame, frame.flow_frame, prob, result_prob, soft_prob)
+        work.memory = FrameMemory(
+            frame.frame,
+            frame.flow_frame,
+            prob,
+            result_prob,
+            soft_prob,
+            self._current.targets,
+            work.scores,
+            work.features,
+        )
         work.readback = Readback(labels, measured, bounds, self.candidates().rois, (), result_prob)
 
     def readback(self) -> Readback:
@@ -234,6 +281,14 @@ class HostBackend(Closeable):
         self._memory, self._bounds = self._current_work.memory, self.readback().bounds
         self._work = None
 
+    def learn(self, weights: Mapping[int, float]) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        memory = self._current
+        if self._target is None or memory.features is None or not weights:
+            return
+        with self._timer.stage("target"):
+            self._memory = self._target.learned(memory, self._loaded, weights)
+
     def rollback(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         self._work = None
@@ -241,6 +296,17 @@ class HostBackend(Closeable):
     def close(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         self._state = self._memory = self._work = None
+
+    def _score_crops(self, frame: HostFrame, found: Candidates) -> Float32Array | None:
+        """Return the score channel of the crops; 0.5 everywhere without scores."""
+        if not self._takes_score:
+            return None
+        scores, target, side = self._current_work.scores, self._target, self._roi_size
+        if scores is None or target is None:
+            count = sum(roi is not None for roi in found.rois)
+            return np.full((count, side, side), 0.5, np.float32)
+        frame_hw = (frame.frame.shape[0], frame.frame.shape[1])
+        return crop_scores(scores, found.rois, frame_hw=frame_hw, size_hw=target.size_hw, side=side)
 
     @property
     def _current_work(self) -> _Work:

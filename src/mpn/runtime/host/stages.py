@@ -100,18 +100,21 @@ class Stages:
             branches=(branch,) * len(rois),
         )
 
-    def crop(self, rgb: UInt8Array, candidates: Candidates) -> Float32Array:
+    def crop(
+        self, rgb: UInt8Array, candidates: Candidates, scores: Float32Array | None = None
+    ) -> Float32Array:
         """Make the propagation network's input for every object that is not lost.
 
         Args:
             rgb: (h, w, 3) uint8, the current frame.
             candidates: Result of the warp.
+            scores: (N, S, S) float32 of the target model, for a network that takes them.
 
         Returns:
-            (N, 4, S, S) float32.
+            (N, 4, S, S) float32, or (N, 5, S, S) with scores.
         """
         preprocessing = self._engines.manifest.preprocessing.propagation
-        return crop_resize_pack(
+        packed = crop_resize_pack(
             rgb,
             candidates.prob,
             candidates.rois,
@@ -119,6 +122,7 @@ class Stages:
             mean=preprocessing.mean_rgb,
             std=preprocessing.std_rgb,
         )
+        return packed if scores is None else np.concatenate((packed, scores[:, None]), axis=1)
 
     def propagate(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
         """Run the propagation network on all crops.
@@ -183,13 +187,14 @@ class Stages:
         if len(packed) == 0:
             return np.zeros((0, 1, *packed.shape[2:]), np.float32)
         most = self._engines.manifest.max_objects
+        (name,) = engine.spec.input_names
         if len(packed) <= most:
-            prob = engine.run({"rgb_prob": packed})["prob"]
+            prob = engine.run({name: packed})["prob"]
         else:
             prob = np.empty((len(packed), 1, *packed.shape[2:]), np.float32)
             for first in range(0, len(packed), most):
                 batch = slice(first, first + most)
-                prob[batch] = engine.run({"rgb_prob": packed[batch]})["prob"]
+                prob[batch] = engine.run({name: packed[batch]})["prob"]
         check_finite(prob, "propagation", object_id)
         return prob
 

@@ -1,0 +1,224 @@
+"""Run the target model on the host: features, scores, and their warp and crop."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from mpn.engines.base import Engine
+from mpn.engines.spec import FEATURES_STRIDE
+from mpn.errors import EngineError
+from mpn.runtime.backend import FrameMemory
+from mpn.runtime.host.ops import warp_bilinear
+from mpn.runtime.options import ResolvedTarget
+from mpn.runtime.state import VideoState
+from mpn.runtime.target import (
+    cell_shares,
+    target_scores,
+    with_confident_frame,
+    with_given_frame,
+)
+from mpn.types import Float32Array, Roi, UInt8Array
+
+
+class TargetStage:
+    """The target model of all objects; every method is pure.
+
+    Args:
+        engine: The features engine.
+        options: Options in force.
+    """
+
+    def __init__(self, engine: Engine, options: ResolvedTarget) -> None:
+        self._engine, self._options = engine, options
+        height, width = engine.spec.inputs[0].shape[2:]
+        assert isinstance(height, int)
+        assert isinstance(width, int)
+        self.size_hw = (height, width)
+
+    def features(self, rgb: UInt8Array) -> Float32Array:
+        """Compute the features of a frame.
+
+        Args:
+            rgb: (h, w, 3) uint8 RGB.
+
+        Returns:
+            (C, gh, gw) float32.
+
+        Raises:
+            EngineError: If the engine fails or its output is not finite.
+        """
+        height, width = self.size_hw
+        resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+        image = np.ascontiguousarray(resized.transpose(2, 0, 1)[None], np.float32)
+        features: Float32Array = self._engine.run({"image": image})["features"][0]
+        if not np.isfinite(features.sum(dtype=np.float64)):
+            raise EngineError(
+                "the features engine returned values that are not finite: its weights or its "
+                "precision are broken, export it again in fp32"
+            )
+        return features
+
+    def given(
+        self, memory: FrameMemory, state: VideoState, given_ids: Collection[int]
+    ) -> FrameMemory:
+        """Solve the classifiers of objects that the user gave in the current frame.
+
+        Args:
+            memory: Arrays of the frame, with the given masks in ``prob``.
+            state: Of the frame.
+            given_ids: The objects that the user gave.
+
+        Raises:
+            EngineError: See :meth:`features`.
+        """
+        features = self.features(memory.frame) if memory.features is None else memory.features
+        shares = self._shares(memory.prob, state.object_ids, given_ids)
+        targets = with_given_frame(memory.targets, features, shares, options=self._options)
+        scores = target_scores(targets, features, state.object_ids)
+        return replace(memory, targets=targets, features=features, scores=scores)
+
+    def learned(
+        self, memory: FrameMemory, state: VideoState, weights: Mapping[int, float]
+    ) -> FrameMemory:
+        """Update the classifiers of objects from their masks in the current frame.
+
+        Args:
+            memory: Arrays of the frame, with its features.
+            state: Of the frame.
+            weights: Object id -> weight of the frame, above 0, for the objects to update.
+        """
+        assert memory.features is not None
+        assert memory.targets is not None
+        shares = self._shares(memory.prob, state.object_ids, weights)
+        targets = with_confident_frame(
+            memory.targets, memory.features, shares, weights, options=self._options
+        )
+        return replace(memory, targets=targets)
+
+    def found(self, memory: FrameMemory, state: VideoState) -> FrameMemory:
+        """Update the classifiers from the masks of an earlier run, and score the frame.
+
+        Args:
+            memory: Arrays of the frame, without features.
+            state: Of the frame.
+
+        Raises:
+            EngineError: See :meth:`features`.
+        """
+        memory = replace(memory, features=self.features(memory.frame))
+        present = {
+            object_id: 1.0
+            for object_id, bounds in zip(state.object_ids, state.bounds, strict=True)
+            if bounds is not None
+        }
+        if self._options.update_every and present:
+            memory = self.learned(memory, state, present)
+        assert memory.targets is not None
+        assert memory.features is not None
+        scores = target_scores(memory.targets, memory.features, state.object_ids)
+        return replace(memory, scores=scores)
+
+    def _shares(
+        self, prob: Float32Array, object_ids: Sequence[int], wanted: Collection[int]
+    ) -> dict[int, Float32Array]:
+        rows = [k for k, object_id in enumerate(object_ids) if object_id in wanted]
+        shares = cell_shares(prob[rows], self.size_hw)
+        return {object_ids[k]: share for k, share in zip(rows, shares, strict=True)}
+
+
+def warp_scores(
+    scores: Float32Array, flow_to_prev_px: Float32Array, size_hw: tuple[int, int]
+) -> Float32Array:
+    """Warp the scores of the previous frame onto the current one.
+
+    Args:
+        scores: (K, gh, gw) float32 of the previous frame.
+        flow_to_prev_px: (2, h, w) float32 on the current frame's grid.
+        size_hw: (height, width) of the features engine's input.
+
+    Returns:
+        (K, gh, gw) float32; 0 if a point was outside of the previous frame.
+    """
+    frame_hw = (flow_to_prev_px.shape[1], flow_to_prev_px.shape[2])
+    axes = []
+    for axis in range(2):
+        points = np.arange(scores.shape[1 + axis], dtype=np.float32)
+        axes.append(_frame_from_grid(points, frame_hw[axis], size_hw[axis]))
+    on_grid = np.empty((2, *scores.shape[1:]), np.float32)
+    for axis, plane in enumerate(flow_to_prev_px):
+        step = size_hw[1 - axis] / frame_hw[1 - axis] / FEATURES_STRIDE
+        np.multiply(_sampled(plane, axes[0], axes[1]), np.float32(step), out=on_grid[axis])
+    return warp_bilinear(scores, on_grid)
+
+
+def crop_scores(
+    scores: Float32Array,
+    rois: Sequence[Roi | None],
+    *,
+    frame_hw: tuple[int, int],
+    size_hw: tuple[int, int],
+    side: int,
+) -> Float32Array:
+    """Sample the scores at the pixels of the propagation network's crops.
+
+    Args:
+        scores: (K, gh, gw) float32.
+        rois: Per object its ROI, or None to omit the object.
+        frame_hw: (h, w) of the working frame.
+        size_hw: (height, width) of the features engine's input.
+        side: Side S of the crop.
+
+    Returns:
+        (N, S, S) float32 for N ROIs, bilinear; the border is repeated.
+    """
+    present = [(k, roi) for k, roi in enumerate(rois) if roi is not None]
+    crops = np.empty((len(present), side, side), np.float32)
+    centres = np.arange(side, dtype=np.float32) + np.float32(0.5)
+    for crop, (k, roi) in zip(crops, present, strict=True):
+        axes = []
+        for axis, first in enumerate((roi.y0, roi.x0)):
+            step = np.float32(roi.size_hw[axis] / side)
+            pixels = np.float32(first - 0.5) + centres * step
+            axes.append(_grid_from_frame(pixels, frame_hw[axis], size_hw[axis]))
+        crop[:] = _sampled(scores[k], axes[0], axes[1])
+    return crops
+
+
+def score_at_frame(
+    score: Float32Array, frame_hw: tuple[int, int], size_hw: tuple[int, int]
+) -> Float32Array:
+    """Resample one (gh, gw) score to (h, w) of the working frame."""
+    axes = [
+        _grid_from_frame(np.arange(frame_hw[axis], dtype=np.float32), frame_hw[axis], size_hw[axis])
+        for axis in range(2)
+    ]
+    return _sampled(score, axes[0], axes[1])
+
+
+def _grid_from_frame(pixels: Float32Array, frame_side: int, input_side: int) -> Float32Array:
+    """Convert pixel positions in the frame to positions on the grid, along one axis."""
+    scale = np.float32(input_side / frame_side)
+    half = np.float32(0.5)
+    positions: Float32Array = ((pixels + half) * scale - half) / np.float32(FEATURES_STRIDE)
+    return positions
+
+
+def _frame_from_grid(points: Float32Array, frame_side: int, input_side: int) -> Float32Array:
+    """Convert positions on the grid to pixel positions in the frame, along one axis."""
+    scale = np.float32(frame_side / input_side)
+    half = np.float32(0.5)
+    positions: Float32Array = (points * np.float32(FEATURES_STRIDE) + half) * scale - half
+    return positions
+
+
+def _sampled(plane: Float32Array, rows: Float32Array, columns: Float32Array) -> Float32Array:
+    """Sample a plane bilinearly at all pairs of a row and a column; repeats the border."""
+    map_x, map_y = np.meshgrid(columns, rows)
+    sampled: Float32Array = cv2.remap(
+        plane, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return sampled

@@ -1,0 +1,319 @@
+"""Solve and update the target model: a linear classifier per object.
+
+The features are the maps of a frozen ImageNet trunk. The classifier of an object is a logistic
+regression, solved by Newton's method on the frames that the user gave, and updated from frames
+with a confident mask. Everything here is NumPy: no gradient descent, no weight file.
+
+Source of the idea: A. Robinson et al., "Learning Fast and Robust Target Models for Video Object
+Segmentation", CVPR 2020; G. Bhat et al., "Learning What to Learn for Video Object Segmentation",
+ECCV 2020. Both solve a convolution by Gauss-Newton or steepest descent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from mpn.engines.spec import FEATURES_STRIDE as STRIDE
+from mpn.errors import EngineError
+from mpn.runtime.options import ResolvedTarget
+from mpn.types import Float32Array
+
+MAX_GIVEN = 8
+"""Most frames given by the user that are kept: the first, and the newest."""
+
+_SOLVE_STEPS = 8
+_UPDATE_STEPS = 2
+"""Newton steps for a new object, and for an update, which starts from the last weights."""
+
+_MIN_CURVATURE = 2e-3
+_TINY = 1e-3
+_MIN_STD = 1e-6
+_MAX_LOGIT = 30.0
+
+
+@dataclass(frozen=True)
+class TargetFrame:
+    """One frame that the classifiers are trained on.
+
+    Attributes:
+        features: (C + 1, N) float32, standardised, the last row 1.
+        shares: Object id -> (N,) float32, share of the object in each cell, 0..1.
+        weights: Object id -> weight of the frame for the object, above 0.
+    """
+
+    features: Float32Array
+    shares: Mapping[int, Float32Array]
+    weights: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Classifiers of all objects of a video. Replaced as a whole, never changed.
+
+    Attributes:
+        grid_hw: (gh, gw) of the features; N = gh gw.
+        mean: (C,) float32 of the features of the first frame.
+        std: (C,) float32 of the same.
+        weights: Object id -> (C + 1,) float32 on standardised features, the last one the bias.
+        given: Frames that the user gave, the first one first.
+        recent: Frames with confident masks, the oldest first.
+    """
+
+    grid_hw: tuple[int, int]
+    mean: Float32Array
+    std: Float32Array
+    weights: Mapping[int, Float32Array]
+    given: tuple[TargetFrame, ...] = ()
+    recent: tuple[TargetFrame, ...] = ()
+
+
+def grid_hw(size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Return (gh, gw) of the grid for an input of (height, width)."""
+    return ((size_hw[0] - 1) // STRIDE + 1, (size_hw[1] - 1) // STRIDE + 1)
+
+
+def cell_shares(prob: Float32Array, size_hw: tuple[int, int]) -> Float32Array:
+    """Average probabilities over the cell around each grid point.
+
+    Args:
+        prob: (K, h, w) float32, 0..1, at working size.
+        size_hw: (height, width) of the features engine's input.
+
+    Returns:
+        (K, N) float32, 0..1. The grid point (i, j) is at pixel (8 i, 8 j) of the input.
+    """
+    rows, columns = grid_hw(size_hw)
+    shares = np.empty((len(prob), rows * columns), np.float32)
+    for plane, out in zip(prob, shares, strict=True):
+        resized = cv2.resize(plane, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA)
+        mean = cv2.blur(resized, (STRIDE, STRIDE), borderType=cv2.BORDER_REPLICATE)
+        out[:] = mean[::STRIDE, ::STRIDE].ravel()
+    return shares
+
+
+def with_given_frame(
+    targets: Targets | None,
+    features: Float32Array,
+    shares: Mapping[int, Float32Array],
+    *,
+    options: ResolvedTarget,
+) -> Targets:
+    """Add a frame with masks of the user, and solve the classifiers of its objects.
+
+    Args:
+        targets: Classifiers so far; None for the first frame of a video.
+        features: (C, gh, gw) float32 of the frame.
+        shares: Object id -> (N,) float32 of :func:`cell_shares`, of each object that the user gave
+            in this frame.
+        options: Options in force.
+
+    Returns:
+        The classifiers; those of objects that are not in ``shares`` do not change.
+
+    Raises:
+        EngineError: If a feature is not finite.
+    """
+    if targets is None:
+        flat = features.reshape(len(features), -1)
+        mean, std = flat.mean(axis=1), flat.std(axis=1) + np.float32(_MIN_STD)
+        targets = Targets((features.shape[1], features.shape[2]), mean, std, {})
+    frame = _frame(targets, features, shares, dict.fromkeys(shares, 1.0))
+    given = (*targets.given, frame)
+    if len(given) > MAX_GIVEN:
+        given = _dropped_second(given)
+    targets = replace(targets, given=given)
+    weights = dict(targets.weights)
+    for object_id in shares:
+        start = np.zeros(len(frame.features), np.float32)
+        # Frames before a correction may hold the error that the user corrects.
+        targets = _without_recent(targets, object_id)
+        weights[object_id] = _solved(targets, object_id, start, _SOLVE_STEPS, options)
+    return replace(targets, weights=weights)
+
+
+def with_confident_frame(
+    targets: Targets,
+    features: Float32Array,
+    shares: Mapping[int, Float32Array],
+    weights: Mapping[int, float],
+    *,
+    options: ResolvedTarget,
+) -> Targets:
+    """Add a frame with masks of the pipeline, and update its objects.
+
+    Memory is bounded: of ``options.memory`` frames the oldest is dropped.
+
+    Args:
+        targets: Classifiers so far.
+        features: (C, gh, gw) float32 of the frame.
+        shares: Object id -> (N,) float32 of :func:`cell_shares`.
+        weights: Object id -> weight of the frame for the object, above 0.
+        options: Options in force.
+
+    Raises:
+        EngineError: If a feature is not finite.
+    """
+    frame = _frame(targets, features, shares, weights)
+    recent = (*targets.recent, frame)[-options.memory :]
+    targets = replace(targets, recent=recent)
+    solved = dict(targets.weights)
+    for object_id in shares:
+        before = targets.weights[object_id]
+        solved[object_id] = _solved(targets, object_id, before, _UPDATE_STEPS, options)
+    return replace(targets, weights=solved)
+
+
+def target_scores(
+    targets: Targets, features: Float32Array, object_ids: Sequence[int]
+) -> Float32Array:
+    """Compute the probability of each object at each grid point.
+
+    Args:
+        targets: The classifiers.
+        features: (C, gh, gw) float32 of a frame.
+        object_ids: The K ids.
+
+    Returns:
+        (K, gh, gw) float32, 0..1.
+    """
+    gains, biases = raw_weights(targets, object_ids)
+    logits = gains @ features.reshape(len(features), -1) + biases[:, None]
+    return _sigmoid(logits).reshape(len(gains), *targets.grid_hw)
+
+
+def raw_weights(targets: Targets, object_ids: Sequence[int]) -> tuple[Float32Array, Float32Array]:
+    """Return the classifiers as weights of features that are not standardised.
+
+    Args:
+        targets: The classifiers.
+        object_ids: The K ids.
+
+    Returns:
+        (K, C) float32 and (K,) float32: logit = weights @ features + bias.
+    """
+    stacked = np.stack([targets.weights[object_id] for object_id in object_ids])
+    gains = stacked[:, :-1] / targets.std
+    at_mean: Float32Array = np.matmul(gains, targets.mean)
+    biases: Float32Array = stacked[:, -1] - at_mean
+    return gains, biases
+
+
+def _frame(
+    targets: Targets,
+    features: Float32Array,
+    shares: Mapping[int, Float32Array],
+    weights: Mapping[int, float],
+) -> TargetFrame:
+    flat = features.reshape(len(features), -1)
+    if not np.isfinite(flat.sum(dtype=np.float64)):
+        raise EngineError(
+            "the features engine returned values that are not finite: export it again in fp32"
+        )
+    rows = np.empty((len(flat) + 1, flat.shape[1]), np.float32)
+    np.subtract(flat, targets.mean[:, None], out=rows[:-1])
+    rows[:-1] /= targets.std[:, None]
+    rows[-1] = 1
+    return TargetFrame(rows, dict(shares), dict(weights))
+
+
+def _dropped_second(given: tuple[TargetFrame, ...]) -> tuple[TargetFrame, ...]:
+    """Drop the second frame. An object that only it has keeps its classifier."""
+    return (given[0], *given[2:])
+
+
+def _without_recent(targets: Targets, object_id: int) -> Targets:
+    """Drop an object from the frames with masks of the pipeline."""
+    recent = tuple(
+        replace(frame, shares={k: v for k, v in frame.shares.items() if k != object_id})
+        for frame in targets.recent
+    )
+    return replace(targets, recent=tuple(frame for frame in recent if frame.shares))
+
+
+def _weighted_frames(
+    targets: Targets, object_id: int, options: ResolvedTarget
+) -> list[tuple[TargetFrame, float]]:
+    """Return the frames of an object with their weights, which sum to 1."""
+    given = [frame for frame in targets.given if object_id in frame.shares]
+    recent = [frame for frame in targets.recent if object_id in frame.shares]
+    weight_recent = 1 - options.given_weight if recent and given else float(not given)
+    weighted = []
+    for frames, share in ((given, 1 - weight_recent), (recent, weight_recent)):
+        total = sum(frame.weights[object_id] for frame in frames)
+        weighted += [(frame, share * frame.weights[object_id] / total) for frame in frames]
+    return weighted
+
+
+def _solved(
+    targets: Targets,
+    object_id: int,
+    start: Float32Array,
+    steps: int,
+    options: ResolvedTarget,
+) -> Float32Array:
+    """Minimise the weighted loss of an object by Newton steps."""
+    frames = _weighted_frames(targets, object_id, options)
+    ridge = np.full(len(start), options.ridge, np.float64)
+    ridge[-1] = _MIN_STD  # the bias is free
+    weights = start
+    for _ in range(steps):
+        hessian, gradient = np.diag(ridge), ridge * weights
+        for frame, share in frames:
+            slope, curvature = _derivatives(frame, object_id, weights)
+            gradient += share * slope
+            hessian += share * curvature
+        weights = weights - cho_solve(cho_factor(hessian), gradient).astype(np.float32)
+    return weights
+
+
+def _derivatives(
+    frame: TargetFrame, object_id: int, weights: Float32Array
+) -> tuple[Float32Array, Float32Array]:
+    """Return gradient and approximate Hessian of a frame's loss, a weighted cross entropy.
+
+    A cell on the wrong side has the curvature of a quadratic bound of the loss instead of
+    p (1 - p), which is almost 0 far from the boundary and would make the step too long. Cells of
+    almost no curvature are left out of the Hessian: there are many.
+
+    Source of the bound: T. Jaakkola and M. Jordan, "A Variational Approach to Bayesian Logistic
+    Regression Models and Their Extensions", AISTATS 1997.
+    """
+    share = frame.shares[object_id]
+    balance = class_weights(share)
+    logits = np.clip(weights @ frame.features, -_MAX_LOGIT, _MAX_LOGIT)
+    prob = _sigmoid(logits)
+    error = prob - share
+    bound = (prob - np.float32(0.5)) / np.where(np.abs(logits) < _TINY, 1, logits)
+    curvature = np.where(np.abs(error) > np.float32(0.5), bound, prob * (1 - prob))
+    chosen = np.flatnonzero(curvature > _MIN_CURVATURE)
+    rows = frame.features[:, chosen]
+    hessian: Float32Array = (rows * (balance * curvature)[chosen]) @ rows.T
+    return frame.features @ (balance * error), hessian
+
+
+def class_weights(share: Float32Array) -> Float32Array:
+    """Weigh cells by the square root of the rarity of their class.
+
+    Args:
+        share: (N,) float32, share of the object in each cell.
+
+    Returns:
+        (N,) float32 that sum to 1.
+    """
+    foreground = max(float(share.sum()), 1.0)
+    background = max(len(share) - foreground, 1.0)
+    half = len(share) / 2
+    weights = share * np.sqrt(half / foreground) + (1 - share) * np.sqrt(half / background)
+    normalised: Float32Array = (weights / weights.sum()).astype(np.float32)
+    return normalised
+
+
+def _sigmoid(logits: Float32Array) -> Float32Array:
+    clipped = np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)
+    prob: Float32Array = np.float32(1) / (np.float32(1) + np.exp(-clipped))
+    return prob

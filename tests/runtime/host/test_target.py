@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpn.runtime.host.target import crop_scores, score_at_frame, warp_scores
+from mpn.types import Roi
+
+SIZE_HW, FRAME_HW = (65, 97), (130, 194)
+
+
+def ramp() -> np.ndarray:
+    """Return scores that are a linear function of the position: exact under bilinear sampling."""
+    y, x = np.mgrid[:9, :13].astype(np.float32)
+    return (0.05 * x + 0.03 * y)[None]
+
+
+def ramp_at(x_px: np.ndarray, y_px: np.ndarray) -> np.ndarray:
+    """Evaluate the ramp at pixels of the frame, which has twice the size of the input."""
+    x, y = ((x_px + 0.5) / 2 - 0.5) / 8, ((y_px + 0.5) / 2 - 0.5) / 8
+    value: np.ndarray = 0.05 * x + 0.03 * y
+    return value
+
+
+def test_score_at_frame_evaluates_ramp() -> None:
+    plane = score_at_frame(ramp()[0], FRAME_HW, SIZE_HW)
+    y, x = np.mgrid[:130, :194]
+    inner = (slice(4, -4), slice(4, -4))
+    assert plane.shape == FRAME_HW
+    assert np.abs(plane - ramp_at(x, y))[inner].max() < 1e-5
+    assert np.abs(plane - ramp_at(x + 1, y))[inner].max() > 1e-3
+
+
+def test_crop_scores_evaluates_ramp_at_crop_pixels() -> None:
+    roi = Roi(40, 20, 104, 84)
+    crops = crop_scores(
+        np.concatenate((ramp(), ramp())),
+        [None, roi],
+        frame_hw=FRAME_HW,
+        size_hw=SIZE_HW,
+        side=33,
+    )
+    centres = (np.arange(33) + 0.5) * 64 / 33 - 0.5
+    expected = ramp_at(40 + centres[None, :], 20 + centres[:, None])
+    assert crops.shape == (1, 33, 33)
+    assert np.abs(crops[0] - expected).max() < 1e-5
+
+
+def test_warp_scores_without_motion_keeps_them() -> None:
+    scores = np.random.default_rng(0).random((2, 9, 13)).astype(np.float32)
+    still = np.zeros((2, *FRAME_HW), np.float32)
+    assert np.array_equal(warp_scores(scores, still, SIZE_HW), scores)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_warp_scores_moves_by_one_grid_step(axis: int) -> None:
+    scores = np.random.default_rng(0).random((1, 9, 13)).astype(np.float32)
+    flow = np.zeros((2, *FRAME_HW), np.float32)
+    flow[axis] = -16  # the object moved by 16 px of the frame, 8 of the input
+    warped = warp_scores(scores, flow, SIZE_HW)[0]
+    now, before = (warped, scores[0]) if axis == 1 else (warped.T, scores[0].T)
+    assert np.abs(now[1:] - before[:-1]).max() < 1e-5
+    assert np.abs(now - before).max() > 0.1

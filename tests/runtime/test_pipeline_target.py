@@ -1,0 +1,188 @@
+"""Test the target model in the pipeline, on fake engines whose features are colours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpn.errors import EngineError
+from mpn.runtime.pipeline import Pipeline
+from tests.builders.clips import Square, squares_clip
+from tests.emulation.engines import nothing_found, pooled_colours
+from tests.runtime.pipelines import PAN, TWO, make, run
+
+SCORED = squares_clip([Square(3, (24, 16), 30, (2, 1))], size_hw=(65, 97), frames=8)
+
+
+def score_channel(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a propagation network that returns the score of the target model."""
+    return {"prob": inputs["rgb_prob_score"][:, 4:5]}
+
+
+def prior_of_five(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a propagation network with five channels that returns its input probability."""
+    return {"prob": inputs["rgb_prob_score"][:, 3:4]}
+
+
+def scored(**given: Any) -> Pipeline:
+    given.setdefault("propagation", score_channel)
+    return make(SCORED, features=pooled_colours, takes_score=True, **given)
+
+
+def calls(pipeline: Pipeline, role: str) -> list[dict[str, np.ndarray]]:
+    return getattr(pipeline.engines, role).calls  # type: ignore[no-any-return]
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_score_is_fifth_channel_and_follows_object() -> None:
+    with scored() as pipeline:
+        results = run(pipeline, SCORED)
+        channel = calls(pipeline, "propagation")[-1]["rgb_prob_score"][0, 4]
+    assert 0 <= channel.min() < 0.2
+    assert 0.8 < channel.max() <= 1
+    # A grid of 8 px: the score alone follows the square to half a cell.
+    assert iou(results[-1].labels == 3, SCORED.labels[-1] == 3) > 0.7
+
+
+def test_features_run_every_second_frame_and_for_updates() -> None:
+    for options, frames in (
+        ({}, [0, 2, 4, 6]),
+        ({"target.every": 3, "target.update_every": 0}, [0, 3, 6]),
+        ({"target.every": 3, "target.update_every": 2}, [0, 2, 3, 4, 6]),
+    ):
+        with scored(options=options) as pipeline:
+            done = [len(calls(pipeline, "features"))]
+            for n, (frame, labels) in enumerate(zip(SCORED.frames, SCORED.labels, strict=True)):
+                pipeline.step(frame) if n else pipeline.start(frame, labels)
+                done.append(len(calls(pipeline, "features")))
+        assert [n for n in range(8) if done[n + 1] > done[n]] == frames
+
+
+def test_update_needs_confident_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    for least, learned in ((0.5, True), (1.0, False)):
+        options = {"target.confidence_min": least}
+        with scored(options=options, propagation=prior_of_five) as pipeline:
+            run(pipeline, SCORED)
+            memory = pipeline._backend.snapshot()
+        assert memory.targets is not None
+        assert bool(memory.targets.recent) == learned
+
+
+def test_lost_object_is_redetected_by_target_model() -> None:
+    clip = squares_clip([Square(3, (10, 14), 24, (0, 0))], size_hw=(65, 97), frames=6)
+    empty = squares_clip([], size_hw=(65, 97), frames=1)
+    moved = squares_clip([Square(3, (66, 34), 24, (0, 0))], size_hw=(65, 97), frames=1)
+
+    def gone(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rgb = inputs["rgb_prob_score"][:, :1]
+        return {"prob": np.clip((rgb - 0.7) / 0.1, 0, 1)}
+
+    for one_shot, is_found in (("target", True), ("off", False)):
+        options = {"one_shot": one_shot, "redetect.colour_min": -2.0}
+        still = np.zeros((2, 65, 97), np.float32)
+        with make(
+            flows=(still,) * 6,
+            features=pooled_colours,
+            takes_score=True,
+            propagation=gone,
+            options=options,
+        ) as pipeline:
+            pipeline.start(clip.frames[0], clip.labels[0])
+            assert pipeline.step(empty.frames[0]).tracks[0].state == "lost"
+            result = pipeline.step(moved.frames[0])
+        assert (iou(result.labels == 3, moved.labels[0] == 3) > 0.8) == is_found
+        assert ("redetected" in result.tracks[0].events) == is_found
+
+
+def test_without_score_input_the_score_is_blended() -> None:
+    def probs(options: Mapping[str, Any]) -> np.ndarray:
+        with make(PAN, features=pooled_colours, options=options) as pipeline:
+            results = run(pipeline, PAN)
+        branches = {track.branch for result in results[1:] for track in result.tracks}
+        assert branches == {"propagation" if options["one_shot"] == "off" else "blended"}
+        return results[-1].probs
+
+    alone = probs({"one_shot": "off"})
+    without = probs({"one_shot": "target", "target.every": 1, "target.blend_weight": 0.0})
+    with_half = probs({"one_shot": "target", "target.every": 1, "target.blend_weight": 0.5})
+    assert np.array_equal(without, alone)
+    assert np.abs(with_half - alone).max() > 0.05
+
+
+def test_one_shot_chooses_models() -> None:
+    cases = {"auto": (1, 0), "target": (1, 0), "osvos": (0, 1), "both": (1, 1), "off": (0, 0)}
+    for one_shot, expected in cases.items():
+        options = {"one_shot": one_shot, "osvos.mode": "blend"}
+        with make(PAN, features=pooled_colours, osvos=nothing_found, options=options) as pipeline:
+            run(pipeline, PAN)
+            ran = tuple(bool(calls(pipeline, role)) for role in ("features", "osvos"))
+        assert ran == tuple(map(bool, expected)), one_shot
+
+
+def test_one_shot_without_engine_raises() -> None:
+    with pytest.raises(EngineError, match="no features engine"):
+        make(PAN, options={"one_shot": "target"})
+    with pytest.raises(EngineError, match="no OSVOS engine is open"):
+        make(PAN, features=pooled_colours, options={"one_shot": "both"})
+
+
+def test_two_objects_get_scores_in_their_order() -> None:
+    with make(TWO, features=pooled_colours, takes_score=True, propagation=score_channel) as pipe:
+        results = run(pipe, TWO)
+    for object_id in (2, 7):
+        # Before they meet.
+        assert iou(results[4].labels == object_id, TWO.labels[4] == object_id) > 0.6
+
+
+def test_correction_and_added_object_are_learned() -> None:
+    with make(TWO, features=pooled_colours, takes_score=True, propagation=score_channel) as pipe:
+        pipe.start(TWO.frames[0], np.where(TWO.labels[0] == 2, 2, 0).astype(np.uint8))
+        pipe.step(TWO.frames[1])
+        pipe.add_objects(np.where(TWO.labels[1] == 7, 7, 0).astype(np.uint8))
+        pipe.correct(np.where(TWO.labels[1] == 2, 2, 0).astype(np.uint8))
+        memory = pipe._backend.snapshot()
+        assert memory.targets is not None
+        assert [sorted(frame.shares) for frame in memory.targets.given] == [[2], [7], [2]]
+        result = pipe.step(TWO.frames[2])
+    assert iou(result.labels == 7, TWO.labels[2] == 7) > 0.6
+
+
+def test_failed_features_leave_pipeline_as_it_was() -> None:
+    fails = False
+
+    def features(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = pooled_colours(inputs)
+        return {"features": np.full_like(found["features"], np.nan)} if fails else found
+
+    def segmented(breaks: bool) -> list[np.ndarray]:
+        nonlocal fails
+        with make(features=features, takes_score=True, propagation=score_channel) as pipe:
+            labels = [pipe.start(SCORED.frames[0], SCORED.labels[0]).labels]
+            for n, frame in enumerate(SCORED.frames[1:], 1):
+                if breaks and n in (2, 4):
+                    fails = True
+                    with pytest.raises(EngineError, match="features engine returned"):
+                        pipe.step(frame)
+                    fails = False
+                labels.append(pipe.step(frame).labels)
+        return labels
+
+    for expected, got in zip(segmented(False), segmented(True), strict=True):
+        assert np.array_equal(expected, got)
+
+
+def test_resumed_run_learns_from_found_masks() -> None:
+    with scored() as pipeline:
+        pipeline.start(SCORED.frames[0], SCORED.labels[0])
+        pipeline.resume_at(SCORED.frames[4], SCORED.labels[4])
+        memory = pipeline._backend.snapshot()
+        assert memory.targets is not None
+        assert len(memory.targets.recent) == 1
+        result = pipeline.step(SCORED.frames[5])
+    assert iou(result.labels == 3, SCORED.labels[5] == 3) > 0.7
