@@ -465,15 +465,19 @@ def test_threads_of_opencv_are_set_while_the_pipeline_is_open(tmp_path: Path) ->
 def test_a_pipeline_that_cannot_be_made_leaves_no_engine_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = make_engine_dir(tmp_path / "engines", runtime_defaults={"size": "large"})
+    directory = make_engine_dir(tmp_path / "engines")
     opened: list[EngineSet] = []
 
     def noted(*args: Any, **kwargs: Any) -> EngineSet:
         opened.append(open_engines(*args, **kwargs))
         return opened[-1]
 
+    def fails(engines: EngineSet) -> None:
+        raise InputError("no flow today")
+
     monkeypatch.setattr("mpn.runtime.pipeline.open_engines", noted)
-    with pytest.raises(ManifestError, match="size"):
+    monkeypatch.setattr("mpn.runtime.pipeline.flow_estimator_from", fails)
+    with pytest.raises(InputError, match="no flow today"):
         Pipeline.from_engines(directory, backend="cpu")
     with pytest.raises(EngineError, match="closed"):
         opened[0].propagation.run({"rgb_prob": np.zeros((1, 4, 65, 65), np.float32)})

@@ -1,4 +1,4 @@
-"""Test the target model in the pipeline, on fake engines whose features are colours."""
+"""Test the target model in the pipeline; the features are colours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def score_channel(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def prior_of_five(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a propagation network with five channels that returns its input probability."""
+    """Run a network with five channels that returns its input probability."""
     return {"prob": inputs["rgb_prob_score"][:, 3:4]}
 
 

@@ -274,7 +274,7 @@ def _solved(
 def _derivatives(
     frame: TargetFrame, object_id: int, weights: Float32Array
 ) -> tuple[Float32Array, Float32Array]:
-    """Return gradient and approximate Hessian of a frame's loss, a weighted cross entropy.
+    """Return gradient and Hessian of the loss of a frame, a weighted cross entropy.
 
     A cell on the wrong side has the curvature of a quadratic bound of the loss instead of
     p (1 - p), which is almost 0 far from the boundary and would make the step too long. Cells of
@@ -288,8 +288,9 @@ def _derivatives(
     logits = np.clip(weights @ frame.features, -_MAX_LOGIT, _MAX_LOGIT)
     prob = _sigmoid(logits)
     error = prob - share
-    bound = (prob - np.float32(0.5)) / np.where(np.abs(logits) < _TINY, 1, logits)
-    curvature = np.where(np.abs(error) > np.float32(0.5), bound, prob * (1 - prob))
+    one = np.float32(1)
+    bound = (prob - np.float32(0.5)) / np.where(np.abs(logits) < _TINY, one, logits)
+    curvature: Float32Array = np.where(np.abs(error) > np.float32(0.5), bound, prob * (one - prob))
     chosen = np.flatnonzero(curvature > _MIN_CURVATURE)
     rows = frame.features[:, chosen]
     hessian: Float32Array = (rows * (balance * curvature)[chosen]) @ rows.T

@@ -153,7 +153,7 @@ def delete_field(path: str) -> Callable[[Json], None]:
         ),
         (delete_field("roles.flow"), "'roles.flow' is missing although"),
         (delete_field("roles.propagation"), "'roles.propagation' is missing"),
-        (set_field("roles.depth", {}), "'roles.depth' is unknown: use one of 'flow', 'osvos'"),
+        (set_field("roles.depth", {}), "'roles.depth' is unknown: use one of 'features', 'flow'"),
         (set_field("roles.flow", None), "'roles.flow' must be a JSON object, got None"),
         (set_field("roles.flow.sha256", "00"), "'roles.flow.sha256' must be 64"),
         (set_field("roles.flow.onnx", ""), "'roles.flow.onnx' is empty"),

@@ -10,13 +10,13 @@ SIZE_HW, FRAME_HW = (65, 97), (130, 194)
 
 
 def ramp() -> np.ndarray:
-    """Return scores that are a linear function of the position: exact under bilinear sampling."""
+    """Return scores that are linear in the position."""
     y, x = np.mgrid[:9, :13].astype(np.float32)
     return (0.05 * x + 0.03 * y)[None]
 
 
 def ramp_at(x_px: np.ndarray, y_px: np.ndarray) -> np.ndarray:
-    """Evaluate the ramp at pixels of the frame, which has twice the size of the input."""
+    """Evaluate the ramp at pixels of the frame, twice as large as the input."""
     x, y = ((x_px + 0.5) / 2 - 0.5) / 8, ((y_px + 0.5) / 2 - 0.5) / 8
     value: np.ndarray = 0.05 * x + 0.03 * y
     return value

@@ -174,7 +174,10 @@ class Manifest:
         return manifest
 
     def _check_role(self, role: Role, entry: RoleEntry) -> None:
-        spec = self.spec(role)
+        try:
+            spec = self.spec(role)
+        except EngineError as error:
+            raise ManifestFieldError(f"roles.{role}.inputs", f"does not fit: {error}") from error
         for kind, found, expected in (
             ("inputs", entry.inputs, spec.inputs),
             ("outputs", entry.outputs, spec.outputs),

@@ -6,7 +6,7 @@ in :meth:`DeviceBackend.readback`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +97,11 @@ class DeviceBackend(Closeable):
         device_options: DeviceOptions | None = None,
         host_flow: FlowEstimator | None = None,
     ) -> None:
+        if engines.features is not None:
+            raise EngineError(
+                "the target model has no kernels for a device yet: use one_shot 'osvos' or 'off', "
+                "or backend 'cpu'"
+            )
         check_options(options)
         device_options = device_options or DeviceOptions()
         self._stream, self._engines = stream, engines
@@ -296,6 +301,9 @@ class DeviceBackend(Closeable):
         self._ingest.wait()  # engines may run on host arrays now, outside of any stream
         return found
 
+    def score(self, frame: DeviceFrame, *, runs_features: bool) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+
     def osvos_maps(self, frame: DeviceFrame, osvos_for: Sequence[bool]) -> OsvosMaps:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         small = resize_rgb(self.to_host(frame.given), self._working_hw)
@@ -424,6 +432,9 @@ class DeviceBackend(Closeable):
         for watch in (*frame.watches, self._watch):
             for stage, seconds in watch.taken().items():
                 self._timer.add(stage, seconds)
+
+    def learn(self, weights: Mapping[int, float]) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
 
     def rollback(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`; waits for all streams."""

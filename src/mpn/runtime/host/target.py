@@ -216,7 +216,7 @@ def _frame_from_grid(points: Float32Array, frame_side: int, input_side: int) -> 
 
 
 def _sampled(plane: Float32Array, rows: Float32Array, columns: Float32Array) -> Float32Array:
-    """Sample a plane bilinearly at all pairs of a row and a column; repeats the border."""
+    """Sample a plane bilinearly at all pairs of a row and a column."""
     map_x, map_y = np.meshgrid(columns, rows)
     sampled: Float32Array = cv2.remap(
         plane, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
