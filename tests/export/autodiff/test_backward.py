@@ -50,6 +50,12 @@ def _pair(kind: str, left: tuple[int, ...], right: tuple[int, ...]) -> Callable[
     )
 
 
+def _matrix(names: str, x: tuple[int, ...], m: tuple[int, ...]) -> Callable[[Rng], Case]:
+    return lambda rng: Case(
+        [op("MatMul", names)], {"x": away_from_zero(rng, *x)}, {"m": away_from_zero(rng, *m)}
+    )
+
+
 def _resize(way: str, x: tuple[int, ...], size_hw: tuple[int, int]) -> Callable[[Rng], Case]:
     return lambda rng: Case(
         [op("Resize", "x _ _ sizes", mode="linear", coordinate_transformation_mode=way)],
@@ -109,6 +115,14 @@ CASES: dict[str, Callable[[Rng], Case]] = {
     "multiply by a gain": _pair("Mul", (1,), (2, 1, 4, 5)),
     "negate": lambda rng: Case([op("Neg", "x")], {"x": away_from_zero(rng, 2, 3, 4, 5)}),
     "relu": lambda rng: Case([op("Relu", "x")], {"x": away_from_zero(rng, 2, 3, 4, 5)}),
+    "clip as ReLU6": lambda rng: Case(
+        [op("Clip", "x low high")],
+        # Steps of 0.9 that are neither 0 nor 6.
+        {"x": (0.25 + 0.9 * (rng.permutation(24) - 8)).astype(np.float32).reshape(2, 3, 2, 2)},
+        {"low": np.float32(0), "high": np.float32(6)},
+    ),
+    "matrix on the right": _matrix("x m", (2, 3, 4, 5), (5, 2)),
+    "matrix on the left": _matrix("m x", (2, 3, 4, 5), (2, 4)),
     "read three times": _two_uses,
     "concat": lambda rng: Case(
         [op("Concat", "a b a", axis=1)],
@@ -125,6 +139,11 @@ CASES: dict[str, Callable[[Rng], Case]] = {
         [op("Expand", "x sizes")],
         {"x": away_from_zero(rng, 2, 3, 1, 1)},
         {"sizes": _ints(1, 1, 4, 5)},
+    ),
+    "sum that drops an axis": lambda rng: Case(
+        [op("ReduceSum", "x axes", keepdims=0)],
+        {"x": away_from_zero(rng, 2, 3, 4, 5)},
+        {"axes": _ints(-1)},
     ),
     "mean of an image": lambda rng: Case(
         [op("ReduceMean", "x axes", keepdims=1)],
@@ -268,6 +287,11 @@ def _square(kernel: tuple[int, int], **attributes: Any) -> Case:
             "steps other than 1",
         ),
         (_one(op("Slice", "x s e a"), s=_ints(-2), e=_ints(4), a=_ints(2)), "from the end"),
+        (
+            _one(op("Clip", "x low high"), low=np.float32(-1), high=np.float32(1)),
+            "does not start at 0",
+        ),
+        (_one(op("MatMul", "x x")), "has no fixed matrix"),
         (_one(op("ReduceMean", "x a", keepdims=0), a=_ints(2, 3)), "drops axes"),
         (_one(op("Expand", "x s"), s=_ints(2, 1, 4, 4, 4)), "adds axes"),
     ],

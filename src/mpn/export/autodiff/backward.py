@@ -14,11 +14,14 @@ from mpn.export.autodiff.builder import GraphBuilder, Tape
 from mpn.export.autodiff.convolution import convolution, transposed_convolution
 from mpn.export.autodiff.elementwise import (
     add,
+    clip,
     concat,
     expand,
+    matmul,
     multiply,
     negate,
     reduce_mean,
+    reduce_sum,
     relu,
     slice_,
     subtract,
@@ -29,14 +32,17 @@ Rule = Callable[[Tape, onnx.NodeProto, str], Iterator[tuple[str, str]]]
 
 RULES: Mapping[str, Rule] = {
     "Add": add,
+    "Clip": clip,
     "Concat": concat,
     "Conv": convolution,
     "ConvTranspose": transposed_convolution,
     "Expand": expand,
+    "MatMul": matmul,
     "MaxPool": max_pool,
     "Mul": multiply,
     "Neg": negate,
     "ReduceMean": reduce_mean,
+    "ReduceSum": reduce_sum,
     "Relu": relu,
     "Resize": resize,
     "Slice": slice_,

@@ -52,6 +52,33 @@ def relu(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str
     yield node.input[0], builder.op("Mul", grad, positive)
 
 
+def clip(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Derive z = min(max(a, 0), c), as ReLU6 is; the gradient is 0 at both ends."""
+    builder = tape.builder
+    low, high = (tape.constants.get(name) for name in node.input[1:3])
+    if low is None or high is None or float(low) != 0.0:
+        raise ExportError(f"Clip '{node.name}' does not start at 0 and has no derivative rule")
+    above = builder.op("HardSigmoid", node.output[0], alpha=_STEEP, beta=0.0)
+    # c - z is exactly 0 if z was clipped.
+    left = builder.op("Sub", builder.scalar(float(high)), node.output[0])
+    below = builder.op("HardSigmoid", left, alpha=_STEEP, beta=0.0)
+    yield node.input[0], builder.op("Mul", grad, builder.op("Mul", above, below))
+
+
+def matmul(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Derive a product of a map with a fixed matrix on its left or right."""
+    builder = tape.builder
+    left, right = node.input
+    matrix, side = (right, "right") if tape.needs_gradient(left) else (left, "left")
+    if tape.needs_gradient(matrix) or len(builder.shape(matrix)) != 2:
+        raise ExportError(f"MatMul '{node.name}' has no fixed matrix: no derivative rule")
+    turned = builder.once("Transpose", matrix, perm=[1, 0])
+    if side == "right":
+        yield left, builder.op("MatMul", grad, turned)
+    else:
+        yield right, builder.op("MatMul", turned, grad)
+
+
 def _unbroadcast(tape: Tape, grad: str, name: str, result: str) -> str:
     """Sum a gradient over the axes along which ``name`` was broadcast.
 
@@ -132,6 +159,17 @@ def expand(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, s
         if size == 1 and whole != 1
     ]
     yield name, builder.op("ReduceSum", grad, builder.ints(*axes), keepdims=1)
+
+
+def reduce_sum(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Derive a sum over axes."""
+    builder = tape.builder
+    name = node.input[0]
+    if not attributes_of(node).get("keepdims", 1):
+        rank = len(builder.shape(name))
+        axes = sorted(axis % rank for axis in tape.integers(node.input[1]))
+        grad = builder.op("Unsqueeze", grad, builder.ints(*axes))
+    yield name, builder.op("Expand", grad, builder.once("Shape", name))
 
 
 def reduce_mean(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
