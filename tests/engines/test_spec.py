@@ -41,6 +41,14 @@ def test_roi_size_must_be_16n_plus_1(roi_size: int) -> None:
         propagation_spec(roi_size, 1)
 
 
+def test_propagation_input_is_named_by_its_channels() -> None:
+    assert propagation_spec(65, 1).input_names == ("rgb_prob",)
+    assert propagation_spec(65, 1, 5).inputs[0].shape == ("objects", 5, 65, 65)
+    assert propagation_spec(65, 1, 5).input_names == ("rgb_prob_score",)
+    with pytest.raises(EngineError, match="must have 4 or 5 channels, got 3"):
+        propagation_spec(65, 1, 3)
+
+
 def test_only_the_objects_axis_is_dynamic() -> None:
     assert propagation_spec(65, 1).inputs[0].dynamic_axes == {0: "objects"}
     assert flow_spec((64, 64)).inputs[0].dynamic_axes == {}

@@ -20,6 +20,7 @@ from mpn.engines.directory.manifest import (
     utc_now_iso,
     verify_digests,
 )
+from mpn.engines.spec import propagation_spec
 from mpn.errors import ManifestError, OutputError
 from tests.builders.engine_dirs import make_engine_dir
 from tests.emulation.engines import fake_engine_set, fourth_channel
@@ -61,6 +62,21 @@ def test_saved_manifest_loads_equal(tmp_path: Path) -> None:
     manifest = replace(manifest, roles={**manifest.roles, "propagation": half})
     save_manifest(tmp_path, manifest)
     assert load_manifest(tmp_path) == manifest
+
+
+def test_five_channels_are_read_from_the_inputs(directory: Path) -> None:
+    manifest = load_manifest(directory)
+    assert manifest.propagation_channels == 4
+    spec = propagation_spec(manifest.roi_size, manifest.max_objects, 5)
+    entry = replace(manifest.roles["propagation"], inputs=spec.inputs)
+    save_manifest(directory, replace(manifest, roles={**manifest.roles, "propagation": entry}))
+    loaded = load_manifest(directory)
+    assert loaded.propagation_channels == 5
+    assert loaded.spec("propagation") == spec
+    # control: the name and the channels must agree
+    rewrite(directory, lambda m: m["roles"]["propagation"]["inputs"][0].update(name="rgb_prob"))
+    with pytest.raises(ManifestError, match=r"a propagation engine of these sizes has rgb_prob"):
+        load_manifest(directory)
 
 
 def test_saving_twice_leaves_the_second_content(directory: Path) -> None:
