@@ -37,14 +37,14 @@ from mpn.export.parity import verify_graph
 from mpn.export.parity_inputs import ParityPictures
 from mpn.export.progress import Progress, Step
 from mpn.networks.checkpoint import RoleWeights
-from mpn.networks.deeplab import DeepLabXception
 from mpn.networks.flownet2 import FlowNet2
 from mpn.networks.osvos import OsvosVgg
+from mpn.networks.propagation import PropagationNet
 from mpn.runtime.bench.result import load_average
 
 NETWORKS: dict[Role, tuple[Callable[[], nn.Module], float]] = {
     "flow": (FlowNet2, 2.0),
-    "propagation": (DeepLabXception, 1.4),
+    "propagation": (PropagationNet, 1.4),
     "osvos": (OsvosVgg, 1.0),
 }
 """Network class and gain of its weights by role."""
@@ -98,8 +98,8 @@ def measure(
             "sha256": sha256_of_file(path),
             "nodes": graph.nodes,
             "size_bytes": graph.size_bytes,
-            "half_weights": graph.ledger.half_weights,
-            "total_weights": graph.ledger.total_weights,
+            "half_weights": graph.precision_report.half_weights,
+            "total_weights": graph.precision_report.total_weights,
             "weights_lost_to_zero": graph.underflows,
             "export_s": round(graph.elapsed_s, 2),
         }

@@ -27,11 +27,11 @@ from mpn.engines.directory.entries import Preprocessing
 from mpn.engines.spec import EngineSpec, Role
 from mpn.errors import CheckpointError
 from mpn.export.tracing import deployed
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
 from mpn.networks.flownet2_members import DISPLACEMENT_STEP_PX, MAX_DISPLACEMENT_PX, FlowNetC
 from mpn.networks.layers import run_layer
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 from mpn.runtime.host.ops import crop_resize_pack
 from mpn.runtime.host.preprocess import one_hot, osvos_input
 from mpn.runtime.host.roi import roi_from_prob
@@ -52,14 +52,14 @@ class NetworkShapes:
         osvos: Configuration of OSVOS; None for no OSVOS.
     """
 
-    propagation: DeepLabConfig
+    propagation: PropagationConfig
     flow: FlowNet2Config | None = None
     osvos: OsvosConfig | None = None
 
 
-PAPER = NetworkShapes(DeepLabConfig(), FlowNet2Config(), OsvosConfig())
+PAPER = NetworkShapes(PropagationConfig(), FlowNet2Config(), OsvosConfig())
 TINY = NetworkShapes(
-    DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1),
+    PropagationConfig(width=0.125, head_width=0.125, middle_blocks=1),
     FlowNet2Config("FlowNet2S", width=0.125),
     OsvosConfig(width=0.125),
 )
@@ -106,9 +106,7 @@ def correlation_by_slices(features0: Tensor, features1: Tensor) -> Tensor:
 def seeded_networks(shapes: NetworkShapes) -> dict[Role, nn.Module]:
     """Return networks with the fixed random weights of ``speed/export.py``."""
     networks: dict[Role, nn.Module] = {
-        "propagation": fixed_weights(
-            DeepLabXception(shapes.propagation), NETWORKS["propagation"][1]
-        )
+        "propagation": fixed_weights(PropagationNet(shapes.propagation), NETWORKS["propagation"][1])
     }
     if shapes.flow is not None:
         networks["flow"] = fixed_weights(FlowNet2(shapes.flow), NETWORKS["flow"][1])
@@ -183,14 +181,14 @@ def use_public_forms(networks: Mapping[Role, nn.Module]) -> None:
         sliced.load_state_dict(flow.flownetc.state_dict())
         flow.flownetc = sliced.eval()
     for network in networks.values():
-        if isinstance(network, DeepLabXception) and not network.config.residual_relu:
+        if isinstance(network, PropagationNet) and not network.config.residual_relu:
             continue  # its blocks need the input that their first ReLU would overwrite
         for layer in network.modules():
             if isinstance(layer, nn.ReLU | nn.LeakyReLU):
                 layer.inplace = True
 
 
-def deeplab_from_graph(path: Path) -> DeepLabXception:
+def deeplab_from_graph(path: Path) -> PropagationNet:
     """Load the propagation network of an engine directory into PyTorch.
 
     The export folds each BatchNorm into its convolution. Here the convolutions get the folded
@@ -207,7 +205,7 @@ def deeplab_from_graph(path: Path) -> DeepLabXception:
         for tensor in onnx.load(path).graph.initializer
     }
     try:
-        network = DeepLabXception(_config_from_weights(found))
+        network = PropagationNet(_config_from_weights(found))
         expected = network.state_dict()
         convolution = ""
         for name, layer in network.named_modules():
@@ -245,14 +243,14 @@ def gflop(role: Role, network: nn.Module, spec: EngineSpec) -> float:
     return round(counter.get_total_flops() / 1e9, 3)
 
 
-def _config_from_weights(found: Mapping[str, Tensor]) -> DeepLabConfig:
+def _config_from_weights(found: Mapping[str, Tensor]) -> PropagationConfig:
     blocks = {match[1] for name in found if (match := re.match(r"backbone\.(block\d+)\.", name))}
-    plain = DeepLabConfig()
-    whole = DeepLabXception(DeepLabConfig(middle_blocks=1))
+    plain = PropagationConfig()
+    whole = PropagationNet(PropagationConfig(middle_blocks=1))
     widest = "backbone.conv5.pointwise.weight"
     head = "aspp.aspp1.atrous_conv.weight"
     reference = whole.state_dict()
-    return DeepLabConfig(
+    return PropagationConfig(
         in_channels=found["backbone.conv1.weight"].shape[1],
         classes=found["decoder.last_conv.8.weight"].shape[0],
         output_stride=plain.output_stride,

@@ -81,7 +81,7 @@ def tiny_forward(role: Role) -> ForwardGraph:
     rng = np.random.default_rng(7)
     nodes, weights = [], {}
     spec = engine_spec(role, frame_size_hw=FRAME_SIZE_HW, roi_size=ROI_SIZE, max_objects=4)
-    name = spec.inputs[0].name
+    name = input_name = spec.inputs[0].name
     shapes: dict[str, tuple[int | None, ...]] = {name: (None, _LAYERS[role][0][1], None, None)}
     last = len(_LAYERS[role]) - 1
     for index, (layer, inputs, outputs, kernel) in enumerate(_LAYERS[role]):
@@ -100,7 +100,7 @@ def tiny_forward(role: Role) -> ForwardGraph:
             shapes[result] = (None, outputs, None, None)
         name = result
     shapes |= {key: value.shape for key, value in weights.items()}
-    return ForwardGraph(role, tuple(nodes), shapes, weights, {})
+    return ForwardGraph(role, input_name, tuple(nodes), shapes, weights, {})
 
 
 def write_inference_graph(

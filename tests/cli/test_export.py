@@ -15,7 +15,7 @@ from mpn.export.bundle import ExportedBundle
 from mpn.export.options import ExportOptions
 from mpn.export.summary import RoleSummary
 from mpn.networks.checkpoint import save_checkpoint
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 from tests.builders.engine_dirs import make_engine_dir
 from tests.networks.seeded import DEEPLAB_GAIN, seeded
 
@@ -25,7 +25,7 @@ TINY = ["--frame-size", "128x64", "--roi-size", "65", "--max-objects", "2"]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = seeded(
-        DeepLabXception(DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1)),
+        PropagationNet(PropagationConfig(width=0.125, head_width=0.125, middle_blocks=1)),
         DEEPLAB_GAIN,
     )
     path = tmp_path_factory.mktemp("checkpoint") / "lite.pth"

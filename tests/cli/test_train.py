@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,13 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from mpn.cli.main import app
+from mpn.cli.train import BackboneChoice, FourthChannelChoice, HeadChoice
+from mpn.networks.backbones import BACKBONES
 from mpn.networks.checkpoint import load_checkpoint
+from mpn.networks.propagation import FOURTH_CHANNELS, HEADS
 from mpn.training.processes import keep_freed_memory
 from mpn.training.recipe_file import shipped_recipes
+from tests.networks.test_imagenet import public_like
 from tests.training.conftest import davis_like as davis_like
 from tests.training.conftest import stills_like as stills_like
 
@@ -60,6 +65,35 @@ def test_train_writes_checkpoint_and_prints_next_command(
         ]
     )
     assert code == 0, output
+
+
+def test_train_chooses_backbone_head_and_published_width(
+    davis_like: Path, stills_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / "lite0.pth"
+    torch.save(public_like("efficientnet-lite0", flat=True), start)
+    data = ["--davis-root", str(davis_like), "--stills", str(stills_like), "--steps", "1"]
+    monkeypatch.setattr(f"{__name__}.TINY", TINY.replace("--width 0.0625 ", ""))
+    arguments = ["--backbone", "efficientnet-lite0", "--start-from", str(start)]
+    code, output, error = _train([*data, *arguments, "--head", "pspnet", "-o", str(tmp_path / "r")])
+    assert code == 0, (output, error)
+    weights = load_checkpoint(tmp_path / "r/propagation.pth").roles["propagation"]
+    assert weights.variant == "EfficientNetLite0-PspNet"
+    assert weights.config["width"] == 1.0
+    _, _, error = _train([*data, *arguments, "--backbone", "resnet50", "-o", str(tmp_path / "s")])
+    assert "is ImageNet's efficientnet-lite0, but resnet50 is needed" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("choice", "known"),
+    [
+        (BackboneChoice, BACKBONES),
+        (HeadChoice, HEADS),
+        (FourthChannelChoice, FOURTH_CHANNELS),
+    ],
+)
+def test_choices_are_those_of_the_networks(choice: type[StrEnum], known: tuple[str, ...]) -> None:
+    assert tuple(choice) == known
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from mpn.export.finetune.trace import ForwardGraph, trace_forward
 from mpn.export.graph import ExportedGraph, export_graph, probe_inputs
 from mpn.export.precision import folded_network
 from mpn.networks.checkpoint import save_checkpoint
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 from tests.networks.seeded import DEEPLAB_GAIN, FLOWNET2_GAIN, OSVOS_GAIN, seeded
 
 FRAME_SIZE_HW = (64, 128)
@@ -48,7 +48,7 @@ def networks() -> Mapping[Role, nn.Module]:
     return {
         "flow": seeded(FlowNet2(FlowNet2Config("FlowNet2CS", width=0.125)), FLOWNET2_GAIN),
         "propagation": seeded(
-            DeepLabXception(DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1)),
+            PropagationNet(PropagationConfig(width=0.125, head_width=0.125, middle_blocks=1)),
             DEEPLAB_GAIN,
         ),
         "osvos": seeded(OsvosVgg(OsvosConfig(width=0.125)), OSVOS_GAIN),
@@ -72,9 +72,9 @@ def graphs(networks: Mapping[Role, nn.Module], tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def adapt_networks() -> Mapping[Role, nn.Module]:
     """Folded networks of the fine-tuning step; propagation with prior skip."""
-    config = DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1, prior_skip=True)
+    config = PropagationConfig(width=0.125, head_width=0.125, middle_blocks=1, prior_skip=True)
     networks: dict[Role, nn.Module] = {
-        "propagation": seeded(DeepLabXception(config), DEEPLAB_GAIN),
+        "propagation": seeded(PropagationNet(config), DEEPLAB_GAIN),
         "osvos": seeded(OsvosVgg(OsvosConfig(width=0.125)), OSVOS_GAIN),
     }
     return {

@@ -56,7 +56,7 @@ def checkpoints(
     tmp_path: Path,
 ) -> list[Path]:
     """OSVOS and a propagation network, with shared traces."""
-    from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
+    from mpn.networks.propagation import PropagationConfig, PropagationNet
     from tests.networks.seeded import DEEPLAB_GAIN
 
     def written(
@@ -75,9 +75,9 @@ def checkpoints(
 
     monkeypatch.setattr(bundle_module, "export_graph", written)
     monkeypatch.setattr(adapt_write, "trace_forward", lambda role, _network: forwards(role))
-    config = DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1, prior_skip=True)
+    config = PropagationConfig(width=0.125, head_width=0.125, middle_blocks=1, prior_skip=True)
     found: dict[Role, nn.Module] = {
-        "propagation": seeded(DeepLabXception(config), DEEPLAB_GAIN),
+        "propagation": seeded(PropagationNet(config), DEEPLAB_GAIN),
         "osvos": seeded(networks["osvos"], OSVOS_GAIN),
     }
     return [save_checkpoint(tmp_path / "both.pth", found, {"licence": "CC0-1.0"})]

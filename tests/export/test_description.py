@@ -18,6 +18,12 @@ from mpn.networks.checkpoint import RoleWeights
         ("flow", "FlowNet2S", {"width": 0.25}, "flownet2-s-width-0.25"),
         ("propagation", "DeepLabXception", {"output_stride": 8}, "deeplab-xception-os8"),
         ("propagation", "DeepLabXception", {}, "deeplab-xception-os16"),
+        (
+            "propagation",
+            "EfficientNetLite0-PspNet",
+            {"backbone": "efficientnet-lite0", "head": "pspnet"},
+            "pspnet-efficientnet-lite0-os16",
+        ),
         ("osvos", "OsvosVgg", {"branches": 4}, "osvos-vgg-4-branches"),
         ("osvos", "OsvosVgg", {"width": 0.5}, "osvos-vgg-5-branches-width-0.5"),
     ],
@@ -34,3 +40,5 @@ def test_specs_follow_the_options() -> None:
     assert spec_of("osvos", options).inputs[0].shape == (1, 3, 480, 854)
     assert spec_of("propagation", options).inputs[0].shape == ("objects", 4, 321, 321)
     assert spec_of("propagation", options).max_objects == 3
+    with_score = spec_of("propagation", options, {"in_channels": 5})
+    assert with_score.inputs[0].describe() == "rgb_prob_score float32[objects,5,321,321]"

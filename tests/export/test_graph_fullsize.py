@@ -15,9 +15,9 @@ from torch import nn
 from mpn.engines.onnxruntime.engine import OrtEngine
 from mpn.engines.spec import EngineSpec, TensorSpec
 from mpn.export.graph import ExportedGraph, export_graph
-from mpn.networks.deeplab import DeepLabXception
 from mpn.networks.flownet2 import FlowNet2
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.networks.propagation import PropagationNet
 from mpn.types import Float32Array
 from tests.networks.seeded import DEEPLAB_GAIN, FLOWNET2_GAIN, OSVOS_GAIN, seeded
 from tests.tolerances import PARITY_RELATIVE
@@ -98,7 +98,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], float, Callable[[Path], Case]]] = {
     "flow": (FlowNet2, FLOWNET2_GAIN, _flow),
-    "propagation": (DeepLabXception, DEEPLAB_GAIN, _propagation),
+    "propagation": (PropagationNet, DEEPLAB_GAIN, _propagation),
     "osvos": (
         lambda: OsvosVgg(OsvosConfig(branches=4, upsample="deconv_center_crop")),
         OSVOS_GAIN,

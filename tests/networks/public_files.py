@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config, FlowVariant
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 
 
 def hollow_state_dict(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def flow_state(variant: FlowVariant) -> dict[str, Tensor]:
 
 
 def deeplab_state(**config: Any) -> dict[str, Tensor]:
-    return hollow_state_dict(lambda: DeepLabXception(DeepLabConfig(**config)))
+    return hollow_state_dict(lambda: PropagationNet(PropagationConfig(**config)))
 
 
 def osvos_state() -> dict[str, Tensor]:

@@ -17,14 +17,14 @@ from mpn.networks.checkpoint import (
     merge_checkpoints,
     save_checkpoint,
 )
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FLOW_VARIANTS, FlowNet2, FlowNet2Config, FlowVariant
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 from tests.builders.tiny_disk import tiny_disk as tiny_disk
 from tests.networks.public_files import deeplab_state, flow_state, osvos_state
 
 FLOW = FlowNet2Config("FlowNet2S", width=0.125)
-PROPAGATION = DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1)
+PROPAGATION = PropagationConfig(width=0.125, head_width=0.125, middle_blocks=1)
 OSVOS = OsvosConfig(width=0.125)
 
 
@@ -32,7 +32,7 @@ def _network(role: str) -> nn.Module:
     torch.manual_seed(0)
     return {
         "flow": lambda: FlowNet2(FLOW),
-        "propagation": lambda: DeepLabXception(PROPAGATION),
+        "propagation": lambda: PropagationNet(PROPAGATION),
         "osvos": lambda: OsvosVgg(OSVOS),
     }[role]()
 
@@ -293,7 +293,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
         lambda: deeplab_state(classes=21),
         r"has 21 classes \('decoder.last_conv.8.weight'\), but needs 2",
     ),
-    "5 channels": (lambda: deeplab_state(in_channels=5), "has 5 input channels"),
+    "6 channels": (lambda: deeplab_state(in_channels=6), "has 6 input channels"),
     "a lite network": (lambda: deeplab_state(width=0.5), "more shapes differ.*must come from mpn"),
     "surplus": (
         lambda: {**osvos_state(), "score_dsn.4.weight": torch.zeros(1)},

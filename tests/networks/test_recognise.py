@@ -78,6 +78,10 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
         lambda: {"backbone.conv1.weight": ONE, "classifier.project.0.weight": ONE},
         "VainF/DeepLabV3Plus-Pytorch .*not the aligned one",
     ),
+    "ImageNet": (
+        lambda: {"layer1.0.conv1.weight": ONE, "layer4.0.conv2.weight": ONE},
+        "holds ImageNet's resnet6, not a segmentation network",
+    ),
     "something else": (
         lambda: {"fc.weight": ONE, "fc.bias": ONE, "a": ONE, "b": ONE},
         "of no known layout: its first keys are 'fc.weight', 'fc.bias', 'a' and 1 more",

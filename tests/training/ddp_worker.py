@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FLOW_SCALE, FlowNet2, FlowNet2Config
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 from mpn.training.data import load_davis_split, load_stills
 from mpn.training.flow.options import FlowTrainingOptions
 from mpn.training.flow.pairs import FlowSamples
@@ -35,7 +35,7 @@ BATCH = 4
 
 def propagation_trainer(material: ClipSources, processes: Processes, batch: int = BATCH) -> Trainer:
     options = PropagationTrainingOptions(
-        network=DeepLabConfig(
+        network=PropagationConfig(
             width=0.0625, head_width=0.0625, middle_blocks=1, dropout=False, prior_skip=True
         ),
         rollout=RolloutOptions(roi_size=65, max_steps=4),
@@ -44,7 +44,7 @@ def propagation_trainer(material: ClipSources, processes: Processes, batch: int 
         freeze_norm=True,
     )
     torch.manual_seed(0)
-    return Trainer(DeepLabXception(options.network), material, options, processes)
+    return Trainer(PropagationNet(options.network), material, options, processes)
 
 
 def osvos_trainer(material: ClipSources, processes: Processes, batch: int = BATCH) -> OsvosTrainer:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,11 @@ import torch
 
 from mpn.errors import CheckpointError, TrainingError
 from mpn.networks.checkpoint import save_checkpoint
-from mpn.networks.deeplab import DeepLabConfig
 from mpn.networks.imagenet import vgg16_stages
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 from mpn.training.run_folder import osvos_start, propagation_start
-from tests.networks.test_imagenet import vgg16_like, xception_like
+from tests.networks.test_imagenet import public_like, vgg16_like, xception_like
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,12 @@ def test_osvos_starts_from_vgg16_with_branches_drawn_by_the_seed(vgg16: Path) ->
 def test_a_trunk_of_another_width_or_network_is_one_line(vgg16: Path, xception: Path) -> None:
     with pytest.raises(TrainingError, match=r"is of width 1, the network to train is not"):
         osvos_start(vgg16, OsvosConfig(width=0.25), seed=0)
-    narrow = DeepLabConfig(width=0.25)
+    narrow = PropagationConfig(width=0.25)
     with pytest.raises(TrainingError, match=r"is of width 1, the network to train is not"):
         propagation_start(xception, narrow, fourth="zero", seed=0)
     with pytest.raises(CheckpointError, match="is ImageNet's vgg16, but xception is needed"):
         propagation_start(vgg16, narrow, fourth="zero", seed=0)
-    with pytest.raises(TrainingError, match="--set init_fourth_channel=zero"):
+    with pytest.raises(TrainingError, match="lacks 1 of 4 input channels"):
         propagation_start(xception, narrow, fourth=None, seed=0)
 
 
@@ -67,3 +68,35 @@ def test_invalid_checkpoint_is_a_one_line_error(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, path)
     with pytest.raises(CheckpointError, match="holds no state dict"):
         osvos_start(path, OsvosConfig(), seed=0)
+
+
+def test_propagation_starts_from_imagenet_with_a_random_head(tmp_path: Path) -> None:
+    path = tmp_path / "lite0.pth"
+    torch.save(public_like("efficientnet-lite0", flat=True), path)
+    config = PropagationConfig(
+        backbone="efficientnet-lite0", in_channels=5, head_width=0.125, prior_skip=True
+    )
+    first, again, other = (
+        propagation_start(path, config, fourth="zero", seed=seed) for seed in (0, 0, 1)
+    )
+    PropagationNet(config).load_state_dict(first)
+    stem = first["backbone.stem.0.weight"]
+    assert stem.shape == (32, 5, 3, 3)
+    assert not stem[:, 3:].any()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    head = "decoder.last_conv.8.weight"
+    assert torch.equal(stem, other["backbone.stem.0.weight"])
+    assert not torch.equal(first[head], other[head])
+    message = "is ImageNet's efficientnet-lite0, but efficientnet-lite2 is needed"
+    with pytest.raises(CheckpointError, match=message):
+        propagation_start(path, replace(config, backbone="efficientnet-lite2"), fourth=None, seed=0)
+
+
+def test_own_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
+    config = PropagationConfig(backbone="efficientnet-lite0", width=0.125, head_width=0.125)
+    path = save_checkpoint(tmp_path / "p.pth", {"propagation": PropagationNet(config)}, {})
+    same = propagation_start(path, replace(config, in_channels=5), fourth="mean", seed=0)
+    PropagationNet(replace(config, in_channels=5)).load_state_dict(same)
+    message = "holds EfficientNetLite0-DeepLabV3Plus, but EfficientNetLite0-PspNet is to be trained"
+    with pytest.raises(CheckpointError, match=message):
+        propagation_start(path, replace(config, head="pspnet"), fourth=None, seed=0)

@@ -161,6 +161,33 @@ def _train() -> None:
     pass
 
 
+class BackboneChoice(StrEnum):
+    """Backbones; see :data:`mpn.networks.backbones.BACKBONES`."""
+
+    xception = "xception"
+    efficientnet_lite0 = "efficientnet-lite0"
+    efficientnet_lite2 = "efficientnet-lite2"
+    resnet50 = "resnet50"
+    resnet101 = "resnet101"
+    vgg16 = "vgg16"
+
+
+class HeadChoice(StrEnum):
+    """Heads; see :data:`mpn.networks.propagation.HEADS`."""
+
+    deeplab_v3_plus = "deeplab-v3+"
+    deeplab_v2 = "deeplab-v2"
+    pspnet = "pspnet"
+
+
+class FourthChannelChoice(StrEnum):
+    """Initialisations; see :data:`mpn.networks.propagation.FOURTH_CHANNELS`."""
+
+    zero = "zero"
+    mean = "mean"
+    normal = "normal"
+
+
 @train_app.command("propagation", epilog=EPILOG)
 def propagation(
     davis_root: options.DavisRoot = None,
@@ -169,8 +196,17 @@ def propagation(
     recipe: options.PropagationRecipe = None,
     config: options.Config = None,
     start_from: options.StartFrom = None,
+    init_fourth_channel: Annotated[
+        FourthChannelChoice | None,
+        typer.Option(help="Fill input channels that the initial weights lack."),
+    ] = None,
     split: options.Split = None,
-    width: Annotated[float | None, typer.Option(help="Channel factor of the backbone.")] = None,
+    backbone: Annotated[BackboneChoice | None, typer.Option(help="Trunk of the network.")] = None,
+    head: Annotated[HeadChoice | None, typer.Option(help="Layers after the trunk.")] = None,
+    width: Annotated[
+        float | None,
+        typer.Option(help="Channel factor of the backbone; 1 if it is not xception."),
+    ] = None,
     head_width: Annotated[float | None, typer.Option(help="Channel factor of the head.")] = None,
     middle_blocks: Annotated[int | None, typer.Option(help="Middle-flow blocks, 1..16.")] = None,
     prior_skip: Annotated[
@@ -209,9 +245,12 @@ def propagation(
 
     changes = {
         "start_from": start_from,
+        "init_fourth_channel": init_fourth_channel,
         "data.davis_root": davis_root,
         "data.stills": stills or None,
         "data.split": split,
+        "training.network.backbone": backbone,
+        "training.network.head": head,
         "training.network.width": width,
         "training.network.head_width": head_width,
         "training.network.middle_blocks": middle_blocks,
@@ -229,6 +268,9 @@ def propagation(
         "training.precision": precision,
         "training.tensorboard": tensorboard,
     }
+    is_set = any(setting.startswith("training.network.width") for setting in settings or ())
+    if width is None and not is_set and backbone not in (None, BackboneChoice.xception):
+        changes["training.network.width"] = 1.0  # the widths of the recipes are Xception's
     built = build_recipe(PropagationRecipe, "propagation", recipe, config, settings, changes)
     checkpoint = run_with_progress(run_propagation_recipe, built, out, resume=resume)
     rollout = built.training.rollout

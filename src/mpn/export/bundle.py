@@ -165,7 +165,7 @@ def _selected(checkpoint: Checkpoint, options: ExportOptions) -> dict[Role, Role
     if "propagation" not in checkpoint.roles:
         raise CheckpointError(
             f"an engine directory needs propagation, but only {given} was given: "
-            "add a propagation checkpoint (DeepLab v3+ Xception with 4 input channels)"
+            "add a propagation checkpoint (of mpn train, or DeepLab v3+ Xception)"
         )
     return {
         role: checkpoint.roles[role]
@@ -208,7 +208,7 @@ def _exported(
     """Export one role to the staging folder, compare it and record it."""
     role = weights.role
     path = staging.path / f"{role}.onnx"
-    spec = spec_of(role, options)
+    spec = spec_of(role, options, weights.config)
     adaptable = options.finetune and role in FINETUNABLE_ROLES
     try:
         with timed(progress, role, "load"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from mpn import __version__
 from mpn._common.records import record_from_json
@@ -37,13 +38,22 @@ SIZE_MULTIPLES: Mapping[Role, int] = {
 }
 
 
-def spec_of(role: Role, options: ExportOptions) -> EngineSpec:
-    """Return the interface of a role's engine at the sizes of the options."""
+def spec_of(
+    role: Role, options: ExportOptions, config: Mapping[str, Any] | None = None
+) -> EngineSpec:
+    """Return the interface of a role's engine at the sizes of the options.
+
+    Args:
+        role: Role of the engine.
+        options: Options of the export.
+        config: Config of the network; None for the defaults.
+    """
     return engine_spec(
         role,
         frame_size_hw=options.frame_size_hw,
         roi_size=options.roi_size,
         max_objects=options.max_objects,
+        propagation_channels=(config or {}).get("in_channels", 4),
     )
 
 
@@ -54,7 +64,10 @@ def variant_name(weights: RoleWeights) -> str:
         member = weights.variant.removeprefix("FlowNet2").lower()
         name = f"flownet2-{member}" if member else "flownet2"
     elif weights.role == "propagation":
-        name = f"deeplab-xception-os{config.get('output_stride', 16)}"
+        backbone, head = config.get("backbone", "xception"), config.get("head", "deeplab-v3+")
+        # The name of directories before version 0.3.
+        head = "deeplab" if (backbone, head) == ("xception", "deeplab-v3+") else head
+        name = f"{head}-{backbone}-os{config.get('output_stride', 16)}"
     else:
         name = f"osvos-vgg-{config.get('branches', 5)}-branches"
     width = config.get("width", 1.0)
@@ -70,7 +83,7 @@ def role_entry(weights: RoleWeights, options: ExportOptions, finished: FinishedR
         finished: Its files, and the ``"summary"`` and ``"adapt"`` among its facts.
     """
     role = weights.role
-    spec = spec_of(role, options)
+    spec = spec_of(role, options, weights.config)
     facts = finished.facts
     adapt = (
         None

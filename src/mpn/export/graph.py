@@ -25,6 +25,7 @@ from mpn.export.precision import (
 )
 from mpn.export.progress import Progress, timed
 from mpn.export.tracing import deployed, traced_program
+from mpn.networks.propagation import PropagationNet
 
 _WRAPPER_PREFIX = "network."
 _WEIGHT_SUFFIX = ".weight"
@@ -224,7 +225,7 @@ def export_graph(
     ``<name>.onnx.data``.
 
     Args:
-        network: FlowNet2, DeepLabXception or OsvosVgg; it is not changed.
+        network: FlowNet2, PropagationNet or OsvosVgg; it is not changed.
         spec: The interface of the graph.
         path: The ``.onnx`` file to write; its folder exists.
         precision: ``"fp16"``: layers in half, inputs and outputs in float32.
@@ -240,7 +241,7 @@ def export_graph(
     progress = Progress() if progress is None else progress
     role = spec.role
     with timed(progress, role, "prepare") as prepare:
-        prepared = prepare_network(role, network, precision, probe_inputs(role))
+        prepared = prepare_network(role, network, precision, probe_inputs(role, network))
     with timed(progress, role, "trace") as trace:
         program = _trace(deployed(role, prepared.network), spec)
     with timed(progress, role, "write") as write:
@@ -303,13 +304,31 @@ def graph_failures(path: Path, spec: EngineSpec) -> list[str]:
     return failures
 
 
-def probe_inputs(role: Role) -> tuple[Tensor, ...]:
-    """Make small inputs that run every layer of a role's network."""
+def input_channels(role: Role, network: nn.Module | None = None) -> int:
+    """Return the channels of a role's input.
+
+    Args:
+        role: Role of the network.
+        network: The network; None for the usual channels of the role.
+    """
+    if isinstance(network, PropagationNet):
+        return network.config.in_channels
+    return 4 if role == "propagation" else 3
+
+
+def probe_inputs(role: Role, network: nn.Module | None = None) -> tuple[Tensor, ...]:
+    """Make small inputs that run every layer of a role's network.
+
+    Args:
+        role: Role of the network.
+        network: The network, for the channels of its input; None for the usual ones.
+    """
     generator = torch.Generator().manual_seed(0)
     if role == "flow":
         return tuple(torch.rand((2, 1, 3, 64, 64), generator=generator).mul(255.0).unbind())
-    channels, size = (4, 65) if role == "propagation" else (3, 64)
-    return (torch.rand((1, channels, size, size), generator=generator),)
+    size = 65 if role == "propagation" else 64
+    shape = (1, input_channels(role, network), size, size)
+    return (torch.rand(shape, generator=generator),)
 
 
 def _trace(module: nn.Module, spec: EngineSpec) -> Any:

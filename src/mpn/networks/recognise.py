@@ -16,9 +16,10 @@ from torch import Tensor
 from mpn.engines.spec import Role
 from mpn.errors import CheckpointError
 from mpn.networks.build import shortened
-from mpn.networks.deeplab import FIRST_LAYER, HEAD_LAYER, DeepLabConfig
 from mpn.networks.flownet2 import FlowNet2Config, FlowVariant
+from mpn.networks.imagenet import imagenet_trunk
 from mpn.networks.osvos import OsvosConfig
+from mpn.networks.propagation import HEAD_LAYER, PropagationConfig, first_layer
 
 FLOWNET2_KIND = "NVIDIA/flownet2-pytorch"
 DEEPLAB_KIND = "jfzhang95/pytorch-deeplab-xception"
@@ -128,6 +129,12 @@ def recognise(state_dict: Mapping[str, Tensor], path: Path) -> Recognised:
     if "stages.0.0.weight" in state_dict and "side_prep.0.weight" in state_dict:
         config = OsvosConfig(branches=4, upsample="deconv_center_crop")
         return Recognised("osvos", "OsvosVgg", asdict(config), OSVOS_KIND)
+    trunk = imagenet_trunk(state_dict)
+    if trunk is not None:
+        raise CheckpointError(
+            f"{path} holds ImageNet's {trunk}, not a segmentation network: train one from it, with "
+            "mpn train --start-from"
+        )
     raise CheckpointError(
         f"{path} is of no known layout: its first keys are {shortened(list(state_dict))}; known "
         f"are {_SUPPORTED}"
@@ -190,8 +197,8 @@ def _deeplab(state_dict: Mapping[str, Tensor], path: Path) -> Recognised:
                 f"{path} is a DeepLab with a {name} backbone ('{keys[0]}'), but Xception is "
                 f"needed: train {DEEPLAB_KIND} with --backbone xception"
             )
-    first, head = state_dict.get(FIRST_LAYER), state_dict.get(HEAD_LAYER)
-    config = DeepLabConfig(
+    first, head = state_dict.get(first_layer("xception")), state_dict.get(HEAD_LAYER)
+    config = PropagationConfig(
         in_channels=first.shape[1] if first is not None and first.ndim == 4 else 4,
         classes=head.shape[0] if head is not None and head.ndim == 4 else 2,
         residual_relu=True,  # its blocks start with a ReLU in place, which changes the shortcut too

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mpn.errors import TrainingError
-from mpn.networks.deeplab import DeepLabXception
+from mpn.networks.propagation import PropagationNet
 from mpn.training.data import DataOptions
 from mpn.training.propagation.clips import ClipSources
 from mpn.training.propagation.options import PropagationTrainingOptions, TrainingReport
@@ -24,9 +24,9 @@ class PropagationRecipe:
         data: Folders of the training material.
         training: Options of the run.
         start_from: Checkpoint of the initial weights, or None: one in the project's
-            format, a public DeepLab v3+ Xception, or ImageNet's Xception.
-        init_fourth_channel: How to initialise the channel of the warped probability if those
-            weights have three channels: ``"zero"``, ``"mean"`` or ``"normal"``.
+            format, a public DeepLab v3+ Xception, or an ImageNet network of the backbone.
+        init_fourth_channel: How to initialise the input channels that those weights lack, as that
+            of the warped probability: ``"zero"``, ``"mean"`` or ``"normal"``.
     """
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -87,7 +87,7 @@ def run_propagation_recipe(
     averaged = train_propagation(
         sequences, material, out, options, start_from=start, resume=resume, report=report
     )
-    network = DeepLabXception(options.network)
+    network = PropagationNet(options.network)
     network.load_state_dict(averaged)
     data = {
         "davis_sequences": [s.name for s in material.sequences],

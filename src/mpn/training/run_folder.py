@@ -16,9 +16,16 @@ from mpn._common.files import output_errors, write_text_atomically
 from mpn.engines.spec import Role
 from mpn.errors import CheckpointError, TrainingError
 from mpn.networks.checkpoint import load_checkpoint, read_torch_file, save_checkpoint
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception, FourthChannel
-from mpn.networks.imagenet import ImageNetTrunk, imagenet_trunk, vgg16_stages, xception_backbone
+from mpn.networks.imagenet import imagenet_backbone, imagenet_trunk, vgg16_stages
 from mpn.networks.osvos import OsvosConfig, OsvosVgg, five_branch_from_four
+from mpn.networks.propagation import (
+    FourthChannel,
+    PropagationConfig,
+    PropagationNet,
+    first_layer,
+    propagation_variant,
+    with_more_channels,
+)
 from mpn.networks.recognise import unwrapped_state_dict
 from mpn.training.osvos.samples import INPUT_SCALE, init_weights, weights_for_larger_input
 from mpn.training.processes import is_first_process
@@ -129,32 +136,48 @@ def _without_paths(value: Any) -> Any:
 
 
 def propagation_start(
-    path: Path, config: DeepLabConfig, *, fourth: FourthChannel | None, seed: int
+    path: Path, config: PropagationConfig, *, fourth: FourthChannel | None, seed: int
 ) -> dict[str, Tensor]:
     """Load initial weights of the propagation network from a file.
 
     Args:
-        path: A checkpoint in the project's format, a public DeepLab v3+ Xception, or ImageNet's
-            Xception. Of the last, the backbone is used; the rest is random.
+        path: A checkpoint in the project's format, a public DeepLab v3+ Xception, or an ImageNet
+            network. Of the last, the backbone is used; the rest is random.
         config: Shape of the network to train.
-        fourth: How to initialise the channel of the warped probability if the file has none.
+        fourth: How to initialise the input channels that the file lacks.
         seed: Seed of the random weights.
 
     Raises:
-        CheckpointError: If the file cannot be used.
-        TrainingError: If ImageNet's backbone does not fit the network.
+        CheckpointError: If the file cannot be used, or has another backbone or head.
+        TrainingError: If ImageNet's backbone does not fit the network, or the initialisation of
+            missing input channels is not given.
     """
-    state = _imagenet_state(path, "xception")
+    state = _imagenet_state(path, config.backbone)
+    layer = first_layer(config.backbone)
     if state is None:
         checkpoint = load_checkpoint(path, expected_role="propagation", init_fourth_channel=fourth)
-        return dict(checkpoint.roles["propagation"].state_dict)
-    if fourth is None:
-        raise TrainingError(
-            f"{path} has no channel for the warped probability: initialise it with "
-            "--set init_fourth_channel=zero (or mean, normal)"
-        )
-    backbone = xception_backbone(state, fourth)
-    return _completed(DeepLabXception, config, backbone, path, seed)
+        weights = checkpoint.roles["propagation"]
+        wanted = propagation_variant(asdict(config))
+        if weights.variant != wanted:
+            raise CheckpointError(
+                f"{path} holds {weights.variant}, but {wanted} is to be trained: choose its "
+                "--backbone and --head, or start from another file"
+            )
+        start = dict(weights.state_dict)
+    else:
+        backbone = imagenet_backbone(state, config.backbone)
+        start = {f"backbone.{key}": value for key, value in backbone.items()}
+    missing = config.in_channels - start[layer].shape[1]
+    if missing > 0:
+        if fourth is None:
+            raise TrainingError(
+                f"{path} lacks {missing} of {config.in_channels} input channels: initialise them "
+                "with --init-fourth-channel zero (or mean, normal)"
+            )
+        start = with_more_channels(start, layer, config.in_channels, fourth)
+    if state is None:
+        return start
+    return _completed(PropagationNet, config, start, path, seed)
 
 
 def osvos_start(path: Path, config: OsvosConfig, *, seed: int) -> dict[str, Tensor]:
@@ -186,7 +209,7 @@ def osvos_start(path: Path, config: OsvosConfig, *, seed: int) -> dict[str, Tens
     return _completed(drawn, config, vgg16_stages(state), path, seed)
 
 
-def _imagenet_state(path: Path, expected: ImageNetTrunk) -> dict[str, Tensor] | None:
+def _imagenet_state(path: Path, expected: str) -> dict[str, Tensor] | None:
     """Load the state dict of an ImageNet network; None for any other file."""
     content = read_torch_file(path)
     try:
@@ -201,7 +224,7 @@ def _imagenet_state(path: Path, expected: ImageNetTrunk) -> dict[str, Tensor] | 
 
 def _completed(
     draw: Callable[..., nn.Module],
-    config: DeepLabConfig | OsvosConfig,
+    config: PropagationConfig | OsvosConfig,
     trunk: Mapping[str, Tensor],
     path: Path,
     seed: int,
@@ -214,7 +237,7 @@ def _completed(
     if unfit:
         raise TrainingError(
             f"{path} is of width 1, the network to train is not ('{unfit[0]}' must be "
-            f"{tuple(own[unfit[0]].shape)}): train it at width 1 (--recipe paper)"
+            f"{tuple(own[unfit[0]].shape)}): train it at width 1 (--width 1, --recipe paper)"
         )
     return own | {key: value for key, value in trunk.items() if key in own}
 

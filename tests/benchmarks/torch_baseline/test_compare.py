@@ -32,9 +32,9 @@ from mpn import Pipeline, PipelineOptions
 from mpn.engines.open import EngineSet, default_engine_dir, open_engines
 from mpn.engines.spec import propagation_spec
 from mpn.errors import CheckpointError, InputError
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
 from mpn.networks.flownet2_members import correlation
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 from mpn.runtime.host.flow import DisFlow, flow_px
 from mpn.runtime.host.ops import warp_bilinear
 from mpn.synthetic import render_clip
@@ -71,7 +71,7 @@ def lite() -> Iterator[EngineSet]:
 
 
 @pytest.fixture(scope="module")
-def lite_network() -> DeepLabXception:
+def lite_network() -> PropagationNet:
     return deeplab_from_graph(default_engine_dir() / "propagation.onnx")
 
 
@@ -116,7 +116,7 @@ def test_sliced_correlation_equals_correlation() -> None:
 def test_public_forms_return_same_outputs() -> None:
     flow = seeded(FlowNet2(FlowNet2Config("FlowNet2CS", width=0.125)), FLOWNET2_GAIN)
     deeplab = seeded(
-        DeepLabXception(DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1)),
+        PropagationNet(PropagationConfig(width=0.125, head_width=0.125, middle_blocks=1)),
         DEEPLAB_GAIN,
     )
     frames = torch.rand((2, 1, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 255
@@ -129,12 +129,12 @@ def test_public_forms_return_same_outputs() -> None:
 
 
 @torch.no_grad()
-def test_deeplab_from_graph_matches_engine(lite: EngineSet, lite_network: DeepLabXception) -> None:
+def test_deeplab_from_graph_matches_engine(lite: EngineSet, lite_network: PropagationNet) -> None:
     size = lite.manifest.roi_size
     crop = np.random.default_rng(0).random((1, 4, size, size), np.float32)
     engine = lite.propagation.run({"rgb_prob": crop})["prob"]
 
-    def difference(network: DeepLabXception) -> float:
+    def difference(network: PropagationNet) -> float:
         prob = torch.softmax(network(torch.from_numpy(crop)), dim=1)[:, 1:]
         return float(np.abs(prob.numpy() - engine).max())
 
@@ -151,8 +151,8 @@ def test_deeplab_from_graph_other_network_raises(tmp_path: Path) -> None:
 
 
 def test_gflop_counts_two_operations_per_multiply_add() -> None:
-    small = DeepLabXception(DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=1))
-    smaller = DeepLabXception(DeepLabConfig(width=0.125, head_width=0.125, middle_blocks=2))
+    small = PropagationNet(PropagationConfig(width=0.125, head_width=0.125, middle_blocks=1))
+    smaller = PropagationNet(PropagationConfig(width=0.125, head_width=0.125, middle_blocks=2))
     spec = propagation_spec(65, 1)
     block = gflop("propagation", smaller, spec) - gflop("propagation", small, spec)
     channels = 88  # 728 / 8, to a multiple of 8
@@ -179,7 +179,7 @@ def test_grid_sample_warp_equals_warp_bilinear() -> None:
 
 @pytest.mark.parametrize("objects", [1, 3])
 def test_eager_pipeline_matches_pipeline(
-    objects: int, lite: EngineSet, lite_network: DeepLabXception, clip: list[SyntheticFrame]
+    objects: int, lite: EngineSet, lite_network: PropagationNet, clip: list[SyntheticFrame]
 ) -> None:
     labels = np.where(clip[0].labels <= objects, clip[0].labels, 0)
 

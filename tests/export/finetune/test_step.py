@@ -18,11 +18,12 @@ from mpn.errors import ExportError, OutputError
 from mpn.export.finetune.optimizer import OptimizerSettings, TensorGroup, optimizer_settings
 from mpn.export.finetune.parity import StepExample, TorchStep, step_example
 from mpn.export.finetune.step import FinetuneGraph, adapt_graph, save_graph, trained_names
-from mpn.export.finetune.trace import INPUT_NAMES, ForwardGraph
+from mpn.export.finetune.trace import ForwardGraph
 from mpn.types import Float32Array
 from tests.tolerances import ADAPT_PROB, ADAPT_WEIGHT_RELATIVE
 
 ROLES: tuple[Role, ...] = ("propagation", "osvos")
+INPUTS: Mapping[Role, str] = {"propagation": "rgb_prob", "osvos": "image"}
 RATES: Mapping[tuple[Role, FinetuneOptimizer], float] = {
     ("propagation", "sgd"): 3e-2,
     ("propagation", "adamw"): 1e-3,
@@ -120,13 +121,13 @@ def test_inputs_and_outputs_are_those_of_the_contract(forwards: Forwards, role: 
     graph = adapt_graph(forward, settings)
     inputs = {value.name: value for value in graph.model.graph.input}
     outputs = [value.name for value in graph.model.graph.output]
-    assert list(inputs)[:3] == [INPUT_NAMES[role], "target", "learning_rate"]
+    assert list(inputs)[:3] == [INPUTS[role], "target", "learning_rate"]
     carried = [
         *forward.weights,
         *(f"{name}::{state}" for state in settings.state for name in forward.weights),
         *(["step"] if settings.name == "adamw" else []),
     ]
-    assert set(inputs) == {INPUT_NAMES[role], "target", "learning_rate", *carried}
+    assert set(inputs) == {INPUTS[role], "target", "learning_rate", *carried}
     assert outputs[0] == "loss"
     assert set(outputs[1:]) == {f"{name}::next" for name in carried}
     sizes = [

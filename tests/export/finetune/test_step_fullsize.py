@@ -15,8 +15,8 @@ from mpn.export.finetune.step import adapt_graph, save_graph
 from mpn.export.finetune.trace import trace_forward
 from mpn.export.graph import probe_inputs
 from mpn.export.precision import folded_network
-from mpn.networks.deeplab import DeepLabXception
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
+from mpn.networks.propagation import PropagationNet
 from tests.export.finetune.test_step import GraphStep
 from tests.networks.seeded import DEEPLAB_GAIN, OSVOS_GAIN, seeded
 from tests.tolerances import ADAPT_GRADIENT_RELATIVE
@@ -34,7 +34,7 @@ def _public_osvos() -> nn.Module:
 @pytest.mark.parametrize(
     ("role", "network", "gain", "shape"),
     [
-        ("propagation", DeepLabXception, DEEPLAB_GAIN, (1, 65, 81)),
+        ("propagation", PropagationNet, DEEPLAB_GAIN, (1, 65, 81)),
         ("osvos", OsvosVgg, OSVOS_GAIN, (1, 70, 53)),
         ("osvos", _public_osvos, OSVOS_GAIN, (2, 54, 86)),
     ],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mpn.errors import TrainingError
-from mpn.networks.deeplab import DeepLabConfig, DeepLabXception
+from mpn.networks.propagation import PropagationConfig, PropagationNet
 from mpn.training.propagation import trainer
 from mpn.training.propagation.clips import ClipSources
 from mpn.training.propagation.options import PropagationTrainingOptions, TrainingReport
@@ -16,7 +16,7 @@ from mpn.training.propagation.recipe import train_propagation
 from mpn.training.propagation.rollout import RolloutOptions
 
 TINY = PropagationTrainingOptions(
-    network=DeepLabConfig(width=0.0625, head_width=0.0625, middle_blocks=1, prior_skip=True),
+    network=PropagationConfig(width=0.0625, head_width=0.0625, middle_blocks=1, prior_skip=True),
     rollout=RolloutOptions(roi_size=65, max_steps=4),
     steps=6,
     decay_steps=2,
@@ -89,7 +89,9 @@ def test_a_second_run_in_the_same_folder_is_refused(unbroken, material: ClipSour
 
 
 def test_resuming_with_another_network_is_refused(unbroken, material: ClipSources) -> None:
-    other = replace(TINY, network=DeepLabConfig(width=0.125, head_width=0.0625, middle_blocks=1))
+    other = replace(
+        TINY, network=PropagationConfig(width=0.125, head_width=0.0625, middle_blocks=1)
+    )
     with pytest.raises(TrainingError, match="the run to resume has network"):
         _run(material, unbroken[0], other, resume=True)
 
@@ -116,7 +118,7 @@ def test_missing_training_clips_raise(material: ClipSources, tmp_path: Path) -> 
 
 def test_the_rate_rises_stays_and_falls_to_zero(material: ClipSources) -> None:
     schedule = trainer.Trainer(
-        DeepLabXception(TINY.network), material, replace(TINY, steps=20, decay_steps=8)
+        PropagationNet(TINY.network), material, replace(TINY, steps=20, decay_steps=8)
     )
     rates = []
     for step in range(21):
@@ -140,7 +142,7 @@ def test_train_propagation_needs_matching_start_weights(
 
     without_gain = {key: value for key, value in weights.items() if key != "prior_gain"}
     _run(material, tmp_path / "c", frozen, start_from=without_gain)
-    wider = replace(frozen, network=DeepLabConfig(width=0.25, head_width=0.25, middle_blocks=1))
+    wider = replace(frozen, network=PropagationConfig(width=0.25, head_width=0.25, middle_blocks=1))
     with pytest.raises(TrainingError, match="the weights to start from do not fit"):
         _run(material, tmp_path / "d", wider, start_from=weights)
 
@@ -150,13 +152,13 @@ def test_a_state_of_an_earlier_version_is_resumed(unbroken, material: ClipSource
     earlier = {k: v for k, v in state.items() if k not in ("random", "scale")}
     earlier["torch_rng"] = state["random"][0]["cpu"]
     resumed = trainer.Trainer(
-        DeepLabXception(TINY.network), ClipSources(material.sequences[:2], material.stills), TINY
+        PropagationNet(TINY.network), ClipSources(material.sequences[:2], material.stills), TINY
     )
     resumed.restore(earlier)
     assert resumed.step == 6
     torch.testing.assert_close(resumed.averaged, unbroken[1])
     with pytest.raises(TrainingError, match="has batches of 2, not 4"):
-        trainer.Trainer(DeepLabXception(TINY.network), material, replace(TINY, batch=4)).restore(
+        trainer.Trainer(PropagationNet(TINY.network), material, replace(TINY, batch=4)).restore(
             state
         )
 

@@ -18,8 +18,9 @@ from mpn.engines.spec import Role
 from mpn.engines.weights import read_weights
 from mpn.errors import EngineError, ExportError
 from mpn.export.finetune.optimizer import BALANCED_ROLES, OptimizerSettings
-from mpn.export.finetune.trace import INPUT_CHANNELS, MarginGraph
+from mpn.export.finetune.trace import MarginGraph
 from mpn.export.finetune.write import WrittenFinetune
+from mpn.export.graph import input_channels
 from mpn.export.parity import CaseParity, Limit, Measure
 from mpn.types import Float32Array
 
@@ -84,11 +85,13 @@ def verify_step(
     """
     # Read all of the directory's weights: half precision has rounded those of the trunk too.
     own = read_weights(folder, written.entry.tensors)
+    channels = input_channels(role, written.network)
     failures: list[str] = []
     try:
         with OrtFinetuneEngine(folder, role, written.entry, scope=scope) as engine:
             for seed in range(_EXAMPLES):
-                measures, loss = _compared(engine, written, own, step_example(role, seed=seed))
+                example = step_example(role, seed=seed, channels=channels)
+                measures, loss = _compared(engine, written, own, example)
                 failures = [str(measure) for measure in measures if not measure.is_within]
                 if not failures:
                     name = f"one step of fine-tuning, scope {scope}"
@@ -224,7 +227,10 @@ def step_loss(margin: Tensor, target: Tensor, is_balanced: bool) -> Tensor:
 
 
 def step_example(
-    role: Role, shape: tuple[int, int, int] = STEP_SHAPE, seed: int = 0
+    role: Role,
+    shape: tuple[int, int, int] = STEP_SHAPE,
+    seed: int = 0,
+    channels: int | None = None,
 ) -> StepExample:
     """Make a disc on noise, with values of real network inputs.
 
@@ -232,6 +238,7 @@ def step_example(
         role: The network.
         shape: Images, height, width.
         seed: Seed of the noise.
+        channels: Channels of the network's input; None for the usual ones.
     """
     images, height, width = shape
     rng = np.random.default_rng(seed)
@@ -239,11 +246,12 @@ def step_example(
     distance = np.hypot(rows - 0.5 * height, columns - 0.45 * width)
     disc = (distance < 0.3 * min(height, width)).astype(np.float32)
     target = np.repeat(disc[None, None], images, axis=0)
-    noise = rng.standard_normal((images, INPUT_CHANNELS[role], height, width), np.float32)
+    channels = input_channels(role) if channels is None else channels
+    noise = rng.standard_normal((images, channels, height, width), np.float32)
     inputs = noise + target
     if role == "propagation":
         soft = np.clip(1.5 - distance / (0.3 * min(height, width)), 0.0, 1.0)
-        inputs[:, 3] = soft
+        inputs[:, 3:] = soft
     else:
         inputs *= np.float32(50.0)
     return StepExample(np.ascontiguousarray(inputs, np.float32), target)

@@ -106,7 +106,7 @@ _FIXED_WEIGHTS = ("upscale.", "upscale_.")
 
 
 _HEADS: Mapping[Role, tuple[str, ...]] = {
-    "propagation": ("aspp.", "decoder.", "prior_gain"),
+    "propagation": ("aspp.", "decoder.", "head.", "prior_gain"),
     "osvos": ("side_prep.", "fuse."),
 }
 """Weights of scope "head": all after the backbone; the side branches and their fusion."""

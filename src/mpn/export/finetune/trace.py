@@ -13,19 +13,16 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from mpn.engines.spec import Role
+from mpn.engines.spec import PROPAGATION_INPUTS, Role
 from mpn.errors import ExportError
 from mpn.export.autodiff.builder import Shape
 from mpn.export.graph import (
+    input_channels,
     restore_biases,
     strip_metadata,
 )
 from mpn.export.tracing import FOREGROUND, traced_program
 from mpn.types import Float32Array
-
-INPUT_NAMES: Mapping[Role, str] = {"propagation": "rgb_prob", "osvos": "image"}
-
-INPUT_CHANNELS: Mapping[Role, int] = {"propagation": 4, "osvos": 3}
 
 MARGIN = "margin"
 """(N, 1, H, W) logits of the foreground against the background; its sigmoid is the probability."""
@@ -44,6 +41,7 @@ class ForwardGraph:
 
     Attributes:
         role: Role of the network.
+        input_name: Name of the network's input.
         nodes: In topological order, from the network's input to :data:`MARGIN`.
         shapes: Known shape of every tensor.
         weights: Name -> values of every parameter, as in the inference graph.
@@ -51,15 +49,11 @@ class ForwardGraph:
     """
 
     role: Role
+    input_name: str
     nodes: tuple[onnx.NodeProto, ...]
     shapes: Mapping[str, Shape]
     weights: Mapping[str, Float32Array]
     constants: Mapping[str, npt.NDArray[Any]]
-
-    @property
-    def input_name(self) -> str:
-        """Name of the network's input."""
-        return INPUT_NAMES[self.role]
 
 
 class _HasLogits(nn.Module):
@@ -101,15 +95,17 @@ def trace_forward(role: Role, network: nn.Module) -> ForwardGraph:
     Raises:
         ExportError: If it cannot be traced, or the role has no fine-tuning.
     """
-    if role not in INPUT_NAMES:
+    if role == "flow":
         raise ExportError(f"the {role} network is not fine-tuned on the given frame")
     batch, height, width = _EXAMPLE_SHAPE
+    channels = input_channels(role, network)
+    input_name = PROPAGATION_INPUTS[channels] if role == "propagation" else "image"
     dim = torch.export.Dim
     program = traced_program(
         MarginGraph(role, network).eval(),
-        (torch.zeros(batch, INPUT_CHANNELS[role], height, width),),
+        (torch.zeros(batch, channels, height, width),),
         what=f"the {role} network",
-        input_names=(INPUT_NAMES[role],),
+        input_names=(input_name,),
         output_names=(MARGIN,),
         dynamic_shapes=(
             {
@@ -131,6 +127,7 @@ def trace_forward(role: Role, network: nn.Module) -> ForwardGraph:
     }
     return ForwardGraph(
         role=role,
+        input_name=input_name,
         nodes=tuple(graph.node),
         shapes=shapes,
         weights={

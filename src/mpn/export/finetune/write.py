@@ -20,7 +20,7 @@ from mpn.engines.spec import Precision, Role
 from mpn.errors import ExportError
 from mpn.export.finetune.optimizer import BALANCED_ROLES, OptimizerSettings, optimizer_settings
 from mpn.export.finetune.step import FinetuneGraph, adapt_graph, save_graph, trained_names
-from mpn.export.finetune.trace import INPUT_NAMES, ForwardGraph, trace_forward
+from mpn.export.finetune.trace import ForwardGraph, trace_forward
 from mpn.export.graph import (
     StoredTensor,
     probe_inputs,
@@ -29,7 +29,7 @@ from mpn.export.graph import (
 from mpn.export.precision import folded_network
 from mpn.networks.osvos import rescale_trunk
 
-FINETUNABLE_ROLES: tuple[Role, ...] = tuple(INPUT_NAMES)
+FINETUNABLE_ROLES: tuple[Role, ...] = ("propagation", "osvos")
 """Roles with a fine-tuning step."""
 
 
@@ -75,7 +75,7 @@ def write_adapt(
         OutputError: If the files cannot be written.
     """
     settings = optimizer_settings(role, optimizer)
-    folded = folded_network(role, network, probe_inputs(role))
+    folded = folded_network(role, network, probe_inputs(role, network))
     forward = trace_forward(role, folded)
     graphs: dict[FinetuneScope, FileDigest] = {}
     features: dict[FinetuneScope, FileDigest] = {}

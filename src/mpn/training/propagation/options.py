@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mpn.errors import TrainingError
-from mpn.networks.deeplab import DeepLabConfig
+from mpn.networks.fit import PROPAGATION_CHANNELS
+from mpn.networks.propagation import PropagationConfig
 from mpn.training.options import LoopOptions
 from mpn.training.propagation.clips import ClipMix
 from mpn.training.propagation.rollout import RolloutOptions
@@ -33,8 +34,8 @@ class PropagationTrainingOptions(LoopOptions):
         validation_frames: Frames per held-out sequence.
     """
 
-    network: DeepLabConfig = field(
-        default_factory=lambda: DeepLabConfig(
+    network: PropagationConfig = field(
+        default_factory=lambda: PropagationConfig(
             width=0.25, head_width=0.25, middle_blocks=6, dropout=False, prior_skip=True
         )
     )
@@ -53,6 +54,11 @@ class PropagationTrainingOptions(LoopOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.network.in_channels != PROPAGATION_CHANNELS:
+            raise TrainingError(
+                "rollouts have 4 input channels, RGB and the warped probability, the network to "
+                f"train has {self.network.in_channels}: set training.network.in_channels=4"
+            )
         if self.batch < 2 and not self.freeze_norm:
             raise TrainingError(
                 f"batch normalisation needs at least 2 crops a step, got a batch of {self.batch}: "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mpn.errors import TrainingError
-from mpn.networks.deeplab import DeepLabXception
+from mpn.networks.propagation import PropagationNet
 from mpn.training.data import DavisSequence
 from mpn.training.loop import run_loop, saved_state, seeded_processes
 from mpn.training.propagation.clips import ClipSources
@@ -58,7 +58,7 @@ def train_propagation(
         raise TrainingError("no sequence is left to train on: all are held out for validation")
     state = saved_state(out, resume=resume)
     with seeded_processes(options) as processes:
-        model = DeepLabXception(options.network)
+        model = PropagationNet(options.network)
         if start_from is not None:
             load_start(
                 model,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mpn.engines.directory.manifest import PropagationPreprocessing
 from mpn.errors import TrainingError
-from mpn.networks.deeplab import DeepLabXception
+from mpn.networks.propagation import PropagationNet
 from mpn.training.loop import ResumableTrainer
 from mpn.training.losses import segmentation_loss
 from mpn.training.optimisation import (
@@ -137,9 +137,9 @@ class Trainer(ResumableTrainer):
         fall = cosine(into_decay, options.decay_steps) if into_decay > 0 else 1.0
         return options.learning_rate * warmed_up(self.step, options.warmup_steps) * fall
 
-    def averaged_model(self) -> DeepLabXception:
+    def averaged_model(self) -> PropagationNet:
         """Copy the network with the averaged weights, in eval mode, on the device."""
-        model = DeepLabXception(self.options.network)
+        model = PropagationNet(self.options.network)
         model.load_state_dict(self.averaged)
         model.to(self.processes.device)
         return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]

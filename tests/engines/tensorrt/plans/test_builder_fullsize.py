@@ -13,9 +13,9 @@ from mpn.engines.spec import Role, engine_spec
 from mpn.engines.tensorrt.plans.builder import build_plan
 from mpn.engines.tensorrt.plans.options import BuildOptions
 from mpn.export.graph import export_graph
-from mpn.networks.deeplab import DeepLabXception
 from mpn.networks.flownet2 import FlowNet2
 from mpn.networks.osvos import OsvosVgg
+from mpn.networks.propagation import PropagationNet
 from tests.engines.tensorrt.plans.test_builder_rtx import rtx_or_skip
 from tests.networks.seeded import DEEPLAB_GAIN, FLOWNET2_GAIN, OSVOS_GAIN, seeded
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.fullsize
 
 NETWORKS: dict[Role, tuple[Callable[[], nn.Module], float]] = {
     "flow": (FlowNet2, FLOWNET2_GAIN),
-    "propagation": (DeepLabXception, DEEPLAB_GAIN),
+    "propagation": (PropagationNet, DEEPLAB_GAIN),
     "osvos": (OsvosVgg, OSVOS_GAIN),
 }
 HALF_INPUTS: dict[Role, tuple[str, ...]] = {
