@@ -90,6 +90,20 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "precision": {"data": dict, "sides": dict, "mask_iou": {"mean": NUMBER, "objects": dict}},
     "flow_accuracy": {"sources": dict},
+    "networks": {
+        "results": [
+            {
+                "variant": str,
+                "recipe": str,
+                "config": dict,
+                "parameters": int,
+                "backbone_parameters": int,
+                "macs": int,
+                "backbone_macs": int,
+                "trained": (dict, type(None)),
+            }
+        ]
+    },
     "reappearance": {"clips": dict, "in_time": dict, "in_time_means_frames": int},
 }
 """Keys that each benchmark adds. The report has a table for each of these benchmarks."""

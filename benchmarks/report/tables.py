@@ -530,6 +530,38 @@ def export_table(result: Result, is_short: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def networks_table(result: Result, is_short: bool) -> str:
+    """Return parameters, multiply-adds and J of each propagation network."""
+    height, width = result["frame_size_hw"]
+    lines = [
+        f"Multiply-adds of convolutions and matrix products for one crop of {width}x{height}, "
+        "counted, with the share of the backbone in parentheses. Published widths and heads of "
+        "full width at output stride 16, unless a recipe is named. J: DAVIS, warp and propagation "
+        "alone, of trained networks.",
+        "",
+    ]
+    rows = []
+    for row in result["results"]:
+        config, trained = row["config"], row["trained"]
+        if is_short and trained is None:
+            continue
+        rows.append(
+            [
+                config["backbone"],
+                config["head"],
+                row["recipe"] and f"`{row['recipe']}`",
+                f"{row['parameters'] / 1e6:.2f} ({row['backbone_parameters'] / 1e6:.2f})",
+                f"{row['macs'] / 1e6:.0f} ({row['backbone_macs'] / 1e6:.0f})",
+                "not trained"
+                if trained is None
+                else f"{trained['j']:.3f} on `{trained['set']}` ({trained['result']})",
+            ]
+        )
+    headings = ["backbone", "head", "recipe", "parameters, 10^6", "multiply-adds, 10^6", "J"]
+    lines.append(table(headings, rows))
+    return "\n".join(lines) + "\n"
+
+
 def not_measured(results: Mapping[str, Result]) -> str:
     """Return the figures that no result has as a list without repetitions."""
     names_of: dict[str, list[str]] = {}
@@ -589,5 +621,6 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "crf_speed": ("DenseCRF", crf_speed_table),
     "evaluation_speed": ("Scoring", evaluation_speed_table),
     "export_table": ("Exports", export_table),
+    "networks": ("Propagation networks", networks_table),
 }
 """Heading and table of each benchmark, in the order of the report."""

@@ -110,6 +110,24 @@ def export_result() -> dict[str, Any]:
     return {**result_with_header("export_table"), **nothing_timed, "results": [row]}
 
 
+def networks_result() -> dict[str, Any]:
+    """Return a trained network and one that was not trained."""
+    counts = {"parameters": 3, "backbone_parameters": 2, "macs": 5, "backbone_macs": 4}
+    trained = {"j": 0.7, "set": "val", "result": "davis-tiny"}
+    rows = [
+        {
+            "variant": f"{head}-vgg16-os16",
+            "recipe": "",
+            "config": {"backbone": "vgg16", "head": head},
+            **counts,
+            "trained": scores,
+        }
+        for head, scores in (("pspnet", trained), ("deeplab-v2", None))
+    ]
+    nothing_timed = {"engine": None, "frames": None, "warmup": None}
+    return {**result_with_header("networks"), **nothing_timed, "results": rows}
+
+
 def evaluation_result() -> dict[str, Any]:
     """Return J of masks."""
     entry = {

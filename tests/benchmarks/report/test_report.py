@@ -27,6 +27,7 @@ from tests.benchmarks.results import (
     finetuning_result,
     flow_accuracy_result,
     fps_result,
+    networks_result,
     precision_result,
     reappearance_result,
 )
@@ -37,6 +38,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "davis-tiny": davis_result,
     "compare_torch": compare_torch_result,
     "export_table": export_result,
+    "networks": networks_result,
     "evaluation_speed": evaluation_result,
     "reappearance": reappearance_result,
     "crf_speed": crf_result,
