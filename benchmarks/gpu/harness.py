@@ -17,6 +17,12 @@ from mpn.runtime.bench.result import summary_ms
 PAPER_HW, PAPER_FLOW_HW, PAPER_ROI = (480, 854), (512, 896), 513
 
 
+def features_size_hw(frame_hw: tuple[int, int]) -> tuple[int, int]:
+    """Return 0.8 of the frame for the features engine: 385x673 for 480x854."""
+    height, width = (32 * max(round(0.8 * side / 32), 1) + 1 for side in frame_hw)
+    return height, width
+
+
 class CannotRunError(Exception):
     """Raised if a section or a part cannot run here; the message is the reason."""
 

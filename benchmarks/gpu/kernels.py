@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gpu.harness import Bench, Budget, CannotRunError, guarded, times
+from benchmarks.gpu.harness import (
+    Bench,
+    Budget,
+    CannotRunError,
+    features_size_hw,
+    guarded,
+    times,
+)
 from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
 from mpn.cuda.registry import kernel_signatures
@@ -24,11 +31,13 @@ from mpn.runtime.device.images import (
     resize_rgb,
 )
 from mpn.runtime.device.state import DeviceState
+from mpn.runtime.device.target import TargetScores
 from mpn.runtime.host.crf import refine
 from mpn.runtime.host.merge import merge
 from mpn.runtime.host.reliability import colour_table
 from mpn.runtime.host.roi import box_from_prob
 from mpn.runtime.options import ResolvedOptions
+from mpn.runtime.target import Targets, grid_hw
 from mpn.types import Roi
 from tests.reference.kernels import kernel_references
 
@@ -139,7 +148,7 @@ def kernels(bench: Bench, budget: Budget) -> dict[str, Any]:
     stream = CheckedStream(bench, bench.need_stream(), budget)
     scene = Scene(bench)
     figures: dict[str, Any] = {}
-    for part in (frame_chain, single_operations, pictures, mean_field):
+    for part in (frame_chain, target_model, single_operations, pictures, mean_field):
         outcome = guarded(lambda part=part: part(stream, scene) or {})  # type: ignore[misc]
         if outcome["status"] != "done":
             figures[part.__name__] = outcome
@@ -213,9 +222,35 @@ def frame_chain(stream: Any, scene: Scene) -> None:
         plane_of = stream.upload(np.array([0, 1, -1], np.int32))
         frame.agreement(rgb, planes, plane_of)
         frame.flag_not_finite(crops, 0)
-        frame.merge(crops, planes, plane_of)
+        frame.merge(crops, planes, plane_of, foreground_weight=0.5)
         frame.tracks(frame.labels, frame.merged)
         frame.commit()
+
+
+def target_model(stream: Any, scene: Scene) -> None:
+    """Run the kernels of the target model, in both precisions."""
+    rng = np.random.default_rng(1)
+    size_hw = features_size_hw(scene.hw)
+    grid, channels, object_ids = grid_hw(size_hw), 384, (1, 2, 3)
+    zeros, ones = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    weights = {k: rng.normal(0, 0.2, channels + 1).astype(np.float32) for k in object_ids}
+    scores = TargetScores(
+        stream,
+        Targets(grid, zeros, ones, weights),
+        rng.random((3, *grid), np.float32),
+        object_ids,
+        frame_hw=scene.hw,
+        size_hw=size_hw,
+        has_planes=True,
+    )
+    scores.warp(stream.upload(scene.there))
+    rois = stream.upload(box_rows(scene.boxes))
+    features = rng.normal(0, 1, (channels, *grid))
+    for dtype in (np.float32, np.float16):
+        scores.compute(stream.upload(features.astype(dtype)))
+        scores.crop(rois, stream.zeros((3, 5, scene.roi, scene.roi), dtype), None)
+    scores.planes()
+    scores.commit()
 
 
 def single_operations(stream: Any, scene: Scene) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.harness import Bench, Budget, CannotRunError, guarded, times
+from benchmarks.gpu.harness import (
+    Bench,
+    Budget,
+    CannotRunError,
+    features_size_hw,
+    guarded,
+    times,
+)
 from mpn._common.closeable import Closeable
 from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
@@ -17,7 +24,7 @@ from mpn.engines.base import DeviceEngine, EngineBuffers
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.onnxruntime.finetune import finetune_entry
 from mpn.engines.open import open_engines, open_object_engine
-from mpn.engines.spec import EngineSpec, Role, engine_spec
+from mpn.engines.spec import EngineSpec, Role, engine_spec, features_spec
 from mpn.engines.tensorrt.engine import TrtEngine
 from mpn.engines.weights import read_weights
 
@@ -31,7 +38,7 @@ def example_inputs(spec: EngineSpec, objects: int = 1) -> dict[str, np.ndarray]:
     for tensor in spec.inputs:
         shape = tuple(objects if isinstance(size, str) else size for size in tensor.shape)
         values = rng.random(shape, np.float32)
-        if spec.role == "flow":
+        if spec.role in ("flow", "features"):
             values *= 255
         elif spec.role == "osvos":
             values = 255 * values - 115
@@ -233,6 +240,44 @@ def torch_modules(bench: Bench, precision: str) -> dict[Role, Any]:
             network = network.half().to(memory_format=torch.channels_last)
         made[role] = deployed(role, network)
     return made
+
+
+def torch_trunk(bench: Bench, precision: str) -> tuple[Any, EngineSpec]:
+    """Return a random EfficientNet-Lite0 as a features network, and its tensors."""
+    torch = bench.need_torch()
+    from mpn.networks.backbones import build_backbone
+
+    torch.manual_seed(0)
+    backbone = build_backbone(
+        "efficientnet-lite0", output_stride=32, width=0.125 if bench.sizes.is_tiny else 1.0
+    ).eval()
+
+    class Joined(torch.nn.Module):  # type: ignore[misc, name-defined]
+        """Join the maps of all strides on the grid of stride 8."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = backbone
+
+        def forward(self, image: Any) -> Any:
+            weight = next(self.backbone.parameters())
+            maps = self.backbone(((image - 127) / 128).to(weight.dtype))
+            grid = maps[8].shape[2:]
+            return torch.cat(
+                [
+                    torch.nn.functional.interpolate(
+                        plane, size=grid, mode="bilinear", align_corners=True
+                    )
+                    for plane in maps.values()
+                ],
+                dim=1,
+            )
+
+    trunk = Joined().to(bench.torch_device)
+    if precision == "fp16":
+        trunk = trunk.half().to(memory_format=torch.channels_last)
+    size_hw = features_size_hw(bench.sizes.frame_hw)
+    return trunk, features_spec(size_hw, sum(backbone.channels.values()))
 
 
 def role_spec(bench: Bench, role: Role) -> EngineSpec:

@@ -10,8 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.harness import Bench, Budget, CannotRunError, guarded, peak_memory, times
-from benchmarks.gpu.networks import DEVICE_BACKENDS, TorchEngine, role_spec, torch_modules
+from benchmarks.gpu.harness import (
+    Bench,
+    Budget,
+    CannotRunError,
+    features_size_hw,
+    guarded,
+    peak_memory,
+    times,
+)
+from benchmarks.gpu.networks import (
+    DEVICE_BACKENDS,
+    TorchEngine,
+    role_spec,
+    torch_modules,
+    torch_trunk,
+)
 from mpn._common.closeable import Closeable
 from mpn.cuda.api import Stream
 from mpn.cuda.array import DeviceArray
@@ -24,11 +38,12 @@ from mpn.engines.directory.manifest import (
     RoleEntry,
 )
 from mpn.engines.open import EngineSet, open_engines
-from mpn.engines.spec import OPSET, EngineSpec, Role
+from mpn.engines.spec import OPSET, EngineSpec, Role, features_spec, propagation_spec
 from mpn.runtime.bench.result import fps_from_seconds
 from mpn.runtime.options import CrfOptions, DeviceOptions, OsvosOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.synthetic import render_clip
+from tests.emulation.engines import FakeEngine, pooled_colours
 
 SHARE = 1e-3
 """Weight of the output of a random network. The rest is the previous mask."""
@@ -116,10 +131,37 @@ def masks(bench: Bench, budget: Budget) -> dict[str, Any]:
             figures[f"{Path(directory).name}, objects {objects}"] = guarded(
                 lambda directory=directory, objects=objects: _masks(bench, directory, objects)  # type: ignore[misc]
             )
+    directory = bench.engine_dirs[0]
+    figures[f"{Path(directory).name}, objects 3, target model on colours"] = guarded(
+        lambda: _masks(bench, directory, 3, with_colours=True)
+    )
     return figures
 
 
-def _masks(bench: Bench, directory: str, objects: int) -> dict[str, Any]:
+def with_target_model(engines: EngineSet, frame_hw: tuple[int, int]) -> EngineSet:
+    """Add a features engine of mean colours, and its score to the propagation input.
+
+    The propagation network takes the mean of probability and score as its probability.
+    """
+    network, roi = engines.propagation, engines.manifest.roi_size
+
+    def propagation(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        packed = inputs["rgb_prob_score"]
+        mean = 0.5 * (packed[:, 3:4] + packed[:, 4:])
+        return network.run({"rgb_prob": np.concatenate((packed[:, :3], mean), axis=1)})
+
+    return replace(
+        engines,
+        propagation=FakeEngine(
+            propagation_spec(roi, engines.manifest.max_objects, channels=5), propagation
+        ),
+        features=FakeEngine(features_spec(features_size_hw(frame_hw), 3), pooled_colours),
+    )
+
+
+def _masks(
+    bench: Bench, directory: str, objects: int, *, with_colours: bool = False
+) -> dict[str, Any]:
     stream, sizes = bench.need_stream(), bench.sizes
     clip = list(render_clip(frames=sizes.mask_frames, size_hw=sizes.mask_hw, objects=objects))
 
@@ -128,14 +170,19 @@ def _masks(bench: Bench, directory: str, objects: int) -> dict[str, Any]:
             labels = [pipeline.start(clip[0].rgb, clip[0].labels).labels]
             return labels + [pipeline.step(frame.rgb).labels for frame in clip[1:]]
 
-    expected = results(open_engines(directory, backend="cpu", threads=4))
-    opened = open_engines(directory, backend="cpu", threads=4)
+    def opened_on_host() -> EngineSet:
+        opened = open_engines(directory, backend="cpu", threads=4)
+        return with_target_model(opened, sizes.mask_hw) if with_colours else opened
+
+    expected = results(opened_on_host())
+    opened = opened_on_host()
     most = opened.manifest.max_objects
     bridged = replace(
         opened,
         propagation=BridgedEngine(opened.propagation, stream, most),
         flow=None if opened.flow is None else BridgedEngine(opened.flow, stream, 1),
         osvos=None if opened.osvos is None else BridgedEngine(opened.osvos, stream, 1),
+        features=None if opened.features is None else BridgedEngine(opened.features, stream, 1),
     )
     plain = DeviceOptions(use_graphs=False, use_streams=False)
     given = results(bridged, stream=stream, device_options=plain)
@@ -158,7 +205,7 @@ def _masks(bench: Bench, directory: str, objects: int) -> dict[str, Any]:
 
 
 def speed(bench: Bench, budget: Budget) -> dict[str, Any]:
-    """Measure FPS with OSVOS in every frame, per engines and number of objects."""
+    """Measure FPS per number of objects, with OSVOS or the target model."""
     bench.need_stream()
     figures: dict[str, Any] = {}
     some = bench.sizes.objects[min(2, len(bench.sizes.objects) - 1)]
@@ -181,6 +228,17 @@ def speed(bench: Bench, budget: Budget) -> dict[str, Any]:
                 figures[name] = entry  # the engines do not load
                 break
             figures[f"{name}, {what}"] = entry
+    precision = "fp32" if bench.is_dry else "fp16"
+    for k in bench.sizes.objects:
+        figures[f"target model instead of OSVOS on PyTorch {precision}, objects {k}"] = (
+            _guarded_run(
+                bench,
+                budget,
+                lambda: torch_engine_set(bench, precision, has_target=True),
+                k,
+                DeviceOptions(),
+            )
+        )
     return figures
 
 
@@ -206,8 +264,14 @@ def _engine_sets(bench: Bench) -> dict[str, Any]:
     return made
 
 
-def torch_engine_set(bench: Bench, precision: str) -> EngineSet:
-    """Return random paper-size networks in PyTorch that keep the masks in place."""
+def torch_engine_set(bench: Bench, precision: str, *, has_target: bool = False) -> EngineSet:
+    """Return random paper-size networks in PyTorch that keep the masks in place.
+
+    Args:
+        bench: Devices and sizes.
+        precision: ``"fp32"`` or ``"fp16"``.
+        has_target: Whether a features network replaces OSVOS.
+    """
     torch, stream = bench.need_torch(), bench.need_stream()
     most = max(bench.sizes.objects)
 
@@ -227,7 +291,11 @@ def torch_engine_set(bench: Bench, precision: str) -> EngineSet:
     engines: dict[Role, Engine] = {
         role: TorchEngine(bench, stream, role, Kept(role, module), role_spec(bench, role), most)
         for role, module in torch_modules(bench, precision).items()
+        if not (has_target and role == "osvos")
     }
+    if has_target:
+        trunk, spec = torch_trunk(bench, precision)
+        engines["features"] = TorchEngine(bench, stream, "features", trunk, spec, 1)
     manifest = Manifest(
         name="paper size, random weights",
         frame_size_hw=bench.sizes.frame_hw,
@@ -243,7 +311,8 @@ def torch_engine_set(bench: Bench, precision: str) -> EngineSet:
         manifest=manifest,
         propagation=engines["propagation"],
         flow=engines["flow"],
-        osvos=engines["osvos"],
+        osvos=engines.get("osvos"),
+        features=engines.get("features"),
         backend="pytorch",
         backend_note="eager PyTorch, for the measurement only",
         digests={},

@@ -53,6 +53,7 @@ def test_dry_run_runs_every_section(tmp_path: Path) -> None:
     assert kernels["checked"] == kernels["of"]
     assert kernels["differ"] == []
     assert found["sections"]["masks"]["tiny, objects 1"]["holds"]
+    assert found["sections"]["masks"]["tiny, objects 3, target model on colours"]["holds"]
     assert found["is_dry_run"]
 
 

@@ -29,12 +29,14 @@ def crop_arguments(size: int, dtype: str = "float32", **changes: Any) -> dict[st
         "rois": ROIS,
         "objects": None,
         "slots": 3,
+        "channels": 4,
         **SCENE.sizes,
         "size": size,
         **normalisation(MEAN, STD),
     }
     given |= changes
-    return {**given, "packed": empty((given["slots"], 4, size, size), dtype)}
+    shape = (given["slots"], given["channels"], size, size)
+    return {**given, "packed": empty(shape, dtype)}
 
 
 def cpu_crops(rois: np.ndarray, size: int, prob: np.ndarray) -> np.ndarray:
@@ -75,6 +77,15 @@ def test_slots_name_their_objects(shim: Shim) -> None:
     assert largest_difference(kernel["packed"], reference["packed"]) <= KERNEL_NORMALISED
     every = kernel_outputs(shim, "crop_pack_f32", **crop_arguments(33))["packed"]
     assert np.array_equal(kernel["packed"], every[chosen])
+
+
+def test_fifth_channel_is_left_alone(shim: Shim) -> None:
+    arguments = crop_arguments(33, channels=5)
+    kernel, reference = kernel_and_reference(shim, "crop_pack_f32", **arguments)
+    four = kernel_outputs(shim, "crop_pack_f32", **crop_arguments(33))["packed"]
+    for packed in (kernel["packed"], reference["packed"]):
+        assert largest_difference(packed[:, :4], four) <= KERNEL_NORMALISED
+        assert np.isnan(packed[:, 4]).all()
 
 
 def test_half_precision_is_float32_rounded(shim: Shim) -> None:

@@ -33,6 +33,7 @@ KERNEL_FILES: Final = (
     "pack",
     "paste",
     "resize",
+    "target",
     "tracks",
     "warp",
 )

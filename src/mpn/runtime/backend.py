@@ -157,23 +157,29 @@ class FrameBackend(Protocol[FrameT]):
     def snapshot(self) -> FrameMemory:
         """Return the arrays of the last committed frame; waits for all work."""
 
-    def ingest(self, rgb: Any, *, osvos_for: Sequence[bool] = ()) -> FrameT:
+    def ingest(
+        self, rgb: Any, *, osvos_for: Sequence[bool] = (), runs_features: bool = False
+    ) -> FrameT:
         """Take the next frame: copy, resize, flow.
 
         Args:
             rgb: (H, W, 3) uint8 RGB; on a device also an array in its memory.
             osvos_for: Per object whether OSVOS should start for it now; empty: for none.
+            runs_features: Whether the features engine should start now.
 
         Raises:
             EngineError: If the flow fails.
         """
 
-    def prefetch(self, rgb: Any, *, osvos_for: Sequence[bool] = ()) -> None:
+    def prefetch(
+        self, rgb: Any, *, osvos_for: Sequence[bool] = (), runs_features: bool = False
+    ) -> None:
         """Start :meth:`ingest` for the frame after the current one, and return.
 
         Args:
             rgb: As for :meth:`ingest`, which must get the same array later, unchanged.
             osvos_for: As for :meth:`ingest`.
+            runs_features: As for :meth:`ingest`.
         """
 
     def warp(self, frame: FrameT) -> None:
@@ -191,7 +197,8 @@ class FrameBackend(Protocol[FrameT]):
                 before are warped.
 
         Raises:
-            EngineError: If the engine fails or its output is not finite.
+            EngineError: If the engine fails or its output is not finite; on a device the latter is
+                raised by :meth:`readback`.
         """
 
     def osvos_maps(self, frame: FrameT, osvos_for: Sequence[bool]) -> OsvosMaps:
@@ -261,6 +268,12 @@ class FrameBackend(Protocol[FrameT]):
 
 class QueuedBackend(FrameBackend[FrameT], Protocol[FrameT]):
     """A backend that enqueues its work on streams and in graphs; the host continues."""
+
+    def run_features(self, frame: FrameT) -> None:
+        """Enqueue the features engine on a separate stream, unless it ran.
+
+        The stream of the objects then waits for it, not the host.
+        """
 
     def run_osvos(self, frame: FrameT, osvos_for: Sequence[bool]) -> None:
         """Enqueue OSVOS on a separate stream, unless it ran for these objects."""

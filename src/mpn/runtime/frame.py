@@ -14,7 +14,7 @@ repeated in the order of the host, with a second wait for the candidates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpn.runtime.backend import FrameBackend, FramePlan, FrameT, QueuedBackend, Readback
 from mpn.runtime.candidates import Candidates, candidates_from_rois, mark_blended
@@ -70,6 +70,8 @@ def segment_frame(
     backend.warp(frame)
     found, maps = backend.candidates(), None
     plan = policy.plan_for(found, state)
+    if queue is not None and plan.runs_features:
+        queue.run_features(frame)
     backend.score(frame, runs_features=plan.runs_features)
     if plan.needs_osvos:
         with timer.stage("osvos"):
@@ -85,6 +87,8 @@ def segment_frame(
 def _enqueue(queue: QueuedBackend[FrameT], frame: FrameT, plan: FramePlan) -> None:
     if plan.needs_osvos:
         queue.run_osvos(frame, plan.osvos_for)
+    if plan.runs_features:
+        queue.run_features(frame)  # outside of the graphs: a capture cannot wait
 
     def front() -> None:
         queue.warp(frame)
@@ -97,10 +101,11 @@ def _enqueue(queue: QueuedBackend[FrameT], frame: FrameT, plan: FramePlan) -> No
             queue.score_agreement(frame)
         _finish(queue, frame, plan)
 
-    queue.segment("graph_front", frame, (), front)
+    queue.segment("graph_front", frame, plan.runs_features, front)
     if plan.needs_osvos:
-        queue.wait_for_osvos(frame)  # outside of the graphs: a capture cannot wait
-    queue.segment("graph_back", frame, plan, back)
+        queue.wait_for_osvos(frame)  # outside of the graphs, too
+    # What follows does not depend on the features: fewer graphs.
+    queue.segment("graph_back", frame, replace(plan, runs_features=False), back)
 
 
 def _finish(backend: FrameBackend[FrameT], frame: FrameT, plan: FramePlan) -> None:

@@ -192,10 +192,13 @@ class OsvosPolicy:
         )
 
     def _runs_features(self, index: int, osvos_for: Sequence[bool]) -> bool:
-        if not self._models.target:
-            return False
+        serves_maps = self._models.target and not self._models.osvos
+        return self.are_features_due(index) or (serves_maps and any(osvos_for))
+
+    def are_features_due(self, index: int) -> bool:
+        """Return whether the features engine runs in a frame, whatever happens in it."""
         is_due = index % self._options.target.every == 0 or self.is_update_due(index)
-        return is_due or (not self._models.osvos and any(osvos_for))
+        return self._models.target and is_due
 
     def is_update_due(self, index: int) -> bool:
         """Return whether the target model is updated after a frame."""

@@ -129,6 +129,8 @@ class Pipeline(Closeable):
                 options,
                 self._objects,
                 self._timer,
+                models,
+                self._target,
                 device_options=device_options,
                 host_flow=self._flow,
             )
@@ -306,13 +308,18 @@ class Pipeline(Closeable):
         self._timer.drop_frame()
         always = self._osvos.every_frame(state.object_ids)
         next_rgb, self._next_rgb = self._next_rgb, None
+        index, are_features_due = state.index + 1, self._osvos.are_features_due
 
         def prefetch() -> None:
             if next_rgb is not None:
-                self._backend.prefetch(next_rgb, osvos_for=always)
+                self._backend.prefetch(
+                    next_rgb, osvos_for=always, runs_features=are_features_due(index + 1)
+                )
 
         try:
-            frame = self._backend.ingest(rgb, osvos_for=always)
+            frame = self._backend.ingest(
+                rgb, osvos_for=always, runs_features=are_features_due(index)
+            )
             outcome = segment_frame(self._backend, self._osvos, state, frame, self._timer, prefetch)
             self._backend.commit(frame)
         except BaseException:

@@ -18,6 +18,7 @@ def crop_pack_f32(
     rois: Int32Array,
     objects: Int32Array | None,
     slots: int,
+    channels: int,
     height: int,
     width: int,
     size: int,
@@ -35,7 +36,7 @@ def crop_pack_f32(
         k = slot if objects is None else int(objects[slot])
         x0, y0, x1, y1 = (int(side) for side in rois[k])
         if x1 <= x0 or y1 <= y0:
-            packed[slot] = 0
+            packed[slot, :4] = 0
             continue
         box = (slice(y0, y1), slice(x0, x1))
         for c in range(3):

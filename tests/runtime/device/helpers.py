@@ -29,6 +29,7 @@ def device_set(engines: EngineSet, stream: ShimStream, **options: Any) -> Engine
         propagation=wrapped(engines.propagation),
         flow=wrapped(engines.flow),
         osvos=wrapped(engines.osvos),
+        features=wrapped(engines.features),
         backend="shim",
     )
 

@@ -175,7 +175,12 @@ def test_four_frames_in_a_row_are_the_cpus(shim: Shim, options: ResolvedOptions,
         if foreground is None:
             frame.merge(given)
         else:
-            frame.merge(given, device.upload(foreground[None]), device.upload(ALL_ZERO))
+            frame.merge(
+                given,
+                device.upload(foreground[None]),
+                device.upload(ALL_ZERO),
+                foreground_weight=options.osvos.blend_weight,
+            )
         frame.commit()
         host.merge(crops, foreground)
         prob, labels = device.download(frame.prob), device.download(frame.labels)

@@ -1,4 +1,4 @@
-// Input of the propagation network: (slots, 4, size, size) of normalised RGB and warped
+// Input of the propagation network: (slots, channels, size, size) of normalised RGB and warped
 // probability, in one pass for all objects. ROIs are read from device memory.
 #include "taps.cuh"
 
@@ -13,15 +13,16 @@ template <typename T>
 __device__ __forceinline__ void crop_pack(const uint8* __restrict__ rgb,
                                           const float* __restrict__ prob,
                                           const int* __restrict__ rois,
-                                          const int* __restrict__ objects, int height, int width,
-                                          int size, const float (&gain)[3],
-                                          const float (&offset)[3], T* __restrict__ slots) {
+                                          const int* __restrict__ objects, int channels,
+                                          int height, int width, int size,
+                                          const float (&gain)[3], const float (&offset)[3],
+                                          T* __restrict__ slots) {
   __shared__ TileTaps<TILE, TILE> taps;
   const int slot = blockIdx.z;
   const int k = objects == nullptr ? slot : objects[slot];
   const Box roi = load_box(rois, k);
   const float* warped = prob + static_cast<long long>(k) * height * width;
-  T* packed = slots + 4ll * slot * size * size;
+  T* packed = slots + static_cast<long long>(slot) * channels * size * size;
   const int first_x = blockIdx.x * TILE, first_y = blockIdx.y * TILE;
   const int x = first_x + threadIdx.x;
   const long long plane = static_cast<long long>(size) * size;
@@ -61,23 +62,24 @@ __device__ __forceinline__ void crop_pack(const uint8* __restrict__ rgb,
 
 }  // namespace
 
-// host/ops.crop_resize_pack. `rois` and `prob` have one entry per object.
+// host/ops.crop_resize_pack, into the first four of `channels` channels. `rois` and `prob` have one
+// entry per object.
 // launch: block 32 8; grid ceil(size,32) ceil(size,32) slots
 extern "C" __global__ void __launch_bounds__(256) crop_pack_f32(
     const uint8* __restrict__ rgb, const float* __restrict__ prob, const int* __restrict__ rois,
-    const int* __restrict__ objects, int slots, int height, int width, int size, float gain0,
-    float gain1, float gain2, float offset0, float offset1, float offset2,
+    const int* __restrict__ objects, int slots, int channels, int height, int width, int size,
+    float gain0, float gain1, float gain2, float offset0, float offset1, float offset2,
     float* __restrict__ packed) {
   const float gain[3] = {gain0, gain1, gain2}, offset[3] = {offset0, offset1, offset2};
-  crop_pack(rgb, prob, rois, objects, height, width, size, gain, offset, packed);
+  crop_pack(rgb, prob, rois, objects, channels, height, width, size, gain, offset, packed);
 }
 
 // launch: block 32 8; grid ceil(size,32) ceil(size,32) slots
 extern "C" __global__ void __launch_bounds__(256) crop_pack_f16(
     const uint8* __restrict__ rgb, const float* __restrict__ prob, const int* __restrict__ rois,
-    const int* __restrict__ objects, int slots, int height, int width, int size, float gain0,
-    float gain1, float gain2, float offset0, float offset1, float offset2,
+    const int* __restrict__ objects, int slots, int channels, int height, int width, int size,
+    float gain0, float gain1, float gain2, float offset0, float offset1, float offset2,
     Half* __restrict__ packed) {
   const float gain[3] = {gain0, gain1, gain2}, offset[3] = {offset0, offset1, offset2};
-  crop_pack(rgb, prob, rois, objects, height, width, size, gain, offset, packed);
+  crop_pack(rgb, prob, rois, objects, channels, height, width, size, gain, offset, packed);
 }

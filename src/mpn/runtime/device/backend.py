@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,14 @@ from mpn.runtime.device.images import box_rows, boxes_from_rows, check_rgb_array
 from mpn.runtime.device.ingest import DeviceFrame, FrameIngest
 from mpn.runtime.device.readback import agreement_from_fields, measured_from_fields
 from mpn.runtime.device.state import DeviceState
+from mpn.runtime.device.target import TargetScores, crop_without_scores
 from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.merge import not_finite_error
 from mpn.runtime.host.osvos import OsvosRunner
 from mpn.runtime.host.preprocess import resize_rgb
+from mpn.runtime.host.target import TargetStage, score_at_frame
 from mpn.runtime.object_engines import ObjectEngines
+from mpn.runtime.one_shot import OneShotModels, takes_score
 from mpn.runtime.options import DeviceOptions, ResolvedOptions, check_options
 from mpn.runtime.state import VideoState
 from mpn.runtime.timing import StageTimer
@@ -46,8 +49,8 @@ class _Batch:
         engine: Common, or an object's own.
         members: Their indices.
         rows: The same on the device; None: all objects in their order.
-        packed: (N, 4, S, S): the engine's input.
-        flipped: (N, 4, S, S), after it: the same crops, flipped; None without flip TTA.
+        packed: (N, 4 or 5, S, S): the engine's input.
+        flipped: Of the same shape, after it: the same crops, flipped; None without flip TTA.
         object_id: Object of the engine; None for the common one.
     """
 
@@ -67,8 +70,9 @@ class _Batch:
 class DeviceBackend(Closeable):
     """Implement :class:`mpn.runtime.backend.QueuedBackend` on one CUDA device.
 
-    ``prob`` and ``merged`` are separate arrays, and so are the OSVOS planes, flows and images of
-    three frames: a frame that fails has overwritten nothing that the frame before needs.
+    ``prob`` and ``merged`` are separate arrays, and so are the scores of two frames, and the OSVOS
+    planes, features, flows and images of three: a frame that fails has overwritten nothing that the
+    frame before needs.
 
     Args:
         stream: Of the objects; the backend creates others.
@@ -76,6 +80,8 @@ class DeviceBackend(Closeable):
         options: The pipeline's, in force.
         objects: The objects' own engines.
         timer: Takes the times of the stages.
+        models: OSVOS, the target model, or both.
+        target: Solves the target model on the host; None if it is not in use.
         device_options: How the device is used.
         host_flow: Estimates the flow on the host; None: the flow engine does.
 
@@ -93,30 +99,36 @@ class DeviceBackend(Closeable):
         options: ResolvedOptions,
         objects: ObjectEngines,
         timer: StageTimer,
+        models: OneShotModels,
+        target: TargetStage | None = None,
         *,
         device_options: DeviceOptions | None = None,
         host_flow: FlowEstimator | None = None,
     ) -> None:
-        if engines.features is not None:
-            raise EngineError(
-                "the target model has no kernels for a device yet: use one_shot 'osvos' or 'off', "
-                "or backend 'cpu'"
-            )
         check_options(options)
         device_options = device_options or DeviceOptions()
         self._stream, self._engines = stream, engines
         self._options, self._objects = options, objects
         self._timer = timer
+        self._models, self._target = models, target
+        self._takes_score = takes_score(engines.propagation.spec)
         self._use_graphs = device_options.use_graphs
         self._propagation = device_engine(engines.propagation)
         self._osvos = OsvosRunner(engines, options, objects)
         self._ingest = FrameIngest(
-            stream, engines, objects, options, device_options, host_flow=host_flow
+            stream,
+            engines,
+            objects,
+            options,
+            device_options,
+            host_flow=host_flow,
+            has_target=target is not None,
         )
         self._graphs = GraphCache(stream, is_capturing=False)
         self._is_capturing = self._is_in_graph = False
         self._watch = StreamTimer(stream)
         self._planes: DeviceState | None = None
+        self._scores: TargetScores | None = None
         self._crf: CudaCrf | None = None
         self._plane_lists: dict[tuple[int, ...], DeviceArray] = {}
         self._memory: FrameMemory | None = None
@@ -164,6 +176,7 @@ class DeviceBackend(Closeable):
         self._batches = self._make_batches(state.object_ids)
         self._flag_owners: list[tuple[str, int | None]] = [
             *(("propagation", batch.object_id) for batch in self._batches),
+            ("features", None),
             ("OSVOS", None),
             *(("OSVOS", k) for k in state.object_ids if self._objects.get("osvos", k) is not None),
         ]
@@ -179,6 +192,7 @@ class DeviceBackend(Closeable):
         )
         tables = np.stack(state.colour_tables)
         planes.start(memory.prob, box_rows(state.bounds), state.first_areas_px, tables)
+        self._scores = self._make_scores(state, memory)
         size = manifest.roi_size
         self._crops = stream.empty((objects, 1, size, size), np.float32)
         self._crf = None
@@ -233,23 +247,48 @@ class DeviceBackend(Closeable):
             frame = resize_rgb(self.to_host(current.given), self._working_hw)
             flow_frame = current.flow_frame or PreparedFrame(frame, self._working_hw)
             self._memory = FrameMemory(frame, flow_frame, prob, result, soft)
+            if self._scores is not None:
+                features = self._current_features
+                self._memory = replace(
+                    self._memory,
+                    targets=self._scores.targets,
+                    scores=download(self._scores.committed),
+                    features=None if features is None else download(features).astype(np.float32),
+                )
         return self._memory
 
-    def ingest(self, rgb: Any, *, osvos_for: Sequence[bool] = ()) -> DeviceFrame:
+    def ingest(
+        self, rgb: Any, *, osvos_for: Sequence[bool] = (), runs_features: bool = False
+    ) -> DeviceFrame:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         self._generation += 1  # the probabilities of the frame before will be overwritten
         self._host_maps = None
-        frame = self._ingest.take(rgb, osvos_for=osvos_for)
+        frame = self._ingest.take(rgb, osvos_for=osvos_for, runs_features=runs_features)
         self.wait_for_flow(frame)
         return frame
 
-    def prefetch(self, rgb: Any, *, osvos_for: Sequence[bool] = ()) -> None:
+    def prefetch(
+        self, rgb: Any, *, osvos_for: Sequence[bool] = (), runs_features: bool = False
+    ) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
-        self._ingest.prefetch(rgb, osvos_for=osvos_for)
+        self._ingest.prefetch(rgb, osvos_for=osvos_for, runs_features=runs_features)
+
+    def run_features(self, frame: DeviceFrame) -> None:
+        """See :class:`mpn.runtime.backend.QueuedBackend`."""
+        if frame.features_done is None:
+            self._ingest.enqueue_features(frame)
+        self.wait_for_features(frame)
+
+    def wait_for_features(self, frame: DeviceFrame) -> None:
+        """Make the stream of the objects wait for the features, not the host."""
+        assert frame.features_done is not None
+        self._stream.wait(frame.features_done)
 
     def run_osvos(self, frame: DeviceFrame, osvos_for: Sequence[bool]) -> None:
         """See :class:`mpn.runtime.backend.QueuedBackend`."""
-        if not frame.has_osvos_for(osvos_for):
+        if not self._models.osvos:  # the maps are the scores of the target model
+            frame.plane_of = tuple(k if is_due else -1 for k, is_due in enumerate(osvos_for))
+        elif not frame.has_osvos_for(osvos_for):
             self._ingest.enqueue_osvos(frame, osvos_for)
 
     def wait_for_flow(self, frame: DeviceFrame) -> None:
@@ -302,11 +341,30 @@ class DeviceBackend(Closeable):
         return found
 
     def score(self, frame: DeviceFrame, *, runs_features: bool) -> None:
-        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        """See :class:`mpn.runtime.backend.FrameBackend`; after :meth:`run_features`."""
+        scores, state = self._scores, self._state
+        if scores is None:
+            return
+        with self._timed("target"):
+            if runs_features:
+                assert frame.features is not None
+                state.flag_not_finite(frame.features, len(self._batches))
+                scores.compute(frame.features)
+            else:
+                scores.warp(frame.flow_to_prev_px)
 
     def osvos_maps(self, frame: DeviceFrame, osvos_for: Sequence[bool]) -> OsvosMaps:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         small = resize_rgb(self.to_host(frame.given), self._working_hw)
+        if not self._models.osvos and self._scores is not None and self._target is not None:
+            size_hw = self._target.size_hw
+            planes = tuple(
+                score_at_frame(score, self._working_hw, size_hw) if is_needed else None
+                for score, is_needed in zip(
+                    self._stream.download(self._scores.current), osvos_for, strict=True
+                )
+            )
+            return OsvosMaps(small, planes)
         return self._osvos.maps(small, self._object_ids, osvos_for)
 
     def set_candidates(self, candidates: Candidates, maps: OsvosMaps | None) -> None:
@@ -328,6 +386,10 @@ class DeviceBackend(Closeable):
         for flag, batch in enumerate(self._batches):
             with self._timed("crop"):
                 state.crop(frame.frame, batch.packed, batch.rows)
+                if self._takes_score and self._scores is not None:
+                    self._scores.crop(state.rois, batch.packed, batch.rows)
+                elif self._takes_score:
+                    crop_without_scores(self._stream, state.rois, batch.packed, batch.rows)
                 if batch.flipped is not None:
                     state.flip(batch.packed, batch.flipped)
             count = len(batch.members)
@@ -357,16 +419,19 @@ class DeviceBackend(Closeable):
             planes, plane_of = frame.planes, frame.plane_of
             if self._host_maps is not None:
                 planes, plane_of = self._host_maps
+            elif blends and not self._models.osvos and self._scores is not None:
+                planes = self._scores.planes()
             elif frame.flags is not None and any(plane >= 0 for plane in plane_of):
                 flags = state.readback["flags"]
                 self._stream.copy(
-                    frame.flags, flags.part(len(self._batches), len(self._flag_owners))
+                    frame.flags, flags.part(len(self._batches) + 1, len(self._flag_owners))
                 )
             is_blended = blends and planes is not None
             state.merge(
                 self._crops if use_crops else None,
                 planes if is_blended else None,
                 self._plane_list(plane_of) if is_blended else None,
+                foreground_weight=self._models.blend_weight(self._options),
             )
 
     def refine(self, frame: DeviceFrame) -> None:
@@ -420,6 +485,8 @@ class DeviceBackend(Closeable):
     def commit(self, frame: DeviceFrame) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         state = self._state
+        if self._scores is not None:
+            self._scores.commit()
         if self._feeds_back:
             self._stream.copy(state.merged, self._kept)
             state.commit(self._refined, state.readback["refined_bounds"])
@@ -434,7 +501,29 @@ class DeviceBackend(Closeable):
                 self._timer.add(stage, seconds)
 
     def learn(self, weights: Mapping[int, float]) -> None:
-        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        """See :class:`mpn.runtime.backend.FrameBackend`.
+
+        The host waits for a copy of the features and the probabilities, and solves. Work of
+        prefetched frames continues on the device.
+        """
+        scores, memory = self._scores, self._memory
+        if self._target is None or scores is None or not weights:
+            return
+        with self._timer.stage("target"):
+            if memory is not None:  # of a frame that was loaded
+                features, prob = memory.features, memory.prob
+                if features is None:
+                    return
+            elif (on_device := self._current_features) is not None:
+                features, prob = scores.read(on_device, self._state.prob)
+            else:
+                return
+            targets = self._target.learned(
+                scores.targets, features, prob, self._object_ids, weights
+            )
+            scores.learn(targets)
+            if memory is not None:
+                self._memory = replace(memory, targets=targets)
 
     def rollback(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`; waits for all streams."""
@@ -449,9 +538,29 @@ class DeviceBackend(Closeable):
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         if self._planes is not None:
             self.wait()
-        self._planes = self._crf = self._memory = None
+        self._planes = self._scores = self._crf = self._memory = None
         self._graphs.clear()
         self._ingest.release()
+
+    def _make_scores(self, state: VideoState, memory: FrameMemory) -> TargetScores | None:
+        """Upload the target model of a frame, if it is in use."""
+        if self._target is None or memory.targets is None or memory.scores is None:
+            return None
+        return TargetScores(
+            self._stream,
+            memory.targets,
+            memory.scores,
+            state.object_ids,
+            frame_hw=state.working_hw,
+            size_hw=self._target.size_hw,
+            has_planes=not self._models.osvos and not self._takes_score,
+        )
+
+    @property
+    def _current_features(self) -> DeviceArray | None:
+        """Features of the last committed frame; None if they were not computed."""
+        current = self._ingest.current
+        return None if current.features_done is None else current.features
 
     def _resize_results(self) -> None:
         resize_prob(self._stream, self._state.merged, self._input_hw, out=self._soft_wide)
@@ -516,6 +625,7 @@ class DeviceBackend(Closeable):
         """Put objects without a fine-tuned engine in batches of the common one."""
         common: list[int] = []
         runs: list[tuple[DeviceEngine, list[int], int | None]] = []
+        (input_name,) = self._propagation.spec.input_names
         for k, object_id in enumerate(object_ids):
             engine = self._objects.get("propagation", object_id)
             if engine is None:
@@ -535,7 +645,7 @@ class DeviceBackend(Closeable):
         made: list[_Batch] = []
         for engine, members, owner in runs:
             count = len(members)
-            taken = array_from_tensor(engine.buffers(count * times).inputs["rgb_prob"])
+            taken = array_from_tensor(engine.buffers(count * times).inputs[input_name])
             flipped = taken.part(count, 2 * count) if self._options.flip_tta else None
             rows = None if self._is_direct else self._stream.upload(np.array(members, np.int32))
             made.append(_Batch(engine, tuple(members), rows, taken.part(0, count), flipped, owner))

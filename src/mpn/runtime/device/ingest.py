@@ -1,6 +1,8 @@
-"""Copy frames to the device, and run flow and OSVOS, which need images only.
+"""Copy frames to the device, and run the networks that need images only.
 
-Each frame has a slot in device memory until the frame after the next needs it. Two streams do
+These are flow, OSVOS and features.
+
+Each frame has a slot in device memory until the frame after the next needs it. Three streams do
 this work, separate from the stream of the objects: nothing here waits for a mask.
 """
 
@@ -34,6 +36,7 @@ from mpn.runtime.device.images import (
     resize_prob,
     resize_rgb,
 )
+from mpn.runtime.device.target import FeaturesRunner
 from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.preprocess import resize_rgb as resize_rgb_on_host
 from mpn.runtime.object_engines import ObjectEngines
@@ -57,9 +60,11 @@ class DeviceFrame:
         flow_from_prev_px: The same back, on the grid of the one before; None without flow check.
         planes: (P, h, w) float32 of OSVOS: the common network's, then the objects' own.
         flags: (P,) int32: per plane 1 if the output of its network is not finite.
+        features: (C, gh, gw) of the target model's features engine.
         given: The caller's array, which identifies the frame.
         flow_frame: Prepared for a flow that the host estimates; None otherwise.
-        ready: Event after the copy; ``flow`` after its flow; ``osvos`` after its planes.
+        ready: Event after the copy; ``flow`` after its flow; ``osvos`` after its planes;
+            ``features_done`` after its features, None if their engine does not run.
         plane_of: Per object its plane, or -1 if OSVOS did not run for it. Empty: for none.
         is_done: Whether the host has waited for all that reads the staging array.
         watches: Timers of the work on it.
@@ -73,11 +78,13 @@ class DeviceFrame:
     flow_from_prev_px: DeviceArray | None
     planes: DeviceArray | None
     flags: DeviceArray | None
+    features: DeviceArray | None
     given: Any = None
     flow_frame: PreparedFrame | None = None
     ready: Event | None = None
     flow: Event | None = None
     osvos: Event | None = None
+    features_done: Event | None = None
     plane_of: tuple[int, ...] = ()
     is_done: bool = True
     watches: tuple[StreamTimer, ...] = field(default=())
@@ -94,12 +101,13 @@ class FrameIngest:
     """Copy frames to a ring of slots, and enqueue their flow and OSVOS.
 
     Args:
-        stream: The stream of the objects; the ingest creates two others.
+        stream: The stream of the objects; the ingest creates others.
         engines: Open engines.
         objects: The objects' own engines.
         options: The pipeline's, in force.
         device_options: How the device is used.
         host_flow: Estimates the flow on the host; None: the flow engine does.
+        has_target: Whether the target model is in use.
 
     Raises:
         EngineError: If an engine takes host memory only, or its size is not fixed.
@@ -114,6 +122,7 @@ class FrameIngest:
         device_options: DeviceOptions,
         *,
         host_flow: FlowEstimator | None,
+        has_target: bool = False,
     ) -> None:
         self._engines, self._objects, self._options = engines, objects, options
         self._host_flow = host_flow
@@ -123,6 +132,14 @@ class FrameIngest:
         self._flow_engine = flow if host_flow is None else None
         self._osvos_engine = None if engines.osvos is None else device_engine(engines.osvos)
         self._use_graphs = device_options.use_graphs
+        self._features: FeaturesRunner | None = None
+        if has_target:
+            assert engines.features is not None
+            self._features = FeaturesRunner(
+                stream.create_stream() if device_options.use_streams else stream,
+                device_engine(engines.features),
+                use_graphs=device_options.use_graphs,
+            )
         self._flow_graphs = GraphCache(self._flow_stream, is_capturing=False)
         self._osvos_graphs = GraphCache(self._osvos_stream, is_capturing=False)
         self._ring: list[DeviceFrame] = []
@@ -169,6 +186,8 @@ class FrameIngest:
         flow = [] if self._flow_engine is None else [self._flow_engine]
         self._flow_graphs = self._new_graph_cache(self._flow_stream, flow)
         self._osvos_graphs = self._new_graph_cache(self._osvos_stream, engines)
+        if self._features is not None:
+            self._features.begin()
         self._working_hw = working_hw
         if engines:
             self._no_flags = self._osvos_stream.zeros((len(engines),), np.int32)
@@ -181,24 +200,32 @@ class FrameIngest:
         current.ready.sync()
         self._current = current
 
-    def take(self, given: Any, *, osvos_for: Sequence[bool] = ()) -> DeviceFrame:
+    def take(
+        self, given: Any, *, osvos_for: Sequence[bool] = (), runs_features: bool = False
+    ) -> DeviceFrame:
         """Return the frame of an array: prefetched, or enqueued now.
 
         Args:
             given: (H, W, 3) uint8: NumPy, or an array in device memory.
             osvos_for: See :meth:`prefetch`.
+            runs_features: Likewise.
         """
         if not self._ahead or self._ahead[0].given is not given:
             self._ahead.clear()
-            self.prefetch(given, osvos_for=osvos_for)
+            self.prefetch(given, osvos_for=osvos_for, runs_features=runs_features)
         return self._ahead[0]
 
-    def prefetch(self, given: Any, *, osvos_for: Sequence[bool] = ()) -> None:
-        """Enqueue copy, flow and OSVOS of the frame after the last one given here.
+    def prefetch(
+        self, given: Any, *, osvos_for: Sequence[bool] = (), runs_features: bool = False
+    ) -> None:
+        """Enqueue copy, flow, features and OSVOS of the next frame.
+
+        It is the frame after the last one that was given here.
 
         Args:
             given: The frame; it must not change until :meth:`take` gets it.
             osvos_for: Per object whether OSVOS runs for it; empty: for none.
+            runs_features: Whether the features engine runs.
         """
         if any(frame.given is given for frame in self._ahead):
             return
@@ -207,10 +234,22 @@ class FrameIngest:
         frame = next(slot for slot in self._ring if id(slot) not in held)
         self._upload(frame, given)
         self._enqueue_flow(frame, before)
-        frame.plane_of, frame.osvos = (), None
+        frame.plane_of, frame.osvos, frame.features_done = (), None, None
+        if runs_features:
+            self.enqueue_features(frame)
         if osvos_for:
             self.enqueue_osvos(frame, osvos_for)
         self._ahead.append(frame)
+
+    def enqueue_features(self, frame: DeviceFrame) -> None:
+        """Enqueue the features engine on a frame."""
+        assert self._features is not None
+        assert frame.features is not None
+        assert frame.ready is not None
+        frame.features_done, watch = self._features.enqueue(
+            frame.slot, frame.frame, frame.ready, frame.features
+        )
+        frame.watches += (watch,)
 
     def enqueue_osvos(self, frame: DeviceFrame, osvos_for: Sequence[bool]) -> None:
         """Enqueue OSVOS on a frame, the common engine at most once.
@@ -244,8 +283,11 @@ class FrameIngest:
         frame.is_done = True
 
     def wait(self) -> None:
-        """Wait on the host for both streams."""
-        for stream in (self._flow_stream, self._osvos_stream):
+        """Wait on the host for all streams of the ingest."""
+        streams = [self._flow_stream, self._osvos_stream]
+        if self._features is not None:
+            streams.append(self._features.stream)
+        for stream in streams:
             stream.record().sync()
 
     def drop_prefetched(self) -> None:
@@ -259,13 +301,16 @@ class FrameIngest:
         self._current = None
         self._flow_graphs.clear()
         self._osvos_graphs.clear()
+        if self._features is not None:
+            self._features.release()
 
     def _upload(self, frame: DeviceFrame, given: Any) -> None:
         stream = self._flow_stream
         if not frame.is_done and frame.ready is not None:
             frame.ready.sync()  # prefetched and never taken: its staging may be in use
-        if frame.osvos is not None:
-            stream.wait(frame.osvos)
+        for still_reading in (frame.osvos, frame.features_done):
+            if still_reading is not None:
+                stream.wait(still_reading)
         watch = StreamTimer(stream)
         with watch.stage("input"):
             if isinstance(given, np.ndarray):
@@ -395,4 +440,5 @@ class FrameIngest:
             ),
             planes=stream.empty((planes, *working_hw), np.float32) if has_osvos else None,
             flags=stream.zeros((planes,), np.int32) if has_osvos else None,
+            features=None if self._features is None else self._features.allocate(),
         )

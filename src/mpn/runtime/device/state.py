@@ -217,7 +217,8 @@ class DeviceState:
 
         Args:
             rgb: (H, W, 3) uint8 RGB, the current frame.
-            packed: (N, 4, S, S) float32 or float16: the input, written.
+            packed: (N, 4 or 5, S, S) float32 or float16: the input; the first four channels are
+                written.
             objects: (N,) int32, the index of each crop's object; None: all, in their order.
         """
         self._device.launch(
@@ -227,6 +228,7 @@ class DeviceState:
             rois=self.rois,
             objects=objects,
             slots=packed.shape[0],
+            channels=packed.shape[1],
             height=self._sizes["height"],
             width=self._sizes["width"],
             size=self._roi_size,
@@ -238,7 +240,7 @@ class DeviceState:
         """Write the crops flipped horizontally.
 
         Args:
-            packed: (N, 4, S, S) float32 or float16.
+            packed: (N, C, S, S) float32 or float16.
             flipped: The same shape and dtype, written.
         """
         width = packed.shape[-1]
@@ -271,15 +273,18 @@ class DeviceState:
         crops: DeviceArray | None,
         foregrounds: DeviceArray | None = None,
         foreground_of: DeviceArray | None = None,
+        *,
+        foreground_weight: float = 0.0,
     ) -> None:
         """Write :attr:`merged`, its bounds and :attr:`labels`.
 
         Args:
             crops: (K, 1, S, S), output of the propagation network; None merges the candidates.
-            foregrounds: (P, H, W) float32 of OSVOS, blended inside the ROIs; None without blend.
+            foregrounds: (P, H, W) float32 of OSVOS or the target model, blended inside the ROIs;
+                None without blend.
             foreground_of: (K,) int32, plane of each object, or -1.
+            foreground_weight: Weight of the foregrounds in the average.
         """
-        options = self._options
         self._device.launch(
             f"paste_merge_{'f32' if crops is None else _suffix(crops)}",
             crops=crops,
@@ -289,8 +294,8 @@ class DeviceState:
             foreground_of=foreground_of,
             object_ids=self.object_ids,
             size=self._roi_size,
-            warped_weight=1 - options.propagation_weight,
-            foreground_weight=options.osvos.blend_weight,
+            warped_weight=1 - self._options.propagation_weight,
+            foreground_weight=foreground_weight,
             prob=self.merged,
             labels=self.labels,
             **self._sizes,

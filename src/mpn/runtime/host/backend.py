@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -139,7 +139,9 @@ class HostBackend(Closeable):
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         return self._current
 
-    def ingest(self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = ()) -> HostFrame:
+    def ingest(
+        self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = (), runs_features: bool = False
+    ) -> HostFrame:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         before, timed = self._current.flow_frame, self._timer.stage
         with timed("input"):
@@ -154,7 +156,9 @@ class HostBackend(Closeable):
         self._work = _Work(frame)
         return frame
 
-    def prefetch(self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = ()) -> None:
+    def prefetch(
+        self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = (), runs_features: bool = False
+    ) -> None:
         """Do nothing, see the class."""
 
     def warp(self, frame: HostFrame) -> None:
@@ -283,11 +287,14 @@ class HostBackend(Closeable):
 
     def learn(self, weights: Mapping[int, float]) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
-        memory = self._current
-        if self._target is None or memory.features is None or not weights:
+        memory, target = self._current, self._target
+        if target is None or memory.targets is None or memory.features is None or not weights:
             return
         with self._timer.stage("target"):
-            self._memory = self._target.learned(memory, self._loaded, weights)
+            targets = target.learned(
+                memory.targets, memory.features, memory.prob, self._loaded.object_ids, weights
+            )
+            self._memory = replace(memory, targets=targets)
 
     def rollback(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""

@@ -10,12 +10,14 @@ import numpy as np
 
 from mpn.engines.base import Engine
 from mpn.engines.spec import FEATURES_STRIDE
-from mpn.errors import EngineError
 from mpn.runtime.backend import FrameMemory
+from mpn.runtime.host.merge import check_finite
 from mpn.runtime.host.ops import warp_bilinear
+from mpn.runtime.host.preprocess import flow_input
 from mpn.runtime.options import ResolvedTarget
 from mpn.runtime.state import VideoState
 from mpn.runtime.target import (
+    Targets,
     cell_shares,
     target_scores,
     with_confident_frame,
@@ -51,15 +53,9 @@ class TargetStage:
         Raises:
             EngineError: If the engine fails or its output is not finite.
         """
-        height, width = self.size_hw
-        resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
-        image = np.ascontiguousarray(resized.transpose(2, 0, 1)[None], np.float32)
+        image = flow_input(rgb, self.size_hw)  # RGB in 0..255, like the input of the flow network
         features: Float32Array = self._engine.run({"image": image})["features"][0]
-        if not np.isfinite(features.sum(dtype=np.float64)):
-            raise EngineError(
-                "the features engine returned values that are not finite: its weights or its "
-                "precision are broken, export it again in fp32"
-            )
+        check_finite(features, "features")
         return features
 
     def given(
@@ -82,22 +78,24 @@ class TargetStage:
         return replace(memory, targets=targets, features=features, scores=scores)
 
     def learned(
-        self, memory: FrameMemory, state: VideoState, weights: Mapping[int, float]
-    ) -> FrameMemory:
-        """Update the classifiers of objects from their masks in the current frame.
+        self,
+        targets: Targets,
+        features: Float32Array,
+        prob: Float32Array,
+        object_ids: Sequence[int],
+        weights: Mapping[int, float],
+    ) -> Targets:
+        """Update the classifiers of objects from their masks in a frame.
 
         Args:
-            memory: Arrays of the frame, with its features.
-            state: Of the frame.
+            targets: Classifiers so far.
+            features: (C, gh, gw) float32 of the frame.
+            prob: (K, h, w) float32 of the frame, merged.
+            object_ids: The K ids.
             weights: Object id -> weight of the frame, above 0, for the objects to update.
         """
-        assert memory.features is not None
-        assert memory.targets is not None
-        shares = self._shares(memory.prob, state.object_ids, weights)
-        targets = with_confident_frame(
-            memory.targets, memory.features, shares, weights, options=self._options
-        )
-        return replace(memory, targets=targets)
+        shares = self._shares(prob, object_ids, weights)
+        return with_confident_frame(targets, features, shares, weights, options=self._options)
 
     def found(self, memory: FrameMemory, state: VideoState) -> FrameMemory:
         """Update the classifiers from the masks of an earlier run, and score the frame.
@@ -109,18 +107,18 @@ class TargetStage:
         Raises:
             EngineError: See :meth:`features`.
         """
-        memory = replace(memory, features=self.features(memory.frame))
+        targets, features = memory.targets, self.features(memory.frame)
+        assert targets is not None
+        object_ids = state.object_ids
         present = {
             object_id: 1.0
-            for object_id, bounds in zip(state.object_ids, state.bounds, strict=True)
+            for object_id, bounds in zip(object_ids, state.bounds, strict=True)
             if bounds is not None
         }
         if self._options.update_every and present:
-            memory = self.learned(memory, state, present)
-        assert memory.targets is not None
-        assert memory.features is not None
-        scores = target_scores(memory.targets, memory.features, state.object_ids)
-        return replace(memory, scores=scores)
+            targets = self.learned(targets, features, memory.prob, object_ids, present)
+        scores = target_scores(targets, features, object_ids)
+        return replace(memory, targets=targets, features=features, scores=scores)
 
     def _shares(
         self, prob: Float32Array, object_ids: Sequence[int], wanted: Collection[int]
