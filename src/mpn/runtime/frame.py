@@ -104,7 +104,7 @@ def _enqueue(queue: QueuedBackend[FrameT], frame: FrameT, plan: FramePlan) -> No
     queue.segment("graph_front", frame, plan.runs_features, front)
     if plan.needs_osvos:
         queue.wait_for_osvos(frame)  # outside of the graphs, too
-    # What follows does not depend on the features: fewer graphs.
+    # These stages do not depend on the features: fewer graphs.
     queue.segment("graph_back", frame, replace(plan, runs_features=False), back)
 
 
