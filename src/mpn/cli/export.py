@@ -129,6 +129,11 @@ def export(
     frame_size: str = typer.Option(
         "854x480", metavar="WxH", help="Run flow and OSVOS at this frame size."
     ),
+    features_size: str = typer.Option(
+        "673x385",
+        metavar="WxH",
+        help="Run the features of the target model at this size, each side 32 n + 1.",
+    ),
     roi_size: int = typer.Option(
         513, metavar="S", help="Side of the propagation crop, 16 n + 1 pixels."
     ),
@@ -248,6 +253,7 @@ def export(
     options = options_from_values(
         precision=precision,
         frame_size=frame_size,
+        features_size=features_size,
         roi_size=roi_size,
         max_objects=max_objects,
         roles=roles_from_text(roles) if roles else None,

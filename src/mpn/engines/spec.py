@@ -30,6 +30,8 @@ OSVOS_SIZE_MULTIPLE = 1
 ROI_SIZE_STEP = 16
 """Step of the crop's side, 16 n + 1, so that align_corners=True interpolation is exact."""
 
+FEATURES_SIZE_STEP = 32
+"""Step of the sides of a features engine, 32 n + 1."""
 FEATURES_STRIDE = 8
 """Distance of two grid points of the features, in pixels of the engine's input."""
 
@@ -197,7 +199,8 @@ def features_spec(size_hw: tuple[int, int], channels: int) -> EngineSpec:
         EngineError: If a side is not 32 n + 1.
     """
     height, width = size_hw
-    if (height - 1) % 32 or (width - 1) % 32 or min(size_hw) < 33 or channels < 1:
+    step = FEATURES_SIZE_STEP
+    if (height - 1) % step or (width - 1) % step or min(size_hw) <= step:
         raise EngineError(
             f"the size of a features engine must be 32 n + 1, such as 673x385, got {width}x{height}"
         )

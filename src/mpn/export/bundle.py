@@ -189,6 +189,7 @@ def _key(
         "checkpoints": checkpoint.sha256,
         "precision": options.precision,
         "frame_size_hw": options.frame_size_hw,
+        "features_size_hw": options.features_size_hw,
         "roi_size": options.roi_size,
         "max_objects": options.max_objects,
         "init_fourth_channel": options.init_fourth_channel,

@@ -18,6 +18,7 @@ from mpn.engines.directory.entries import (
 from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest, RoleEntry, utc_now_iso
 from mpn.engines.spec import (
+    FEATURES_SIZE_STEP,
     FLOW_SIZE_MULTIPLE,
     OPSET,
     OSVOS_SIZE_MULTIPLE,
@@ -25,16 +26,19 @@ from mpn.engines.spec import (
     EngineSpec,
     Role,
     engine_spec,
+    features_spec,
 )
 from mpn.errors import ManifestError
 from mpn.export.options import ExportOptions
 from mpn.export.staging import FinishedRole
 from mpn.networks.checkpoint import Checkpoint, RoleWeights
+from mpn.networks.features import FeaturesConfig, FeaturesNet
 
 SIZE_MULTIPLES: Mapping[Role, int] = {
     "flow": FLOW_SIZE_MULTIPLE,
     "propagation": ROI_SIZE_STEP,
     "osvos": OSVOS_SIZE_MULTIPLE,
+    "features": FEATURES_SIZE_STEP,
 }
 
 
@@ -48,6 +52,9 @@ def spec_of(
         options: Options of the export.
         config: Config of the network; None for the defaults.
     """
+    if role == "features":
+        channels = FeaturesNet(FeaturesConfig(**(config or {}))).channels
+        return features_spec(options.features_size_hw, channels)
     return engine_spec(
         role,
         frame_size_hw=options.frame_size_hw,
@@ -68,6 +75,8 @@ def variant_name(weights: RoleWeights) -> str:
         # The name of directories before version 0.3.
         head = "deeplab" if (backbone, head) == ("xception", "deeplab-v3+") else head
         name = f"{head}-{backbone}-os{config.get('output_stride', 16)}"
+    elif weights.role == "features":
+        name = f"{config['backbone']}-os{config['output_stride']}"
     else:
         name = f"osvos-vgg-{config.get('branches', 5)}-branches"
     width = config.get("width", 1.0)

@@ -326,7 +326,7 @@ def probe_inputs(role: Role, network: nn.Module | None = None) -> tuple[Tensor, 
     generator = torch.Generator().manual_seed(0)
     if role == "flow":
         return tuple(torch.rand((2, 1, 3, 64, 64), generator=generator).mul(255.0).unbind())
-    size = 65 if role == "propagation" else 64
+    size = 65 if role in ("propagation", "features") else 64
     shape = (1, input_channels(role, network), size, size)
     return (torch.rand(shape, generator=generator),)
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from mpn._common.options import refuse_old_fields
 from mpn._common.records import Scalar
 from mpn.engines.directory.entries import DIS_PRESETS, FINETUNE_OPTIMIZERS, PRECISIONS, DisPreset
-from mpn.engines.spec import OPSET, ROLES, Precision, Role, propagation_spec
+from mpn.engines.spec import OPSET, ROLES, Precision, Role, features_spec, propagation_spec
 from mpn.errors import EngineError, InputError
 
 MIN_FRAME_SIDE = 64
@@ -41,6 +41,7 @@ class ExportOptions:
     Attributes:
         precision: Precision of the layers; inputs and outputs are always float32.
         frame_size_hw: (height, width) of the working frame, for flow and OSVOS.
+        features_size_hw: (height, width) of the features engine's input, each 32 n + 1.
         roi_size: Side of the propagation crop, 16 n + 1.
         max_objects: Largest object batch that plans are built for; onnxruntime takes any.
         roles: Which roles of the checkpoints to export; None for all.
@@ -65,6 +66,7 @@ class ExportOptions:
 
     precision: Precision = "fp32"
     frame_size_hw: tuple[int, int] = (480, 854)
+    features_size_hw: tuple[int, int] = (385, 673)
     roi_size: int = 513
     max_objects: int = 8
     roles: tuple[Role, ...] | None = None
@@ -89,6 +91,7 @@ class ExportOptions:
         _check_frame_size(self.frame_size_hw)
         try:
             propagation_spec(self.roi_size, self.max_objects)
+            features_spec(self.features_size_hw, channels=1)
         except EngineError as error:
             raise InputError(str(error)) from error
         if self.max_objects > MAX_OBJECTS:
@@ -121,17 +124,22 @@ class ExportOptions:
             raise InputError(f"the name must be printable and at most {_MAX_NAME} characters long")
 
 
-def options_from_values(*, frame_size: str, **values: Any) -> ExportOptions:
+def options_from_values(*, frame_size: str, features_size: str, **values: Any) -> ExportOptions:
     """Build options from values of a command line.
 
     Args:
         frame_size: ``WIDTHxHEIGHT``.
+        features_size: ``WIDTHxHEIGHT``.
         **values: The other fields of :class:`ExportOptions`, which checks them.
 
     Raises:
         InputError: If one cannot be used.
     """
-    return ExportOptions(frame_size_hw=frame_size_hw_from_text(frame_size), **values)
+    return ExportOptions(
+        frame_size_hw=frame_size_hw_from_text(frame_size),
+        features_size_hw=frame_size_hw_from_text(features_size),
+        **values,
+    )
 
 
 def frame_size_hw_from_text(text: str) -> tuple[int, int]:

@@ -110,6 +110,8 @@ class Measure:
 
 def limits_for(role: Role, precision: Precision) -> tuple[Limit, ...]:
     """Return the limits of one role at one precision."""
+    if role == "features":
+        return _FP32_FLOW if precision == "fp32" else _FP16_FEATURES
     if precision == "fp32":
         return _FP32_FLOW if role == "flow" else _FP32_PROB
     return _FP16_FLOW if role == "flow" else _FP16_PROB
@@ -230,6 +232,14 @@ _FP16_PROB = (
         0.99,
         "of the masks p > 0.5, the smallest over the objects: 0.9995 measured there; what is lost "
         "here is lost in every frame that propagates",
+    ),
+)
+_FP16_FEATURES = (
+    Limit(
+        "max_relative",
+        0.02,
+        "of the largest magnitude, for features that a classifier weighs: half precision has 5e-4 "
+        "a layer, and EfficientNet-Lite0 has 35 layers to stride 16",
     ),
 )
 _FP16_FLOW = (

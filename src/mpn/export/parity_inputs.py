@@ -188,6 +188,8 @@ class ParityPictures:
             inputs = dict(zip(spec.input_names, frames, strict=True))
             return (ParityCase("a pair of frames", inputs),)
         name = spec.input_names[0]
+        if spec.role == "features":
+            return (ParityCase("one frame", {name: _nchw(self._frame(size_hw, 0))}),)
         if spec.role == "osvos":
             rgb = self._frame(size_hw, 0).astype(np.float32)
             osvos = preprocessing.osvos

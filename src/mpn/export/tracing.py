@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpn._common.text import one_line
+from mpn.engines.directory.entries import PropagationPreprocessing
 from mpn.engines.spec import OPSET, Role
 from mpn.errors import ExportError
 
@@ -146,10 +147,37 @@ class OsvosGraph(nn.Module):
         return torch.sigmoid(logits.float())
 
 
-_GRAPHS: dict[Role, type[FlowGraph] | type[PropagationGraph] | type[OsvosGraph]] = {
+class FeaturesGraph(nn.Module):
+    """Features network: image (1, 3, H, W) -> features (1, C, H / 8, W / 8).
+
+    The image is RGB in 0..255.
+
+    Args:
+        network: A features network; its input is normalised RGB / 255.
+    """
+
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        values = PropagationPreprocessing()
+        mean, std = torch.tensor(values.mean_rgb), torch.tensor(values.std_rgb)
+        self.register_buffer("gain", (1 / (255 * std))[:, None, None], persistent=False)
+        self.register_buffer("offset", (-mean / std)[:, None, None], persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Compute the features, float32."""
+        features: Tensor = self.network(image * self.gain + self.offset)
+        return features.float()
+
+
+_GRAPHS: dict[Role, type[nn.Module]] = {
     "flow": FlowGraph,
     "propagation": PropagationGraph,
     "osvos": OsvosGraph,
+    "features": FeaturesGraph,
 }
 
 

@@ -12,6 +12,12 @@ from torch import Tensor, nn
 
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, MpnError
+from mpn.networks.features import (
+    FEATURES_VARIANTS,
+    FeaturesConfig,
+    FeaturesNet,
+    features_variant,
+)
 from mpn.networks.flownet2 import FLOW_VARIANTS, FlowNet2, FlowNet2Config
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
 from mpn.networks.propagation import (
@@ -25,6 +31,7 @@ VARIANTS: Mapping[Role, tuple[str, ...]] = {
     "flow": FLOW_VARIANTS,
     "propagation": PROPAGATION_VARIANTS,
     "osvos": ("OsvosVgg",),
+    "features": FEATURES_VARIANTS,
 }
 """Networks of each role."""
 
@@ -35,6 +42,7 @@ _CLASSES: Mapping[Role, tuple[Any, Any]] = {
     "flow": (FlowNet2Config, FlowNet2),
     "propagation": (PropagationConfig, PropagationNet),
     "osvos": (OsvosConfig, OsvosVgg),
+    "features": (FeaturesConfig, FeaturesNet),
 }
 _OPTIONAL_SUFFIX = "num_batches_tracked"
 """Suffix of a counter that inference does not use; files of torch < 0.4.1 lack it."""
@@ -199,6 +207,8 @@ def _variant(role: Role, config: Mapping[str, Any]) -> str:
     """Return the variant of a config."""
     if role == "flow":
         return str(config.get("variant", "FlowNet2"))
+    if role == "features":
+        return features_variant(config)
     return propagation_variant(config) if role == "propagation" else VARIANTS[role][0]
 
 

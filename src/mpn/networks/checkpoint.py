@@ -32,6 +32,7 @@ from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, OutputError
 from mpn.networks.build import OWN_KIND, CheckpointSource, RoleWeights, build_network
 from mpn.networks.fit import check_expected_role, check_expected_variant, fitted_weights
+from mpn.networks.imagenet import features_weights
 from mpn.networks.propagation import check_fourth_channel
 from mpn.networks.recognise import is_state_dict, recognise, unwrapped_state_dict
 
@@ -399,5 +400,7 @@ def _public_checkpoint(content: object, path: Path) -> Checkpoint:
     state_dict = unwrapped_state_dict(content, path)
     found = recognise(state_dict, path)
     source = _source(path, found.kind)
+    if found.role == "features":
+        state_dict = features_weights(state_dict, found.config)
     weights = RoleWeights(found.role, found.variant, found.config, state_dict, source)
     return Checkpoint({found.role: weights}, (source,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from mpn.errors import CheckpointError
 from mpn.networks.backbones import FIRST_LAYERS, BackboneName
 from mpn.networks.backbones.efficientnet import lite_blocks
+from mpn.networks.features import FeaturesConfig, FeaturesNet
 from mpn.networks.osvos import STAGE_CHANNELS
 
 _IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
@@ -225,3 +227,24 @@ _FIRST_SHAPES: Mapping[BackboneName, tuple[int, int]] = {
     "vgg16": (64, 3),
 }
 """Channels and kernel of the first convolution."""
+
+
+def features_weights(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Convert an ImageNet network to the weights of a features network.
+
+    Args:
+        state: State dict of the public file.
+        config: Config of the features network.
+
+    Returns:
+        The weights, without the layers after its deepest map.
+
+    Raises:
+        CheckpointError: See :func:`imagenet_backbone`.
+    """
+    shape = FeaturesConfig(**config)
+    with torch.device("meta"):
+        wanted = FeaturesNet(shape).state_dict()
+    converted = imagenet_backbone(state, shape.backbone)
+    prefixed = {f"backbone.{key}": value for key, value in converted.items()}
+    return {key: value for key, value in prefixed.items() if key in wanted}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mpn._common.validation import check_int, check_number
 from mpn.errors import CheckpointError, InputError, MpnError
 from mpn.networks.backbones import (
+    BACKBONE_TITLES,
     BACKBONES,
     FIRST_LAYERS,
     BackboneName,
@@ -84,14 +85,6 @@ class PropagationConfig:
             )
 
 
-_BACKBONE_NAMES: Mapping[BackboneName, str] = {
-    "xception": "Xception",
-    "efficientnet-lite0": "EfficientNetLite0",
-    "efficientnet-lite2": "EfficientNetLite2",
-    "resnet50": "ResNet50",
-    "resnet101": "ResNet101",
-    "vgg16": "Vgg16",
-}
 _HEAD_NAMES: Mapping[HeadName, str] = {
     "deeplab-v3+": "DeepLabV3Plus",
     "deeplab-v2": "DeepLabV2",
@@ -107,7 +100,7 @@ def propagation_variant(config: Mapping[str, Any]) -> str:
     backbone, head = config.get("backbone", "xception"), config.get("head", "deeplab-v3+")
     if (backbone, head) == ("xception", "deeplab-v3+"):
         return "DeepLabXception"
-    return f"{_BACKBONE_NAMES.get(backbone, backbone)}-{_HEAD_NAMES.get(head, head)}"
+    return f"{BACKBONE_TITLES.get(backbone, backbone)}-{_HEAD_NAMES.get(head, head)}"
 
 
 PROPAGATION_VARIANTS: tuple[str, ...] = tuple(

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from mpn.engines.spec import Role
 from mpn.errors import CheckpointError
+from mpn.networks.backbones import BACKBONES, BackboneName
 from mpn.networks.build import shortened
+from mpn.networks.features import FeaturesConfig, features_variant
 from mpn.networks.flownet2 import FlowNet2Config, FlowVariant
 from mpn.networks.imagenet import imagenet_trunk
 from mpn.networks.osvos import OsvosConfig
@@ -24,6 +26,7 @@ from mpn.networks.propagation import HEAD_LAYER, PropagationConfig, first_layer
 FLOWNET2_KIND = "NVIDIA/flownet2-pytorch"
 DEEPLAB_KIND = "jfzhang95/pytorch-deeplab-xception"
 OSVOS_KIND = "kmaninis/OSVOS-PyTorch"
+IMAGENET_KIND = "ImageNet"
 
 FLOW_MEMBERS: Mapping[FlowVariant, tuple[str, ...]] = {
     "FlowNet2": ("flownetc", "flownets_1", "flownets_2", "flownets_d", "flownetfusion"),
@@ -130,6 +133,11 @@ def recognise(state_dict: Mapping[str, Tensor], path: Path) -> Recognised:
         config = OsvosConfig(branches=4, upsample="deconv_center_crop")
         return Recognised("osvos", "OsvosVgg", asdict(config), OSVOS_KIND)
     trunk = imagenet_trunk(state_dict)
+    if trunk in BACKBONES and trunk != "xception":  # whose public file lacks layers
+        features = FeaturesConfig(cast(BackboneName, trunk))
+        return Recognised(
+            "features", features_variant(asdict(features)), asdict(features), IMAGENET_KIND
+        )
     if trunk is not None:
         raise CheckpointError(
             f"{path} holds ImageNet's {trunk}, not a segmentation network: train one from it, with "

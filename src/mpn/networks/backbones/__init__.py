@@ -14,6 +14,7 @@ from mpn.networks.backbones.xception import AlignedXception
 
 __all__ = [
     "BACKBONES",
+    "BACKBONE_TITLES",
     "FIRST_LAYERS",
     "OUTPUT_STRIDES",
     "Backbone",
@@ -26,6 +27,16 @@ BackboneName = Literal[
     "xception", "efficientnet-lite0", "efficientnet-lite2", "resnet50", "resnet101", "vgg16"
 ]
 BACKBONES: tuple[BackboneName, ...] = get_args(BackboneName)
+
+BACKBONE_TITLES: Mapping[BackboneName, str] = {
+    "xception": "Xception",
+    "efficientnet-lite0": "EfficientNetLite0",
+    "efficientnet-lite2": "EfficientNetLite2",
+    "resnet50": "ResNet50",
+    "resnet101": "ResNet101",
+    "vgg16": "Vgg16",
+}
+"""Part of a backbone in the name of a network."""
 
 FIRST_LAYERS: Mapping[BackboneName, str] = {
     "xception": "conv1.weight",
