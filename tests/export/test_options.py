@@ -57,7 +57,9 @@ def test_values_that_cannot_be_used_are_one_line(values: dict[str, Any], says: s
 )
 def test_a_frame_size_is_width_by_height(text: str, size_hw: tuple[int, int]) -> None:
     assert frame_size_hw_from_text(text) == size_hw
-    assert options_from_values(frame_size=text).frame_size_hw == size_hw
+    options = options_from_values(frame_size=text, features_size="97x65")
+    assert options.frame_size_hw == size_hw
+    assert options.features_size_hw == (65, 97)
 
 
 @pytest.mark.parametrize("text", ["854", "", "x", "854x", "-1x480", "8.5x4", "854x480x3", "ax480"])
