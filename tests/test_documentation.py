@@ -19,7 +19,7 @@ PAGES = (
     "CONTRIBUTING.md",
     *sorted(p.name for p in (REPOSITORY / "docs").glob("*.md")),
 )
-OTHER_TOOLS = {"--debug", "--gpus", "--no-python", "--nproc-per-node", "--help"}
+OTHER_TOOLS = {"--no-deps", "--debug", "--gpus", "--no-python", "--nproc-per-node", "--help"}
 """Options of docker, torchrun and click, and --debug, which Typer does not define."""
 
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
