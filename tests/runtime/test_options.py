@@ -65,7 +65,7 @@ DEFAULTS: dict[str, Any] = {
         "update_every": 4,
         "memory": 8,
         "given_weight": 0.5,
-        "confidence_min": 0.8,
+        "confidence_min": 0.9,
         "ridge": 0.01,
         "blend_weight": 0.35,
     },

@@ -181,7 +181,7 @@ class TargetOptions(GivenRepr):
         given_weight: Share of the frames given by the user in the loss of an update, 0..1.
             [default: 0.5]
         confidence_min: An object is updated if the mean probability of its pixels is at least
-            this, 0..1; see :mod:`mpn.runtime.tracks`. [default: 0.8]
+            this, 0..1; see :mod:`mpn.runtime.tracks`. [default: 0.9]
         ridge: Weight of the squared norm of a classifier, above 0. [default: 0.01]
         blend_weight: Weight of the score in the average with the propagation inside the ROI, 0..1,
             if the propagation network does not take the score as an input. [default: 0.35]
@@ -216,7 +216,7 @@ class ResolvedTarget(TargetOptions):
     update_every: int = 4
     memory: int = 8
     given_weight: float = 0.5
-    confidence_min: float = 0.8
+    confidence_min: float = 0.9
     ridge: float = 0.01
     blend_weight: float = 0.35
 

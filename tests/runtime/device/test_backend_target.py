@@ -46,7 +46,11 @@ FOUR: dict[str, Any] = {"features": pooled_colours, "propagation": sharpened}
 OFTEN = {"target.confidence_min": 0.3, "target.every": 3}
 CASES: dict[str, tuple[Clip, dict[str, Any], dict[str, Any]]] = {
     "two objects": (TWO, OFTEN, FIVE),
-    "one object, smaller": (PAN, {"size": 50, "target.update_every": 2}, FIVE),
+    "one object, smaller": (
+        PAN,
+        {"size": 50, "target.update_every": 2, "target.confidence_min": 0.8},
+        FIVE,
+    ),
     "flipped, in batches": (
         TWO, {"flip_tta": True}, {**FIVE, "propagation": lopsided, "max_objects": 2},
     ),
