@@ -7,8 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from mpn.masks import save_labels
+from mpn.networks.checkpoint import save_checkpoint
+from mpn.networks.features import FeaturesNet
 from mpn.training.data import load_davis_split, load_stills
 from mpn.training.propagation.clips import ClipSources
 
@@ -57,6 +60,30 @@ def stills_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cv2.imwrite(str(root / f"images/{number}.jpg"), image)
         cv2.imwrite(str(root / f"masks/{number}.png"), mask)
     return root
+
+
+@pytest.fixture(scope="session")
+def instances_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return two images: ids 1 and 2 are large, 3 is too small, 255 is a crowd."""
+    root = tmp_path_factory.mktemp("instances")
+    (root / "images").mkdir()
+    (root / "masks").mkdir()
+    for name in ("a", "b"):
+        rng = np.random.default_rng(ord(name))
+        labels = np.zeros(SIZE_HW, np.uint8)
+        labels[10:50, 10:50], labels[40:80, 60:100] = 1, 2
+        labels[2:8, 2:8], labels[60:, :30] = 3, 255
+        cv2.imwrite(str(root / f"images/{name}.jpg"), _texture(rng, SIZE_HW))
+        save_labels(root / f"masks/{name}.png", labels)
+    return root
+
+
+@pytest.fixture(scope="session")
+def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint of a features network with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("features") / "features.pth"
+    return save_checkpoint(path, {"features": FeaturesNet()}, {})
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,13 @@ import pytest
 from PIL import Image
 
 from mpn.errors import TrainingError, VideoError
-from mpn.training.data import cached_rgb, load_davis_split, load_label_png, load_stills
+from mpn.training.data import (
+    cached_rgb,
+    load_davis_split,
+    load_instances,
+    load_label_png,
+    load_stills,
+)
 
 
 def test_a_split_lists_its_sequences_in_order_with_paired_files(davis_like: Path) -> None:
@@ -57,3 +63,24 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         load_label_png(bad)
     with pytest.raises(TrainingError, match="no folder of images with masks"):
         load_stills(tmp_path)
+
+
+def test_large_instances_are_pairs_of_one_image(instances_like: Path) -> None:
+    """Small instances and crowds are none, and stay in the image as distractors."""
+    pairs = load_instances(instances_like)
+    assert [(p.image_path.stem, p.instance_id) for p in pairs] == [
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+        ("b", 2),
+    ]
+    first, second = pairs[0].mask(), pairs[1].mask()
+    assert np.count_nonzero(first) == np.count_nonzero(second) == 1600
+    assert not (first & second).any()
+
+
+def test_folders_without_instances_are_one_line(stills_like: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no instance of at least 1\.2%.*255 for crowds"):
+        load_instances(stills_like)  # masks of 0/255
+    with pytest.raises(TrainingError, match=r"expected images/NAME\.jpg and masks/NAME\.png"):
+        load_instances(tmp_path)

@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from mpn.errors import EvaluationError, TrainingError
 from mpn.masks import load_annotation
 from mpn.runtime.media.video_images import load_rgb
@@ -52,18 +54,26 @@ class DavisSequence:
 
 @dataclass(frozen=True)
 class StillPair:
-    """Image with the mask of its salient object, stored as 0/255."""
+    """Image with the mask of one object.
+
+    Attributes:
+        image_path: The image.
+        mask_path: Its PNG.
+        instance_id: Value of the object in the PNG; None: the PNG is a mask of 0/255.
+    """
 
     image_path: Path
     mask_path: Path
+    instance_id: int | None = None
 
     def rgb(self) -> UInt8Array:
         """Load the image: (H, W, 3) uint8 RGB."""
         return cached_rgb(self.image_path)
 
     def mask(self) -> BoolArray:
-        """Load the mask of the salient object: (H, W) bool."""
-        return load_label_png(self.mask_path, void=None) >= 128
+        """Load the mask of the object: (H, W) bool."""
+        values = load_label_png(self.mask_path, void=None)
+        return values >= 128 if self.instance_id is None else values == self.instance_id
 
 
 @lru_cache(maxsize=_DECODED_FRAMES)
@@ -148,7 +158,54 @@ def load_stills(root: Path) -> list[StillPair]:
     Raises:
         TrainingError: If it has none of the layouts, or images and masks do not pair.
     """
-    name, images, masks = _layout(root)
+    return [StillPair(image, mask) for image, mask in _pairs(root, *_layout(root))]
+
+
+_INSTANCE_SHARE_MIN = 0.012
+"""Smallest instance as a share of the image: 60x60 pixels of a COCO photograph."""
+_CROWD = 255
+
+
+def load_instances(root: Path) -> list[StillPair]:
+    """List the instances of a folder of images with label PNGs, by name and id.
+
+    Each instance of at least 1.2 % of its image is a pair; the others remain in the image as
+    distractors. Value 0 is background, 255 a crowd that is not used.
+
+    Args:
+        root: Folder with ``images/NAME.jpg`` and ``masks/NAME.png``.
+
+    Raises:
+        TrainingError: If a folder is missing, images and masks do not pair, a PNG holds no ids, or
+            no instance is large enough.
+    """
+    images, masks = root / "images", root / "masks"
+    if not (images.is_dir() and masks.is_dir()):
+        raise TrainingError(
+            f"{root} is no folder of instances: expected images/NAME.jpg and masks/NAME.png"
+        )
+    found = [
+        StillPair(image, mask, instance_id)
+        for image, mask in _pairs(root, "images and masks", images, masks)
+        for instance_id in _large_instances(mask)
+    ]
+    if not found:
+        raise TrainingError(
+            f"{root} holds no instance of at least {_INSTANCE_SHARE_MIN:.1%} of its image: the "
+            "PNGs must hold one id per instance, 0 for background and 255 for crowds"
+        )
+    return found
+
+
+def _large_instances(mask_path: Path) -> list[int]:
+    labels = load_label_png(mask_path, void=_CROWD)
+    counts = np.bincount(labels.ravel(), minlength=_CROWD + 1)
+    counts[0] = 0
+    return [int(k) for k in np.flatnonzero(counts >= _INSTANCE_SHARE_MIN * labels.size)]
+
+
+def _pairs(root: Path, name: str, images: Path, masks: Path) -> list[tuple[Path, Path]]:
+    """Pair the .jpg files of a folder with the .png files of another, by name."""
     pictures = {path.stem: path for path in images.glob("*.jpg")}
     truths = {path.stem: path for path in masks.glob("*.png")}
     if not pictures or not truths:
@@ -159,7 +216,7 @@ def load_stills(root: Path) -> list[StillPair]:
             f"{root}, taken for {name}: {len(pictures)} images and {len(truths)} masks do not pair "
             f"by name, '{alone[0]}' has no partner: unpack it again"
         )
-    return [StillPair(pictures[stem], truths[stem]) for stem in sorted(pictures)]
+    return [(pictures[stem], truths[stem]) for stem in sorted(pictures)]
 
 
 def _layout(root: Path) -> tuple[str, Path, Path]:
