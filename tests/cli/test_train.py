@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from mpn.training.processes import keep_freed_memory
 from mpn.training.recipe_file import shipped_recipes
 from tests.networks.test_imagenet import public_like
 from tests.training.conftest import davis_like as davis_like
+from tests.training.conftest import instances_like as instances_like
 from tests.training.conftest import stills_like as stills_like
 
 TINY = "--width 0.0625 --head-width 0.0625 --middle-blocks 1 --roi-size 65 --batch 2 --threads 1"
@@ -84,6 +86,40 @@ def test_train_chooses_backbone_head_and_published_width(
     assert "is ImageNet's efficientnet-lite0, but resnet50 is needed" in str(error)
 
 
+def test_train_target_takes_one_imagenet_file_twice(
+    davis_like: Path, stills_like: Path, instances_like: Path, tmp_path: Path
+) -> None:
+    lite0 = tmp_path / "lite0.pth"
+    torch.save(public_like("efficientnet-lite0", flat=True), lite0)
+    out = tmp_path / "run"
+    files = {
+        "--davis-root": davis_like,
+        "--stills": stills_like,
+        "--instances": instances_like,
+        "--start-from": lite0,
+        "--features": lite0,
+        "--features-cache": tmp_path / "cache",
+        "-o": out,
+    }
+    arguments = (
+        "--recipe target --roi-size 65 --steps 1 --batch 2 --threads 1 "
+        "--set training.validation_frames=3 "
+        "--set training.score.size_hw=[65,97] --set training.score.short_side_px=65"
+    )
+    given = [str(part) for pair in files.items() for part in pair] + arguments.split()
+    result = CliRunner().invoke(app, ["train", "propagation", *given])
+    assert result.exit_code == 0, (result.output, result.exception)
+    output = result.output.replace("\n", "")
+    assert f"propagation.pth {lite0} --features-size 97x65 -o engines --roi-size 65" in output
+    assert f"features of 3 sequences: 0.00 GB in {tmp_path / 'cache'}, 3 to compute" in output
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    checkpoint = load_checkpoint(out / "propagation.pth", expected_role="propagation")
+    assert checkpoint.roles["propagation"].config["in_channels"] == 5
+    assert checkpoint.provenance["data"]["instances"] == 4
+    assert checkpoint.provenance["data"]["features"] == "EfficientNetLite0-Features"
+    assert str(tmp_path) not in str(checkpoint.provenance)
+
+
 @pytest.mark.parametrize(
     ("choice", "known"),
     [
@@ -101,6 +137,12 @@ def test_choices_are_those_of_the_networks(choice: type[StrEnum], known: tuple[s
     [
         (["--davis-root", "nowhere"], "nowhere is not a DAVIS folder"),
         (["--davis-root", "nowhere", "--roi-size", "100"], r"16 n \+ 1"),
+        (["--davis-root", "d", "--features", "f.pth"], "4 channels takes no --features"),
+        (["--davis-root", "d", "--recipe", "target"], "needs it, add --features FILE"),
+        (
+            ["--davis-root", "d", "--no-prior-skip", "--set", "training.network.in_channels=6"],
+            "in_channels=4 or 5",
+        ),
     ],
 )
 def test_bad_data_and_sizes_are_one_line(
@@ -122,9 +164,13 @@ def test_the_process_is_started_again_once_with_memory_kept(
     monkeypatch.setattr(sys, "platform", "linux")
     keep_freed_memory()
     assert not started
-    monkeypatch.delenv("MALLOC_TOP_PAD_")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for name in ("MALLOC_TOP_PAD_", "OPENBLAS_NUM_THREADS"):
+        os.environ.pop(name, None)
     keep_freed_memory()
     assert started == [[sys.executable, *sys.orig_argv[1:]]]
+    assert os.environ["MALLOC_MMAP_THRESHOLD_"] == "1"  # of the fixture: a given value is kept
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
 
 
 @pytest.mark.parametrize("command", ["propagation", "osvos", "flow"])

@@ -36,7 +36,9 @@ COMMON = [
     "--batch", "2", "--threads", "1", "--set", "training.save_every_s=0",
 ]  # fmt: skip
 RUNS = {
-    "propagation": [
+    "propagation": [  # with the score of the target model, so with all that a rollout has
+        "--set", "training.network.in_channels=5",
+        "--set", "training.score.size_hw=[97, 129]", "--set", "training.score.short_side_px=97",
         "--width", "0.0625", "--head-width", "0.0625", "--middle-blocks", "1", "--roi-size", "65",
         "--set", "training.validation_frames=3",
         "--steps", "5", "--decay-steps", "5", "--set", "training.warmup_steps=2",
@@ -68,9 +70,11 @@ def _trained(role: str, arguments: list[str], out: Path) -> dict[str, torch.Tens
 
 @pytest.mark.parametrize("role", RUNS)
 def test_killed_run_resumes_to_identical_weights(
-    role: str, davis_like: Path, stills_like: Path, tmp_path: Path
+    role: str, davis_like: Path, stills_like: Path, features_file: Path, tmp_path: Path
 ) -> None:
     data = ["--davis-root", str(davis_like), "--stills", str(stills_like)]
+    if role == "propagation":
+        data += ["--features", str(features_file)]
     arguments = [*data, *COMMON, *RUNS[role]]
     unbroken = _trained(role, arguments, tmp_path / "unbroken")
 

@@ -56,7 +56,7 @@ def run_with_progress(run: Callable[..., Path], recipe: Any, out: Path, *, resum
     from mpn.training.progress import TrainingProgress
 
     with TrainingProgress() as progress:
-        return run(recipe, out, resume=resume, notice=print_change, report=progress.report)
+        return run(recipe, out, resume=resume, notice=typer.echo, report=progress.report)
 
 
 def print_next(checkpoint: Path, command: str) -> None:
@@ -70,11 +70,6 @@ def print_next(checkpoint: Path, command: str) -> None:
         return
     typer.echo(f"averaged weights: {checkpoint}")
     typer.echo(f"next: {command}")
-
-
-def print_change(change: str) -> None:
-    """Print an option that a resumed run changes."""
-    typer.echo(f"changed since the run began: {change}")
 
 
 class FlowVariantChoice(StrEnum):
@@ -192,6 +187,12 @@ class FourthChannelChoice(StrEnum):
 def propagation(
     davis_root: options.DavisRoot = None,
     stills: options.Stills = None,
+    instances: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of images/ and masks/ with one id per instance; may be repeated."
+        ),
+    ] = None,
     out: options.Out = Path("runs/propagation"),
     recipe: options.PropagationRecipe = None,
     config: options.Config = None,
@@ -199,6 +200,17 @@ def propagation(
     init_fourth_channel: Annotated[
         FourthChannelChoice | None,
         typer.Option(help="Fill input channels that the initial weights lack."),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Network of the target model, whose score is the fifth input channel (recipe "
+            "target): an ImageNet file of a backbone, or a checkpoint with the role features."
+        ),
+    ] = None,
+    features_cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the features of the sequences; OUT/features if not given."),
     ] = None,
     split: options.Split = None,
     backbone: Annotated[BackboneChoice | None, typer.Option(help="Trunk of the network.")] = None,
@@ -246,6 +258,9 @@ def propagation(
     changes = {
         "start_from": start_from,
         "init_fourth_channel": init_fourth_channel,
+        "instances": instances or None,
+        "features": features,
+        "features_cache": features_cache,
         "data.davis_root": davis_root,
         "data.stills": stills or None,
         "data.split": split,
@@ -274,9 +289,15 @@ def propagation(
     built = build_recipe(PropagationRecipe, "propagation", recipe, config, settings, changes)
     checkpoint = run_with_progress(run_propagation_recipe, built, out, resume=resume)
     rollout = built.training.rollout
+    features_height, features_width = built.training.score.size_hw
+    with_features = (
+        ""
+        if built.features is None
+        else f"{built.features} --features-size {features_width}x{features_height} "
+    )
     print_next(
         checkpoint,
-        f"mpn export {checkpoint} -o engines --roi-size {rollout.roi_size} "
+        f"mpn export {checkpoint} {with_features}-o engines --roi-size {rollout.roi_size} "
         f"--runtime-default flow_check_px={rollout.flow_check_px} "
         f"--runtime-default colour_weight={rollout.colour_weight}",
     )

@@ -35,7 +35,7 @@ StartFrom = Annotated[
 ]
 Recipe = Annotated[str | None, typer.Option("--recipe", help="Shipped recipe: lite or paper.")]
 PropagationRecipe = Annotated[
-    str | None, typer.Option("--recipe", help="Shipped recipe: lite, paper or tune.")
+    str | None, typer.Option("--recipe", help="Shipped recipe: lite, paper, target or tune.")
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="Your own recipe file, TOML.")]
 Settings = Annotated[

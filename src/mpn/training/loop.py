@@ -208,7 +208,13 @@ class ResumableTrainer:
         self.step = int(state["step"])
         self.network.load_state_dict(state["model"])
         self.average.restore(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        try:
+            self.optimiser.load_state_dict(state["optimiser"])
+        except ValueError as error:
+            raise TrainingError(
+                "the run to resume has other groups of parameters: resume it with the same "
+                f"options of the optimiser ({error})"
+            ) from error
         self.precision.restore(state.get("scale", {}))
 
     def check_finite(self, loss: Tensor) -> None:

@@ -130,18 +130,27 @@ def cosine(done: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, done) / max(1, steps))))
 
 
-def adamw(parameters: Iterable[nn.Parameter], *, weight_decay: float) -> torch.optim.AdamW:
+GROUPS_PER_PART = 2
+"""Parameter groups that :func:`adamw` makes of each part."""
+
+
+def adamw(*parts: Iterable[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
     """Return AdamW with weight decay on tensors of two or more axes only.
 
     The learning rate is to be set before each step.
+
+    Args:
+        parts: Parameters; the parts may have different rates.
+        weight_decay: The weight decay.
     """
-    given = list(parameters)
-    return torch.optim.AdamW(
-        [
+    groups = []
+    for part in parts:
+        given = list(part)
+        groups += [
             {"params": [p for p in given if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in given if p.ndim < 2], "weight_decay": 0.0},
         ]
-    )
+    return torch.optim.AdamW(groups)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -35,7 +35,7 @@ RECIPE_FILE = "recipe.toml"
 _OF_THE_MACHINE = frozenset(
     f"training.{name}"
     for name in ("threads", "workers", "device", "save_every_s", "log_every", "tensorboard")
-)
+) | {"features_cache"}
 """Options that do not change the weights, or only their last digits."""
 
 
@@ -78,10 +78,10 @@ def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str
 def open_run(
     recipe: Any, role: str, out: Path, *, resume: bool, notice: Callable[[str], None]
 ) -> None:
-    """Call :func:`keep_recipe` in the first process and report each change."""
+    """Call :func:`keep_recipe` in the first process, and ``notice`` with each change."""
     if is_first_process():
         for change in keep_recipe(recipe, role, out, resume=resume):
-            notice(change)
+            notice(f"changed since the run began: {change}")
 
 
 def write_checkpoint(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from mpn.errors import TrainingError
 from mpn.networks.propagation import PropagationConfig, PropagationNet
 from mpn.training.propagation import trainer
 from mpn.training.propagation.clips import ClipSources
+from mpn.training.propagation.features import load_features
 from mpn.training.propagation.options import PropagationTrainingOptions, TrainingReport
 from mpn.training.propagation.recipe import train_propagation
 from mpn.training.propagation.rollout import RolloutOptions
+from mpn.training.propagation.scores import ScoreOptions
 
 TINY = PropagationTrainingOptions(
     network=PropagationConfig(width=0.0625, head_width=0.0625, middle_blocks=1, prior_skip=True),
@@ -164,8 +167,50 @@ def test_a_state_of_an_earlier_version_is_resumed(unbroken, material: ClipSource
 
 
 def test_frozen_normalisation_keeps_its_statistics(material: ClipSources, tmp_path: Path) -> None:
-    for frozen in (True, False):
+    for frozen in (True, False, "backbone"):
         options = replace(TINY, steps=1, freeze_norm=frozen, ema_decay=0.0)
         weights, _ = _run(material, tmp_path / str(frozen), options)
-        means = [v for k, v in weights.items() if k.endswith("running_mean")]
-        assert all(not mean.any() for mean in means) is frozen
+        means = [(k, v) for k, v in weights.items() if k.endswith("running_mean")]
+        changed = {k.startswith("backbone.") for k, v in means if v.any()}
+        assert changed == {True: set(), False: {True, False}, "backbone": {False}}[frozen]
+
+
+def test_backbone_rate_is_a_share_except_in_the_first_layer(material: ClipSources) -> None:
+    """AdamW moves a weight by about its rate, so a rate near 0 moves nothing."""
+    schedule = trainer.Trainer(
+        PropagationNet(TINY.network), material, replace(TINY, backbone_rate=1e-9, weight_decay=0.0)
+    )
+    before = {k: v.clone() for k, v in schedule.network.named_parameters()}
+    with ThreadPoolExecutor(1) as pool:
+        schedule.train_step(pool)
+    moved = {
+        k
+        for k, v in schedule.network.named_parameters()
+        if (v - before[k]).abs().max() > 1e-3 * TINY.learning_rate
+    }
+    assert {k for k in moved if k.startswith("backbone.")} == {"backbone.conv1.weight"}
+    assert "decoder.conv1.weight" in moved
+    state = schedule.state()
+    with pytest.raises(TrainingError, match="has other groups of parameters"):
+        trainer.Trainer(PropagationNet(TINY.network), material, TINY).restore(state)
+
+
+def test_network_of_five_channels_trains_and_validates(
+    material: ClipSources, features_file: Path, tmp_path: Path
+) -> None:
+    five = replace(TINY.network, in_channels=5)
+    score = ScoreOptions(size_hw=(97, 129), short_side_px=97)
+    options = replace(TINY, network=five, score=score, steps=2, decay_steps=1, ema_decay=0.0)
+    notices: list[str] = []
+    averaged, reports = _run(
+        material,
+        tmp_path / "run",
+        options,
+        features=load_features(features_file),
+        notice=notices.append,
+    )
+    assert "features of 2 sequences: 0.00 GB in" in notices[0]
+    assert len(list((tmp_path / "run/features").iterdir())) == 2
+    assert reports[-1].validation_j > 0
+    # control: the gain of the score is trained
+    assert averaged["prior_gain"][1] != 1

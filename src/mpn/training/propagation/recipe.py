@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from mpn.errors import TrainingError
+from mpn.networks.features import FeaturesNet
 from mpn.networks.propagation import PropagationNet
 from mpn.training.data import DavisSequence
 from mpn.training.loop import run_loop, saved_state, seeded_processes
+from mpn.training.processes import Processes
 from mpn.training.propagation.clips import ClipSources
+from mpn.training.propagation.features import ClipFeatures
 from mpn.training.propagation.options import PropagationTrainingOptions, TrainingReport
+from mpn.training.propagation.scores import ScoreSource
 from mpn.training.propagation.trainer import Trainer
 from mpn.training.propagation.validation import mean_j
 from mpn.training.run_folder import load_start
@@ -31,7 +35,10 @@ def train_propagation(
     options: PropagationTrainingOptions,
     *,
     start_from: Mapping[str, Tensor] | None = None,
+    features: FeaturesNet | None = None,
+    features_cache: Path | None = None,
     resume: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
     report: Callable[[TrainingReport], None] = lambda _: None,
 ) -> dict[str, Tensor]:
     """Train, and write ``last.pth`` and ``log.csv`` to ``out``.
@@ -43,7 +50,10 @@ def train_propagation(
         options: See :class:`PropagationTrainingOptions`.
         start_from: Initial weights instead of random ones; ignored if a run is resumed. Only
             ``prior_gain`` may be missing.
+        features: Frozen network of the target model, for a network of five input channels.
+        features_cache: Folder of the features of the sequences; None: ``out/features``.
         resume: Continue from ``last.pth``.
+        notice: Called with the size of the cache of features.
         report: Called every few steps.
 
     Returns:
@@ -68,7 +78,11 @@ def train_propagation(
             )
         model.to(processes.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        trainer = Trainer(model, material, options, processes)
+        scores = None
+        if features is not None:
+            cache = features_cache or out / "features"
+            scores = _score_source(features, material, options, processes, cache, notice)
+        trainer = Trainer(model, material, options, processes, scores)
         if state is not None:
             trainer.restore(state)
 
@@ -78,6 +92,8 @@ def train_propagation(
                 held_out,
                 options.rollout,
                 max_frames=options.validation_frames,
+                features=features,
+                features_size_hw=options.score.size_hw,
             )
             return {"validation_j": j}
 
@@ -91,3 +107,22 @@ def train_propagation(
             report=report,
         )
         return trainer.averaged
+
+
+def _score_source(
+    features: FeaturesNet,
+    material: ClipSources,
+    options: PropagationTrainingOptions,
+    processes: Processes,
+    cache: Path,
+    notice: Callable[[str], None],
+) -> ScoreSource:
+    """Return the source of the scores; the first process fills its cache."""
+    features.to(processes.device)
+    features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = options.score
+    clips = ClipFeatures(features, size.size_hw, size.short_side_px, cache)
+    if processes.is_first:
+        clips.fill(material.sequences, notice)
+    processes.wait()
+    return ScoreSource(clips, material.sequences, size)

@@ -29,6 +29,7 @@ from mpn.training.propagation.augment import (
     misplaced_mask,
 )
 from mpn.training.propagation.clips import Clip, ClipMix, ClipSources, sample_clip
+from mpn.training.propagation.scores import RolloutScore, ScoreSource
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 _MIN_OBJECT_PX = 150
@@ -96,11 +97,13 @@ class Sample:
         rgb: (3, S, S) float32 RGB in 0..255.
         prob: (S, S) float32, the warped probability.
         target: (S, S) float32, foreground share of each pixel.
+        score: (S, S) float32, 0..1, of the target model; None for networks of four channels.
     """
 
     rgb: Float32Array
     prob: Float32Array
     target: Float32Array
+    score: Float32Array | None = None
 
 
 class Rollout:
@@ -111,12 +114,20 @@ class Rollout:
         mix: Share of each kind of clip.
         options: See :class:`RolloutOptions`.
         seed: Seed of all random choices.
+        scores: Source of the scores of the target model; None: samples have no score.
     """
 
     def __init__(
-        self, material: ClipSources, mix: ClipMix, options: RolloutOptions, seed: int
+        self,
+        material: ClipSources,
+        mix: ClipMix,
+        options: RolloutOptions,
+        seed: int,
+        scores: ScoreSource | None = None,
     ) -> None:
         self._material, self._mix, self._options = material, mix, options
+        self._scores = scores
+        self._score: RolloutScore | None = None
         self._rng = np.random.default_rng(seed)
         self._flow = DisFlow(options.flow)
         self._max_steps = 1
@@ -176,6 +187,7 @@ class Rollout:
             "max_steps": self._max_steps,
             "prob": self._prob,
             "colours": self._colours,
+            "score": None if self._score is None else self._score.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -184,7 +196,9 @@ class Rollout:
         self._t, self._last_t = int(state["t"]), int(state["last_t"])
         self._low_overlaps, self._max_steps = int(state["low_overlaps"]), int(state["max_steps"])
         self._prob, self._colours = state["prob"], state["colours"]
-        self._clip = None
+        self._clip = self._score = None
+        if self._scores is not None and state["score"] is not None:
+            self._score = RolloutScore.from_state(state["score"])
         if int(state["clip_seed"]) >= 0:
             clip = self._open(int(state["clip_seed"]))
             self._previous = self._flow.prepare(self._frame(clip)[0])
@@ -220,6 +234,8 @@ class Rollout:
             options = self._options
             has_colours = options.colour_weight > 0 and self._rng.random() < options.colour_share
             self._colours = colour_table(rgb, mask) if has_colours else None
+            if self._scores is not None:  # by the true mask: the user's masks are good
+                self._score = self._scores.start(clip, first, rgb, mask, self._rng)
             if self._rng.random() < options.deform_share:
                 mask = deform_mask(mask, self._rng)
             if options.misplaced_share and self._rng.random() < options.misplaced_share:
@@ -259,6 +275,8 @@ class Rollout:
                 colour_table=self._colours,
                 colour_weight=options.colour_weight,
             )
+        if self._scores is not None and self._score is not None:
+            self._score = self._scores.advanced(self._score, clip, self._t, rgb, flow_to_prev_px)
         roi = self._jittered_roi(warped[0])
         if roi is None:
             return None
@@ -270,12 +288,17 @@ class Rollout:
             (side, side),
             interpolation=cv2.INTER_LINEAR,
         )
+        score = None
+        if self._scores is not None and self._score is not None:
+            score = self._scores.crop(self._score, clip, rgb, roi, side)
         if self._mirror:
             crop, crop_target = crop[..., ::-1], crop_target[..., ::-1]
+            score = None if score is None else np.ascontiguousarray(score[:, ::-1])
         return Sample(
             self._colour_shift(np.ascontiguousarray(crop[:3])),
             degrade_prob(np.ascontiguousarray(crop[3]), self._rng, share=options.damage_share),
             np.ascontiguousarray(crop_target),
+            score,
         )
 
     def _jittered_roi(self, prob: Float32Array) -> Roi | None:

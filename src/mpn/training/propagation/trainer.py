@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from mpn.engines.directory.manifest import PropagationPreprocessing
 from mpn.errors import TrainingError
-from mpn.networks.propagation import PropagationNet
+from mpn.networks.propagation import PropagationNet, first_layer
 from mpn.training.loop import ResumableTrainer
 from mpn.training.losses import segmentation_loss
 from mpn.training.optimisation import (
+    GROUPS_PER_PART,
     AveragedWeights,
     MixedPrecision,
     adamw,
@@ -29,12 +30,14 @@ from mpn.training.processes import Processes
 from mpn.training.propagation.clips import ClipSources
 from mpn.training.propagation.options import PropagationTrainingOptions, TrainingReport
 from mpn.training.propagation.rollout import Rollout, Sample
+from mpn.training.propagation.scores import ScoreSource
 from mpn.types import Float32Array
 
 PROPAGATION = PropagationPreprocessing()
 """Mean and std of the input, as an engine directory's manifest has them by default."""
 
 _CLIP_NORM = 5.0
+_BACKBONE = "backbone."
 
 
 class Trainer(ResumableTrainer):
@@ -45,6 +48,7 @@ class Trainer(ResumableTrainer):
         material: Sources that clips are sampled from.
         options: See :class:`PropagationTrainingOptions`.
         processes: Rollouts are numbered over all processes; each process plays its share.
+        scores: Source of the fifth input channel; None for a network of four.
     """
 
     schema = 1
@@ -56,19 +60,22 @@ class Trainer(ResumableTrainer):
         material: ClipSources,
         options: PropagationTrainingOptions,
         processes: Processes | None = None,
+        scores: ScoreSource | None = None,
     ) -> None:
         self.processes = processes = Processes() if processes is None else processes
         self.options, self.step = options, 0
         self.network = processes.synchronised_norm(model)
         self._parallel = processes.parallel(self.network)
-        self.optimiser = adamw(self.network.parameters(), weight_decay=options.weight_decay)
+        by_share = _parameters_by_rate(self.network, options)
+        self.optimiser = adamw(*by_share.values(), weight_decay=options.weight_decay)
+        self._rate_shares = [share for share in by_share for _ in range(GROUPS_PER_PART)]
         self.precision = MixedPrecision(options.precision, processes.device)
         self.average = AveragedWeights(self.network, options.ema_decay)
         # Two groups take turns: while the network trains on one group, threads prepare the next
         # frames of the other, because a group needs the network's output of its last step first.
         self.groups = [
             [
-                Rollout(material, options.mix, options.rollout, seed=options.seed * 1000 + k)
+                Rollout(material, options.mix, options.rollout, options.seed * 1000 + k, scores)
                 for k in processes.share(range(group, 2 * options.batch, 2))
             ]
             for group in range(2)
@@ -96,8 +103,8 @@ class Trainer(ResumableTrainer):
         device = self.processes.device
         inputs, target = inputs.to(device, non_blocking=True), target.to(device, non_blocking=True)
         self._set_mode()
-        for parameters in self.optimiser.param_groups:
-            parameters["lr"] = self.learning_rate()
+        for parameters, share in zip(self.optimiser.param_groups, self._rate_shares, strict=True):
+            parameters["lr"] = share * self.learning_rate()
         with self.precision.autocast():
             logits = self._parallel(inputs)
         loss = segmentation_loss(logits, target, dice_weight=options.dice_weight)
@@ -119,10 +126,12 @@ class Trainer(ResumableTrainer):
 
     def _set_mode(self) -> None:
         self._parallel.train()
-        if self.options.freeze_norm:
-            for layer in self.network.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
+        if not self.options.freeze_norm:
+            return
+        for name, layer in self.network.named_modules():
+            is_frozen = self.options.freeze_norm is True or name.startswith(_BACKBONE)
+            if is_frozen and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
 
     def _wait(self, group: int) -> _Prepared:
         pending = self._prepared[group]
@@ -131,7 +140,10 @@ class Trainer(ResumableTrainer):
         return pending.result()
 
     def learning_rate(self) -> float:
-        """Compute the rate of this step: warm-up, plateau, cosine decay to zero."""
+        """Compute the rate of this step: warm-up, plateau, cosine decay to zero.
+
+        The backbone has a share of it.
+        """
         options = self.options
         into_decay = self.step - (options.steps - options.decay_steps)
         fall = cosine(into_decay, options.decay_steps) if into_decay > 0 else 1.0
@@ -207,8 +219,29 @@ class Trainer(ResumableTrainer):
 def _mapped(
     entries: Mapping[str, Any], kind: type, convert: Callable[[Any], Any]
 ) -> dict[str, Any]:
-    """Convert the values of one type and keep the others."""
-    return {k: convert(v) if isinstance(v, kind) else v for k, v in entries.items()}
+    """Convert the values of one type, also of inner tables, and keep the others."""
+    converted: dict[str, Any] = {}
+    for key, value in entries.items():
+        if isinstance(value, Mapping):
+            value = _mapped(value, kind, convert)
+        converted[key] = convert(value) if isinstance(value, kind) else value
+    return converted
+
+
+def _parameters_by_rate(
+    network: nn.Module, options: PropagationTrainingOptions
+) -> dict[float, list[nn.Parameter]]:
+    """List the parameters by their share of the learning rate.
+
+    The first layer has channels that no public file has, so it learns like the head.
+    """
+    first = first_layer(options.network.backbone)
+    by_share: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in network.named_parameters():
+        is_slow = name.startswith(_BACKBONE) and name != first
+        share = options.backbone_rate if is_slow else 1.0
+        by_share.setdefault(share, []).append(parameter)
+    return by_share
 
 
 @dataclass(frozen=True)
@@ -256,13 +289,18 @@ def _prepare(
 def batch_from_samples(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """Stack samples into network inputs and targets.
 
-    Returns normalised (B, 4, S, S) inputs in channels_last and (B, S, S) targets, both float32.
+    Returns normalised (B, 4, S, S) inputs in channels_last, or (B, 5, S, S) with scores, and
+    (B, S, S) targets, all float32.
     """
     mean, std = PROPAGATION.mean_rgb, PROPAGATION.std_rgb
     rgb = torch.from_numpy(np.stack([s.rgb for s in samples])).div_(255)
     rgb = (rgb - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     prob = torch.from_numpy(np.stack([s.prob for s in samples]))
-    inputs = torch.cat([rgb, prob[:, None]], dim=1).contiguous(memory_format=torch.channels_last)
+    channels = [rgb, prob[:, None]]
+    scores = [s.score for s in samples if s.score is not None]
+    if scores:
+        channels.append(torch.from_numpy(np.stack(scores))[:, None])
+    inputs = torch.cat(channels, dim=1).contiguous(memory_format=torch.channels_last)
     return inputs, torch.from_numpy(np.stack([s.target for s in samples]))
 
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from mpn import __version__
 from mpn.engines.directory.manifest import Manifest, Preprocessing, Provenance, RoleEntry
 from mpn.engines.open import EngineSet
-from mpn.engines.spec import OPSET, propagation_spec
+from mpn.engines.spec import OPSET, EngineSpec, Role, propagation_spec
 from mpn.evaluation.sequence import SequenceEvaluator
+from mpn.networks.features import FeaturesNet
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.training.data import DavisSequence
+from mpn.training.propagation.features import TorchFeaturesEngine
 from mpn.training.propagation.rollout import RolloutOptions
 from mpn.training.torch_engine import TorchEngine
 
@@ -23,7 +25,7 @@ _MAX_OBJECTS = 8
 
 
 class TorchPropagationEngine(TorchEngine):
-    """Propagation network in training: (K, 4, S, S) -> (K, 1, S, S)."""
+    """Propagation network in training: (K, channels, S, S) -> (K, 1, S, S)."""
 
     def forward(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         """Run the network; see :class:`mpn.training.torch_engine.TorchEngine`."""
@@ -32,11 +34,52 @@ class TorchPropagationEngine(TorchEngine):
         return logits.float().softmax(dim=1)[:, 1:]
 
 
-def torch_engines(network: nn.Module, options: RolloutOptions) -> EngineSet:
-    """Build an engine set of one PyTorch network and the rollouts' flow."""
-    spec = propagation_spec(options.roi_size, _MAX_OBJECTS)
-    entry = RoleEntry(
-        onnx="propagation.onnx",
+def torch_engines(
+    network: nn.Module,
+    options: RolloutOptions,
+    features: FeaturesNet | None,
+    features_size_hw: tuple[int, int],
+) -> EngineSet:
+    """Build an engine set of PyTorch networks and the rollouts' flow.
+
+    Args:
+        network: The propagation network, of five input channels with ``features``, else four.
+        options: ROI and flow options.
+        features: Network of the target model.
+        features_size_hw: (height, width) of its input.
+    """
+    spec = propagation_spec(options.roi_size, _MAX_OBJECTS, 4 if features is None else 5)
+    roles: dict[Role, RoleEntry] = {"propagation": _entry(network, spec)}
+    features_engine = None
+    if features is not None:
+        features_engine = TorchFeaturesEngine(features, features_size_hw)
+        roles["features"] = _entry(features, features_engine.spec)
+    manifest = Manifest(
+        name="training",
+        frame_size_hw=(480, 854),
+        roi_size=options.roi_size,
+        max_objects=_MAX_OBJECTS,
+        preprocessing=Preprocessing(),
+        flow=options.flow,
+        roles=roles,
+        runtime_defaults={},
+        provenance=Provenance((), __version__, "mpn train", "none", "1970-01-01T00:00:00+00:00"),
+    )
+    return EngineSet(
+        manifest=manifest,
+        propagation=TorchPropagationEngine(network, spec),
+        flow=None,
+        osvos=None,
+        features=features_engine,
+        backend="torch",
+        backend_note="torch, because the network is in training",
+        digests={},
+    )
+
+
+def _entry(network: nn.Module, spec: EngineSpec) -> RoleEntry:
+    return RoleEntry(
+        onnx=f"{spec.role}.onnx",
         sha256="0" * 64,
         external_data=(),
         opset=OPSET,
@@ -49,26 +92,6 @@ def torch_engines(network: nn.Module, options: RolloutOptions) -> EngineSet:
         variant=type(network).__name__,
         parameters=sum(p.numel() for p in network.parameters()),
     )
-    manifest = Manifest(
-        name="training",
-        frame_size_hw=(480, 854),
-        roi_size=options.roi_size,
-        max_objects=_MAX_OBJECTS,
-        preprocessing=Preprocessing(),
-        flow=options.flow,
-        roles={"propagation": entry},
-        runtime_defaults={},
-        provenance=Provenance((), __version__, "mpn train", "none", "1970-01-01T00:00:00+00:00"),
-    )
-    return EngineSet(
-        manifest=manifest,
-        propagation=TorchPropagationEngine(network, spec),
-        flow=None,
-        osvos=None,
-        backend="torch",
-        backend_note="torch, because the network is in training",
-        digests={},
-    )
 
 
 def mean_j(
@@ -77,6 +100,8 @@ def mean_j(
     options: RolloutOptions,
     *,
     max_frames: int,
+    features: FeaturesNet | None = None,
+    features_size_hw: tuple[int, int] = (385, 673),
 ) -> float:
     """Compute the mean J over all objects, propagated from their first masks.
 
@@ -85,6 +110,8 @@ def mean_j(
         sequences: Sequences to segment.
         options: ROI and flow options, the same as in training.
         max_frames: Frames per sequence; the first and the last are not scored.
+        features: Network of the target model, for a propagation network of five input channels.
+        features_size_hw: (height, width) of its input.
 
     Returns:
         0..1; NaN without sequences.
@@ -99,7 +126,8 @@ def mean_j(
     scores: list[float] = []
     for sequence in sequences:
         evaluator = SequenceEvaluator(sequence.name)
-        with Pipeline(torch_engines(network, options), options=pipeline_options) as pipeline:
+        engines = torch_engines(network, options, features, features_size_hw)
+        with Pipeline(engines, options=pipeline_options) as pipeline:
             for index in range(min(len(sequence), max_frames)):
                 rgb, truth = sequence.rgb(index), sequence.labels(index)
                 result = pipeline.step(rgb) if index else pipeline.start(rgb, truth)
