@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 from mpn.errors import EngineError
 from mpn.runtime.options import ResolvedTarget
@@ -13,6 +14,7 @@ from mpn.runtime.target import (
     Targets,
     cell_shares,
     class_weights,
+    on_one_blas_thread,
     target_scores,
     with_confident_frame,
     with_given_frame,
@@ -163,3 +165,15 @@ def test_cell_shares_are_centred_on_grid_points() -> None:
     assert shares.sum() == pytest.approx(1, abs=1e-5)
     whole = cell_shares(np.ones((2, 130, 194), np.float32), (65, 97))
     assert np.allclose(whole, 1)
+
+
+def test_blas_has_one_thread_while_solving() -> None:
+    def threads() -> set[int]:
+        infos = ThreadpoolController().info()
+        return {info["num_threads"] for info in infos if info["user_api"] == "blas"}
+
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        before = threads()
+        inside = on_one_blas_thread(threads)()
+        after = threads()
+    assert (before, inside, after) == ({2}, {1}, {2})
