@@ -25,7 +25,8 @@ def test_recipes_and_all_combinations_are_in_the_table() -> None:
     found = configs()
     assert found[PropagationConfig()] == "paper"
     assert "lite, tune" in found.values()
-    assert len(found) == 19
+    assert "target" in found.values()
+    assert len(found) == 20
 
 
 def test_scores_go_to_the_measured_network(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from mpn.engines.spec import EngineSpec, Precision, Role, engine_spec
+from mpn.engines.spec import EngineSpec, Precision, Role, engine_spec, features_spec
 from mpn.export.finetune.trace import ForwardGraph, trace_forward
 from mpn.export.graph import ExportedGraph, export_graph, probe_inputs
 from mpn.export.precision import folded_network
 from mpn.networks.checkpoint import save_checkpoint
+from mpn.networks.features import FeaturesConfig, FeaturesNet
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
 from mpn.networks.propagation import PropagationConfig, PropagationNet
@@ -23,11 +24,16 @@ from tests.networks.seeded import DEEPLAB_GAIN, FLOWNET2_GAIN, OSVOS_GAIN, seede
 FRAME_SIZE_HW = (64, 128)
 ROI_SIZE = 65
 MAX_OBJECTS = 4
+FEATURES_SIZE_HW = (65, 97)
+TINY_FEATURES = FeaturesConfig("vgg16", width=0.125)
+"""VGG16 has the fewest layers to trace."""
 
 Graphs = Callable[[Role, Precision], ExportedGraph]
 
 
 def tiny_spec(role: Role) -> EngineSpec:
+    if role == "features":
+        return features_spec(FEATURES_SIZE_HW, FeaturesNet(TINY_FEATURES).channels)
     return engine_spec(
         role, frame_size_hw=FRAME_SIZE_HW, roi_size=ROI_SIZE, max_objects=MAX_OBJECTS
     )
@@ -52,6 +58,7 @@ def networks() -> Mapping[Role, nn.Module]:
             DEEPLAB_GAIN,
         ),
         "osvos": seeded(OsvosVgg(OsvosConfig(width=0.125)), OSVOS_GAIN),
+        "features": seeded(FeaturesNet(TINY_FEATURES), OSVOS_GAIN),
     }
 
 
@@ -104,7 +111,7 @@ def checkpoint_dir(
     for role, network in networks.items():
         save_checkpoint(folder / f"{role}.pth", {role: network}, licence)
     both: dict[Role, nn.Module] = {
-        role: network for role, network in networks.items() if role != "flow"
+        role: network for role, network in networks.items() if role in ("propagation", "osvos")
     }
     save_checkpoint(folder / "both.pth", both, licence)
     return folder

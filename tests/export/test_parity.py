@@ -25,6 +25,7 @@ PERTURBED: Mapping[Role, str] = {
     "flow": "flownets_1.conv1.0.weight",
     "propagation": "backbone.conv1.weight",
     "osvos": "stages.0.0.weight",
+    "features": "backbone.features.0.weight",
 }
 
 

@@ -79,5 +79,6 @@ def test_every_limit_has_a_reason(role: Role, precision: Precision) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_fp32_keeps_the_bound_of_the_golden_cases(role: Role) -> None:
     first = limits_for(role, "fp32")[0]
-    assert first.name == ("max_relative" if role == "flow" else "logit_relative")
+    is_prob = role in ("propagation", "osvos")
+    assert first.name == ("logit_relative" if is_prob else "max_relative")
     assert first.value == PARITY_RELATIVE

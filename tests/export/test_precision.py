@@ -30,6 +30,7 @@ KEPT_FLOAT32: Mapping[Role, tuple[str, ...]] = {
     "flow": ("flownetc.predict_flow2.weight", "flownets_1.predict_flow2.weight"),
     "propagation": ("decoder.last_conv.8.weight",),
     "osvos": (),
+    "features": (),
 }
 
 

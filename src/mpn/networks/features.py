@@ -35,10 +35,12 @@ class FeaturesConfig:
         output_stride: Stride of the deepest map, see
             :data:`mpn.networks.backbones.OUTPUT_STRIDES`. At 16 EfficientNet-Lite0 costs two
             thirds, and its features separate objects as well.
+        width: Multiplier of the published channels.
     """
 
     backbone: BackboneName = "efficientnet-lite0"
     output_stride: int = 16
+    width: float = 1.0
 
     def __post_init__(self) -> None:
         check_backbone(self.backbone, self.output_stride)
@@ -55,7 +57,10 @@ class FeaturesNet(nn.Module):
         super().__init__()
         self.config = config = FeaturesConfig() if config is None else config
         self.backbone = build_backbone(
-            config.backbone, in_channels=3, output_stride=config.output_stride
+            config.backbone,
+            in_channels=3,
+            output_stride=config.output_stride,
+            width=config.width,
         )
         if _FINEST_STRIDE not in self.backbone.channels:
             raise InputError(f"{config.backbone} has no map at stride {_FINEST_STRIDE}")
