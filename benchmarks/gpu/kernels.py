@@ -236,7 +236,7 @@ def target_model(stream: Any, scene: Scene) -> None:
     weights = {k: rng.normal(0, 0.2, channels + 1).astype(np.float32) for k in object_ids}
     scores = TargetScores(
         stream,
-        Targets(grid, zeros, ones, weights),
+        Targets(zeros, ones, weights),
         rng.random((3, *grid), np.float32),
         object_ids,
         frame_hw=scene.hw,

@@ -39,7 +39,6 @@ def score_arguments(objects: int, channels: int, dtype: str = "float32") -> dict
     rng = np.random.default_rng(1)
     features = rng.normal(2, 3, (channels, *GRID_HW)).astype(dtype)
     targets = Targets(
-        GRID_HW,
         rng.normal(2, 1, channels).astype(np.float32),
         rng.uniform(1, 4, channels).astype(np.float32),
         {k: rng.normal(0, 1.5, channels + 1).astype(np.float32) for k in range(objects)},

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import numpy as np
 import pytest
@@ -177,3 +179,24 @@ def test_blas_has_one_thread_while_solving() -> None:
         inside = on_one_blas_thread(threads)()
         after = threads()
     assert (before, inside, after) == ({2}, {1}, {2})
+
+
+def test_solving_in_two_threads_restores_blas_threads() -> None:
+    entered, leave = Event(), Event()
+
+    def slow() -> None:
+        entered.set()
+        leave.wait(10)
+
+    def threads() -> set[int]:
+        infos = ThreadpoolController().info()
+        return {info["num_threads"] for info in infos if info["user_api"] == "blas"}
+
+    with ThreadpoolController().limit(limits=2, user_api="blas"), ThreadPoolExecutor(2) as pool:
+        first = pool.submit(on_one_blas_thread(slow))
+        assert entered.wait(10)
+        second = pool.submit(on_one_blas_thread(slow))
+        leave.set()
+        first.result()
+        second.result()
+        assert threads() == {2}

@@ -308,6 +308,7 @@ def open_engines(
     with_osvos: bool = True,
     with_features: bool = True,
     plans: PlanPolicy | None = None,
+    manifest: Manifest | None = None,
 ) -> EngineSet:
     """Open the engines of a directory.
 
@@ -322,6 +323,7 @@ def open_engines(
         with_features: Open the features engine too, if the directory has one.
         plans: Build or load plans of TensorRT. By default a missing plan is built, which takes
             seconds to minutes, and saved.
+        manifest: The directory's manifest if it is loaded already; None loads it.
 
     Returns:
         The open engines. Close them, or use them in a ``with`` statement.
@@ -334,7 +336,7 @@ def open_engines(
         MissingExtraError: If onnxruntime is not installed.
     """
     _check_backend(backend)
-    manifest = load_manifest(directory)
+    manifest = manifest or load_manifest(directory)
     roles = _roles_to_open(manifest, with_osvos=with_osvos, with_features=with_features)
     if verify:
         verify_digests(directory, manifest, roles)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mpn._common.text import one_line
-from mpn.engines.directory.entries import PropagationPreprocessing
 from mpn.engines.spec import OPSET, Role
 from mpn.errors import ExportError
+from mpn.networks.features import NormalisedRgb
 
 _SILENCED_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
@@ -156,20 +156,14 @@ class FeaturesGraph(nn.Module):
         network: A features network; its input is normalised RGB / 255.
     """
 
-    gain: Tensor
-    offset: Tensor
-
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        values = PropagationPreprocessing()
-        mean, std = torch.tensor(values.mean_rgb), torch.tensor(values.std_rgb)
-        self.register_buffer("gain", (1 / (255 * std))[:, None, None], persistent=False)
-        self.register_buffer("offset", (-mean / std)[:, None, None], persistent=False)
+        self.normalised = NormalisedRgb()
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the features, float32."""
-        features: Tensor = self.network(image * self.gain + self.offset)
+        features: Tensor = self.network(self.normalised(image))
         return features.float()
 
 

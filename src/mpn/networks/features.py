@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mpn.engines.directory.entries import PropagationPreprocessing
 from mpn.engines.spec import FEATURES_STRIDE
 from mpn.errors import InputError
 from mpn.networks.backbones import BACKBONE_TITLES, BackboneName, build_backbone, check_backbone
@@ -44,6 +45,24 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         check_backbone(self.backbone, self.output_stride)
+
+
+class NormalisedRgb(nn.Module):
+    """Convert RGB 0..255 to the normalised RGB of our networks, in float32."""
+
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        values = PropagationPreprocessing()
+        mean, std = torch.tensor(values.mean_rgb), torch.tensor(values.std_rgb)
+        self.register_buffer("gain", (1 / (255 * std))[:, None, None], persistent=False)
+        self.register_buffer("offset", (-mean / std)[:, None, None], persistent=False)
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """Convert (B, 3, H, W)."""
+        return rgb * self.gain + self.offset
 
 
 class FeaturesNet(nn.Module):

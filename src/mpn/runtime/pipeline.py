@@ -185,6 +185,7 @@ class Pipeline(Closeable):
                     with_osvos=models.osvos,
                     with_features=models.target,
                     plans=plans,
+                    manifest=manifest,
                 )
             )
             finetuner = None

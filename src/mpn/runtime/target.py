@@ -14,17 +14,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, wraps
-from typing import ParamSpec, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import cv2
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
-from threadpoolctl import ThreadpoolController
 
 from mpn.engines.spec import FEATURES_STRIDE as STRIDE
 from mpn.errors import EngineError
 from mpn.runtime.options import ResolvedTarget
 from mpn.types import Float32Array
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 MAX_GIVEN = 8
 """Most frames given by the user that are kept: the first, and the newest."""
@@ -42,6 +44,10 @@ _MAX_LOGIT = 30.0
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_LIMITING = Lock()
+"""The number of BLAS threads belongs to the process: two threads that set it and set it back would
+leave it at one."""
+
 
 def on_one_blas_thread(function: Callable[P, R]) -> Callable[P, R]:
     """Return the function with one thread of BLAS in the process while it runs.
@@ -52,7 +58,7 @@ def on_one_blas_thread(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def limited(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _blas_libraries().limit(limits=1, user_api="blas"):
+        with _LIMITING, _blas_libraries().limit(limits=1, user_api="blas"):
             return function(*args, **kwargs)
 
     return limited
@@ -60,7 +66,9 @@ def on_one_blas_thread(function: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def _blas_libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # finds the loaded ones: NumPy's, and SciPy's, which is another
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,6 @@ class Targets:
     """Classifiers of all objects of a video. Replaced as a whole, never changed.
 
     Attributes:
-        grid_hw: (gh, gw) of the features; N = gh gw.
         mean: (C,) float32 of the features of the first frame.
         std: (C,) float32 of the same.
         weights: Object id -> (C + 1,) float32 on standardised features, the last one the bias.
@@ -91,7 +98,6 @@ class Targets:
         recent: Frames with confident masks, the oldest first.
     """
 
-    grid_hw: tuple[int, int]
     mean: Float32Array
     std: Float32Array
     weights: Mapping[int, Float32Array]
@@ -149,7 +155,7 @@ def with_given_frame(
     if targets is None:
         flat = features.reshape(len(features), -1)
         mean, std = flat.mean(axis=1), flat.std(axis=1) + np.float32(_MIN_STD)
-        targets = Targets((features.shape[1], features.shape[2]), mean, std, {})
+        targets = Targets(mean, std, {})
     frame = _frame(targets, features, shares, dict.fromkeys(shares, 1.0))
     given = (*targets.given, frame)
     if len(given) > MAX_GIVEN:
@@ -213,7 +219,7 @@ def target_scores(
     """
     gains, biases = raw_weights(targets, object_ids)
     logits = gains @ features.reshape(len(features), -1) + biases[:, None]
-    return _sigmoid(logits).reshape(len(gains), *targets.grid_hw)
+    return _sigmoid(logits).reshape(len(gains), *features.shape[1:])
 
 
 def raw_weights(targets: Targets, object_ids: Sequence[int]) -> tuple[Float32Array, Float32Array]:
@@ -297,7 +303,7 @@ def _solved(
             slope, curvature = _derivatives(frame, object_id, weights)
             gradient += share * slope
             hessian += share * curvature
-        weights = weights - cho_solve(cho_factor(hessian), gradient).astype(np.float32)
+        weights = weights - np.linalg.solve(hessian, gradient).astype(np.float32)
     return weights
 
 

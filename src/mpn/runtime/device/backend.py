@@ -32,7 +32,7 @@ from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.merge import not_finite_error
 from mpn.runtime.host.osvos import OsvosRunner
 from mpn.runtime.host.preprocess import resize_rgb
-from mpn.runtime.host.target import TargetStage, score_at_frame
+from mpn.runtime.host.target import TargetStage
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.one_shot import OneShotModels, takes_score
 from mpn.runtime.options import DeviceOptions, ResolvedOptions, check_options
@@ -357,14 +357,8 @@ class DeviceBackend(Closeable):
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         small = resize_rgb(self.to_host(frame.given), self._working_hw)
         if not self._models.osvos and self._scores is not None and self._target is not None:
-            size_hw = self._target.size_hw
-            planes = tuple(
-                score_at_frame(score, self._working_hw, size_hw) if is_needed else None
-                for score, is_needed in zip(
-                    self._stream.download(self._scores.current), osvos_for, strict=True
-                )
-            )
-            return OsvosMaps(small, planes)
+            scores = self._stream.download(self._scores.current)
+            return self._target.maps(small, scores, osvos_for)
         return self._osvos.maps(small, self._object_ids, osvos_for)
 
     def set_candidates(self, candidates: Candidates, maps: OsvosMaps | None) -> None:

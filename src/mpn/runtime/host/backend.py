@@ -18,7 +18,7 @@ from mpn.runtime.host.osvos import OsvosRunner, blend_osvos
 from mpn.runtime.host.preprocess import resize_prob, resize_rgb
 from mpn.runtime.host.roi import scaled_boxes, tight_boxes
 from mpn.runtime.host.stages import Stages
-from mpn.runtime.host.target import TargetStage, crop_scores, score_at_frame, warp_scores
+from mpn.runtime.host.target import NO_SCORE, TargetStage, crop_scores, warp_scores
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.one_shot import OneShotModels, takes_score
 from mpn.runtime.options import ResolvedOptions
@@ -199,12 +199,7 @@ class HostBackend(Closeable):
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         scores, target = self._current_work.scores, self._target
         if not self._models.osvos and target is not None and scores is not None:
-            size_hw = (frame.frame.shape[0], frame.frame.shape[1])
-            planes = tuple(
-                score_at_frame(score, size_hw, target.size_hw) if is_needed else None
-                for score, is_needed in zip(scores, osvos_for, strict=True)
-            )
-            return OsvosMaps(frame.frame, planes)
+            return target.maps(frame.frame, scores, osvos_for)
         return self._osvos.maps(frame.frame, self._loaded.object_ids, osvos_for)
 
     def set_candidates(self, candidates: Candidates, maps: OsvosMaps | None) -> None:
@@ -305,13 +300,13 @@ class HostBackend(Closeable):
         self._state = self._memory = self._work = None
 
     def _score_crops(self, frame: HostFrame, found: Candidates) -> Float32Array | None:
-        """Return the score channel of the crops; 0.5 everywhere without scores."""
+        """Return the score channel of the crops, for a network that takes it."""
         if not self._takes_score:
             return None
         scores, target, side = self._current_work.scores, self._target, self._roi_size
         if scores is None or target is None:
             count = sum(roi is not None for roi in found.rois)
-            return np.full((count, side, side), 0.5, np.float32)
+            return np.full((count, side, side), NO_SCORE, np.float32)
         frame_hw = (frame.frame.shape[0], frame.frame.shape[1])
         return crop_scores(scores, found.rois, frame_hw=frame_hw, size_hw=target.size_hw, side=side)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mpn.engines.base import Engine
 from mpn.engines.spec import FEATURES_STRIDE
-from mpn.runtime.backend import FrameMemory
+from mpn.runtime.backend import FrameMemory, OsvosMaps
 from mpn.runtime.host.merge import check_finite
 from mpn.runtime.host.ops import warp_bilinear
 from mpn.runtime.host.preprocess import flow_input
@@ -24,6 +24,9 @@ from mpn.runtime.target import (
     with_given_frame,
 )
 from mpn.types import Float32Array, Roi, UInt8Array
+
+NO_SCORE = 0.5
+"""Score of each pixel if the target model is not in use."""
 
 
 class TargetStage:
@@ -57,6 +60,21 @@ class TargetStage:
         features: Float32Array = self._engine.run({"image": image})["features"][0]
         check_finite(features, "features")
         return features
+
+    def maps(self, rgb: UInt8Array, scores: Float32Array, wanted: Sequence[bool]) -> OsvosMaps:
+        """Return scores at the size of the frame, in the place of OSVOS.
+
+        Args:
+            rgb: (h, w, 3) uint8 RGB, the frame at working size.
+            scores: (K, gh, gw) float32.
+            wanted: Per object whether its map is needed.
+        """
+        frame_hw = (rgb.shape[0], rgb.shape[1])
+        planes = (
+            score_at_frame(score, frame_hw, self.size_hw) if is_wanted else None
+            for score, is_wanted in zip(scores, wanted, strict=True)
+        )
+        return OsvosMaps(rgb, tuple(planes))
 
     def given(
         self, memory: FrameMemory, state: VideoState, given_ids: Collection[int]

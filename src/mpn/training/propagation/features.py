@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mpn._common.files import output_errors, remove_temporaries, write_atomically
-from mpn.engines.directory.manifest import PropagationPreprocessing
 from mpn.engines.spec import FEATURES_SIZE_STEP, features_spec
 from mpn.errors import TrainingError
 from mpn.networks.checkpoint import build_network, load_checkpoint
-from mpn.networks.features import FeaturesNet
+from mpn.networks.features import FeaturesNet, NormalisedRgb
 from mpn.runtime.host.target import TargetStage
 from mpn.runtime.options import ResolvedTarget
 from mpn.runtime.target import grid_hw
@@ -55,18 +54,13 @@ class TorchFeaturesEngine(TorchEngine):
 
     def __init__(self, network: FeaturesNet, size_hw: tuple[int, int]) -> None:
         super().__init__(network, features_spec(size_hw, network.channels))
-        colours = PropagationPreprocessing()
-        mean, std = (
-            torch.tensor(values, device=self._device)[:, None, None]
-            for values in (colours.mean_rgb, colours.std_rgb)
-        )
-        self._gain, self._offset = 1 / (255 * std), -mean / std
+        self._normalised = NormalisedRgb().to(self._device)
 
     def forward(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         """Compute the features; see :class:`mpn.training.torch_engine.TorchEngine`."""
         (image,) = inputs
-        normalised = image * self._gain + self._offset
-        features: Tensor = network(normalised.contiguous(memory_format=torch.channels_last))
+        normalised = self._normalised(image).contiguous(memory_format=torch.channels_last)
+        features: Tensor = network(normalised)
         return features
 
 

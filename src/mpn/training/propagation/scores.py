@@ -17,9 +17,9 @@ import numpy as np
 from mpn._common.validation import check_int, check_number
 from mpn.engines.spec import features_spec
 from mpn.errors import TrainingError
-from mpn.runtime.host.target import crop_scores, warp_scores
+from mpn.runtime.host.target import NO_SCORE, crop_scores, warp_scores
 from mpn.runtime.options import ResolvedTarget
-from mpn.runtime.target import Targets, cell_shares, grid_hw, target_scores, with_given_frame
+from mpn.runtime.target import Targets, cell_shares, target_scores, with_given_frame
 from mpn.training.data import DavisSequence
 from mpn.training.propagation.clips import Clip, DavisClip
 from mpn.training.propagation.features import ClipFeatures
@@ -29,9 +29,6 @@ _MIN_OBJECT_PX = 150
 _TRIES = 20
 _ID = 1
 """Object id of the one object of a rollout."""
-
-NO_SCORE = 0.5
-"""Score without a target model, as at run time."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,6 @@ class RolloutScore:
             "targets": None
             if targets is None
             else {
-                "grid_hw": list(targets.grid_hw),
                 "mean": targets.mean,
                 "std": targets.std,
                 "weights": targets.weights[_ID],
@@ -111,9 +107,8 @@ class RolloutScore:
         """Restore a state of :meth:`state`."""
         saved, targets = state["targets"], None
         if saved is not None:
-            rows, columns = saved["grid_hw"]
             weights = {_ID: saved["weights"]}
-            targets = Targets((rows, columns), saved["mean"], saved["std"], weights)
+            targets = Targets(saved["mean"], saved["std"], weights)
         return cls(int(state["interval"]), int(state["first_t"]), targets, state["scores"])
 
 
@@ -168,8 +163,6 @@ class ScoreSource:
                     reference = t
             features = self._of_clip(clip, reference, rgb)
             targets = self._solved(features, mask, self._size_hw(clip, rgb))
-        if targets is not None:
-            targets = replace(targets, grid_hw=grid_hw(self._size_hw(clip, rgb)))
         return RolloutScore(interval, t, targets)
 
     def advanced(
