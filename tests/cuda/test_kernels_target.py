@@ -108,6 +108,41 @@ def test_warp_scores_matches_cpu(shim: Shim) -> None:
     assert largest_difference(other, expected) > 0.1
 
 
+@pytest.mark.parametrize("growth", [0.0, 0.25, 3.0, 1e12])
+def test_grow_rois_matches_cpu(shim: Shim, growth: float) -> None:
+    scores = np.full((6, *GRID_HW), 0.5, np.float32)  # the test is strict
+    scores[:, 3:6, 2:9] = 0.75
+    scores[1, 0, 0] = scores[1, -1, -1] = 1.0
+    scores[4, 7, 6] = np.nan
+    given = [
+        Roi(10, 5, 30, 25),
+        Roi(10, 5, 30, 25),
+        None,
+        Roi(40, 30, 53, 37),
+        Roi(0, 0, 53, 37),
+        Roi(18, 14, 19, 15),
+    ]
+    arguments = {
+        "scores": scores,
+        "objects": len(given),
+        "height": FRAME_HW[0],
+        "width": FRAME_HW[1],
+        **GRID,
+        "scale_x": FRAME_HW[1] / INPUT_HW[1],
+        "scale_y": FRAME_HW[0] / INPUT_HW[0],
+        "cell_x": 8 * FRAME_HW[1] / INPUT_HW[1],
+        "cell_y": 8 * FRAME_HW[0] / INPUT_HW[0],
+        "growth": growth,
+        "rois": box_rows(given),
+    }
+    kernel, reference = kernel_and_reference(shim, "grow_rois", **arguments)
+    assert np.array_equal(kernel["rois"], reference["rois"])
+    expected = cpu.grown_rois(scores, given, frame_hw=FRAME_HW, size_hw=INPUT_HW, growth=growth)
+    assert boxes_from_rows(kernel["rois"]) == expected
+    assert expected[0] != given[0]
+    assert (expected[1] == Roi(0, 0, 53, 37)) == (growth > 1)
+
+
 def crop_arguments(size: int, dtype: str = "float32", **changes: Any) -> dict[str, Any]:
     given = {
         "scores": random_scores(),

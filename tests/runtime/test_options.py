@@ -67,6 +67,7 @@ DEFAULTS: dict[str, Any] = {
         "given_weight": 0.5,
         "confidence_min": 0.9,
         "ridge": 0.01,
+        "roi_growth": 0.25,
         "blend_weight": 0.35,
     },
     "osvos": {
@@ -241,6 +242,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("target.given_weight", 1.1),
     ("target.confidence_min", True),
     ("target.ridge", 0),
+    ("target.roi_growth", -0.1),
     ("target.blend_weight", -0.1),
     ("osvos.mode", "on"),
     ("osvos.mode", None),

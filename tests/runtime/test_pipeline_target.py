@@ -74,6 +74,28 @@ def test_update_needs_confident_mask(monkeypatch: pytest.MonkeyPatch) -> None:
         assert bool(memory.targets.recent) == learned
 
 
+@pytest.mark.parametrize(("growth", "least", "most"), [(1.0, 0.75, 1.0), (0.0, 0.0, 0.6)])
+def test_hidden_half_is_found_again(growth: float, least: float, most: float) -> None:
+    """The right half of a still square is covered in frame 1."""
+    clip = squares_clip([Square(3, (24, 12), 40, (0, 0))], size_hw=(65, 97), frames=5)
+    empty = squares_clip([], size_hw=(65, 97), frames=1)
+    frames = [frame.copy() for frame in clip.frames]
+    frames[1][:, 44:] = empty.frames[0][:, 44:]
+    options = {
+        "roi_margin_frac": 0.0,
+        "roi_margin_px_min": 0,
+        "target.every": 1,
+        "target.update_every": 0,
+        "target.roi_growth": growth,
+    }
+    with make(clip, features=pooled_colours, takes_score=True, propagation=score_channel,
+              options=options) as pipeline:  # fmt: skip
+        pipeline.start(frames[0], clip.labels[0])
+        results = [pipeline.step(frame) for frame in frames[1:]]
+    assert results[0].labels[:, 52:].max() == 0
+    assert least <= iou(results[-1].labels == 3, clip.labels[-1] == 3) <= most
+
+
 def test_lost_object_is_redetected_by_target_model() -> None:
     clip = squares_clip([Square(3, (10, 14), 24, (0, 0))], size_hw=(65, 97), frames=6)
     empty = squares_clip([], size_hw=(65, 97), frames=1)

@@ -217,6 +217,9 @@ class FrameBackend(Protocol[FrameT]):
     def set_candidates(self, candidates: Candidates, maps: OsvosMaps | None) -> None:
         """Replace the result of :meth:`warp`, and give :meth:`merge` these maps."""
 
+    def grow_rois(self, frame: FrameT) -> None:
+        """Extend the ROIs of the candidates by the scores of the target model, if any."""
+
     def propagate(self, frame: FrameT) -> None:
         """Crop, run the propagation network of each object, and paste.
 

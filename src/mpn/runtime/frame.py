@@ -1,10 +1,10 @@
 """Run the stages of one frame in order, on the host or on a device.
 
 The order is: ingest and flow, warp and ROIs, scores of the target model (OSVOS or the target model
-re-detects lost objects), crop, propagation, paste (OSVOS is blended), merge, CRF, labels. The next
-frame starts from the merged soft probability, not from the labels, and not from the output of CRF
-unless ``crf.feedback`` is set: the paper propagates the mask probability and calls CRF the final
-stage.
+re-detects lost objects), growth of the ROIs by the scores, crop, propagation, paste (OSVOS is
+blended), merge, CRF, labels. The next frame starts from the merged soft probability, not from the
+labels, and not from the output of CRF unless ``crf.feedback`` is set: the paper propagates the mask
+probability and calls CRF the final stage.
 
 A device runs a frame optimistically: all stages are enqueued as if no object got lost, and the host
 waits once, for the labels. If an object got lost, or OSVOS contradicts a candidate, the frame is
@@ -79,6 +79,7 @@ def segment_frame(
             found = policy.redetect(found, maps, state)
     backend.set_candidates(found, maps)
     if plan.use_propagation:
+        backend.grow_rois(frame)
         backend.propagate(frame)
     _finish(backend, frame, plan)
     return _outcome(backend.readback(), plan, found)
@@ -94,6 +95,7 @@ def _enqueue(queue: QueuedBackend[FrameT], frame: FrameT, plan: FramePlan) -> No
         queue.warp(frame)
         queue.score(frame, runs_features=plan.runs_features)
         if plan.use_propagation:
+            queue.grow_rois(frame)
             queue.propagate(frame)
 
     def back() -> None:

@@ -183,6 +183,9 @@ class TargetOptions(GivenRepr):
         confidence_min: An object is updated if the mean probability of its pixels is at least
             this, 0..1; see :mod:`mpn.runtime.tracks`. [default: 0.9]
         ridge: Weight of the squared norm of a classifier, above 0. [default: 0.01]
+        roi_growth: The ROI is extended to grid points that belong to the object by their score,
+            up to this share of its width or height on each side and frame, at least 0; see
+            :func:`mpn.runtime.host.target.grown_rois`. 0: never. [default: 0.25]
         blend_weight: Weight of the score in the average with the propagation inside the ROI, 0..1,
             if the propagation network does not take the score as an input. [default: 0.35]
 
@@ -196,6 +199,7 @@ class TargetOptions(GivenRepr):
     given_weight: float | Unset = UNSET
     confidence_min: float | Unset = UNSET
     ridge: float | Unset = UNSET
+    roi_growth: float | Unset = UNSET
     blend_weight: float | Unset = UNSET
 
     def __post_init__(self) -> None:
@@ -206,6 +210,8 @@ class TargetOptions(GivenRepr):
         _check_shares(self, "target.", ("given_weight", "confidence_min", "blend_weight"))
         if self.ridge is not UNSET:
             check_number("option target.ridge", self.ridge, above=0)
+        if self.roi_growth is not UNSET:
+            check_number("option target.roi_growth", self.roi_growth, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +224,7 @@ class ResolvedTarget(TargetOptions):
     given_weight: float = 0.5
     confidence_min: float = 0.9
     ridge: float = 0.01
+    roi_growth: float = 0.25
     blend_weight: float = 0.35
 
 

@@ -69,6 +69,49 @@ def warp_scores(
         warped[k] = sampled(scores[k], x, y, repeats_border=False)
 
 
+def grow_rois(
+    scores: Float32Array,
+    objects: int,
+    height: int,
+    width: int,
+    grid_height: int,
+    grid_width: int,
+    scale_x: float,
+    scale_y: float,
+    cell_x: float,
+    cell_y: float,
+    growth: float,
+    rois: Int32Array,
+) -> None:
+    """Extend each ROI to one cell around the points above 0.5 within its reach."""
+    columns, rows = _frame_from_grid(grid_width, scale_x), _frame_from_grid(grid_height, scale_y)
+    for k in range(objects):
+        x0, y0, x1, y1 = (int(side) for side in rois[k])
+        if x1 <= x0 or y1 <= y0:
+            continue
+        reach_x, reach_y = np.floor(growth * (x1 - x0)), np.floor(growth * (y1 - y0))
+        is_near = ((rows >= y0 - reach_y) & (rows < y1 + reach_y))[:, None]
+        is_near = is_near & (columns >= x0 - reach_x) & (columns < x1 + reach_x)
+        i, j = np.nonzero(is_near & (scores[k] > _HALF))
+        if len(i) == 0:
+            continue
+        x, y = columns[j], rows[i]
+        low_x, low_y = (
+            np.floor(x.min() - np.float32(cell_x)),
+            np.floor(y.min() - np.float32(cell_y)),
+        )
+        high_x, high_y = (
+            np.ceil(x.max() + np.float32(cell_x)),
+            np.ceil(y.max() + np.float32(cell_y)),
+        )
+        rois[k] = (
+            min(max(low_x, 0), x0),
+            min(max(low_y, 0), y0),
+            max(min(high_x, width), x1),
+            max(min(high_y, height), y1),
+        )
+
+
 def crop_scores_f32(
     scores: Float32Array | None,
     rois: Int32Array,

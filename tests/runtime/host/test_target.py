@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.runtime.host.target import crop_scores, score_at_frame, warp_scores
+from mpn.runtime.host.target import crop_scores, grown_rois, score_at_frame, warp_scores
 from mpn.types import Roi
 
 SIZE_HW, FRAME_HW = (65, 97), (130, 194)
@@ -44,6 +44,20 @@ def test_crop_scores_evaluates_ramp_at_crop_pixels() -> None:
     expected = ramp_at(40 + centres[None, :], 20 + centres[:, None])
     assert crops.shape == (1, 33, 33)
     assert np.abs(crops[0] - expected).max() < 1e-5
+
+
+def test_rois_grow_to_near_points_of_the_object() -> None:
+    """The grid step is 16 px of the frame; points are at 16 i + 0.5."""
+    scores = np.zeros((3, 9, 13), np.float32)
+    scores[:, 2, 5:8] = 0.6  # up to x = 112.5, y = 32.5
+    scores[:, 8, 12] = 1.0
+    roi = Roi(40, 20, 80, 60)
+    rois = [roi, None, Roi(20, 100, 60, 130)]
+    grown = grown_rois(scores, rois, frame_hw=FRAME_HW, size_hw=SIZE_HW, growth=0.5)
+    # x = 112.5 is out of reach of 80 + 20; 96.5 is in reach.
+    assert grown == (Roi(40, 16, 113, 60), None, rois[2])
+    further = grown_rois(scores, rois, frame_hw=FRAME_HW, size_hw=SIZE_HW, growth=1)
+    assert further[0] == Roi(40, 16, 129, 60)
 
 
 def test_warp_scores_without_motion_keeps_them() -> None:

@@ -10,6 +10,7 @@ from mpn.training.propagation.clips import (
     ClipSources,
     CompositeClip,
     DavisClip,
+    DuplicateClip,
     ShapeClip,
     StillClip,
     VanishingClip,
@@ -22,6 +23,7 @@ MIXES = {
     "composite": ClipMix(0, 0, 1),
     "vanishing": ClipMix(0, 0, 0, 1),
     "three": ClipMix(0, 0, 1, third_object=1.0),
+    "duplicate": ClipMix(0, 0, 1, duplicate=1.0),
 }
 
 
@@ -110,6 +112,27 @@ def test_vanishing_clip_removes_object_and_mask(material: ClipSources) -> None:
     assert stays.frame(len(clip) - 1)[1].any()
 
 
+def test_twin_is_the_same_object_of_its_size_close_to_it(material: ClipSources) -> None:
+    for seed in range(8):
+        clip = sample_clip(material, MIXES["duplicate"], seed)
+        assert isinstance(clip, DuplicateClip)
+        if isinstance(clip.base, DavisClip):
+            assert isinstance(clip.over, DavisClip)
+            assert clip.over.sequence is clip.base.sequence
+            assert clip.over.object_id == clip.base.object_id
+        else:
+            assert isinstance(clip.base, StillClip)
+            assert isinstance(clip.over, StillClip)
+            assert clip.over.rgb is clip.base.rgb
+            assert (clip.over.frame(3)[0] != clip.base.frame(3)[0]).any()
+        own, other = clip.base.frame(0)[1], clip.over.frame(0)[1]
+        ratio = clip.scale**2 * other.sum() / own.sum()
+        assert 0.59 < ratio < 1.41 or clip.scale in (0.3, 2.0)
+        centre_xy = np.argwhere(own).mean(axis=0)[::-1]
+        box_wh = np.ptp(np.argwhere(own), axis=0)[::-1] + 1
+        assert (np.abs(clip.centre_xy - centre_xy) <= 1.61 * box_wh).all()
+
+
 def test_a_third_object_occludes_the_target_of_a_composite(material: ClipSources) -> None:
     two = sample_clip(material, ClipMix(0, 0, 1), 5)
     three = sample_clip(material, ClipMix(0, 0, 1, third_object=1.0), 5)
@@ -131,6 +154,7 @@ def test_a_third_object_occludes_the_target_of_a_composite(material: ClipSources
         ({"davis": 0, "still": 0, "composite": 0}, "not all 0"),
         ({"vanishing": -0.1}, "at least 0"),
         ({"third_object": 1.5}, r"of 0\.\.1, got 1\.5"),
+        ({"duplicate": -0.5}, r"of 0\.\.1, got -0\.5"),
     ],
 )
 def test_shares_that_make_no_mix_are_refused(mix: dict[str, float], message: str) -> None:

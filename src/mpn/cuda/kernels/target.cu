@@ -1,5 +1,6 @@
-// Scores of the target model: logistic regression on the features, warp, crop, and resampling to
-// the frame. The grid has a point at each multiple of 8 px of the features engine's input.
+// Scores of the target model: logistic regression on the features, warp, ROIs, crop, and resampling
+// to the frame. The grid has a point at each multiple of 8 px of the features engine's input.
+#include "reduce.cuh"
 #include "sampling.cuh"
 
 namespace {
@@ -10,6 +11,7 @@ constexpr int OBJECTS = 4;   // of a block, which loads each feature once for al
 constexpr float MAX_LOGIT = 30.0f;
 constexpr float STRIDE = 8.0f;
 constexpr float NO_SCORE = 0.5f;
+constexpr float OBJECT_SCORE = 0.5f;  // a grid point belongs to the object above it
 
 // The sums of the slices are added in a fixed order.
 template <typename T>
@@ -126,6 +128,47 @@ extern "C" __global__ void __launch_bounds__(256) warp_scores(
   const Position from = sample_position(flow_x, flow_y, x, y, grid_height, grid_width);
   warped[first + static_cast<long long>(y) * grid_width + x] =
       sample_zero(scores + first, from, grid_height, grid_width);
+}
+
+// host/target.grown_rois: a block per object. `scale` is frame over input, `cell` the distance of
+// grid points in pixels of the frame. An empty ROI stays empty.
+// launch: block 256; grid objects
+extern "C" __global__ void __launch_bounds__(256) grow_rois(
+    const float* __restrict__ scores, int objects, int height, int width, int grid_height,
+    int grid_width, float scale_x, float scale_y, float cell_x, float cell_y, double growth,
+    int* __restrict__ rois) {
+  __shared__ int found[4];
+  __shared__ int count;
+  const int k = blockIdx.x;
+  const Box roi = load_box(rois, k);
+  if (threadIdx.x == 0) {
+    found[0] = grid_width;
+    found[1] = grid_height;
+    found[2] = found[3] = count = 0;
+  }
+  __syncthreads();
+  const double reach_x = floor(growth * (roi.x1 - roi.x0));
+  const double reach_y = floor(growth * (roi.y1 - roi.y0));
+  const int points = grid_height * grid_width;
+  const float* plane = scores + static_cast<long long>(k) * points;
+  Hits hits = Hits::none();
+  for (int point = threadIdx.x; point < points && !roi.is_empty(); point += blockDim.x) {
+    const int row = point / grid_width, column = point - row * grid_width;
+    const double x = frame_from_grid(column, scale_x), y = frame_from_grid(row, scale_y);
+    if (x >= roi.x0 - reach_x && x < roi.x1 + reach_x && y >= roi.y0 - reach_y &&
+        y < roi.y1 + reach_y && plane[point] > OBJECT_SCORE) {
+      hits.add(column, row);
+    }
+  }
+  add_hits(hits, found, &count);
+  __syncthreads();
+  if (threadIdx.x != 0 || count == 0) return;
+  const int x0 = static_cast<int>(floorf(frame_from_grid(found[0], scale_x) - cell_x));
+  const int y0 = static_cast<int>(floorf(frame_from_grid(found[1], scale_y) - cell_y));
+  const int x1 = static_cast<int>(ceilf(frame_from_grid(found[2] - 1, scale_x) + cell_x));
+  const int y1 = static_cast<int>(ceilf(frame_from_grid(found[3] - 1, scale_y) + cell_y));
+  store_box(rois, k, Box{min(max(x0, 0), roi.x0), min(max(y0, 0), roi.y0),
+                         max(min(x1, width), roi.x1), max(min(y1, height), roi.y1)});
 }
 
 // host/target.crop_scores: the last of `channels` channels of each slot, its border repeated. An

@@ -374,6 +374,13 @@ class DeviceBackend(Closeable):
         stacked = upload(np.stack(list(distinct.values()))) if distinct else None
         self._host_maps = (stacked, plane_of)
 
+    def grow_rois(self, frame: DeviceFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        growth = self._options.target.roi_growth
+        if self._scores is not None and growth:
+            with self._timed("target"):
+                self._scores.grow(self._state.rois, growth)
+
     def propagate(self, frame: DeviceFrame) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         state = self._state

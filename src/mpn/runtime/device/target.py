@@ -198,6 +198,29 @@ class TargetScores:
             **self._grid,
         )
 
+    def grow(self, rois: DeviceArray, growth: float) -> None:
+        """Extend the ROIs by :attr:`current`.
+
+        Args:
+            rois: (K, 4) int32, written; an empty one does not change.
+            growth: See :func:`mpn.runtime.host.target.grown_rois`.
+        """
+        (height, width), (input_height, input_width) = self._frame_hw, self._size_hw
+        self._stream.launch(
+            "grow_rois",
+            scores=self.current,
+            objects=len(self._object_ids),
+            height=height,
+            width=width,
+            scale_x=width / input_width,
+            scale_y=height / input_height,
+            cell_x=FEATURES_STRIDE * width / input_width,
+            cell_y=FEATURES_STRIDE * height / input_height,
+            growth=growth,
+            rois=rois,
+            **self._grid,
+        )
+
     def crop(self, rois: DeviceArray, packed: DeviceArray, objects: DeviceArray | None) -> None:
         """Write the score channel of the propagation network's input.
 

@@ -18,7 +18,7 @@ from mpn.runtime.host.osvos import OsvosRunner, blend_osvos
 from mpn.runtime.host.preprocess import resize_prob, resize_rgb
 from mpn.runtime.host.roi import scaled_boxes, tight_boxes
 from mpn.runtime.host.stages import Stages
-from mpn.runtime.host.target import NO_SCORE, TargetStage, crop_scores, warp_scores
+from mpn.runtime.host.target import NO_SCORE, TargetStage, crop_scores, grown_rois, warp_scores
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.one_shot import OneShotModels, takes_score
 from mpn.runtime.options import ResolvedOptions
@@ -206,6 +206,22 @@ class HostBackend(Closeable):
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         work = self._current_work
         work.candidates, work.maps = candidates, maps
+
+    def grow_rois(self, frame: HostFrame) -> None:
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        target, work, growth = self._target, self._current_work, self._options.target.roi_growth
+        if target is None or work.scores is None or not growth:
+            return
+        with self._timer.stage("target"):
+            found = self.candidates()
+            rois = grown_rois(
+                work.scores,
+                found.rois,
+                frame_hw=(frame.frame.shape[0], frame.frame.shape[1]),
+                size_hw=target.size_hw,
+                growth=growth,
+            )
+            work.candidates = replace(found, rois=rois)
 
     def propagate(self, frame: HostFrame) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -27,6 +28,8 @@ from mpn.types import Float32Array, Roi, UInt8Array
 
 NO_SCORE = 0.5
 """Score of each pixel if the target model is not in use."""
+
+_OBJECT_SCORE = 0.5
 
 
 class TargetStage:
@@ -169,6 +172,65 @@ def warp_scores(
         step = size_hw[1 - axis] / frame_hw[1 - axis] / FEATURES_STRIDE
         np.multiply(_sampled(plane, axes[0], axes[1]), np.float32(step), out=on_grid[axis])
     return warp_bilinear(scores, on_grid)
+
+
+def grown_rois(
+    scores: Float32Array,
+    rois: Sequence[Roi | None],
+    *,
+    frame_hw: tuple[int, int],
+    size_hw: tuple[int, int],
+    growth: float,
+) -> tuple[Roi | None, ...]:
+    """Extend each ROI to points near it that belong to its object by their score.
+
+    A part of the object that was hidden or missed lies outside the box of the warped probability.
+    The propagation network can only find it again inside the ROI.
+
+    Args:
+        scores: (K, gh, gw) float32; a point belongs to the object above 0.5.
+        rois: Per object its ROI, or None if it is lost.
+        frame_hw: (h, w) of the working frame.
+        size_hw: (height, width) of the features engine's input.
+        growth: Largest distance of a point from the ROI, as a share of the ROI's width or height.
+
+    Returns:
+        Per object the smallest box around its ROI and one cell around each of these points.
+    """
+    points = [
+        _frame_from_grid(
+            np.arange(scores.shape[1 + axis], dtype=np.float32), frame_hw[axis], size_hw[axis]
+        )
+        for axis in range(2)
+    ]
+    cell = [FEATURES_STRIDE * frame_hw[axis] / size_hw[axis] for axis in range(2)]
+    grown: list[Roi | None] = []
+    for score, roi in zip(scores, rois, strict=True):
+        if roi is None:
+            grown.append(None)
+            continue
+        near = [
+            np.flatnonzero((at >= first - reach) & (at < end + reach))
+            for at, first, end, reach in (
+                (points[0], roi.y0, roi.y1, math.floor(growth * roi.size_hw[0])),
+                (points[1], roi.x0, roi.x1, math.floor(growth * roi.size_hw[1])),
+            )
+        ]
+        rows, columns = np.nonzero(score[np.ix_(near[0], near[1])] > _OBJECT_SCORE)
+        if rows.size == 0:
+            grown.append(roi)
+            continue
+        (y0, y1), (x0, x1) = (
+            (
+                max(math.floor(at[of[chosen.min()]] - reach), 0),
+                min(math.ceil(at[of[chosen.max()]] + reach), side),
+            )
+            for at, of, chosen, reach, side in zip(
+                points, near, (rows, columns), cell, frame_hw, strict=True
+            )
+        )
+        grown.append(Roi(min(x0, roi.x0), min(y0, roi.y0), max(x1, roi.x1), max(y1, roi.y1)))
+    return tuple(grown)
 
 
 def crop_scores(

@@ -6,6 +6,7 @@ interrupted training run resumes on exactly the same data.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -150,6 +151,12 @@ class StillClip:
         self.mask = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR)
         self.motion = AffineMotion(np.random.default_rng(seed), self.mask.shape)
 
+    def moved(self, seed: int) -> StillClip:
+        """Return a clip of the same image with another motion."""
+        other = copy(self)
+        other.motion = AffineMotion(np.random.default_rng(seed), self.mask.shape)
+        return other
+
     def __len__(self) -> int:
         return _STILL_FRAMES
 
@@ -205,6 +212,8 @@ def random_outline(size_hw: tuple[int, int], seed: int) -> BoolArray:
 
 _FEATHER_SIGMA_PX = 1.0
 """Blur of a pasted object's edge: a hard edge would reveal its outline to the network."""
+_DUPLICATE_TARGET_SHARE = 0.3
+"""Share of the duplicates whose pasted object is the target: the other one may be hidden by it."""
 _VISIBLE_FRAMES = (2, 9)
 _ABSENT_FRAMES = 3
 
@@ -264,6 +273,36 @@ class CompositeClip:
         return mixed, (pasted if self.target_over else base_mask & ~pasted)
 
 
+class DuplicateClip(CompositeClip):
+    """Composite of a clip with a second object like its own, close to it.
+
+    Appearance does not separate the two objects: only the probability of the frame before does.
+
+    Args:
+        base: Clip below.
+        over: Another clip of the same object.
+        target_over: See :class:`CompositeClip`.
+        seed: Seed of size, place and path.
+    """
+
+    def __init__(self, base: Clip, over: Clip, *, target_over: bool, seed: int) -> None:
+        super().__init__(base, over, target_over=target_over, seed=seed)
+        rng = np.random.default_rng([seed, 1])
+        ys, xs = np.nonzero(base.frame(0)[1])
+        if len(xs) == 0:
+            return
+        area = max(int(over.frame(0)[1].sum()), 1)
+        self.scale = float(np.clip(np.sqrt(rng.uniform(0.6, 1.4) * len(xs) / area), 0.3, 2.0))
+        box_wh = np.array([np.ptp(xs) + 1, np.ptp(ys) + 1])
+        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.7, 1.6)
+        offset = distance * box_wh * (np.cos(angle), np.sin(angle))
+        height, width = base.frame(0)[1].shape
+        centre_xy = np.array([xs.mean(), ys.mean()])
+        self.centre_xy = np.clip(centre_xy + offset, 0, (width, height))
+        self.path_x = SmoothSignal(rng, 0.6 * box_wh[0], fastest=0.1)
+        self.path_y = SmoothSignal(rng, 0.4 * box_wh[1], fastest=0.1)
+
+
 class VanishingClip(CompositeClip):
     """Composite whose pasted object, the target, disappears after some frames.
 
@@ -304,6 +343,7 @@ class ClipMix:
         composite: One object pasted over a clip that has its own; either is the target.
         vanishing: Composites whose pasted object, the target, disappears after some frames.
         third_object: Share of the composites with a third object that passes and occludes.
+        duplicate: Share of the composites whose second object is a copy of the first, close to it.
     """
 
     davis: float = 0.35
@@ -311,6 +351,7 @@ class ClipMix:
     composite: float = 0.50
     vanishing: float = 0.0
     third_object: float = 0.0
+    duplicate: float = 0.0
 
     def __post_init__(self) -> None:
         shares = (self.davis, self.still, self.composite, self.vanishing)
@@ -319,7 +360,8 @@ class ClipMix:
                 f"the shares of clips must be at least 0 and not all 0, got davis {self.davis}, "
                 f"still {self.still}, composite {self.composite}, vanishing {self.vanishing}"
             )
-        check_number("third_object", self.third_object, least=0, most=1, error=TrainingError)
+        for name in ("third_object", "duplicate"):
+            check_number(name, getattr(self, name), least=0, most=1, error=TrainingError)
 
 
 def sample_clip(material: ClipSources, mix: ClipMix, seed: int) -> Clip:
@@ -337,6 +379,13 @@ def sample_clip(material: ClipSources, mix: ClipMix, seed: int) -> Clip:
     if kind == 1:
         return _sample_still(material, rng)
     base = _sample_davis(material, rng) if rng.random() < 0.5 else _sample_still(material, rng)
+    if kind == 2 and mix.duplicate and rng.random() < mix.duplicate:
+        return DuplicateClip(
+            base,
+            _another_of(base, rng),
+            target_over=rng.random() < _DUPLICATE_TARGET_SHARE,
+            seed=int(rng.integers(2**31)),
+        )
     over = _sample_pasted(material, rng)
     if kind == 3:
         return VanishingClip(base, over, seed=int(rng.integers(2**31)))
@@ -354,6 +403,17 @@ def _sample_pasted(material: ClipSources, rng: np.random.Generator) -> Clip:
     if source < 0.35:
         return _sample_davis(material, rng)
     return _sample_still(material, rng, StillClip if source < 0.65 else ShapeClip)
+
+
+def _another_of(clip: Clip, rng: np.random.Generator) -> Clip:
+    """Return another clip of the object of a sequence or a still image."""
+    if isinstance(clip, DavisClip):
+        sequence = clip.sequence
+        start = int(rng.integers(len(sequence)))
+        stride = 1 if start < len(sequence) // 2 else -1  # at least half of the frames follow
+        return DavisClip(sequence, clip.object_id, start, stride)
+    assert isinstance(clip, StillClip)
+    return clip.moved(int(rng.integers(2**31)))
 
 
 def _sample_davis(material: ClipSources, rng: np.random.Generator) -> Clip:

@@ -54,6 +54,7 @@ class RolloutOptions:
         threshold: A pixel belongs to the object above this probability.
         roi_margin_frac: Margin a side as a share of the box.
         roi_margin_px_min: Smallest margin a side.
+        roi_growth: See :class:`mpn.runtime.options.TargetOptions`; for samples with a score.
         roi_jitter_frac: Random shift of each side of the ROI, as a share of the box.
         max_steps: Longest rollout.
         deform_share: Share of rollouts that start from a deformed mask.
@@ -77,6 +78,7 @@ class RolloutOptions:
     threshold: float = 0.5
     roi_margin_frac: float = 0.15
     roi_margin_px_min: int = 16
+    roi_growth: float = 0.25
     roi_jitter_frac: float = 0.08
     max_steps: int = 20
     deform_share: float = 0.5
@@ -277,7 +279,7 @@ class Rollout:
             )
         if self._scores is not None and self._score is not None:
             self._score = self._scores.advanced(self._score, clip, self._t, rgb, flow_to_prev_px)
-        roi = self._jittered_roi(warped[0])
+        roi = self._jittered_roi(warped[0], clip, rgb)
         if roi is None:
             return None
         self._roi, self._target = roi, target
@@ -301,13 +303,15 @@ class Rollout:
             score,
         )
 
-    def _jittered_roi(self, prob: Float32Array) -> Roi | None:
+    def _jittered_roi(self, prob: Float32Array, clip: Clip, rgb: UInt8Array) -> Roi | None:
         """Return the runtime's ROI with jittered sides; None if it is empty."""
         options = self._options
         box = box_from_prob(prob, options.threshold)
         if box is None:
             return None
         roi = with_margin(box, options.roi_margin_frac, options.roi_margin_px_min, prob.shape)
+        if self._scores is not None and self._score is not None:
+            roi = self._scores.grown(self._score, clip, rgb, roi, options.roi_growth)
         box_hw = np.array(box.size_hw)
         jitter = self._rng.uniform(-1, 1, 4) * options.roi_jitter_frac * np.tile(box_hw[::-1], 2)
         x0, y0, x1, y1 = np.rint(np.array(roi.box_xyxy) + jitter).astype(int)

@@ -17,7 +17,7 @@ import numpy as np
 from mpn._common.validation import check_int, check_number
 from mpn.engines.spec import features_spec
 from mpn.errors import TrainingError
-from mpn.runtime.host.target import NO_SCORE, crop_scores, warp_scores
+from mpn.runtime.host.target import NO_SCORE, crop_scores, grown_rois, warp_scores
 from mpn.runtime.options import ResolvedTarget
 from mpn.runtime.target import Targets, cell_shares, target_scores, with_given_frame
 from mpn.training.data import DavisSequence
@@ -192,6 +192,22 @@ class ScoreSource:
         else:
             scores = warp_scores(score.scores, flow_to_prev_px, self._size_hw(clip, rgb))
         return replace(score, scores=scores)
+
+    def grown(
+        self, score: RolloutScore, clip: Clip, rgb: UInt8Array, roi: Roi, growth: float
+    ) -> Roi:
+        """Extend a ROI by the score, see :func:`mpn.runtime.host.target.grown_rois`."""
+        if score.scores is None:
+            return roi
+        (grown,) = grown_rois(
+            score.scores,
+            [roi],
+            frame_hw=(rgb.shape[0], rgb.shape[1]),
+            size_hw=self._size_hw(clip, rgb),
+            growth=growth,
+        )
+        assert grown is not None
+        return grown
 
     def crop(
         self, score: RolloutScore, clip: Clip, rgb: UInt8Array, roi: Roi, side: int
