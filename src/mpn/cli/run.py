@@ -90,10 +90,10 @@ def rate_from_text(text: str | None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneArguments:
-    """Options ``--finetune-*`` of the command line; None or False: not given."""
+    """Options ``--finetune*`` of the command line; None: not given."""
 
-    off: bool
-    off_by: str
+    wanted: bool | None
+    is_fast: bool
     steps: int | None
     seconds: float | None
     size: int | None
@@ -106,7 +106,7 @@ class FinetuneArguments:
     def are_given(self) -> bool:
         """Whether one of them requires fine-tuning; a seed alone does not."""
         given = (self.steps, self.seconds, self.size, self.scope, self.cache)
-        return any(value is not None for value in given)
+        return bool(self.wanted) or any(value is not None for value in given)
 
     def options(self) -> FinetuneOptions | None:
         """Return the options of the runtime; None: no fine-tuning.
@@ -115,9 +115,10 @@ class FinetuneArguments:
             typer.BadParameter: If they contradict each other.
             InputError: If a value is out of range.
         """
-        if self.off:
+        if self.is_fast or self.wanted is False:
             if self.are_given:
-                raise typer.BadParameter(f"{self.off_by} contradicts the --finetune options")
+                name = "--fast" if self.is_fast else "--no-finetune"
+                raise typer.BadParameter(f"{name} contradicts the --finetune options")
             return None
         if self.cache is not None and self.no_cache:
             raise typer.BadParameter("--finetune-cache contradicts --no-finetune-cache")
@@ -246,8 +247,11 @@ def run(
         help="Refine the masks with a dense CRF.",
         show_default="as the engines advise, else no",
     ),
-    no_finetune: bool = typer.Option(
-        False, "--no-finetune", help="Disable first-frame fine-tuning."
+    finetune: bool = typer.Option(
+        None,
+        "--finetune/--no-finetune",
+        help="Fine-tune the networks on the first frame, which takes seconds per object.",
+        show_default="yes if OSVOS runs, no with the target model alone",
     ),
     finetune_steps: int = typer.Option(
         None,
@@ -329,11 +333,13 @@ def run(
     """
     if video is None:
         raise typer.BadParameter(missing_video(engine_dir))
+    if no_osvos and one_shot in (OneShotName.OSVOS, OneShotName.BOTH):
+        raise typer.BadParameter(f"--no-osvos contradicts --one-shot {one_shot.value}")
     masks = masks_by_frame(mask)
     kinds = save_kinds(save)
-    finetune = FinetuneArguments(
-        off=no_finetune or fast,
-        off_by="--no-finetune" if no_finetune else "--fast",
+    finetuning = FinetuneArguments(
+        wanted=finetune,
+        is_fast=fast,
         steps=finetune_steps,
         seconds=finetune_seconds,
         size=finetune_size,
@@ -360,7 +366,7 @@ def run(
                 every=UNSET if osvos_every is None else osvos_every,
             ),
             crf=CrfOptions() if crf else None if is_crf_off else UNSET,
-            finetune=finetune.options(),
+            finetune=finetuning.options(),
         )
     request = RunRequest(
         video=video,
@@ -370,7 +376,7 @@ def run(
         backend=backend.value,
         threads=threads,
         options=options,
-        must_finetune=finetune.are_given,
+        must_finetune=finetuning.are_given,
         start=start,
         end=end,
         fps=rate_from_text(fps),

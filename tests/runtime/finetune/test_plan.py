@@ -30,7 +30,7 @@ from mpn.runtime.options import (
     ResolvedOptions,
     ResolvedOsvos,
 )
-from tests.emulation.engines import fake_engine_set, nothing_found
+from tests.emulation.engines import fake_engine_set, nothing_found, pooled_colours
 
 ALL = ResolvedOptions()
 
@@ -99,6 +99,21 @@ def test_plan_gives_the_reason_if_not_possible() -> None:
     )
     assert only_osvos == FinetunePlan(None, "no network that can be fine-tuned is in use")
     assert planned(BOTH, finetune=None) == FinetunePlan(None, "not requested")
+
+
+def test_plan_omits_finetuning_with_the_target_model_alone() -> None:
+    features = fake_engine_set(features=pooled_colours).manifest.roles["features"]
+    with_target = replace(BOTH, roles={**BOTH.roles, "features": features})
+    assert planned(with_target) == FinetunePlan(
+        None, "the target model separates the objects without it"
+    )
+    required = planned(with_target, must_finetune=True).options
+    assert required is not None
+    assert required.roles == ("propagation",)
+    for one_shot, tuned in (("both", ("propagation", "osvos")), ("off", ("propagation",))):
+        found = planned(with_target, options=PipelineOptions(one_shot=one_shot)).options
+        assert found is not None
+        assert found.roles == tuned
 
 
 def test_plan_raises_if_required_but_not_possible() -> None:

@@ -29,6 +29,7 @@ from mpn.runtime.finetune.loop import FinetuneReport as FinetuneReport
 from mpn.runtime.finetune.loop import LoopOutcome, Sampler, run_loop
 from mpn.runtime.finetune.plan import options_in_cache_key
 from mpn.runtime.host.flow import flow_estimator_from
+from mpn.runtime.one_shot import one_shot_models, takes_score
 from mpn.runtime.options import FINETUNABLE_ROLES, FinetuneOptions, FinetuneRecipe, ResolvedOptions
 from mpn.types import Float32Array, UInt8Array, check_labels, check_rgb
 
@@ -235,6 +236,15 @@ class ObjectFinetuner(Closeable):
         if role == "propagation":
             facts["pipeline"] = options_in_cache_key(self._pipeline_options)
             facts["flow"] = asdict(manifest.flow)
+            if takes_score(self._engines.propagation.spec):
+                facts["score"] = self._score_facts()
             if "flow" in manifest.roles:
                 facts["flow_network"] = manifest.roles["flow"].sha256
         return facts
+
+    def _score_facts(self) -> dict[str, Any]:
+        """Return all that the score of the target model depends on."""
+        manifest, options = self._engines.manifest, self._pipeline_options
+        if not one_shot_models(options, manifest.roles.keys()).target:
+            return {}
+        return {"features": manifest.roles["features"].sha256, "target": asdict(options.target)}

@@ -73,7 +73,8 @@ def plan_finetuning(
     Args:
         manifest: Manifest of the engine directory.
         options: Options of the pipeline. ``finetune`` is None if fine-tuning is not requested.
-        must_finetune: Raise if fine-tuning is required but not possible.
+        must_finetune: Raise if fine-tuning is required but not possible. Otherwise networks that
+            run with the target model alone are not fine-tuned: they do not need it.
         is_live: The source does not wait for fine-tuning; it then runs only with ``must_finetune``.
 
     Raises:
@@ -87,6 +88,9 @@ def plan_finetuning(
     why_not = why_not_finetuned(manifest, resolved)
     if is_live and not why_not:
         why_not = "frames of a live source would pass meanwhile"
+    models = one_shot_models(resolved, manifest.roles.keys())
+    if models.target and not models.osvos and not why_not:
+        why_not = "the target model separates the objects without it"
     if why_not and not must_finetune:
         return FinetunePlan(None, why_not)
     return FinetunePlan(options_for(manifest, resolved, wanted))
@@ -137,9 +141,11 @@ def options_for(
 def options_affecting_weights(options: ResolvedOptions) -> ResolvedOptions:
     """Return the options that change the weights, with defaults for the others.
 
-    OSVOS, redetection and CRF run after the propagation network and do not change its weights.
+    OSVOS, redetection and CRF run after the propagation network and do not change its weights. The
+    target model does if the network takes its score.
     """
-    return ResolvedOptions(**{name: getattr(options, name) for name in _AFFECTING_WEIGHTS})
+    affecting = {name: getattr(options, name) for name in _AFFECTING_WEIGHTS}
+    return ResolvedOptions(**affecting, one_shot=options.one_shot, target=options.target)
 
 
 def options_in_cache_key(options: ResolvedOptions) -> dict[str, Any]:

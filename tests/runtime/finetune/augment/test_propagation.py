@@ -16,7 +16,7 @@ from mpn.runtime.host.flow import flow_estimator_from
 from mpn.runtime.options import ResolvedOptions
 from mpn.types import Float32Array
 from tests.builders.clips import Square, iou, squares_clip
-from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel
+from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel, pooled_colours
 
 PLAIN = Preprocessing(propagation=PropagationPreprocessing((0, 0, 0), (1, 1, 1)))
 CLIP = squares_clip(
@@ -44,8 +44,9 @@ def sampler(
     batch: int = 3,
     seed: int = 0,
     object_id: int = 1,
+    **given: Any,
 ) -> tuple[PropagationSampler, FakeEngine]:
-    engines = fake_engine_set(propagation=prediction, roi_size=81, preprocessing=PLAIN)
+    engines = fake_engine_set(propagation=prediction, roi_size=81, preprocessing=PLAIN, **given)
     engine = engines.propagation
     assert isinstance(engine, FakeEngine)
     source = PropagationSampler(
@@ -79,6 +80,27 @@ def test_batch_matches_the_network_input() -> None:
             assert array.min() >= 0
             assert array.max() <= 1
             assert array.flags.c_contiguous
+
+
+@pytest.mark.parametrize("one_shot", ["auto", "off"])
+def test_batch_has_the_score_for_networks_that_take_it(one_shot: str) -> None:
+    source, engine = sampler(
+        options=ResolvedOptions(one_shot=one_shot),
+        sampler_options=AS_GIVEN,
+        prediction=lambda inputs: {"prob": inputs["rgb_prob_score"][:, 3:4]},
+        features=pooled_colours,
+        takes_score=True,
+    )
+    for _ in range(4):
+        inputs, target = source.batch()
+    assert inputs.shape == (3, 5, 65, 65)
+    assert engine.calls[-1]["rgb_prob_score"].shape[1:] == (5, 81, 81)
+    score = inputs[:, 4:]
+    if one_shot == "off":
+        assert (score == 0.5).all()
+    else:
+        is_object = target > 0.5
+        assert score[is_object].mean() > 0.6 > 0.3 > score[~is_object].mean()
 
 
 def test_same_seed_gives_same_batches_with_different_rows() -> None:

@@ -5,6 +5,9 @@ estimated flow, suppressed by the flow check and the colours, and cropped by its
 stages of the pipeline compute each crop, from a clip that is rendered from the first frame. The
 next frame of a clip starts from the prediction of the exported network, because fine-tuning has to
 correct these errors.
+
+If the network takes the score of the target model, the classifier is solved on the first frame. The
+features network runs on the first crop of a clip; the flow warps the score to the others.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.ops import crop_resize_pack, paste
 from mpn.runtime.host.roi import box_from_prob
 from mpn.runtime.host.stages import Stages
+from mpn.runtime.host.target import NO_SCORE, TargetStage, crop_scores, grown_rois, warp_scores
+from mpn.runtime.one_shot import one_shot_models, takes_score
 from mpn.runtime.options import ResolvedOptions
+from mpn.runtime.target import Targets, cell_shares, target_scores, with_given_frame
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 OBJECT_FRAC = 0.93
@@ -95,7 +101,8 @@ class PropagationSampler:
         sampler_options: SamplerOptions | None = None,
     ) -> None:
         scene = LucidScene.from_frame(rgb, labels, object_id, side_px=OBJECT_FRAC * size_px)
-        self._pipeline = pipeline = _ScaledPipeline(scene, engines, flow, options, size_px)
+        score = _ScoreChannel.from_frame(rgb, labels, object_id, engines, options)
+        self._pipeline = pipeline = _ScaledPipeline(scene, engines, flow, options, size_px, score)
         sampler_options = SamplerOptions() if sampler_options is None else sampler_options
         self._rollouts = [
             _Rollout(pipeline, sampler_options, np.random.default_rng([*seed, row]))
@@ -106,8 +113,8 @@ class PropagationSampler:
         """Return the next crops.
 
         Returns:
-            (N, 4, S, S) float32, the network's input, and (N, 1, S, S) float32, the share of the
-            object in each pixel.
+            (N, 4 or 5, S, S) float32, the network's input, and (N, 1, S, S) float32, the share of
+            the object in each pixel.
 
         Raises:
             EngineError: If an engine fails.
@@ -131,6 +138,75 @@ class PropagationSampler:
             rollout.update(prediction)
 
 
+class _ScoreChannel:
+    """The target model of one object, for a network that takes its score.
+
+    Args:
+        target: Runs the features engine; None: the target model is not in use, and each score is
+            :data:`mpn.runtime.host.target.NO_SCORE`.
+        targets: The classifier of the object; None likewise.
+        object_id: The object.
+        growth: Option ``target.roi_growth``.
+    """
+
+    def __init__(
+        self, target: TargetStage | None, targets: Targets | None, object_id: int, growth: float
+    ) -> None:
+        self._target, self._targets = target, targets
+        self._object_id, self._growth = object_id, growth
+
+    @classmethod
+    def from_frame(
+        cls,
+        rgb: UInt8Array,
+        labels: UInt8Array,
+        object_id: int,
+        engines: EngineSet,
+        options: ResolvedOptions,
+    ) -> _ScoreChannel | None:
+        """Solve the classifier of an object; None if the network takes no score."""
+        if not takes_score(engines.propagation.spec):
+            return None
+        is_in_use = one_shot_models(options, engines.manifest.roles.keys()).target
+        if not is_in_use or engines.features is None:
+            return cls(None, None, object_id, 0.0)
+        target = TargetStage(engines.features, options.target)
+        (share,) = cell_shares((labels == object_id).astype(np.float32)[None], target.size_hw)
+        features = target.features(rgb)
+        targets = with_given_frame(None, features, {object_id: share}, options=options.target)
+        return cls(target, targets, object_id, options.target.roi_growth)
+
+    def scores(
+        self, rgb: UInt8Array, before: Float32Array | None, flow_to_prev_px: Float32Array
+    ) -> Float32Array | None:
+        """Return the scores of a frame, (1, gh, gw), given those of the frame before."""
+        if self._target is None or self._targets is None:
+            return None
+        if before is not None:
+            return warp_scores(before, flow_to_prev_px, self._target.size_hw)
+        return target_scores(self._targets, self._target.features(rgb), (self._object_id,))
+
+    def grown(self, scores: Float32Array | None, roi: Roi, frame_hw: tuple[int, int]) -> Roi:
+        """Return the ROI as the pipeline extends it."""
+        if scores is None or self._target is None or not self._growth:
+            return roi
+        (grown,) = grown_rois(
+            scores, [roi], frame_hw=frame_hw, size_hw=self._target.size_hw, growth=self._growth
+        )
+        assert grown is not None
+        return grown
+
+    def crop(
+        self, scores: Float32Array | None, roi: Roi, frame_hw: tuple[int, int], side: int
+    ) -> Float32Array:
+        """Return the score channel of a crop: (1, S, S)."""
+        if scores is None or self._target is None:
+            return np.full((1, side, side), NO_SCORE, np.float32)
+        return crop_scores(
+            scores, [roi], frame_hw=frame_hw, size_hw=self._target.size_hw, side=side
+        )
+
+
 class _ScaledPipeline:
     """The stages of the pipeline, at the scale of the augmented clip."""
 
@@ -141,6 +217,7 @@ class _ScaledPipeline:
         flow: FlowEstimator,
         options: ResolvedOptions,
         size_px: int,
+        score: _ScoreChannel | None,
     ) -> None:
         self.scene, self.flow, self.size_px = scene, flow, size_px
         # These options are in pixels of the frame.
@@ -149,7 +226,7 @@ class _ScaledPipeline:
             flow_check_px=options.flow_check_px * scene.scale,
             roi_margin_px_min=round(options.roi_margin_px_min * scene.scale),
         )
-        self._stages = Stages(engines, self.options)
+        self._stages, self._score = Stages(engines, self.options), score
         self._preprocessing = engines.manifest.preprocessing.propagation
         self._roi_size = engines.manifest.roi_size
         self._tables = [scene.colour_table] if options.colour_weight else None
@@ -161,8 +238,9 @@ class _ScaledPipeline:
         area_px: float,
         frame: PreparedFrame,
         previous: PreparedFrame,
-    ) -> tuple[Float32Array, Roi | None]:
-        """Warp the previous probability into this frame: (1, h, w), and its ROI."""
+        scores: Float32Array | None,
+    ) -> tuple[Float32Array, Roi | None, Float32Array | None]:
+        """Warp the previous probability: (1, h, w), its ROI, and the scores."""
         flow_to_prev_px = self.flow.estimate(frame, previous)
         flow_from_prev_px = (
             self.flow.estimate(previous, frame) if self.options.flow_check_px else None
@@ -176,31 +254,38 @@ class _ScaledPipeline:
             flow_from_prev_px,
             self._tables,
         )
-        return found.prob, found.rois[0]
+        roi = found.rois[0]
+        if self._score is not None and roi is not None:
+            scores = self._score.scores(rgb, scores, flow_to_prev_px)
+            roi = self._score.grown(scores, roi, self.scene.size_hw)
+        return found.prob, roi, scores
 
-    def crop(self, rgb: UInt8Array, prob: Float32Array, roi: Roi) -> Float32Array:
-        """Crop the input of the fine-tuning step: (4, S, S)."""
-        return self._packed(rgb, prob, roi, self.size_px)
+    def crop(self, last: _LastFrame) -> Float32Array:
+        """Crop the input of the fine-tuning step: (C, S, S)."""
+        return self._packed(last, self.size_px)
 
-    def network_input(self, rgb: UInt8Array, prob: Float32Array, roi: Roi) -> Float32Array:
-        """Crop the input of the exported network: (4, R, R)."""
-        return self._packed(rgb, prob, roi, self._roi_size)
+    def network_input(self, last: _LastFrame) -> Float32Array:
+        """Crop the input of the exported network: (C, R, R)."""
+        return self._packed(last, self._roi_size)
 
     def propagate(self, crops: Float32Array) -> Float32Array:
-        """Run the exported network: (N, 4, R, R) -> (N, 1, R, R)."""
+        """Run the exported network: (N, C, R, R) -> (N, 1, R, R)."""
         return self._stages.propagate(crops, [self.scene.object_id] * len(crops))
 
-    def _packed(self, rgb: UInt8Array, prob: Float32Array, roi: Roi, size: int) -> Float32Array:
+    def _packed(self, last: _LastFrame, size: int) -> Float32Array:
         packed = crop_resize_pack(
-            rgb,
-            prob,
-            [roi],
+            last.rgb,
+            last.prob,
+            [last.roi],
             size=size,
             mean=self._preprocessing.mean_rgb,
             std=self._preprocessing.std_rgb,
         )
         crop: Float32Array = packed[0]
-        return crop
+        if self._score is None:
+            return crop
+        score = self._score.crop(last.scores, last.roi, self.scene.size_hw, size)
+        return np.concatenate((crop, score))
 
 
 @dataclass(frozen=True)
@@ -211,6 +296,7 @@ class _LastFrame:
     prob: Float32Array
     roi: Roi
     target: BoolArray
+    scores: Float32Array | None
 
 
 class _Rollout:
@@ -226,6 +312,7 @@ class _Rollout:
         self._mirror = False
         self._prob: Float32Array = np.zeros(pipeline.scene.size_hw, np.float32)
         self._previous: PreparedFrame | None = None
+        self._scores: Float32Array | None = None
         self._last: _LastFrame | None = None
 
     def network_input(self) -> Float32Array | None:
@@ -235,7 +322,7 @@ class _Rollout:
             return None
         if self._rng.random() >= self._options.feedback_share:
             return None
-        return self._pipeline.network_input(last.rgb, last.prob, last.roi)
+        return self._pipeline.network_input(last)
 
     def update(self, prediction: Float32Array) -> None:
         """Set the probability of the last frame to a prediction, (1, R, R)."""
@@ -250,7 +337,7 @@ class _Rollout:
             self._clip = None
 
     def next_sample(self) -> tuple[Float32Array, Float32Array]:
-        """Advance one frame; return (4, S, S) input and (1, S, S) target."""
+        """Advance one frame; return (C, S, S) input and (1, S, S) target."""
         for _ in range(_TRIES):
             if self._clip is None or self._t >= self._last_t:
                 self._start()
@@ -274,7 +361,7 @@ class _Rollout:
             self._prob = target.astype(np.float32)
             if rng.random() < options.damage_share:
                 self._prob = corrupt_mask(self._prob, rng, half_share=options.half_share)
-            self._previous = self._pipeline.flow.prepare(rgb)
+            self._previous, self._scores = self._pipeline.flow.prepare(rgb), None
             return
         raise self._unusable()
 
@@ -285,13 +372,15 @@ class _Rollout:
         self._t += 1
         rgb, target = clip.frame(self._t)
         self._previous = pipeline.flow.prepare(rgb)
-        prob, roi = pipeline.warp(rgb, self._prob, self._area_px, self._previous, previous)
+        prob, roi, self._scores = pipeline.warp(
+            rgb, self._prob, self._area_px, self._previous, previous, self._scores
+        )
         if roi is None:
             return None
         roi = self._jittered(roi)
-        self._last = _LastFrame(rgb, prob, roi, target)
+        self._last = _LastFrame(rgb, prob, roi, target, self._scores)
         self._prob = target.astype(np.float32)  # used if no prediction replaces it
-        crop = pipeline.crop(rgb, prob, roi)
+        crop = pipeline.crop(self._last)
         share = cv2.resize(
             target[roi.y0 : roi.y1, roi.x0 : roi.x1].astype(np.float32),
             (pipeline.size_px, pipeline.size_px),
