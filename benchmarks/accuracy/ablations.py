@@ -1,16 +1,25 @@
 """Define the sets of stages of ``davis.py``, and count their fine-tuning cost.
 
-Each set of the chain adds one stage to the set before it: ``warp``, ``propagation``, ``finetuned``
-(propagation fine-tuned on the first frame), ``osvos`` (fine-tuned too; the default of ``mpn run``),
-``crf``. ``no-finetuning`` is the default without fine-tuning, ``fast`` is ``mpn run --fast``. The
-``paper-`` sets leave out the stages that the paper does not have (flow check, colours, horizontal
-flip), and average OSVOS with the propagation whatever the manifest advises. Stages that an engine
-directory cannot run are left out and reported. A *variant* is one of these sets with other options.
+Engines with a features engine run the target model. Their sets are ``warp``, ``propagation`` (no
+model of the first mask), ``target`` (the target model, solved on the first frame alone),
+``updates`` (the target model with updates: the default of ``mpn run``), ``finetuned`` (the default
+with propagation fine-tuned on the first frame: ``mpn run --finetune``), ``osvos`` (OSVOS in the
+place of the target model, both networks fine-tuned), ``crf`` (the default with a DenseCRF) and
+``fast`` (``mpn run --fast``).
+
+Engines without one have no ``target`` and ``updates``: ``finetuned`` adds fine-tuning to
+``propagation``, ``osvos`` adds OSVOS (the default of ``mpn run``), ``crf`` adds a DenseCRF, and
+``no-finetuning`` is the default without fine-tuning.
+
+The ``paper-`` sets leave out what the paper does not have (target model, flow check, colours,
+horizontal flip), and average OSVOS with the propagation whatever the manifest advises. Sets that an
+engine directory cannot run, or that are equal to another one, are left out and reported. A
+*variant* is one of these sets with other options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +33,42 @@ from mpn.runtime.finetune.plan import (
     options_affecting_weights,
     options_for,
 )
+from mpn.runtime.one_shot import one_shot_models
 from mpn.runtime.options import FINETUNABLE_ROLES, PipelineOptions, ResolvedOptions
 
-CHAIN = ("warp", "propagation", "finetuned", "osvos", "crf")
+PAPER_CHAIN = ("warp", "propagation", "finetuned", "osvos", "crf")
+"""Stages of the paper: each set adds one to the set before it."""
+TARGET_CHAIN: Mapping[str, tuple[str, ...]] = {
+    "warp": ("warp",),
+    "propagation": ("warp", "propagation"),
+    "target": ("warp", "propagation", "target"),
+    "updates": ("warp", "propagation", "target", "updates"),
+    "finetuned": ("warp", "propagation", "target", "updates", "finetuned"),
+    "osvos": ("warp", "propagation", "finetuned", "osvos"),
+    "crf": ("warp", "propagation", "target", "updates", "crf"),
+}
+"""Stages of each set with the target model."""
 NO_FINETUNING, FAST = "no-finetuning", "fast"
 PAPER = "paper-"
-"""Prefix of a name of the chain: the same set without flow check, colours and horizontal flip."""
-DEFAULT = (*CHAIN, NO_FINETUNING, FAST, "paper-warp", "paper-propagation", "paper-crf")
+"""Prefix of a name of :data:`PAPER_CHAIN`: the set without the stages that the paper lacks."""
+DEFAULT = (
+    *TARGET_CHAIN,
+    NO_FINETUNING,
+    FAST,
+    "paper-warp",
+    "paper-propagation",
+    "paper-crf",
+)
+_OF_TARGET: Mapping[str, Mapping[str, Any]] = {
+    "warp": {"one_shot": "off", "use_propagation": False},
+    "propagation": {"one_shot": "off"},
+    "target": {"target.update_every": 0},
+    "updates": {},
+    "finetuned": {},
+    "osvos": {"one_shot": "osvos"},
+    "crf": {"crf": True},
+}
+"""Options of each set with the target model that differ from those of ``mpn run``."""
 NOT_IN_THE_PAPER: Mapping[str, Any] = {
     "flow_check_px": 0.0,
     "colour_weight": 0.0,
@@ -54,6 +92,10 @@ class Ablation:
     options: ResolvedOptions
     finetune: FinetuneOptions | None
 
+    def is_equal_to(self, other: Ablation) -> bool:
+        """Return whether another set gives the same masks."""
+        return (self.options, self.finetune) == (other.options, other.finetune)
+
 
 def ablations_from_names(
     manifest: Manifest, names: Sequence[str], finetune: FinetuneOptions
@@ -70,24 +112,42 @@ def ablations_from_names(
     """
     if not names or len(set(names)) < len(names):
         raise InputError(f"ablations must be given, each once, got {', '.join(names) or 'none'}")
+    uses_target = is_target_used(manifest)
     missing = _missing_stages(manifest)
-    built, left_out = [], []
+    built: list[Ablation] = []
+    left_out = []
     for name in names:
-        if name in (NO_FINETUNING, FAST):
-            built.append(_without_finetuning(name, manifest))
-            continue
         last = name.removeprefix(PAPER)
-        if last not in CHAIN:
+        chain: Collection[str] = PAPER_CHAIN if name.startswith(PAPER) else TARGET_CHAIN
+        if name not in (NO_FINETUNING, FAST) and last not in chain:
             raise InputError(
-                f"'{name}' is no ablation: {', '.join(CHAIN)}, each also as {PAPER}NAME, "
-                f"{NO_FINETUNING}, {FAST}"
+                f"'{name}' is no ablation: {', '.join(TARGET_CHAIN)}, {NO_FINETUNING}, {FAST}, or "
+                f"{PAPER} before {', '.join(PAPER_CHAIN)}"
             )
         if last in missing:
             left_out.append(f"{name}: {missing[last]}")
             continue
-        stages = tuple(s for s in CHAIN[: CHAIN.index(last) + 1] if s not in missing)
-        built.append(_ablation(name, stages, manifest, finetune))
+        if name in (NO_FINETUNING, FAST):
+            ablation = _without_finetuning(name, manifest)
+        elif uses_target and not name.startswith(PAPER):
+            ablation = _of_target(name, manifest, finetune)
+        else:
+            stages = tuple(
+                s for s in PAPER_CHAIN[: PAPER_CHAIN.index(last) + 1] if s not in missing
+            )
+            ablation = _of_paper(name, stages, manifest, finetune)
+        same = next((a.name for a in built if uses_target and a.is_equal_to(ablation)), None)
+        if same is None:
+            built.append(ablation)
+        else:
+            left_out.append(f"{name}: with these engines it is the same as '{same}'")
     return built, left_out
+
+
+def is_target_used(manifest: Manifest) -> bool:
+    """Return whether ``mpn run`` uses the target model, and so does not fine-tune."""
+    options = PipelineOptions().with_defaults(manifest.runtime_defaults)
+    return one_shot_models(options, manifest.roles.keys()).target
 
 
 def with_variants(ablations: Sequence[Ablation], given: Sequence[str]) -> list[Ablation]:
@@ -180,6 +240,9 @@ def with_cache(finetune: FinetuneOptions | None, folder: Path) -> FinetuneOption
 def _missing_stages(manifest: Manifest) -> dict[str, str]:
     """Return the stages that the engines do not have, with the reason."""
     missing = {}
+    if not is_target_used(manifest):
+        for stage in ("target", "updates"):
+            missing[stage] = f"the engines '{manifest.name}' do not run the target model"
     if "osvos" not in manifest.roles:
         missing["osvos"] = f"the engines '{manifest.name}' have no OSVOS"
     advised = PipelineOptions().with_defaults(manifest.runtime_defaults)
@@ -190,7 +253,14 @@ def _missing_stages(manifest: Manifest) -> dict[str, str]:
     return missing
 
 
-def _ablation(
+def _of_target(name: str, manifest: Manifest, finetune: FinetuneOptions) -> Ablation:
+    given = dict(_OF_TARGET[name])
+    options = PipelineOptions().with_values(given).with_defaults(manifest.runtime_defaults)
+    stages = TARGET_CHAIN[name]
+    return Ablation(name, stages, options, _finetune(manifest, options, finetune, stages))
+
+
+def _of_paper(
     name: str, stages: tuple[str, ...], manifest: Manifest, finetune: FinetuneOptions
 ) -> Ablation:
     advised = PipelineOptions().with_defaults(manifest.runtime_defaults)
@@ -198,21 +268,32 @@ def _ablation(
     # The paper averages OSVOS with the propagation; the manifest may advise another use.
     is_advised = not name.startswith(PAPER) and advised.osvos.mode != "off"
     osvos = advised.osvos.mode if is_advised else "auto"
-    given |= {
-        "use_propagation": "propagation" in stages,
-        "crf": "crf" in stages,
-        "osvos.mode": osvos if "osvos" in stages else "off",
-    }
+    given |= {"use_propagation": "propagation" in stages, "crf": "crf" in stages}
+    if is_target_used(manifest) and "osvos" not in stages:
+        given["one_shot"] = "off"
+    elif is_target_used(manifest):
+        given |= {"one_shot": "osvos", "osvos.mode": osvos}
+    else:
+        given["osvos.mode"] = osvos if "osvos" in stages else "off"
     options = PipelineOptions().with_values(given).with_defaults(manifest.runtime_defaults)
+    return Ablation(name, stages, options, _finetune(manifest, options, finetune, stages))
+
+
+def _finetune(
+    manifest: Manifest,
+    options: ResolvedOptions,
+    finetune: FinetuneOptions,
+    stages: tuple[str, ...],
+) -> FinetuneOptions | None:
+    """Return the options of fine-tuning of a set; None if it has no fine-tuned stage."""
     wanted = "finetuned" in stages or "osvos" in stages
     roles = tuple(r for r in FINETUNABLE_ROLES if r in finetunable_roles(manifest, options))
-    tuned = options_for(manifest, options, finetune) if wanted and roles else None
-    return Ablation(name, stages, options, tuned)
+    return options_for(manifest, options, finetune) if wanted and roles else None
 
 
 def _without_finetuning(name: str, manifest: Manifest) -> Ablation:
     given: dict[str, Any] = {"flip_tta": False} if name == FAST else {}
     options = PipelineOptions().with_values(given).with_defaults(manifest.runtime_defaults)
-    has_osvos = "osvos" in manifest.roles and options.osvos.mode != "off"
-    stages = ("warp", "propagation", "osvos") if has_osvos else ("warp", "propagation")
-    return Ablation(name, stages, options, None)
+    models = one_shot_models(options, manifest.roles.keys())
+    stages = TARGET_CHAIN["updates"] if models.target else TARGET_CHAIN["propagation"]
+    return Ablation(name, (*stages, "osvos") if models.osvos else stages, options, None)

@@ -1,7 +1,7 @@
 """Measure J, F and FPS in one run over a folder in DAVIS layout.
 
     python -m benchmarks.accuracy.davis --davis-root DAVIS [--set val] [--engine-dir DIR]
-        [--ablation warp,propagation,finetuned,osvos,crf,no-finetuning,fast]
+        [--ablation warp,propagation,updates,finetuned] [--sparse-truth]
         [--variant NAME=SET:OPTION=VALUE,...] [--sequences A,B] [--finetune-roles osvos]
         [--finetune-steps N] [--seed 0] [--threads 2] [--masks FOLDER] [-o FILE.json]
 
@@ -10,7 +10,9 @@ One thread decodes each frame, segments it from the first annotation and saves a
 ``first_mask_s`` is the time to the first saved mask of each sequence, with fine-tuning and with
 open engines. ``wall_fps_with_finetuning`` includes fine-tuning. Sets of stages that need the same
 weights train them once; the cost counts for each set. The sets are interleaved, sequence by
-sequence. Scores are those of ``mpn eval``: the first and the last frame are not counted.
+sequence. Scores are those of ``mpn eval``: the first and the last frame are not counted. With
+``--sparse-truth`` all images from the first annotation on are segmented, and the scores are those
+of all annotated frames after the first, without void pixels (255).
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ from benchmarks.accuracy.ablations import (
     with_variants,
 )
 from benchmarks.accuracy.sequences import (
-    MAX_IDS,
+    Evaluator,
     add_data_arguments,
     data_facts,
     dataset_from_arguments,
-    image_path,
-    load_rgb,
+    feed,
     segment_frames,
 )
+from benchmarks.accuracy.sparse import SparseEvaluator
 from benchmarks.report.schema import result_header, write_result
 from mpn import Pipeline
 from mpn._common.concurrency import OpenCvThreads
@@ -48,7 +50,6 @@ from mpn.engines.open import EngineSet, default_engine_dir, open_engines
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import DavisDataset, DavisSequence, SequenceEvaluator
 from mpn.evaluation.scores import DatasetScore, SequenceScore, json_from_score
-from mpn.masks import load_labels
 from mpn.runtime.bench.result import (
     check_result_path,
     engine_facts,
@@ -80,27 +81,24 @@ class Measured:
 
 
 def run_sequence(
-    pipeline: Pipeline, sequence: DavisSequence, images: Path, out: Path, into: Measured
+    pipeline: Pipeline,
+    sequence: DavisSequence,
+    images: Path,
+    out: Path,
+    into: Measured,
+    *,
+    is_sparse: bool = False,
 ) -> None:
     """Segment and score one sequence."""
-    evaluator = SequenceEvaluator(sequence.name)
-    for frame in segment_frames(pipeline, sequence, images, save_in=out):
+    evaluator: Evaluator = (SparseEvaluator if is_sparse else SequenceEvaluator)(sequence.name)
+    for frame in segment_frames(pipeline, sequence, images, save_in=out, is_sparse=is_sparse):
         if frame.index:
             into.wall_s.append(frame.wall_s)
             into.stages_s.append(frame.stages_s)
         else:
             into.first_mask_s[sequence.name] = frame.wall_s
-        evaluator.feed(frame.truth, frame.labels, source=frame.annotation)
+        feed(evaluator, frame)
     into.scores.append(evaluator.conclude())
-
-
-def warm_up(pipeline: Pipeline, sequence: DavisSequence, images: Path, frames: int) -> None:
-    """Segment the first frames of a sequence without measuring."""
-    paths = sequence.annotation_paths[: frames + 1]
-    first, *others = (load_rgb(image_path(images, sequence, path)) for path in paths)
-    pipeline.start(first, load_labels(paths[0], max_objects=MAX_IDS))
-    for rgb in others:
-        pipeline.step(rgb)
 
 
 def run(
@@ -110,6 +108,7 @@ def run(
     ablations: list[Ablation],
     *,
     images: Path,
+    is_sparse: bool,
     threads: int,
     warmup: int,
     finetune_cache: Path | None,
@@ -125,7 +124,11 @@ def run(
         )
         for ablation in ablations:  # without fine-tuning, which needs no warm-up
             with pipeline_on_shared_engines(engine_dir, engines, ablation.options) as pipeline:
-                warm_up(pipeline, dataset.sequences[0], images, warmup)
+                first = dataset.sequences[0]
+                for _ in segment_frames(
+                    pipeline, first, images, frames=warmup + 1, is_sparse=is_sparse
+                ):
+                    pass
         pipelines = {
             ablation.name: stack.enter_context(
                 pipeline_on_shared_engines(
@@ -144,7 +147,7 @@ def run(
                 pipeline, into = pipelines[ablation.name], measured[ablation.name]
                 out = masks / ablation.name / sequence.name
                 out.mkdir(parents=True, exist_ok=True)
-                run_sequence(pipeline, sequence, images, out, into)
+                run_sequence(pipeline, sequence, images, out, into, is_sparse=is_sparse)
                 reports = finetune_reports(pipeline, ablation)
                 cost_s = costs.cost_s(ablation, sequence.name, reports)
                 into.finetuning_s += cost_s
@@ -235,6 +238,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             dataset,
             ablations,
             images=images,
+            is_sparse=given.sparse_truth,
             threads=given.threads,
             warmup=given.warmup,
             finetune_cache=given.finetune_cache,
@@ -247,7 +251,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             "threads": given.threads,
         }
         engine = engine_facts(engines)
-    facts = data_facts(dataset)
+    facts = data_facts(dataset, images, is_sparse=given.sparse_truth)
     not_on_gpu = (
         ["GPU (CUDA, TensorRT): the networks ran on the CPU"] if backend["used"] == "cpu" else []
     )
@@ -259,7 +263,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             engine=engine,
             frame_size_hw=facts["frame_size_hw"],
             objects=facts["objects"],
-            frames=sum(len(sequence.annotation_paths) - 1 for sequence in dataset.sequences),
+            frames=sum(of["frames"] - 1 for of in facts["data"]["sequences"].values()),
             warmup=given.warmup,
             load_average_before=load_before,
             not_measured=[*not_on_gpu, *left_out],
@@ -281,6 +285,11 @@ def main() -> int:
         "--ablation",
         default=",".join(DEFAULT),
         help="sets of stages [%(default)s]; see ablations.py",
+    )
+    parser.add_argument(
+        "--sparse-truth",
+        action="store_true",
+        help="only some images are annotated, and 255 is not scored",
     )
     parser.add_argument(
         "--variant",

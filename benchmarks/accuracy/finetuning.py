@@ -28,6 +28,7 @@ from benchmarks.accuracy.sequences import (
     add_data_arguments,
     data_facts,
     dataset_from_arguments,
+    feed,
     segment_frames,
 )
 from benchmarks.report.schema import cpu_backend, result_header, write_result
@@ -88,7 +89,7 @@ def run_sequence(
         for frame in segment_frames(pipeline, sequence, images, frames=given.frames or None):
             if not frame.index:
                 start_cpu_s = frame.cpu_s
-            evaluator.feed(frame.truth, frame.labels, source=frame.annotation)
+            feed(evaluator, frame)
         reports = pipeline.finetune_report()
     runs = []
     for score in evaluator.conclude().objects:

@@ -25,6 +25,7 @@ from benchmarks.accuracy.sequences import (
     add_data_arguments,
     data_facts,
     dataset_from_arguments,
+    feed,
     segment_frames,
 )
 from benchmarks.report.schema import cpu_backend, result_header, write_result
@@ -54,7 +55,7 @@ def compare(
         runs = [segment_frames(p, sequence, images) for p in pipelines.values()]
         for one, other in zip(*runs, strict=True):
             for frame, evaluator in zip((one, other), evaluators.values(), strict=True):
-                evaluator.feed(frame.truth, frame.labels, source=frame.annotation)
+                feed(evaluator, frame)
             if one.index:
                 for k in pipelines[next(iter(pipelines))].object_ids:
                     iou = region_similarity(one.labels == k, other.labels == k)

@@ -1,4 +1,8 @@
-"""Read DAVIS sequences and segment them: the one loop of all accuracy benchmarks."""
+"""Read DAVIS sequences and segment them: the one loop of all accuracy benchmarks.
+
+The truth of a sequence is *dense* if each image has an annotation, as in DAVIS, and *sparse* if
+only some have one. With sparse truth all images from the first annotation on are segmented.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from mpn import Pipeline
 from mpn.errors import InputError
-from mpn.evaluation import DavisDataset, DavisSequence, load_davis
+from mpn.evaluation import DavisDataset, DavisSequence, SequenceScore, load_davis
 from mpn.evaluation import load_annotation as load_truth
 from mpn.masks import load_labels, save_labels
 from mpn.types import UInt8Array
@@ -29,8 +33,8 @@ class SegmentedFrame:
 
     Attributes:
         index: Number of the frame from 0.
-        annotation: Path of the ground truth.
-        truth: (H, W) uint8 labels of the ground truth.
+        annotation: Path of the ground truth; of a frame without one, where it would be.
+        truth: (H, W) uint8 labels of the ground truth; None for a frame without.
         labels: (H, W) uint8 labels of the pipeline.
         wall_s: Seconds to decode, segment and save the frame.
         stages_s: Seconds of all stages.
@@ -39,11 +43,23 @@ class SegmentedFrame:
 
     index: int
     annotation: Path
-    truth: UInt8Array
+    truth: UInt8Array | None
     labels: UInt8Array
     wall_s: float
     stages_s: float
     cpu_s: float
+
+
+class Evaluator(Protocol):
+    """The part of :class:`mpn.evaluation.SequenceEvaluator` that the benchmarks use."""
+
+    def feed(
+        self, gt_labels: UInt8Array, pred_labels: UInt8Array | None, *, source: Path | None = None
+    ) -> None:
+        """Add the next frame."""
+
+    def conclude(self) -> SequenceScore:
+        """Return the scores of all frames."""
 
 
 def segment_frames(
@@ -53,6 +69,7 @@ def segment_frames(
     *,
     frames: int | None = None,
     save_in: Path | None = None,
+    is_sparse: bool = False,
 ) -> Iterator[SegmentedFrame]:
     """Segment a sequence from its first annotation.
 
@@ -62,12 +79,14 @@ def segment_frames(
         images: Folder with one folder of JPEGs per sequence.
         frames: Number of frames; None for all.
         save_in: Folder for the palette PNGs; None to save none.
+        is_sparse: Whether only some images have an annotation.
 
     Raises:
         InputError: If an image is missing or cannot be read.
     """
-    for index, annotation in enumerate(sequence.annotation_paths[:frames]):
-        truth = load_truth(annotation)
+    for index, annotation in enumerate(frame_paths(sequence, images, is_sparse)[:frames]):
+        has_truth = not is_sparse or annotation in sequence.annotation_paths
+        truth = load_truth(annotation) if has_truth else None
         given = None if index else load_labels(annotation, max_objects=MAX_IDS)
         start_s = perf_counter()
         rgb = load_rgb(image_path(images, sequence, annotation))
@@ -79,6 +98,29 @@ def segment_frames(
         wall_s = perf_counter() - start_s
         stages_s = sum(result.timings.values())
         yield SegmentedFrame(index, annotation, truth, result.labels, wall_s, stages_s, cpu_s)
+
+
+def feed(evaluator: Evaluator, frame: SegmentedFrame) -> None:
+    """Give a frame to an evaluator, if it has a ground truth."""
+    if frame.truth is not None:
+        evaluator.feed(frame.truth, frame.labels, source=frame.annotation)
+
+
+def frame_paths(sequence: DavisSequence, images: Path, is_sparse: bool) -> tuple[Path, ...]:
+    """Return the path of the annotation of each frame, whether it exists or not.
+
+    Raises:
+        InputError: If an annotation has no image.
+    """
+    annotations = sequence.annotation_paths
+    if not is_sparse:
+        return annotations
+    stems = sorted(path.stem for path in (images / sequence.name).glob("*.jpg"))
+    for path in annotations:
+        if path.stem not in stems:
+            raise InputError(f"{path}: there is no image {image_path(images, sequence, path)}")
+    first = annotations[0]
+    return tuple(first.with_stem(stem) for stem in stems if stem >= first.stem)
 
 
 def image_path(images: Path, sequence: DavisSequence, annotation: Path) -> Path:
@@ -130,16 +172,31 @@ def select_sequences(dataset: DavisDataset, names: Sequence[str]) -> DavisDatase
     return replace(dataset, sequences=tuple(s for s in dataset.sequences if s.name in names))
 
 
-def data_facts(dataset: DavisDataset) -> dict[str, Any]:
-    """Return ``data``, ``frame_size_hw`` (the commonest) and ``objects`` of a result."""
+def data_facts(
+    dataset: DavisDataset, images: Path | None = None, *, is_sparse: bool = False
+) -> dict[str, Any]:
+    """Return ``data``, ``frame_size_hw`` (the commonest) and ``objects`` of a result.
+
+    With sparse truth each sequence has ``annotated``, its number of annotations.
+
+    Args:
+        dataset: The sequences.
+        images: Folder with one folder of JPEGs per sequence; needed for sparse truth.
+        is_sparse: Whether only some images have an annotation.
+    """
     sequences = {}
     for sequence in dataset.sequences:
         first = load_labels(sequence.annotation_paths[0], max_objects=MAX_IDS)
-        sequences[sequence.name] = {
+        facts = {
             "frames": len(sequence.annotation_paths),
             "objects": int(first.max()),
             "size_hw": list(first.shape),
         }
+        if is_sparse:
+            assert images is not None
+            facts["annotated"] = facts["frames"]
+            facts["frames"] = len(frame_paths(sequence, images, is_sparse))
+        sequences[sequence.name] = facts
     sizes = Counter(tuple(facts["size_hw"]) for facts in sequences.values())
     return {
         "data": {"set": dataset.set_name, "sequences": sequences},

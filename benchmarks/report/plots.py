@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.schema import Result
-from benchmarks.report.tables import RUN_MODES, STAGE_SETS, conditions_text, count
+from benchmarks.report.tables import conditions_text, count, run_modes, stage_sets
 from mpn.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -360,8 +360,8 @@ def _fps(name: str, result: Result) -> list[Plot]:
 def _davis(name: str, result: Result) -> list[Plot]:
     ablations = result["ablations"]
     shown = {n: scores for n, scores in ablations.items() if not n.startswith("paper-")}
-    labels = STAGE_SETS | {n: label.replace("`", "") for n, label in RUN_MODES.items()}
-    labels |= STAGE_SETS
+    labels = {n: label.replace("`", "") for n, label in run_modes(ablations).items()}
+    labels |= stage_sets(ablations)
     by_label = {labels.get(n, n): scores for n, scores in (shown or ablations).items()}
     objects = dict.fromkeys(k for scores in by_label.values() for k in scores["objects"])
     rows = [(k, {n: _j_and_f(s["objects"][k]) for n, s in by_label.items()}) for k in objects]

@@ -21,13 +21,31 @@ STAGE_SETS = {
     "osvos": "+ OSVOS",
     "crf": "+ DenseCRF",
 }
-"""Label of each set in the chain of accuracy/ablations.py: it adds a stage to the set before it."""
+"""Label of each set of accuracy/ablations.py, for engines without the target model: it adds a stage
+to the set before it."""
+TARGET_STAGE_SETS = {
+    "warp": "warp alone",
+    "propagation": "+ propagation",
+    "target": "+ target model of the first frame",
+    "updates": "+ updates (default)",
+    "finetuned": "default, + fine-tuning",
+    "osvos": "fine-tuned, OSVOS for the target model",
+    "crf": "default, + DenseCRF",
+}
+"""The same for engines with the target model."""
 RUN_MODES = {
     "fast": "`--fast`",
     "no-finetuning": "default without fine-tuning",
     "osvos": "default (fine-tuned)",
 }
-"""Sets of stages that ``mpn run`` has an option for, with their label in the README."""
+"""Sets of stages that ``mpn run`` has an option for, with their label in the README, for engines
+without the target model."""
+TARGET_RUN_MODES = {
+    "fast": "`--fast`",
+    "updates": "default",
+    "finetuned": "default, fine-tuned (`--finetune`)",
+}
+"""The same for engines with the target model."""
 PAPER_PREFIX = "paper-"
 _RATIO_MAX = 100
 _HEADLINE_SET = "val"
@@ -37,7 +55,8 @@ def headline_table(results: Mapping[str, Result]) -> str:
     """Return the table of the README: scores, FPS and first mask per run mode.
 
     Args:
-        results: Headline results by file name; one of them is ``davis`` on the set ``val``.
+        results: Headline results by file name; one of them is ``davis`` on the set ``val``, with
+            dense truth.
 
     Raises:
         ResultError: If there is no such result.
@@ -45,13 +64,15 @@ def headline_table(results: Mapping[str, Result]) -> str:
     chosen = [
         result
         for result in results.values()
-        if result["benchmark"] == "davis" and result["data"]["set"] == _HEADLINE_SET
+        if result["benchmark"] == "davis"
+        and result["data"]["set"] == _HEADLINE_SET
+        and not _annotated_frames(result)
     ]
     if not chosen:
         raise ResultError(f"no headline result of benchmark 'davis' on the set '{_HEADLINE_SET}'")
     result = chosen[0]
     rows = []
-    for name, label in RUN_MODES.items():
+    for name, label in run_modes(result["ablations"]).items():
         if name not in result["ablations"]:
             continue
         scores = result["ablations"][name]
@@ -80,6 +101,20 @@ def headline_table(results: Mapping[str, Result]) -> str:
     return f"{table(headings, rows)}\n\n{source}\n"
 
 
+def stage_sets(ablations: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the labels of the chain that a result has."""
+    return TARGET_STAGE_SETS if _has_target(ablations) else STAGE_SETS
+
+
+def run_modes(ablations: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the labels of the run modes that a result has."""
+    return TARGET_RUN_MODES if _has_target(ablations) else RUN_MODES
+
+
+def _has_target(ablations: Mapping[str, Any]) -> bool:
+    return any("target" in scores["stages"] for scores in ablations.values())
+
+
 def _first_mask_s(result: Result, scores: Mapping[str, Any]) -> float | None:
     seconds = scores.get("first_mask_s", {})
     single = [
@@ -95,12 +130,17 @@ def davis_table(result: Result, is_short: bool) -> str:
     data, ablations = result["data"], result["ablations"]
     sequences = data["sequences"].values()
     frames = sum(sequence["frames"] for sequence in sequences)
+    annotated = _annotated_frames(result)
+    scores_text = "J and F as `mpn eval` computes them"
+    frames_text = f"{frames} frames"
+    if annotated:
+        scores_text = "J and F of the annotated frames after the first, without void pixels"
+        frames_text += f", {annotated} annotated"
     lines = [
-        "J and F as `mpn eval` computes them, and FPS, from one run over "
-        f"{count(len(sequences), 'sequence')} ({frames} frames) of the set `{data['set']}`. Each "
-        "row of the chain adds a stage to the row before it. Pipeline FPS: all stages. Wall FPS: "
-        "decode, segment and save the PNG in one thread, without the fine-tuning on the first "
-        f"frame. {conditions_text(result)}.",
+        f"{scores_text}, and FPS, from one run over {count(len(sequences), 'sequence')} "
+        f"({frames_text}) of the set `{data['set']}`. Each row with + first adds a stage to the "
+        "row before it. Pipeline FPS: all stages. Wall FPS: decode, segment and save the PNG in "
+        f"one thread, without the fine-tuning on the first frame. {conditions_text(result)}.",
         "",
     ]
     rows = []
@@ -131,22 +171,25 @@ def davis_table(result: Result, is_short: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _annotated_frames(result: Result) -> int:
+    """Return the number of annotated frames if the truth is sparse, otherwise 0."""
+    return sum(facts.get("annotated", 0) for facts in result["data"]["sequences"].values())
+
+
 def _set_label(name: str, ablations: Mapping[str, Any]) -> str:
-    stages = ablations[name]["stages"]
-    if name in STAGE_SETS:
-        return STAGE_SETS[name]
-    if name in RUN_MODES:
-        return RUN_MODES[name]
+    stages, labels = ablations[name]["stages"], stage_sets(ablations)
+    if name in labels:
+        return labels[name]
+    if name in run_modes(ablations):
+        return run_modes(ablations)[name]
     if name.removeprefix(PAPER_PREFIX) in STAGE_SETS:
         return f"as in the paper: {' '.join(STAGE_SETS[stage] for stage in stages)}"
-    base = next(
-        n for n, other in ablations.items() if n in STAGE_SETS and other["stages"] == stages
-    )
+    base = next(n for n, other in ablations.items() if n in labels and other["stages"] == stages)
     before, after = (flat_options(ablations[n]["options"]) for n in (base, name))
     if not before["crf"]:  # then its fields have their defaults, if they are in the result at all
         before = {f"crf.{key}": value for key, value in asdict(ResolvedCrf()).items()} | before
     changed = (f"{key}={after[key]}" for key in after if after[key] != before.get(key))
-    return f"{name}: {STAGE_SETS[base]}, `{', '.join(changed)}`"
+    return f"{name}: {labels[base]}, `{', '.join(changed)}`"
 
 
 def _score(scores: Mapping[str, float]) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy.ablations import (
-    CHAIN,
     DEFAULT,
+    PAPER_CHAIN,
+    TARGET_CHAIN,
     FinetuneCosts,
     ablations_from_names,
     with_variants,
@@ -19,11 +20,13 @@ from benchmarks.accuracy.ablations import (
 from benchmarks.accuracy.davis import Measured, main, run_sequence
 from benchmarks.report.regressions import print_comparison
 from benchmarks.report.schema import load_result
+from benchmarks.report.tables import davis_table
 from mpn import Pipeline, PipelineOptions
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import open_engines
+from mpn.engines.spec import features_spec
 from mpn.errors import InputError
-from mpn.evaluation import evaluate_dataset, load_davis
+from mpn.evaluation import evaluate_dataset, load_annotation, load_davis, region_similarity
 from mpn.runtime.finetune.plan import FinetuneOptions
 from mpn.synthetic import render_clip
 from tests.benchmarks.accuracy.conftest import FRAMES, SIZE_HW
@@ -55,19 +58,49 @@ def result(davis_folder: Path, engine_dir: Path, tmp_path_factory: pytest.TempPa
 
 
 def test_ablations_chain_adds_one_stage_each(result: Any) -> None:
-    assert list(result["ablations"]) == list(DEFAULT)
+    chain = PAPER_CHAIN
+    run = [name for name in DEFAULT if name not in ("target", "updates")]
+    assert list(result["ablations"]) == run
     stages = {name: done["stages"] for name, done in result["ablations"].items()}
-    assert [stages[name] for name in CHAIN] == [list(CHAIN[: i + 1]) for i in range(len(CHAIN))]
-    assert stages["paper-crf"] == list(CHAIN)
+    assert [stages[name] for name in chain] == [list(chain[: i + 1]) for i in range(len(chain))]
+    assert stages["paper-crf"] == list(chain)
     options = {name: done["options"] for name, done in result["ablations"].items()}
-    assert [options[name]["use_propagation"] for name in CHAIN] == [False, True, True, True, True]
-    assert [options[name]["osvos.mode"] for name in CHAIN] == ["off"] * 3 + ["auto"] * 2
-    assert [options[name]["crf"] for name in CHAIN] == [False] * 4 + [True]
+    assert [options[name]["use_propagation"] for name in chain] == [False, True, True, True, True]
+    assert [options[name]["osvos.mode"] for name in chain] == ["off"] * 3 + ["auto"] * 2
+    assert [options[name]["crf"] for name in chain] == [False] * 4 + [True]
     for name in ("no-finetuning", "fast"):
         assert stages[name] == ["warp", "propagation", "osvos"]
         assert result["ablations"][name]["finetune"] is None
     assert options["no-finetuning"] == options["osvos"]
     assert options["fast"] == options["osvos"] | {"flip_tta": False}
+    assert "target: the engines 'tiny' do not run the target model" in result["not_measured"]
+
+
+def test_ablations_with_target_change_one_thing_each(engine_dir: Path) -> None:
+    """``updates`` is the default of ``mpn run``; sets equal to another are left out."""
+    manifest = load_manifest(engine_dir)
+    spec = features_spec((65, 97), channels=3)
+    features = replace(
+        manifest.roles["osvos"], inputs=spec.inputs, outputs=spec.outputs, adapt=None
+    )
+    manifest = replace(manifest, roles={**manifest.roles, "features": features})
+    built, left_out = ablations_from_names(manifest, DEFAULT, FinetuneOptions())
+    assert [ablation.name for ablation in built] == [*TARGET_CHAIN, "paper-crf"]
+    assert [line.partition(":")[0] for line in left_out] == [
+        "no-finetuning", "fast", "paper-warp", "paper-propagation",
+    ]  # fmt: skip
+    assert left_out[0].endswith("it is the same as 'updates'")
+    by_name = {ablation.name: ablation for ablation in built}
+    default = PipelineOptions().with_defaults(manifest.runtime_defaults)
+    assert by_name["updates"].options == by_name["finetuned"].options == default
+    assert by_name["target"].options == default.with_values({"target.update_every": 0})
+    assert by_name["propagation"].options == default.with_values({"one_shot": "off"})
+    assert by_name["osvos"].options == default.with_values({"one_shot": "osvos"})
+    assert by_name["crf"].options == default.with_values({"crf": True})
+    roles_of = {a.name: None if a.finetune is None else a.finetune.roles for a in built}
+    tuned = {"finetuned": ("propagation",), "osvos": ("propagation", "osvos")}
+    assert roles_of == dict.fromkeys(by_name) | tuned | {"paper-crf": tuned["osvos"]}
+    assert by_name["paper-crf"].options.one_shot == "osvos"
 
 
 def test_davis_reports_finetuning_separately(result: Any) -> None:
@@ -139,7 +172,8 @@ def test_ablations_missing_stages_are_reported(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert built[2].stages == ("warp", "propagation", "crf")
     assert built[2].finetune is None
-    assert [line.partition(":")[0] for line in left_out] == ["finetuned", "osvos"]
+    missing = ["target", "updates", "finetuned", "osvos"]
+    assert [line.partition(":")[0] for line in left_out] == missing
 
 
 def test_ablations_paper_has_no_flow_check_nor_colours(tmp_path: Path) -> None:
@@ -151,7 +185,9 @@ def test_ablations_paper_has_no_flow_check_nor_colours(tmp_path: Path) -> None:
     assert (paper.options.flow_check_px, paper.options.colour_weight) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("names", [[], ["warp", "warp"], ["everything"], ["paper-paper-warp"]])
+@pytest.mark.parametrize(
+    "names", [[], ["warp", "warp"], ["everything"], ["paper-paper-warp"], ["paper-target"]]
+)
 def test_ablations_unknown_names_raise(names: list[str], tmp_path: Path) -> None:
     manifest = load_manifest(make_engine_dir(tmp_path / "engines"))
     with pytest.raises(InputError, match="ablation"):
@@ -193,6 +229,35 @@ def test_with_variants_invalid_raises(variant: str, message: str, engine_dir: Pa
     built, _ = ablations_from_names(load_manifest(engine_dir), ["warp"], FinetuneOptions())
     with pytest.raises(InputError, match=message):
         with_variants(built, [variant])
+
+
+def test_davis_sparse_truth_scores_annotated_frames(
+    davis_folder: Path, engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All images are segmented, and frames without annotation are not scored."""
+    root = Path(shutil.copytree(davis_folder, tmp_path / "davis"))
+    annotations = root / "Annotations" / "480p" / "koi"
+    for stem in ("00001", "00003"):
+        (annotations / f"{stem}.png").unlink()
+    (root / "ImageSets" / "2017" / "val.txt").write_text("koi\n")
+    out, masks = tmp_path / "davis.json", tmp_path / "masks"
+    code = run(
+        monkeypatch, "--davis-root", root, "--engine-dir", engine_dir, "--threads", "1",
+        "--ablation", "warp", "--warmup", "1", "--sparse-truth", "--masks", masks, "-o", out,
+    )  # fmt: skip
+    assert code == 0
+    done = load_result(out)
+    facts = {"frames": FRAMES, "annotated": 3, "objects": 1, "size_hw": list(SIZE_HW)}
+    assert done["data"]["sequences"] == {"koi": facts}
+    assert done["frames"] == done["ablations"]["warp"]["wall"]["n"] == FRAMES - 1
+    assert len(list((masks / "warp" / "koi").iterdir())) == FRAMES
+    values = [
+        region_similarity(*(load_annotation(folder / f"{stem}.png") == 1 for folder in folders))
+        for folders in [(annotations, masks / "warp" / "koi")]
+        for stem in ("00002", "00004")
+    ]
+    assert done["ablations"]["warp"]["J-Mean"] == pytest.approx(np.mean(values), abs=1e-12)
+    assert "(5 frames, 3 annotated)" in davis_table(done, True)
 
 
 def test_shared_engines_stay_open(engine_dir: Path) -> None:

@@ -141,6 +141,24 @@ def test_headline_table_has_run_modes_and_first_mask() -> None:
     assert lines[5].startswith("2 sequences (20 frames) of the DAVIS set `val`.")
 
 
+def test_headline_table_of_target_model_has_its_modes() -> None:
+    """The default is ``updates``, and only ``finetuned`` is fine-tuned."""
+    result = davis_result()
+    sets = result["ablations"]
+    renamed = {"propagation": "updates", "osvos": "finetuned", "paper-warp": "target"}
+    result["ablations"] = {renamed.get(name, name): scores for name, scores in sets.items()}
+    result["ablations"]["updates"]["stages"] = ["warp", "propagation", "target", "updates"]
+    lines = headline_table({"davis-tiny": result}).splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:5]] == [
+        ["| `--fast`", "0.610"],
+        ["| default", "0.710"],
+        ["| default, fine-tuned (`--finetune`)", "0.810"],
+    ]
+    table_lines = davis_table(result, True)
+    assert "| + updates (default) |" in table_lines
+    assert "| + target model of the first frame |" in table_lines
+
+
 def test_headline_table_without_davis_result_raises() -> None:
     with pytest.raises(ResultError, match="no headline result of benchmark 'davis'"):
         headline_table({"fps-tiny": fps_result()})
