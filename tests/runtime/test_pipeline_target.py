@@ -122,6 +122,37 @@ def test_lost_object_is_redetected_by_target_model() -> None:
         assert ("redetected" in result.tracks[0].events) == is_found
 
 
+@pytest.mark.parametrize(("least", "is_checked"), [(0.4, True), (0.0, False)])
+def test_mask_that_left_its_object_moves_or_is_lost(least: float, is_checked: bool) -> None:
+    """The flow keeps the mask in its place; the object jumps away, or is gone."""
+    clip = squares_clip([Square(3, (10, 14), 24, (0, 0))], size_hw=(65, 97), frames=2)
+    moved = squares_clip([Square(3, (66, 34), 24, (0, 0))], size_hw=(65, 97), frames=1)
+    empty = squares_clip([], size_hw=(65, 97), frames=1)
+    options = {"target.every": 1, "target.agreement_min": least, "redetect.colour_min": -2.0}
+    still = np.zeros((2, 65, 97), np.float32)
+    with make(flows=(still,) * 6, features=pooled_colours, takes_score=True,
+              propagation=prior_of_five, options=options) as pipeline:  # fmt: skip
+        pipeline.start(clip.frames[0], clip.labels[0])
+        result = pipeline.step(moved.frames[0])
+        assert (iou(result.labels == 3, moved.labels[0] == 3) > 0.7) == is_checked
+        assert (result.tracks[0].events == ("lost", "redetected")) == is_checked
+        result = pipeline.step(empty.frames[0])
+        assert (result.tracks[0].state == "lost") == is_checked
+        assert (result.tracks[0].events == ("lost",)) == is_checked
+        result = pipeline.step(moved.frames[0])
+        assert (iou(result.labels == 3, moved.labels[0] == 3) > 0.7) == is_checked
+
+
+def test_small_objects_are_not_lost_by_their_score() -> None:
+    clip = squares_clip([Square(3, (40, 24), 4, (0, 0))], size_hw=(129, 193), frames=2)
+    empty = squares_clip([], size_hw=(129, 193), frames=1)
+    flows = (np.zeros((2, 129, 193), np.float32),) * 3
+    with make(flows=flows, features=pooled_colours, takes_score=True,
+              propagation=prior_of_five, options={"target.every": 1}) as pipeline:  # fmt: skip
+        pipeline.start(clip.frames[0], clip.labels[0])
+        assert pipeline.step(empty.frames[0]).tracks[0].state == "tracked"
+
+
 def test_without_score_input_the_score_is_blended() -> None:
     def probs(options: Mapping[str, Any]) -> np.ndarray:
         with make(PAN, features=pooled_colours, options=options) as pipeline:

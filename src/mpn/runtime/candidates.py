@@ -62,6 +62,15 @@ class Candidates:
             events={**self.events, k: happened},
         )
 
+    def with_lost(self, k: int) -> Candidates:
+        """Return a copy in which object ``k`` is lost."""
+        prob = self.prob.copy()
+        prob[k] = 0
+        bounds, rois = list(self.bounds), list(self.rois)
+        bounds[k] = rois[k] = None
+        events = {**self.events, k: (*self.events.get(k, ()), "lost")}
+        return replace(self, prob=prob, bounds=tuple(bounds), rois=tuple(rois), events=events)
+
     def with_rejected(self, k: int) -> Candidates:
         """Return a copy in which OSVOS rejects object ``k``."""
         return replace(self, rejected=self.rejected | {k})

@@ -183,6 +183,10 @@ class TargetOptions(GivenRepr):
         confidence_min: An object is updated if the mean probability of its pixels is at least
             this, 0..1; see :mod:`mpn.runtime.tracks`. [default: 0.9]
         ridge: Weight of the squared norm of a classifier, above 0. [default: 0.01]
+        agreement_min: A tracked object is uncertain if the mean score over the pixels of its warped
+            mask is below this, 0..1, and lost below half of it. Below one and a half times it, the
+            object is redetected at a component of a clearly higher score. 0 disables all three.
+            [default: 0.4]
         roi_growth: The ROI is extended to grid points that belong to the object by their score,
             up to this share of its width or height on each side and frame, at least 0; see
             :func:`mpn.runtime.host.target.grown_rois`. 0: never. [default: 0.25]
@@ -199,6 +203,7 @@ class TargetOptions(GivenRepr):
     given_weight: float | Unset = UNSET
     confidence_min: float | Unset = UNSET
     ridge: float | Unset = UNSET
+    agreement_min: float | Unset = UNSET
     roi_growth: float | Unset = UNSET
     blend_weight: float | Unset = UNSET
 
@@ -207,7 +212,8 @@ class TargetOptions(GivenRepr):
             value = getattr(self, name)
             if value is not UNSET:
                 check_int(f"option target.{name}", value, least=least, kind="a number of frames")
-        _check_shares(self, "target.", ("given_weight", "confidence_min", "blend_weight"))
+        shares = ("given_weight", "confidence_min", "agreement_min", "blend_weight")
+        _check_shares(self, "target.", shares)
         if self.ridge is not UNSET:
             check_number("option target.ridge", self.ridge, above=0)
         if self.roi_growth is not UNSET:
@@ -224,6 +230,7 @@ class ResolvedTarget(TargetOptions):
     given_weight: float = 0.5
     confidence_min: float = 0.9
     ridge: float = 0.01
+    agreement_min: float = 0.4
     roi_growth: float = 0.25
     blend_weight: float = 0.35
 

@@ -30,7 +30,7 @@ class OsvosPolicy:
         options: Options in force.
         objects: The objects' own engines.
         models: OSVOS, the target model, or both. If only the target model is in use, its scores
-            take the place of OSVOS, but never move a tracked object.
+            take the place of OSVOS.
         takes_score: Whether the propagation network takes the score of the target model: then the
             score is not blended as well.
     """
@@ -160,10 +160,11 @@ class OsvosPolicy:
                 masks = {j: self._mask(found, j) for j, r in enumerate(found.rois) if r}
             others = [mask for j, mask in masks.items() if j != k]
             proposed = list(self._components(rgb, plane, others, k, state))
-            if is_tracked and any(
-                iou(component.mask, masks[k]) > IOU_MAX for component in proposed
-            ):
-                continue  # OSVOS finds it at its candidate, too
+            if is_tracked and self._models.osvos:
+                if any(iou(component.mask, masks[k]) > IOU_MAX for component in proposed):
+                    continue  # OSVOS finds it at its candidate, too
+            elif is_tracked:
+                proposed = _clearly_better(proposed, plane, masks[k])
             if proposed:
                 component = proposed[0]
                 masks[k] = component.mask
@@ -174,8 +175,15 @@ class OsvosPolicy:
                     plane.shape,
                 )
                 found = found.with_redetected(k, component.prob, component.box, roi)
-            elif is_tracked:
+            elif is_tracked and self._models.osvos:
                 found = found.with_rejected(k)
+            elif is_tracked and masks[k].mean() >= _LEAST_SHARE:
+                agreement = _mean(plane, masks[k]) / options.target.agreement_min
+                if agreement < _LOST_BELOW:
+                    found = found.with_lost(k)
+                    del masks[k]
+                elif agreement < 1:
+                    found = found.with_rejected(k)
         return found
 
     def _plan(
@@ -216,12 +224,26 @@ class OsvosPolicy:
         return any(map(self._may_move, object_ids))
 
     def _may_move(self, object_id: int) -> bool:
-        """Return whether OSVOS may move a tracked object elsewhere."""
+        """Return whether the maps may move a tracked object elsewhere."""
+        if not self._models.osvos:
+            return self._models.target and self._options.target.agreement_min > 0
         return (
-            self._models.osvos
-            and self._options.redetect.agreement_min > 0
+            self._options.redetect.agreement_min > 0
             and self._objects.get("osvos", object_id) is not None
         )
+
+    def _is_too_low(self, mean: float, colour_ratio: Callable[[], float]) -> bool:
+        """Return whether a tracked object must be searched elsewhere.
+
+        Args:
+            mean: Of its map over its pixels.
+            colour_ratio: Computes the mean log ratio of its colours. OSVOS finds any object, so its
+                colours count too; the classifier of the target model is its own.
+        """
+        if not self._models.osvos:
+            return mean < _SEARCH_BELOW * self._options.target.agreement_min
+        options = self._options.redetect
+        return mean < options.agreement_min or colour_ratio() < options.colour_min
 
     def _is_contradicted(self, object_id: int, agreement: tuple[float, float] | None) -> bool:
         """Return whether a measured agreement is too low; see :meth:`_contradicts`."""
@@ -229,12 +251,8 @@ class OsvosPolicy:
             return False
         if agreement is None:
             return True
-        osvos_mean, colour_ratio = agreement
-        options = self._options
-        return (
-            osvos_mean < options.redetect.agreement_min
-            or colour_ratio < options.redetect.colour_min
-        )
+        mean, colour_ratio = agreement
+        return self._is_too_low(mean, lambda: colour_ratio)
 
     def _contradicts(
         self,
@@ -248,10 +266,8 @@ class OsvosPolicy:
         box = candidates.bounds[k]
         if box is None or not self._may_move(state.object_ids[k]):
             return False
-        options, mask = self._options, self._mask(candidates, k)
-        if not mask.any() or plane[mask].mean() < options.redetect.agreement_min:
-            return True
-        return mean_ratio(rgb, state.colour_tables[k], mask, box=box) < options.redetect.colour_min
+        mask, table = self._mask(candidates, k), state.colour_tables[k]
+        return self._is_too_low(_mean(plane, mask), lambda: mean_ratio(rgb, table, mask, box=box))
 
     def _components(
         self,
@@ -281,6 +297,37 @@ class OsvosPolicy:
         return mask
 
 
+def _mean(plane: Float32Array, mask: BoolArray) -> float:
+    """Return the mean over the pixels of a mask; 0 if it is empty."""
+    return float(plane[mask].mean()) if mask.any() else 0.0
+
+
+def _clearly_better(
+    proposed: Sequence[Redetection], plane: Float32Array, mask: BoolArray
+) -> list[Redetection]:
+    """Return the components whose scores have a higher sum and a clearly higher mean.
+
+    Args:
+        proposed: Components of the scores.
+        plane: (h, w) float32, the scores of the object.
+        mask: (h, w) bool, the pixels of its candidate.
+    """
+    least_mean, least_sum = _mean(plane, mask) + _BETTER_BY, float(plane[mask].sum())
+    return [
+        component
+        for component in proposed
+        if _mean(plane, component.mask) >= least_mean
+        and float(plane[component.mask].sum()) >= least_sum
+        and not (component.mask & mask).any()
+    ]
+
+
+_SEARCH_BELOW, _LOST_BELOW = 1.5, 0.5
+"""Mean scores in units of ``target.agreement_min``: see there."""
+_BETTER_BY = 0.25
+"""Least difference of the means."""
+_LEAST_SHARE = 0.002
+"""Share of the frame below which an object is too small for the grid of the target model."""
 IOU_MAX = 0.3
 """Largest overlap of a component with another object. Source: VS-ReID."""
 

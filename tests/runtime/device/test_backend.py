@@ -354,6 +354,7 @@ HONOURED = {
     "target.given_weight",
     "target.confidence_min",
     "target.ridge",
+    "target.agreement_min",
     "target.roi_growth",
     "target.blend_weight",
     "osvos.mode",

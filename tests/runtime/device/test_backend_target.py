@@ -103,11 +103,17 @@ def test_results_are_the_hosts(shim: Shim, case: str) -> None:
     assert stream.scheduler.graphs > 0 or clip is PAN, "PAN is too short"
 
 
-@pytest.mark.parametrize("engines", [FIVE, FOUR], ids=["five channels", "blended"])
-def test_lost_object_is_redetected_as_on_host(shim: Shim, engines: dict[str, Any]) -> None:
-    """The flow moves the first object out of frame 4."""
+@pytest.mark.parametrize(
+    ("engines", "flow_px"),
+    [(FIVE, 500), (FOUR, 500), (FIVE, -30)],
+    ids=["five channels", "blended", "moved aside"],
+)
+def test_lost_object_is_redetected_as_on_host(
+    shim: Shim, engines: dict[str, Any], flow_px: int
+) -> None:
+    """The flow moves the first object out of frame 4, or aside."""
     flows = [flow.copy() for flow in TWO.flows_to_prev_px]
-    flows[4][:, :, :55] = 500
+    flows[4][:, :, :55] = flow_px
     clip = replace(TWO, flows_to_prev_px=flows)
     host, device, _ = both(shim, clip, {"redetect.colour_min": -2.0}, engines)
     with host, device:

@@ -217,6 +217,7 @@ class DeviceBackend(Closeable):
         self._labels_host = stream.pinned(state.input_hw, np.uint8)
         self._block_host = stream.pinned(planes.readback.buffer.shape, np.uint8)
         self._plane_lists.clear()
+        self._plane_list(tuple(range(objects)))  # the usual one: not in the middle of the video
         self._planes = planes
         for batch in self._batches:
             batch.engine.prepare(stream.address, batch.crops)
@@ -409,9 +410,12 @@ class DeviceBackend(Closeable):
 
     def score_agreement(self, frame: DeviceFrame) -> None:
         """See :class:`mpn.runtime.backend.QueuedBackend`."""
-        assert frame.planes is not None
         with self._timed("osvos"):
-            self._state.agreement(frame.frame, frame.planes, self._plane_list(frame.plane_of))
+            planes = frame.planes
+            if not self._models.osvos and self._scores is not None:
+                planes = self._scores.planes()
+            assert planes is not None
+            self._state.agreement(frame.frame, planes, self._plane_list(frame.plane_of))
 
     def merge(self, frame: DeviceFrame, *, use_crops: bool, blends: bool) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
@@ -554,7 +558,7 @@ class DeviceBackend(Closeable):
             state.object_ids,
             frame_hw=state.working_hw,
             size_hw=self._target.size_hw,
-            has_planes=not self._models.osvos and not self._takes_score,
+            has_planes=not self._models.osvos,
         )
 
     @property
