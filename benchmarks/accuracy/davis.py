@@ -37,6 +37,7 @@ from benchmarks.accuracy.ablations import (
 from benchmarks.accuracy.sequences import (
     Evaluator,
     add_data_arguments,
+    add_sparse_argument,
     data_facts,
     dataset_from_arguments,
     feed,
@@ -84,12 +85,12 @@ def run_sequence(
     pipeline: Pipeline,
     sequence: DavisSequence,
     images: Path,
-    out: Path,
+    out: Path | None,
     into: Measured,
     *,
     is_sparse: bool = False,
 ) -> None:
-    """Segment and score one sequence."""
+    """Segment and score one sequence, and save its masks in ``out``."""
     evaluator: Evaluator = (SparseEvaluator if is_sparse else SequenceEvaluator)(sequence.name)
     for frame in segment_frames(pipeline, sequence, images, save_in=out, is_sparse=is_sparse):
         if frame.index:
@@ -280,16 +281,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_data_arguments(parser, default_set="val")
+    add_sparse_argument(parser)
     parser.add_argument("--engine-dir", type=Path, help="engine directory [the shipped one]")
     parser.add_argument(
         "--ablation",
         default=",".join(DEFAULT),
         help="sets of stages [%(default)s]; see ablations.py",
-    )
-    parser.add_argument(
-        "--sparse-truth",
-        action="store_true",
-        help="only some images are annotated, and 255 is not scored",
     )
     parser.add_argument(
         "--variant",

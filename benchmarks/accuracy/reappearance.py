@@ -1,7 +1,10 @@
-"""Measure whether a lost object is re-detected, with OSVOS and without.
+"""Measure whether a lost object is re-detected.
 
     python -m benchmarks.accuracy.reappearance --davis-root DAVIS [--engine-dir DIR]
-        [--pairs a:b,c:d] [--finetune-steps N | --no-finetune] [--write FOLDER] [-o FILE.json]
+        [--pairs a:b,c:d] [--finetune | --no-finetune] [--write FOLDER] [-o FILE.json]
+
+Each clip runs with the target model and without, or with OSVOS and without if the engines have no
+target model; see clips.py.
 
 A clip is made of two sequences of the set *train*: the object of one is drawn over the frames of
 the other, so the background continues while the object is absent, and the true masks are known.
@@ -19,19 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 
-from benchmarks.accuracy.ablations import option_from_text
-from benchmarks.accuracy.sequences import MAX_IDS, load_rgb
-from benchmarks.report.schema import cpu_backend, result_header, write_result
-from mpn import Pipeline, PipelineOptions
-from mpn.errors import InputError, MpnError
+from benchmarks.accuracy.clips import add_clip_arguments, count_of_sides, pairs_of, run_clips
+from benchmarks.accuracy.pasting import (
+    BoxXyxy,
+    Place,
+    SourceSequence,
+    box_of,
+    composed,
+    placed,
+    scale_to_fit,
+)
+from benchmarks.report.schema import write_result
+from mpn import Pipeline
+from mpn.errors import MpnError
 from mpn.evaluation import region_similarity
-from mpn.masks import load_labels, save_labels
-from mpn.runtime.bench.result import engine_facts, load_average
-from mpn.runtime.finetune.plan import FinetuneOptions
 from mpn.types import UInt8Array
 
 FOUND_IOU = 0.5
@@ -44,10 +50,6 @@ _LARGEST_SHARE = 0.4
 """Largest object as a fraction of width and height. A larger one is scaled down."""
 _FAR = 0.8
 """Place of the return as a fraction of the width, on the other side of the frame."""
-_ALPHA_SIGMA_PX = 0.8
-"""Blur of the outline: a hard edge would be too easy to detect."""
-
-_Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,38 +91,28 @@ class ReappearanceClip:
         """First frame after the absence."""
         return self.gone_at + self.absent
 
-    def frames(self) -> Iterator[tuple[UInt8Array, UInt8Array]]:
+    def pictures(self) -> Iterator[tuple[UInt8Array, UInt8Array]]:
         """Yield (H, W, 3) uint8 RGB and (H, W) uint8 labels; the object is 1."""
-        scene = self._paths("JPEGImages", self.scene, "jpg")
-        pictures = self._paths("JPEGImages", self.subject, "jpg")
-        masks = self._paths("Annotations", self.subject, "png")
-        first = _box_xyxy(_mask(masks[0]))
-        last = first
+        scene = SourceSequence(self.davis_root, self.scene, self.resolution)
+        subject = SourceSequence(self.davis_root, self.subject, self.resolution)
+        first = last = box_of(subject.mask(0))
         for t in range(self.returns_at + self.after):
-            # A sequence that is shorter than the clip is played forwards and backwards.
-            background = load_rgb(scene[_reflected_index(t, len(scene))])
+            background = scene.image(t)
             size_hw = background.shape[:2]
             if self.gone_at <= t < self.returns_at:
                 yield background, np.zeros(size_hw, np.uint8)
                 continue
-            k = _reflected_index(t - (self.absent if t >= self.returns_at else 0), len(masks))
-            mask = _mask(masks[k])
+            k = t - (self.absent if t >= self.returns_at else 0)
+            mask = subject.mask(k)
             if t < self.present and mask.any():
-                last = _box_xyxy(mask)
+                last = box_of(mask)
             place = self._place(t, first, last, size_hw)
-            rgb, mask = (_placed(image, place, size_hw) for image in (load_rgb(pictures[k]), mask))
-            yield _composed(background, rgb, mask)
+            mask = placed(mask, place, size_hw)
+            yield composed(background, placed(subject.image(k), place, size_hw), mask), mask
 
-    def _place(
-        self, t: int, first: _Box, last: _Box, size_hw: tuple[int, ...]
-    ) -> npt.NDArray[np.float32]:
-        """Return the affine matrix (2, 3) from an image of the subject into frame t."""
-        height, width = size_hw
-        scale = min(
-            _LARGEST_SHARE * width / (first[2] - first[0]),
-            _LARGEST_SHARE * height / (first[3] - first[1]),
-            1.0,
-        )
+    def _place(self, t: int, first: BoxXyxy, last: BoxXyxy, size_hw: tuple[int, ...]) -> Place:
+        width = size_hw[1]
+        scale = scale_to_fit(first, size_hw, _LARGEST_SHARE)
         centre_x, centre_y = (first[0] + first[2]) / 2, (first[1] + first[3]) / 2
         left, right = (scale * (x - centre_x) + centre_x for x in (last[0], last[2]))
         if t >= self.returns_at:  # mirrored, in the other half
@@ -145,72 +137,13 @@ class ReappearanceClip:
             np.float32,
         )
 
-    def _paths(self, kind: str, sequence: str, suffix: str) -> list[Path]:
-        folder = self.davis_root / kind / self.resolution / sequence
-        paths = sorted(folder.glob(f"*.{suffix}"))
-        if not paths:
-            raise InputError(f"{folder} has no *.{suffix}")
-        return paths
-
-
-def write_clip(clip: ReappearanceClip, root: Path) -> None:
-    """Write a clip as a sequence in DAVIS layout."""
-    images = root / "JPEGImages" / clip.resolution / clip.name
-    annotations = root / "Annotations" / clip.resolution / clip.name
-    for folder in (images, annotations):
-        folder.mkdir(parents=True, exist_ok=True)
-    for t, (rgb, labels) in enumerate(clip.frames()):
-        bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(images / f"{t:05d}.jpg"), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
-        save_labels(annotations / f"{t:05d}.png", labels)
-    sets = root / "ImageSets" / "2017"
-    sets.mkdir(parents=True, exist_ok=True)
-    names = {path.name for path in annotations.parent.iterdir()}
-    (sets / "val.txt").write_text("\n".join(sorted(names)) + "\n", encoding="utf-8")
-
-
-def _reflected_index(t: int, length: int) -> int:
-    period = 2 * (length - 1)
-    return min(t % period, period - t % period)
-
-
-def _mask(path: Path) -> UInt8Array:
-    return (load_labels(path, max_objects=MAX_IDS, allow_empty=True) == 1).astype(np.uint8)
-
-
-def _box_xyxy(mask: UInt8Array) -> _Box:
-    x, y, width, height = cv2.boundingRect(mask)
-    return (x, y, x + width, y + height)
-
-
-def _placed(
-    image: UInt8Array, place: npt.NDArray[np.float32], size_hw: tuple[int, ...]
-) -> UInt8Array:
-    is_mask = image.ndim == 2
-    moved = cv2.warpAffine(
-        image,
-        place,
-        (size_hw[1], size_hw[0]),
-        flags=cv2.INTER_NEAREST if is_mask else cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_CONSTANT if is_mask else cv2.BORDER_REPLICATE,
-    )
-    return np.asarray(moved, np.uint8)
-
-
-def _composed(
-    background: UInt8Array, rgb: UInt8Array, mask: UInt8Array
-) -> tuple[UInt8Array, UInt8Array]:
-    alpha = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), _ALPHA_SIGMA_PX)[..., None]
-    composed = rgb * alpha + background * (1 - alpha)
-    return np.round(composed).astype(np.uint8), mask
-
 
 def track_object(clip: ReappearanceClip, pipeline: Pipeline) -> dict[str, Any]:
     """Segment a clip and measure the object before, during and after its absence."""
     ious: list[float] = []
     areas_px: list[int] = []
     events: dict[str, list[int]] = {"lost": [], "redetected": [], "blended": []}
-    for t, (rgb, truth) in enumerate(clip.frames()):
+    for t, (rgb, truth) in enumerate(clip.pictures()):
         result = pipeline.step(rgb) if t else pipeline.start(rgb, truth)
         (track,) = result.tracks
         ious.append(float(region_similarity(truth > 0, result.labels > 0)))
@@ -232,36 +165,6 @@ def track_object(clip: ReappearanceClip, pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def run_clip(clip: ReappearanceClip, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run one clip with OSVOS and without."""
-    sides: dict[str, Any] = {}
-    for side, off in (("with_osvos", {}), ("without_osvos", {"osvos.mode": "off"})):
-        finetune = None
-        if not arguments.no_finetune:
-            finetune = FinetuneOptions(
-                steps=arguments.finetune_steps,
-                seed=arguments.seed,
-                cache_dir=arguments.finetune_cache,
-            )
-        with Pipeline.from_engines(
-            arguments.engine_dir,
-            backend="cpu",
-            threads=arguments.threads,
-            options=PipelineOptions(finetune=finetune).with_values(
-                {**dict(arguments.option), **off}
-            ),
-        ) as pipeline:
-            sides[side] = track_object(clip, pipeline)
-            sides[side]["finetune_s"] = round(pipeline.timings.get("finetune", 0.0), 2)
-            if side == "with_osvos":
-                sides["facts"] = {
-                    "options": pipeline.options.as_json(),
-                    "engine": engine_facts(pipeline.engines),
-                }
-        print(f"{clip.name:34} {side:14} {_summary(sides[side])}", flush=True)
-    return sides
-
-
 def _summary(side: dict[str, Any]) -> str:
     until = side["frames_until_found"]
     found = "never found" if until is None else f"found in frame {until} after its return"
@@ -270,41 +173,19 @@ def _summary(side: dict[str, Any]) -> str:
 
 def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark and return the body of the result."""
-    load_before = load_average()
-    clips, runs = [], {}
-    for pair in arguments.pairs.split(","):
-        subject, _, scene = pair.partition(":")
-        for leaves in (False, True):
-            clips.append(
-                ReappearanceClip(
-                    davis_root=arguments.davis_root, subject=subject, scene=scene, leaves=leaves
-                )
-            )
-    for clip in clips:
-        if arguments.write is not None:
-            write_clip(clip, arguments.write)
-        runs[clip.name] = run_clip(clip, arguments)
-    facts = [run.pop("facts") for run in runs.values()][-1]
-    rgb, _ = next(clips[0].frames())
+    clips = [
+        ReappearanceClip(
+            davis_root=arguments.davis_root, subject=subject, scene=scene, leaves=leaves
+        )
+        for subject, scene in pairs_of(arguments)
+        for leaves in (False, True)
+    ]
+    body = run_clips(arguments, clips, track_object, _summary, objects=1)
     return {
-        **result_header(
-            backend=cpu_backend(arguments.threads),
-            engine=facts["engine"],
-            frame_size_hw=rgb.shape[:2],
-            objects=[1],
-            frames=None,
-            warmup=None,
-            load_average_before=load_before,
-            not_measured=["speed: the clips are rendered during the run"],
-        ),
+        **body,
         "found_means_iou": FOUND_IOU,
         "in_time_means_frames": WITHIN_FRAMES,
-        "options": facts["options"],
-        "clips": runs,
-        "in_time": {
-            side: sum(run[side]["is_found_in_time"] for run in runs.values())
-            for side in ("with_osvos", "without_osvos")
-        },
+        "in_time": count_of_sides(body["clips"], "is_found_in_time"),
     }
 
 
@@ -313,19 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--davis-root", type=Path, required=True)
-    parser.add_argument("--engine-dir", type=Path, help="engine directory [the shipped one]")
-    parser.add_argument("--pairs", default=PAIRS, help="SUBJECT:SCENE pairs separated by commas")
-    parser.add_argument(
-        "--option", action="append", type=option_from_text, default=[], help="NAME=VALUE"
-    )
-    parser.add_argument("--finetune-steps", type=int, help="steps [the recipe of each network]")
-    parser.add_argument("--no-finetune", action="store_true")
-    parser.add_argument("--finetune-cache", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", type=Path, help="folder to write the clips to in DAVIS layout")
-    parser.add_argument("-o", "--out", type=Path, default=Path("reappearance.json"))
+    add_clip_arguments(parser, pairs=PAIRS, out="reappearance.json")
     arguments = parser.parse_args()
     try:
         body = benchmark(arguments)

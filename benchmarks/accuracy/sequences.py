@@ -110,17 +110,23 @@ def frame_paths(sequence: DavisSequence, images: Path, is_sparse: bool) -> tuple
     """Return the path of the annotation of each frame, whether it exists or not.
 
     Raises:
-        InputError: If an annotation has no image.
+        InputError: If the truth is sparse and an annotation has no image, or it is dense and an
+            image after the first annotation has no annotation.
     """
     annotations = sequence.annotation_paths
+    first, stems = annotations[0], {path.stem for path in annotations}
+    found = {path.stem for path in (images / sequence.name).glob("*.jpg")}
     if not is_sparse:
+        surplus = {stem for stem in found - stems if stem > first.stem}
+        if surplus:
+            raise InputError(
+                f"{len(surplus)} images of '{sequence.name}' have no annotation, the first one is "
+                f"{min(surplus)}.jpg: only benchmarks that have --sparse-truth can score this data"
+            )
         return annotations
-    stems = sorted(path.stem for path in (images / sequence.name).glob("*.jpg"))
-    for path in annotations:
-        if path.stem not in stems:
-            raise InputError(f"{path}: there is no image {image_path(images, sequence, path)}")
-    first = annotations[0]
-    return tuple(first.with_stem(stem) for stem in stems if stem >= first.stem)
+    for stem in sorted(stems - found):
+        raise InputError(f"{first.with_stem(stem)}: there is no image {stem}.jpg")
+    return tuple(first.with_stem(stem) for stem in sorted(found) if stem >= first.stem)
 
 
 def image_path(images: Path, sequence: DavisSequence, annotation: Path) -> Path:
@@ -146,6 +152,15 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, default_set: str) -> 
     parser.add_argument("--set", default=default_set, help="list in ImageSets/2017 [%(default)s]")
     parser.add_argument("--resolution", default="480p")
     parser.add_argument("--sequences", help="names separated by commas [all of the set]")
+
+
+def add_sparse_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument of benchmarks that score sparse truth."""
+    parser.add_argument(
+        "--sparse-truth",
+        action="store_true",
+        help="only some images are annotated, and 255 is not scored",
+    )
 
 
 def dataset_from_arguments(given: argparse.Namespace) -> tuple[DavisDataset, Path]:

@@ -257,7 +257,7 @@ def test_davis_sparse_truth_scores_annotated_frames(
         for stem in ("00002", "00004")
     ]
     assert done["ablations"]["warp"]["J-Mean"] == pytest.approx(np.mean(values), abs=1e-12)
-    assert "(5 frames, 3 annotated)" in davis_table(done, True)
+    assert "(koi: 5 frames, 3 annotated)" in davis_table(done, True)
 
 
 def test_shared_engines_stay_open(engine_dir: Path) -> None:
