@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.schema import Result
-from benchmarks.report.tables import conditions_text, count, run_modes, stage_sets
+from benchmarks.report.tables import conditions_text, count, run_modes, scores_text, stage_sets
 from mpn.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -369,8 +369,8 @@ def _davis(name: str, result: Result) -> list[Plot]:
     series = Series(
         "dots",
         f"J&F per object, set {result['data']['set']}",
-        "Mean of J and F as mpn eval computes them. Each set of the chain (+) adds a stage to the "
-        f"set before it. {conditions_text(result)}.",
+        f"Mean of {scores_text(result)}. Each set of the chain (+) adds a stage to the set before "
+        f"it. {conditions_text(result)}.",
         rows,
         x_label="J&F",
     )

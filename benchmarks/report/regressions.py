@@ -97,7 +97,7 @@ _NO_FIGURES = frozenset(
 _NAMES = ("objects", "steps", "variant", "name", "operation", "role", "precision", "case")
 """Keys whose values identify an entry of a list."""
 _RATIO_KEYS = frozenset(("ratio_of_medians", "ratio_of_minima"))
-_COUNTS = ("half_weights", "with_osvos", "without_osvos")
+_COUNTS = ("half_weights", "with_osvos", "without_osvos", "with_target", "without_target")
 
 
 def _walk(value: Any, path: str, key: str) -> Iterator[tuple[str, Figure]]:

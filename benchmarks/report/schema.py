@@ -105,6 +105,36 @@ KINDS: dict[str, dict[str, Any]] = {
         ]
     },
     "reappearance": {"clips": dict, "in_time": dict, "in_time_means_frames": int},
+    "lookalikes": {"clips": dict, "kept": dict, "kept_means_iou": NUMBER},
+    "features": {
+        "data": dict,
+        "precision": str,
+        "results": [
+            {
+                "name": str,
+                "size_hw": list,
+                "output_stride": int,
+                "every": int,
+                "features": dict,
+                "frame": dict,
+                "frame_mean_ms": NUMBER,
+            }
+        ],
+    },
+    "releases": {
+        "repeats": int,
+        "releases": dict,
+        "runs": [{"objects": int, "first_mask": dict, "wall": dict, "process": dict}],
+    },
+    "memory": {
+        "memory": {
+            "samples": list,
+            "rss_at_100_mib": NUMBER,
+            "rss_at_end_mib": NUMBER,
+            "rss_slope_per_1000_frames_mib": NUMBER,
+        },
+        "repeats": {"frames": int, "runs": [{"threads": int, "digest": str}]},
+    },
 }
 """Keys that each benchmark adds. The report has a table for each of these benchmarks."""
 

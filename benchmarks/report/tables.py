@@ -131,13 +131,11 @@ def davis_table(result: Result, is_short: bool) -> str:
     sequences = data["sequences"].values()
     frames = sum(sequence["frames"] for sequence in sequences)
     annotated = _annotated_frames(result)
-    scores_text = "J and F as `mpn eval` computes them"
     frames_text = f"{frames} frames"
     if annotated:
-        scores_text = "J and F of the annotated frames after the first, without void pixels"
-        frames_text += f", {annotated} annotated"
+        frames_text = f"{', '.join(data['sequences'])}: {frames_text}, {annotated} annotated"
     lines = [
-        f"{scores_text}, and FPS, from one run over {count(len(sequences), 'sequence')} "
+        f"{scores_text(result)}, and FPS, from one run over {count(len(sequences), 'sequence')} "
         f"({frames_text}) of the set `{data['set']}`. Each row with + first adds a stage to the "
         "row before it. Pipeline FPS: all stages. Wall FPS: decode, segment and save the PNG in "
         f"one thread, without the fine-tuning on the first frame. {conditions_text(result)}.",
@@ -169,6 +167,13 @@ def davis_table(result: Result, is_short: bool) -> str:
         rows = [[k, *(_score(s["objects"][k]) for s in ablations.values())] for k in objects]
         lines.append(table(["object", *(f"`{name}`" for name in ablations)], rows))
     return "\n".join(lines) + "\n"
+
+
+def scores_text(result: Result) -> str:
+    """Return how the scores of a result of ``davis`` were computed."""
+    if _annotated_frames(result):
+        return "J and F of the annotated frames after the first, without void pixels"
+    return "J and F as mpn eval computes them"
 
 
 def _annotated_frames(result: Result) -> int:
@@ -418,23 +423,128 @@ def finetune_step_table(result: Result, is_short: bool) -> str:
 def reappearance_table(result: Result, is_short: bool) -> str:
     """Return how soon each lost object is re-detected."""
     clips, in_time = result["clips"], result["in_time"]
+    with_model, without_model, *_ = in_time
     lines = [
         "An object that disappears and returns elsewhere is re-detected within "
-        f"{result['in_time_means_frames']} frames in {in_time['with_osvos']} of {len(clips)} clips "
-        f"with OSVOS, and in {in_time['without_osvos']} without. {conditions_text(result)}.",
+        f"{result['in_time_means_frames']} frames in {in_time[with_model]} of {len(clips)} clips "
+        f"{_side_label(with_model)}, and in {in_time[without_model]} without. "
+        f"{conditions_text(result)}.",
     ]
     if not is_short:
         rows = [
-            [name, *(_redetection(run[side]) for side in ("with_osvos", "without_osvos"))]
-            for name, run in clips.items()
+            [name, *(_redetection(run[side]) for side in in_time)] for name, run in clips.items()
         ]
-        lines += ["", table(["clip", "with OSVOS", "without OSVOS"], rows)]
+        lines += ["", table(["clip", *map(_side_label, in_time)], rows)]
     return "\n".join(lines) + "\n"
+
+
+def _side_label(side: str) -> str:
+    """Return ``with OSVOS`` for the side ``with_osvos``."""
+    how, _, model = side.partition("_")
+    return f"{how} {'OSVOS' if model == 'osvos' else 'the target model'}"
 
 
 def _redetection(side: Mapping[str, Any]) -> str:
     frames = side["frames_until_found"]
     return "not re-detected" if frames is None else f"in frame {frames}"
+
+
+def lookalikes_table(result: Result, is_short: bool) -> str:
+    """Return in which clips two crossing objects keep their ids."""
+    clips, kept = result["clips"], result["kept"]
+    with_model, without_model, *_ = kept
+    lines = [
+        "Two copies of the same animal cross, and one passes in front of the other: both ids are "
+        f"kept in {kept[with_model]} of {len(clips)} clips {_side_label(with_model)}, and in "
+        f"{kept[without_model]} without. Kept: after the crossing each id overlaps its own object "
+        f"more than the other one, with a mean IoU of at least {result['kept_means_iou']:g}. "
+        f"{conditions_text(result)}.",
+    ]
+    if not is_short:
+        rows = [[name, *(_kept(run[side]) for side in kept)] for name, run in clips.items()]
+        lines += ["", "IoU of both objects after the crossing:", ""]
+        lines.append(table(["clip", *map(_side_label, kept)], rows))
+    return "\n".join(lines) + "\n"
+
+
+def _kept(side: Mapping[str, Any]) -> str:
+    values = ", ".join(f"{value:.3f}" for value in side["iou_after"])
+    return f"{'kept' if side['is_kept'] else 'not kept'} ({values})"
+
+
+def features_table(result: Result, is_short: bool) -> str:
+    """Return J and the times for each setting of the features engine."""
+    sequences = result["data"]["sequences"]
+    lines = [
+        "The features engine of the target model at several sizes, strides of its deepest map and "
+        f"intervals, in {result['precision']}, over {', '.join(sequences)} of the set "
+        f"`{result['data']['set']}`. Engine: one run, median ms. Frame: all stages, ms, mean and "
+        f"median. {conditions_text(result)}.",
+        "",
+    ]
+    rows = []
+    for row in result["results"]:
+        height, width = row["size_hw"]
+        rows.append(
+            [
+                f"{width}x{height}",
+                row["output_stride"],
+                row["every"],
+                *(f"{row[key]:.3f}" for key in ("J-Mean", "F-Mean", "J&F-Mean")),
+                milliseconds(row["features"]["median_ms"]),
+                milliseconds(row["frame_mean_ms"]),
+                milliseconds(row["frame"]["median_ms"]),
+            ]
+        )
+    headings = ["size", "stride", "every, frames", "J", "F", "J&F", "engine", "frame, mean"]
+    lines.append(table([*headings, "frame, median"], rows))
+    return "\n".join(lines) + "\n"
+
+
+def memory_table(result: Result, is_short: bool) -> str:
+    """Return the resident memory of a long run, and whether masks are repeated."""
+    repeats = result["repeats"]
+    threads = ", ".join(str(run["threads"]) for run in repeats["runs"])
+    equal = "the same masks" if repeats["are_equal"] else "**different masks**"
+    row = [
+        *(f"{result['memory'][key]:.0f}" for key in ("rss_at_100_mib", "rss_at_end_mib")),
+        f"{result['memory']['rss_slope_per_1000_frames_mib']:+.2f}",
+    ]
+    heads = ["at frame 100, MiB", f"at frame {result['frames']}, MiB", "slope, MiB per 1000 frames"]
+    return (
+        f"Resident memory of a run with {count(result['objects'][0], 'object')}, including the "
+        f"rendered clip. Runs of {repeats['frames']} frames with {threads} threads give {equal}. "
+        f"{conditions_text(result)}.\n\n{table(heads, [row])}\n"
+    )
+
+
+def releases_table(result: Result, is_short: bool) -> str:
+    """Return first mask and wall FPS of two releases."""
+    lines = [
+        f"`mpn run` of two releases, interleaved, {result['repeats']} runs each: seconds from open "
+        "engines to the written first mask without cached weights, and wall FPS of the whole clip "
+        "after that. Median (best). Ratio: old divided by new in time, of medians (of minima). "
+        f"{conditions_text(result)}.",
+        "",
+    ]
+    rows = []
+    for run in result["runs"]:
+        for name, facts in result["releases"].items():
+            first, wall = run["first_mask"], run["wall"]
+            is_new = name != next(iter(result["releases"]))
+            rows.append(
+                [
+                    run["objects"],
+                    f"{name} ({facts['version']}, '{facts['engine']['name']}')",
+                    f"{first[name]['median_ms'] / 1e3:.2f} ({first[name]['min_ms'] / 1e3:.2f})",
+                    _ratio(first["ratio"]) if is_new else "",
+                    f"{1e3 / wall[name]['median_ms']:.1f} ({1e3 / wall[name]['min_ms']:.1f})",
+                    _ratio(wall["ratio"]) if is_new else "",
+                ]
+            )
+    headings = ["objects", "release", "first mask, s", "ratio", "wall FPS", "ratio"]
+    lines.append(table(headings, rows))
+    return "\n".join(lines) + "\n"
 
 
 def precision_table(result: Result, is_short: bool) -> str:
@@ -659,6 +769,10 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "finetuning": ("Fine-tuning on the first frame", finetuning_table),
     "finetune_step": ("One fine-tuning step", finetune_step_table),
     "reappearance": ("Lost objects", reappearance_table),
+    "lookalikes": ("Objects that look alike", lookalikes_table),
+    "features": ("Features of the target model", features_table),
+    "releases": ("Releases", releases_table),
+    "memory": ("Memory and repeatability", memory_table),
     "precision": ("Half precision", precision_table),
     "flow_accuracy": ("Flow", flow_accuracy_table),
     "crf_speed": ("DenseCRF", crf_speed_table),

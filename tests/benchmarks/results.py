@@ -217,6 +217,83 @@ def reappearance_result() -> dict[str, Any]:
     }
 
 
+def lookalikes_result() -> dict[str, Any]:
+    """Return one clip with the target model."""
+    clip = {
+        "with_target": {"crossing": [15, 35], "iou_after": [0.9, 0.8], "is_kept": True},
+        "without_target": {"crossing": [15, 35], "iou_after": [0.1, 0.0], "is_kept": False},
+    }
+    return {
+        **result_with_header("lookalikes"),
+        "frames": None,
+        "warmup": None,
+        "clips": {"bear:dog": clip},
+        "kept_means_iou": 0.5,
+        "kept": {"with_target": 1, "without_target": 0},
+    }
+
+
+def features_result() -> dict[str, Any]:
+    """Return one size with one interval."""
+    row = {
+        "name": "673x385, stride 16, every 2",
+        "size_hw": [385, 673],
+        "output_stride": 16,
+        "every": 2,
+        "J-Mean": 0.8,
+        "F-Mean": 0.82,
+        "J&F-Mean": 0.81,
+        "features": times(50.0),
+        "frame": times(40.0),
+        "frame_mean_ms": 45.0,
+    }
+    data = {"set": "train", "sequences": {"bear": {"frames": 6, "objects": 1}}}
+    return {
+        **result_with_header("features"),
+        "data": data,
+        "precision": "fp16",
+        "results": [row],
+    }
+
+
+def memory_result() -> dict[str, Any]:
+    """Return a flat run of three samples."""
+    runs = [{"threads": threads, "digest": DIGEST} for threads in (2, 2, 1)]
+    return {
+        **result_with_header("memory"),
+        "memory": {
+            "samples": [[0, 300.0], [100, 310.0], [200, 310.5]],
+            "rss_at_100_mib": 310.0,
+            "rss_at_end_mib": 310.5,
+            "rss_slope_per_1000_frames_mib": 5.0,
+        },
+        "repeats": {"frames": 60, "runs": runs, "are_equal": True},
+    }
+
+
+def releases_result() -> dict[str, Any]:
+    """Return one number of objects."""
+
+    def figure(old_ms: float, new_ms: float) -> dict[str, Any]:
+        ratio = {"of_medians": old_ms / new_ms, "of_minima": old_ms / new_ms}
+        return {"old": times(old_ms), "new": times(new_ms), "ratio": ratio}
+
+    run = {
+        "objects": 1,
+        "first_mask": figure(20_000.0, 1_000.0),
+        "wall": figure(50.0, 40.0),
+        "process": figure(21_000.0, 2_000.0),
+    }
+    facts = {"version": "0.2.0", "engine": {"name": "lite", "digests": {}}, "is_finetuned": True}
+    return {
+        **result_with_header("releases"),
+        "engine": None,
+        "repeats": 3,
+        "releases": {"old": facts, "new": {**facts, "version": "0.3.0"}},
+        "runs": [run],
+    }
+
+
 def crf_result() -> dict[str, Any]:
     """Return two sets of parameters, one with pydensecrf."""
     entry = {

@@ -17,10 +17,14 @@ from tests.benchmarks.results import (
     davis_result,
     evaluation_result,
     export_result,
+    features_result,
     finetune_step_result,
     finetuning_result,
     fps_result,
+    lookalikes_result,
+    memory_result,
     reappearance_result,
+    releases_result,
 )
 from tests.conftest import REPOSITORY
 
@@ -33,7 +37,11 @@ EVERY = [
     evaluation_result,
     export_result,
     fps_result,
+    features_result,
+    lookalikes_result,
+    memory_result,
     reappearance_result,
+    releases_result,
 ]
 """Results of the benchmarks."""
 

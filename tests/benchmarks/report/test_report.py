@@ -23,13 +23,17 @@ from tests.benchmarks.results import (
     davis_result,
     evaluation_result,
     export_result,
+    features_result,
     finetune_step_result,
     finetuning_result,
     flow_accuracy_result,
     fps_result,
+    lookalikes_result,
+    memory_result,
     networks_result,
     precision_result,
     reappearance_result,
+    releases_result,
 )
 from tests.conftest import REPOSITORY
 
@@ -41,6 +45,10 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "networks": networks_result,
     "evaluation_speed": evaluation_result,
     "reappearance": reappearance_result,
+    "lookalikes": lookalikes_result,
+    "features": features_result,
+    "memory": memory_result,
+    "releases": releases_result,
     "crf_speed": crf_result,
     "finetuning": finetuning_result,
     "finetune_step": finetune_step_result,
