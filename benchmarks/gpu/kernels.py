@@ -248,6 +248,7 @@ def target_model(stream: Any, scene: Scene) -> None:
     features = rng.normal(0, 1, (channels, *grid))
     for dtype in (np.float32, np.float16):
         scores.compute(stream.upload(features.astype(dtype)))
+        scores.grow(rois, 0.25)
         scores.crop(rois, stream.zeros((3, 5, scene.roi, scene.roi), dtype), None)
     scores.planes()
     scores.commit()
