@@ -140,6 +140,9 @@ class FakeFinetuner(Closeable):
         self.engines += own.values()
         return own
 
+    def report_as_json(self) -> list[dict[str, Any]]:
+        return [{"object_id": object_id} for _, _, object_id in self.calls]
+
     def close(self) -> None:
         self.is_closed = True
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,21 @@ import pytest
 from mpn.engines.directory.manifest import FlowSource
 from mpn.engines.open import EngineSet, open_engines
 from mpn.errors import EngineError, InputError, ManifestError, MaskError
+from mpn.runtime.host.flow import DisFlow
 from mpn.runtime.options import OsvosOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from tests.builders.clips import Clip, KnownFlow, Square, by_colour, iou, squares_clip
 from tests.builders.engine_dirs import make_engine_dir
 from tests.emulation.engines import fake_engine_set
-from tests.runtime.pipelines import PAN, PLAIN, TWO, make, pan_engine, propagation_calls, run
+from tests.runtime.pipelines import (
+    PAN,
+    PLAIN,
+    TWO,
+    make,
+    pan_engine,
+    propagation_calls,
+    run,
+)
 from tests.tolerances import FLOAT32_RESIZE, PASTED_IOU, PROBS_SUM, RESIZED_IOU
 
 # --- results -----------------------------------------------------------------------------
@@ -610,3 +623,149 @@ def test_resuming_needs_a_start_and_a_frame_of_the_same_size() -> None:
         pipeline.start(TWO.frames[0], TWO.labels[0])
         with pytest.raises(InputError, match="the video began with"):
             pipeline.resume_at(TWO.frames[1][:, :-2], TWO.labels[1][:, :-2])
+
+
+# --- arrays of the caller, videos after each other, threads and forks -----------------------------
+
+
+def test_step_keeps_no_array_of_the_caller() -> None:
+    """The caller draws on a frame after step, or fills one array again and again."""
+    results = []
+    for is_reused in (False, True):
+        with make() as pipeline:
+            rgb, labels = TWO.frames[0].copy(), TWO.labels[0].copy()
+            pipeline.start(rgb, np.where(labels == 2, labels, 0).astype(np.uint8))
+            for t in (1, 2):
+                if is_reused:
+                    rgb[:], labels[:] = TWO.frames[t], TWO.labels[t]
+                else:
+                    rgb, labels = TWO.frames[t].copy(), TWO.labels[t].copy()
+                pipeline.step(rgb)
+            if is_reused:
+                rgb[:] = 0
+            new = np.where(labels == 7, labels, 0).astype(np.uint8)
+            added = pipeline.add_objects(new)
+            if is_reused:
+                new[:] = 0
+            assert pipeline._state is not None
+            tables = pipeline._state.colour_tables
+            last = pipeline.step(TWO.frames[3])
+            results.append((added.labels, last.probs, *tables))
+    for plain, reused in zip(*results, strict=True):
+        np.testing.assert_array_equal(plain, reused)
+
+
+def test_resume_at_keeps_no_array_of_the_caller() -> None:
+    with make() as pipeline:
+        pipeline.start(TWO.frames[0], TWO.labels[0])
+        rgb, labels = TWO.frames[1].copy(), TWO.labels[1].copy()
+        pipeline.resume_at(rgb, labels)
+        rgb[:], labels[:] = 0, 0
+        memory = pipeline._backend.snapshot()
+        np.testing.assert_array_equal(memory.frame, TWO.frames[1])
+        assert not np.shares_memory(memory.frame, rgb)
+
+
+def test_videos_of_one_pipeline_equal_those_of_two() -> None:
+    """In any order and size: OpenCV's DIS keeps the settings of a small image."""
+    square = Square(1, (20, 15), 24, (3, 2))
+    clips = [
+        squares_clip([square], size_hw=size_hw, frames=4)
+        for size_hw in ((60, 90), (120, 200), (50, 80))
+    ]
+
+    def make_with_dis() -> Pipeline:
+        flow = DisFlow(FlowSource("opencv-dis", "ultrafast"))
+        return Pipeline(fake_engine_set(preprocessing=PLAIN), flow=flow)
+
+    alone = []
+    for clip in clips:
+        with make_with_dis() as pipeline:
+            alone.append([result.probs for result in run(pipeline, clip)])
+    for order in ((0, 1, 2), (2, 1, 0), (1, 1, 0)):
+        with make_with_dis() as pipeline:
+            for n in order:
+                for result, expected in zip(run(pipeline, clips[n]), alone[n], strict=True):
+                    np.testing.assert_array_equal(result.probs, expected)
+
+
+def test_finetune_report_is_of_the_current_video() -> None:
+    with make(adapts={"propagation": lambda _: None}) as pipeline:
+        for _ in range(2):
+            pipeline.start(TWO.frames[0], TWO.labels[0])
+            assert [entry["object_id"] for entry in pipeline.finetune_report()] == [2, 7]
+
+
+def test_call_during_a_call_of_another_thread_raises() -> None:
+    entered, may_go = threading.Event(), threading.Event()
+
+    def network(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        entered.set()
+        assert may_go.wait(10)
+        return {"prob": inputs["rgb_prob"][:, 3:4]}
+
+    with make(propagation=network) as pipeline:
+        pipeline.start(PAN.frames[0], PAN.labels[0])
+        results: list[Any] = []
+        thread = threading.Thread(target=lambda: results.append(pipeline.step(PAN.frames[1])))
+        thread.start()
+        assert entered.wait(10)
+        calls: list[Callable[[], object]] = [
+            lambda: pipeline.step(PAN.frames[2]),
+            lambda: pipeline.start(PAN.frames[0], PAN.labels[0]),
+            lambda: pipeline.correct(PAN.labels[0]),
+            lambda: pipeline.resume_at(PAN.frames[0], PAN.labels[0]),
+            pipeline.close,
+        ]
+        try:
+            for call in calls:
+                with pytest.raises(InputError, match="one thread at a time") as caught:
+                    call()
+                assert "\n" not in str(caught.value)
+        finally:
+            may_go.set()
+            thread.join()
+        assert results[0].index == 1
+        assert pipeline.step(PAN.frames[2]).index == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_pipeline_in_a_fork_raises_and_ends(tmp_path: Path) -> None:
+    """Use, close, delete, and the exit of the interpreter: none of them hangs."""
+    directory = make_engine_dir(tmp_path / "engines")
+    script = """
+import os, signal, sys
+import numpy as np
+from mpn import Pipeline
+from mpn._common.concurrency import Prefetch
+from mpn.errors import InputError
+frame, labels = np.zeros((60, 90, 3), np.uint8), np.ones((60, 90), np.uint8)
+pipeline = Pipeline.from_engines(sys.argv[1], backend="cpu", threads=2)
+pipeline.start(frame, labels)
+reader = Prefetch(iter(lambda: 1, 2), depth=1)
+if os.fork() == 0:
+    signal.alarm(20)
+    for call in (lambda: pipeline.step(frame), lambda: next(reader)):
+        try:
+            call()
+        except InputError as error:
+            print(error)
+    reader.close()
+    pipeline.close()
+    del pipeline
+    with Pipeline.from_engines(sys.argv[1], backend="cpu", threads=2) as another:
+        another.start(frame, labels)
+        print(another.step(frame).index)
+    sys.exit(0)
+print(os.waitstatus_to_exitcode(os.wait()[1]), pipeline.step(frame).index)
+reader.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(directory)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    of_pipeline, of_reader, *numbers = done.stdout.splitlines()
+    assert "fork of it, without its threads" in of_pipeline
+    assert "fork of it, without its threads" in of_reader
+    assert numbers == ["1", "0 1"]

@@ -14,13 +14,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import wraps
 from multiprocessing import active_children, get_context
-from typing import Generic, Self, TypeVar
+from typing import Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from mpn._common.closeable import Closeable
 from mpn._common.validation import check_int
+from mpn.errors import InputError
 
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _WAKE_S = 0.5
 """A wait without a timeout cannot be interrupted by Ctrl-C on Windows; waits are this short."""
@@ -51,10 +55,75 @@ def check_threads(threads: int | None) -> None:
         check_int("option threads", threads, least=1, most=most, kind="a number of threads")
 
 
+class OneCaller:
+    """Let one thread of one process use an object at a time.
+
+    Args:
+        name: The object in messages, for example ``"the pipeline"``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._pid = name, os.getpid()
+        self._lock = threading.Lock()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the one that made the object."""
+        return os.getpid() != self._pid
+
+    def check_process(self) -> None:
+        """Raise InputError in a fork, which has no threads of the parent."""
+        if self.is_forked:
+            raise InputError(
+                f"{self._name} was made in process {self._pid}, and process {os.getpid()} is a "
+                "fork of it, without its threads: make another in the process that uses it, or "
+                "start processes by 'spawn'"
+            )
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Hold the object for the body.
+
+        Raises:
+            InputError: If another call holds it, or in a fork.
+        """
+        self.check_process()
+        if not self._lock.acquire(blocking=False):
+            raise InputError(
+                f"{self._name} is in use by another call: call it from one thread at a time, or "
+                "make one per thread"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+class _HasCaller(Protocol):
+    _caller: OneCaller
+
+
+HasCallerT = TypeVar("HasCallerT", bound=_HasCaller)
+
+
+def one_caller(
+    method: Callable[Concatenate[HasCallerT, P], R],
+) -> Callable[Concatenate[HasCallerT, P], R]:
+    """Decorate a method to run in :meth:`OneCaller.use` of the attribute ``_caller``."""
+
+    @wraps(method)
+    def guarded(self: HasCallerT, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._caller.use():
+            return method(self, *args, **kwargs)
+
+    return guarded
+
+
 class _Channel(Generic[T]):
     """Bounded queue that either side can close, and that carries one exception."""
 
     def __init__(self, depth: int) -> None:
+        self._process = OneCaller("the thread of this queue")
         self._items: deque[T] = deque()
         self._depth = depth
         self._changed = threading.Condition()
@@ -64,6 +133,7 @@ class _Channel(Generic[T]):
 
     def put(self, item: T) -> bool:
         """Wait for room and add ``item``; return False if the consumer has closed."""
+        self._process.check_process()  # a fork has no thread that would end the wait
         with self._changed:
             while len(self._items) >= self._depth and not self._cancelled:
                 self._changed.wait(_WAKE_S)
@@ -75,6 +145,7 @@ class _Channel(Generic[T]):
 
     def take(self) -> tuple[T] | None:
         """Wait for the next item; return None at the end."""
+        self._process.check_process()
         with self._changed:
             while not self._items and not self._finished and not self._cancelled:
                 self._changed.wait(_WAKE_S)
@@ -93,6 +164,8 @@ class _Channel(Generic[T]):
 
     def cancel(self, error: BaseException | None = None) -> None:
         """Close the consumer's side: drop all queued items and end the producer's wait."""
+        if self._process.is_forked:
+            return
         with self._changed:
             self._cancelled = True
             self._error = self._error or error

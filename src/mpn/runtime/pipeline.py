@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mpn._common.closeable import Closeable
-from mpn._common.concurrency import OpenCvThreads
+from mpn._common.concurrency import OneCaller, OpenCvThreads, one_caller
 from mpn._common.options import refuse_old_arguments
 from mpn.cuda.api import Stream
 from mpn.engines.directory.manifest import load_manifest
@@ -31,7 +31,7 @@ from mpn.runtime.host.memory import (
     with_found_labels,
     with_given_labels,
 )
-from mpn.runtime.host.preprocess import resize_rgb, working_size_hw
+from mpn.runtime.host.preprocess import own_rgb, working_size_hw
 from mpn.runtime.host.target import TargetStage
 from mpn.runtime.object_engines import (
     EnginesByObject,
@@ -56,7 +56,13 @@ class Pipeline(Closeable):
 
     Use it in a ``with`` statement, or close it. The arrays of a result stay valid; ``probs`` is
     read-only, since the next frame starts from it. On a device ``probs`` is copied to the host when
-    it is first read, which must happen before the next frame. Not for two threads at once.
+    it is first read, which must happen before the next frame.
+
+    Arrays that a method gets are copied: the caller may change them after it. Frames in device
+    memory are not, see :meth:`step`, nor is that of :meth:`prefetch_frame`.
+
+    One thread at a time: a call during another raises InputError, and so does a call in a fork of
+    the process that made the pipeline.
 
     Args:
         engines: Open engines; closing the pipeline closes them.
@@ -93,12 +99,14 @@ class Pipeline(Closeable):
                 "Pipeline.from_engines, or give a finetuner"
             )
         models = one_shot_models(options, engines.engines.keys())
+        self._caller = OneCaller("the pipeline")
         is_flow_of_host = stream is None or flow is not None or engines.flow is None
         self._engines, self._options = engines, options
         if flow is None and is_flow_of_host:
             flow = flow_estimator_from(engines)
         self._flow = flow
         self._finetuner = finetuner
+        self._reported = 0
         self._objects = ObjectEngines()
         self._timer = StageTimer()
         self._osvos = OsvosPolicy(
@@ -255,8 +263,11 @@ class Pipeline(Closeable):
 
     def finetune_report(self) -> list[dict[str, Any]]:
         """Return one JSON entry per fine-tuned object and network since the start."""
-        return [] if self._finetuner is None else self._finetuner.report_as_json()
+        if self._finetuner is None:
+            return []
+        return self._finetuner.report_as_json()[self._reported :]
 
+    @one_caller
     def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
         """Start a video, or start again.
 
@@ -283,6 +294,8 @@ class Pipeline(Closeable):
         self._timer.reset()
         state = VideoState(0, input_hw, working_size_hw(input_hw, self._options.size))
         frame, flow_frame = self._preprocess(rgb, state.working_hw)
+        if self._finetuner is not None:  # its report grows from video to video
+            self._reported = len(self._finetuner.report_as_json())
         own = self._adapt(frame, labels, object_ids)
         with self._timer.stage("output"):
             memory = empty_memory(frame, flow_frame, input_hw)
@@ -291,6 +304,7 @@ class Pipeline(Closeable):
         self._objects.replace(own)
         return self._load(state, memory)
 
+    @one_caller
     def step(self, rgb: UInt8Array) -> StepResult:
         """Segment the next frame.
 
@@ -328,6 +342,7 @@ class Pipeline(Closeable):
             raise
         return self._commit(_next_state(state, outcome), outcome.readback)
 
+    @one_caller
     def prefetch_frame(self, rgb: UInt8Array) -> None:
         """Announce the frame after the one that :meth:`step` gets next.
 
@@ -339,6 +354,7 @@ class Pipeline(Closeable):
         """
         self._next_rgb = rgb if self.supports_prefetch else None
 
+    @one_caller
     def correct(self, labels: UInt8Array) -> StepResult:
         """Correct objects of the current frame.
 
@@ -363,6 +379,7 @@ class Pipeline(Closeable):
             state, memory = with_given_labels(state, memory, labels, given_ids)
         return self._load(state, self._with_target(state, memory, given_ids))
 
+    @one_caller
     def add_objects(self, labels: UInt8Array) -> StepResult:
         """Add objects to the current frame.
 
@@ -388,6 +405,7 @@ class Pipeline(Closeable):
         self._objects.add(self._adapt(memory.frame, all_labels, new_ids))
         return self._load(state, memory)
 
+    @one_caller
     def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
         """Continue at another frame, from labels of an earlier run.
 
@@ -420,10 +438,19 @@ class Pipeline(Closeable):
         return self._load(state, memory)
 
     def close(self) -> None:
-        """Close engines, finetuner and backend; closing twice is allowed."""
-        self._is_closed = True
-        self._state = None
-        self._to_close.close()
+        """Close engines, finetuner and backend; closing twice is allowed.
+
+        In a fork of the process that made the pipeline nothing is closed.
+
+        Raises:
+            InputError: If another thread uses the pipeline.
+        """
+        if self._caller.is_forked:
+            return
+        with self._caller.use():
+            self._is_closed = True
+            self._state = None
+            self._to_close.close()
 
     def _preprocess(
         self, rgb: UInt8Array, working_hw: tuple[int, int]
@@ -431,7 +458,7 @@ class Pipeline(Closeable):
         """Resize a frame to working size, and prepare it for flow."""
         self._backend.wait()  # a flow estimator is for one thread at a time
         with self._timer.stage("input"):
-            frame = resize_rgb(rgb, working_hw)
+            frame = own_rgb(rgb, working_hw)
         with self._timer.stage("flow"):
             if self._flow is None:  # the device prepares its own frames
                 return frame, PreparedFrame(frame, working_hw)

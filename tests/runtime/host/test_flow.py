@@ -110,3 +110,21 @@ def test_manifest_selects_the_flow_source() -> None:
     assert isinstance(flow_estimator_from(engines), EngineFlow)
     with pytest.raises(EngineError, match="was not opened"):
         flow_estimator_from(replace_flow(engines))
+
+
+@pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium"])
+def test_dis_flow_does_not_depend_on_earlier_sizes(preset: str) -> None:
+    """OpenCV changes its object when it gets an image under 91 px."""
+    large = squares_clip([Square(1, (50, 30), 40, (2, 1))], size_hw=(120, 200), frames=2).frames
+    small = tuple(frame[:60, :90] for frame in large)
+    sizes = [small, large, small, large]
+    source = FlowSource("opencv-dis", preset)  # type: ignore[arg-type]
+    estimator = DisFlow(source)
+    for frames in sizes:
+        expected = flow_px(DisFlow(source), *frames)
+        assert np.array_equal(flow_px(estimator, *frames), expected)
+    if preset != "medium":  # it starts at a scale that fits
+        kept = estimator._dis
+        flow_px(estimator, *small)
+        changed = kept.calc(*(estimator.prepare(frame).data for frame in large), None)
+        assert not np.array_equal(np.stack(cv2.split(changed)), expected)

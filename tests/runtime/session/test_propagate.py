@@ -230,3 +230,21 @@ def test_networks_are_fine_tuned_before_the_first_result(tmp_path: Path) -> None
     plain = list(propagate(frames, mask(1, 2), engine_dir=directory, backend="cpu"))
     assert "finetune" not in plain[0].timings
     assert not np.array_equal(plain[2].probs, results[2].probs)
+
+
+def test_propagate_keeps_no_array_of_the_caller() -> None:
+    """One array is filled for each frame, and the labels change after the call."""
+
+    def reused() -> Iterator[np.ndarray]:
+        rgb = level_frame(0)
+        for index in range(8):
+            rgb[:] = level_frame(index)
+            yield rgb
+
+    pipeline, first, later = FakePipeline(), mask(1), mask(2)
+    results = propagate(reused(), first, corrections={3: later}, pipeline=pipeline)
+    first[:], later[:] = 0, 0
+    assert len(list(results)) == 8
+    steps = [call for call in pipeline.calls if call[0] in ("start", "step")]
+    assert steps == [("start", 0), *(("step", index) for index in range(1, 8))]
+    assert ("add", 2) in pipeline.calls

@@ -6,12 +6,14 @@ compiled in, its libraries cannot be loaded, or a run fails. This module raises 
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 
@@ -38,6 +40,24 @@ _GRAPH_FAULTS = frozenset(
     {"InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel", "NotImplemented"}
 )
 """onnxruntime's exceptions about the graph, never about the device."""
+
+
+_sessions: WeakSet[Any] = WeakSet()
+"""All open sessions of this process."""
+
+
+def _keep_sessions() -> None:
+    """Keep the sessions of the parent process to the end of a fork.
+
+    A session joins its threads when it is deleted. A fork does not have these threads, so that the
+    join never returns (onnxruntime 1.30: ``del``, and the exit of the interpreter).
+    """
+    for session in _sessions:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_keep_sessions)
 
 
 class OrtEngine(Closeable):
@@ -134,6 +154,9 @@ def import_onnxruntime(backend: OrtBackend) -> Any:
         MissingExtraError: If it is not installed.
     """
     extra = "gpu" if backend == "cuda" else "cpu"
+    # Telemetry sends data to a host, writes files to the home folder and starts a thread. The exit
+    # of a forked process waits for that thread without end. A value that the user set stays.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         ort = import_or_explain("onnxruntime", extra=extra, purpose=f"the {backend} backend")
     except ImportError as error:
@@ -223,6 +246,7 @@ def open_session(
             f"{backend} was requested, but onnxruntime would run {', '.join(running) or 'nothing'}"
             f"{loading}: {_INSTALL_CUDA}"
         )
+    _sessions.add(session)
     return session
 
 

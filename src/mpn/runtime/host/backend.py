@@ -15,7 +15,7 @@ from mpn.runtime.host.crf import refine
 from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.merge import labels_from_merged, merge
 from mpn.runtime.host.osvos import OsvosRunner, blend_osvos
-from mpn.runtime.host.preprocess import resize_prob, resize_rgb
+from mpn.runtime.host.preprocess import own_rgb, resize_prob
 from mpn.runtime.host.roi import scaled_boxes, tight_boxes
 from mpn.runtime.host.stages import Stages
 from mpn.runtime.host.target import NO_SCORE, TargetStage, crop_scores, grown_rois, warp_scores
@@ -145,7 +145,7 @@ class HostBackend(Closeable):
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         before, timed = self._current.flow_frame, self._timer.stage
         with timed("input"):
-            small = resize_rgb(rgb, before.size_hw)
+            small = own_rgb(rgb, before.size_hw)
         with timed("flow"):
             flow_frame = self._flow.prepare(small)
             flow_to_prev_px = self._flow.estimate(flow_frame, before)

@@ -91,6 +91,8 @@ class DisFlow:
         self._scale = source.scale
         # OpenCV's object keeps its buffers: not for two threads at once.
         self._dis = cv2.DISOpticalFlow.create(_DIS_PRESETS[source.preset])
+        self._finest_scale = self._dis.getFinestScale()
+        self._patch_px = (self._dis.getPatchSize(), self._dis.getPatchStride())
 
     def prepare(self, rgb: UInt8Array) -> PreparedFrame:
         """Compute grey values at the scale of the source."""
@@ -103,6 +105,11 @@ class DisFlow:
 
     def estimate(self, frame0: PreparedFrame, frame1: PreparedFrame) -> Float32Array:
         """See :meth:`FlowEstimator.estimate`."""
+        # For an image under 91 px OpenCV replaces these values in the object, and keeps them for
+        # later images of any size (DISOpticalFlowImpl::autoSelectPatchSizeAndScales).
+        self._dis.setFinestScale(self._finest_scale)
+        self._dis.setPatchSize(self._patch_px[0])
+        self._dis.setPatchStride(self._patch_px[1])
         return _dis_flow(self._dis, frame0, frame1)
 
 

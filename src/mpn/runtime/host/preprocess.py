@@ -45,6 +45,15 @@ def resize_rgb(rgb: UInt8Array, size_hw: tuple[int, int]) -> UInt8Array:
     return rgb if rgb.shape[:2] == size_hw else _resized(rgb, size_hw)
 
 
+def own_rgb(rgb: UInt8Array, size_hw: tuple[int, int]) -> UInt8Array:
+    """Resize a frame as :func:`resize_rgb`, into a new array.
+
+    The caller may reuse its array for the next frame, as OpenCV's capture does.
+    """
+    resized = resize_rgb(rgb, size_hw)
+    return np.array(resized, order="C") if resized is rgb else resized
+
+
 def one_hot(labels: UInt8Array, object_ids: Sequence[int]) -> Float32Array:
     """Convert labels to probabilities: (H, W) uint8 -> (K, H, W) float32, 0 or 1."""
     prob = np.empty((len(object_ids), *labels.shape), np.float32)

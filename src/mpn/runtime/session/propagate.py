@@ -82,7 +82,8 @@ def propagate(
 
     A generator: it opens video and engines when the first result is requested, and closes them
     when it ends or is closed. Memory does not grow with the length of the video. Frames are read
-    ahead in a thread.
+    ahead in a thread. Labels are copied at the call, and NumPy frames when they are read, so that
+    the caller may reuse these arrays.
 
     Args:
         video: An address for :func:`mpn.runtime.media.video.open_video`, an open source (which the
@@ -107,6 +108,40 @@ def propagate(
         InputError: If the video or a mask cannot be used, or a correction lies outside the video.
         EngineError: If the engines cannot be opened or fail.
     """
+    return _propagate(
+        video,
+        _own(mask),
+        {index: _own(given) for index, given in (corrections or {}).items()},
+        engine_dir=engine_dir,
+        backend=backend,
+        threads=threads,
+        options=options,
+        pipeline=pipeline,
+        start=start,
+        end=end,
+        decode=decode,
+    )
+
+
+def _own(labels: Labels) -> Labels:
+    """Copy labels that are an array."""
+    return labels.copy() if isinstance(labels, np.ndarray) else labels
+
+
+def _propagate(
+    video: str | Path | VideoSource | Iterable[UInt8Array],
+    mask: Labels,
+    corrections: Mapping[int, Labels],
+    *,
+    engine_dir: str | Path | None,
+    backend: Backend,
+    threads: int | None,
+    options: PipelineOptions | None,
+    pipeline: PipelineLike | None,
+    start: int | None,
+    end: int | None,
+    decode: Decode,
+) -> Iterator[StepResult]:
     with ExitStack() as stack:
         opened = None
         end_index = end
@@ -124,7 +159,7 @@ def propagate(
             raise InputError("the video has no frame between start and end")
         size_hw = (first.rgb.shape[0], first.rgb.shape[1])
         labels = _labels(mask, size_hw)
-        later = {index: _labels(given, size_hw) for index, given in (corrections or {}).items()}
+        later = {index: _labels(given, size_hw) for index, given in corrections.items()}
         check_corrections(later, first.index, end_index)
         if pipeline is None:
             from mpn.runtime.pipeline import Pipeline
@@ -260,8 +295,13 @@ def _check_before_end(corrections: Mapping[int, Any], end_index: int) -> None:
 
 
 def frames_from_arrays(arrays: Iterable[UInt8Array]) -> Iterator[Frame]:
-    """Yield (H, W, 3) uint8 RGB arrays as frames, one per second."""
-    for index, rgb in enumerate(arrays):
+    """Yield (H, W, 3) uint8 RGB arrays as frames, one per second.
+
+    NumPy arrays are copied: frames wait in a queue, and the caller may fill one array again and
+    again. Arrays in device memory are not.
+    """
+    for index, given in enumerate(arrays):
+        rgb = given.copy() if isinstance(given, np.ndarray) else given
         yield Frame(index=index, rgb=rgb, pts_s=Fraction(index), name=f"{index:05d}")
 
 
