@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 from typing import BinaryIO
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,7 +40,7 @@ def test_palette_is_the_official_evaluators(golden: Path) -> None:
 @pytest.mark.parametrize("name", ["indexed_davis", "indexed_evaluator", "gray8"])
 def test_ids_are_read_unchanged_for_any_palette(golden: Path, name: str) -> None:
     expected = np.load(golden / "palette" / "labels.npy")
-    labels = load_labels(golden / "palette" / f"{name}.png")
+    labels = load_labels(golden / "palette" / f"{name}.png", on_void=lambda _: None)
     np.testing.assert_array_equal(labels, np.where(expected == 255, 0, expected))
     assert set(np.unique(labels)) == {0, 1, 2, 3, 4, 5, 6, 20}
 
@@ -85,7 +86,8 @@ def test_values_become_ids(
         image.putpalette(DAVIS_PALETTE.tobytes())
     assert image.mode == mode
     image.save(tmp_path / "mask.png")
-    assert load_labels(tmp_path / "mask.png").tolist() == [expected]
+    labels = load_labels(tmp_path / "mask.png", on_void=lambda _: None)
+    assert labels.tolist() == [expected]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,76 @@ def test_colours_alpha_and_16_bits_are_refused(tmp_path: Path, image: Image.Imag
         load_labels(tmp_path / "mask.png")
 
 
+def disc(radius: float = 12.0, centre_x: float = 24.0) -> np.ndarray:
+    y, x = np.mgrid[:48, :64]
+    return ((x - centre_x) ** 2 + (y - 24) ** 2 < radius**2).astype(np.uint8)
+
+
+def enlarged(value: int) -> np.ndarray:
+    """Draw a disc with a soft edge, as of a mask that was enlarged."""
+    return cv2.resize(disc() * np.uint8(value), None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+
+
+def as_jpeg(image: np.ndarray) -> np.ndarray:
+    data = cv2.imencode(".jpg", image)[1]
+    decoded: np.ndarray = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    return decoded
+
+
+@pytest.mark.parametrize("is_palette", [False, True])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (enlarged(255), "is soft: "),
+        (enlarged(200), "is soft: "),
+        (as_jpeg(disc() * np.uint8(255)), "is soft: |different ids"),
+        (np.maximum(disc(14) * np.uint8(128), disc(10) * np.uint8(255)), "is ambiguous: 255 "),
+        (
+            disc() * np.uint8(127) + disc(6, 50) * np.uint8(255),
+            f"127: .* 255: {disc(6, 50).sum()} pixels",
+        ),
+        (disc(20) * np.uint8(85) + disc(15) * np.uint8(85) + disc(9) * np.uint8(85), "ambiguous"),
+    ],
+    ids=["enlarged", "enlarged-200", "once-jpeg", "trimap", "two", "three-scaled"],
+)
+def test_gray_levels_are_refused_as_ids(
+    tmp_path: Path, values: np.ndarray, message: str, is_palette: bool
+) -> None:
+    image = Image.fromarray(values)
+    if is_palette:
+        image.putpalette(np.arange(256).repeat(3).tolist())
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(MaskError, match=message) as caught:
+        load_labels(tmp_path / "mask.png")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mask.jpg", "mask.jp2", "mask.webp", "mask.tif"])
+def test_lossy_files_are_refused(tmp_path: Path, name: str) -> None:
+    """Also when their values happen to be right."""
+    options = {"compression": "jpeg"} if name == "mask.tif" else {}
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(tmp_path / name, **options)
+    with pytest.raises(MaskError, match=r"may be lossy .* palette"):
+        load_labels(tmp_path / name)
+
+
+def test_void_next_to_ids_is_reported(tmp_path: Path) -> None:
+    path = save_gray(tmp_path / "mask.png", disc() + disc(6, 50) * np.uint8(255))
+    lines: list[str] = []
+    labels = load_labels(path, on_void=lines.append)
+    np.testing.assert_array_equal(labels, disc())
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{disc(6, 50).sum()} pixels of value 255 in the mask {path} were ")
+    with pytest.warns(UserWarning, match=" pixels of value 255"):
+        load_labels(path)
+
+
+def test_ids_with_thin_objects_are_read(tmp_path: Path) -> None:
+    labels = disc() * np.uint8(3)
+    labels[2, 2:9], labels[40:43, 60] = 1, 2
+    assert np.array_equal(load_labels(save_gray(tmp_path / "mask.png", labels)), labels)
+
+
 def test_empty_mask_is_refused(tmp_path: Path) -> None:
     path = save_gray(tmp_path / "empty.png", np.zeros((4, 6), np.uint8))
     with pytest.raises(MaskError, match=r"empty\.png is empty"):
@@ -113,7 +185,7 @@ def test_empty_mask_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("palette", [True, False])
 def test_200_ids_raise_as_a_picture(tmp_path: Path, palette: bool) -> None:
     path = tmp_path / "many.png"
-    values = np.arange(201, dtype=np.uint8).reshape(3, 67)
+    values = np.arange(201, dtype=np.uint8).reshape(3, 67).repeat(3, 0).repeat(3, 1)
     if palette:
         save_labels(path, values)
     else:

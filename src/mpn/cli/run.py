@@ -391,6 +391,8 @@ def run(
 
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     elif not quiet:
+        for note in report.get("mask_notes", ()):
+            typer.echo(note, err=True)
         typer.echo(_summary(report, did_run=did_run))
 
 

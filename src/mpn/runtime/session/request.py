@@ -87,10 +87,12 @@ class Masks:
     Attributes:
         first: (H, W) uint8 ids of the first frame.
         later: Frame index -> (H, W) uint8 ids.
+        notes: Lines for the user, such as the number of void pixels.
     """
 
     first: UInt8Array
     later: Mapping[int, UInt8Array]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, files: Mapping[int | None, Path], video: VideoSource) -> Masks:
@@ -102,7 +104,11 @@ class Masks:
             MaskError: If a file cannot be used as a mask of this video.
         """
         first_index = video.first_frame.index
-        loaded = {index: load_labels(path, size_hw=video.size_hw) for index, path in files.items()}
+        notes: list[str] = []
+        loaded = {
+            index: load_labels(path, size_hw=video.size_hw, on_void=notes.append)
+            for index, path in files.items()
+        }
         if None in loaded:
             first = loaded.pop(None)  # a second one, by its number, fails in check_corrections
         elif first_index in loaded:
@@ -117,4 +123,4 @@ class Masks:
             raise InputError("no mask was given: add --mask FIRST.png, the mask of the first frame")
         later = {index: labels for index, labels in loaded.items() if index is not None}
         check_corrections(later, first_index, video.end_index)
-        return cls(first, later)
+        return cls(first, later, tuple(notes))

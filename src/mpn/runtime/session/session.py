@@ -283,6 +283,7 @@ class _Run:
                 "note": video.decoder_note,
             },
             "object_ids": list(self._pipeline.object_ids),
+            "mask_notes": list(self._masks.notes),
             "saved": sorted(request.save),
             "out": {"masks": str(self._paths.masks), "folder": str(self._paths.folder)},
             "resumed_at": None if point is None else point.frame_index,
