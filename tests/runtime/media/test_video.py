@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -307,6 +308,38 @@ def test_folder_is_read_in_natural_order_with_the_files_names(tmp_path: Path) ->
     assert [index_from_frame(frame.rgb) for frame in frames] == [1, 2, 9, 10]
 
 
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        ["t99.75", "t99.8", "t99.85", "t100.0"],
+        ["1403636579.75", "1403636579.8", "1403636580.0"],
+        ["Frame_9", "FRAME_13", "frame_20"],
+        ["a2b9", "A2b10", "a11b1"],
+        ["v1.0009", "v1.0010", "v1.0100"],
+        ["1.2.9", "1.2.10", "1.10.1"],
+        ["-1.5", "-1", "0", "2"],
+        ["f-1", "f-2", "f-10"],
+    ],
+    ids=lambda ordered: ordered[0],
+)
+def test_images_are_in_the_order_of_their_values(tmp_path: Path, ordered: list[str]) -> None:
+    for name in reversed(ordered):
+        Image.fromarray(level_frame(0)).save(tmp_path / f"{name}.png")
+    with open_video(tmp_path) as video:
+        assert [frame.name for frame in video] == ordered
+
+
+@pytest.mark.parametrize(
+    "names", [("v1.9", "v1.10"), ("v1.1", "v1.10"), ("f1", "F1"), ("f01", "f1")]
+)
+def test_images_whose_order_is_in_doubt_are_refused(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        Image.fromarray(level_frame(0)).save(tmp_path / f"{name}.png")
+    with pytest.raises(VideoError, match="is in doubt") as caught:
+        open_video(tmp_path)
+    assert all(name in str(caught.value) for name in names)
+
+
 def test_frame_rate_of_images_is_24_or_as_given(tmp_path: Path) -> None:
     write_folder(tmp_path, [level_frame(i) for i in range(3)])
     with open_video(tmp_path) as video:
@@ -405,6 +438,41 @@ def test_every_pixel_format_becomes_rgb(
         rgb = video.first_frame.rgb
     assert rgb.dtype == np.uint8
     np.testing.assert_array_equal(rgb, np.repeat(np.array(expected)[:, :, None], 3, axis=2))
+
+
+def disc_frame(index: int) -> np.ndarray:
+    y, x = np.mgrid[:48, :64]
+    level = 60 + 10 * index + 100 * ((x - 20 - index) ** 2 + (y - 24) ** 2 < 100)
+    return np.stack([level, level // 2, 255 - level], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("is_gray", [True, False])
+@pytest.mark.parametrize(("bits", "first"), [(12, 0), (10, 0), (16, 0), (12, 2)])
+def test_range_of_deep_images_is_that_of_their_values(
+    tmp_path: Path, suffix: str, is_gray: bool, bits: int, first: int
+) -> None:
+    """12 bits in 16 became a black video; the first frame can be darker than the others."""
+    frames = [disc_frame(index) for index in range(3)]
+    for index, frame in enumerate(frames):
+        frames[index] = frame = frame // (8 if index < first else 1)
+        deep = np.rint(frame.astype(np.float64) * ((1 << bits) - 1) / 255).astype(np.uint16)
+        # cv2 writes 16 bits per colour; its order is BGR
+        pixels = deep[..., 0] if is_gray else deep[..., ::-1]
+        assert cv2.imwrite(str(tmp_path / f"{index:05d}.{suffix}"), pixels)
+    assert max(frame.max() for frame in frames) > 128
+    with open_video(tmp_path) as video:
+        for frame, expected in zip(video, frames, strict=True):
+            if is_gray:
+                expected = np.repeat(expected[..., :1], 3, axis=2)
+            assert np.abs(frame.rgb.astype(int) - expected).max() <= 1
+
+
+def test_deep_images_of_8_bits_are_kept(tmp_path: Path) -> None:
+    write_folder(tmp_path, [level_frame(i) for i in range(2)])
+    Image.fromarray(np.full((48, 64), 25, np.uint16)).save(tmp_path / "00002.png")
+    with open_video(tmp_path) as video:
+        assert [index_from_frame(frame.rgb) for frame in video] == [0, 1, 1]
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:

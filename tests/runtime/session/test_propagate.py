@@ -248,3 +248,21 @@ def test_propagate_keeps_no_array_of_the_caller() -> None:
     steps = [call for call in pipeline.calls if call[0] in ("start", "step")]
     assert steps == [("start", 0), *(("step", index) for index in range(1, 8))]
     assert ("add", 2) in pipeline.calls
+
+
+def test_correction_file_belongs_to_the_image_of_its_name(tmp_path: Path) -> None:
+    write_folder(tmp_path / "v1", [level_frame(i) for i in range(5)], pattern="{:d}0.png")
+    save_labels(tmp_path / "20.png", mask(2))
+    for index in (2, 20):
+        pipeline = FakePipeline()
+        list(
+            propagate(
+                tmp_path / "v1",
+                mask(1),
+                corrections={index: tmp_path / "20.png"},
+                pipeline=pipeline,
+            )
+        )
+        assert pipeline.calls.index(("add", 2)) == pipeline.calls.index(("step", 2)) + 1
+    with pytest.raises(InputError, match="name of frame 2"):
+        next(propagate(tmp_path / "v1", tmp_path / "20.png", pipeline=FakePipeline()))

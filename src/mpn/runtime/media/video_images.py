@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from mpn.errors import VideoError
@@ -20,40 +23,49 @@ IMAGE_SUFFIXES = frozenset(
     (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 
-_NUMBER = re.compile(r"(\d+)")
+_NUMBER = re.compile(r"((?<![.\d])\d+\.\d+(?!\.?\d)|\d+)")
+"""A whole number, or one with a fraction; the parts of ``1.2.3`` are three whole numbers."""
+_SIGNED = re.compile(r"-?\d+(\.\d+)?")
 _PRINTF = re.compile(r"%(?:0(\d+))?d")
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = frozenset({5, 6, 7, 8})
 """EXIF orientations that swap width and height."""
+
+_DEEP = re.compile(r";16|;32")
+"""Pillow's raw modes of more than 8 bits."""
+_DEPTHS = (8, 10, 12, 14, 16, 24, 31)
+"""Bits that cameras and files use, without a sign."""
 
 
 def images_from_folder(folder: Path) -> list[Path]:
     """List the images of a folder in natural order, without hidden files.
 
     Raises:
-        VideoError: If there are no images, or two differ only in their suffix: their masks would
-            have one name.
+        VideoError: If there are no images, two differ only in their suffix (their masks would have
+            one name), or the order of two is in doubt.
     """
     try:
         files = [path for path in folder.iterdir() if path.is_file()]
     except OSError as error:
         raise VideoError(f"cannot read the folder {folder}: {error.strerror}") from error
-    images = sorted(
-        (p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")),
-        key=lambda path: natural_key(path.name),
-    )
+    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
     if not images:
         raise VideoError(
             f"the folder {folder} holds no images ({len(files)} other files): a video folder holds "
             f"one image per frame ({', '.join(sorted(IMAGE_SUFFIXES))})"
         )
+    images.sort(key=lambda path: path.name)
     for before, after in pairwise(images):
         if before.stem == after.stem:
             raise VideoError(
                 f"the folder {folder} holds both {before.name} and {after.name}: "
                 "keep one image per frame"
             )
-    return images
+    path_of = {path.stem: path for path in images}
+    try:
+        return [path_of[stem] for stem in natural_order(path_of)]
+    except ValueError as error:
+        raise VideoError(f"the folder {folder}: {error}") from error
 
 
 def images_from_pattern(pattern: Path) -> list[Path]:
@@ -93,35 +105,133 @@ def images_from_pattern(pattern: Path) -> list[Path]:
     return [found[number] for number in numbers]
 
 
-def natural_key(name: str) -> tuple[Any, ...]:
-    """Return a key for natural order: ``f02``, ``f2``, ``f10``."""
-    parts = _NUMBER.split(name)
-    parts[1::2] = [f"{int(digits):020d}" for digits in parts[1::2]]
-    return (parts, name)
+def natural_order(stems: Iterable[str]) -> list[str]:
+    """Sort names by the values of their numbers, and by text without regard to case.
+
+    Digits after a dot are a fraction: ``t.75``, ``t0.8`` and ``Frame_9``, ``FRAME_13``. If all
+    names are numbers, some with a minus sign, it counts.
+
+    Raises:
+        ValueError: If the order of two names is in doubt: they have the same value, or the digits
+            after their dot count up, as in ``1.9``, ``1.10``.
+    """
+    names = sorted(stems)
+    is_signed = all(map(_SIGNED.fullmatch, names)) and not all(n.startswith("-") for n in names)
+
+    def key(name: str) -> list[Any]:
+        parts: list[Any] = _NUMBER.split(name.casefold())
+        parts[1::2] = map(Fraction, parts[1::2])
+        return ["", -parts[1], ""] if is_signed and name.startswith("-") else parts
+
+    ordered = sorted(names, key=key)
+    for before, after in pairwise(ordered):
+        if key(before) == key(after):
+            raise ValueError(
+                f"the order of {before} and {after} is in doubt, they have the same value: rename "
+                "one, or give the digits after a dot one length"
+            )
+    counters: defaultdict[str, set[str]] = defaultdict(set)
+    for name in ordered:
+        for number in _NUMBER.finditer(name):
+            whole, dot, digits = number[0].partition(".")
+            if dot and not digits.startswith("0"):
+                counters[name[: number.start()].casefold() + whole].add(digits)
+    for whole, digits_of in counters.items():
+        counts = sorted(map(int, digits_of))
+        is_run = len(counts) > 1 and counts[-1] - counts[0] == len(counts) - 1
+        if is_run and len(set(map(len, digits_of))) > 1:
+            raise ValueError(
+                f"the order of {whole}.{counts[0]} and {whole}.{counts[-1]} is in doubt, the "
+                "digits after the dot may be a fraction or a counter: give them one length"
+            )
+    return ordered
 
 
-def load_rgb(path: Path) -> UInt8Array:
+def load_rgb(path: Path, *, bits: int = 16) -> UInt8Array:
     """Read an image as (H, W, 3) uint8 RGB, upright.
 
     The EXIF orientation is applied: masks must have the upright orientation too. Gray becomes three
-    equal channels, 16 bits become 8, palettes are resolved, alpha is dropped.
+    equal channels, palettes are resolved, alpha is dropped. Values of more than 8 bits are scaled
+    to 8.
+
+    Args:
+        path: The file.
+        bits: Used bits of the values, if the file has more than 8: a camera of 12 bits leaves 4 of
+            16 unused. Larger values become 255.
 
     Raises:
         VideoError: If the file is missing, damaged, truncated, or has floating-point pixels.
     """
     try:
         with Image.open(path) as image:
+            is_deep = _is_deep(image)  # before the pixels are read
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion would clip it
-                gray16 = np.asarray(upright).astype(np.float64)
-                gray = np.rint(gray16 / 257.0).clip(0, 255).astype(np.uint8)
-                return np.repeat(gray[:, :, None], 3, axis=2)
+                return np.repeat(_scaled(np.asarray(upright), bits)[:, :, None], 3, axis=2)
+            if bits != 16 and is_deep:  # Pillow keeps the higher 8 bits of colours only
+                rgb = Image.fromarray(_scaled(_deep_rgb(path), bits))
+                rgb.getexif()[_EXIF_ORIENTATION] = image.getexif().get(_EXIF_ORIENTATION, 1)
+                return np.array(ImageOps.exif_transpose(rgb), dtype=np.uint8)
             if upright.mode == "F":
                 raise VideoError(f"{path} holds floating-point pixels: save it as 8 or 16 bits")
             # np.array, not asarray: frames are writable and contiguous.
             return np.array(upright.convert("RGB"), dtype=np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VideoError(f"{path} cannot be read as an image: {_reason(error)}") from error
+
+
+def used_bits(deep_paths: Iterable[Path]) -> int:
+    """Return the number of bits that the values of a sequence use; 16 without images.
+
+    Reads images up to one that uses all 16 bits: in most sequences that is the first one.
+
+    Args:
+        deep_paths: Images of more than 8 bits per value.
+
+    Raises:
+        VideoError: If a file cannot be read, or has negative pixels.
+    """
+    largest = -1
+    for path in deep_paths:
+        try:
+            with Image.open(path) as image:
+                is_gray = image.mode.startswith("I")
+                values = np.asarray(image) if is_gray else _deep_rgb(path)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise VideoError(f"{path} cannot be read as an image: {_reason(error)}") from error
+        if values.min() < 0:
+            raise VideoError(f"{path} holds negative pixels: save it as 8 or 16 bits")
+        largest = max(largest, int(values.max()))
+        if largest >> _DEPTHS[3] and values.dtype.itemsize == 2:
+            return 16
+    if largest < 0:
+        return 16
+    return next(bits for bits in _DEPTHS if not largest >> bits)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether the file of an image has more than 8 bits per value."""
+    if image.mode == "F":
+        return False
+    return image.mode.startswith("I") or any(
+        _DEEP.search(str(tile[3])) for tile in getattr(image, "tile", ())
+    )
+
+
+def _deep_rgb(path: Path) -> npt.NDArray[Any]:
+    """Read a file with more than 8 bits per value as (H, W, 3) RGB, not turned upright."""
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    bgr = cv2.imdecode(np.fromfile(path, np.uint8), flags)
+    if bgr is None:
+        raise ValueError("its values of more than 8 bits cannot be decoded")
+    rgb: npt.NDArray[Any] = bgr[:, :, ::-1]
+    return rgb
+
+
+def _scaled(values: npt.NDArray[Any], bits: int) -> UInt8Array:
+    """Scale values of 0..2^bits - 1 to 0..255."""
+    scaled = np.rint(values.astype(np.float64) / (((1 << bits) - 1) / 255))
+    return scaled.clip(0, 255).astype(np.uint8)
 
 
 class ImageSequence(VideoSource):
@@ -134,8 +244,12 @@ class ImageSequence(VideoSource):
         end: Index to stop before; None for all.
         fps: Frame rate.
 
+    Images of more than 8 bits are scaled by the bits that the largest value of all chosen images
+    uses: 8, 10, 12, 14 or 16.
+
     Attributes:
         folder: The folder that holds the images.
+        names: Stems of all images by frame index, those outside of start and end included.
     """
 
     def __init__(
@@ -144,14 +258,16 @@ class ImageSequence(VideoSource):
         if start >= len(paths):
             raise start_beyond_end(str(address), start, len(paths))
         chosen = paths[start:end]
-        _check_one_size(chosen)
+        deep = _check_one_size(chosen)
         self.folder = chosen[0].parent
+        self.names = tuple(path.stem for path in paths)
+        self._bits = used_bits(deep)
         self._later = chosen[1:]
         self._start = start
         super().__init__(
             name=self.folder.resolve().name,
             address=str(address),
-            first_frame=_load_frame(chosen[0], start, fps),
+            first_frame=_load_frame(chosen[0], start, fps, self._bits),
             fps=fps,
             time_base=1 / fps,
             frame_count_hint=len(chosen),
@@ -160,37 +276,48 @@ class ImageSequence(VideoSource):
 
     def _frames_after_first(self) -> Iterator[Frame]:
         for index, path in enumerate(self._later, self._start + 1):
-            yield _load_frame(path, index, self.fps)
+            yield _load_frame(path, index, self.fps, self._bits)
 
     def _release(self) -> None:
         pass  # a file is open only while it is read
 
 
-def _load_frame(path: Path, index: int, fps: Fraction) -> Frame:
-    return Frame(index=index, rgb=load_rgb(path), pts_s=index / fps, name=path.stem)
+def _load_frame(path: Path, index: int, fps: Fraction, bits: int) -> Frame:
+    rgb = load_rgb(path, bits=bits)
+    return Frame(index=index, rgb=rgb, pts_s=index / fps, name=path.stem)
 
 
-def _check_one_size(paths: Sequence[Path]) -> None:
-    """Raise VideoError with the first file that differs in size from the first one."""
-    first_hw = _header_size_hw(paths[0])
-    for path in paths[1:]:
-        size_hw = _header_size_hw(path)
+def _check_one_size(paths: Sequence[Path]) -> list[Path]:
+    """Raise VideoError with the first file that differs in size from the first one.
+
+    Returns:
+        The files of more than 8 bits per value.
+    """
+    deep = []
+    first_hw, _ = _header(paths[0])
+    for path in paths:
+        size_hw, is_deep = _header(path)
+        if is_deep:
+            deep.append(path)
         if size_hw != first_hw:
             raise VideoError(
                 f"{path} is {size_hw[1]}x{size_hw[0]} but {paths[0].name} is "
                 f"{first_hw[1]}x{first_hw[0]} (width x height): all frames must have one size"
             )
+    return deep
 
 
-def _header_size_hw(path: Path) -> tuple[int, int]:
+def _header(path: Path) -> tuple[tuple[int, int], bool]:
+    """Return the upright (height, width) of an image, and whether it has more than 8 bits."""
     try:
         with Image.open(path) as image:
             width, height = image.size
+            is_deep = _is_deep(image)
             # Pillow would decode a whole PNG to find EXIF data after the pixels.
             has_exif = image.format != "PNG" or "exif" in image.info
             if has_exif and image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED:
-                return (width, height)
-            return (height, width)
+                return (width, height), is_deep
+            return (height, width), is_deep
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VideoError(f"{path} cannot be read as an image: {_reason(error)}") from error
 

@@ -17,6 +17,7 @@ from mpn._common.options import refuse_old_arguments
 from mpn.errors import InputError
 from mpn.masks import load_labels
 from mpn.runtime.media.video import Decode, VideoSource, open_video
+from mpn.runtime.session.mask_frames import frame_of_mask
 from mpn.runtime.state import object_ids_from_labels
 from mpn.types import Frame, StepResult, UInt8Array, check_labels
 
@@ -90,7 +91,8 @@ def propagate(
             caller closes), or frames as (H, W, 3) uint8 RGB arrays.
         mask: Labels of the first frame, array or file.
         corrections: Frame index in the video -> labels of that frame. Objects with a known id are
-            corrected, others are added. Objects that are not in the labels do not change.
+            corrected, others are added. Objects that are not in the labels do not change. For a
+            folder of images, a file with the name of an image belongs to that image.
         engine_dir: Engine directory of mpn-export; None for the one in the package.
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
@@ -158,6 +160,8 @@ def _propagate(
         if first is None:
             raise InputError("the video has no frame between start and end")
         size_hw = (first.rgb.shape[0], first.rgb.shape[1])
+        if opened is not None:
+            corrections = _by_frame(mask, corrections, opened)
         labels = _labels(mask, size_hw)
         later = {index: _labels(given, size_hw) for index, given in corrections.items()}
         check_corrections(later, first.index, end_index)
@@ -331,6 +335,24 @@ def apply_corrections(
             for stage, seconds in result.timings.items():
                 timings[stage] = timings.get(stage, 0.0) + seconds
     return replace(result, timings=timings)
+
+
+def _by_frame(
+    mask: Labels, corrections: Mapping[int, Labels], video: VideoSource
+) -> dict[int, Labels]:
+    """Return the corrections by the frames that they belong to, see ``frame_of_mask``."""
+    if isinstance(mask, str | Path):
+        frame_of_mask(None, Path(mask), video)
+    by_frame: dict[int, Labels] = {}
+    for index, given in corrections.items():
+        frame: int | None = index
+        if isinstance(given, str | Path):
+            frame = frame_of_mask(index, Path(given), video)
+        assert frame is not None
+        if frame in by_frame:
+            raise InputError(f"two masks were given for frame {frame}: give one per frame")
+        by_frame[frame] = given
+    return by_frame
 
 
 def _labels(given: Labels, size_hw: tuple[int, int]) -> UInt8Array:

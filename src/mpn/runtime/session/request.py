@@ -12,6 +12,7 @@ from mpn.errors import InputError
 from mpn.masks import load_labels
 from mpn.runtime.media.video import Decode, VideoSource
 from mpn.runtime.options import PipelineOptions
+from mpn.runtime.session.mask_frames import frame_of_mask
 from mpn.runtime.session.outputs import DEFAULT_SAVE, SaveKind
 from mpn.runtime.session.propagate import check_corrections
 from mpn.types import UInt8Array
@@ -27,7 +28,8 @@ class RunRequest:
     Attributes:
         video: See :func:`mpn.runtime.media.video.open_video`.
         masks: Frame index -> mask file; None stands for the first frame. Masks of later frames
-            correct objects, or add new ones.
+            correct objects, or add new ones. For a folder of images, a file with the name of an
+            image belongs to that image.
         out: Folder for the results; None for ``<name of the video>-mpn`` in the current folder.
         engine_dir: Engine directory of mpn-export; None for the one in the package.
         backend: See :func:`mpn.engines.open.open_engines`.
@@ -99,25 +101,28 @@ class Masks:
         """Read the files of :attr:`RunRequest.masks`.
 
         Raises:
-            InputError: If the first frame has no mask or two, or a mask is for a frame before it or
-                after the end.
+            InputError: If the first frame has no mask or two, a mask is for a frame before it or
+                after the end, or the frame of a mask is in doubt.
             MaskError: If a file cannot be used as a mask of this video.
         """
         first_index = video.first_frame.index
         notes: list[str] = []
-        loaded = {
-            index: load_labels(path, size_hw=video.size_hw, on_void=notes.append)
-            for index, path in files.items()
-        }
+        loaded: dict[int | None, UInt8Array] = {}
+        for given, path in files.items():
+            index = frame_of_mask(given, path, video)
+            if index in loaded:
+                raise InputError(f"two masks were given for frame {index}: give one per frame")
+            loaded[index] = load_labels(path, size_hw=video.size_hw, on_void=notes.append)
         if None in loaded:
             first = loaded.pop(None)  # a second one, by its number, fails in check_corrections
         elif first_index in loaded:
             first = loaded.pop(first_index)
         elif loaded:
-            given = min(index for index in loaded if index is not None)
+            given_first = min(index for index in loaded if index is not None)
             raise InputError(
                 f"the first frame to segment, frame {first_index}, has no mask, the earliest given "
-                f"is for frame {given}: add --mask FIRST.png, or begin there with --start {given}"
+                f"is for frame {given_first}: add --mask FIRST.png, or begin there with "
+                f"--start {given_first}"
             )
         else:
             raise InputError("no mask was given: add --mask FIRST.png, the mask of the first frame")
