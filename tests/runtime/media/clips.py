@@ -66,6 +66,23 @@ def write_video(
     return path
 
 
+def write_streams(path: Path, *streams: tuple[str, tuple[int, int], int, Any]) -> Path:
+    """Encode level frames in streams of a codec, size, number and disposition."""
+    with av.open(str(path), "w") as container:
+        packets = []
+        for codec, size_hw, count, disposition in streams:
+            stream: Any = container.add_stream(codec, rate=NTSC)
+            stream.height, stream.width = size_hw
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.disposition = disposition
+            for index in range(count):
+                rgb = level_frame(index, size_hw)
+                packets += stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24"))
+            packets += stream.encode(None)
+        container.mux(packets)
+    return path
+
+
 def write_folder(folder: Path, frames: Sequence[np.ndarray], pattern: str = "{:05d}.png") -> Path:
     """Write one image file per frame."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -157,3 +157,18 @@ def test_missing_encoder_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(h264, "H264_ENCODERS", {"no-such-encoder": {}})
     with pytest.raises(OutputError, match=r"without an H\.264 encoder.*--save masks"):
         h264_encoder()
+
+
+@pytest.mark.parametrize("ratio", [None, Fraction(16, 11), Fraction(8, 9)])
+def test_overlay_keeps_the_sample_aspect_ratio(tmp_path: Path, ratio: Fraction | None) -> None:
+    writer = OverlayWriter(
+        tmp_path / "overlay.mp4",
+        size_hw=(47, 63),
+        fps=NTSC,
+        time_base=1 / NTSC,
+        sample_aspect_ratio=ratio,
+    )
+    writer.write(*frame_and_result(0, level_frame(0, (47, 63)), Fraction(0)))
+    writer.close()
+    with av.open(str(tmp_path / "overlay.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio in {ratio, ratio or Fraction(1)}

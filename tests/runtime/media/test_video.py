@@ -7,11 +7,14 @@ import socket
 import threading
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
 from mpn._common.concurrency import Prefetch
@@ -26,6 +29,7 @@ from tests.runtime.media.clips import (
     noise_frame,
     with_display_matrix,
     write_folder,
+    write_streams,
     write_video,
 )
 from tests.tolerances import CODEC_MEAN_LEVEL
@@ -55,6 +59,58 @@ def indices_and_levels(source: Path | str, **options: int) -> list[tuple[int, in
 # --- files -------------------------------------------------------------------------------------
 
 
+COVER = ("mjpeg", (300, 300), 1, Disposition.attached_pic)
+PICTURE = ("mjpeg", (300, 300), 1, 0)
+PREVIEW = ("libx264", (24, 32), 5, Disposition.default)
+FILM = ("libx264", (48, 64), 5, 0)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize(
+    "streams", [(COVER, FILM), (FILM, COVER), (PICTURE, FILM), (PREVIEW, FILM), (FILM, FILM)]
+)
+def test_file_with_several_streams_gives_the_film(
+    tmp_path: Path, suffix: str, streams: Any
+) -> None:
+    path = write_streams(tmp_path / f"two.{suffix}", *streams)
+    with open_video(path) as video:
+        assert video.size_hw == (48, 64)
+        assert [index_from_frame(frame.rgb) for frame in video] == list(range(5))
+        assert isinstance(video, video_file.VideoStream)
+        assert not video.is_only_stream
+
+
+def test_file_with_a_cover_before_the_film_gives_the_film() -> None:
+    """Taggers write the cover before the track; the muxer of FFmpeg does not."""
+    film = SimpleNamespace(
+        disposition=Disposition.default, frames=12,
+        codec_context=SimpleNamespace(name="h264", width=64, height=48),
+    )  # fmt: skip
+    cover = SimpleNamespace(
+        disposition=Disposition.attached_pic, frames=0,
+        codec_context=SimpleNamespace(name="mjpeg", width=64, height=48),
+    )  # fmt: skip
+    streams = SimpleNamespace(video=[cover, film])
+    assert video_file._video_stream(SimpleNamespace(streams=streams), "a.mp4") is film
+    streams.video = [cover]
+    with pytest.raises(VideoError, match="only pictures such as a cover"):
+        video_file._video_stream(SimpleNamespace(streams=streams), "a.mp4")
+
+
+@pytest.mark.parametrize("is_rotated", [False, True])
+def test_sample_aspect_ratio_is_that_of_the_upright_frame(tmp_path: Path, is_rotated: bool) -> None:
+    def anamorphic(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+
+    path = write_video(tmp_path / "a.mp4", [level_frame(i) for i in range(2)], setup=anamorphic)
+    if is_rotated:
+        matrix = (0, ONE, 0, -ONE, 0, 0, 0, 0, 1 << 30)
+        path = with_display_matrix(path, tmp_path / "rotated.mp4", matrix)
+    with open_video(path) as video:
+        expected = Fraction(11, 16) if is_rotated else Fraction(16, 11)
+        assert video.sample_aspect_ratio == expected
+
+
 def test_file_delivers_every_frame_with_exact_rate_and_time(clip: Path) -> None:
     with open_video(clip) as video:
         assert video.size_hw == (48, 64)
@@ -62,6 +118,7 @@ def test_file_delivers_every_frame_with_exact_rate_and_time(clip: Path) -> None:
         assert isinstance(video.fps, Fraction)
         assert video.name == "clip"
         assert not video.is_live
+        assert video.sample_aspect_ratio is None
         assert video.frame_count_hint == 12
         frames = list(video)
     assert [frame.pts_s for frame in frames] == [i / NTSC for i in range(12)]
@@ -335,7 +392,7 @@ def test_images_are_in_the_order_of_their_values(tmp_path: Path, ordered: list[s
 def test_images_whose_order_is_in_doubt_are_refused(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         Image.fromarray(level_frame(0)).save(tmp_path / f"{name}.png")
-    with pytest.raises(VideoError, match="is in doubt") as caught:
+    with pytest.raises(VideoError, match="is ambiguous") as caught:
         open_video(tmp_path)
     assert all(name in str(caught.value) for name in names)
 
@@ -452,7 +509,7 @@ def disc_frame(index: int) -> np.ndarray:
 def test_range_of_deep_images_is_that_of_their_values(
     tmp_path: Path, suffix: str, is_gray: bool, bits: int, first: int
 ) -> None:
-    """12 bits in 16 became a black video; the first frame can be darker than the others."""
+    """12 bits in 16 became black; the first frame can be darker than the others."""
     frames = [disc_frame(index) for index in range(3)]
     for index, frame in enumerate(frames):
         frames[index] = frame = frame // (8 if index < first else 1)

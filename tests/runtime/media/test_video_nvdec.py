@@ -27,7 +27,15 @@ from mpn.runtime.session.propagate import propagate
 from mpn.runtime.session.request import RunRequest
 from mpn.runtime.session.session import run_video
 from tests.builders.engine_dirs import make_engine_dir
-from tests.runtime.media.clips import NTSC, SCENE_HW, scene, scene_labels, write_folder, write_video
+from tests.runtime.media.clips import (
+    NTSC,
+    SCENE_HW,
+    scene,
+    scene_labels,
+    write_folder,
+    write_streams,
+    write_video,
+)
 
 FRAMES = 8
 
@@ -121,6 +129,17 @@ def pixels_of(frame: Any) -> np.ndarray:
         array: FakeArray = frame.rgb._array
         return array.pixels
     return np.asarray(frame.rgb)
+
+
+def test_nvdec_is_not_used_for_several_video_streams(tmp_path: Path, codec: FakeCodec) -> None:
+    """PyNvVideoCodec chooses a stream itself."""
+    film, small = ("libx264", (48, 64), 3, 0), ("libx264", (24, 32), 3, 0)
+    path = write_streams(tmp_path / "two.mp4", small, film)
+    with open_video(path, decode="auto", device=0) as video:
+        assert video.decoder == "cpu"
+        assert "several video streams" in video.decoder_note
+    with pytest.raises(InputError, match="several video streams"):
+        open_video(path, decode="nvdec", device=0)
 
 
 @pytest.mark.parametrize(("start", "end"), [(None, None), (2, 6), (7, None)])

@@ -67,7 +67,7 @@ def test_first_mask_is_compared_with_the_start(tmp_path: Path) -> None:
 
 
 def test_masks_of_a_video_file_go_by_their_number(tmp_path: Path) -> None:
-    """Its frames have no names of their own: FFmpeg numbers extracted frames from 1."""
+    """Its frames have no names: FFmpeg numbers extracted frames from 1."""
     path = write_video(tmp_path / "clip.mp4", [level_frame(i) for i in range(4)])
     with open_video(path) as video:
         assert frame_of_mask(None, Path("00001.png"), video) is None

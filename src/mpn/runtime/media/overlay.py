@@ -83,13 +83,20 @@ class OverlayWriter:
         size_hw: (height, width) of the frames.
         fps: Average frame rate, for the encoder's rate control.
         time_base: Unit in seconds; each frame time is a multiple of it.
+        sample_aspect_ratio: Of the source, so that players show the same shape; None: 1.
 
     Raises:
         OutputError: If the file cannot be created or no encoder is available.
     """
 
     def __init__(
-        self, path: Path, *, size_hw: tuple[int, int], fps: Fraction, time_base: Fraction
+        self,
+        path: Path,
+        *,
+        size_hw: tuple[int, int],
+        fps: Fraction,
+        time_base: Fraction,
+        sample_aspect_ratio: Fraction | None = None,
     ) -> None:
         self._path = path
         self._time_base = time_base
@@ -113,6 +120,9 @@ class OverlayWriter:
                 encoder, rate=fps, options=dict(H264_ENCODERS[encoder])
             )
             self._configure(size_hw, fps)
+            if sample_aspect_ratio is not None:
+                context: Any = self._stream.codec_context
+                context.sample_aspect_ratio = sample_aspect_ratio
         except BaseException:
             self.discard()
             raise

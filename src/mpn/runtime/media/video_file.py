@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
 
 from mpn.errors import VideoError
 from mpn.runtime.media.video import VideoSource, start_beyond_end
@@ -167,6 +168,7 @@ class VideoStream(VideoSource):
                 end_index=end,
                 is_live=is_live,
             )
+            self.sample_aspect_ratio = self._upright_aspect_ratio()
         except BaseException:
             self._container.close()
             raise
@@ -182,9 +184,20 @@ class VideoStream(VideoSource):
         return self._end
 
     @property
+    def is_only_stream(self) -> bool:
+        """Whether the file has no other video stream, such as a cover picture."""
+        return len(self._container.streams.video) == 1
+
+    @property
     def is_rotated(self) -> bool:
         """Whether stored frames have to be rotated or flipped."""
         return self._orientation != _Orientation()
+
+    def _upright_aspect_ratio(self) -> Fraction | None:
+        ratio = self._stream.sample_aspect_ratio
+        if not ratio or ratio < 0 or ratio == 1:
+            return None
+        return 1 / Fraction(ratio) if self._orientation.is_transposed else Fraction(ratio)
 
     def _release(self) -> None:
         self._pending.close()
@@ -324,11 +337,41 @@ def _open_reason(path: Path, error: Exception) -> str:
     return _reason(error)
 
 
+_STILL = (
+    Disposition.attached_pic
+    | Disposition.timed_thumbnails
+    | Disposition.still_image
+    | Disposition.dependent
+)
+"""Cover pictures, and streams that are no film without another one."""
+
+_PICTURE_CODECS = frozenset({"bmp", "gif", "mjpeg", "png", "tiff", "webp"})
+
+
 def _video_stream(container: Any, address: str) -> Any:
+    """Return the film of a container: the largest stream that is not one picture.
+
+    Raises:
+        VideoError: If there is none, or its codec is unknown.
+    """
     if not container.streams.video:
         kinds = sorted({stream.type for stream in container.streams})
         raise VideoError(f"{address} holds no video stream, only {', '.join(kinds) or 'nothing'}")
-    stream = container.streams.video[0]
+    films = [stream for stream in container.streams.video if not stream.disposition & _STILL]
+    if not films:
+        raise VideoError(f"{address} holds no video stream, only pictures such as a cover")
+
+    def preference(stream: Any) -> tuple[bool, bool, int, bool]:
+        context = stream.codec_context
+        if context is None:
+            return False, False, 0, False
+        # A picture that its file does not mark as one. The number is 0 if the file has none.
+        is_picture = stream.frames <= 1 and context.name in _PICTURE_CODECS
+        is_default = bool(stream.disposition & Disposition.default)
+        # Not the default first: FFmpeg takes the first stream for it if the file names none.
+        return True, not is_picture, context.width * context.height, is_default
+
+    stream = max(films, key=preference)
     if stream.codec_context is None:
         raise VideoError(f"{address}: its video codec is not known to this FFmpeg")
     stream.thread_type = "AUTO"

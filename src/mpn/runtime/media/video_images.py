@@ -42,7 +42,7 @@ def images_from_folder(folder: Path) -> list[Path]:
 
     Raises:
         VideoError: If there are no images, two differ only in their suffix (their masks would have
-            one name), or the order of two is in doubt.
+            one name), or the order of two is ambiguous.
     """
     try:
         files = [path for path in folder.iterdir() if path.is_file()]
@@ -112,7 +112,7 @@ def natural_order(stems: Iterable[str]) -> list[str]:
     names are numbers, some with a minus sign, it counts.
 
     Raises:
-        ValueError: If the order of two names is in doubt: they have the same value, or the digits
+        ValueError: If the order of two names is ambiguous: they have the same value, or the digits
             after their dot count up, as in ``1.9``, ``1.10``.
     """
     names = sorted(stems)
@@ -127,7 +127,7 @@ def natural_order(stems: Iterable[str]) -> list[str]:
     for before, after in pairwise(ordered):
         if key(before) == key(after):
             raise ValueError(
-                f"the order of {before} and {after} is in doubt, they have the same value: rename "
+                f"the order of {before} and {after} is ambiguous, they have the same value: rename "
                 "one, or give the digits after a dot one length"
             )
     counters: defaultdict[str, set[str]] = defaultdict(set)
@@ -141,7 +141,7 @@ def natural_order(stems: Iterable[str]) -> list[str]:
         is_run = len(counts) > 1 and counts[-1] - counts[0] == len(counts) - 1
         if is_run and len(set(map(len, digits_of))) > 1:
             raise ValueError(
-                f"the order of {whole}.{counts[0]} and {whole}.{counts[-1]} is in doubt, the "
+                f"the order of {whole}.{counts[0]} and {whole}.{counts[-1]} is ambiguous, the "
                 "digits after the dot may be a fraction or a counter: give them one length"
             )
     return ordered
@@ -181,7 +181,7 @@ def load_rgb(path: Path, *, bits: int = 16) -> UInt8Array:
 
 
 def used_bits(deep_paths: Iterable[Path]) -> int:
-    """Return the number of bits that the values of a sequence use; 16 without images.
+    """Return the bits that values of a sequence use; 16 without images.
 
     Reads images up to one that uses all 16 bits: in most sequences that is the first one.
 
@@ -219,7 +219,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _deep_rgb(path: Path) -> npt.NDArray[Any]:
-    """Read a file with more than 8 bits per value as (H, W, 3) RGB, not turned upright."""
+    """Read a file of more than 8 bits as (H, W, 3) RGB, not turned upright."""
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     bgr = cv2.imdecode(np.fromfile(path, np.uint8), flags)
     if bgr is None:
@@ -308,7 +308,7 @@ def _check_one_size(paths: Sequence[Path]) -> list[Path]:
 
 
 def _header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Return the upright (height, width) of an image, and whether it has more than 8 bits."""
+    """Return the upright (height, width), and whether values have over 8 bits."""
     try:
         with Image.open(path) as image:
             width, height = image.size

@@ -111,6 +111,7 @@ class NvdecVideo(VideoSource):
             frame_count_hint=stream.frame_count_hint,
             end_index=stream.end_index,
         )
+        self.sample_aspect_ratio = stream.sample_aspect_ratio
         self._stream, self._device, self._copy_to_host = stream, device, copy_to_host
         self._open_memory = open_memory
         try:
@@ -246,6 +247,8 @@ def _why_not(video: VideoSource, device: int | None) -> str | None:
         return "the pipeline works on the CPU, and NVDEC puts frames into the memory of a GPU"
     if not isinstance(video, VideoStream) or video.is_live or not video.path.is_file():
         return f"{video.address} is not a video file"
+    if not video.is_only_stream:
+        return f"{video.address} has several video streams, and NVDEC takes another choice of them"
     if video.is_rotated:
         return f"{video.address} is stored rotated, and NVDEC does not turn frames upright"
     return None

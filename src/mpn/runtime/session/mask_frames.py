@@ -16,12 +16,12 @@ def frame_of_mask(given: int | None, file: Path, video: VideoSource) -> int | No
     """Return the index of the frame that a mask belongs to.
 
     In a sequence of images a mask with the name of an image belongs to that image. A number that is
-    an index and the number of another image is in doubt without such a name.
+    an index and the number of another image is ambiguous without such a name.
 
     Args:
         given: Frame number that the user gave; None for the first frame.
         file: The mask; only its name is used.
-        video: The video. Only sequences of images have names of their own.
+        video: The video. Only a sequence of images has named frames.
 
     Returns:
         The index; None for the first frame.
@@ -63,7 +63,7 @@ def frame_of_mask(given: int | None, file: Path, video: VideoSource) -> int | No
 
 
 def _numbers(names: tuple[str, ...]) -> list[str]:
-    """Return the digits of each name; empty if the names do not differ in one number only."""
+    """Return the digits of each name; empty unless names differ in one number."""
     matches = [_ONE_NUMBER.fullmatch(name) for name in names]
     found = [match for match in matches if match is not None]
     if len(found) < len(names) or len({(m[1].casefold(), m[3].casefold()) for m in found}) > 1:

@@ -93,7 +93,11 @@ class Outputs:
                 add(RleWriter(paths.rle), renders_earlier=True)
             if "overlay" in save:
                 overlay = OverlayWriter(
-                    paths.overlay, size_hw=video.size_hw, fps=video.fps, time_base=video.time_base
+                    paths.overlay,
+                    size_hw=video.size_hw,
+                    fps=video.fps,
+                    time_base=video.time_base,
+                    sample_aspect_ratio=video.sample_aspect_ratio,
                 )
                 add(overlay, renders_earlier=True)
             if "probs" in save:

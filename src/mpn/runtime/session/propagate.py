@@ -340,7 +340,7 @@ def apply_corrections(
 def _by_frame(
     mask: Labels, corrections: Mapping[int, Labels], video: VideoSource
 ) -> dict[int, Labels]:
-    """Return the corrections by the frames that they belong to, see ``frame_of_mask``."""
+    """Return the corrections by the frames of ``frame_of_mask``."""
     if isinstance(mask, str | Path):
         frame_of_mask(None, Path(mask), video)
     by_frame: dict[int, Labels] = {}

@@ -102,7 +102,7 @@ class Masks:
 
         Raises:
             InputError: If the first frame has no mask or two, a mask is for a frame before it or
-                after the end, or the frame of a mask is in doubt.
+                after the end, or the frame of a mask is ambiguous.
             MaskError: If a file cannot be used as a mask of this video.
         """
         first_index = video.first_frame.index
