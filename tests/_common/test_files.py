@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 
 from mpn._common.files import (
     create_temporary,
+    flush_files,
+    is_nonempty_file,
     journal_path,
+    open_journal,
     publish,
     remove_temporaries,
     replacing,
@@ -159,3 +163,72 @@ def test_sha256_of_a_file_longer_than_one_read(tmp_path: Path) -> None:
     assert sha256_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
     (tmp_path / "file").write_bytes(content[:-1])
     assert sha256_of_file(tmp_path / "file") != hashlib.sha256(content).hexdigest()
+
+
+# --- journals, names and what a power failure leaves -------------------------------------------
+
+
+def test_journal_replaces_a_link_and_keeps_its_file(tmp_path: Path) -> None:
+    theirs, path = tmp_path / "theirs", tmp_path / "tracks.jsonl"
+    theirs.write_text("theirs")
+    journal_path(path).symlink_to(theirs)
+    with open_journal(path, b"first\n") as journal:
+        journal.write(b"second\n")
+    assert theirs.read_text() == "theirs"
+    assert not journal_path(path).is_symlink()
+    assert journal_path(path).read_bytes() == b"first\nsecond\n"
+    assert set(tmp_path.iterdir()) == {theirs, journal_path(path)}
+
+
+def test_journal_is_kept_until_the_new_one_has_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tracks.jsonl"
+    journal_path(path).write_text("old")
+
+    def killed(source: Path, target: Path) -> None:
+        assert Path(source).read_bytes() == b"new"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_journal(path, b"new")
+    assert journal_path(path).read_text() == "old"
+    assert list(tmp_path.iterdir()) == [journal_path(path)]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, os.fsdecode(b"caf\xe9")])
+def test_any_name_that_the_file_system_takes_is_written(tmp_path: Path, name: str) -> None:
+    write_text_atomically(tmp_path / name, "content")
+    left = create_temporary(tmp_path / name)
+    remove_temporaries(tmp_path / name, with_journal=False)
+    assert not left.exists()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["content"]
+
+
+def test_json_of_a_name_that_is_not_utf8_is_read_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    save_json(tmp_path / "file", {"name": name, "other": "é"})
+    assert json.loads((tmp_path / "file").read_text(encoding="utf-8")) == {
+        "name": name,
+        "other": "é",
+    }
+
+
+def test_file_of_0_bytes_counts_as_absent(tmp_path: Path) -> None:
+    assert not is_nonempty_file(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    assert not is_nonempty_file(tmp_path / "file")
+    (tmp_path / "file").write_text("x")
+    assert is_nonempty_file(tmp_path / "file")
+    assert not is_nonempty_file(tmp_path)
+
+
+def test_many_files_are_flushed_and_then_their_folder(
+    tmp_path: Path, flushed: FlushedPaths
+) -> None:
+    files = [tmp_path / str(number) for number in range(20)]
+    for path in files:
+        path.touch()
+    flush_files(files)
+    assert all(path in flushed for path in (*files, tmp_path))

@@ -7,12 +7,15 @@ are also flushed to the disk (fsync): a power failure after the return cannot un
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -24,6 +27,20 @@ PARTIAL_SUFFIX = ".partial"
 """Suffix of every unfinished file."""
 
 _CHUNK_BYTES = 1 << 20
+
+_TOKEN_BYTES = 8
+_NAME_MAX_BYTES = 255
+"""Longest file name of common file systems."""
+
+_OLD_SUFFIX = ".old"
+_OLD_TOKEN_BYTES = 4
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+"""Constants of renameat2(2)."""
+
+_FLUSH_THREADS = 8
+"""Flushes at once: a journalling file system commits them together."""
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
@@ -56,22 +73,74 @@ def create_temporary(path: Path) -> Path:
     Raises:
         OSError: If it cannot be created.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
-    temporary.open("xb").close()  # O_EXCL: never the file of another process
+    token = secrets.token_hex(_TOKEN_BYTES)
+    temporary = path.with_name(f".{_temporary_stem(path)}.{token}{PARTIAL_SUFFIX}")
+    temporary.open("xb").close()  # O_EXCL: never the file of another process, never a link
     return temporary
 
 
-def remove_temporaries(path: Path) -> None:
+def _temporary_stem(path: Path) -> str:
+    """Return the name of ``path``, short enough for a temporary name."""
+    used = len(f"..{PARTIAL_SUFFIX}") + 2 * _TOKEN_BYTES
+    # Bytes count, and a name need not be UTF-8. A letter that is cut in half does no harm.
+    return os.fsdecode(os.fsencode(path.name)[: _NAME_MAX_BYTES - used])
+
+
+def open_journal(path: Path, head: bytes = b"") -> BinaryIO:
+    """Open the journal of ``path`` unbuffered, in place of an earlier one.
+
+    It is created under a random name and then renamed, so a link with its name is replaced and
+    never followed, and the lines of a killed run are not lost before the new journal has them.
+
+    Args:
+        path: The final file.
+        head: First bytes of the journal.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    temporary = create_temporary(path)
+    file = temporary.open("r+b", buffering=0)
+    try:
+        while head:
+            head = head[file.write(head) :]
+        os.replace(temporary, journal_path(path))
+    except BaseException:
+        file.close()
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def is_nonempty_file(path: Path) -> bool:
+    """Return whether a file exists and has content.
+
+    A power failure can leave a file of 0 bytes, which holds nothing: it counts as absent.
+    """
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def remove_temporaries(path: Path, *, with_journal: bool = True) -> None:
     """Remove the unfinished files that killed processes left for ``path``.
 
     Call it only when no other process writes ``path``.
 
+    Args:
+        path: The final file.
+        with_journal: Also remove its journal.
+
     Raises:
         OSError: If one cannot be removed.
     """
-    for temporary in path.parent.glob(f".{escape(path.name)}.*{PARTIAL_SUFFIX}"):
+    stem = escape(_temporary_stem(path))
+    for temporary in path.parent.glob(f".{stem}.{'[0-9a-f]' * 2 * _TOKEN_BYTES}{PARTIAL_SUFFIX}"):
         temporary.unlink(missing_ok=True)
-    journal_path(path).unlink(missing_ok=True)
+    if with_journal:
+        journal_path(path).unlink(missing_ok=True)
 
 
 def publish(temporary: Path, path: Path, *, durable: bool = False) -> None:
@@ -89,7 +158,75 @@ def publish(temporary: Path, path: Path, *, durable: bool = False) -> None:
         _flush_content(temporary)
     os.replace(temporary, path)
     if durable:
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
+
+
+def publish_folder(temporary: Path, path: Path) -> Path | None:
+    """Give a finished folder its final name, in place of an old folder.
+
+    All content is on the disk before the old folder loses its name. On Linux both names are
+    exchanged at once; a kill elsewhere can come between two renames, and the old folder then has
+    the name that :func:`restore_folder` reads.
+
+    Args:
+        temporary: The folder, next to ``path``.
+        path: The final name.
+
+    Returns:
+        The old folder under another name, to be removed by the caller; None if there was none.
+
+    Raises:
+        OSError: If it cannot be flushed or renamed. The old folder then has its name.
+    """
+    _flush_content(temporary)
+    if not path.exists():
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+        return None
+    old = path.with_name(f".{path.name}.{secrets.token_hex(_OLD_TOKEN_BYTES)}{_OLD_SUFFIX}")
+    if _exchange(temporary, path):
+        os.replace(temporary, old)
+    else:
+        os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            os.replace(old, path)
+            raise
+    flush_folder(path.parent)
+    return old
+
+
+def restore_folder(path: Path) -> list[Path]:
+    """Rename the folder that a killed :func:`publish_folder` has left unnamed.
+
+    Call it only when no other process publishes ``path``.
+
+    Returns:
+        Old folders that were replaced and not removed.
+
+    Raises:
+        OSError: If it cannot be renamed.
+    """
+    name = re.compile(
+        re.escape(f".{path.name}.") + f"[0-9a-f]{{{2 * _OLD_TOKEN_BYTES}}}" + re.escape(_OLD_SUFFIX)
+    )
+    old = [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
+    old.sort(key=lambda entry: entry.stat().st_mtime)
+    if old and not path.exists():
+        os.replace(old.pop(), path)
+    return old
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Exchange two names in one step; return False if the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):  # only Linux has it
+        return False
+    at = ctypes.c_int(_AT_FDCWD)
+    flags = ctypes.c_uint(_RENAME_EXCHANGE)
+    return bool(renameat2(at, os.fsencode(left), at, os.fsencode(right), flags) == 0)
 
 
 @contextmanager
@@ -147,8 +284,21 @@ def write_text_atomically(path: Path, text: str, *, durable: bool = False) -> No
 
 def save_json(path: Path, value: Any, *, durable: bool = False) -> None:
     """Replace ``path`` by ``value`` as indented JSON; see :func:`write_atomically`."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_text_atomically(path, text, durable=durable)
+    write_text_atomically(path, json_text(value, indent=2) + "\n", durable=durable)
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return ``value`` as JSON that UTF-8 can encode.
+
+    A file name need not be UTF-8. Python then has lone surrogates in it; JSON gets them as escapes,
+    which Python reads back as the same name.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def sha256_of_file(path: Path) -> str:
@@ -164,20 +314,44 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def flush_files(paths: Iterable[Path]) -> None:
+    """Flush files to the disk, then the folders that hold them.
+
+    Args:
+        paths: Existing files. Many at once are faster than one after another.
+
+    Raises:
+        OSError: If one cannot be flushed.
+    """
+    files = list(paths)
+    with ThreadPoolExecutor(_FLUSH_THREADS) as pool:
+        list(pool.map(_flush_content, files))
+    for folder in dict.fromkeys(path.parent for path in files):
+        flush_folder(folder)
+
+
 def _flush_content(path: Path) -> None:
     """Flush a file, or every file and folder below a folder."""
     if path.is_symlink():
         return
     if not path.is_dir():
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         return
     for entry in path.iterdir():
         _flush_content(entry)
-    _flush_folder(path)
+    flush_folder(path)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Flush a folder: its list of names, not the files in it.
+
+    Raises:
+        OSError: If it cannot be flushed.
+    """
     if os.name == "nt":  # a folder cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)
