@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -163,12 +164,20 @@ def save_labels(path: str | Path, labels: UInt8Array) -> None:
     Raises:
         OutputError: If it cannot be written; nothing is left then.
     """
-    path = Path(path)
+    write_atomically(Path(path), lambda file: file.write(png_from_labels(labels)))
+
+
+def png_from_labels(labels: UInt8Array) -> bytes:
+    """Encode a palette PNG with the DAVIS palette.
+
+    Args:
+        labels: (H, W) uint8 object ids.
+    """
     image = Image.fromarray(np.ascontiguousarray(labels, np.uint8)).convert("L")
     image.putpalette(DAVIS_PALETTE.tobytes())
-    write_atomically(
-        path, lambda file: image.save(file, format="PNG", compress_level=_COMPRESS_LEVEL)
-    )
+    file = io.BytesIO()
+    image.save(file, format="PNG", compress_level=_COMPRESS_LEVEL)
+    return file.getvalue()
 
 
 def _warn(text: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from mpn._common.cache_dirs import user_cache_dir
+from mpn._common.cache_dirs import distrust_reason, make_private_folder, user_cache_dir
 from mpn._common.files import write_bytes_atomically
 from mpn.cuda.registry import KERNEL_FILES, kernel_source
 from mpn.errors import BackendError, MissingExtraError, OutputError, import_or_explain
@@ -153,6 +153,8 @@ def _cached(path: Path) -> bytes | None:
         kept = path.read_bytes()
     except OSError:
         return None
+    if distrust_reason(path) is not None:
+        return None
     digest, cubin = kept[:_DIGEST_BYTES], kept[_DIGEST_BYTES:]
     return cubin if cubin and hashlib.sha256(cubin).digest() == digest else None
 
@@ -161,5 +163,5 @@ def _keep(path: Path, cubin: bytes) -> None:
     """Write digest and bytes of a cubin, and rename the complete file."""
     # A read-only home or a full disk must not stop a run: the cache only saves time.
     with contextlib.suppress(OSError, OutputError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         write_bytes_atomically(path, hashlib.sha256(cubin).digest() + cubin, durable=True)

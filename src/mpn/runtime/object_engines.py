@@ -32,6 +32,10 @@ class ObjectFinetunerLike(Protocol):
             EngineError: If an engine fails.
         """
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Problems that did not stop the work."""
+
     def report_as_json(self) -> list[dict[str, Any]]:
         """Return a report in JSON types: one entry per object and role."""
 

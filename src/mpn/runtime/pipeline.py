@@ -267,6 +267,10 @@ class Pipeline(Closeable):
             return []
         return self._finetuner.report_as_json()[self._reported :]
 
+    def finetune_warnings(self) -> list[str]:
+        """Return one line per problem that fine-tuning did not need to solve."""
+        return [] if self._finetuner is None else list(self._finetuner.warnings)
+
     @one_caller
     def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
         """Start a video, or start again.

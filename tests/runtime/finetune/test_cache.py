@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpn.engines.weights import save_weights
 from mpn.errors import OutputError
 from mpn.runtime.finetune.cache import WeightCache, cache_key
 from mpn.types import Float32Array
@@ -70,6 +71,49 @@ def test_damaged_entry_is_reported_and_replaced(tmp_path: Path, damage: str) -> 
     again = cache.load(KEYS[0])
     assert again.weights is not None
     assert again.weights["a.weight"][0, 0] == 2
+
+
+def test_cache_folder_is_private(tmp_path: Path) -> None:
+    cache = WeightCache(tmp_path / "cache")
+    cache.save(KEYS[0], weights())
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("kind", ["owner", "link", "writable"])
+def test_entry_of_another_user_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    tmp_path.chmod(0o777)  # shared
+    cache = WeightCache(tmp_path)
+    cache.save(KEYS[0], weights())
+    (path,) = tmp_path.iterdir()
+    path.chmod(0o644)
+    assert cache.load(KEYS[0]).weights is not None  # control
+    if kind == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    elif kind == "link":
+        path.rename(tmp_path / "theirs")
+        path.symlink_to(tmp_path / "theirs")
+    else:
+        path.chmod(0o666)
+    lookup = cache.load(KEYS[0])
+    assert lookup.weights is None
+    assert lookup.note.startswith("the stored weights are not used: ")
+
+
+def test_entry_that_was_renamed_is_not_used(tmp_path: Path) -> None:
+    cache = WeightCache(tmp_path)
+    cache.save(KEYS[0], weights())
+    (path,) = tmp_path.iterdir()
+    path.rename(path.with_name(path.name.replace(KEYS[0], KEYS[1])))
+    lookup = cache.load(KEYS[1])
+    assert lookup.weights is None
+    assert "another key" in lookup.note
+
+
+def test_entry_of_0_2_without_a_key_is_used(tmp_path: Path) -> None:
+    save_weights(tmp_path / f"{KEYS[0]}.safetensors", weights())
+    assert WeightCache(tmp_path).load(KEYS[0]).weights is not None
 
 
 def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,8 @@ from mpn.runtime.session.layout import (
     ResultPaths,
     check_not_input,
     check_out,
-    load_earlier_run,
+    check_writable,
     remove_partials,
-    remove_previous_results,
     result_paths,
 )
 from tests.runtime.media.clips import level_frame, write_folder, write_video
@@ -90,57 +89,50 @@ def test_results_are_not_written_over_the_video(tmp_path: Path) -> None:
         check_not_input(result_paths(tmp_path, video), video)
 
 
-def test_previous_results_are_removed_but_not_other_files(tmp_path: Path) -> None:
-    paths = paths_in(tmp_path)
-    theirs = [tmp_path / "notes.txt", tmp_path / "masks" / "readme.txt"]
-    corrected = tmp_path / "masks" / "00002.png"
-    touch(*theirs, corrected, paths.masks / "00000.png", paths.probs / "00000.npz",
-          paths.overlay, paths.tracks, paths.rle, paths.run_json)  # fmt: skip
-    remove_previous_results(paths, {"state": "complete"}, keep=[corrected])
-    left = {path for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {*theirs, corrected}
-
-
-def test_masks_of_unknown_origin_stop_the_run(tmp_path: Path) -> None:
-    mask = tmp_path / "masks" / "00000.png"
-    touch(mask)
-    with pytest.raises(OutputError, match="holds 1 PNG files that no earlier run wrote"):
-        remove_previous_results(paths_in(tmp_path), None)
-    assert mask.exists()
-
-
 def test_partial_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     save_target = paths.masks / "00000.png"
     paths.masks.mkdir()
     save_labels(save_target, np.ones((4, 4), np.uint8))
-    touch(paths.masks / "00001.png.partial", tmp_path / "overlay.mp4.partial",
-          tmp_path / "tracks.jsonl.partial")  # fmt: skip
+    journal, theirs = tmp_path / "tracks.jsonl.partial", paths.masks / "draft.partial"
+    touch(paths.masks / "00001.png.partial", paths.masks / f".00001.png.{'0a' * 8}.partial",
+          tmp_path / "overlay.mp4.partial", journal, theirs)  # fmt: skip
     remove_partials(paths)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [save_target]
+    # The journal has the lines to resume from, until the new one replaces it.
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {save_target, journal, theirs}
 
 
-def test_earlier_run_is_found_finished_or_not(tmp_path: Path) -> None:
-    paths = paths_in(tmp_path / "out")
-    assert load_earlier_run(paths) is None
+def test_partial_files_are_not_removed_through_a_link(tmp_path: Path) -> None:
+    paths, elsewhere = paths_in(tmp_path / "out"), tmp_path / "elsewhere"
+    touch(elsewhere / "00001.png.partial")
     paths.folder.mkdir()
-    assert load_earlier_run(paths) is None
-    paths.run_json.write_text(json.dumps({"schema_version": 1, "state": "complete"}))
-    assert (load_earlier_run(paths) or {})["state"] == "complete"
-    paths.run_partial_json.write_text(json.dumps({"schema_version": 1, "state": "running"}))
-    assert (load_earlier_run(paths) or {})["state"] == "running"
+    paths.masks.symlink_to(elsewhere)
+    remove_partials(paths)
+    assert (elsewhere / "00001.png.partial").exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "cannot read"),
-        ('{"schema_version": 99}', "another version"),
-        ("[]", "another version"),
-    ],
-)
-def test_unreadable_earlier_run_is_an_error(tmp_path: Path, content: str, message: str) -> None:
-    paths = paths_in(tmp_path)
-    paths.run_json.write_text(content)
-    with pytest.raises(OutputError, match=message):
-        load_earlier_run(paths)
+def test_name_that_is_too_long_is_refused_before_work(tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len(".ppm")
+    for length, fits in ((longest, True), (longest + 1, False)):
+        folder = write_folder(tmp_path / str(length), [level_frame(0)], "a{:d}.png")
+        name = "a" * length
+        with open_video(folder) as video:
+            video._names = frozenset({name})  # type: ignore[attr-defined]
+            if fits:
+                check_writable(paths_in(tmp_path / "out"), {"masks"}, video)
+                continue
+            with pytest.raises(OutputError, match=r"has \d+ bytes, but the file system takes \d+"):
+                check_writable(paths_in(tmp_path / "out"), {"masks"}, video)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["masks", "probs"])
+def test_folder_that_is_a_file_is_refused_before_work(tmp_path: Path, kind: str) -> None:
+    paths = paths_in(tmp_path / "out")
+    touch(paths.folder / kind)
+    with open_video(write_folder(tmp_path / "frames", [level_frame(0)])) as video:
+        with pytest.raises(OutputError, match=f"cannot write .*{kind}: Not a directory"):
+            check_writable(paths, {kind}, video)
+        (paths.folder / kind).unlink()
+        check_writable(paths, {kind}, video)  # control

@@ -7,8 +7,6 @@ at the default optimisation level. A session built from changed data runs as fas
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn._common.files import output_errors
+from mpn._common.locks import TemporaryFolder
 from mpn.cuda.array import DeviceArray
 from mpn.cuda.device import CudaDevice
 from mpn.engines.base import DeviceEngine, Engine, EngineBuffers
@@ -43,7 +42,7 @@ class FinetunedEngine(Closeable):
         changed: Names of the weights that differ from the directory's.
     """
 
-    def __init__(self, engine: Engine, folder: Path, changed: tuple[str, ...]) -> None:
+    def __init__(self, engine: Engine, folder: TemporaryFolder, changed: tuple[str, ...]) -> None:
         self._engine = engine
         self._folder = folder
         self.changed = changed
@@ -68,13 +67,15 @@ class FinetunedEngine(Closeable):
     def close(self) -> None:
         """Release the session, then remove its files; closing twice is allowed."""
         self._engine.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
 
 class FinetunedDeviceEngine(FinetunedEngine):
     """Wrap a :class:`mpn.engines.base.DeviceEngine` in the same way."""
 
-    def __init__(self, engine: DeviceEngine, folder: Path, changed: tuple[str, ...]) -> None:
+    def __init__(
+        self, engine: DeviceEngine, folder: TemporaryFolder, changed: tuple[str, ...]
+    ) -> None:
         super().__init__(engine, folder, changed)
         self._device_engine = engine
 
@@ -182,9 +183,9 @@ def graph_with_weights(
     opener = _Opener(Path(directory), manifest, role, entry, "cpu", None, None)
     folder, _ = opener.write_copy(weights)
     try:
-        yield folder / manifest.roles[role].onnx
+        yield folder.path / manifest.roles[role].onnx
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.close()
 
 
 class _Opener:
@@ -216,9 +217,9 @@ class _Opener:
         """Open a copy of the files that has ``weights``."""
         folder, changed = self.write_copy(weights)
         try:
-            engine = self._engine(folder / self._onnx)
+            engine = self._engine(folder.path / self._onnx)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.close()
             raise
         if isinstance(engine, OrtCudaEngine):
             return FinetunedDeviceEngine(engine, folder, changed)
@@ -228,18 +229,20 @@ class _Opener:
         """Open the directory's engine."""
         return self._engine(resolve_inside(self.directory, self._onnx))
 
-    def write_copy(self, weights: Mapping[str, Float32Array]) -> tuple[Path, tuple[str, ...]]:
+    def write_copy(
+        self, weights: Mapping[str, Float32Array]
+    ) -> tuple[TemporaryFolder, tuple[str, ...]]:
         """Copy the files with new weights; return the folder and the changed names."""
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f"mpn-{self.role}-", dir=self._work_dir))
+            folder = TemporaryFolder(self._work_dir)
         except OSError as error:
             raise OutputError(
                 f"a folder for the {self.role} engine cannot be made: {error.strerror or error}"
             ) from error
         try:
-            return folder, tuple(self._write(folder, weights))
+            return folder, tuple(self._write(folder.path, weights))
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.close()
             raise
 
     def _engine(self, path: Path) -> OrtEngine | OrtCudaEngine:

@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 from mpn._common.concurrency import OpenCvThreads, check_threads
+from mpn._common.locks import TemporaryFolder
 from mpn._common.validation import check_int
 from mpn.engines.directory.files import check_engine_dir
 from mpn.engines.directory.manifest import load_manifest
@@ -139,11 +139,11 @@ def run_benchmark(
     variants = variants_of(load_manifest(directory), options.variants, options.finetune)
     before = load_average()
     with (
-        TemporaryDirectory(prefix="mpn-bench-") as folder,
+        TemporaryFolder() as folder,
         nullcontext() if options.threads is None else OpenCvThreads(options.threads),
     ):
         measurement = _Measurement(
-            directory, options, variants, Path(folder), on_progress or (lambda _: None)
+            directory, options, variants, folder.path, on_progress or (lambda _: None)
         )
         body = measurement.run(is_shipped=engine_dir is None)
     return benchmark_document("fps", {**body, "load_average_before": before})

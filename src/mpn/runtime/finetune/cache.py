@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpn._common.cache_dirs import distrust_reason, make_private_folder
 from mpn._common.files import output_error
-from mpn.engines.weights import load_weights, save_weights
-from mpn.errors import MpnError, OutputError
+from mpn.engines.weights import read_weights_file, save_weights
+from mpn.errors import EngineError, MpnError, OutputError
 from mpn.types import Float32Array, UInt8Array
 
 CACHE_FORMAT = 1
@@ -22,6 +23,8 @@ MAX_CACHE_BYTES = 2 << 30
 """2 GiB: about 200 objects of the lite networks."""
 
 _SUFFIX = ".safetensors"
+_KEY = "key"
+"""Of the metadata: who can rename files in the folder cannot exchange them. Not in version 0.2."""
 
 
 def cache_key(facts: Mapping[str, Any], *, rgb: UInt8Array, labels: UInt8Array) -> str:
@@ -74,14 +77,18 @@ class WeightCache:
     def load(self, key: str) -> CacheLookup:
         """Load the weights of a key.
 
-        Never raises for a damaged entry: the note reports it, and the next :meth:`save` replaces
-        it.
+        Never raises for a damaged entry, or one that another user wrote: the note reports it, and
+        the next :meth:`save` replaces it.
         """
         path = self._path(key)
         if not path.is_file():
             return CacheLookup(None)
+        if reason := distrust_reason(path):
+            return CacheLookup(None, f"the stored weights are not used: {reason}")
         try:
-            weights = load_weights(path)
+            weights, metadata = read_weights_file(path)
+            if metadata.get(_KEY, key) != key:
+                raise EngineError(f"{path} was renamed: it holds the weights of another key")
         except (MpnError, OSError) as error:
             note = f"the stored weights are damaged and are computed again ({error})"
             return CacheLookup(None, note)
@@ -99,10 +106,10 @@ class WeightCache:
         """
         path = self._path(key)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self._folder)
         except OSError as error:
             raise output_error(self._folder, error) from error
-        save_weights(path, weights)
+        save_weights(path, weights, {_KEY: key})
         self._trim(path)
 
     def _path(self, key: str) -> Path:

@@ -20,7 +20,7 @@ from mpn.engines.base import Engine
 from mpn.engines.onnxruntime.finetune import finetune_entry, open_finetune_engine
 from mpn.engines.open import EngineSet, open_object_engine, step_backend
 from mpn.engines.spec import Role
-from mpn.errors import EngineError, MaskError
+from mpn.errors import EngineError, MaskError, OutputError
 from mpn.runtime.finetune.augment.osvos import OsvosSampler
 from mpn.runtime.finetune.augment.propagation import PropagationSampler
 from mpn.runtime.finetune.cache import CacheLookup, WeightCache, cache_key
@@ -76,11 +76,17 @@ class ObjectFinetuner(Closeable):
         self._cache = None if options.cache_dir is None else WeightCache(options.cache_dir)
         self._backend = step_backend(engines)
         self._reports: list[FinetuneReport] = []
+        self._warnings: list[str] = []
 
     @property
     def reports(self) -> tuple[FinetuneReport, ...]:
         """One report per object and network, in the order of the work."""
         return tuple(self._reports)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Problems that did not stop the work."""
+        return tuple(self._warnings)
 
     def report_as_json(self) -> list[dict[str, Any]]:
         """Return :attr:`reports` as JSON types."""
@@ -103,7 +109,7 @@ class ObjectFinetuner(Closeable):
         Raises:
             EngineError: If an engine fails.
             InputError: If the arrays do not fit each other.
-            OutputError: If weights cannot be written.
+            OutputError: If an engine with the new weights cannot be written.
         """
         check_rgb(rgb)
         check_labels(labels, (rgb.shape[0], rgb.shape[1]))
@@ -158,7 +164,14 @@ class ObjectFinetuner(Closeable):
         if outcome.weights is None:
             return None
         if self._cache is not None and not outcome.is_stopped:
-            self._cache.save(key, outcome.weights)
+            try:
+                self._cache.save(key, outcome.weights)
+            except OutputError as error:  # the cache only saves time
+                if not self._warnings:  # the next object would fail in the same way
+                    self._warnings.append(
+                        "fine-tuned weights are not kept for the next run (choose a folder with "
+                        f"--finetune-cache, or --no-finetune-cache): {error}"
+                    )
         return self._open(role, outcome.weights)
 
     def _run(self, role: Role, rgb: UInt8Array, labels: UInt8Array, object_id: int) -> LoopOutcome:

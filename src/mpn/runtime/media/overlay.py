@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -73,6 +74,48 @@ def draw_overlay(
     return drawn
 
 
+class _EncodedFile:
+    """A file that PyAV writes to, which keeps the first error instead of raising it.
+
+    PyAV keeps a file open that it opened by its name and wrote no packet to, and the disk space of
+    a discarded overlay is then not free. It prints errors of a Python file that it cannot raise.
+
+    Args:
+        path: An existing file.
+
+    Attributes:
+        name: Address of the file. FFmpeg reads it again to move the index to the front.
+        error: The first error; nothing is written after it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("r+b", buffering=0)
+        self.name = f"file:{path}"
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write all of ``data``."""
+        rest = memoryview(data)
+        while rest and self.error is None:
+            try:
+                rest = rest[self._file.write(rest) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move the position."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class OverlayWriter:
     """Write ``overlay.mp4``: H.264, yuv420p, with the times of the source.
 
@@ -105,15 +148,17 @@ class OverlayWriter:
         encoder = h264_encoder()
         with output_errors(path):  # PyAV would raise only at the first packet
             self._temporary = create_temporary(path)
+            self._file = _EncodedFile(self._temporary)
         try:
             self._container = av.open(
-                str(self._temporary),
+                self._file,
                 "w",
                 format="mp4",
                 # With the index at the front a browser starts before it has the whole file.
                 options={"movflags": "+faststart"},
             )
         except OSError as error:
+            self._remove()
             raise output_error(path, error) from error
         try:
             self._stream = self._container.add_stream(
@@ -172,6 +217,11 @@ class OverlayWriter:
             self._container.mux(self._stream.encode(picture))
         except (av.error.FFmpegError, OSError) as error:
             raise _overlay_error(self._path, error) from error
+        self._check_written()
+
+    def _check_written(self) -> None:
+        if self._file.error is not None:
+            raise output_error(self._path, self._file.error) from self._file.error
 
     def close(self) -> None:
         """Finish the file and rename it to its final name.
@@ -184,7 +234,9 @@ class OverlayWriter:
             self._container.close()
         except (av.error.FFmpegError, OSError) as error:
             raise _overlay_error(self._path, error) from error
+        self._check_written()
         with output_errors(self._path):
+            self._file.close()
             publish(self._temporary, self._path, durable=True)
 
     def discard(self) -> None:
@@ -194,7 +246,12 @@ class OverlayWriter:
         except (av.error.FFmpegError, OSError):
             pass  # the file is deleted anyway
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._remove()
+
+    def _remove(self) -> None:
+        with suppress(OSError):  # what is buffered need not be written
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
 
 def _overlay_error(path: Path, error: Exception) -> OutputError:

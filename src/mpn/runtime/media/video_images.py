@@ -263,6 +263,7 @@ class ImageSequence(VideoSource):
         self.names = tuple(path.stem for path in paths)
         self._bits = used_bits(deep)
         self._later = chosen[1:]
+        self._names = frozenset(path.stem for path in chosen)
         self._start = start
         super().__init__(
             name=self.folder.resolve().name,
@@ -273,6 +274,11 @@ class ImageSequence(VideoSource):
             frame_count_hint=len(chosen),
             end_index=start + len(chosen),
         )
+
+    @property
+    def frame_names(self) -> frozenset[str]:
+        """Names of all frames."""
+        return self._names
 
     def _frames_after_first(self) -> Iterator[Frame]:
         for index, path in enumerate(self._later, self._start + 1):

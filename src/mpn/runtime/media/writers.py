@@ -6,15 +6,25 @@ until :meth:`Writer.close`. Files of one frame are written atomically.
 
 from __future__ import annotations
 
-import json
+import hashlib
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from mpn._common.files import journal_path, output_errors, publish, write_atomically
-from mpn.masks import save_labels
+from mpn._common.files import (
+    flush_files,
+    journal_path,
+    json_text,
+    open_journal,
+    output_errors,
+    publish,
+    write_atomically,
+    write_bytes_atomically,
+)
+from mpn.masks import png_from_labels
 from mpn.types import BoolArray, Frame, StepResult
 
 _FIVE_BITS = 0x1F
@@ -22,6 +32,9 @@ _SIGN = 0x10
 _MORE = 0x20
 _FIRST_CHARACTER = 48
 _DIFFERENCE_FROM = 3
+
+_FLUSH_EVERY_FILES = 256
+"""Files of frames that are flushed to the disk together: one flush per frame is slow."""
 
 
 def counts_from_mask(mask: BoolArray) -> list[int]:
@@ -75,8 +88,10 @@ class Writer(Protocol):
         """Remove unfinished files; called instead of close or after it failed."""
 
 
-class MaskWriter:
-    """Write ``<frame name>.png``: one palette PNG per frame.
+class _FrameFiles:
+    """Flush the files of the frames to the disk, many at once.
+
+    A report that claims completion must not be on the disk before them.
 
     Args:
         folder: An existing folder.
@@ -84,19 +99,52 @@ class MaskWriter:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._unflushed: list[Path] = []
+
+    def _written(self, path: Path) -> None:
+        self._unflushed.append(path)
+        if len(self._unflushed) >= _FLUSH_EVERY_FILES:
+            self.close()
+
+    def close(self) -> None:
+        """Flush the files; they are complete."""
+        with output_errors(self._folder):
+            flush_files(self._unflushed)
+        self._unflushed.clear()
+
+    def discard(self) -> None:
+        """Do nothing: all files are complete."""
+
+
+class MaskWriter(_FrameFiles):
+    """Write ``<frame name>.png``: one palette PNG per frame.
+
+    Args:
+        folder: An existing folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._encoded: tuple[int, bytes] | None = None
+
+    def sha256_of(self, frame: Frame, result: StepResult) -> str:
+        """Return the digest of the file that :meth:`write` will write for this frame."""
+        return hashlib.sha256(self._png(frame, result)).hexdigest()
 
     def write(self, frame: Frame, result: StepResult) -> None:
         """See :meth:`Writer.write`."""
-        save_labels(self._folder / f"{frame.name}.png", result.labels)
+        path = self._folder / f"{frame.name}.png"
+        write_bytes_atomically(path, self._png(frame, result))
+        self._encoded = None
+        self._written(path)
 
-    def close(self) -> None:
-        """Do nothing: all masks are complete."""
+    def _png(self, frame: Frame, result: StepResult) -> bytes:
+        if self._encoded is None or self._encoded[0] != frame.index:
+            self._encoded = frame.index, png_from_labels(result.labels)
+        return self._encoded[1]
 
-    def discard(self) -> None:
-        """Do nothing: all masks are complete."""
 
-
-class ProbsWriter:
+class ProbsWriter(_FrameFiles):
     """Write ``<frame name>.npz``: the probabilities of a frame.
 
     Keys: ``probs`` (K, H, W) float16 and ``object_ids`` (K,).
@@ -107,23 +155,15 @@ class ProbsWriter:
         folder: An existing folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
     def write(self, frame: Frame, result: StepResult) -> None:
         """See :meth:`Writer.write`."""
         probs = result.probs.astype(np.float16)
         object_ids = np.array(result.object_ids, np.uint8)
+        path = self._folder / f"{frame.name}.npz"
         write_atomically(
-            self._folder / f"{frame.name}.npz",
-            lambda file: np.savez_compressed(file, probs=probs, object_ids=object_ids),
+            path, lambda file: np.savez_compressed(file, probs=probs, object_ids=object_ids)
         )
-
-    def close(self) -> None:
-        """Do nothing: all files are complete."""
-
-    def discard(self) -> None:
-        """Do nothing: all files are complete."""
+        self._written(path)
 
 
 class _JsonLinesWriter:
@@ -139,11 +179,10 @@ class _JsonLinesWriter:
         earlier = "".join(line.rstrip("\n") + "\n" for line in earlier_lines)
         with output_errors(path):
             # Unbuffered: a killed run resumes from these lines.
-            self._file = journal_path(path).open("wb", buffering=0)
-        self._append(earlier)
+            self._file = open_journal(path, earlier.encode())
 
     def _write_line(self, value: dict[str, Any]) -> None:
-        self._append(json.dumps(value, ensure_ascii=False) + "\n")
+        self._append(json_text(value) + "\n")
 
     def _append(self, text: str) -> None:
         data = text.encode()
@@ -172,19 +211,49 @@ class _JsonLinesWriter:
 class TracksWriter(_JsonLinesWriter):
     """Write ``tracks.jsonl``: the tracks of each frame.
 
-    Keys: ``frame`` (index in the source), ``name``, ``pts_s``, ``objects`` (see ``Track.as_json``).
+    Keys: ``frame`` (index in the source), ``name``, ``pts_s``, ``objects`` (see ``Track.as_json``),
+    ``mask_sha256`` (of the file) if masks are saved, and ``frame_crc32`` if the CPU decodes.
+
+    Args:
+        path: The file.
+        earlier_lines: First lines of the file if a run is resumed.
+        masks: Writer of the masks; None if they are not saved.
+        has_checksums: Whether to write the checksums of the frames. Frames of another decoder
+            differ by a few levels.
     """
+
+    def __init__(
+        self,
+        path: Path,
+        earlier_lines: Iterable[str] = (),
+        *,
+        masks: MaskWriter | None = None,
+        has_checksums: bool = False,
+    ) -> None:
+        super().__init__(path, earlier_lines)
+        self._masks, self._has_checksums = masks, has_checksums
 
     def write(self, frame: Frame, result: StepResult) -> None:
         """See :meth:`Writer.write`."""
-        self._write_line(
-            {
-                "frame": frame.index,
-                "name": frame.name,
-                "pts_s": round(float(frame.pts_s), 6),
-                "objects": [track.as_json() for track in result.tracks],
-            }
-        )
+        line: dict[str, Any] = {
+            "frame": frame.index,
+            "name": frame.name,
+            "pts_s": round(float(frame.pts_s), 6),
+            "objects": [track.as_json() for track in result.tracks],
+        }
+        if self._masks is not None:
+            line["mask_sha256"] = self._masks.sha256_of(frame, result)
+        if self._has_checksums:
+            line["frame_crc32"] = crc32_of_frame(frame)
+        self._write_line(line)
+
+
+def crc32_of_frame(frame: Frame) -> str:
+    """Return the CRC-32 of a frame's pixels as 8 hexadecimal digits.
+
+    It finds a frame that was replaced, in 0.5 ms at 480p; SHA-256 takes 2 to 4 times longer.
+    """
+    return f"{zlib.crc32(np.ascontiguousarray(frame.rgb).data):08x}"
 
 
 class RleWriter(_JsonLinesWriter):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mpn._common.files import PARTIAL_SUFFIX, output_errors, remove_temporaries
-from mpn._common.records import read_json
+from mpn._common.files import (
+    PARTIAL_SUFFIX,
+    create_temporary,
+    output_errors,
+    remove_temporaries,
+)
 from mpn.errors import OutputError
 from mpn.runtime.media.video import VideoSource
 from mpn.runtime.media.video_images import ImageSequence
@@ -18,6 +22,10 @@ RUN_JSON_SCHEMA = 1
 
 _DAVIS_IMAGES = "JPEGImages"
 _DAVIS_EXTRAS = "_runs"
+
+_USUAL_NAME_BYTES = 255
+_FRAME_PARTIAL = re.compile(r".+\.(?:png|npz)(?:\.[0-9a-f]{16})?\.partial", re.DOTALL)
+"""Unfinished file of one frame; version 0.1 wrote it without a random part."""
 
 
 @dataclass(frozen=True)
@@ -115,65 +123,54 @@ def check_not_input(paths: ResultPaths, video: VideoSource) -> None:
         )
 
 
-def load_earlier_run(paths: ResultPaths) -> dict[str, Any] | None:
-    """Load the report of an earlier run in this folder, finished or not.
-
-    Returns:
-        None if there is none.
-
-    Raises:
-        OutputError: If it cannot be read.
-    """
-    for path in (paths.run_partial_json, paths.run_json):
-        if not path.exists():
-            continue
-        try:
-            report = read_json(path, OutputError)
-        except OutputError as error:
-            raise OutputError(
-                f"cannot read {path} of an earlier run: remove it ({error})"
-            ) from error
-        if isinstance(report, dict) and report.get("schema_version") == RUN_JSON_SCHEMA:
-            return report
-        raise OutputError(f"{path} was written by another version: choose another folder with -o")
-    return None
-
-
-def remove_previous_results(
-    paths: ResultPaths, earlier: Mapping[str, Any] | None, *, keep: Iterable[Path] = ()
-) -> None:
-    """Remove the results of an earlier run.
-
-    Masks without a run.json may be drawn by hand. They are not removed; the function raises.
+def check_writable(paths: ResultPaths, save: Iterable[str], video: VideoSource) -> None:
+    """Check, before any work, that the results of a run can be created.
 
     Args:
-        paths: Paths of this run.
-        earlier: Report of the earlier run; None if there was none.
-        keep: Files to keep: masks corrected in place and given to this run.
+        paths: Paths of the run.
+        save: Results of the run.
+        video: Its video.
 
     Raises:
-        OutputError: If there are masks without a report, or a file cannot be removed.
+        OutputError: If a folder cannot be written, or the name of a file is too long.
     """
-    with output_errors(paths.out):
-        masks = sorted(paths.masks.glob("*.png")) if paths.masks.is_dir() else []
-        if earlier is None and masks:
+    kinds = set(save)
+    names = [video.first_frame.name]
+    if isinstance(video, ImageSequence):
+        names += video.frame_names
+    longest_name = max(names, key=lambda name: len(os.fsencode(name)))
+    folders = [paths.folder]
+    folders += [paths.masks] if "masks" in kinds else []
+    folders += [paths.probs] if "probs" in kinds else []
+    for folder in folders:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        with output_errors(folder):
+            create_temporary(existing / "check").unlink()
+    for folder, suffix in ((paths.masks, ".png"), (paths.probs, ".npz")):
+        if folder not in folders:
+            continue
+        name_bytes = len(os.fsencode(longest_name + suffix))
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if name_bytes > (most := _longest_name_bytes(existing)):
             raise OutputError(
-                f"{paths.masks} holds {len(masks)} PNG files that no earlier run wrote: "
-                "choose another folder with -o"
+                f"cannot write {folder}: the name of frame {longest_name[:40]}... with {suffix} "
+                f"has {name_bytes} bytes, but the file system takes {most}: rename the frames"
             )
-        if earlier is not None:
-            kept = {path.resolve() for path in keep}
-            masks = [path for path in masks if path.resolve() not in kept]
-            stale = [*masks, *paths.probs.glob("*.npz"), *paths.growing]
-            for path in [*stale, paths.run_json, paths.run_partial_json]:
-                path.unlink(missing_ok=True)
+
+
+def _longest_name_bytes(folder: Path) -> int:
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows, and some network file systems
+        return _USUAL_NAME_BYTES
 
 
 def remove_partials(paths: ResultPaths) -> None:
-    """Remove the unfinished files of a killed run."""
+    """Remove the unfinished files of a killed run, except the journal of the tracks."""
     for folder in {paths.masks, paths.probs}:
-        if folder.is_dir():
+        if folder.is_dir() and not folder.is_symlink():
             for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
-                path.unlink(missing_ok=True)
+                if _FRAME_PARTIAL.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
     for path in paths.growing:
-        remove_temporaries(path)
+        remove_temporaries(path, with_journal=path != paths.tracks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from mpn._common.concurrency import BackgroundWorker
-from mpn._common.files import journal_path, output_errors, save_json
+from mpn._common.files import journal_path, output_errors, save_json, sha256_of_file
 from mpn.errors import OutputError
 from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import VideoSource
@@ -33,6 +33,51 @@ class _Item:
     is_earlier: bool
 
 
+class _OptionalWriter:
+    """A writer of a result that a run can do without: an error ends it, not the run.
+
+    Args:
+        kind: Kind of the result.
+        open_writer: Opens the writer.
+    """
+
+    def __init__(self, kind: SaveKind, open_writer: Callable[[], Writer]) -> None:
+        self.kind = kind
+        self.problem = ""
+        self._writer: Writer | None = None
+        try:
+            self._writer = open_writer()
+        except OutputError as error:
+            self._give_up(error)
+
+    def write(self, frame: Frame, result: StepResult) -> None:
+        """See :meth:`Writer.write`; never raises OutputError."""
+        if self._writer is not None:
+            try:
+                self._writer.write(frame, result)
+            except OutputError as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        """See :meth:`Writer.close`; never raises OutputError."""
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OutputError as error:
+                self._give_up(error)
+
+    def discard(self) -> None:
+        """See :meth:`Writer.discard`."""
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _give_up(self, error: OutputError) -> None:
+        self.problem = f"the {self.kind} is left out, the other results are written: {error}"
+        with suppress(OSError, OutputError):
+            self.discard()
+        self._writer = None
+
+
 class Outputs:
     """Writers of a run and the thread that runs them; create with :meth:`open`.
 
@@ -49,6 +94,7 @@ class Outputs:
         had_journal: bool,
     ) -> None:
         self._paths, self._had_journal = paths, had_journal
+        self._optional = [w for w, _ in writers if isinstance(w, _OptionalWriter)]
         self._writers = writers
         self._open = [writer for writer, _ in writers]
         self._needs_probs = needs_probs
@@ -88,24 +134,45 @@ class Outputs:
                     if kind in save:
                         folder.mkdir(parents=True, exist_ok=True)
                 remove_partials(paths)
-            add(TracksWriter(paths.tracks, () if point is None else point.track_lines))
+            masks = MaskWriter(paths.masks) if "masks" in save else None
+            # A line comes before the files it lists, so no file of a killed run is unlisted.
+            tracks = TracksWriter(
+                paths.tracks,
+                () if point is None else point.track_lines,
+                masks=masks,
+                has_checksums=video.decoder == "cpu",
+            )
+            add(tracks)
             if "rle" in save:
                 add(RleWriter(paths.rle), renders_earlier=True)
             if "overlay" in save:
-                overlay = OverlayWriter(
-                    paths.overlay,
-                    size_hw=video.size_hw,
-                    fps=video.fps,
-                    time_base=video.time_base,
-                    sample_aspect_ratio=video.sample_aspect_ratio,
-                )
-                add(overlay, renders_earlier=True)
+                add(_overlay_writer(paths, save, video), renders_earlier=True)
             if "probs" in save:
                 add(ProbsWriter(paths.probs))
-            if "masks" in save:  # last: a mask on disk means that the frame's other files exist
-                add(MaskWriter(paths.masks))
+            if masks is not None:  # last: a mask on disk means that the frame's other files exist
+                add(masks)
             opened.pop_all()
         return cls(paths, writers, needs_probs="probs" in save, had_journal=had_journal)
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line per optional result that could not be written."""
+        return [writer.problem for writer in self._optional if writer.problem]
+
+    @property
+    def left_out(self) -> frozenset[SaveKind]:
+        """Kinds of :attr:`warnings`."""
+        return frozenset(writer.kind for writer in self._optional if writer.problem)
+
+    def file_digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file that is rendered from all masks, by name.
+
+        Raises:
+            OutputError: If one cannot be read.
+        """
+        files = (self._paths.overlay, self._paths.rle)
+        with output_errors(self._paths.folder):
+            return {path.name: sha256_of_file(path) for path in files if path.is_file()}
 
     def submit(self, frame: Frame, result: StepResult, *, is_earlier: bool = False) -> None:
         """Queue one frame; waits while the queue is full.
@@ -132,9 +199,9 @@ class Outputs:
             OutputError: If a file cannot be written.
         """
         self._worker.close()
-        while self._open:
-            self._open[0].close()
-            del self._open[0]
+        while self._open:  # the files of the frames first, tracks.jsonl, which lists them, last
+            self._open[-1].close()
+            del self._open[-1]
 
     def salvage(self) -> int:
         """Finish as many files as possible after an error, and remove the others.
@@ -144,11 +211,11 @@ class Outputs:
         """
         with suppress(Exception):  # the error being handled, or one that follows from it
             self._worker.close()
-        for writer in self._open:
+        for writer in reversed(self._open):
             try:
                 writer.close()
             except OutputError:
-                with suppress(OutputError):
+                with suppress(OSError, OutputError):
                     writer.discard()
         self._open.clear()
         return self._written
@@ -194,3 +261,18 @@ class Outputs:
             if renders_earlier or not item.is_earlier:
                 writer.write(item.frame, item.result)
         self._written += 1
+
+
+def _overlay_writer(paths: ResultPaths, save: frozenset[SaveKind], video: VideoSource) -> Writer:
+    def open_overlay() -> Writer:
+        return OverlayWriter(
+            paths.overlay,
+            size_hw=video.size_hw,
+            fps=video.fps,
+            time_base=video.time_base,
+            sample_aspect_ratio=video.sample_aspect_ratio,
+        )
+
+    if save == {"overlay"}:  # all that was requested
+        return open_overlay()
+    return _OptionalWriter("overlay", open_overlay)

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from mpn._common.files import journal_path
-from mpn._common.records import json_from_text, record_from_json
+from mpn._common.records import record_from_json
 from mpn.errors import InputError, MaskError, OutputError
 from mpn.masks import load_labels
 from mpn.runtime.options import CONSTANTS_OF_0_1, OPTIONS_OF_0_1
+from mpn.runtime.session.earlier import EarlierFrames, ListedCheck
 from mpn.runtime.session.layout import ResultPaths
 from mpn.runtime.session.propagate import PipelineLike, apply_corrections, iterate_frames
 from mpn.types import MAX_OBJECT_ID, Frame, StepResult, UInt8Array
@@ -42,33 +42,12 @@ class ResumePoint:
     Attributes:
         frame_index: Index of the frame; its mask is the state to start from.
         track_lines: Lines of tracks.jsonl up to and including the frame.
-        end_index: Index after the last frame of the earlier run. Frames from ``frame_index + 1`` on
-            are computed again.
+        object_ids: Ids of the tracked objects in each of these frames.
     """
 
     frame_index: int
     track_lines: tuple[str, ...]
-    end_index: int
-
-    @property
-    def object_ids(self) -> list[tuple[int, ...]]:
-        """Ids of the tracked objects in each frame of ``track_lines``."""
-        return [
-            tuple(track.object_id for track in _track_line(line).objects)
-            for line in self.track_lines
-        ]
-
-
-@dataclass(frozen=True)
-class _ObjectTrack:
-    object_id: int
-
-
-@dataclass(frozen=True)
-class _TrackLine:
-    frame: int
-    name: str
-    objects: tuple[_ObjectTrack, ...]
+    object_ids: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -82,9 +61,20 @@ class _EarlierFingerprint:
 
 
 @dataclass(frozen=True)
+class _EarlierFolders:
+    masks: str
+    folder: str
+
+
+@dataclass(frozen=True)
 class _EarlierRun:
+    """Fields of run.json that a resumed run reads or shows."""
+
     state: str
     saved: tuple[str, ...]
+    frames: int
+    object_ids: tuple[int, ...]
+    out: _EarlierFolders
     video: _EarlierVideo
     fingerprint: _EarlierFingerprint
 
@@ -96,7 +86,10 @@ def check_resumable(report: Mapping[str, Any]) -> None:
         OutputError: If a field is missing or of another type; the message gives its path.
     """
     try:
-        record_from_json(report, _EarlierRun, OutputError)
+        earlier = record_from_json(report, _EarlierRun, OutputError)
+        for index in earlier.fingerprint.masks:
+            if not index.isdecimal():
+                raise OutputError(f"field 'fingerprint.masks' must name frames, got '{index}'")
     except OutputError as error:
         raise OutputError(
             f"cannot resume: the run.json of the earlier run is damaged ({error}); run again "
@@ -104,22 +97,32 @@ def check_resumable(report: Mapping[str, Any]) -> None:
         ) from error
 
 
-def check_end(point: ResumePoint, end: int | None) -> None:
+def check_end(frames: EarlierFrames, end: int | None) -> None:
     """Check that a resumed run does not end before the earlier run did.
 
     Raises:
         InputError: If it does: the masks after ``end`` would be of no run.
     """
-    if end is not None and end < point.end_index:
+    if end is not None and end < frames.end_index:
         raise InputError(
             f"cannot resume with the end at frame {end}: the earlier run has frames up to "
-            f"{point.end_index - 1}; set the end to {point.end_index} or more, or run again "
+            f"{frames.end_index - 1}; set the end to {frames.end_index} or more, or run again "
             "without --resume"
         )
 
 
-def _track_line(line: str) -> _TrackLine:
-    return record_from_json(json_from_text(line, OutputError), _TrackLine, OutputError)
+def check_unchanged(check: ListedCheck) -> None:
+    """Check that no mask was changed since the earlier run wrote it.
+
+    Raises:
+        OutputError: If one was: it is neither a result of the run nor may it be replaced.
+    """
+    if check.changed is not None:
+        index, path = check.changed
+        raise OutputError(
+            f"cannot resume: {path} was changed after the earlier run wrote it; remove it to "
+            f"compute it again, or run without --resume and with --mask {index}:{path}"
+        )
 
 
 def check_same_run(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -193,7 +196,12 @@ def resumed_frames(
             chain([frame], iterator), pipeline, partial(_found, result), later
         )
         return
-    raise OutputError(
+    raise video_too_short(point)
+
+
+def video_too_short(point: ResumePoint) -> OutputError:
+    """Return the error for a video that has fewer frames than the earlier run."""
+    return OutputError(
         f"cannot resume at frame {point.frame_index}: the video ends before it; run again without "
         "--resume"
     )
@@ -203,57 +211,35 @@ def _found(result: StepResult, frame: Frame) -> StepResult:
     return result
 
 
-def find_resume_point(paths: ResultPaths, first_frame: Frame) -> ResumePoint | None:
+def find_resume_point(
+    paths: ResultPaths, frames: EarlierFrames, whole: int, first_frame: Frame
+) -> ResumePoint | None:
     """Find the last frame with a readable mask that holds an object.
-
-    All frames before it must have a mask and a track line.
 
     Args:
         paths: Paths of the earlier run.
+        frames: Its frames.
+        whole: Number of leading frames that can be used.
         first_frame: First frame of the video; the run must have started there.
 
     Returns:
-        None if the first frame has no mask.
+        None if there is none.
     """
-    lines: list[str] = []
-    names: list[str] = []
-    for line in _earlier_track_lines(paths):
-        try:
-            entry = _track_line(line)
-        except OutputError:  # truncated when the run was killed
-            break
-        mask = paths.masks / f"{entry.name}.png"
-        if entry.frame != first_frame.index + len(lines) or not mask.is_file():
-            break
-        lines.append(line)
-        names.append(entry.name)
-    if not names or names[0] != first_frame.name:
+    if not whole or frames.entries[0].name != first_frame.name:
         return None
     size_hw = (first_frame.rgb.shape[0], first_frame.rgb.shape[1])
-    end_index = first_frame.index + len(names)
-    while names:
-        try:  # an empty mask is no state to start from; a damaged one is written again
-            load_labels(
-                paths.masks / f"{names[-1]}.png", size_hw=size_hw, max_objects=MAX_OBJECT_ID
-            )
+    for count in range(whole, 0, -1):
+        path = paths.masks / f"{frames.entries[count - 1].name}.png"
+        try:  # an empty mask is no state to start from
+            load_labels(path, size_hw=size_hw, max_objects=MAX_OBJECT_ID)
         except MaskError:
-            names.pop()
             continue
         return ResumePoint(
-            first_frame.index + len(names) - 1, tuple(lines[: len(names)]), end_index
+            first_frame.index + count - 1,
+            frames.lines[:count],
+            tuple(entry.object_ids for entry in frames.entries[:count]),
         )
     return None
-
-
-def _earlier_track_lines(paths: ResultPaths) -> list[str]:
-    for path in (journal_path(paths.tracks), paths.tracks):
-        try:
-            return path.read_text(encoding="utf-8").splitlines()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, ValueError) as error:
-            raise OutputError(f"cannot read {path} of the run to resume: {error}") from error
-    return []
 
 
 def _mask_of(paths: ResultPaths, frame: Frame) -> UInt8Array:

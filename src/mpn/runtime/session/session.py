@@ -1,7 +1,8 @@
 """Run one video: reader, pipeline and writers in a thread each, and run.json.
 
 The input is checked before the output folder is changed. When a run ends (by the last frame, an
-error or Ctrl-C), the files of the finished frames are complete, and a resumed run continues there.
+error, Ctrl-C or another stop signal), the files of the finished frames are complete, and a resumed
+run continues there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mpn._common.concurrency import Prefetch
+from mpn._common.locks import FolderLock, remove_abandoned_folders
+from mpn._common.signals import deferred_stops, stop_signals
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import PlanPolicy, default_engine_dir
 from mpn.engines.tensorrt.plans.progress import OnPlanProgress
@@ -24,14 +27,23 @@ from mpn.runtime.media.video import VideoSource, open_video
 from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 from mpn.runtime.options import MIN_SIDE_PX
 from mpn.runtime.pipeline import OnFinetune, Pipeline
+from mpn.runtime.session.earlier import (
+    EarlierFrames,
+    are_files_whole,
+    check_listed_files,
+    check_replaceable,
+    load_earlier_frames,
+    load_earlier_run,
+    match_video,
+    remove_previous_results,
+)
 from mpn.runtime.session.fingerprint import fingerprint, fingerprint_up_to
 from mpn.runtime.session.layout import (
     RUN_JSON_SCHEMA,
     ResultPaths,
     check_not_input,
     check_out,
-    load_earlier_run,
-    remove_previous_results,
+    check_writable,
     result_paths,
 )
 from mpn.runtime.session.outputs import Outputs
@@ -43,8 +55,10 @@ from mpn.runtime.session.resume import (
     check_end,
     check_resumable,
     check_same_run,
+    check_unchanged,
     find_resume_point,
     resumed_frames,
+    video_too_short,
 )
 from mpn.types import Frame, StepResult
 
@@ -74,9 +88,10 @@ def run_video(
             segmented up to its last readable frame first.
         EngineError: If the engines cannot be opened or fail.
         OutputError: If the results cannot be written.
-        KeyboardInterrupt: On Ctrl-C, after the files of the finished frames are complete.
+        KeyboardInterrupt: On SIGINT (Ctrl-C), SIGTERM or SIGHUP, after the files of the finished
+            frames are complete. Handlers of the caller are not changed.
     """
-    with ExitStack() as stack:
+    with stop_signals(), ExitStack() as stack:
         manifest = load_manifest(request.engine_dir or default_engine_dir())
         video = stack.enter_context(
             open_video(request.video, start=request.start, end=request.end, fps=request.fps)
@@ -91,6 +106,21 @@ def run_video(
         check_out(out)
         check_not_input(paths, video)
         masks = Masks.load(request.masks, video)
+        stack.enter_context(FolderLock(paths.folder))
+        remove_abandoned_folders()
+        check_writable(paths, request.save, video)
+        earlier, frames = load_earlier_run(paths), load_earlier_frames(paths)
+        if request.resume and earlier is not None:
+            check_resumable(earlier)
+        check_replaceable(
+            paths,
+            earlier,
+            frames,
+            video,
+            request.save,
+            keep=request.masks.values(),
+            resume=request.resume,
+        )
         plan = plan_finetuning(
             manifest,
             request.options,
@@ -112,7 +142,7 @@ def run_video(
                 video, request.decode, device_of(pipeline), copy_to_host="overlay" in request.save
             )
         )
-        run = _Run(request, video, masks, pipeline, paths, plan)
+        run = _Run(request, video, masks, pipeline, paths, plan, earlier, frames)
         return run.run(on_progress or (lambda _: None))
 
 
@@ -127,59 +157,104 @@ class _Run:
         pipeline: Pipeline,
         paths: ResultPaths,
         plan: FinetunePlan,
+        earlier: dict[str, Any] | None,
+        frames: EarlierFrames,
     ) -> None:
         self._request, self._video, self._masks = request, video, masks
         self._pipeline, self._paths, self._plan = pipeline, paths, plan
+        self._earlier, self._frames = earlier, frames
         self._statistics = StageStatistics()
         self._first_frame = video.first_frame
         self._started_s = time.perf_counter()
         self._done = self._computed = 0
+        self._is_finished = False
         self._fingerprint = fingerprint(video, masks, pipeline, plan.options)
 
     def run(self, on_progress: OnProgress) -> dict[str, Any]:
-        earlier = load_earlier_run(self._paths)
-        point = None
+        earlier, point = self._earlier, None
         if self._request.resume and earlier is not None:
-            check_resumable(earlier)
-            point = find_resume_point(self._paths, self._first_frame)
-            last = self._first_frame.index if point is None else point.frame_index
-            check_same_run(
-                fingerprint_up_to(earlier["fingerprint"], last),
-                fingerprint_up_to(self._fingerprint, last),
-            )
-            if self._is_already_done(earlier):
+            point, is_done = self._resume_point(earlier)
+            if is_done:
                 return earlier
-            if point is not None:
-                check_end(point, self._request.end)
-            if point is not None and "probs" in self._request.save - set(earlier["saved"]):
-                raise InputError(
-                    "cannot resume with probs saved: the earlier run did not save them, and they "
-                    "cannot be made from its masks; run again without --resume"
-                )
         with Prefetch(self._video) as reader:
             results = self._results(self._timed(reader), point)
             # The pipeline starts on the first frame here: if that raises, no file was written.
             first = next(results)
             if point is None:
-                remove_previous_results(self._paths, earlier, keep=self._request.masks.values())
+                remove_previous_results(
+                    self._paths, earlier, self._frames, keep=self._request.masks.values()
+                )
             outputs = Outputs.open(self._paths, self._request.save, self._video, point)
             outputs.save_partial_report(self._report("running", point))
             try:
                 for frame, result in chain([first], results):
                     self._write(outputs, frame, result, point)
                     on_progress(Progress(self._done, self._computed, self._video.frame_count_hint))
-                outputs.finish()
+                with deferred_stops():
+                    return self._finished(outputs, point)
             except BaseException as error:
-                if earlier is not None and point is not None and not self._computed:
-                    outputs.abandon(earlier)
+                if self._is_finished:  # a stop that came while the files were finished
                     raise
-                raised = self._salvaged(outputs, error, point)
+                with deferred_stops():
+                    if earlier is not None and point is not None and not self._computed:
+                        outputs.abandon(earlier)
+                        raise
+                    raised = self._salvaged(outputs, error, point)
                 if raised is error:
                     raise
                 raise raised from error
-        report = self._report("complete", point)
+
+    def _finished(self, outputs: Outputs, point: ResumePoint | None) -> dict[str, Any]:
+        outputs.finish()
+        report = self._report("complete", point, outputs=outputs)
         outputs.save_report(report)
+        self._is_finished = True
         return report
+
+    def _resume_point(self, earlier: Mapping[str, Any]) -> tuple[ResumePoint | None, bool]:
+        """Return the frame to continue at, and whether nothing is left to do.
+
+        Raises:
+            InputError: If the inputs are not those of the earlier run.
+            OutputError: If its files cannot be continued.
+        """
+        paths, frames, first, request = self._paths, self._frames, self._first_frame, self._request
+        check = check_listed_files(paths, frames, first, earlier["saved"])
+        point = find_resume_point(paths, frames, check.whole, first)
+        last = first.index if point is None else point.frame_index
+        check_same_run(
+            fingerprint_up_to(earlier["fingerprint"], last),
+            fingerprint_up_to(self._fingerprint, last),
+        )
+        check_unchanged(check)
+        check_end(frames, request.end)
+        if point is not None and "probs" in request.save - set(earlier["saved"]):
+            raise InputError(
+                "cannot resume with probs saved: the earlier run did not save them, and they "
+                "cannot be made from its masks; run again without --resume"
+            )
+        if self._video.is_live:
+            return point, False
+        # A second reader: the frames of a source can be read once.
+        with (
+            open_video(
+                request.video, start=request.start, end=request.end, fps=request.fps
+            ) as again,
+            Prefetch(again) as reader,
+        ):
+            match = match_video(reader, frames, first.index)
+        if match.is_shorter and point is not None:
+            raise video_too_short(point)
+        whole = min(check.whole, match.same)
+        is_done = (
+            earlier["state"] == "complete"
+            and whole == frames.end_index - first.index
+            and not match.has_more
+            and earlier["fingerprint"]["masks"] == self._fingerprint["masks"]
+            and set(request.save) <= set(earlier["saved"])
+            and are_files_whole(paths, earlier)
+        )
+        return find_resume_point(paths, frames, whole, first), is_done
 
     def _results(
         self, frames: Iterable[Frame], point: ResumePoint | None
@@ -226,22 +301,19 @@ class _Run:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         message = f"{error}" or type(error).__name__
         with suppress(OutputError):  # then run.partial.json stays, which --resume reads as well
-            outputs.save_report(self._report(state, point, error=message))
+            outputs.save_report(self._report(state, point, error=message, outputs=outputs))
         if isinstance(error, MpnError) and frames:
             folder = self._paths.masks if "masks" in self._request.save else self._paths.folder
             return type(error)(f"{message}; the {frames} frames done are in {folder}")
         return error
 
-    def _is_already_done(self, earlier: Mapping[str, Any]) -> bool:
-        return (
-            earlier["state"] == "complete"
-            and earlier["video"]["end"] == self._request.end
-            and earlier["fingerprint"]["masks"] == self._fingerprint["masks"]
-            and set(self._request.save) <= set(earlier["saved"])
-        )
-
     def _report(
-        self, state: str, point: ResumePoint | None, *, error: str | None = None
+        self,
+        state: str,
+        point: ResumePoint | None,
+        *,
+        error: str | None = None,
+        outputs: Outputs | None = None,
     ) -> dict[str, Any]:
         video, engines, request = self._video, self._pipeline.engines, self._request
         wall_s = time.perf_counter() - self._started_s
@@ -284,7 +356,12 @@ class _Run:
             },
             "object_ids": list(self._pipeline.object_ids),
             "mask_notes": list(self._masks.notes),
-            "saved": sorted(request.save),
+            "saved": sorted(request.save - (outputs.left_out if outputs else frozenset())),
+            "files": outputs.file_digests() if outputs and state == "complete" else {},
+            "warnings": [
+                *self._pipeline.finetune_warnings(),
+                *(outputs.warnings if outputs else ()),
+            ],
             "out": {"masks": str(self._paths.masks), "folder": str(self._paths.folder)},
             "resumed_at": None if point is None else point.frame_index,
             "versions": versions(),

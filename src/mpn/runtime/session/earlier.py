@@ -1,0 +1,405 @@
+"""Read an earlier run in the same folder, and find which files are its own.
+
+Only files that the earlier run lists are removed or replaced. Its lines in tracks.jsonl name its
+masks and probabilities; its report states which other files it wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpn._common.files import (
+    is_nonempty_file,
+    journal_path,
+    output_errors,
+    sha256_of_file,
+)
+from mpn._common.records import json_from_text, read_json, record_from_json
+from mpn.errors import MaskError, OutputError, VideoError
+from mpn.masks import load_labels
+from mpn.runtime.media.video import VideoSource
+from mpn.runtime.media.video_images import ImageSequence
+from mpn.runtime.media.writers import crc32_of_frame
+from mpn.runtime.session.layout import RUN_JSON_SCHEMA, ResultPaths
+from mpn.types import MAX_OBJECT_ID, Frame
+
+_NAME = re.compile(r'"name": ("(?:[^"\\]|\\.)*")')
+
+
+@dataclass(frozen=True)
+class _ObjectTrack:
+    object_id: int
+
+
+@dataclass(frozen=True)
+class ListedFrame:
+    """One line of tracks.jsonl, as far as a resumed run reads it.
+
+    Attributes:
+        frame: Index of the frame.
+        name: Name of its mask, without suffix.
+        objects: The tracked objects.
+        mask_sha256: Digest of the mask's file; None if no mask was saved, and before 0.3.
+        frame_crc32: Checksum of the frame's pixels; None if they were on a device, and before 0.3.
+    """
+
+    frame: int
+    name: str
+    objects: tuple[_ObjectTrack, ...]
+    mask_sha256: str | None = None
+    frame_crc32: str | None = None
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Ids of the tracked objects."""
+        return tuple(track.object_id for track in self.objects)
+
+
+@dataclass(frozen=True)
+class EarlierFrames:
+    """Frames that tracks.jsonl of an earlier run lists.
+
+    Attributes:
+        lines: The lines up to the first one that cannot be read.
+        entries: Their content.
+        names: Names of all listed frames, also after a damaged line.
+        end_index: Index after the last listed frame; 0 if none is listed.
+    """
+
+    lines: tuple[str, ...] = ()
+    entries: tuple[ListedFrame, ...] = ()
+    names: frozenset[str] = frozenset()
+    end_index: int = 0
+
+
+@dataclass(frozen=True)
+class ListedCheck:
+    """Result of :func:`check_listed_files`.
+
+    Attributes:
+        whole: Number of leading frames whose files are all there and whole.
+        changed: First mask that is readable and not the one that was written; None if there is
+            none.
+    """
+
+    whole: int
+    changed: tuple[int, Path] | None = None
+
+
+@dataclass(frozen=True)
+class VideoMatch:
+    """Result of :func:`match_video`.
+
+    Attributes:
+        same: Number of leading frames that are those of the earlier run.
+        has_more: Whether the video has frames after the listed ones.
+        is_shorter: Whether the video ends before the listed frames.
+    """
+
+    same: int
+    has_more: bool
+    is_shorter: bool
+
+
+def load_earlier_run(paths: ResultPaths) -> dict[str, Any] | None:
+    """Load the report of an earlier run in this folder, finished or not.
+
+    Returns:
+        None if there is none. A file of 0 bytes counts as none.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    for path in (paths.run_partial_json, paths.run_json):
+        if not path.exists() or (path.is_file() and not is_nonempty_file(path)):
+            continue
+        try:
+            report = read_json(path, OutputError)
+        except OutputError as error:
+            raise OutputError(
+                f"cannot read {path} of an earlier run: remove it, or choose another folder with "
+                f"-o ({error})"
+            ) from error
+        if isinstance(report, dict) and report.get("schema_version") == RUN_JSON_SCHEMA:
+            return report
+        raise OutputError(f"{path} was written by another version: choose another folder with -o")
+    return None
+
+
+def load_earlier_frames(paths: ResultPaths) -> EarlierFrames:
+    """Read the list of frames of an earlier run; the journal of a killed run first.
+
+    Raises:
+        OutputError: If a file cannot be read.
+    """
+    found: list[EarlierFrames] = []
+    for path in (journal_path(paths.tracks), paths.tracks):
+        if is_nonempty_file(path):
+            try:
+                text = path.read_bytes().decode("utf-8", "replace")
+            except OSError as error:
+                raise OutputError(f"cannot read {path} of an earlier run: {error}") from error
+            found.append(_frames_from_text(text))
+    if not found:
+        return EarlierFrames()
+    names = frozenset().union(*(frames.names for frames in found))
+    return EarlierFrames(found[0].lines, found[0].entries, names, found[0].end_index)
+
+
+def _frames_from_text(text: str) -> EarlierFrames:
+    lines: list[str] = []
+    entries: list[ListedFrame] = []
+    names: set[str] = set()
+    end_index = 0
+    is_readable = True
+    for line in text.splitlines():
+        try:
+            entry = record_from_json(json_from_text(line, OutputError), ListedFrame, OutputError)
+        except OutputError:  # truncated when the run was killed, or damaged
+            is_readable = False
+            if match := _NAME.search(line):
+                names.add(json.loads(match[1]))
+            continue
+        names.add(entry.name)
+        end_index = max(end_index, entry.frame + 1)
+        if is_readable:
+            lines.append(line)
+            entries.append(entry)
+    # A name is a file name: a changed list must not lead out of the folder.
+    names = {name for name in names if name and Path(name).name == name and "\0" not in name}
+    return EarlierFrames(tuple(lines), tuple(entries), frozenset(names), end_index)
+
+
+def check_replaceable(
+    paths: ResultPaths,
+    earlier: Mapping[str, Any] | None,
+    frames: EarlierFrames,
+    video: VideoSource,
+    save: Iterable[str],
+    *,
+    keep: Iterable[Path] = (),
+    resume: bool = False,
+) -> None:
+    """Check that a run would replace only files of earlier runs, before any work.
+
+    Args:
+        paths: Paths of this run.
+        earlier: Report of the earlier run; None if there was none.
+        frames: Its frames.
+        video: The video of this run.
+        save: Results of this run.
+        keep: Files that may be replaced: masks corrected in place and given to this run.
+        resume: Whether the earlier run is continued, so that nothing is removed.
+
+    Raises:
+        OutputError: If a file of the user is in the way, or files would be removed through a
+            symbolic link.
+    """
+    kinds = set(save)
+    kept = {path.resolve() for path in keep}
+    for folder, suffix, kind in _frame_folders(paths):
+        files = sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else []
+        listed = [path for path in files if path.stem in frames.names]
+        if listed and folder.is_symlink() and not resume:
+            raise OutputError(_through_link(folder))
+        foreign = [path for path in files if path.stem not in frames.names]
+        if kind == "masks" and foreign and earlier is None and not frames.names:
+            raise OutputError(
+                f"{folder} holds {len(foreign)} PNG files that no earlier run wrote: move them "
+                "away, or choose another folder with -o"
+            )
+        in_the_way = [
+            path
+            for path in foreign
+            if is_nonempty_file(path)
+            and path.resolve() not in kept
+            and _may_have_frame(video, path.stem)
+        ]
+        if kind in kinds and in_the_way:
+            raise OutputError(_in_the_way(in_the_way[0]))
+    own = _own_growing_files(paths, earlier, frames)
+    written = {paths.tracks} | ({paths.overlay} if "overlay" in kinds else set())
+    written |= {paths.rle} if "rle" in kinds else set()
+    for path in sorted(written - set(own)):
+        if is_nonempty_file(path):
+            raise OutputError(_in_the_way(path))
+
+
+def remove_previous_results(
+    paths: ResultPaths,
+    earlier: Mapping[str, Any] | None,
+    frames: EarlierFrames,
+    *,
+    keep: Iterable[Path] = (),
+) -> None:
+    """Remove the results of an earlier run, and no other file.
+
+    Args:
+        paths: Paths of this run.
+        earlier: Report of the earlier run; None if there was none.
+        frames: Its frames.
+        keep: Files to keep: masks corrected in place and given to this run.
+
+    Raises:
+        OutputError: If a file cannot be removed.
+    """
+    kept = {path.resolve() for path in keep}
+    own = _own_growing_files(paths, earlier, frames)
+    with output_errors(paths.out):
+        for folder, suffix, _ in _frame_folders(paths):
+            for name in frames.names:
+                path = folder / f"{name}{suffix}"
+                if not os.path.lexists(path) or path.resolve() in kept:
+                    continue
+                if folder.is_symlink():
+                    raise OutputError(_through_link(folder))
+                path.unlink(missing_ok=True)
+        # The lists come last: if this is interrupted, they still name what is left.
+        reports = () if earlier is None else (paths.run_json, paths.run_partial_json)
+        for path in (*reports, *own):
+            path.unlink(missing_ok=True)
+
+
+def _frame_folders(paths: ResultPaths) -> tuple[tuple[Path, str, str], ...]:
+    return ((paths.masks, ".png", "masks"), (paths.probs, ".npz", "probs"))
+
+
+def _own_growing_files(
+    paths: ResultPaths, earlier: Mapping[str, Any] | None, frames: EarlierFrames
+) -> list[Path]:
+    """Return the files of the whole run that an earlier run wrote, tracks.jsonl last."""
+    if earlier is None and not frames.names:
+        return []
+    by_kind = {"overlay": paths.overlay, "rle": paths.rle}
+    saved = list(by_kind) if earlier is None else earlier.get("saved")
+    if not isinstance(saved, list):  # a damaged report
+        saved = list(by_kind)
+    return [path for kind, path in by_kind.items() if kind in saved] + [paths.tracks]
+
+
+def _may_have_frame(video: VideoSource, name: str) -> bool:
+    if isinstance(video, ImageSequence):
+        return name in video.frame_names
+    first, end = video.first_frame.index, video.end_index
+    if not (name.isascii() and name.isdigit()) or name != f"{int(name):05d}":
+        return False
+    return first <= int(name) and (end is None or int(name) < end)
+
+
+def _through_link(folder: Path) -> str:
+    return (
+        f"{folder} is a symbolic link, and nothing is removed through one: remove the link, or "
+        "choose another folder with -o"
+    )
+
+
+def _in_the_way(path: Path) -> str:
+    return (
+        f"{path} would be replaced, but no earlier run here wrote it: move it away, or choose "
+        "another folder with -o"
+    )
+
+
+def check_listed_files(
+    paths: ResultPaths, frames: EarlierFrames, first_frame: Frame, saved: Iterable[str]
+) -> ListedCheck:
+    """Check that the listed masks and probabilities are there and whole.
+
+    Args:
+        paths: Paths of the earlier run.
+        frames: Its frames.
+        first_frame: First frame of the video; the run must have started there.
+        saved: Kinds of results that the run wrote.
+    """
+    kinds = set(saved)
+    size_hw = (first_frame.rgb.shape[0], first_frame.rgb.shape[1])
+    whole, is_whole = 0, True
+    changed: tuple[int, Path] | None = None
+    for position, entry in enumerate(frames.entries):
+        is_whole &= entry.frame == first_frame.index + position and entry.name in frames.names
+        if "masks" in kinds and entry.name in frames.names:
+            path = paths.masks / f"{entry.name}.png"
+            state = _mask_state(path, entry, size_hw)
+            if state == "changed" and changed is None:
+                changed = entry.frame, path
+            is_whole &= state == "whole"
+        if "probs" in kinds and is_whole:
+            is_whole = _is_whole_zip(paths.probs / f"{entry.name}.npz")
+        whole += is_whole
+    return ListedCheck(whole, changed)
+
+
+def _mask_state(path: Path, entry: ListedFrame, size_hw: tuple[int, int]) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return "missing"
+    if hashlib.sha256(content).hexdigest() == entry.mask_sha256:
+        return "whole"
+    try:
+        labels = load_labels(path, size_hw=size_hw, max_objects=MAX_OBJECT_ID, allow_empty=True)
+    except MaskError:
+        return "missing"
+    if entry.mask_sha256 is None:
+        return "whole"
+    return "changed" if labels.any() else "missing"
+
+
+def _is_whole_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def match_video(video: Iterable[Frame], frames: EarlierFrames, first_index: int) -> VideoMatch:
+    """Compare the frames of a video with those that an earlier run has read.
+
+    Args:
+        video: All frames, from the first.
+        frames: Frames of the earlier run.
+        first_index: Index of the first frame.
+    """
+    same = count = 0
+    listed = frames.end_index - first_index
+    try:
+        for frame in video:
+            if count == listed:
+                return VideoMatch(same, has_more=True, is_shorter=False)
+            if same == count < len(frames.entries):
+                entry = frames.entries[count]
+                is_same = entry.name == frame.name and (
+                    entry.frame_crc32 is None or entry.frame_crc32 == crc32_of_frame(frame)
+                )
+                same += is_same
+            count += 1
+    except VideoError:  # the run itself raises it, after the frames before it
+        return VideoMatch(same, has_more=True, is_shorter=False)
+    return VideoMatch(same, has_more=False, is_shorter=count < listed)
+
+
+def are_files_whole(paths: ResultPaths, earlier: Mapping[str, Any]) -> bool:
+    """Return whether the files of the whole run have the content that was written.
+
+    Runs before 0.3 kept no digests: their files need only have content.
+    """
+    by_name = {path.name: path for path in paths.growing}
+    files = earlier.get("files")
+    if isinstance(files, Mapping):
+        return all(
+            name in by_name
+            and is_nonempty_file(by_name[name])
+            and sha256_of_file(by_name[name]) == digest
+            for name, digest in files.items()
+        )
+    kinds = {"overlay": paths.overlay, "rle": paths.rle}
+    return all(is_nonempty_file(kinds[kind]) for kind in earlier["saved"] if kind in kinds)
