@@ -13,6 +13,7 @@ from torch import nn
 
 from mpn import __version__
 from mpn._common.files import output_error, sha256_of_file, write_text_atomically
+from mpn._common.locks import FolderLock
 from mpn._common.records import json_from_record
 from mpn.engines.directory.entries import FinetuneEntry, Preprocessing
 from mpn.engines.directory.files import FileDigest
@@ -97,29 +98,34 @@ def export_bundle(
     checkpoint, licence = _loaded(checkpoints, options, progress)
     weights = _selected(checkpoint, options)
     check_space(target, _expected_bytes(weights, options))
-    staging = Staging.open(target, _key(checkpoint, options, pictures))
-    entries: dict[Role, RoleEntry] = {}
-    parities: dict[Role, Mapping[str, Any]] = {}
-    summaries: list[RoleSummary] = []
-    for role, role_weights in weights.items():
-        found = staging.finished(role)
-        if found is None:
-            finished = _exported(role_weights, options, pictures, staging, progress)
-        else:
-            finished = found
-            progress.reused(role)
-        facts = finished.facts
-        entries[role] = role_entry(role_weights, options, finished)
-        if facts["parity"] is not None:
-            parities[role] = facts["parity"]
-        summaries.append(replace(RoleSummary(**facts["summary"]), reused=found is not None))
-    manifest = manifest_of(target.name, entries, checkpoint, licence, options)
-    document = parity_document(parities, inputs=None if pictures is None else pictures.description)
-    write_text_atomically(staging.path / PARITY_NAME, parity_text(document))
-    save_manifest(staging.path, manifest)
-    verify_digests(staging.path, manifest, with_adapt=True)
-    staging.publish()
-    return ExportedBundle(target, manifest, tuple(summaries), time.perf_counter() - began_s)
+    # Two exports would share the hidden folder.
+    lock_file = target.with_name(f".{target.name}.mpn-export.lock")
+    with FolderLock(target.parent, lock_file=lock_file, subject=target):
+        staging = Staging.open(target, _key(checkpoint, options, pictures))
+        entries: dict[Role, RoleEntry] = {}
+        parities: dict[Role, Mapping[str, Any]] = {}
+        summaries: list[RoleSummary] = []
+        for role, role_weights in weights.items():
+            found = staging.finished(role)
+            if found is None:
+                finished = _exported(role_weights, options, pictures, staging, progress)
+            else:
+                finished = found
+                progress.reused(role)
+            facts = finished.facts
+            entries[role] = role_entry(role_weights, options, finished)
+            if facts["parity"] is not None:
+                parities[role] = facts["parity"]
+            summaries.append(replace(RoleSummary(**facts["summary"]), reused=found is not None))
+        manifest = manifest_of(target.name, entries, checkpoint, licence, options)
+        document = parity_document(
+            parities, inputs=None if pictures is None else pictures.description
+        )
+        write_text_atomically(staging.path / PARITY_NAME, parity_text(document))
+        save_manifest(staging.path, manifest)
+        verify_digests(staging.path, manifest, with_adapt=True)
+        staging.publish()
+        return ExportedBundle(target, manifest, tuple(summaries), time.perf_counter() - began_s)
 
 
 def _loaded(

@@ -7,9 +7,9 @@ survive an interruption: the next export with the same checkpoints and options c
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from typing import Any
 from mpn._common.files import (
     PARTIAL_SUFFIX,
     output_error,
-    publish,
+    publish_folder,
+    restore_folder,
     sha256_of_file,
     write_text_atomically,
 )
@@ -89,10 +90,14 @@ class Staging:
         """
         staging = cls(target.with_name(f".{target.name}.mpn-export"), target, key)
         try:
+            if target.parent.exists():
+                for old in restore_folder(target):
+                    if _is_engine_dir(old):
+                        shutil.rmtree(old, ignore_errors=True)
             if staging.path.exists():
                 staging._finished = _load_state(staging.path, staging._key)
                 if not staging._finished:
-                    _remove_own(staging.path)
+                    _remove_own(staging.path, target)
             above = [folder for folder in staging.path.parents if not folder.exists()]
             staging.path.mkdir(parents=True, exist_ok=True)
             staging._made_folders = above
@@ -145,17 +150,12 @@ class Staging:
         Raises:
             OutputError: If it cannot be renamed; the old directory is then restored.
         """
-        old: Path | None = None
         try:
             (self.path / STATE_NAME).unlink(missing_ok=True)
             if self._target.exists():
                 _carry_over(self._target, self.path)
-                old = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}.old")
-                self._target.rename(old)
-            publish(self.path, self._target, durable=True)
+            old = publish_folder(self.path, self._target)
         except OSError as error:
-            if old is not None and old.exists() and not self._target.exists():
-                old.rename(self._target)
             raise OutputError(
                 f"{self._target} cannot be put in place: {error.strerror or error}"
             ) from error
@@ -257,18 +257,35 @@ def _load_state(path: Path, key: Mapping[str, Any]) -> dict[str, FinishedRole]:
     return dict(state.roles)
 
 
-def _remove_own(path: Path) -> None:
+def _remove_own(path: Path, target: Path) -> None:
     """Remove the staging folder of another export.
+
+    It may hold copies of the user's files in the engine directory, if that export was killed before
+    its last step.
 
     Raises:
         OutputError: If it holds a file that no export has written.
     """
-    foreign = [entry.name for entry in path.iterdir() if not _is_own(entry.name)]
+    foreign = [
+        entry.name
+        for entry in path.iterdir()
+        if not _is_own(entry.name) and not _is_copy(entry, target / entry.name)
+    ]
     if foreign:
         raise OutputError(
             f"{path} is in the way and holds '{foreign[0]}', which no export wrote: move it away"
         )
     shutil.rmtree(path)
+
+
+def _is_copy(path: Path, original: Path) -> bool:
+    if path.is_symlink() or original.is_symlink():
+        return (
+            path.is_symlink() and original.is_symlink() and path.readlink() == original.readlink()
+        )
+    if path.is_dir():
+        return original.is_dir() and all(_is_copy(e, original / e.name) for e in path.iterdir())
+    return original.is_file() and filecmp.cmp(path, original, shallow=False)
 
 
 def _is_own(name: str) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpn._common.files import publish
+from mpn._common.locks import TemporaryFolder
 from mpn.engines.directory.entries import RoleEntry
 from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import Manifest, load_manifest, verify_digests
@@ -69,8 +69,8 @@ def export_triton(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Rename it once it is complete: a server may be polling the folder.
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-            whole = Path(scratch) / target.name
+        with TemporaryFolder(target.parent, prefix=f".{target.name}-") as scratch:
+            whole = scratch.path / target.name
             for model in models:
                 _write(model, manifest.roles[model.role], source, whole / model.name)
             if target.is_dir():
