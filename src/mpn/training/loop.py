@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from mpn._common.closeable import Closeable
-from mpn._common.files import output_errors, remove_temporaries
-from mpn.errors import TrainingError, import_or_explain
-from mpn.networks.checkpoint import write_torch_file
+from mpn._common.files import (
+    is_nonempty_file,
+    output_errors,
+    remove_temporaries,
+    write_text_atomically,
+)
+from mpn.errors import CheckpointError, TrainingError, import_or_explain
+from mpn.networks.checkpoint import read_torch_file, write_torch_file
 from mpn.training.optimisation import AveragedWeights, MixedPrecision
 from mpn.training.options import LoopOptions
 from mpn.training.processes import Processes, joined_processes
@@ -53,16 +59,21 @@ class RunLog(Closeable):
                 "torch.utils.tensorboard", extra="tensorboard", purpose="--tensorboard"
             )
             self._board = module.SummaryWriter(str(out / "tensorboard"), purge_step=from_step + 1)
-        kept = self._kept_lines(from_step)
-        with self._path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(kept)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(self._kept_lines(from_step))
+        write_text_atomically(self._path, text.getvalue())  # a full disk leaves the old log
 
     def _kept_lines(self, from_step: int) -> list[list[str]]:
         if not from_step or not self._path.is_file():
             return []
-        with self._path.open(newline="", encoding="utf-8") as file:
+        with output_errors(self._path), self._path.open(newline="", encoding="utf-8") as file:
             header, *lines = list(csv.reader(file)) or [[]]
-        kept = [line for line in lines if line and int(line[0]) <= from_step]
+        # A line that a full disk cut off is dropped.
+        kept = [
+            line
+            for line in lines
+            if len(line) == len(header) and line[0].isdecimal() and int(line[0]) <= from_step
+        ]
         if kept:
             self._seconds_before = float(kept[-1][1])
         return [header, *kept] if header else []
@@ -75,14 +86,15 @@ class RunLog(Closeable):
         step = values.pop("step")
         values.pop("steps", None)
         seconds = self._seconds_before + time.monotonic() - self._start
-        fresh = self._path.stat().st_size == 0
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if fresh:
-                writer.writerow(["step", "seconds", *values])
-            writer.writerow(
-                [step, f"{seconds:.1f}", *(_cell(name, v) for name, v in values.items())]
-            )
+        with output_errors(self._path):
+            fresh = self._path.stat().st_size == 0
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                if fresh:
+                    writer.writerow(["step", "seconds", *values])
+                writer.writerow(
+                    [step, f"{seconds:.1f}", *(_cell(name, v) for name, v in values.items())]
+                )
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, float):
@@ -147,15 +159,16 @@ def saved_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
         TrainingError: If there is a state but ``resume`` is False, or it cannot be read.
     """
     path = out / STATE_FILE
-    if not path.is_file():
+    if not is_nonempty_file(path):
         return None
     if not resume:
         raise TrainingError(f"{out} already holds a training run: add --resume, or choose another")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainingError(f"{path} cannot be read as the state of a run: {reason}") from error
+        state = read_torch_file(path)  # checks the checksums, which torch.load does not do
+    except CheckpointError as error:
+        raise TrainingError(f"the run cannot be resumed: {error}") from error
+    if not isinstance(state, dict) or not {"step", "model"} <= set(state):
+        raise TrainingError(f"{path} is not the state of a run: it holds no step and no model")
     return state
 
 

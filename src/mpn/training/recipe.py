@@ -108,27 +108,27 @@ def run_propagation_recipe(
     material = ClipSources(
         tuple(s for s in sequences if s.name not in options.holdout), (*stills, *instances)
     )
-    open_run(recipe, "propagation", out, resume=resume, notice=notice)
-    averaged = train_propagation(
-        sequences,
-        material,
-        out,
-        options,
-        start_from=start,
-        features=features,
-        features_cache=recipe.features_cache,
-        resume=resume,
-        notice=notice,
-        report=report,
-    )
-    network = PropagationNet(options.network)
-    network.load_state_dict(averaged)
-    data: dict[str, Any] = {
-        "davis_sequences": [s.name for s in material.sequences],
-        "held_out": list(options.holdout),
-        "still_pairs": len(stills),
-        "instances": len(instances),
-    }
-    if features is not None:
-        data["features"] = features_variant(asdict(features.config))
-    return write_checkpoint(network, recipe, "propagation", out, data)
+    with open_run(recipe, "propagation", out, resume=resume, notice=notice):
+        averaged = train_propagation(
+            sequences,
+            material,
+            out,
+            options,
+            start_from=start,
+            features=features,
+            features_cache=recipe.features_cache,
+            resume=resume,
+            notice=notice,
+            report=report,
+        )
+        network = PropagationNet(options.network)
+        network.load_state_dict(averaged)
+        data: dict[str, Any] = {
+            "davis_sequences": [s.name for s in material.sequences],
+            "held_out": list(options.holdout),
+            "still_pairs": len(stills),
+            "instances": len(instances),
+        }
+        if features is not None:
+            data["features"] = features_variant(asdict(features.config))
+        return write_checkpoint(network, recipe, "propagation", out, data)

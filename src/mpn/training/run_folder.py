@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mpn import __version__
-from mpn._common.files import output_errors, write_text_atomically
+from mpn._common.files import is_nonempty_file, output_errors, write_text_atomically
+from mpn._common.locks import FolderLock
 from mpn.engines.spec import Role
 from mpn.errors import CheckpointError, TrainingError
 from mpn.networks.checkpoint import load_checkpoint, read_torch_file, save_checkpoint
@@ -57,10 +59,10 @@ def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str
         OutputError: If it cannot be written.
     """
     path = out / RECIPE_FILE
-    if (out / "last.pth").exists() and not resume:
+    if is_nonempty_file(out / "last.pth") and not resume:
         raise TrainingError(f"{out} already holds a training run: add --resume, or choose another")
     text = toml_from_recipe(recipe, role)
-    before = _flat(tomllib.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    before = _earlier_recipe(path)
     now = _flat(tomllib.loads(text))
     with output_errors(path):
         out.mkdir(parents=True, exist_ok=True)
@@ -75,13 +77,36 @@ def keep_recipe(recipe: Any, role: str, out: Path, *, resume: bool) -> tuple[str
     )
 
 
+def _earlier_recipe(path: Path) -> dict[str, Any]:
+    if not is_nonempty_file(path):
+        return {}
+    try:
+        return _flat(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{path} cannot be read as the recipe of the run: {error}; remove it to continue with "
+            "the options given now"
+        ) from error
+
+
+@contextmanager
 def open_run(
     recipe: Any, role: str, out: Path, *, resume: bool, notice: Callable[[str], None]
-) -> None:
-    """Call :func:`keep_recipe` in the first process, and ``notice`` with each change."""
-    if is_first_process():
+) -> Iterator[None]:
+    """Lock the folder of a run, and call ``notice`` with changes of its recipe.
+
+    Only the first process does. The lock ends with the block.
+
+    Raises:
+        OutputError: If another training writes to the folder.
+    """
+    if not is_first_process():
+        yield
+        return
+    with FolderLock(out):
         for change in keep_recipe(recipe, role, out, resume=resume):
             notice(f"changed since the run began: {change}")
+        yield
 
 
 def write_checkpoint(

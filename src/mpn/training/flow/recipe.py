@@ -185,18 +185,18 @@ def run_flow_recipe(
         start = checkpoint.roles["flow"].state_dict
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
     pairs = _pairs(recipe)
-    open_run(recipe, "flow", out, resume=resume, notice=notice)
-    weights = train_flow(
-        sequences, stills, pairs, out, options, start_from=start, resume=resume, report=report
-    )
-    network = FlowNet2(options.network)
-    network.load_state_dict(weights)
-    data = {
-        "still_pairs": len(stills),
-        "flow_pairs": len(pairs.train),
-        "held_out_flow_pairs": len(pairs.held_out),
-    }
-    return write_checkpoint(network, recipe, "flow", out, data)
+    with open_run(recipe, "flow", out, resume=resume, notice=notice):
+        weights = train_flow(
+            sequences, stills, pairs, out, options, start_from=start, resume=resume, report=report
+        )
+        network = FlowNet2(options.network)
+        network.load_state_dict(weights)
+        data = {
+            "still_pairs": len(stills),
+            "flow_pairs": len(pairs.train),
+            "held_out_flow_pairs": len(pairs.held_out),
+        }
+        return write_checkpoint(network, recipe, "flow", out, data)
 
 
 def _pairs(recipe: FlowRecipe) -> FlowPairs:

@@ -216,14 +216,14 @@ def run_osvos_recipe(
     if recipe.start_from is not None:
         start = osvos_start(recipe.start_from, options.network, seed=options.seed)
     sequences, stills = recipe.data.sequences(), recipe.data.still_pairs()
-    open_run(recipe, "osvos", out, resume=resume, notice=notice)
-    weights = train_osvos(
-        sequences, stills, out, options, start_from=start, resume=resume, report=report
-    )
-    network = OsvosVgg(options.network)
-    network.load_state_dict(weights)
-    data = osvos_data(options, sequences, stills)
-    return write_checkpoint(network, recipe, "osvos", out, data)
+    with open_run(recipe, "osvos", out, resume=resume, notice=notice):
+        weights = train_osvos(
+            sequences, stills, out, options, start_from=start, resume=resume, report=report
+        )
+        network = OsvosVgg(options.network)
+        network.load_state_dict(weights)
+        data = osvos_data(options, sequences, stills)
+        return write_checkpoint(network, recipe, "osvos", out, data)
 
 
 def osvos_data(
