@@ -1,23 +1,26 @@
 """The ``mpn`` application and its two shortcuts.
 
-Exit codes: 0 success, 1 failure (one line on stderr), 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 failure (one line on stderr), 2 wrong usage, 130 interrupted by Ctrl-C,
+143 by SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
 import typer
 
 from mpn import __version__
+from mpn._common.signals import Stopped, stop_signals
 from mpn.cli.bench import bench
 from mpn.cli.demo import demo
 from mpn.cli.eval import evaluate
 from mpn.cli.export import export
 from mpn.cli.inspect import inspect
 from mpn.cli.renamed import refusal_of
-from mpn.cli.run import INTERRUPTED, run
+from mpn.cli.run import INTERRUPTED, SIGNAL_BASE, run
 from mpn.cli.train import train_app
 from mpn.cli.usage import EPILOG, UsageError, usage_message
 from mpn.errors import MpnError
@@ -69,13 +72,15 @@ def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> in
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
+    _escape_unprintable_names()
     try:
-        code = application(args=given, standalone_mode=False)
+        with stop_signals():
+            code = application(args=given, standalone_mode=False)
     except SystemExit as stop:  # a closed pipe
         return stop.code if isinstance(stop.code, int) else 0
-    except typer.Abort:
+    except typer.Abort as abort:
         _print_error("interrupted")
-        return INTERRUPTED
+        return _exit_code(abort.__cause__)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -90,6 +95,18 @@ def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> in
         _print_error(str(error))
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _exit_code(cause: BaseException | None) -> int:
+    """Return 130 for Ctrl-C, 143 for SIGTERM and 129 for SIGHUP, as a shell does."""
+    return SIGNAL_BASE + cause.signum if isinstance(cause, Stopped) else INTERRUPTED
+
+
+def _escape_unprintable_names() -> None:
+    """Print file names that are not UTF-8 with escapes instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _print_error(message: str) -> None:

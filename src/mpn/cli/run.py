@@ -147,6 +147,7 @@ def default_finetune_cache() -> Path | None:
     return user_cache_dir("adapt")
 
 
+SIGNAL_BASE = 128
 INTERRUPTED = 130
 
 
@@ -386,10 +387,13 @@ def run(
         build=build,
     )
     report, did_run = _run_with_progress(request, run_video, quiet=quiet)
+    if not quiet:
+        for warning in report.get("warnings", ()):  # version 0.2 wrote none
+            typer.echo(f"warning: {warning}", err=True)
     if as_json:
-        import json
+        from mpn._common.files import json_text
 
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        typer.echo(json_text(report, indent=2))
     elif not quiet:
         for note in report.get("mask_notes", ()):
             typer.echo(note, err=True)
@@ -413,15 +417,16 @@ def _run_with_progress(
                 request, on_progress=on_progress, on_finetune=show.finetune, on_build=show.build
             )
             return report, computed > 0
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             interrupted_at = done
+            signum = getattr(stop, "signum", INTERRUPTED - SIGNAL_BASE)
     typer.echo(
         f"interrupted: {interrupted_at} frames are done and kept, continue with --resume"
         if interrupted_at
         else "interrupted",
         err=True,
     )
-    raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(SIGNAL_BASE + signum)
 
 
 def _summary(report: dict[str, Any], *, did_run: bool) -> str:
@@ -430,7 +435,7 @@ def _summary(report: dict[str, Any], *, did_run: bool) -> str:
     if "masks" not in report["saved"]:
         masks = f"results in {out['folder']}"
     finetuned = ""
-    if report["finetune"]["ran"]:
+    if did_run and report["finetune"]["ran"]:
         seconds, fps = report["finetune"]["seconds"], report["fps_after_finetune"]
         finetuned = f" ({fps:.1f} after {seconds:.0f} s of fine-tuning)"
     speed = f"{report['fps']:.1f} FPS on {used}{finetuned}" if did_run else "nothing left to do"
