@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mpn import Pipeline, PipelineOptions
-from mpn.engines.directory.manifest import load_manifest, save_manifest, verify_digests
+from mpn.engines.directory.manifest import load_manifest, verify_digests
 from mpn.engines.open import default_engine_dir, open_engines
 from mpn.evaluation import SequenceEvaluator
 from mpn.synthetic import SyntheticFrame, render_clip
 
-SIZE_LIMIT_BYTES = 15_000_000
+SIZE_LIMIT_BYTES = 20_000_000
 FRAMES = 10
 
 
@@ -41,23 +39,14 @@ def _results(pipeline: Pipeline, clip: list[SyntheticFrame]) -> Iterator[np.ndar
 
 
 def test_the_directory_is_whole_and_opens() -> None:
+    """All three models that a run can choose are there."""
     directory = default_engine_dir()
     manifest = load_manifest(directory)
     verify_digests(directory, manifest)
     with open_engines(directory, backend="cpu", threads=1) as engines:
         assert engines.flow is None
+        assert sorted(engines.engines) == ["features", "osvos", "propagation"]
         assert manifest.flow.source == "opencv-dis"
-
-
-def test_shipped_manifest_is_rewritten_byte_by_byte(tmp_path: Path) -> None:
-    """Version 0.1.0 wrote the file; order, indentation and numbers must not change."""
-    directory = default_engine_dir()
-    manifest = load_manifest(directory)
-    assert manifest.provenance.tool_version == "0.1.0"
-    written = save_manifest(tmp_path, manifest).read_bytes()
-    assert written == (directory / "manifest.json").read_bytes()
-    other = replace(manifest, name="other")  # control
-    assert save_manifest(tmp_path, other).read_bytes() != written
 
 
 def test_all_files_together_are_small_enough_to_ship() -> None:
@@ -72,6 +61,8 @@ def test_shipped_licence_is_in_manifest_and_model_card() -> None:
     assert "CC BY-NC 4.0" in card
     assert "DAVIS" in card
     assert "ECSSD" in card
+    assert "COCO" in card
+    assert "Apache-2.0" in card
 
 
 def test_manifest_defaults_match_the_model_card() -> None:
@@ -86,7 +77,7 @@ def test_manifest_defaults_match_the_model_card() -> None:
 
 def test_the_engines_earn_their_place_on_the_built_in_clip(clip: list[SyntheticFrame]) -> None:
     shipped = _mean_j(clip)
-    assert shipped > 0.7
-    # controls: J is lower without the network and without the options of the manifest
-    assert shipped > _mean_j(clip, use_propagation=False, flow_check_px=0.0, colour_weight=0.0)
-    assert shipped > _mean_j(clip, propagation_weight=0.0, flow_check_px=0.0, colour_weight=0.0)
+    assert shipped > 0.8
+    # controls: J is lower without the network, and without the target model
+    assert shipped > _mean_j(clip, use_propagation=False)
+    assert shipped > _mean_j(clip, one_shot="off")

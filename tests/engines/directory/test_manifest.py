@@ -41,6 +41,17 @@ def rewrite(directory: Path, change: Callable[[Json], object]) -> None:
     file.write_text(json.dumps(value))
 
 
+def test_manifest_of_0_1_is_rewritten_byte_by_byte(tmp_path: Path) -> None:
+    """Order, indentation and numbers do not change. The lists of tensors are shortened."""
+    file = Path(__file__).parent / "data" / "manifest-0.1.0.json"
+    (tmp_path / "manifest.json").write_bytes(file.read_bytes())
+    manifest = load_manifest(tmp_path)
+    assert manifest.provenance.tool_version == "0.1.0"
+    assert save_manifest(tmp_path, manifest).read_bytes() == file.read_bytes()
+    other = replace(manifest, name="other")  # control
+    assert save_manifest(tmp_path, other).read_bytes() != file.read_bytes()
+
+
 def test_saved_manifest_loads_equal(tmp_path: Path) -> None:
     manifest = fake_engine_set(
         osvos=fourth_channel,
