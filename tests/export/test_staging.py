@@ -81,6 +81,14 @@ def test_a_stranger_in_the_way_is_not_deleted(tmp_path: Path) -> None:
     assert (hidden / "thesis.tex").exists()
 
 
+def test_link_in_place_of_the_hidden_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / ".engines.mpn-export").symlink_to(tmp_path / "theirs")
+    with pytest.raises(OutputError, match="is a symbolic link: remove it"):
+        Staging.open(check_target(tmp_path / "engines"), KEY)
+    assert list((tmp_path / "theirs").iterdir()) == []
+
+
 def test_an_unfinished_role_leaves_nothing(tmp_path: Path) -> None:
     target = check_target(tmp_path / "engines")
     staging = Staging.open(target, KEY)

@@ -217,3 +217,16 @@ def test_a_ramp_hits_its_stops_and_clips_outside() -> None:
     stops = [(0, 0, 0), (255, 0, 0), (255, 255, 255)]
     expected = [[0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]
     np.testing.assert_allclose(colour_ramp(value, stops)[0], expected, atol=1e-6)
+
+
+def test_clip_removes_no_picture_of_the_user(tmp_path: Path) -> None:
+    write_clip(tmp_path, frames=3, size_hw=(32, 64))
+    annotations = next((tmp_path / "Annotations" / "480p").iterdir())
+    (annotations / "mine.png").touch()
+    write_clip(tmp_path, frames=2, size_hw=(32, 64))
+    assert {path.name for path in annotations.iterdir()} == {"00000.png", "00001.png", "mine.png"}
+    annotations.rename(tmp_path / "theirs")
+    annotations.symlink_to(tmp_path / "theirs")
+    with pytest.raises(OutputError, match="is a symbolic link"):
+        write_clip(tmp_path, frames=1, size_hw=(32, 64))
+    assert (tmp_path / "theirs" / "00001.png").exists()

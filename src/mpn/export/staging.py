@@ -94,6 +94,8 @@ class Staging:
                 for old in restore_folder(target):
                     if _is_engine_dir(old):
                         shutil.rmtree(old, ignore_errors=True)
+            if staging.path.is_symlink():  # the engines would be written elsewhere
+                raise OutputError(f"{staging.path} is a symbolic link: remove it")
             if staging.path.exists():
                 staging._finished = _load_state(staging.path, staging._key)
                 if not staging._finished:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from mpn.errors import InputError
+from mpn.errors import InputError, OutputError
 from mpn.synthetic.scene import Scene
 from mpn.types import UInt8Array
 
@@ -137,8 +137,13 @@ def write_clip(
     with output_errors(directory):
         for folder in (annotations, lists):
             folder.mkdir(parents=True, exist_ok=True)
-        for stale in annotations.glob("*.png"):  # masks of a longer clip
-            stale.unlink()
+        if annotations.is_symlink():
+            raise OutputError(
+                f"{annotations} is a symbolic link, and nothing is removed through one: remove it"
+            )
+        for stale in annotations.glob("[0-9]" * 5 + ".png"):
+            if int(stale.stem) >= frames:  # a mask of a longer clip
+                stale.unlink()
     write_text_atomically(lists / "val.txt", f"{CLIP_NAME}\n")
     with replacing(video) as temporary, _VideoFile(temporary, size_hw) as encoded:
         for number, frame in enumerate(rendered):

@@ -151,9 +151,13 @@ def test_the_newest_entry_stays_even_if_it_alone_is_too_large(tmp_path: Path) ->
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("x" * 1000)
-    WeightCache(tmp_path, max_bytes=10).save(KEYS[0], weights())
-    assert (tmp_path / "notes.txt").exists()
+    theirs = [tmp_path / "notes.txt", tmp_path / "my-model.safetensors"]
+    for path in theirs:
+        path.write_text("x" * 1000)
+    cache = WeightCache(tmp_path, max_bytes=10)
+    for key in KEYS[:2]:
+        cache.save(key, weights())
+    assert set(tmp_path.iterdir()) == {*theirs, tmp_path / f"{KEYS[1]}.safetensors"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ MAX_CACHE_BYTES = 2 << 30
 """2 GiB: about 200 objects of the lite networks."""
 
 _SUFFIX = ".safetensors"
+_OWN_NAME = re.compile(r"[0-9a-f]{64}" + re.escape(_SUFFIX))
 _KEY = "key"
 """Of the metadata: who can rename files in the folder cannot exchange them. Not in version 0.2."""
 
@@ -118,8 +120,10 @@ class WeightCache:
     def _trim(self, newest: Path) -> None:
         entries = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
+            if not _OWN_NAME.fullmatch(path.name):  # a file of the user
+                continue
             try:
-                stat = path.stat()
+                stat = path.lstat()
             except FileNotFoundError:  # another process deleted it
                 continue
             entries.append((path != newest, stat.st_mtime_ns, stat.st_size, path))

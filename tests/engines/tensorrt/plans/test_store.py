@@ -261,3 +261,16 @@ def test_plans_are_listed_with_their_problems(store: PlanStore, directory: Path)
     other = make_adapt_dir(directory.parent / "other", precision="fp16")
     (reports,) = [plan_reports(directory, load_manifest(other))]
     assert {report.problem for report in reports if report.record} == {"built from another graph"}
+
+
+def test_plan_of_another_user_in_the_cache_is_built_again(
+    store: PlanStore, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_folders", lambda: (user_plans_dir(),))
+    path = store.plan("osvos", NONE).path
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert not store.plan("osvos", NONE).was_built  # control
+    monkeypatch.setattr("os.geteuid", lambda: path.stat().st_uid + 1)
+    again = store.plan("osvos", NONE)
+    assert again.was_built
+    assert "belongs to another user" in again.note

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mpn._common.cache_dirs import user_cache_dir
+from mpn._common.cache_dirs import distrust_reason, make_private_folder, user_cache_dir
 from mpn._common.files import write_bytes_atomically, write_text_atomically
 from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import utc_now_iso
@@ -154,6 +154,9 @@ class PlanStore:
             raise EngineError(key.why_not(record.key))
         if self._is_of_another_gpu(record):
             raise EngineError(f"it was built on {record.device} and this is {self._device_name}")
+        # A plan is code. In an engine directory it is trusted as far as the directory is.
+        if path.parent == user_plans_dir() and (reason := distrust_reason(path)) is not None:
+            raise EngineError(reason)
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -231,7 +234,10 @@ class PlanStore:
         for folder in self._folders():
             path = folder / record.key.file_name
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                if folder == user_plans_dir():
+                    make_private_folder(folder)
+                else:
+                    folder.mkdir(parents=True, exist_ok=True)
                 write_bytes_atomically(path, built.data, durable=True)
                 # The record comes second: a plan without a record is built again.
                 write_text_atomically(record_path(path), _json_text(record), durable=True)
