@@ -17,7 +17,9 @@ from PIL import Image
 from mpn.cli import main as cli
 from mpn.cli.run import BackendName, DecodeName, ScopeName
 from mpn.engines.open import BACKENDS
+from mpn.errors import OutputError
 from mpn.masks import save_labels
+from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import DECODERS
 from mpn.runtime.options import DEFAULT_RECIPES, FinetuneRecipe, FinetuneScope
 from mpn.runtime.session import session
@@ -259,6 +261,34 @@ def test_interrupted_run_is_resumed(run, capsys, monkeypatch) -> None:
     assert run("@clip.mp4", "--mask", "@first.png", "--resume") == 0
     summary = capsys.readouterr().out
     assert summary.startswith("5 frames, nothing left to do, objects 1, 2: masks in clip-mpn")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_stop_signals_end_with_their_code(run, capsys, monkeypatch, name: str, code: int) -> None:
+    original = session._Run._write
+
+    def stop(self, outputs, frame, *rest) -> None:  # type: ignore[no-untyped-def]
+        if frame.index == 3:
+            signal.raise_signal(getattr(signal, name))
+        original(self, outputs, frame, *rest)
+
+    monkeypatch.setattr(session._Run, "_write", stop)
+    assert run("@clip.mp4", "--mask", "@first.png") == code
+    assert capsys.readouterr().err.startswith("interrupted: 3 frames are done and kept")
+    assert json.loads(Path("clip-mpn/run.json").read_text())["state"] == "interrupted"
+
+
+def test_warnings_of_a_run_are_printed(run, capsys, monkeypatch) -> None:
+    def fail(self, *args, **options) -> None:  # type: ignore[no-untyped-def]
+        raise OutputError("cannot encode")
+
+    monkeypatch.setattr(OverlayWriter, "write", fail)
+    assert run("@clip.mp4", "--mask", "@first.png") == 0
+    out, err = capsys.readouterr()
+    assert "warning: the overlay is left out, " in err
+    assert out.startswith("5 frames, ")
+    assert run("@clip.mp4", "--mask", "@first.png", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
 
 
 # --- bad input: exit code 1, one line, nothing left behind --------------------------------------

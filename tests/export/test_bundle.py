@@ -313,6 +313,23 @@ def test_failing_export_is_one_line_and_leaves_no_files(
     assert exported_roles == []
 
 
+def test_second_export_to_a_folder_is_refused(checkpoint_dir: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Second(_Log):
+        def started(self, role: Role, step: Step) -> None:
+            if not seen:
+                with pytest.raises(OutputError, match="engines is in use by another run") as caught:
+                    export_bundle([checkpoint], tmp_path / "engines", options)
+                seen.append(str(caught.value))
+
+    checkpoint, options = checkpoint_dir / "propagation.pth", _options(verify=False)
+    export_bundle([checkpoint], tmp_path / "engines", options, Second())
+    assert len(seen) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["engines"]
+    export_bundle([checkpoint], tmp_path / "engines", options)  # control
+
+
 def test_unusable_folder_fails_before_reading_checkpoints(
     checkpoint_dir: Path, tmp_path: Path
 ) -> None:

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from mpn.errors import CheckpointError, TrainingError
+from mpn.errors import CheckpointError, OutputError, TrainingError
 from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.imagenet import vgg16_stages
 from mpn.networks.osvos import OsvosConfig, OsvosVgg
 from mpn.networks.propagation import PropagationConfig, PropagationNet
-from mpn.training.run_folder import osvos_start, propagation_start
+from mpn.training.flow.recipe import FlowRecipe
+from mpn.training.run_folder import keep_recipe, open_run, osvos_start, propagation_start
 from tests.networks.test_imagenet import public_like, vgg16_like, xception_like
 
 
@@ -100,3 +102,29 @@ def test_own_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
     message = "holds EfficientNetLite0-DeepLabV3Plus, but EfficientNetLite0-PspNet is to be trained"
     with pytest.raises(CheckpointError, match=message):
         propagation_start(path, replace(config, head="pspnet"), fourth=None, seed=0)
+
+
+def test_second_training_in_a_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpn.training.run_folder.keep_recipe", lambda *args, **options: ())
+
+    def open_again() -> None:
+        with open_run(None, "flow", tmp_path, resume=True, notice=print):
+            pass
+
+    with (
+        open_run(None, "flow", tmp_path, resume=False, notice=print),
+        pytest.raises(OutputError, match=f"in use by another run .process {os.getpid()}."),
+    ):
+        open_again()
+    open_again()  # control
+    monkeypatch.setenv("RANK", "1")  # another process of one training
+    with open_run(None, "flow", tmp_path, resume=False, notice=print):
+        open_again()
+
+
+def test_damaged_recipe_of_a_run_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_bytes(b"[training\xff")
+    with pytest.raises(TrainingError, match=r"recipe\.toml cannot be read .*; remove it"):
+        keep_recipe(FlowRecipe(), "flow", tmp_path, resume=True)

@@ -61,6 +61,17 @@ def masks_of(request: RunRequest) -> np.ndarray:
     return np.stack([load_labels(path, allow_empty=True) for path in sorted(folder.glob("*.png"))])
 
 
+def test_cache_that_cannot_be_written_is_one_warning(request_: RunRequest, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    finetune = replace(QUICK, cache_dir=tmp_path / "file" / "cache")
+    report = run_video(replace(request_, options=PipelineOptions(finetune=finetune)))
+    (warning,) = report["warnings"]  # for two objects
+    assert warning.startswith("fine-tuned weights are not kept for the next run (choose a folder")
+    assert "cache: " in warning
+    assert [entry["finetuned"] for entry in report["finetune"]["objects"]] == [True, True]
+    assert len(masks_of(request_)) == FRAMES
+
+
 def test_each_object_is_finetuned_and_reported(request_: RunRequest) -> None:
     seen: list[FinetuneProgress] = []
     report = run_video(request_, on_finetune=seen.append)
