@@ -395,8 +395,6 @@ def run(
 
         typer.echo(json_text(report, indent=2))
     elif not quiet:
-        for note in report.get("mask_notes", ()):
-            typer.echo(note, err=True)
         typer.echo(_summary(report, did_run=did_run))
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -295,3 +296,40 @@ def test_arrays_that_do_not_fit_are_refused(world: World) -> None:
         world.finetuner().finetune(RGB, LABELS[1:], 1)
     with pytest.raises(InputError, match="must be"):
         world.finetuner().finetune(RGB[..., :2], LABELS, 1)
+
+
+def test_finetuning_that_gets_worse_is_neither_used_nor_cached(
+    world: World, tmp_path: Path
+) -> None:
+    """The rate is far too high: the loss grows with each step."""
+    world.make = lambda role: Rising(role)
+    finetuner = world.finetuner(replace(QUICK, steps=12, cache_dir=tmp_path))
+    assert finetuner.finetune(RGB, LABELS, 1) == {}
+    assert world.opened == []
+    assert list(tmp_path.iterdir()) == []
+    for report in finetuner.report_as_json():
+        assert not report["finetuned"]
+        assert report["last_loss"] > report["first_loss"]
+        assert "the loss rose from" in report["note"]
+
+
+class Rising(FakeFinetuneEngine):
+    def step(self, inputs: Any, target: Any, learning_rate: float) -> float:
+        super().step(inputs, target, learning_rate)
+        return 0.1 * len(self.losses)
+
+
+def test_cache_entry_that_lacks_a_tensor_is_not_used(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(QUICK, roles=("osvos",), cache_dir=tmp_path)
+    world.finetuner(options).finetune(RGB, LABELS, 1)
+    (again := world.finetuner(options)).finetune(RGB, LABELS, 1)
+    assert [report.is_cached for report in again.reports] == [True]  # control
+    tensors = tuple(SimpleNamespace(name=name, scopes=("all",)) for name in ("scale", "shift"))
+    entry = SimpleNamespace(optimizer="sgd", trained=lambda scope: tensors)
+    monkeypatch.setattr(module, "finetune_entry", lambda manifest, role: entry)
+    (lacking := world.finetuner(options)).finetune(RGB, LABELS, 1)
+    (report,) = lacking.reports
+    assert (report.is_cached, report.is_finetuned) == (False, True)
+    assert report.note == "the stored weights lack 'shift' and are computed again"

@@ -116,3 +116,42 @@ def test_an_engine_that_fails_is_not_hidden() -> None:
 
     with pytest.raises(EngineError, match="out of memory"):
         run(Failing())
+
+
+class ScriptedEngine(FakeFinetuneEngine):
+    """Return given losses."""
+
+    def __init__(self, losses: list[float]) -> None:
+        super().__init__()
+        self.script = list(losses)
+
+    def step(self, inputs, target, learning_rate):  # type: ignore[no-untyped-def]
+        super().step(inputs, target, learning_rate)
+        return self.script.pop(0)
+
+
+NOISE = np.random.default_rng(0).normal(0, 0.03, 20)
+
+
+@pytest.mark.parametrize(
+    ("losses", "has_risen"),
+    [
+        (np.linspace(0.1, 0.4, 20), True),
+        (0.2 + NOISE + np.linspace(0, 0.2, 20), True),
+        (0.2 + NOISE, False),
+        (0.2 + NOISE - np.linspace(0, 0.1, 20), False),
+        ([0.2] * 10 + [0.21] * 10, False),
+        ([0.2] * 10 + [0.3] * 10, True),
+        (10.0 ** np.arange(-2, 18), True),
+        ([0.2, 0.21, 0.3, 4.0, 5.0, 9.0, math.nan], True),
+        ([0.07, 9e5, 7e14, 3e24, math.inf], True),
+        ([0.2, 0.1, 0.08, 0.06, 0.05, math.nan], False),
+    ],
+)
+def test_weights_whose_loss_rose_are_not_returned(
+    losses: list[float] | np.ndarray, has_risen: bool
+) -> None:
+    outcome, _ = run(ScriptedEngine([*map(float, losses)]))
+    assert (outcome.weights is None) == has_risen
+    assert ("the loss rose from" in outcome.note) == has_risen
+    assert outcome.note.endswith("the common weights are used") == has_risen

@@ -271,3 +271,22 @@ def test_a_bug_elsewhere_keeps_its_type(request_: RunRequest) -> None:
     with pytest.raises(ZeroDivisionError):
         run_video(request_, on_progress=stop_after(3, ZeroDivisionError()))
     assert run_json(request_.out or Path())["state"] == "failed"
+
+
+def test_void_pixels_and_aspect_ratio_are_reported_and_kept(
+    request_: RunRequest, tmp_path: Path
+) -> None:
+    def anamorphic(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+
+    path = write_video(tmp_path / "wide.mp4", scene(2), setup=anamorphic)
+    labels = scene_labels(0)
+    labels[0, :3] = 255
+    save_labels(tmp_path / "void.png", labels)
+    given = replace(request_, video=str(path), masks={None: tmp_path / "void.png"})
+    report = run_video(given)
+    assert request_.out is not None
+    assert report["warnings"] == run_json(request_.out)["warnings"]
+    assert report["warnings"][0].startswith("3 pixels of value 255 in the mask ")
+    with av.open(str(request_.out / "overlay.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)

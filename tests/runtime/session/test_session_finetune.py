@@ -202,3 +202,20 @@ def test_interrupted_finetuning_leaves_no_files(request_: RunRequest) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_video(request_, on_finetune=stop)
     assert not (request_.out or Path()).exists()
+
+
+def test_finetuning_that_gets_worse_gives_the_common_masks(
+    request_: RunRequest, tmp_path: Path
+) -> None:
+    """A rate that is far too high: not used, not stored, and reported."""
+    cache = tmp_path / "cache"
+    worse = replace(QUICK, steps=16, learning_rate=1e3, cache_dir=cache, roles=("propagation",))
+    report = run_video(replace(request_, options=PipelineOptions(finetune=worse)))
+    with_worse = masks_of(request_)
+    (entry,) = [e for e in report["finetune"]["objects"] if e["object_id"] == 1]
+    assert not entry["finetuned"], entry
+    assert any("the loss rose from" in warning for warning in report["warnings"])
+    assert not list(cache.glob("*.safetensors"))
+    without = replace(request_, options=PipelineOptions(), out=tmp_path / "plain")
+    run_video(without)
+    np.testing.assert_array_equal(with_worse, masks_of(without))

@@ -133,6 +133,13 @@ class ObjectFinetuner(Closeable):
         key = cache_key(self._facts(role, object_id), rgb=rgb, labels=labels)
         lookup = CacheLookup(None) if self._cache is None else self._cache.load(key)
         if lookup.weights is not None:
+            entry = finetune_entry(self._engines.manifest, role)
+            missing = {tensor.name for tensor in entry.trained(scope)} - lookup.weights.keys()
+            if missing:
+                lookup = CacheLookup(
+                    None, f"the stored weights lack '{min(missing)}' and are computed again"
+                )
+        if lookup.weights is not None:
             try:
                 engine = self._open(role, lookup.weights)
             except EngineError as error:

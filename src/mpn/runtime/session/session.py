@@ -355,10 +355,15 @@ class _Run:
                 "note": video.decoder_note,
             },
             "object_ids": list(self._pipeline.object_ids),
-            "mask_notes": list(self._masks.notes),
             "saved": sorted(request.save - (outputs.left_out if outputs else frozenset())),
             "files": outputs.file_digests() if outputs and state == "complete" else {},
             "warnings": [
+                *self._masks.notes,
+                *(
+                    f"object {entry['object_id']}, {entry['role']} network: {entry['note']}"
+                    for entry in self._pipeline.finetune_report()
+                    if entry["steps"] and not entry["finetuned"]
+                ),
                 *self._pipeline.finetune_warnings(),
                 *(outputs.warnings if outputs else ()),
             ],
