@@ -244,10 +244,11 @@ def target_model(stream: Any, scene: Scene) -> None:
         has_planes=True,
     )
     scores.warp(stream.upload(scene.there))
-    rois = stream.upload(box_rows(scene.boxes))
+    rois, prob = stream.upload(box_rows(scene.boxes)), stream.upload(scene.prob)
     features = rng.normal(0, 1, (channels, *grid))
     for dtype in (np.float32, np.float16):
         scores.compute(stream.upload(features.astype(dtype)))
+        scores.exclude_others(prob)
         scores.grow(rois, 0.25)
         scores.crop(rois, stream.zeros((3, 5, scene.roi, scene.roi), dtype), None)
     scores.planes()

@@ -108,6 +108,30 @@ def test_warp_scores_matches_cpu(shim: Shim) -> None:
     assert largest_difference(other, expected) > 0.1
 
 
+@pytest.mark.parametrize("objects", [1, 3])
+def test_exclude_others_matches_cpu(shim: Shim, objects: int) -> None:
+    scores = random_scores(objects)
+    prob = np.random.default_rng(4).random((objects, *FRAME_HW), dtype=np.float32)
+    arguments = {
+        "scores": scores,
+        "prob": prob,
+        "objects": objects,
+        "height": FRAME_HW[0],
+        "width": FRAME_HW[1],
+        **GRID,
+        "scale_x": FRAME_HW[1] / INPUT_HW[1],
+        "scale_y": FRAME_HW[0] / INPUT_HW[0],
+        "exclusive": empty((objects, *GRID_HW)),
+    }
+    kernel, reference = kernel_and_reference(shim, "exclude_others", **arguments)
+    exclusive = kernel["exclusive"]
+    assert largest_difference(exclusive, reference["exclusive"]) <= KERNEL_VERSUS_REFERENCE
+    expected = cpu.exclusive_scores(scores, prob, INPUT_HW)
+    assert largest_difference(exclusive, expected) <= WARP_ABSOLUTE
+    # Control: one object excludes none, several exclude each other.
+    assert (largest_difference(exclusive, scores) > 0.1) == (objects > 1)
+
+
 @pytest.mark.parametrize("growth", [0.0, 0.25, 3.0, 1e12])
 def test_grow_rois_matches_cpu(shim: Shim, growth: float) -> None:
     scores = np.full((6, *GRID_HW), 0.5, np.float32)  # the test is strict

@@ -185,6 +185,21 @@ def test_one_shot_without_engine_raises() -> None:
         make(PAN, features=pooled_colours, options={"one_shot": "both"})
 
 
+def test_score_channel_is_lowered_at_the_other_object() -> None:
+    with make(TWO, features=pooled_colours, takes_score=True, propagation=score_channel,
+              options={"roi_margin_frac": 3.0, "target.roi_growth": 0.0}) as pipe:  # fmt: skip
+        pipe.start(TWO.frames[0], np.where(TWO.labels[0], 2, 0).astype(np.uint8))
+        pipe.step(TWO.frames[1])
+        both = calls(pipe, "propagation")[-1]["rgb_prob_score"]
+        pipe.start(TWO.frames[0], TWO.labels[0])
+        pipe.step(TWO.frames[1])
+        first, second = calls(pipe, "propagation")[-1]["rgb_prob_score"]
+    assert both.shape[0] == 1
+    for own in (first, second):
+        elsewhere = (own[3] < 0.1) & (own[4] > 0.5)
+        assert elsewhere.mean() < 0.05
+
+
 def test_two_objects_get_scores_in_their_order() -> None:
     with make(TWO, features=pooled_colours, takes_score=True, propagation=score_channel) as pipe:
         results = run(pipe, TWO)

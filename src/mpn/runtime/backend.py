@@ -218,7 +218,10 @@ class FrameBackend(Protocol[FrameT]):
         """Replace the result of :meth:`warp`, and give :meth:`merge` these maps."""
 
     def grow_rois(self, frame: FrameT) -> None:
-        """Extend the ROIs of the candidates by the scores of the target model, if any."""
+        """Lower the scores by the other objects' candidates, and extend the ROIs by them.
+
+        Nothing if the target model is not in use.
+        """
 
     def propagate(self, frame: FrameT) -> None:
         """Crop, run the propagation network of each object, and paste.

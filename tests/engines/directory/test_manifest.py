@@ -42,7 +42,7 @@ def rewrite(directory: Path, change: Callable[[Json], object]) -> None:
 
 
 def test_manifest_of_0_1_is_rewritten_byte_by_byte(tmp_path: Path) -> None:
-    """Order, indentation and numbers do not change. The lists of tensors are shortened."""
+    """Order, indentation and numbers stay. The lists of tensors are shortened."""
     file = Path(__file__).parent / "data" / "manifest-0.1.0.json"
     (tmp_path / "manifest.json").write_bytes(file.read_bytes())
     manifest = load_manifest(tmp_path)

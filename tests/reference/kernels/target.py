@@ -69,6 +69,26 @@ def warp_scores(
         warped[k] = sampled(scores[k], x, y, repeats_border=False)
 
 
+def exclude_others(
+    scores: Float32Array,
+    prob: Float32Array,
+    objects: int,
+    height: int,
+    width: int,
+    grid_height: int,
+    grid_width: int,
+    scale_x: float,
+    scale_y: float,
+    exclusive: Float32Array,
+) -> None:
+    """Multiply each score by 1 - the largest probability of the other objects."""
+    rows, columns = _frame_from_grid(grid_height, scale_y), _frame_from_grid(grid_width, scale_x)
+    at_points = np.stack([_at(prob[k], rows, columns) for k in range(objects)])
+    for k in range(objects):
+        others = np.delete(at_points, k, axis=0).max(axis=0, initial=0)
+        exclusive[k] = scores[k] * (np.float32(1) - others)
+
+
 def grow_rois(
     scores: Float32Array,
     objects: int,

@@ -3,7 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpn.runtime.host.target import crop_scores, grown_rois, score_at_frame, warp_scores
+from mpn.runtime.host.target import (
+    crop_scores,
+    exclusive_scores,
+    grown_rois,
+    score_at_frame,
+    warp_scores,
+)
 from mpn.types import Roi
 
 SIZE_HW, FRAME_HW = (65, 97), (130, 194)
@@ -44,6 +50,18 @@ def test_crop_scores_evaluates_ramp_at_crop_pixels() -> None:
     expected = ramp_at(40 + centres[None, :], 20 + centres[:, None])
     assert crops.shape == (1, 33, 33)
     assert np.abs(crops[0] - expected).max() < 1e-5
+
+
+def test_scores_are_lowered_at_the_other_objects() -> None:
+    scores = np.full((3, 9, 13), 0.8, np.float32)
+    prob = np.zeros((3, *FRAME_HW), np.float32)
+    prob[0, :, :64], prob[1, :, 64:] = 1.0, 0.5
+    exclusive = exclusive_scores(scores, prob, SIZE_HW)
+    assert np.array_equal(exclusive[0, :, :4], scores[0, :, :4])
+    assert np.allclose(exclusive[0, :, 4:], 0.4)
+    assert not exclusive[1:, :, :4].any()
+    assert np.allclose(exclusive[2, :, 4:], 0.4)
+    assert np.array_equal(exclusive_scores(scores[:1], prob[:1], SIZE_HW), scores[:1])
 
 
 def test_rois_grow_to_near_points_of_the_object() -> None:

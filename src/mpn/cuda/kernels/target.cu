@@ -130,6 +130,36 @@ extern "C" __global__ void __launch_bounds__(256) warp_scores(
       sample_zero(scores + first, from, grid_height, grid_width);
 }
 
+// host/target.exclusive_scores: a thread per grid point. `scale` is frame over input.
+// launch: block 32 8; grid ceil(grid_width,32) ceil(grid_height,8)
+extern "C" __global__ void __launch_bounds__(256) exclude_others(
+    const float* __restrict__ scores, const float* __restrict__ prob, int objects, int height,
+    int width, int grid_height, int grid_width, float scale_x, float scale_y,
+    float* __restrict__ exclusive) {
+  const int x = blockIdx.x * blockDim.x + threadIdx.x;
+  const int y = blockIdx.y * blockDim.y + threadIdx.y;
+  if (x >= grid_width || y >= grid_height) return;
+  const Position at{frame_from_grid(x, scale_x), frame_from_grid(y, scale_y)};
+  const long long pixels = static_cast<long long>(height) * width;
+  int first = 0;
+  float highest = 0.0f, second = 0.0f;
+  for (int k = 0; k < objects; ++k) {
+    const float value = sample_border(prob + k * pixels, at, height, width);
+    if (value > highest) {
+      second = highest;
+      highest = value;
+      first = k;
+    } else {
+      second = fmaxf(second, value);
+    }
+  }
+  const long long points = static_cast<long long>(grid_height) * grid_width;
+  for (int k = 0; k < objects; ++k) {
+    const long long point = k * points + static_cast<long long>(y) * grid_width + x;
+    exclusive[point] = scores[point] * (1.0f - (k == first ? second : highest));
+  }
+}
+
 // host/target.grown_rois: a block per object. `scale` is frame over input, `cell` the distance of
 // grid points in pixels of the frame. An empty ROI stays empty.
 // launch: block 256; grid objects

@@ -378,9 +378,11 @@ class DeviceBackend(Closeable):
     def grow_rois(self, frame: DeviceFrame) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         growth = self._options.target.roi_growth
-        if self._scores is not None and growth:
+        if self._scores is not None:
             with self._timed("target"):
-                self._scores.grow(self._state.rois, growth)
+                self._scores.exclude_others(self._state.candidates)
+                if growth:
+                    self._scores.grow(self._state.rois, growth)
 
     def propagate(self, frame: DeviceFrame) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""

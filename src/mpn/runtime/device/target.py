@@ -118,6 +118,7 @@ class TargetScores:
         self._committed = stream.upload(_rows(scores))
         self.current = stream.empty(scores.shape, np.float32)
         """(K, gh, gw) float32: scores of the current frame before :meth:`commit`."""
+        self._exclusive = stream.empty(scores.shape, np.float32)
         planes = (len(object_ids), *frame_hw)
         self._planes = stream.empty(planes, np.float32) if has_planes else None
         self._pinned: dict[str, npt.NDArray[Any]] = {}
@@ -198,8 +199,30 @@ class TargetScores:
             **self._grid,
         )
 
+    def exclude_others(self, prob: DeviceArray) -> None:
+        """Lower the scores that :meth:`grow` and :meth:`crop` use, by the other objects.
+
+        See :func:`mpn.runtime.host.target.exclusive_scores`.
+
+        Args:
+            prob: (K, h, w) float32 of the candidates.
+        """
+        (height, width), (input_height, input_width) = self._frame_hw, self._size_hw
+        self._stream.launch(
+            "exclude_others",
+            scores=self.current,
+            prob=prob,
+            objects=len(self._object_ids),
+            height=height,
+            width=width,
+            scale_x=width / input_width,
+            scale_y=height / input_height,
+            exclusive=self._exclusive,
+            **self._grid,
+        )
+
     def grow(self, rois: DeviceArray, growth: float) -> None:
-        """Extend the ROIs by :attr:`current`.
+        """Extend the ROIs by the scores of :meth:`exclude_others`.
 
         Args:
             rois: (K, 4) int32, written; an empty one does not change.
@@ -208,7 +231,7 @@ class TargetScores:
         (height, width), (input_height, input_width) = self._frame_hw, self._size_hw
         self._stream.launch(
             "grow_rois",
-            scores=self.current,
+            scores=self._exclusive,
             objects=len(self._object_ids),
             height=height,
             width=width,
@@ -222,7 +245,7 @@ class TargetScores:
         )
 
     def crop(self, rois: DeviceArray, packed: DeviceArray, objects: DeviceArray | None) -> None:
-        """Write the score channel of the propagation network's input.
+        """Write the score channel, after :meth:`exclude_others`.
 
         Args:
             rois: (K, 4) int32; an empty one gives 0.
@@ -234,7 +257,7 @@ class TargetScores:
             rois,
             packed,
             objects,
-            {"scores": self.current, **self._grid, **self._to_input},
+            {"scores": self._exclusive, **self._grid, **self._to_input},
         )
 
     def planes(self) -> DeviceArray:

@@ -18,7 +18,14 @@ from mpn.runtime.host.osvos import OsvosRunner, blend_osvos
 from mpn.runtime.host.preprocess import resize_prob, resize_rgb
 from mpn.runtime.host.roi import scaled_boxes, tight_boxes
 from mpn.runtime.host.stages import Stages
-from mpn.runtime.host.target import NO_SCORE, TargetStage, crop_scores, grown_rois, warp_scores
+from mpn.runtime.host.target import (
+    NO_SCORE,
+    TargetStage,
+    crop_scores,
+    exclusive_scores,
+    grown_rois,
+    warp_scores,
+)
 from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.one_shot import OneShotModels, takes_score
 from mpn.runtime.options import ResolvedOptions
@@ -58,6 +65,7 @@ class _Work:
         maps: OSVOS of the frame; None: it does not run.
         features: (C, gh, gw) float32; None: the features engine does not run.
         scores: (K, gh, gw) float32 of the target model; None: it is not in use.
+        exclusive: The same, lowered at the expected places of the other objects.
         pasted: (K, h, w) float32, output of the propagation network.
         merged: (K, h, w) float32, and per object a box outside which it is exactly 0.
         refined: The same after CRF; ``merged`` without CRF.
@@ -70,6 +78,7 @@ class _Work:
     maps: OsvosMaps | None = None
     features: Float32Array | None = None
     scores: Float32Array | None = None
+    exclusive: Float32Array | None = None
     pasted: Float32Array | None = None
     merged: tuple[Float32Array, Boxes] | None = None
     refined: tuple[Float32Array, Boxes] | None = None
@@ -211,12 +220,15 @@ class HostBackend(Closeable):
     def grow_rois(self, frame: HostFrame) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         target, work, growth = self._target, self._current_work, self._options.target.roi_growth
-        if target is None or work.scores is None or not growth:
+        if target is None or work.scores is None:
             return
         with self._timer.stage("target"):
             found = self.candidates()
+            work.exclusive = exclusive_scores(work.scores, found.prob, target.size_hw)
+            if not growth:
+                return
             rois = grown_rois(
-                work.scores,
+                work.exclusive,
                 found.rois,
                 frame_hw=(frame.frame.shape[0], frame.frame.shape[1]),
                 size_hw=target.size_hw,
@@ -338,7 +350,7 @@ class HostBackend(Closeable):
         """Return the score channel of the crops, for a network that takes it."""
         if not self._takes_score:
             return None
-        scores, target, side = self._current_work.scores, self._target, self._roi_size
+        scores, target, side = self._current_work.exclusive, self._target, self._roi_size
         if scores is None or target is None:
             count = sum(roi is not None for roi in found.rois)
             return np.full((count, side, side), NO_SCORE, np.float32)

@@ -174,6 +174,37 @@ def warp_scores(
     return warp_bilinear(scores, on_grid)
 
 
+def exclusive_scores(
+    scores: Float32Array, prob: Float32Array, size_hw: tuple[int, int]
+) -> Float32Array:
+    """Lower the scores of each object at the expected places of the other objects.
+
+    The classifiers of objects that look alike do not separate them; the warped probability does.
+
+    Args:
+        scores: (K, gh, gw) float32.
+        prob: (K, h, w) float32 of the candidates.
+        size_hw: (height, width) of the features engine's input.
+
+    Returns:
+        (K, gh, gw) float32: score_k * (1 - max prob_j), over all j != k, at the grid points.
+    """
+    if len(scores) == 1:
+        return scores
+    axes = [
+        _frame_from_grid(
+            np.arange(scores.shape[1 + axis], dtype=np.float32), prob.shape[1 + axis], size_hw[axis]
+        )
+        for axis in range(2)
+    ]
+    at_points = np.stack([_sampled(plane, axes[0], axes[1]) for plane in prob])
+    exclusive = np.empty_like(scores)
+    for k, score in enumerate(scores):
+        others = np.delete(at_points, k, axis=0).max(axis=0)
+        np.multiply(score, np.float32(1) - others, out=exclusive[k])
+    return exclusive
+
+
 def grown_rois(
     scores: Float32Array,
     rois: Sequence[Roi | None],
