@@ -63,7 +63,7 @@ DEFAULTS: dict[str, Any] = {
     "target": {
         "every": 2,
         "update_every": 4,
-        "memory": 8,
+        "memory": 4,
         "given_weight": 0.5,
         "confidence_min": 0.9,
         "ridge": 0.01,
@@ -89,11 +89,22 @@ SHIPPED: dict[str, Any] = {
     "flip_tta": True,
     "osvos": {**DEFAULTS["osvos"], "threshold": 0.9, "every": 2},
 }
-"""Values in force with the engines of the package, as version 0.1 resolved them."""
+"""Values in force with the advice of the engines of version 0.1, as that version resolved it."""
+MANIFEST_0_1 = Path(__file__).parents[1] / "engines" / "directory" / "data" / "manifest-0.1.0.json"
 
 
 def advice() -> dict[str, Any]:
-    return dict(load_manifest(default_engine_dir()).runtime_defaults)
+    """Return the advice with the option names of version 0.1."""
+    found: dict[str, Any] = json.loads(MANIFEST_0_1.read_text())["runtime_defaults"]
+    assert "osvos_every" in found
+    return found
+
+
+def test_advice_of_the_shipped_engines_is_in_force() -> None:
+    advised = load_manifest(default_engine_dir()).runtime_defaults
+    resolved = PipelineOptions().with_defaults(advised)
+    assert (resolved.roi_margin_frac, resolved.osvos.threshold) == (0.1, 0.9)
+    assert resolved != ResolvedOptions()
 
 
 def test_options_resolve_to_documented_defaults() -> None:
@@ -112,7 +123,7 @@ def test_options_resolve_to_documented_defaults() -> None:
     ],
     ids=["default", "--fast", "--crf"],
 )
-def test_shipped_advice_resolves_as_in_0_1(given: PipelineOptions, changed: dict[str, Any]) -> None:
+def test_advice_of_0_1_resolves_as_in_0_1(given: PipelineOptions, changed: dict[str, Any]) -> None:
     assert given.with_defaults(advice()).as_json() == {**SHIPPED, **changed}
     assert SHIPPED != DEFAULTS  # the advice has an effect
 

@@ -177,7 +177,7 @@ class TargetOptions(GivenRepr):
         update_every: Update the classifiers every N frames, from objects whose mask is confident;
             0: never. [default: 4]
         memory: Frames with masks of the pipeline that are kept for the updates, at least 1.
-            [default: 8]
+            [default: 4]
         given_weight: Share of the frames given by the user in the loss of an update, 0..1.
             [default: 0.5]
         confidence_min: An object is updated if the mean probability of its pixels is at least
@@ -226,7 +226,7 @@ class ResolvedTarget(TargetOptions):
 
     every: int = 2
     update_every: int = 4
-    memory: int = 8
+    memory: int = 4
     given_weight: float = 0.5
     confidence_min: float = 0.9
     ridge: float = 0.01

@@ -11,14 +11,15 @@ ECCV 2020. Both solve a convolution by Gauss-Newton or steepest descent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 from threading import Lock
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from mpn.engines.spec import FEATURES_STRIDE as STRIDE
 from mpn.errors import EngineError
@@ -32,7 +33,7 @@ MAX_GIVEN = 8
 """Most frames given by the user that are kept: the first, and the newest."""
 
 _SOLVE_STEPS = 8
-_UPDATE_STEPS = 2
+_UPDATE_STEPS = 3
 """Newton steps for a new object, and for an update, which starts from the last weights."""
 
 _MIN_CURVATURE = 2e-3
@@ -79,11 +80,14 @@ class TargetFrame:
         features: (C + 1, N) float32, standardised, the last row 1.
         shares: Object id -> (N,) float32, share of the object in each cell, 0..1.
         weights: Object id -> weight of the frame for the object, above 0.
+        hessians: Object id -> (C + 1, C + 1) float32 of the loss in this frame, at the classifier
+            of the time when the frame was added.
     """
 
     features: Float32Array
     shares: Mapping[int, Float32Array]
     weights: Mapping[int, float]
+    hessians: Mapping[int, Float32Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,13 +165,10 @@ def with_given_frame(
     if len(given) > MAX_GIVEN:
         given = _dropped_second(given)
     targets = replace(targets, given=given)
-    weights = dict(targets.weights)
     for object_id in shares:
-        start = np.zeros(len(frame.features), np.float32)
         # Frames before a correction may hold the error that the user corrects.
-        targets = _without_recent(targets, object_id)
-        weights[object_id] = _solved(targets, object_id, start, _SOLVE_STEPS, options)
-    return replace(targets, weights=weights)
+        targets = _solved(_without_recent(targets, object_id), object_id, options)
+    return targets
 
 
 @on_one_blas_thread
@@ -181,7 +182,9 @@ def with_confident_frame(
 ) -> Targets:
     """Add a frame with masks of the pipeline, and update its objects.
 
-    Memory is bounded: of ``options.memory`` frames the oldest is dropped.
+    Memory is bounded: of ``options.memory`` frames the oldest is dropped. The steps use the exact
+    gradient, and for the other frames the Hessians of the time when they were added: a Hessian
+    takes a hundred times longer than a gradient.
 
     Args:
         targets: Classifiers so far.
@@ -194,13 +197,11 @@ def with_confident_frame(
         EngineError: If a feature is not finite.
     """
     frame = _frame(targets, features, shares, weights)
-    recent = (*targets.recent, frame)[-options.memory :]
-    targets = replace(targets, recent=recent)
-    solved = dict(targets.weights)
-    for object_id in shares:
-        before = targets.weights[object_id]
-        solved[object_id] = _solved(targets, object_id, before, _UPDATE_STEPS, options)
-    return replace(targets, weights=solved)
+    hessians = {k: _derivatives(frame, k, targets.weights[k])[1] for k in shares}
+    recent = (*targets.recent, replace(frame, hessians=hessians))[-options.memory :]
+    targets = _with_new_hessians(replace(targets, recent=recent), shares)
+    solved = _updated(targets, tuple(shares), options)
+    return replace(targets, weights={**targets.weights, **solved})
 
 
 @on_one_blas_thread
@@ -285,26 +286,78 @@ def _weighted_frames(
     return weighted
 
 
-def _solved(
-    targets: Targets,
-    object_id: int,
-    start: Float32Array,
-    steps: int,
-    options: ResolvedTarget,
-) -> Float32Array:
-    """Minimise the weighted loss of an object by Newton steps."""
+def _solved(targets: Targets, object_id: int, options: ResolvedTarget) -> Targets:
+    """Minimise the weighted loss of an object by Newton steps from zero."""
     frames = _weighted_frames(targets, object_id, options)
-    ridge = np.full(len(start), options.ridge, np.float64)
-    ridge[-1] = _MIN_STD  # the bias is free
-    weights = start
-    for _ in range(steps):
+    weights = np.zeros(len(targets.mean) + 1, np.float32)
+    ridge = _ridge(len(weights), options)
+    found: dict[int, Float32Array] = {}
+    for _ in range(_SOLVE_STEPS):
         hessian, gradient = np.diag(ridge), ridge * weights
         for frame, share in frames:
             slope, curvature = _derivatives(frame, object_id, weights)
+            found[id(frame)] = curvature
             gradient += share * slope
             hessian += share * curvature
         weights = weights - np.linalg.solve(hessian, gradient).astype(np.float32)
-    return weights
+    given = tuple(
+        replace(frame, hessians={**frame.hessians, object_id: found[id(frame)]})
+        if id(frame) in found
+        else frame
+        for frame in targets.given
+    )
+    return replace(targets, weights={**targets.weights, object_id: weights}, given=given)
+
+
+def _with_new_hessians(targets: Targets, object_ids: Collection[int]) -> Targets:
+    """Compute the Hessians of the first frame again: it has the largest weight."""
+    if not targets.given:
+        return targets
+    first = targets.given[0]
+    new = {
+        k: _derivatives(first, k, targets.weights[k])[1] for k in object_ids if k in first.shares
+    }
+    first = replace(first, hessians={**first.hessians, **new})
+    return replace(targets, given=(first, *targets.given[1:]))
+
+
+def _updated(
+    targets: Targets, object_ids: Sequence[int], options: ResolvedTarget
+) -> Mapping[int, Float32Array]:
+    """Reduce the weighted losses of objects by steps with stored Hessians.
+
+    A frame is read once per step for all of its objects: memory is what limits the speed.
+    """
+    weights = np.stack([targets.weights[object_id] for object_id in object_ids])
+    ridge = _ridge(weights.shape[1], options)
+    hessians = np.tile(np.diag(ridge), (len(object_ids), 1, 1))
+    frames: dict[int, tuple[TargetFrame, list[int], list[float]]] = {}
+    for k, object_id in enumerate(object_ids):
+        for frame, share in _weighted_frames(targets, object_id, options):
+            hessians[k] += share * frame.hessians[object_id]
+            _, rows, shares = frames.setdefault(id(frame), (frame, [], []))
+            rows.append(k)
+            shares.append(share)
+    for _ in range(_UPDATE_STEPS):
+        gradients = ridge * weights
+        for frame, rows, shares in frames.values():
+            logits = weights[rows] @ frame.features
+            errors = np.empty_like(logits)
+            for k, row, share in zip(rows, range(len(rows)), shares, strict=True):
+                wanted = frame.shares[object_ids[k]]
+                balance = class_weights(wanted) * np.float32(share)
+                errors[row] = balance * (_sigmoid(logits[row]) - wanted)
+            gradients[rows] += errors @ frame.features.T
+        weights = weights - np.linalg.solve(hessians, gradients[..., None])[..., 0].astype(
+            np.float32
+        )
+    return dict(zip(object_ids, weights, strict=True))
+
+
+def _ridge(count: int, options: ResolvedTarget) -> npt.NDArray[np.float64]:
+    ridge = np.full(count, options.ridge, np.float64)
+    ridge[-1] = _MIN_STD  # the bias is free
+    return ridge
 
 
 def _derivatives(
