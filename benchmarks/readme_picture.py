@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mpn import FinetuneOptions, PipelineOptions
 from mpn._common.files import write_atomically
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import load_annotation
@@ -46,15 +45,12 @@ class Source:
         first_mask: Palette PNG of the first frame.
         frames: (H, W, 3) uint8 RGB by frame number.
         name: Text in the corner of the first panel.
-        is_finetuned: Whether to fine-tune on the first frame, as ``mpn-run`` does by default;
-            ``mpn demo`` does not.
     """
 
     video: Path
     first_mask: Path
     frames: dict[int, np.ndarray]
     name: str
-    is_finetuned: bool
 
 
 @contextmanager
@@ -64,7 +60,7 @@ def demo_clip(at: list[int]) -> Iterator[Source]:
     with tempfile.TemporaryDirectory() as folder:
         clip = write_clip(Path(folder) / "clip", frames=count)
         rendered = {n: f.rgb for n, f in enumerate(render_clip(frames=count)) if n in at}
-        yield Source(clip.video, clip.first_mask, rendered, "rendered clip", False)
+        yield Source(clip.video, clip.first_mask, rendered, "rendered clip")
 
 
 @contextmanager
@@ -80,7 +76,7 @@ def davis_sequence(root: Path, sequence: str, at: list[int]) -> Iterator[Source]
         raise InputError(f"{video} has {len(files)} frames, expected at least {max(at) + 1}")
     first_mask = root / "Annotations" / RESOLUTION / sequence / f"{files[0].stem}.png"
     frames = {n: np.asarray(Image.open(files[n]).convert("RGB")) for n in at}
-    yield Source(video, first_mask, frames, f"{sequence}, DAVIS 2016, CC BY-NC 4.0", True)
+    yield Source(video, first_mask, frames, f"{sequence}, DAVIS 2016, CC BY-NC 4.0")
 
 
 def strip_of_overlays(source: Source, engine_dir: Path | None) -> np.ndarray:
@@ -95,7 +91,6 @@ def strip_of_overlays(source: Source, engine_dir: Path | None) -> np.ndarray:
             masks={None: source.first_mask},
             out=Path(folder) / "out",
             engine_dir=engine_dir,
-            options=PipelineOptions(finetune=FinetuneOptions() if source.is_finetuned else None),
             save=frozenset({"masks"}),
         )
         masks = Path(run_video(request)["out"]["masks"])

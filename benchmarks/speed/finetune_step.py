@@ -35,7 +35,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from benchmarks.report.schema import cpu_backend, result_header, write_result
-from benchmarks.torch_baseline.networks import deeplab_from_graph
+from benchmarks.torch_baseline.networks import propagation_from_graph
 from mpn.engines.directory.entries import FINETUNE_OPTIMIZERS, FinetuneOptimizer
 from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.onnxruntime.engine import OrtEngine
@@ -77,7 +77,7 @@ def network_of(role: Role, engine_dir: Path) -> nn.Module:
     """Load the network of a role into PyTorch from an engine directory."""
     path = engine_dir / f"{role}.onnx"
     if role == "propagation":
-        return deeplab_from_graph(path)
+        return propagation_from_graph(path)
     found = {
         tensor.name: torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
         for tensor in onnx.load(path).graph.initializer

@@ -1,13 +1,14 @@
 """Compare our pipeline with the same pipeline in eager PyTorch.
 
-    python -m benchmarks.torch_baseline.compare [--networks paper|lite|tiny] [--objects 1,3]
+    python -m benchmarks.torch_baseline.compare [--networks paper|own|tiny] [--objects 1,3]
         [--frames 6] [--threads 2] [--no-crf] [--channels-last] [--engine-dir DIR] [-o FILE.json]
 
 *paper*: FlowNet 2.0, DeepLab v3+ Xception at 513x513 and five-branch OSVOS with fixed random
 weights. Their masks are meaningless, so on both sides each frame starts from the true masks of the
 previous one and is warped by OpenCV's flow: crops are those of real objects, the networks run on
-real pixels, and their outputs are compared. *lite*: the shipped engines; each side propagates its
-own masks. *tiny*: a test of the command, in seconds.
+real pixels, and their outputs are compared. *own*: the engines of --engine-dir, whose propagation
+network has four channels; each side propagates its own masks. *tiny*: a test of the command, in
+seconds.
 
 Both sides run in one process, interleaved frame by frame, with the same weights, frames, options
 and number of threads. The exit code is 1 if their masks differ.
@@ -34,8 +35,8 @@ from benchmarks.torch_baseline.networks import (
     PAPER,
     TINY,
     centre_outputs,
-    deeplab_from_graph,
     gflop,
+    propagation_from_graph,
     seeded_networks,
     use_public_forms,
 )
@@ -56,7 +57,7 @@ from mpn import Pipeline, PipelineOptions
 from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.directory.entries import DIS_SOURCE, FlowSource
 from mpn.engines.directory.manifest import MANIFEST_NAME
-from mpn.engines.open import EngineSet, default_engine_dir, open_engines
+from mpn.engines.open import EngineSet, open_engines
 from mpn.engines.spec import Role
 from mpn.errors import InputError, MpnError
 from mpn.export.bundle import export_bundle
@@ -75,6 +76,7 @@ Without CRF the sides differ by float32 rounding, which can flip pixels at the t
 the whole frame and one of the objects' surroundings differ in IoU by 0.006 on the built-in clip at
 854x480, and by 0.015 on random masks."""
 
+_EAGER_CHANNELS = 4
 SHIPPED_OPTIONS: dict[str, Any] = {"flow_check_px": 0.0, "colour_weight": 0.0, "flip_tta": False}
 """Options of both sides: stages that the paper does not have are off."""
 
@@ -84,12 +86,12 @@ class Job:
     """Hold the settings of a comparison.
 
     Attributes:
-        networks: ``"paper"``, ``"lite"`` or ``"tiny"``.
+        networks: ``"paper"``, ``"own"`` or ``"tiny"``.
         objects: Numbers of objects, 1..3.
         frames: Measured frames.
         warmup: Frames before them.
         size_hw: (height, width) of the frames.
-        roi_size: Crop side of random networks; the lite engines have their own.
+        roi_size: Crop side of random networks; given engines have their own.
         threads: Threads of each side.
         crf: Whether the pipelines have a CRF.
         channels_last: Whether to add PyTorch in channels_last.
@@ -120,7 +122,7 @@ class Job:
     @property
     def is_seeded(self) -> bool:
         """Whether the weights are random."""
-        return self.networks != "lite"
+        return self.networks != "own"
 
 
 def conditions(job: Job) -> list[str]:
@@ -176,8 +178,15 @@ def prepare_engines(
         folder: Folder of temporary files.
     """
     if not job.is_seeded:
-        shipped = default_engine_dir() if engine_dir is None else engine_dir
-        return shipped, {"propagation": deeplab_from_graph(shipped / "propagation.onnx")}
+        if engine_dir is None:
+            raise InputError("--networks own needs --engine-dir")
+        network = propagation_from_graph(engine_dir / "propagation.onnx")
+        if network.config.in_channels != _EAGER_CHANNELS:
+            raise InputError(
+                f"the propagation network of {engine_dir} has {network.config.in_channels} input "
+                "channels: the PyTorch side has no target model, so it must have 4"
+            )
+        return engine_dir, {"propagation": network}
     networks = seeded_networks(PAPER if job.networks == "paper" else TINY)
     first = next(render_clip(frames=1, size_hw=job.size_hw))
     centre_outputs(networks, first, job.roi_size)
@@ -364,7 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", choices=("paper", "lite", "tiny"), default="paper")
+    parser.add_argument("--networks", choices=("paper", "own", "tiny"), default="paper")
     parser.add_argument(
         "--objects", default="1,3", help="numbers of objects, at most 3 [%(default)s]"
     )
@@ -384,7 +393,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--engine-dir",
         type=Path,
-        help="lite: engine directory; otherwise: folder to keep the exported engines",
+        help="own: engine directory; otherwise: folder to keep the exported engines",
     )
     parser.add_argument("-o", "--out", type=Path, default=Path("compare_torch.json"))
     given = parser.parse_args(arguments)

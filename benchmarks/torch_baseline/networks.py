@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -188,7 +188,7 @@ def use_public_forms(networks: Mapping[Role, nn.Module]) -> None:
                 layer.inplace = True
 
 
-def deeplab_from_graph(path: Path) -> PropagationNet:
+def propagation_from_graph(path: Path) -> PropagationNet:
     """Load the propagation network of an engine directory into PyTorch.
 
     The export folds each BatchNorm into its convolution. Here the convolutions get the folded
@@ -204,6 +204,7 @@ def deeplab_from_graph(path: Path) -> PropagationNet:
         tensor.name: torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
         for tensor in onnx.load(path).graph.initializer
     }
+    found = {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
     try:
         network = PropagationNet(_config_from_weights(found))
         expected = network.state_dict()
@@ -221,8 +222,8 @@ def deeplab_from_graph(path: Path) -> PropagationNet:
         network.load_state_dict(expected, strict=True)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} does not have the weights of a DeepLab v3+ Xception ({error}): use an engine "
-            "directory that mpn export wrote in fp32"
+            f"{path} does not have the weights of a DeepLab v3+ with Aligned Xception or "
+            f"EfficientNet-Lite ({error}): use an engine directory that mpn export wrote"
         ) from error
     return network.eval()
 
@@ -244,6 +245,8 @@ def gflop(role: Role, network: nn.Module, spec: EngineSpec) -> float:
 
 
 def _config_from_weights(found: Mapping[str, Tensor]) -> PropagationConfig:
+    if "backbone.stem.0.weight" in found:
+        return _efficientnet_config(found)
     blocks = {match[1] for name in found if (match := re.match(r"backbone\.(block\d+)\.", name))}
     plain = PropagationConfig()
     whole = PropagationNet(PropagationConfig(middle_blocks=1))
@@ -259,3 +262,19 @@ def _config_from_weights(found: Mapping[str, Tensor]) -> PropagationConfig:
         middle_blocks=len(blocks) - _ENTRY_AND_EXIT,
         prior_skip="prior_gain" in found,
     )
+
+
+def _efficientnet_config(found: Mapping[str, Tensor]) -> PropagationConfig:
+    shapes = {name: value.shape for name, value in found.items()}
+    stem = "backbone.stem.0.weight"
+    for backbone in ("efficientnet-lite0", "efficientnet-lite2"):
+        config = PropagationConfig(
+            in_channels=shapes[stem][1], backbone=backbone, prior_skip="prior_gain" in found
+        )
+        reference = PropagationNet(config).state_dict()
+        trunk = {k: v.shape for k, v in reference.items() if k.endswith("_conv.weight")}
+        if any(shapes.get(k) != v for k, v in trunk.items() if k.startswith("backbone.")):
+            continue
+        head = "aspp.aspp1.atrous_conv.weight"
+        return replace(config, head_width=shapes[head][0] / reference[head].shape[0])
+    raise KeyError(stem)

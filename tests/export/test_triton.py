@@ -85,8 +85,9 @@ def test_the_graphs_of_the_package_run_from_their_repository(tmp_path: Path) -> 
     models = export_triton(default_engine_dir(), tmp_path / "repository")
     (name,) = [model.name for model in models if model.role == "propagation"]
     session = onnxruntime.InferenceSession(str(tmp_path / "repository" / name / "1" / MODEL_FILE))
-    size = session.get_inputs()[0].shape[-1]
-    (prob,) = session.run(None, {"rgb_prob": np.zeros((1, 4, size, size), np.float32)})
+    (packed,) = session.get_inputs()
+    _, channels, size, _ = packed.shape
+    (prob,) = session.run(None, {packed.name: np.zeros((1, channels, size, size), np.float32)})
     assert prob.shape == (1, 1, size, size)
 
 

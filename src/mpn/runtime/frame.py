@@ -74,7 +74,7 @@ def segment_frame(
         queue.run_features(frame)
     backend.score(frame, runs_features=plan.runs_features)
     if plan.needs_osvos:
-        with timer.stage("osvos"):
+        with timer.stage(policy.stage_name):
             maps = backend.osvos_maps(frame, plan.osvos_for)
             found = policy.redetect(found, maps, state)
     backend.set_candidates(found, maps)

@@ -49,6 +49,8 @@ class OsvosPolicy:
         self._takes_score = takes_score
         self._redetects = models.osvos or models.target
         self._every = models.every(options)
+        self.stage_name = "osvos" if models.osvos else "target"
+        """Stage that the time of the maps and of the search counts for."""
 
     def plan(self, state: VideoState) -> FramePlan:
         """Plan the next frame under the assumption that no object gets lost in it.

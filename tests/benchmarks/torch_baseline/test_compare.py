@@ -16,8 +16,8 @@ from benchmarks.torch_baseline import compare as compare_torch
 from benchmarks.torch_baseline.compare import Job, prepare_engines
 from benchmarks.torch_baseline.networks import (
     correlation_by_slices,
-    deeplab_from_graph,
     gflop,
+    propagation_from_graph,
     use_public_forms,
 )
 from benchmarks.torch_baseline.pipeline import EagerPipeline, warp_by_grid_sample
@@ -32,6 +32,9 @@ from mpn import Pipeline, PipelineOptions
 from mpn.engines.open import EngineSet, default_engine_dir, open_engines
 from mpn.engines.spec import propagation_spec
 from mpn.errors import CheckpointError, InputError
+from mpn.export.bundle import export_bundle
+from mpn.export.options import ExportOptions
+from mpn.networks.checkpoint import save_checkpoint
 from mpn.networks.flownet2 import FlowNet2, FlowNet2Config
 from mpn.networks.flownet2_members import correlation
 from mpn.networks.propagation import PropagationConfig, PropagationNet
@@ -65,14 +68,30 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def lite() -> Iterator[EngineSet]:
-    with open_engines(default_engine_dir(), backend="cpu", threads=1) as engines:
-        yield engines
+def own_network() -> PropagationNet:
+    """Make a network that returns its input probability, slightly changed."""
+    config = PropagationConfig(width=0.125, head_width=0.125, middle_blocks=1, prior_skip=True)
+    network = seeded(PropagationNet(config), DEEPLAB_GAIN)
+    with torch.no_grad():
+        network.get_parameter("decoder.last_conv.8.weight").mul_(0.3)
+        network.get_parameter("decoder.last_conv.8.bias").zero_()
+        network.get_parameter("prior_gain").fill_(1.8)
+    return network
 
 
 @pytest.fixture(scope="module")
-def lite_network() -> PropagationNet:
-    return deeplab_from_graph(default_engine_dir() / "propagation.onnx")
+def own_dir(own_network: PropagationNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    save_checkpoint(folder / "own.pth", {"propagation": own_network}, {"licence": "CC0-1.0"})
+    options = ExportOptions(roi_size=65, verify=False)
+    export_bundle([folder / "own.pth"], folder / "engines", options)
+    return folder / "engines"
+
+
+@pytest.fixture(scope="module")
+def own(own_dir: Path) -> Iterator[EngineSet]:
+    with open_engines(own_dir, backend="cpu", threads=1) as engines:
+        yield engines
 
 
 @pytest.fixture(scope="module")
@@ -129,25 +148,39 @@ def test_public_forms_return_same_outputs() -> None:
 
 
 @torch.no_grad()
-def test_deeplab_from_graph_matches_engine(lite: EngineSet, lite_network: PropagationNet) -> None:
-    size = lite.manifest.roi_size
+def test_propagation_from_graph_matches_engine(
+    own: EngineSet, own_dir: Path, own_network: PropagationNet
+) -> None:
+    size = own.manifest.roi_size
     crop = np.random.default_rng(0).random((1, 4, size, size), np.float32)
-    engine = lite.propagation.run({"rgb_prob": crop})["prob"]
+    engine = own.propagation.run({"rgb_prob": crop})["prob"]
 
     def difference(network: PropagationNet) -> float:
         prob = torch.softmax(network(torch.from_numpy(crop)), dim=1)[:, 1:]
         return float(np.abs(prob.numpy() - engine).max())
 
-    assert difference(lite_network) <= EAGER_PROB
-    wrong = deeplab_from_graph(default_engine_dir() / "propagation.onnx")
-    wrong.backbone.bn1.bias.zero_()
+    assert difference(own_network) <= EAGER_PROB
+    wrong = propagation_from_graph(own_dir / "propagation.onnx")
+    assert difference(wrong) <= EAGER_PROB
+    wrong.get_parameter("prior_gain").zero_()
     assert difference(wrong) > 10 * EAGER_PROB
 
 
-def test_deeplab_from_graph_other_network_raises(tmp_path: Path) -> None:
+def test_shipped_propagation_is_read_but_not_compared(tiny_job: Job, tmp_path: Path) -> None:
+    network = propagation_from_graph(default_engine_dir() / "propagation.onnx")
+    assert (network.config.backbone, network.config.in_channels) == ("efficientnet-lite0", 5)
+    assert network.config.head_width == 0.25
+    job = replace(tiny_job, networks="own")
+    with pytest.raises(InputError, match="has 5 input channels"):
+        prepare_engines(job, default_engine_dir(), tmp_path)
+    with pytest.raises(InputError, match="needs --engine-dir"):
+        prepare_engines(job, None, tmp_path)
+
+
+def test_propagation_from_graph_other_network_raises(tmp_path: Path) -> None:
     other = make_engine_dir(tmp_path / "tiny") / "propagation.onnx"
     with pytest.raises(CheckpointError, match="does not have the weights of a DeepLab"):
-        deeplab_from_graph(other)
+        propagation_from_graph(other)
 
 
 def test_gflop_counts_two_operations_per_multiply_add() -> None:
@@ -179,18 +212,18 @@ def test_grid_sample_warp_equals_warp_bilinear() -> None:
 
 @pytest.mark.parametrize("objects", [1, 3])
 def test_eager_pipeline_matches_pipeline(
-    objects: int, lite: EngineSet, lite_network: PropagationNet, clip: list[SyntheticFrame]
+    objects: int, own: EngineSet, own_network: PropagationNet, clip: list[SyntheticFrame]
 ) -> None:
     labels = np.where(clip[0].labels <= objects, clip[0].labels, 0)
 
     def difference(ours: PipelineOptions, theirs: PipelineOptions) -> tuple[float, int]:
-        dis = DisFlow(lite.manifest.flow)
-        pipeline = Pipeline(lite, options=ours)
+        dis = DisFlow(own.manifest.flow)
+        pipeline = Pipeline(own, options=ours)
         eager = EagerPipeline(
-            {"propagation": lite_network},
+            {"propagation": own_network},
             theirs,
-            lite.manifest.preprocessing,
-            roi_size=lite.manifest.roi_size,
+            own.manifest.preprocessing,
+            roi_size=own.manifest.roi_size,
             dis=lambda rgb, previous: flow_px(dis, rgb, previous),
         )
         pipeline.start(clip[0].rgb, labels)
@@ -201,7 +234,7 @@ def test_eager_pipeline_matches_pipeline(
         return float(np.abs(ours_now.probs - theirs_now.probs).max()), differing
 
     options = (
-        PipelineOptions().with_values(PAPER_STAGES).with_defaults(lite.manifest.runtime_defaults)
+        PipelineOptions().with_values(PAPER_STAGES).with_defaults(own.manifest.runtime_defaults)
     )
     prob, pixels = difference(options, options)
     assert prob <= EAGER_PROB
@@ -211,15 +244,13 @@ def test_eager_pipeline_matches_pipeline(
     assert pixels > 2
 
 
-def test_eager_pipeline_other_stages_raise(lite: EngineSet) -> None:
+def test_eager_pipeline_other_stages_raise(own: EngineSet) -> None:
     with pytest.raises(InputError, match="only the stages of the paper"):
-        EagerPipeline(
-            {}, PipelineOptions(colour_weight=1), lite.manifest.preprocessing, roi_size=65
-        )
+        EagerPipeline({}, PipelineOptions(colour_weight=1), own.manifest.preprocessing, roi_size=65)
 
 
-def test_replaced_flow_keeps_estimate(lite: EngineSet, clip: list[SyntheticFrame]) -> None:
-    flow = ReplacedFlow(DisFlow(lite.manifest.flow))
+def test_replaced_flow_keeps_estimate(own: EngineSet, clip: list[SyntheticFrame]) -> None:
+    flow = ReplacedFlow(DisFlow(own.manifest.flow))
     frames = [flow.prepare(frame.rgb) for frame in clip[:2]]
     estimate = flow.estimate(*frames)
     assert flow.estimated_px is estimate

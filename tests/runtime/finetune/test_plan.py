@@ -10,8 +10,7 @@ import pytest
 
 from mpn.engines.directory.entries import FinetuneEntry
 from mpn.engines.directory.files import FileDigest
-from mpn.engines.directory.manifest import Manifest, load_manifest
-from mpn.engines.open import default_engine_dir
+from mpn.engines.directory.manifest import Manifest
 from mpn.engines.spec import Role
 from mpn.errors import EngineError
 from mpn.runtime.finetune.plan import (
@@ -151,7 +150,8 @@ def test_options_after_the_network_do_not_affect_weights() -> None:
 
 def test_cache_key_is_that_of_0_1() -> None:
     """Weights that version 0.1 kept are still found: the digest was computed with it."""
-    advice = load_manifest(default_engine_dir()).runtime_defaults
+    manifest = Path(__file__).parents[2] / "engines" / "directory" / "data" / "manifest-0.1.0.json"
+    advice = json.loads(manifest.read_text())["runtime_defaults"]
     facts = options_in_cache_key(PipelineOptions().with_defaults(advice))
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     assert digest == "a9c3911e3101d29d45c9f775de92ae941b0a9aac43bd7c47c580c24f9dc09865"

@@ -25,6 +25,7 @@ from mpn.runtime.bench.result import fps_from_seconds, summary_ms
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.host.flow import EngineFlow
 from mpn.runtime.host.preprocess import (
+    flow_input,
     one_hot,
     osvos_input,
     resize_prob,
@@ -33,6 +34,8 @@ from mpn.runtime.host.preprocess import (
 )
 from mpn.runtime.host.roi import roi_from_prob
 from mpn.runtime.host.stages import Stages
+from mpn.runtime.host.target import NO_SCORE
+from mpn.runtime.one_shot import takes_score
 from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.session.request import RunRequest
@@ -172,19 +175,27 @@ def _fixed_inputs(
         for plane in prob
     )
     branch: TrackBranch = "given"
-    packed = Stages(engines, options).crop(
-        current, Candidates(prob, rois, rois, (branch,) * len(rois))
-    )
+    found = Candidates(prob, rois, rois, (branch,) * len(rois))
+    scores, (name,) = None, engines.propagation.spec.input_names
+    if takes_score(engines.propagation.spec):
+        present = sum(roi is not None for roi in rois)
+        scores = np.full((present, manifest.roi_size, manifest.roi_size), NO_SCORE, np.float32)
+    packed = Stages(engines, options).crop(current, found, scores)
     crops = np.concatenate((packed, packed[..., ::-1])) if options.flip_tta else packed
     groups = [crops]
     if "propagation" in one_by_one:  # per object: the crop and, with flip TTA, the flipped crop
         groups = [crops[k :: len(packed)] for k in range(len(packed))]
     most = manifest.max_objects
     inputs["propagation"] = [
-        {"rgb_prob": np.ascontiguousarray(group[first : first + most])}
+        {name: np.ascontiguousarray(group[first : first + most])}
         for group in groups
         for first in range(0, len(group), most)
     ]
+    if engines.features is not None:
+        _, _, height, width = engines.features.spec.inputs[0].shape
+        assert isinstance(height, int)
+        assert isinstance(width, int)
+        inputs["features"] = [{"image": flow_input(current, (height, width))}]
     if engines.osvos is not None:
         preprocessing = manifest.preprocessing.osvos
         image = osvos_input(

@@ -8,7 +8,7 @@ The name of a variant is ``plain`` (flow, warp, propagation, merge) or the added
 * ``crf``: DenseCRF.
 * ``finetune``: fine-tune the networks on the first frame if possible, which takes minutes.
 
-``default`` is the pipeline of ``mpn-run`` with these engines, including fine-tuning.
+``default`` is the pipeline of ``mpn-run`` with these engines, with fine-tuning if that does it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mpn.runtime.finetune.plan import (
     finetunable_roles,
     options_affecting_weights,
     options_for,
+    plan_finetuning,
     why_not_finetuned,
 )
 from mpn.runtime.media.video import open_video
@@ -156,11 +157,10 @@ def variants_of(
 
 def _variant(name: str, manifest: Manifest, finetune: FinetuneOptions) -> Variant:
     if name == DEFAULT:
+        given = PipelineOptions(finetune=finetune)
+        plan = plan_finetuning(manifest, given, must_finetune=False, is_live=False)
         options = PipelineOptions().with_defaults(manifest.runtime_defaults)
-        is_finetuned = bool(finetunable_roles(manifest, options))
-        return Variant(
-            name, options, options_for(manifest, options, finetune) if is_finetuned else None
-        )
+        return Variant(name, options, plan.options)
     additions = _additions(name)
     crf, osvos = CrfOptions() if "crf" in additions else None, OsvosOptions(mode="off")
     if "osvos" in additions:

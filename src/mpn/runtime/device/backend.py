@@ -412,7 +412,7 @@ class DeviceBackend(Closeable):
 
     def score_agreement(self, frame: DeviceFrame) -> None:
         """See :class:`mpn.runtime.backend.QueuedBackend`."""
-        with self._timed("osvos"):
+        with self._timed("osvos" if self._models.osvos else "target"):
             planes = frame.planes
             if not self._models.osvos and self._scores is not None:
                 planes = self._scores.planes()
