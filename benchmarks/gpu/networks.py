@@ -341,7 +341,8 @@ def finetuning(bench: Bench, budget: Budget) -> dict[str, Any]:
 
             def work(directory: str = directory, backend: Any = backend) -> dict[str, Any]:
                 with open_engines(directory, backend=backend, threads=4) as opened:
-                    options = PipelineOptions().with_defaults(opened.manifest.runtime_defaults)
+                    given = PipelineOptions(one_shot="osvos")
+                    options = given.with_defaults(opened.manifest.runtime_defaults)
                     wanted = FinetuneOptions(roles=("osvos",), cache_dir=None)
                     chosen = with_steps(
                         options_for(opened.manifest, options, wanted), bench.sizes.finetune_steps

@@ -115,6 +115,12 @@ def test_plan_omits_finetuning_with_the_target_model_alone() -> None:
         assert found.roles == tuned
 
 
+def test_plan_names_networks_that_do_not_run() -> None:
+    only_osvos = FinetuneOptions(roles=("osvos",))
+    with pytest.raises(EngineError, match="no network of osvos both runs"):
+        options_for(BOTH, ResolvedOptions(one_shot="off"), only_osvos)
+
+
 def test_plan_raises_if_required_but_not_possible() -> None:
     with pytest.raises(EngineError, match="have no graphs to fine-tune with: export it again"):
         planned(NONE, must_finetune=True)

@@ -134,7 +134,11 @@ def options_for(
     possible = finetunable_roles(manifest, options)
     roles = tuple(role for role in finetune.roles if role in possible)
     if not roles:
-        raise EngineError(why_not_finetuned(manifest, options))
+        wanted = ", ".join(finetune.roles)
+        raise EngineError(
+            why_not_finetuned(manifest, options)
+            or f"with these options no network of {wanted} both runs and can be fine-tuned"
+        )
     return replace(finetune, roles=roles)
 
 
