@@ -159,7 +159,7 @@ def test_cache_computes_only_the_missing_sequences(
     clips.fill(material.sequences[:2], notices.append)
     (first, second) = sorted((tmp_path / "cache").iterdir())
     second.unlink()
-    (tmp_path / f"cache/.{second.name}.0.partial").write_bytes(b"killed")
+    (tmp_path / f"cache/.{second.name}.{16 * '0'}.partial").write_bytes(b"killed")
     before = first.stat().st_mtime_ns
     clips.fill(material.sequences[:2], notices.append)
     assert sorted((tmp_path / "cache").iterdir()) == [first, second]
