@@ -331,22 +331,20 @@ def _updated(
     weights = np.stack([targets.weights[object_id] for object_id in object_ids])
     ridge = _ridge(weights.shape[1], options)
     hessians = np.tile(np.diag(ridge), (len(object_ids), 1, 1))
-    frames: dict[int, tuple[TargetFrame, list[int], list[float]]] = {}
+    frames: dict[int, tuple[TargetFrame, list[int], list[Float32Array]]] = {}
     for k, object_id in enumerate(object_ids):
         for frame, share in _weighted_frames(targets, object_id, options):
             hessians[k] += share * frame.hessians[object_id]
-            _, rows, shares = frames.setdefault(id(frame), (frame, [], []))
+            _, rows, balances = frames.setdefault(id(frame), (frame, [], []))
             rows.append(k)
-            shares.append(share)
+            balances.append(class_weights(frame.shares[object_id]) * np.float32(share))
     for _ in range(_UPDATE_STEPS):
         gradients = ridge * weights
-        for frame, rows, shares in frames.values():
-            logits = weights[rows] @ frame.features
-            errors = np.empty_like(logits)
-            for k, row, share in zip(rows, range(len(rows)), shares, strict=True):
-                wanted = frame.shares[object_ids[k]]
-                balance = class_weights(wanted) * np.float32(share)
-                errors[row] = balance * (_sigmoid(logits[row]) - wanted)
+        for frame, rows, balances in frames.values():
+            errors = _sigmoid(weights[rows] @ frame.features)
+            for error, k, balance in zip(errors, rows, balances, strict=True):
+                error -= frame.shares[object_ids[k]]
+                error *= balance
             gradients[rows] += errors @ frame.features.T
         weights = weights - np.linalg.solve(hessians, gradients[..., None])[..., 0].astype(
             np.float32

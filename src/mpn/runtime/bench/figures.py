@@ -34,7 +34,7 @@ from mpn.runtime.host.preprocess import (
 )
 from mpn.runtime.host.roi import roi_from_prob
 from mpn.runtime.host.stages import Stages
-from mpn.runtime.host.target import NO_SCORE
+from mpn.runtime.host.target import NO_SCORE, TargetStage
 from mpn.runtime.one_shot import takes_score
 from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.pipeline import Pipeline
@@ -192,10 +192,8 @@ def _fixed_inputs(
         for first in range(0, len(group), most)
     ]
     if engines.features is not None:
-        _, _, height, width = engines.features.spec.inputs[0].shape
-        assert isinstance(height, int)
-        assert isinstance(width, int)
-        inputs["features"] = [{"image": flow_input(current, (height, width))}]
+        size_hw = TargetStage(engines.features, options.target).size_hw
+        inputs["features"] = [{"image": flow_input(current, size_hw)}]
     if engines.osvos is not None:
         preprocessing = manifest.preprocessing.osvos
         image = osvos_input(

@@ -188,15 +188,10 @@ class TargetScores:
             "warp_scores",
             scores=self._committed,
             flow_to_prev_px=flow_to_prev_px,
-            objects=len(self._object_ids),
-            height=height,
-            width=width,
-            scale_x=width / input_width,
-            scale_y=height / input_height,
             step_x=input_width / width / FEATURES_STRIDE,
             step_y=input_height / height / FEATURES_STRIDE,
             warped=self.current,
-            **self._grid,
+            **self._in_frame,
         )
 
     def exclude_others(self, prob: DeviceArray) -> None:
@@ -207,18 +202,12 @@ class TargetScores:
         Args:
             prob: (K, h, w) float32 of the candidates.
         """
-        (height, width), (input_height, input_width) = self._frame_hw, self._size_hw
         self._stream.launch(
             "exclude_others",
             scores=self.current,
             prob=prob,
-            objects=len(self._object_ids),
-            height=height,
-            width=width,
-            scale_x=width / input_width,
-            scale_y=height / input_height,
             exclusive=self._exclusive,
-            **self._grid,
+            **self._in_frame,
         )
 
     def grow(self, rois: DeviceArray, growth: float) -> None:
@@ -232,16 +221,11 @@ class TargetScores:
         self._stream.launch(
             "grow_rois",
             scores=self._exclusive,
-            objects=len(self._object_ids),
-            height=height,
-            width=width,
-            scale_x=width / input_width,
-            scale_y=height / input_height,
             cell_x=FEATURES_STRIDE * width / input_width,
             cell_y=FEATURES_STRIDE * height / input_height,
             growth=growth,
             rois=rois,
-            **self._grid,
+            **self._in_frame,
         )
 
     def crop(self, rois: DeviceArray, packed: DeviceArray, objects: DeviceArray | None) -> None:
@@ -278,6 +262,19 @@ class TargetScores:
     def commit(self) -> None:
         """Make the current scores those of the last committed frame."""
         self._stream.copy(self.current, self._committed)
+
+    @property
+    def _in_frame(self) -> Arguments:
+        """Return the sizes, and the scale from the engine's input to the frame."""
+        (height, width), (input_height, input_width) = self._frame_hw, self._size_hw
+        return {
+            "objects": len(self._object_ids),
+            "height": height,
+            "width": width,
+            "scale_x": width / input_width,
+            "scale_y": height / input_height,
+            **self._grid,
+        }
 
     @property
     def _to_input(self) -> Arguments:

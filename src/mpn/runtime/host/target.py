@@ -163,10 +163,7 @@ def warp_scores(
         (K, gh, gw) float32; 0 if a point was outside of the previous frame.
     """
     frame_hw = (flow_to_prev_px.shape[1], flow_to_prev_px.shape[2])
-    axes = []
-    for axis in range(2):
-        points = np.arange(scores.shape[1 + axis], dtype=np.float32)
-        axes.append(_frame_from_grid(points, frame_hw[axis], size_hw[axis]))
+    axes = _grid_points(scores, frame_hw, size_hw)
     on_grid = np.empty((2, *scores.shape[1:]), np.float32)
     for axis, plane in enumerate(flow_to_prev_px):
         step = size_hw[1 - axis] / frame_hw[1 - axis] / FEATURES_STRIDE
@@ -191,12 +188,7 @@ def exclusive_scores(
     """
     if len(scores) == 1:
         return scores
-    axes = [
-        _frame_from_grid(
-            np.arange(scores.shape[1 + axis], dtype=np.float32), prob.shape[1 + axis], size_hw[axis]
-        )
-        for axis in range(2)
-    ]
+    axes = _grid_points(scores, (prob.shape[1], prob.shape[2]), size_hw)
     at_points = np.stack([_sampled(plane, axes[0], axes[1]) for plane in prob])
     exclusive = np.empty_like(scores)
     for k, score in enumerate(scores):
@@ -228,12 +220,7 @@ def grown_rois(
     Returns:
         Per object the smallest box around its ROI and one cell around each of these points.
     """
-    points = [
-        _frame_from_grid(
-            np.arange(scores.shape[1 + axis], dtype=np.float32), frame_hw[axis], size_hw[axis]
-        )
-        for axis in range(2)
-    ]
+    points = _grid_points(scores, frame_hw, size_hw)
     cell = [FEATURES_STRIDE * frame_hw[axis] / size_hw[axis] for axis in range(2)]
     grown: list[Roi | None] = []
     for score, roi in zip(scores, rois, strict=True):
@@ -322,6 +309,17 @@ def _frame_from_grid(points: Float32Array, frame_side: int, input_side: int) -> 
     half = np.float32(0.5)
     positions: Float32Array = (points * np.float32(FEATURES_STRIDE) + half) * scale - half
     return positions
+
+
+def _grid_points(
+    scores: Float32Array, frame_hw: tuple[int, int], size_hw: tuple[int, int]
+) -> tuple[Float32Array, Float32Array]:
+    """Return rows and columns of the grid points of scores, in pixels of the frame."""
+    rows, columns = (
+        _frame_from_grid(np.arange(count, dtype=np.float32), frame_side, input_side)
+        for count, frame_side, input_side in zip(scores.shape[1:], frame_hw, size_hw, strict=True)
+    )
+    return rows, columns
 
 
 def _sampled(plane: Float32Array, rows: Float32Array, columns: Float32Array) -> Float32Array:
