@@ -37,6 +37,8 @@ from mpn.engines.spec import (
 )
 
 IR_VERSION = 10
+MANIFEST_0_1 = Path(__file__).parents[1] / "engines" / "directory" / "data" / "manifest-0.1.0.json"
+"""Manifest that version 0.1.0 wrote, with shortened lists of tensors."""
 SIZE_MULTIPLES: dict[Role, int] = {
     "flow": FLOW_SIZE_MULTIPLE,
     "propagation": ROI_SIZE_STEP,

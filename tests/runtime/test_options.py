@@ -33,6 +33,7 @@ from mpn.runtime.options import (
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.session.propagate import propagate
 from tests.builders.clips import KnownFlow
+from tests.builders.engine_dirs import MANIFEST_0_1
 from tests.emulation.engines import fake_engine_set
 from tests.runtime.pipelines import PLAIN, TWO, run
 
@@ -90,7 +91,6 @@ SHIPPED: dict[str, Any] = {
     "osvos": {**DEFAULTS["osvos"], "threshold": 0.9, "every": 2},
 }
 """Values in force with the advice of the engines of version 0.1, as that version resolved it."""
-MANIFEST_0_1 = Path(__file__).parents[1] / "engines" / "directory" / "data" / "manifest-0.1.0.json"
 
 
 def advice() -> dict[str, Any]:

@@ -19,6 +19,15 @@ from mpn.runtime.state import VideoState
 from mpn.runtime.tracks import TrackMemory
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
+_SEARCH_BELOW, _LOST_BELOW = 1.5, 0.5
+"""Mean scores in units of ``target.agreement_min``: see there."""
+_BETTER_BY = 0.25
+"""Least difference of the means."""
+_LEAST_SHARE = 0.002
+"""Share of the frame below which an object is too small for the grid of the target model."""
+IOU_MAX = 0.3
+"""Largest overlap of a component with another object. Source: VS-ReID."""
+
 
 class OsvosPolicy:
     """Decide what OSVOS does in a frame; every method is pure.
@@ -162,11 +171,10 @@ class OsvosPolicy:
                 masks = {j: self._mask(found, j) for j, r in enumerate(found.rois) if r}
             others = [mask for j, mask in masks.items() if j != k]
             proposed = list(self._components(rgb, plane, others, k, state))
-            if is_tracked and self._models.osvos:
-                if any(iou(component.mask, masks[k]) > IOU_MAX for component in proposed):
-                    continue  # OSVOS finds it at its candidate, too
-            elif is_tracked:
+            if is_tracked and not self._models.osvos:
                 proposed = _clearly_better(proposed, plane, masks[k])
+            elif is_tracked and any(iou(c.mask, masks[k]) > IOU_MAX for c in proposed):
+                continue  # OSVOS finds it at its candidate, too
             if proposed:
                 component = proposed[0]
                 masks[k] = component.mask
@@ -177,16 +185,24 @@ class OsvosPolicy:
                     plane.shape,
                 )
                 found = found.with_redetected(k, component.prob, component.box, roi)
-            elif is_tracked and self._models.osvos:
-                found = found.with_rejected(k)
-            elif is_tracked and masks[k].mean() >= _LEAST_SHARE:
-                agreement = _mean(plane, masks[k]) / options.target.agreement_min
-                if agreement < _LOST_BELOW:
-                    found = found.with_lost(k)
+            elif is_tracked:
+                found = self._unconfirmed(found, k, plane, masks[k])
+                if found.rois[k] is None:
                     del masks[k]
-                elif agreement < 1:
-                    found = found.with_rejected(k)
         return found
+
+    def _unconfirmed(
+        self, found: Candidates, k: int, plane: Float32Array, mask: BoolArray
+    ) -> Candidates:
+        """Mark a contradicted object that is found nowhere else as rejected or lost."""
+        if self._models.osvos:
+            return found.with_rejected(k)
+        if mask.mean() < _LEAST_SHARE:
+            return found
+        agreement = _mean(plane, mask) / self._options.target.agreement_min
+        if agreement < _LOST_BELOW:
+            return found.with_lost(k)
+        return found.with_rejected(k) if agreement < 1 else found
 
     def _plan(
         self, osvos_for: tuple[bool, ...], state: VideoState, *, scores_agreement: bool
@@ -322,16 +338,6 @@ def _clearly_better(
         and float(plane[component.mask].sum()) >= least_sum
         and not (component.mask & mask).any()
     ]
-
-
-_SEARCH_BELOW, _LOST_BELOW = 1.5, 0.5
-"""Mean scores in units of ``target.agreement_min``: see there."""
-_BETTER_BY = 0.25
-"""Least difference of the means."""
-_LEAST_SHARE = 0.002
-"""Share of the frame below which an object is too small for the grid of the target model."""
-IOU_MAX = 0.3
-"""Largest overlap of a component with another object. Source: VS-ReID."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from mpn.engines.directory.manifest import (
 )
 from mpn.engines.spec import propagation_spec
 from mpn.errors import ManifestError, OutputError
-from tests.builders.engine_dirs import make_engine_dir
+from tests.builders.engine_dirs import MANIFEST_0_1, make_engine_dir
 from tests.emulation.engines import fake_engine_set, fourth_channel
 
 Json = dict[str, Any]
@@ -42,14 +42,13 @@ def rewrite(directory: Path, change: Callable[[Json], object]) -> None:
 
 
 def test_manifest_of_0_1_is_rewritten_byte_by_byte(tmp_path: Path) -> None:
-    """Order, indentation and numbers stay. The lists of tensors are shortened."""
-    file = Path(__file__).parent / "data" / "manifest-0.1.0.json"
-    (tmp_path / "manifest.json").write_bytes(file.read_bytes())
+    """Order, indentation and numbers stay."""
+    (tmp_path / "manifest.json").write_bytes(MANIFEST_0_1.read_bytes())
     manifest = load_manifest(tmp_path)
     assert manifest.provenance.tool_version == "0.1.0"
-    assert save_manifest(tmp_path, manifest).read_bytes() == file.read_bytes()
+    assert save_manifest(tmp_path, manifest).read_bytes() == MANIFEST_0_1.read_bytes()
     other = replace(manifest, name="other")  # control
-    assert save_manifest(tmp_path, other).read_bytes() != file.read_bytes()
+    assert save_manifest(tmp_path, other).read_bytes() != MANIFEST_0_1.read_bytes()
 
 
 def test_saved_manifest_loads_equal(tmp_path: Path) -> None:

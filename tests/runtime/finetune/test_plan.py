@@ -29,6 +29,7 @@ from mpn.runtime.options import (
     ResolvedOptions,
     ResolvedOsvos,
 )
+from tests.builders.engine_dirs import MANIFEST_0_1
 from tests.emulation.engines import fake_engine_set, nothing_found, pooled_colours
 
 ALL = ResolvedOptions()
@@ -156,8 +157,7 @@ def test_options_after_the_network_do_not_affect_weights() -> None:
 
 def test_cache_key_is_that_of_0_1() -> None:
     """Weights that version 0.1 kept are still found: the digest was computed with it."""
-    manifest = Path(__file__).parents[2] / "engines" / "directory" / "data" / "manifest-0.1.0.json"
-    advice = json.loads(manifest.read_text())["runtime_defaults"]
+    advice = json.loads(MANIFEST_0_1.read_text())["runtime_defaults"]
     facts = options_in_cache_key(PipelineOptions().with_defaults(advice))
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     assert digest == "a9c3911e3101d29d45c9f775de92ae941b0a9aac43bd7c47c580c24f9dc09865"
