@@ -44,11 +44,11 @@ from benchmarks.accuracy.sequences import (
     segment_frames,
 )
 from benchmarks.accuracy.sparse import SparseEvaluator
-from benchmarks.report.schema import result_header, write_result
+from benchmarks.report.schema import measured, result_header
 from mpn import Pipeline
 from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.open import EngineSet, default_engine_dir, open_engines
-from mpn.errors import InputError, MpnError
+from mpn.errors import InputError
 from mpn.evaluation import DavisDataset, DavisSequence, SequenceEvaluator
 from mpn.evaluation.scores import DatasetScore, SequenceScore, json_from_score
 from mpn.runtime.bench.result import (
@@ -313,11 +313,8 @@ def main() -> int:
     parser.add_argument("--warmup", type=int, default=5, help="uncounted frames per set")
     parser.add_argument("-o", "--out", type=Path, default=Path("davis.json"))
     given = parser.parse_args()
-    try:
-        body = benchmark(given)
-        write_result(given.out, "davis", body)
-    except MpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    body = measured("davis", benchmark, given)
+    if body is None:
         return 1
     for name, figures in body["ablations"].items():
         print(

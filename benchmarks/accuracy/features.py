@@ -35,7 +35,7 @@ from benchmarks.accuracy.sequences import (
     dataset_from_arguments,
     segment_frames,
 )
-from benchmarks.report.schema import cpu_backend, result_header, write_result
+from benchmarks.report.schema import cpu_backend, measured, result_header
 from mpn import Pipeline, PipelineOptions
 from mpn._common.files import sha256_of_file
 from mpn.engines.directory.files import FileDigest
@@ -43,7 +43,7 @@ from mpn.engines.directory.manifest import load_manifest, save_manifest
 from mpn.engines.directory.parity import PARITY_NAME
 from mpn.engines.open import default_engine_dir, open_engines
 from mpn.engines.spec import Precision
-from mpn.errors import CheckpointError, InputError, MpnError
+from mpn.errors import CheckpointError, InputError
 from mpn.evaluation.scores import DatasetScore, json_from_score
 from mpn.export.description import role_entry, spec_of
 from mpn.export.graph import export_graph
@@ -248,11 +248,8 @@ def main() -> int:
     parser.add_argument("--warmup", type=int, default=2, help="uncounted frames [%(default)s]")
     parser.add_argument("-o", "--out", type=Path, default=Path("features.json"))
     given = parser.parse_args()
-    try:
-        body = benchmark(given)
-        write_result(given.out, "features", body)
-    except MpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    body = measured("features", benchmark, given)
+    if body is None:
         return 1
     for row in body["results"]:
         print(

@@ -31,10 +31,10 @@ from benchmarks.accuracy.sequences import (
     feed,
     segment_frames,
 )
-from benchmarks.report.schema import cpu_backend, result_header, write_result
+from benchmarks.report.schema import cpu_backend, measured, result_header
 from mpn import Pipeline, PipelineOptions
 from mpn.engines.open import default_engine_dir, open_engines
-from mpn.errors import InputError, MpnError
+from mpn.errors import InputError
 from mpn.evaluation import DavisSequence, SequenceEvaluator
 from mpn.runtime.bench.result import (
     check_result_path,
@@ -255,11 +255,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("finetuning.json"))
     given = parser.parse_args()
-    try:
-        body = benchmark(given)
-        write_result(given.out, "finetuning", body)
-    except MpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    body = measured("finetuning", benchmark, given)
+    if body is None:
         return 1
     for run in body["runs"]:
         seconds = "" if run["finetune"] is None else f"  {run['finetune']['median_ms'] / 1e3:.1f} s"

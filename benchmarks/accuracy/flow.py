@@ -23,11 +23,11 @@ import cv2
 import numpy as np
 
 from benchmarks.accuracy.sequences import load_rgb
-from benchmarks.report.schema import cpu_backend, result_header, write_result
+from benchmarks.report.schema import cpu_backend, measured, result_header
 from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.directory.entries import DIS_SOURCE, FlowSource
 from mpn.engines.open import open_engines
-from mpn.errors import InputError, MpnError
+from mpn.errors import InputError
 from mpn.runtime.bench.result import (
     check_result_path,
     engine_facts,
@@ -121,11 +121,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("flow_accuracy.json"))
     given = parser.parse_args()
-    try:
-        body = benchmark(given)
-        write_result(given.out, "flow_accuracy", body)
-    except MpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    body = measured("flow_accuracy", benchmark, given)
+    if body is None:
         return 1
     for name, found in body["sources"].items():
         print(f"{name:28} {found['epe_px']:.3f} px")

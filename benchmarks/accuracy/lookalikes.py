@@ -35,9 +35,9 @@ from benchmarks.accuracy.pasting import (
     placed,
     scale_to_fit,
 )
-from benchmarks.report.schema import write_result
+from benchmarks.report.schema import measured
 from mpn import Pipeline
-from mpn.errors import InputError, MpnError
+from mpn.errors import InputError
 from mpn.evaluation import region_similarity
 from mpn.types import UInt8Array
 
@@ -218,11 +218,8 @@ def main() -> int:
     )
     add_clip_arguments(parser, pairs=PAIRS, out="lookalikes.json")
     arguments = parser.parse_args()
-    try:
-        body = benchmark(arguments)
-        write_result(arguments.out, "lookalikes", body)
-    except MpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    body = measured("lookalikes", benchmark, arguments)
+    if body is None:
         return 1
     print(f"kept: {body['kept']}\nwritten: {arguments.out}")
     return 0

@@ -28,10 +28,10 @@ from benchmarks.accuracy.sequences import (
     feed,
     segment_frames,
 )
-from benchmarks.report.schema import cpu_backend, result_header, write_result
+from benchmarks.report.schema import cpu_backend, measured, result_header
 from mpn import Pipeline
 from mpn.engines.open import default_engine_dir, open_engines
-from mpn.errors import InputError, MpnError
+from mpn.errors import InputError
 from mpn.evaluation import DavisDataset, SequenceEvaluator, region_similarity
 from mpn.evaluation.scores import DatasetScore, SequenceScore, json_from_score
 from mpn.runtime.bench.result import check_result_path, engine_facts, load_average
@@ -155,11 +155,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("precision.json"))
     given = parser.parse_args()
-    try:
-        body = benchmark(given)
-        write_result(given.out, "precision", body)
-    except MpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    body = measured("precision", benchmark, given)
+    if body is None:
         return 1
     for name, side in body["sides"].items():
         print(f"{name:18} J {side['J-Mean']:.4f}  F {side['F-Mean']:.4f}")

@@ -34,9 +34,8 @@ from benchmarks.accuracy.pasting import (
     placed,
     scale_to_fit,
 )
-from benchmarks.report.schema import write_result
+from benchmarks.report.schema import measured
 from mpn import Pipeline
-from mpn.errors import MpnError
 from mpn.evaluation import region_similarity
 from mpn.types import UInt8Array
 
@@ -196,11 +195,8 @@ def main() -> int:
     )
     add_clip_arguments(parser, pairs=PAIRS, out="reappearance.json")
     arguments = parser.parse_args()
-    try:
-        body = benchmark(arguments)
-        write_result(arguments.out, "reappearance", body)
-    except MpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    body = measured("reappearance", benchmark, arguments)
+    if body is None:
         return 1
     print(f"written: {arguments.out}")
     return 0

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -287,6 +287,30 @@ def write_result(path: Path, benchmark: str, body: Mapping[str, Any]) -> None:
     document = benchmark_document(benchmark, body, more_versions=_versions())
     save_result(path, document)
     check_result(document)
+
+
+def measured(
+    name: str,
+    benchmark: Callable[[argparse.Namespace], dict[str, Any]],
+    arguments: argparse.Namespace,
+) -> dict[str, Any] | None:
+    """Run a benchmark and write its result; print an error as one line.
+
+    Args:
+        name: Name of the benchmark in the result.
+        benchmark: Measures, and returns the body of the result.
+        arguments: Given to ``benchmark``; ``out`` is the file of the result.
+
+    Returns:
+        The body, or None after an error.
+    """
+    try:
+        body = benchmark(arguments)
+        write_result(arguments.out, name, body)
+    except MpnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return None
+    return body
 
 
 def share_of_limit(measure: str, value: float, limit: float) -> float:

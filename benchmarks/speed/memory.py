@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report.schema import cpu_backend, result_header, write_result
+from benchmarks.report.schema import cpu_backend, measured, result_header
 from mpn import propagate
 from mpn.engines.open import default_engine_dir, open_engines
-from mpn.errors import InputError, MpnError
+from mpn.errors import InputError
 from mpn.export.options import frame_size_hw_from_text
 from mpn.runtime.bench.result import check_result_path, engine_facts, load_average
 from mpn.runtime.bench.variants import labels_of_objects
@@ -148,11 +148,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("memory.json"))
     given = parser.parse_args()
-    try:
-        body = benchmark(given)
-        write_result(given.out, "memory", body)
-    except MpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    body = measured("memory", benchmark, given)
+    if body is None:
         return 1
     memory, repeats = body["memory"], body["repeats"]
     verdict = "equal" if repeats["are_equal"] else "different"

@@ -29,8 +29,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.report.schema import cpu_backend, result_header, write_result
-from mpn.errors import InputError, MpnError
+from benchmarks.report.schema import cpu_backend, measured, result_header
+from mpn.errors import InputError
 from mpn.export.options import frame_size_hw_from_text
 from mpn.masks import save_labels
 from mpn.runtime.bench.result import check_result_path, load_average, summary_ms
@@ -193,11 +193,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("releases.json"))
     given = parser.parse_args()
-    try:
-        body = benchmark(given)
-        write_result(given.out, "releases", body)
-    except MpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    body = measured("releases", benchmark, given)
+    if body is None:
         return 1
     print(f"written: {given.out}")
     return 0
