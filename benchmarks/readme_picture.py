@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mpn._common.files import write_atomically
+from mpn._common.images import open_image
 from mpn.errors import InputError, MpnError
 from mpn.evaluation import load_annotation
 from mpn.runtime.media.overlay import draw_overlay
@@ -75,7 +76,7 @@ def davis_sequence(root: Path, sequence: str, at: list[int]) -> Iterator[Source]
     if not files or max(at) >= len(files):
         raise InputError(f"{video} has {len(files)} frames, expected at least {max(at) + 1}")
     first_mask = root / "Annotations" / RESOLUTION / sequence / f"{files[0].stem}.png"
-    frames = {n: np.asarray(Image.open(files[n]).convert("RGB")) for n in at}
+    frames = {n: np.asarray(open_image(files[n]).convert("RGB")) for n in at}
     yield Source(video, first_mask, frames, f"{sequence}, DAVIS 2016, CC BY-NC 4.0")
 
 

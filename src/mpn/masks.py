@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mpn._common.files import write_atomically
+from mpn._common.images import open_image
 from mpn.errors import EvaluationError, MaskError, MpnError
 from mpn.types import UInt8Array
 
@@ -226,7 +227,7 @@ def _read_ids(
         MpnError: Of class ``fault``.
     """
     try:
-        with Image.open(path, formats=("PNG",) if is_strict else _LOSSLESS + _LOSSY) as image:
+        with open_image(path, ("PNG",) if is_strict else _LOSSLESS + _LOSSY) as image:
             mode = image.mode
             if image.format not in _LOSSLESS or image.info.get("compression") == "jpeg":
                 raise fault(

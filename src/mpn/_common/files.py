@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -299,6 +300,36 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     except UnicodeEncodeError:
         return json.dumps(value, indent=indent)
     return text
+
+
+def check_plain_file(path: Path) -> None:
+    """Raise OSError if a path is no plain file, or does not exist.
+
+    Opening a pipe waits for a writer without end, and a device may have no end.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a plain file", str(path))
+
+
+def read_plain_file(path: Path, most_bytes: int) -> bytes:
+    """Read a whole file, see :func:`check_plain_file`.
+
+    Args:
+        path: The file.
+        most_bytes: Largest size that a valid file of this kind has.
+
+    Raises:
+        OSError: If it is no plain file, cannot be read or is larger.
+    """
+    check_plain_file(path)
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {most_bytes} bytes", str(path))
+    return content
 
 
 def sha256_of_file(path: Path) -> str:

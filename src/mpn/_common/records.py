@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
+from mpn._common.files import read_plain_file
 from mpn.errors import MpnError
 
 _Record = TypeVar("_Record")
@@ -24,6 +25,9 @@ _Path = tuple[str | int, ...]
 
 Scalar = bool | int | float | str | None
 """A value of a flat JSON object."""
+
+_MOST_JSON_BYTES = 64 << 20
+"""A manifest has 100 kB, the report of a long run some MB."""
 
 _ANY_KEY = "..."
 """In a path of msgspec: a value of a mapping, under a key that the path does not name."""
@@ -66,7 +70,7 @@ def read_json(path: Path, error: type[MpnError]) -> Any:
             the file and a colon.
     """
     try:
-        return json_from_text(path.read_text(encoding="utf-8"), error)
+        return json_from_text(read_plain_file(path, _MOST_JSON_BYTES).decode(), error)
     except OSError as cause:
         raise error(f"cannot be read: {cause.strerror or cause}") from cause
     except UnicodeDecodeError as cause:

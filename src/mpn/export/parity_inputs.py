@@ -249,7 +249,11 @@ class ParityPictures:
 def _load_images(folder: Path) -> list[UInt8Array]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: --parity-images takes a folder of images")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
     if not files:
         raise InputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images = []

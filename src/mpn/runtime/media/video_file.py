@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import struct
 import sys
@@ -19,6 +20,7 @@ from av.stream import Disposition
 
 from mpn.errors import VideoError
 from mpn.runtime.media.video import VideoSource, start_beyond_end
+from mpn.runtime.media.video_images import IMAGE_SUFFIXES
 from mpn.types import Frame, UInt8Array
 
 _EBML_HEADER = b"\x1a\x45\xdf\xa3"
@@ -100,6 +102,35 @@ def _ebml_size(file: BinaryIO) -> int | None:
 _OPEN_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 10.0
 """For cameras and network streams: a longer wait ends the video."""
+
+_CONTAINERS = (
+    *("apng", "asf", "avi", "dv", "flv", "gif", "ivf", "live_flv", "matroska", "mov", "mpeg"),
+    *("mpegts", "mxf", "nut", "ogg", "rm", "wtv", "yuv4mpegpipe"),
+    *("av1", "h264", "hevc", "m4v", "mjpeg", "mpegvideo", "obu", "vvc"),
+    *("aac", "flac", "mp3", "wav"),  # without a video stream, which the message states
+)
+"""FFmpeg's demuxers that read one file: containers, raw streams, sound. FFmpeg chooses the demuxer
+by content. Playlists, concat lists, image2 and others open the files and addresses that they name.
+"""
+
+_STREAMED = (*_CONTAINERS, "dash", "hls", "mpjpeg", "rtp", "rtsp", "sdp")
+"""Also what an address that the user typed may give."""
+
+_NETWORK = (
+    *("crypto", "data", "ftp", "http", "httpproxy", "https", "mmsh", "mmst", "rist", "rtp", "srtp"),
+    *("ffrtmphttp", "rtmp", "rtmpe", "rtmps", "rtmpt", "rtmpte", "rtmpts"),
+    *("sftp", "srt", "tcp", "tls", "udp", "udplite"),
+)
+"""FFmpeg's protocols for an address: none of them reads a file of this machine."""
+
+_HEAD_BYTES = 4096
+_LISTS = (
+    (re.compile(rb"#EXTM3U"), "a playlist (m3u8)"),
+    (re.compile(rb"ffconcat"), "a list for FFmpeg's concat"),
+    (re.compile(rb"(?s).*<(?:\w+:)?MPD\b"), "a playlist (DASH)"),
+    (re.compile(rb"v=0\r?\no="), "a session description (SDP)"),
+)
+"""Files that name others: the pattern of their first bytes, and a name for a message."""
 
 _FALLBACK_FPS = Fraction(25)
 """For raw streams without a rate; FFmpeg uses the same value."""
@@ -300,37 +331,78 @@ class VideoStream(VideoSource):
         return Frame(index=index, rgb=rgb, pts_s=pts_s, name=f"{index:05d}")
 
 
+def open_file_container(path: Path | str) -> Any:
+    """Open a file with FFmpeg, without any other file or address that it names.
+
+    Raises:
+        av.error.FFmpegError: If it cannot be opened, or its format is none of those that are read.
+    """
+    return av.open(
+        str(path), options={"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+    )
+
+
 def _open_container(url: str, address: str, container_format: str | None, is_live: bool) -> Any:
-    is_remote = is_live or "://" in url
-    options = {"rtsp_transport": "tcp"} if url.lower().startswith("rtsp") else {}
+    is_remote = is_live or not _is_local(url)
     try:
+        if not is_remote:
+            return open_file_container(url)
         return av.open(
             url,
             format=container_format,
-            options=options,
-            timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S) if is_remote else None,
+            options={} if container_format else _address_options(url),
+            timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S),
         )
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if is_remote:
-            raise VideoError(f"cannot open {address}: {_reason(error)}") from error
+            raise VideoError(f"cannot open {address}: {_address_reason(error)}") from error
         raise VideoError(
-            f"{address} is not a video that can be decoded ({_open_reason(Path(url), error)})"
+            f"{address} is not a video that can be decoded "
+            f"({_open_reason(Path(url.removeprefix('file:')), error)})"
         ) from error
+
+
+def _is_local(url: str) -> bool:
+    return url.lower().startswith("file:") or "://" not in url or Path(url).is_file()
+
+
+def _address_options(url: str) -> dict[str, str]:
+    """Return FFmpeg's options for an address: what its content may open."""
+    options = {
+        "format_whitelist": ",".join(_STREAMED),
+        "protocol_whitelist": ",".join(_NETWORK),
+    }
+    if url.lower().startswith("rtsp"):
+        options["rtsp_transport"] = "tcp"
+    return options
+
+
+def _address_reason(error: Exception) -> str:
+    if getattr(error, "errno", None) == errno.EINVAL:
+        return "its protocol or its format is none of those that are read from an address"
+    return _reason(error)
 
 
 def _open_reason(path: Path, error: Exception) -> str:
     """Return the reason why a file cannot be opened.
 
-    A truncated MP4, which has lost the index at its end, is recognised by its first bytes.
+    A truncated MP4, which has lost the index at its end, and a list of files are recognised by
+    their first bytes.
     """
-    if isinstance(error, av.error.InvalidDataError):
+    is_refused = getattr(error, "errno", None) == errno.EINVAL  # not in the list of formats
+    if is_refused or isinstance(error, av.error.InvalidDataError):
         try:
             with path.open("rb") as file:
-                head = file.read(12)
+                head = file.read(_HEAD_BYTES)
         except OSError:
             return _reason(error)
         if not head:
             return "the file is empty"
+        for pattern, kind in _LISTS:
+            if pattern.match(head.removeprefix(b"\xef\xbb\xbf").lstrip()):
+                return f"it is {kind}, and the files that it names are not opened: give the video"
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return "it is one image: give the folder of the images of a video"
         if head[4:8] == b"ftyp":
             return "its index is missing: the file was cut, or is still being written"
         return "its content is of no video format that is known"

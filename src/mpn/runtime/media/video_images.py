@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from mpn._common.images import open_image
 from mpn.errors import VideoError
 from mpn.runtime.media.video import VideoSource, start_beyond_end
 from mpn.types import Frame, UInt8Array
@@ -163,7 +164,7 @@ def load_rgb(path: Path, *, bits: int = 16) -> UInt8Array:
         VideoError: If the file is missing, damaged, truncated, or has floating-point pixels.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             is_deep = _is_deep(image)  # before the pixels are read
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion would clip it
@@ -194,7 +195,7 @@ def used_bits(deep_paths: Iterable[Path]) -> int:
     largest = -1
     for path in deep_paths:
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 is_gray = image.mode.startswith("I")
                 values = np.asarray(image) if is_gray else _deep_rgb(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -316,7 +317,7 @@ def _check_one_size(paths: Sequence[Path]) -> list[Path]:
 def _header(path: Path) -> tuple[tuple[int, int], bool]:
     """Return the upright (height, width), and whether values have over 8 bits."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             is_deep = _is_deep(image)
             # Pillow would decode a whole PNG to find EXIF data after the pixels.

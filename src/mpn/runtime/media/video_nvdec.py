@@ -24,7 +24,7 @@ from mpn._common.text import one_line
 from mpn._common.validation import check_choice
 from mpn.errors import InputError, MpnError, VideoError, import_or_explain
 from mpn.runtime.media.video import DECODERS, Decode, VideoSource
-from mpn.runtime.media.video_file import VideoStream
+from mpn.runtime.media.video_file import VideoStream, open_file_container
 from mpn.types import Frame, UInt8Array
 
 _PACKAGE = "PyNvVideoCodec"
@@ -262,7 +262,7 @@ def _packet_times(path: Path) -> Iterator[Fraction]:
     """
     times: list[int] = []
     try:
-        with av.open(str(path)) as container:
+        with open_file_container(path) as container:
             stream = container.streams.video[0]
             time_base = Fraction(stream.time_base or 0)
             for packet in container.demux(stream):
