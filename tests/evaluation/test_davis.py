@@ -98,3 +98,20 @@ def test_no_results_folder(tmp_path: Path) -> None:
     dataset = load_davis(make_root(tmp_path, {"dog": 3}), "val")
     with pytest.raises(EvaluationError, match="absent: no such results folder"):
         check_results(dataset, tmp_path / "absent")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_list_and_folders_of_other_systems_are_read(tmp_path: Path, encoding: str) -> None:
+    """Windows writes byte order marks and CRLF, macOS ``._NAME`` next to each NAME."""
+    root = make_root(tmp_path, {"dog": 3, "bear": 4})
+    (root / "ImageSets/2017/val.txt").write_bytes("dog\r\nbear\r\n".encode(encoding))
+    (root / "Annotations/480p/dog/._00000.png").touch()
+    dataset = load_davis(root, "val")
+    assert [len(sequence.annotation_paths) for sequence in dataset.sequences] == [3, 4]
+
+
+def test_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    root = make_root(tmp_path, {"dog": 3})
+    (root / "ImageSets/2017/val.txt").write_bytes(b"\xff\x00dog")
+    with pytest.raises(EvaluationError, match=r"val\.txt cannot be read: it is no text"):
+        load_davis(root, "val")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ def test_a_missing_list_and_a_missing_mask_are_named(davis_like: Path, tmp_path:
     (tmp_path / "JPEGImages/480p").mkdir(parents=True)
     (tmp_path / "JPEGImages/480p/alpha").symlink_to(davis_like / "JPEGImages/480p/alpha")
     with pytest.raises(TrainingError, match=r"'alpha'.*8 frames and 0 masks"):
+        load_davis_split(tmp_path)
+
+
+def test_split_written_on_other_systems_is_read(davis_like: Path, tmp_path: Path) -> None:
+    shutil.copytree(davis_like, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "ImageSets/2017/train.txt").write_bytes("beta\r\n".encode("utf-16"))
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        (tmp_path / folder / f"480p/beta/._00000.{suffix}").touch()
+    assert [(s.name, len(s)) for s in load_davis_split(tmp_path)] == [("beta", 8)]
+    (tmp_path / "ImageSets/2017/train.txt").write_bytes(b"beta\xff")
+    with pytest.raises(TrainingError, match=r"train\.txt cannot be read: it is no text"):
         load_davis_split(tmp_path)
 
 

@@ -125,6 +125,18 @@ def is_nonempty_file(path: Path) -> bool:
         return False
 
 
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """List the files of a folder that match a pattern, by name, without hidden files.
+
+    macOS writes ``._NAME`` next to each ``NAME`` on file systems of other systems.
+
+    Args:
+        folder: The folder; the list is empty if it does not exist.
+        pattern: Pattern of :meth:`pathlib.Path.glob` for the name.
+    """
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def remove_temporaries(path: Path, *, with_journal: bool = True) -> None:
     """Remove the unfinished files that killed processes left for ``path``.
 

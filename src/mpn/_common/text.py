@@ -1,10 +1,41 @@
-"""Shorten texts for error messages."""
+"""Read text files of any system, and shorten texts for error messages."""
 
 from __future__ import annotations
 
+import codecs
 import re
+from pathlib import Path
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is its beginning
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks, and the codecs that remove them."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, or in the encoding of its byte order mark.
+
+    Editors and shells of Windows write UTF-8 with a mark and UTF-16.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is no such text.
+    """
+    data = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ValueError("it is no text in UTF-8, nor in UTF-16 with a byte order mark")
+    return text
 
 
 def one_line(error: object, limit: int = 300) -> str:

@@ -22,7 +22,7 @@ from mpn.cli.inspect import inspect
 from mpn.cli.renamed import refusal_of
 from mpn.cli.run import INTERRUPTED, SIGNAL_BASE, run
 from mpn.cli.train import train_app
-from mpn.cli.usage import EPILOG, UsageError, usage_message
+from mpn.cli.usage import EPILOG, UsageError, usage_message, with_home
 from mpn.errors import MpnError
 
 USAGE_ERROR = 2
@@ -52,18 +52,18 @@ def _root(
     pass
 
 
-app.command("run", epilog=EPILOG)(run)
-app.command("export", epilog=EPILOG)(export)
-app.command("eval", epilog=EPILOG)(evaluate)
-app.command("bench", epilog=EPILOG)(bench)
-app.command("inspect", epilog=EPILOG)(inspect)
-app.command("demo", epilog=EPILOG)(demo)
+app.command("run", epilog=EPILOG)(with_home(run))
+app.command("export", epilog=EPILOG)(with_home(export))
+app.command("eval", epilog=EPILOG)(with_home(evaluate))
+app.command("bench", epilog=EPILOG)(with_home(bench))
+app.command("inspect", epilog=EPILOG)(with_home(inspect))
+app.command("demo", epilog=EPILOG)(with_home(demo))
 app.add_typer(train_app, name="train")
 
 
 def _single_command(function: Callable[..., None], name: str) -> typer.Typer:
     single = typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False)
-    single.command(epilog=EPILOG)(function)
+    single.command(epilog=EPILOG)(with_home(function))
     return single
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def missing_video(engine_dir: Path | None) -> str:
 def masks_by_frame(given: list[str]) -> dict[int | None, Path]:
     """Convert ``--mask`` (FILE or FRAME:FILE) to a file per frame index.
 
-    The key None stands for the first frame.
+    The key None stands for the first frame. A text that is the name of an existing file is FILE.
     """
     if not given:
         raise typer.BadParameter(
@@ -43,8 +44,9 @@ def masks_by_frame(given: list[str]) -> dict[int | None, Path]:
         )
     masks: dict[int | None, Path] = {}
     for text in given:
-        match = _FRAME_AND_FILE.fullmatch(text)
-        frame, path = (int(match[1]), Path(match[2])) if match else (None, Path(text))
+        match = None if os.path.exists(text) else _FRAME_AND_FILE.fullmatch(text)
+        frame, name = (int(match[1]), match[2]) if match else (None, text)
+        path = Path(os.path.expanduser(name))
         if frame in masks:
             which = "the first frame" if frame is None else f"frame {frame}"
             raise typer.BadParameter(
@@ -370,7 +372,7 @@ def run(
             finetune=finetuning.options(),
         )
     request = RunRequest(
-        video=video,
+        video=video if os.path.exists(video) else os.path.expanduser(video),
         masks=masks,
         out=out,
         engine_dir=engine_dir,

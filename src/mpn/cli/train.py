@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mpn.cli import train_options as options
-from mpn.cli.usage import EPILOG
+from mpn.cli.usage import EPILOG, with_home
 
 DEFAULT_RECIPE = "lite"
 """Recipe without ``--recipe`` and ``--config``."""
@@ -184,6 +184,7 @@ class FourthChannelChoice(StrEnum):
 
 
 @train_app.command("propagation", epilog=EPILOG)
+@with_home
 def propagation(
     davis_root: options.DavisRoot = None,
     stills: options.Stills = None,
@@ -312,6 +313,7 @@ class OsvosStages(StrEnum):
 
 
 @train_app.command("osvos", epilog=EPILOG)
+@with_home
 def osvos(
     davis_root: options.DavisRoot = None,
     stills: options.Stills = None,
@@ -380,4 +382,4 @@ def osvos(
     )
 
 
-train_app.command("flow", epilog=EPILOG)(flow)
+train_app.command("flow", epilog=EPILOG)(with_home(flow))

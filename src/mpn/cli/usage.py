@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -51,6 +54,24 @@ def usage_message(error: Any, arguments: Sequence[str]) -> str:
         if match := re.search(pattern, error.message):
             return f"{flags[0]} must be {allowed.format(*match.groups())}{given}"
     return f"{flags[0]}: {message}{given}"
+
+
+def with_home(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose paths may start with ``~``.
+
+    A shell replaces it at the start of a word, but not in ``--out=~/results``.
+    """
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, Path):
+            return Path(os.path.expanduser(value))
+        return [expanded(each) for each in value] if isinstance(value, list) else value
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        command(*map(expanded, args), **{name: expanded(kwargs[name]) for name in kwargs})
+
+    return run
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def default_cache_dir() -> Path | None:
     """Return the folder of ``CACHE_DIR_VARIABLE``, else the user's cache folder."""
     given = os.environ.get(CACHE_DIR_VARIABLE)
     if given is not None:
-        return Path(given) if given else None
+        return Path(os.path.expanduser(given)) if given else None
     return user_cache_dir("cuda")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpn._common.files import visible_files
+from mpn._common.text import read_text
 from mpn.errors import EvaluationError
 
 MIN_FRAMES = 3
@@ -62,10 +64,15 @@ def load_davis(
     """
     list_path = root / "ImageSets" / year / f"{set_name}.txt"
     if not list_path.is_file():
-        found = sorted(path.stem for path in list_path.parent.glob("*.txt"))
+        found = [path.stem for path in visible_files(list_path.parent, "*.txt")]
         advice = f"sets there: {', '.join(found)}" if found else "is this a DAVIS folder?"
         raise EvaluationError(f"{list_path}: no such set list ({advice})")
-    names = list_path.read_text(encoding="utf-8").split()
+    try:
+        names = read_text(list_path).split()
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"{list_path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if not names:
         raise EvaluationError(f"{list_path}: the set list is empty")
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -116,7 +123,7 @@ def check_results(dataset: DavisDataset, results: Path) -> None:
 def _load_sequence(folder: Path) -> DavisSequence:
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: no such annotation folder, but the set list names it")
-    paths = tuple(sorted(folder.glob("*.png")))
+    paths = tuple(visible_files(folder, "*.png"))
     if len(paths) < MIN_FRAMES:
         raise EvaluationError(
             f"{folder}: {len(paths)} annotations; at least {MIN_FRAMES} are needed, since the "

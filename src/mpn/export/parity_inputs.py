@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mpn._common.files import visible_files
 from mpn.engines.directory.manifest import Preprocessing
 from mpn.engines.spec import EngineSpec
 from mpn.errors import InputError
@@ -249,11 +250,11 @@ class ParityPictures:
 def _load_images(folder: Path) -> list[UInt8Array]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: --parity-images takes a folder of images")
-    files = sorted(
+    files = [
         path
-        for path in folder.iterdir()
+        for path in visible_files(folder, "*")
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
+    ]
     if not files:
         raise InputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images = []

@@ -171,7 +171,7 @@ class _VideoFile:
         from mpn._common.h264 import h264_encoder
 
         encoder = h264_encoder()
-        self._container = av.open(str(path), "w", format="mp4")
+        self._container = av.open(f"file:{path}", "w", format="mp4")
         stream: Any = self._container.add_stream(
             encoder, rate=CLIP_FPS, options=_VIDEO_OPTIONS.get(encoder, _OTHER_VIDEO_OPTIONS)
         )

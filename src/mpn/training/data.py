@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from mpn._common.files import visible_files
+from mpn._common.text import read_text
 from mpn.errors import EvaluationError, TrainingError
 from mpn.masks import load_annotation
 from mpn.runtime.media.video_images import load_rgb
@@ -128,9 +130,9 @@ def load_davis_split(
             "(expected JPEGImages/, Annotations/ and ImageSets/)"
         )
     sequences = []
-    for name in listing.read_text().split():
-        images = tuple(sorted((root / "JPEGImages" / resolution / name).glob("*.jpg")))
-        masks = tuple(sorted((root / "Annotations" / resolution / name).glob("*.png")))
+    for name in names_from_list(listing):
+        images = tuple(visible_files(root / "JPEGImages" / resolution / name, "*.jpg"))
+        masks = tuple(visible_files(root / "Annotations" / resolution / name, "*.png"))
         if not images or [p.stem for p in images] != [p.stem for p in masks]:
             raise TrainingError(
                 f"sequence '{name}' of {root}: {len(images)} frames and {len(masks)} masks do not "
@@ -138,6 +140,19 @@ def load_davis_split(
             )
         sequences.append(DavisSequence(name, images, masks))
     return sequences
+
+
+def names_from_list(path: Path) -> list[str]:
+    """Read the words of a list of a data set.
+
+    Raises:
+        TrainingError: If it is no text in UTF-8 or UTF-16.
+    """
+    try:
+        return read_text(path).split()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingError(f"{path} cannot be read: {reason}") from error
 
 
 _LAYOUTS = (
@@ -206,8 +221,8 @@ def _large_instances(mask_path: Path) -> list[int]:
 
 def _pairs(root: Path, name: str, images: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Pair the .jpg files of a folder with the .png files of another, by name."""
-    pictures = {path.stem: path for path in images.glob("*.jpg")}
-    truths = {path.stem: path for path in masks.glob("*.png")}
+    pictures = {path.stem: path for path in visible_files(images, "*.jpg")}
+    truths = {path.stem: path for path in visible_files(masks, "*.png")}
     if not pictures or not truths:
         raise TrainingError(f"{root} holds no pair {_pattern(root, images, masks)}")
     alone = sorted(pictures.keys() ^ truths.keys())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 import types
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mpn._common.text import read_text
 from mpn.errors import MpnError, TrainingError
 
 _RECIPES = "recipes"
@@ -55,8 +57,8 @@ def load_table(role: str, *, name: str | None = None, path: Path | None = None) 
     elif path is not None:
         where = str(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise TrainingError(f"{path} cannot be read as a recipe: {reason}") from error
     else:
@@ -174,7 +176,7 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
         kinds = arguments if arguments[-1] is not Ellipsis else (arguments[0],) * len(value)
         return tuple(_converted(k, v, where) for k, v in zip(kinds, value, strict=True))
     if hint is Path and isinstance(value, str | Path):
-        return Path(value)
+        return Path(os.path.expanduser(value))
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

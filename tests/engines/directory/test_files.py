@@ -37,18 +37,19 @@ def test_paths_outside_are_refused(tmp_path: Path, relative: str, says: str) -> 
         resolve_inside(tmp_path, relative)
 
 
-def test_symbolic_links_may_stay_inside_but_not_leave(tmp_path: Path) -> None:
+def test_files_may_be_links_but_folders_may_not_leave(tmp_path: Path) -> None:
     inside = tmp_path / "engines"
     inside.mkdir()
     (tmp_path / "secret").write_text("secret")
     (inside / "real").write_text("real")
     (inside / "stays").symlink_to("real")
-    (inside / "leaves").symlink_to("../secret")
+    (inside / "file").symlink_to("../secret")
     (inside / "folder").symlink_to(tmp_path)
     (inside / "loop").symlink_to("loop")
     assert resolve_inside(inside, "stays").read_text() == "real"
-    for relative in ("leaves", "folder/secret"):
-        with pytest.raises(ManifestError, match="symbolic link"):
+    assert resolve_inside(inside, "file").read_text() == "secret"
+    for relative in ("folder", "folder/secret"):
+        with pytest.raises(ManifestError, match=r"through a linked folder.*cp -rL"):
             resolve_inside(inside, relative)
 
 

@@ -112,8 +112,8 @@ def _hint_for_file(path: Path) -> str:
 def resolve_inside(directory: Path, relative: str) -> Path:
     """Return the path of a file that must lie inside ``directory``.
 
-    The file need not exist. A symbolic link is followed, and may lead to another place of the same
-    directory only.
+    The file need not exist. A file may be a symbolic link to any place, as in the cache of a model
+    hub: its content is compared with the manifest. A folder may not lead out of the directory.
 
     Args:
         directory: The engine directory.
@@ -124,7 +124,7 @@ def resolve_inside(directory: Path, relative: str) -> Path:
 
     Raises:
         ManifestError: If ``relative`` is empty, absolute, has ``..``, a backslash or NUL in it, or
-            leaves the directory through a symbolic link.
+            leaves the directory through the symbolic link of a folder.
     """
     shown = f"path {relative[:80]!r}"
     if "\0" in relative or "\\" in relative:
@@ -137,13 +137,17 @@ def resolve_inside(directory: Path, relative: str) -> Path:
     try:
         root = directory.resolve()
         target = (root / relative).resolve()
+        folder = target if os.path.isdir(target) else (root / relative).parent.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         # RuntimeError: a loop of symbolic links; ValueError: a name that is no Unicode text.
         raise ManifestError(f"{shown} cannot be resolved: {error}") from error
     if target == root:
         raise ManifestError(f"{shown} names the engine directory itself, not a file in it")
-    if not target.is_relative_to(root):
-        raise ManifestError(f"{shown} leaves the engine directory through a symbolic link")
+    if not folder.is_relative_to(root):
+        raise ManifestError(
+            f"{shown} leaves the engine directory through a linked folder: copy the directory with "
+            "the files that its links lead to (cp -rL)"
+        )
     # Unresolved: onnxruntime opens external data in the folder of the name that it was given.
     return root / relative
 

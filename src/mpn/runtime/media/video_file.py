@@ -337,8 +337,11 @@ def open_file_container(path: Path | str) -> Any:
     Raises:
         av.error.FFmpegError: If it cannot be opened, or its format is none of those that are read.
     """
+    url = str(path)
+    if not url.lower().startswith("file:") or Path(url).is_file():
+        url = f"file:{url}"  # FFmpeg takes the part before a colon for a protocol
     return av.open(
-        str(path), options={"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+        url, options={"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
     )
 
 

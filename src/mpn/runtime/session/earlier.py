@@ -21,6 +21,7 @@ from mpn._common.files import (
     journal_path,
     output_errors,
     sha256_of_file,
+    visible_files,
 )
 from mpn._common.records import json_from_text, read_json, record_from_json
 from mpn.errors import MaskError, OutputError, VideoError
@@ -206,7 +207,7 @@ def check_replaceable(
     kinds = set(save)
     kept = {path.resolve() for path in keep}
     for folder, suffix, kind in _frame_folders(paths):
-        files = sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else []
+        files = visible_files(folder, f"*{suffix}")
         listed = [path for path in files if path.stem in frames.names]
         if listed and folder.is_symlink() and not resume:
             raise OutputError(_through_link(folder))

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpn._common.files import visible_files
 from mpn.errors import TrainingError
-from mpn.training.data import StillPair, cached_rgb
+from mpn.training.data import StillPair, cached_rgb, names_from_list
 from mpn.training.flow.crop import crop_pair, recoloured
 from mpn.training.flow.options import FlowTrainingOptions
 from mpn.training.flow.synthetic import FlowSample, SyntheticPairs
@@ -99,12 +100,12 @@ def load_flow_pairs(root: Path, held_out: int) -> FlowPairs:
             left to train on.
     """
     chairs = root / "data" if (root / "data").is_dir() else root
-    if any(chairs.glob("*_flow.flo")):
+    if visible_files(chairs, "*_flow.flo"):
         pairs = _pairs_in_folder(chairs, "_flow.flo", ("_img1.ppm", "_img2.ppm"))
         listed = root / _CHAIRS_SPLIT
         if listed.is_file():
             return _by_list(pairs, listed)
-    elif any(root.glob("*-gt.flo")):
+    elif visible_files(root, "*-gt.flo"):
         pairs = _pairs_in_folder(root, "-gt.flo", ("-img0.png", "-img1.png"))
     elif (root / "training" / "flow").is_dir():
         return _sintel(root / "training", held_out)
@@ -125,7 +126,7 @@ def load_flow_pairs(root: Path, held_out: int) -> FlowPairs:
 
 def _pairs_in_folder(folder: Path, ending: str, images: tuple[str, str]) -> list[FlowPair]:
     pairs = []
-    for flow in sorted(folder.glob(f"*{ending}")):
+    for flow in visible_files(folder, f"*{ending}"):
         stem = flow.name.removesuffix(ending)
         pairs.append(
             _checked(FlowPair(folder / (stem + images[0]), folder / (stem + images[1]), flow))
@@ -142,7 +143,7 @@ def _checked(pair: FlowPair) -> FlowPair:
 
 def _by_list(pairs: list[FlowPair], listed: Path) -> FlowPairs:
     """Split by FlyingChairs' list: one line per pair, 1 to train, 2 to validate."""
-    marks = listed.read_text().split()
+    marks = names_from_list(listed)
     if len(marks) != len(pairs) or set(marks) - {"1", "2"}:
         raise TrainingError(
             f"{listed} has {len(marks)} lines of 1 or 2, but there are {len(pairs)} pairs: use "
@@ -157,7 +158,7 @@ def _sintel(training: Path, held_out: int) -> FlowPairs:
     passes = [name for name in _SINTEL_PASSES if (training / name).is_dir()]
     if not passes:
         raise TrainingError(f"{training} has flow/ but neither clean/ nor final/: unpack it again")
-    scenes = sorted(path for path in (training / "flow").iterdir() if path.is_dir())
+    scenes = [path for path in visible_files(training / "flow", "*") if path.is_dir()]
     train: list[FlowPair] = []
     kept: list[FlowPair] = []
     for scene in reversed(scenes):
@@ -169,7 +170,7 @@ def _sintel(training: Path, held_out: int) -> FlowPairs:
                     flow,
                 )
             )
-            for flow in sorted(scene.glob("frame_*.flo"))
+            for flow in visible_files(scene, "frame_*.flo")
             for number in [int(flow.stem.removeprefix("frame_"))]
             for name in passes
         ]

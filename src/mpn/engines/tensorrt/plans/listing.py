@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpn._common.files import sha256_of_file
+from mpn._common.files import sha256_of_file, visible_files
 from mpn._common.text import one_line
 from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import Manifest
@@ -34,7 +34,7 @@ class PlanReport:
 def plan_reports(directory: Path, manifest: Manifest) -> tuple[PlanReport, ...]:
     """List the plans in ``plans/`` of a directory, then those in the user's cache."""
     reports = []
-    for path in sorted(resolve_inside(directory, PLANS_DIR).glob("*.plan")):
+    for path in visible_files(resolve_inside(directory, PLANS_DIR), "*.plan"):
         try:
             record = load_record(path)
         except EngineError as error:
@@ -42,7 +42,7 @@ def plan_reports(directory: Path, manifest: Manifest) -> tuple[PlanReport, ...]:
             continue
         reports.append(PlanReport(path, record, _problem(path, record, manifest)))
     cache = user_plans_dir()
-    for path in () if cache is None else sorted(cache.glob("*.plan")):
+    for path in () if cache is None else visible_files(cache, "*.plan"):
         with contextlib.suppress(EngineError):  # the cache has plans of all directories
             record = load_record(path)
             if _is_of(record, manifest):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpn._common.cache_dirs import distrust_reason, make_private_folder, user_cache_dir
-from mpn._common.files import write_bytes_atomically, write_text_atomically
+from mpn._common.files import visible_files, write_bytes_atomically, write_text_atomically
 from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import utc_now_iso
 from mpn.engines.directory.files import resolve_inside
@@ -280,7 +280,7 @@ def user_plans_dir() -> Path | None:
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, PlanRecord]]:
-    for path in sorted(folder.glob("*.plan")):
+    for path in visible_files(folder, "*.plan"):
         with contextlib.suppress(EngineError):
             yield path, load_record(path)
 
