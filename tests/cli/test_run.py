@@ -21,6 +21,7 @@ from mpn.errors import OutputError
 from mpn.masks import save_labels
 from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import DECODERS
+from mpn.runtime.media.video_file import VideoStream
 from mpn.runtime.options import DEFAULT_RECIPES, FinetuneRecipe, FinetuneScope
 from mpn.runtime.session import session
 from tests.builders.engine_dirs import make_engine_dir
@@ -499,3 +500,10 @@ def test_ctrl_c_finishes_the_files_and_ends_with_130(inputs: Path, tmp_path: Pat
     masks = sorted(path.name for path in (out / "masks").iterdir())
     assert masks == [f"{index:05d}.png" for index in range(report["frames"])]
     assert not list(out.rglob("*partial*"))
+
+
+def test_damage_of_the_video_is_a_warning(run, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(VideoStream, "warnings", ["the video is damaged"])
+    assert run("@clip.mp4", "--mask", "@first.png", "-o", "res") == 0
+    assert capsys.readouterr().err == "warning: the video is damaged\n"
+    assert json.loads(Path("res/run.json").read_text())["warnings"] == ["the video is damaged"]

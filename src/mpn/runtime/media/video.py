@@ -107,6 +107,11 @@ class VideoSource(Closeable):
         """Return a frame of this source with its pixels in a NumPy array."""
         return frame
 
+    @property
+    def warnings(self) -> list[str]:
+        """Lines for the user about frames that are used although they are damaged."""
+        return []
+
     @abstractmethod
     def _frames_after_first(self) -> Iterator[Frame]:
         """Yield the frames after the first one, up to the requested end."""

@@ -25,14 +25,24 @@ from mpn.types import Frame, UInt8Array
 
 _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
+_MATROSKA_CLUSTER = b"\x1f\x43\xb6\x75"
+
+_BOXES = frozenset(
+    b"ftyp styp moov moof mdat mfra free skip wide junk udta meta uuid pnot PICT pdin sidx ssix "
+    b"prft emsg".split()
+)
+"""Top-level boxes of MP4 and QuickTime; other bytes after the last box are ignored."""
+_BOXES_WITH_FRAMES = frozenset((b"mdat", b"moof", b"moov"))
+_OPEN_RIFF_SIZES = (0, 0xFFFFFFFF)
+"""Left by a writer that could not go back to the header, such as a pipe."""
 
 
 def is_truncated(path: Path) -> bool:
-    """Return whether a file is shorter than the sizes in its headers require.
+    """Return whether a file lacks bytes of frames that its headers require.
 
-    Reads MP4/MOV boxes (ISO/IEC 14496-12, 4.2), the Matroska/WebM segment size (RFC 8794) and the
-    RIFF size of AVI. Returns False for other formats and for an unknown size, as in a live
-    recording.
+    Reads MP4/MOV boxes (ISO/IEC 14496-12, 4.2), Matroska/WebM elements (RFC 8794, RFC 9559) and
+    the RIFF lists of AVI. Returns False for other formats, for a size that was left open, if only
+    an index or tags are cut, and for other bytes after the end.
 
     Args:
         path: The file; the result is False if it cannot be read.
@@ -42,45 +52,79 @@ def is_truncated(path: Path) -> bool:
         with path.open("rb") as file:
             head = file.read(12)
             file.seek(0)
-            if head[4:8] == b"ftyp":
-                end = _mp4_end(file, length)
-            elif head[:4] == _EBML_HEADER:
-                end = _matroska_end(file)
-            elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-                end = 8 + struct.unpack("<I", head[4:8])[0]
-            else:
-                return False
+            if head[4:8] in _BOXES:
+                return _is_mp4_cut(file, length)
+            if head[:4] == _EBML_HEADER:
+                return _is_matroska_cut(file, length)
+            return head[:4] == b"RIFF" and head[8:12] == b"AVI " and _is_avi_cut(file, length)
     except (OSError, struct.error):
         return False
-    return end is not None and end > length
 
 
-def _mp4_end(file: BinaryIO, length: int) -> int | None:
-    """Return the end of the last top-level box; None if it is open-ended."""
+def _is_mp4_cut(file: BinaryIO, length: int) -> bool:
     position = 0
     while position + 8 <= length:
         file.seek(position)
         header = file.read(16)
-        size = struct.unpack(">I", header[:4])[0]
+        size, box = struct.unpack(">I", header[:4])[0], header[4:8]
         if size == 1:
             size = struct.unpack(">Q", header[8:16])[0]
-        if size < 8:  # 0: to the end of the file; less than its own header: not a box
-            return None
+        if size < 8 or box not in _BOXES:  # 0: to the end of the file
+            return False
         position += size
-    return position
+        if position > length:
+            return box in _BOXES_WITH_FRAMES
+    return False
 
 
-def _matroska_end(file: BinaryIO) -> int | None:
-    """Return the end of the segment; None if it is unknown or not after the header."""
+def _is_avi_cut(file: BinaryIO, length: int) -> bool:
+    """Return whether a list ``movi``, of one of the RIFF parts of OpenDML, is cut."""
+    riff = 0
+    while riff + 12 <= length:
+        file.seek(riff)
+        name, size = struct.unpack("<4sI", file.read(8))
+        if name != b"RIFF" or size in _OPEN_RIFF_SIZES:
+            return False
+        position, riff = riff + 12, riff + 8 + size + size % 2
+        while position + 12 <= min(riff, length):
+            file.seek(position)
+            name, size, kind = struct.unpack("<4sI4s", file.read(12))
+            position += 8 + size + size % 2
+            if name == b"LIST" and kind == b"movi":
+                if size in _OPEN_RIFF_SIZES:
+                    return False
+                if position - size % 2 > length:
+                    return True
+    return False
+
+
+def _is_matroska_cut(file: BinaryIO, length: int) -> bool:
     file.read(4)
     header_size = _ebml_size(file)
     if header_size is None:
-        return None
+        return False
     file.seek(header_size, 1)
     if file.read(4) != _MATROSKA_SEGMENT:
-        return None
+        return False
     size = _ebml_size(file)
-    return None if size is None else file.tell() + size
+    if size is None or file.tell() + size <= length:
+        return False
+    has_cluster = False
+    while name := _ebml_name(file):
+        size = _ebml_size(file)
+        has_cluster |= name == _MATROSKA_CLUSTER
+        if size is None:
+            return True
+        if file.tell() + size > length:
+            return name == _MATROSKA_CLUSTER or not has_cluster
+        file.seek(size, 1)
+    return True  # between two elements
+
+
+def _ebml_name(file: BinaryIO) -> bytes:
+    """Read the name of an element; empty at the end of the file."""
+    first = file.read(1)
+    return first + file.read(8 - first[0].bit_length()) if first and first[0] else b""
 
 
 def _ebml_size(file: BinaryIO) -> int | None:
@@ -132,6 +176,13 @@ _LISTS = (
 )
 """Files that name others: the pattern of their first bytes, and a name for a message."""
 
+_COUNTED_CODECS = {
+    "mov": frozenset({"av1", "h264", "hevc", "mpeg4", "vp9"}),
+    "matroska": frozenset({"av1", "h264", "hevc", "vp9"}),
+}
+"""FFmpeg's containers, and their codecs of one packet per frame, so that a lost frame is noticed:
+decoders drop some frames that they cannot conceal without an error."""
+
 _FALLBACK_FPS = Fraction(25)
 """For raw streams without a rate; FFmpeg uses the same value."""
 
@@ -182,12 +233,20 @@ class VideoStream(VideoSource):
         self._url, self._shown = url, address
         self._start, self._end, self._live = start, end, is_live
         self._decoded = 0
+        self._concealed: list[int] = []
+        self._awaited: dict[int, bool] = {}
+        """Times of packets whose frame was not decoded yet; whether it is a key frame."""
         self._next_pts_s = Fraction(0)
         self._orientation = _Orientation()
         self._container = _open_container(url, address, container_format, is_live)
         try:
             self._stream = _video_stream(self._container, address)
             self._rate = _frame_rate(self._stream)
+            self._is_counted = (
+                not is_live
+                and self._stream.codec_context.name
+                in _COUNTED_CODECS.get(self._container.format.name.split(",")[0], ())
+            )
             self._pending = self._decode()
             super().__init__(
                 name=name,
@@ -223,6 +282,18 @@ class VideoStream(VideoSource):
     def is_rotated(self) -> bool:
         """Whether stored frames have to be rotated or flipped."""
         return self._orientation != _Orientation()
+
+    @property
+    def warnings(self) -> list[str]:
+        """See :attr:`VideoSource.warnings`."""
+        if not self._concealed:
+            return []
+        count, first = len(self._concealed), self._concealed[0]
+        which = f"frame {first}" if count == 1 else f"{count} frames, the first is frame {first}"
+        return [
+            f"{self._shown} is damaged: the decoder concealed errors in {which}; masks from there "
+            "to the next key frame may be wrong"
+        ]
 
     def _upright_aspect_ratio(self) -> Fraction | None:
         ratio = self._stream.sample_aspect_ratio
@@ -261,20 +332,27 @@ class VideoStream(VideoSource):
         """Yield all frames from 0; raise VideoError if decoding stops before the end."""
         held: Any = None  # a damaged frame is used only if another frame is after it
         damage: BaseException | None = None
+        reason = ""
         try:
             for decoded in self._decode_packets():
                 if held is not None:
                     yield self._frame_from_av(held)
                 held = None
+                if self._is_frame_lost(decoded):
+                    reason = "a frame is lost" if self._decoded else "its first frame is damaged"
+                    break
                 if decoded.is_corrupt and not self._live:
                     held = decoded
                 else:
                     yield self._frame_from_av(decoded)
         except (av.error.FFmpegError, OSError) as error:
-            damage = error
-        if held is None and damage is None and (self._live or not is_truncated(Path(self._url))):
+            damage, reason = error, _reason(error)
+        if not reason and self._is_frame_lost(None):
+            reason = "a frame is lost"
+        if not reason and (held is not None or self._is_cut()):
+            reason = "the file ends early"
+        if not reason:
             return
-        reason = "the file ends early" if damage is None else _reason(damage)
         if self._decoded == 0:
             raise VideoError(
                 f"{self._shown} holds no frame that can be decoded ({reason})"
@@ -288,9 +366,34 @@ class VideoStream(VideoSource):
             "the video is damaged or was cut short"
         ) from damage
 
+    def _is_cut(self) -> bool:
+        """Return whether the file is cut and its index lists more frames."""
+        if self._live or 0 < self._stream.frames <= self._decoded:
+            return False
+        return is_truncated(Path(self._url.removeprefix("file:")))
+
+    def _is_frame_lost(self, decoded: Any | None) -> bool:
+        """Return whether a frame before this one was not decoded; None: before the end.
+
+        Frames before the first key frame cannot be decoded, and are none of the video.
+        """
+        if decoded is not None and decoded.interlaced_frame:  # two packets per frame in some files
+            self._is_counted = False
+        if not self._is_counted or (decoded is not None and decoded.pts is None):
+            return False
+        if decoded is None:
+            return self._decoded > 0 and bool(self._awaited)
+        self._awaited.pop(decoded.pts, None)
+        before = [pts for pts in self._awaited if pts < decoded.pts]
+        are_keys = [self._awaited.pop(pts) for pts in before]
+        return any(are_keys) if self._decoded == 0 else bool(before)
+
     def _decode_packets(self) -> Iterator[Any]:
         bad_in_a_row = 0
         for packet in self._container.demux(self._stream):
+            is_counted = self._is_counted and packet.size and not packet.is_discard
+            if is_counted and packet.pts is not None:
+                self._awaited[packet.pts] = packet.is_keyframe
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
@@ -318,6 +421,8 @@ class VideoStream(VideoSource):
         self._next_pts_s = pts_s + 1 / self._rate
         index = self._decoded
         self._decoded += 1
+        if decoded.is_corrupt and index >= self._start:
+            self._concealed.append(index)
         # Frames before the start are decoded but need no pixels.
         if index == 0:
             # Once: PyAV's side data and its frame refer to each other. Reading it for each frame

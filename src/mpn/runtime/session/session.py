@@ -359,6 +359,7 @@ class _Run:
             "files": outputs.file_digests() if outputs and state == "complete" else {},
             "warnings": [
                 *self._masks.notes,
+                *video.warnings,
                 *(
                     f"object {entry['object_id']}, {entry['role']} network: {entry['note']}"
                     for entry in self._pipeline.finetune_report()
