@@ -39,6 +39,21 @@ def _zip_of_text() -> bytes:
     return buffer.getvalue()
 
 
+def _zeros(count: int) -> dict[str, torch.Tensor]:
+    return {"w": torch.zeros(count)}
+
+
+def _deflated(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as stored,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in stored.namelist():
+            archive.writestr(name, stored.read(name))
+    return buffer.getvalue()
+
+
 def _tar_of_text() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -83,7 +98,21 @@ UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "options": (lambda: _saved({"args": argparse.Namespace()}), r"\(argparse.Namespace\), not a"),
     "NumPy scalar": (lambda: _saved({"best": np.float64(1)}), r"NumPy values \(numpy.*scalar\)"),
-    "NumPy array": (lambda: _saved({"w": np.zeros(3)}), r"NumPy values .*weights_only=False"),
+    "NumPy array": (lambda: _saved({"w": np.zeros(3)}), r"NumPy values .*state_dict\(\) alone"),
+    "compressed": (lambda: _deflated(_saved(_zeros(1 << 16))), r"is compressed: \d+ bytes hold 2"),
+    "sparse": (lambda: _saved({"w": torch.eye(3).to_sparse()}), r"'w' is not dense \(sparse_coo\)"),
+    "in a list": (
+        lambda: _saved({"s": [{"a": torch.eye(3)}, {"b": torch.eye(3).to_sparse_csr()}]}),
+        r"'b' is not dense \(sparse_csr\)",
+    ),
+    "meta": (
+        lambda: _saved({"w": torch.zeros(3, device="meta")}),
+        r"'w' has no values \(device meta\)",
+    ),
+    "expanded": (
+        lambda: _saved({"w": torch.zeros(1).expand(1 << 20, 1 << 20)}),
+        r"'w' of shape \(1048576, 1048576\) repeats few stored values",
+    ),
 }
 
 
@@ -96,6 +125,36 @@ def test_unusable_files_get_one_line_that_names_them(tmp_path: Path, case: str) 
         read_torch_file(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)  # False runs the code of the file
+
+
+def test_compressed_checkpoint_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.pth"
+    path.write_bytes(_deflated(_saved(_zeros(1 << 16))))
+    assert torch.load(path, weights_only=True)["w"].numel() == 1 << 16  # control: torch unpacks it
+    unpacked: list[object] = []
+    monkeypatch.setattr(torch, "load", lambda *given, **options: unpacked.append(given))
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", unpacked.append)
+    with pytest.raises(CheckpointError, match="is compressed"):
+        read_torch_file(path)
+    assert not unpacked
+
+
+def test_slightly_compressed_checkpoint_is_read(tmp_path: Path) -> None:
+    """Some tools pack archives again: weights hardly get smaller."""
+    path = tmp_path / "packed.pth"
+    path.write_bytes(_deflated(_saved(CONTENT)))
+    assert read_torch_file(path)["epoch"] == 3
+
+
+def test_container_that_holds_itself_is_read(tmp_path: Path) -> None:
+    content: dict[str, object] = {"w": torch.zeros(2)}
+    content["all"] = [content, content]
+    path = tmp_path / "cycle.pth"
+    path.write_bytes(_saved(content))
+    assert torch.equal(read_torch_file(path)["w"], torch.zeros(2))
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -70,6 +71,7 @@ def test_a_table_becomes_the_dataclass_and_back(tmp_path: Path) -> None:
         ({"count": 1.5}, r"'count' must be a whole number, got 1\.5"),
         ({"count": True}, "'count' must be a whole number, got True"),
         ({"count": 1, "rate": "fast"}, "'rate' must be a number, got 'fast'"),
+        ({"count": 1, "rate": math.nan}, "'rate' must be a finite number, got nan"),
         ({"count": 1, "on": 1}, "'on' must be true or false, got 1"),
         ({"count": 1, "kind": "c"}, "'kind' must be one of 'a', 'b', got 'c'"),
         ({"count": 1, "folder": 3}, "'folder' must be a path, got 3"),
@@ -90,6 +92,26 @@ def test_values_that_an_option_refuses_name_their_table() -> None:
         match=r"training\.network: width must be a finite number above 0 and at most 4",
     ):
         recipe_from_table(PropagationRecipe, table)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "value", "message"),
+    [
+        (PropagationRecipe, "learning_rate", math.nan, "must be a finite number, got nan"),
+        (PropagationRecipe, "weight_decay", math.inf, "must be a finite number, got inf"),
+        (PropagationRecipe, "seed", 1 << 70, r"must be a whole number of 0\.\.9223372036854775807"),
+        (FlowRecipe, "learning_rate", -1.0, "must be a finite number of at least 0"),
+        (FlowRecipe, "seed", -1, "must be a whole number of 0"),
+        (OsvosRecipe, "salient_rate", math.nan, "must be a finite number, got nan"),
+        (OsvosRecipe, "davis_rate", -1e-3, "must be a finite number of at least 0"),
+    ],
+)
+def test_rates_and_seeds_that_cannot_be_used_are_one_line(
+    recipe: type, name: str, value: float, message: str
+) -> None:
+    with pytest.raises(TrainingError, match=rf"{name}'? {message}") as caught:
+        recipe_from_table(recipe, overridden({}, DATA | {f"training.{name}": value}))
+    assert "\n" not in str(caught.value)
 
 
 def test_later_values_win_and_none_changes_nothing() -> None:

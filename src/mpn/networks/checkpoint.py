@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpn._common.files import sha256_of_file, write_atomically
 from mpn._common.text import one_line
@@ -39,6 +39,12 @@ from mpn.networks.recognise import is_state_dict, recognise, unwrapped_state_dic
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
+_MOST_INFLATION = 4
+"""Largest size of an archive's content by that of the file. Weights hardly compress."""
+
+_MOST_REPEATED_BYTES = 1 << 30
+"""Largest size of values that a file does not hold: of tensors that were expanded. FlowNet2, the
+largest network, has 650 MB."""
 _SAVE_STATE_DICT = "save model.state_dict() alone, as in torch.save(model.state_dict(), FILE)"
 
 
@@ -49,7 +55,7 @@ def read_torch_file(path: Path) -> Any:
         path: A file of torch >= 1.6 (zip) or older (pickle).
 
     Returns:
-        Containers, numbers, text and tensors; other types are refused.
+        Containers, numbers, text and dense tensors; other types are refused.
 
     Raises:
         CheckpointError: If the file is missing, unreadable, damaged, no checkpoint, or holds
@@ -60,7 +66,9 @@ def read_torch_file(path: Path) -> Any:
         _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice is for direct callers
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(path, content)
+        return content
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file can raise any exception in the unpickler
@@ -102,11 +110,54 @@ def _check_archive(path: Path) -> None:
                 )
         return
     with zipfile.ZipFile(path) as archive:
+        # torch.save does not compress. Reading the entries of a bomb would fill the memory.
+        unpacked, packed = sum(i.file_size for i in archive.infolist()), path.stat().st_size
+        if unpacked > _MOST_INFLATION * packed:
+            raise CheckpointError(
+                f"{path} is compressed: {packed} bytes hold {unpacked}, which torch.save does not "
+                f"write: {_SAVE_STATE_DICT}"
+            )
         damaged = archive.testzip()
     if damaged is not None:
         raise CheckpointError(
             f"{path} is damaged (bad checksum of {damaged}): copy or download it again"
         )
+
+
+def _check_tensors(path: Path, content: object) -> None:
+    """Raise CheckpointError for the first tensor without a value in memory per element."""
+    pending: list[tuple[object, object]] = [("", content)]
+    seen: set[int] = set()  # one container may be in many: a walk without it may never end
+    repeated = 0
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, Tensor):
+            if problem := _tensor_problem(value):
+                raise CheckpointError(
+                    f"{path}: the tensor {name!r} {problem}: save a state dict of dense tensors"
+                )
+            needed = value.numel() * value.element_size()
+            repeated += max(needed - value.untyped_storage().nbytes(), 0)
+            if repeated > _MOST_REPEATED_BYTES:
+                raise CheckpointError(
+                    f"{path}: the tensor {name!r} of shape {tuple(value.shape)} repeats few stored "
+                    "values and may fill the memory: save a state dict of contiguous tensors"
+                )
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            inner = value.items() if isinstance(value, Mapping) else enumerate(value)
+            pending += [(key if isinstance(key, str) else name, item) for key, item in inner]
+
+
+def _tensor_problem(tensor: Tensor) -> str:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        return f"is not dense ({kind})"
+    if tensor.device.type != "cpu":
+        return f"has no values (device {tensor.device.type})"
+    if tensor.is_quantized:
+        return f"is quantized ({str(tensor.dtype).removeprefix('torch.')})"
+    return ""
 
 
 def _explanation(path: Path, error: Exception) -> str:
@@ -144,8 +195,7 @@ def _blocked_explanation(path: Path, name: str) -> str:
     if name.startswith("numpy"):
         return (
             f"{path} holds NumPy values ({name}) and weights, which cannot be read without "
-            "running pickled code: if you trust the file, load it once with "
-            "torch.load(FILE, weights_only=False) and torch.save only its state dict"
+            f"running pickled code: {_SAVE_STATE_DICT}, in the program that wrote it"
         )
     return (
         f"{path} holds a pickled object ({name}), not a state dict, and reading it would run its "

@@ -15,6 +15,12 @@ HELD_OUT = ("horsejump-low", "flamingo", "scooter-gray")
 """Sequences of DAVIS's training list used only for validation, by default."""
 
 
+_RATES = ("learning_rate", "salient_rate", "davis_rate", "backbone_rate", "clip_norm")
+"""Options that a network may have. NaN would destroy the weights."""
+
+_LARGEST_SEED = (1 << 63) - 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
     """Options that all networks have in common.
@@ -26,7 +32,7 @@ class LoopOptions:
         log_every: Steps between lines of the log.
         save_every_s: Seconds between saved states; 0 saves after every step.
         tensorboard: Also write the log for TensorBoard.
-        seed: Seed of all random choices.
+        seed: Seed of all random choices, 0..2^63 - 1.
         threads: Threads of torch per process.
         workers: Threads per process that prepare the data. The data do not depend on it.
         device: ``"auto"`` is the first GPU if there is one; under torchrun, the GPU of the process.
@@ -50,4 +56,8 @@ class LoopOptions:
     def __post_init__(self) -> None:
         for name in ("validate_every", "log_every", "threads", "workers"):
             check_int(name, getattr(self, name), least=1, error=TrainingError)
+        check_int("seed", self.seed, least=0, most=_LARGEST_SEED, error=TrainingError)
+        for name in _RATES:
+            if hasattr(self, name):
+                check_number(name, getattr(self, name), least=0, error=TrainingError)
         check_number("ema_decay", self.ema_decay, least=0, below=1, error=TrainingError)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mpn._common.text import read_text
+from mpn._common.validation import check_number
 from mpn.errors import MpnError, TrainingError
 
 _RECIPES = "recipes"
@@ -178,7 +179,7 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
     if hint is Path and isinstance(value, str | Path):
         return Path(os.path.expanduser(value))
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return check_number(f"'{where}'", value, error=TrainingError)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise TrainingError(f"'{where}' must be {_name(hint)}, got {value!r}")
     return value

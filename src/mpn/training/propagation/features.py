@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
 from mpn._common.files import output_errors, remove_temporaries, write_atomically
@@ -129,7 +130,7 @@ class ClipFeatures:
         if found is None:
             path = self._path(sequence)
             try:
-                found = np.load(path, mmap_mode="r")
+                found = open_memmap(path, mode="r")  # np.load reads archives too
             except (OSError, ValueError) as error:
                 raise TrainingError(
                     f"{path} cannot be read as features: delete it, and resume the run"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpn._common.validation import check_number
 from mpn.engines.spec import PROPAGATION_INPUTS
 from mpn.errors import TrainingError
 from mpn.networks.propagation import PropagationConfig
@@ -68,7 +67,6 @@ class PropagationTrainingOptions(LoopOptions):
                 f"score of the target model, the network to train has {self.network.in_channels}: "
                 "set training.network.in_channels=4 or 5"
             )
-        check_number("backbone_rate", self.backbone_rate, above=0, error=TrainingError)
         if self.batch < 2 and self.freeze_norm is not True:
             raise TrainingError(
                 f"batch normalisation needs at least 2 crops a step, got a batch of {self.batch}: "
