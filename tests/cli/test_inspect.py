@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,3 +155,60 @@ def test_a_changed_graph_of_fine_tuning_is_shown(tmp_path: Path, inspect: Inspec
     assert code == 1
     assert "osvos_adapt.onnx" in err
     assert "has changed since export" in " ".join(err.split())
+
+
+NASTY = "a\x1b]0;title\x07\x1b[2K\x9b31m\u202eb"
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_manifest_with_escapes_does_not_reach_the_terminal(
+    tmp_path: Path, inspect: Inspect, flags: tuple[str, ...]
+) -> None:
+    directory = make_engine_dir(tmp_path / f"d{NASTY}")
+    value = json.loads((directory / "manifest.json").read_text())
+    value["name"] = value["provenance"]["licence"] = value["provenance"]["command"] = NASTY
+    (directory / "manifest.json").write_text(json.dumps(value))
+    code, out, err = inspect(directory, *flags)
+    assert (code, err) == (0, "")
+    assert not set(out) & set("\x1b\x07\x9b\u202e")
+    assert r"\u001b]0;title" in out  # control
+    if flags:
+        assert json.loads(out)["manifest"]["name"] == NASTY
+
+
+@pytest.mark.parametrize("flags", [(), ("--debug",)])
+def test_error_with_escapes_does_not_reach_the_terminal(
+    tmp_path: Path, inspect: Inspect, flags: tuple[str, ...]
+) -> None:
+    directory = make_engine_dir(tmp_path)
+    value = json.loads((directory / "manifest.json").read_text())
+    value["roles"][f"x{NASTY}"] = value["roles"]["propagation"]
+    (directory / "manifest.json").write_text(json.dumps(value))
+    for path in (directory, tmp_path / f"absent{NASTY}"):
+        code, out, err = inspect(path, *flags)
+        assert (code, out) == (1, "")
+        assert not set(err) & set("\x1b\x07\x9b\u202e")
+        assert r"\u001b" in err or r"\x1b" in err  # control
+        assert ("Traceback" in err) == bool(flags)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["manifest.json", "parity.json", "propagation.onnx"])
+def test_pipe_in_an_engine_directory_is_one_line(
+    tmp_path: Path, inspect: Inspect, name: str
+) -> None:
+    directory = make_engine_dir(tmp_path)
+    (directory / name).unlink(missing_ok=True)
+    os.mkfifo(directory / name)
+    code, out, err = inspect(directory)
+    assert code == 1
+    assert "plain file" in " ".join((out + err).split())
+
+
+def test_manifest_of_any_size_is_not_read(tmp_path: Path, inspect: Inspect) -> None:
+    directory = make_engine_dir(tmp_path)
+    with (directory / "manifest.json").open("r+b") as file:
+        file.truncate(1 << 33)  # sparse: it needs no disk
+    code, _, err = inspect(directory)
+    assert code == 1
+    assert "it has more than 67108864 bytes" in err

@@ -116,6 +116,7 @@ UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_unusable_files_get_one_line_that_names_them(tmp_path: Path, case: str) -> None:
     make, message = UNREADABLE[case]

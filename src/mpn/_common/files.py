@@ -348,8 +348,9 @@ def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file as 64 lower-case hexadecimal digits.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If it is no plain file or cannot be read.
     """
+    check_plain_file(path)
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while piece := stream.read(_CHUNK_BYTES):

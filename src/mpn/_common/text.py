@@ -1,4 +1,4 @@
-"""Read text files of any system, and shorten texts for error messages."""
+"""Read text files of any system, shorten texts, escape control characters."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _MARKS = (
 """Byte order marks, and the codecs that remove them."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line ends, changes of the writing direction, and bytes that are no UTF-8."""
 
 
 def read_text(path: Path) -> str:
@@ -47,3 +49,21 @@ def one_line(error: object, limit: int = 300) -> str:
     """
     text = _COLOUR.sub("", " ".join(str(error).split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Replace characters that control a terminal by escapes such as ``\u001b``.
+
+    Names of files and texts in manifests come from others. Their escape sequences could move the
+    cursor, forge lines or set the title of the window.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay, such as a line feed.
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        char = match[0]
+        return char if char in keep else f"\\u{ord(char):04x}"  # as in JSON
+
+    return _UNPRINTABLE.sub(escape, text)

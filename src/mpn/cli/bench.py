@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mpn.cli.output import echo, echo_document
 from mpn.cli.run import BackendName
 from mpn.cli.usage import option_errors
 
@@ -84,11 +85,11 @@ def bench(
     if as_json:
         import json
 
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        echo_document(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         _print(result)
     if out is not None:
-        typer.echo(f"wrote {out}", err=True)
+        echo(f"wrote {out}", err=True)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -110,19 +111,20 @@ def _size_hw(text: str) -> tuple[int, int]:
 @contextmanager
 def _progress_display() -> Iterator[OnProgress]:
     if not sys.stderr.isatty():
-        yield lambda text: typer.echo(text, err=True)
+        yield lambda text: echo(text, err=True)
         return
-    from rich.console import Console
+    from mpn._common.console import PlainConsole
 
-    with Console(stderr=True).status("") as status:
+    with PlainConsole(stderr=True).status("") as status:
         yield status.update
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(highlight=False)
+    from mpn._common.console import PlainConsole
+
+    console = PlainConsole(highlight=False)
     engine, machine, load = result["engine"], result["machine"], result["load"]
     height, width = result["frame_size_hw"]
     threads = result["backend"]["threads"] or "all cores"
@@ -143,7 +145,7 @@ def _print(result: dict[str, Any]) -> None:
         console.print(f"not measured: {escape(missing)}")
     before, cores = result["load_average_before"], machine["cores"]
     if before is not None and before > _BUSY_SHARE * cores:
-        typer.echo(
+        echo(
             f"note: the machine was busy before the benchmark began (load average {before:.1f} on "
             f"{cores} cores): the figures are too low",
             err=True,

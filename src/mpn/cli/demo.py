@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mpn.cli.output import echo
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -62,12 +64,13 @@ def demo(
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Progress]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as EtaColumn
 
+    from mpn._common.console import PlainConsole
+
     columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), EtaColumn())
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     hidden = quiet or not sys.stderr.isatty()
     with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
         yield progress
@@ -104,4 +107,4 @@ def _print_summary(clip: ClipPaths, report: dict[str, Any], score: DatasetScore)
         ("objects", objects),
     )
     for name, text in lines:
-        typer.echo(f"{name:8} {text}")
+        echo(f"{name:8} {text}")

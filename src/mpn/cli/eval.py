@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mpn.cli.output import echo, echo_document
+
 if TYPE_CHECKING:
     from mpn.evaluation import DatasetScore, DavisDataset, EvaluationOptions, ObjectScore
 
@@ -56,19 +58,19 @@ def evaluate(
     options = EvaluationOptions(workers=jobs or usable_cores())
     score = _evaluate_with_progress(dataset, results, options, quiet=quiet)
     if as_json:
-        typer.echo(json.dumps(json_from_score(score, per_frame=per_frame), indent=2))
+        echo_document(json.dumps(json_from_score(score, per_frame=per_frame), indent=2))
     else:
         _print_table(score)
-        typer.echo(paper_line_from_score(score))
+        echo(paper_line_from_score(score))
     _save_csvs(score, csv_dir, results)
 
 
 def _evaluate_with_progress(
     dataset: DavisDataset, results: Path, options: EvaluationOptions, *, quiet: bool
 ) -> DatasetScore:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from mpn._common.console import PlainConsole
     from mpn.evaluation import evaluate_dataset
 
     frames = sum(len(sequence.annotation_paths) for sequence in dataset.sequences)
@@ -78,7 +80,7 @@ def _evaluate_with_progress(
         MofNCompleteColumn(),
         "frames",
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=PlainConsole(stderr=True),
         disable=quiet or not sys.stderr.isatty(),
         transient=True,
     ) as progress:
@@ -89,8 +91,9 @@ def _evaluate_with_progress(
 
 
 def _print_table(score: DatasetScore) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from mpn._common.console import PlainConsole
 
     table = Table(title=f"DAVIS semi-supervised, set {score.set_name}")
     table.add_column("object", no_wrap=True)
@@ -101,7 +104,7 @@ def _print_table(score: DatasetScore) -> None:
             table.add_row(scored.name, *_cells(scored))
         table.add_section()
     table.add_row("all objects", *_cells(score), style="bold")
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def _cells(score: ObjectScore | DatasetScore) -> list[str]:
@@ -120,6 +123,6 @@ def _save_csvs(score: DatasetScore, csv_dir: Path | None, results: Path) -> None
     except OutputError as error:
         if csv_dir is not None:  # the user requested this folder
             raise
-        typer.echo(f"note: {error}; give a folder with --csv-dir", err=True)
+        echo(f"note: {error}; give a folder with --csv-dir", err=True)
         return
-    typer.echo(f"wrote {paths[0]} and {paths[1]}", err=True)
+    echo(f"wrote {paths[0]} and {paths[1]}", err=True)

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mpn._common.text import printable
+from mpn.cli.output import echo
+
 if TYPE_CHECKING:
     from mpn.engines.tensorrt.api import TrtBackend
     from mpn.engines.tensorrt.plans.progress import PlanProgress
@@ -83,7 +86,7 @@ class PlanArguments:
         """Print one line per built plan."""
         for plan in plans:
             exchange = ", weights can be exchanged" if plan.record.key.options.refittable else ""
-            typer.echo(
+            echo(
                 f"{plan.note}: {plan.record.nbytes / 1e6:.1f} MB, "
                 f"{plan.record.precision.describe()}{exchange}"
             )
@@ -98,10 +101,10 @@ def build_alone(directory: Path, plans: PlanArguments, *, quiet: bool) -> None:
         if quiet:
             return
         if sys.stderr.isatty():
-            typer.echo(f"\r\x1b[K{text}", err=True, nl=False)
+            typer.echo(f"\r\x1b[K{printable(text)}", err=True, nl=False)
         elif progress.role not in shown:
             shown.add(progress.role)
-            typer.echo(text, err=True)
+            echo(text, err=True)
 
     built = plans.build(directory, on_progress)
     if sys.stderr.isatty() and not quiet:
@@ -284,4 +287,4 @@ def _write_triton(directory: Path, out: Path) -> None:
     from mpn.export.triton import export_triton
 
     names = ", ".join(model.name for model in export_triton(directory, out))
-    typer.echo(f"Triton repository {out}: {names}")
+    echo(f"Triton repository {out}: {names}")

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from mpn._common.closeable import Closeable
+from mpn._common.console import PlainConsole
 from mpn.cli.export import plan_text
 from mpn.engines.directory.entries import ENGINE_SOURCE
 from mpn.engines.spec import Role
@@ -50,7 +50,7 @@ class ExportView(Progress, Closeable):
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = PlainConsole(stderr=True, quiet=quiet, highlight=False)
         self._live = Live(console=self._console, transient=True)
 
     def __enter__(self) -> Self:
@@ -88,7 +88,7 @@ class ExportView(Progress, Closeable):
 
 def print_bundle(bundle: ExportedBundle, options: ExportOptions) -> None:
     """Print the exported engines and their parity."""
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     # Two lines per role, to fit a terminal of 80 columns.
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("role\nnetwork", overflow="fold")

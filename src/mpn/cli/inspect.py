@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mpn.cli.output import echo_document
+
 if TYPE_CHECKING:
     from mpn.engines.directory.inspect import EngineDirReport
     from mpn.engines.directory.parity import ParityReport
@@ -34,7 +36,7 @@ def inspect(
     if as_json:
         import json
 
-        typer.echo(json.dumps(report.as_json(), indent=2))
+        echo_document(json.dumps(report.as_json(), indent=2))
     else:
         _print(report)
     if report.problem is not None:
@@ -42,11 +44,10 @@ def inspect(
 
 
 def _print(report: EngineDirReport) -> None:
-    from rich.console import Console
-
+    from mpn._common.console import PlainConsole
     from mpn._common.records import json_from_record
 
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     manifest = report.manifest
     height, width = manifest.frame_size_hw
     console.print(f"[bold]{_plain(manifest.name)}[/bold] in {_plain(report.directory)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+import traceback
 from collections.abc import Callable
 
 import typer
@@ -19,6 +20,7 @@ from mpn.cli.demo import demo
 from mpn.cli.eval import evaluate
 from mpn.cli.export import export
 from mpn.cli.inspect import inspect
+from mpn.cli.output import echo, echo_document
 from mpn.cli.renamed import refusal_of
 from mpn.cli.run import INTERRUPTED, SIGNAL_BASE, run
 from mpn.cli.train import train_app
@@ -39,7 +41,7 @@ app = typer.Typer(
 
 def _print_version(is_set: bool) -> None:
     if is_set:
-        typer.echo(f"mpn-runtime {__version__}")
+        echo(f"mpn-runtime {__version__}")
         raise typer.Exit
 
 
@@ -91,7 +93,8 @@ def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> in
         return USAGE_ERROR
     except MpnError as error:
         if debug:
-            raise
+            echo_document(traceback.format_exc().rstrip(), err=True)
+            return 1
         _print_error(str(error))
         return 1
     return code if isinstance(code, int) else 0
@@ -110,7 +113,7 @@ def _escape_unprintable_names() -> None:
 
 
 def _print_error(message: str) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    echo(f"error: {' '.join(message.split())}", err=True)
 
 
 def main() -> None:

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import typer
-
 from mpn.cli.export import plan_text
+from mpn.cli.output import echo
 
 if TYPE_CHECKING:
     from mpn.engines.tensorrt.plans.progress import PlanProgress
@@ -73,9 +72,10 @@ def _eta_text(progress: Progress, rate: float) -> str:
 
 @contextmanager
 def _rich_display() -> Iterator[ProgressDisplay]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
     from rich.progress import Progress as Bars
+
+    from mpn._common.console import PlainConsole
 
     bars = Bars(
         TextColumn("{task.description}"),
@@ -83,7 +83,7 @@ def _rich_display() -> Iterator[ProgressDisplay]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[eta]}"),
-        console=Console(stderr=True),
+        console=PlainConsole(stderr=True),
         refresh_per_second=_SHOWN_PER_S,
         transient=True,
     )
@@ -128,7 +128,7 @@ def _plain_display() -> ProgressDisplay:
         now_s = time.monotonic()
         if now_s - shown_s >= _PLAIN_PROGRESS_EVERY_S:
             shown_s = now_s
-            typer.echo(text(), err=True)
+            echo(text(), err=True)
 
     def frame(progress: Progress) -> None:
         rate = frame_rate.after(progress)

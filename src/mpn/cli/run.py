@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mpn.cli.output import echo, echo_document
 from mpn.cli.progress import progress_display
 from mpn.cli.usage import option_errors
 
@@ -391,13 +392,13 @@ def run(
     report, did_run = _run_with_progress(request, run_video, quiet=quiet)
     if not quiet:
         for warning in report.get("warnings", ()):  # version 0.2 wrote none
-            typer.echo(f"warning: {warning}", err=True)
+            echo(f"warning: {warning}", err=True)
     if as_json:
         from mpn._common.files import json_text
 
-        typer.echo(json_text(report, indent=2))
+        echo_document(json_text(report, indent=2))
     elif not quiet:
-        typer.echo(_summary(report, did_run=did_run))
+        echo(_summary(report, did_run=did_run))
 
 
 def _run_with_progress(
@@ -420,7 +421,7 @@ def _run_with_progress(
         except KeyboardInterrupt as stop:
             interrupted_at = done
             signum = getattr(stop, "signum", INTERRUPTED - SIGNAL_BASE)
-    typer.echo(
+    echo(
         f"interrupted: {interrupted_at} frames are done and kept, continue with --resume"
         if interrupted_at
         else "interrupted",

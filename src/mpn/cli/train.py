@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mpn.cli import train_options as options
+from mpn.cli.output import echo
 from mpn.cli.usage import EPILOG, with_home
 
 DEFAULT_RECIPE = "lite"
@@ -56,7 +57,7 @@ def run_with_progress(run: Callable[..., Path], recipe: Any, out: Path, *, resum
     from mpn.training.progress import TrainingProgress
 
     with TrainingProgress() as progress:
-        return run(recipe, out, resume=resume, notice=typer.echo, report=progress.report)
+        return run(recipe, out, resume=resume, notice=echo, report=progress.report)
 
 
 def print_next(checkpoint: Path, command: str) -> None:
@@ -68,8 +69,8 @@ def print_next(checkpoint: Path, command: str) -> None:
 
     if not is_first_process():
         return
-    typer.echo(f"averaged weights: {checkpoint}")
-    typer.echo(f"next: {command}")
+    echo(f"averaged weights: {checkpoint}")
+    echo(f"next: {command}")
 
 
 class FlowVariantChoice(StrEnum):

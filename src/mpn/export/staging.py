@@ -18,6 +18,7 @@ from typing import Any
 
 from mpn._common.files import (
     PARTIAL_SUFFIX,
+    check_plain_file,
     output_error,
     publish_folder,
     restore_folder,
@@ -242,6 +243,7 @@ def _is_engine_dir(path: Path) -> bool:
     Web pages have files of this name too.
     """
     try:
+        check_plain_file(path / MANIFEST_NAME)
         value = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False

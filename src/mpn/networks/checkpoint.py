@@ -125,7 +125,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_tensors(path: Path, content: object) -> None:
-    """Raise CheckpointError for the first tensor without a value in memory per element."""
+    """Raise CheckpointError for the first tensor that is not dense or not stored."""
     pending: list[tuple[object, object]] = [("", content)]
     seen: set[int] = set()  # one container may be in many: a walk without it may never end
     repeated = 0

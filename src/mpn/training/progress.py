@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +14,7 @@ from rich.progress import (
 )
 
 from mpn._common.closeable import Closeable
+from mpn._common.console import PlainConsole
 from mpn.training.flow.options import FlowTrainingReport
 from mpn.training.osvos.options import OsvosTrainingReport
 from mpn.training.processes import is_first_process
@@ -30,7 +30,7 @@ class TrainingProgress(Closeable):
     """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = PlainConsole(stderr=True)
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mpn._common.files import (
+    check_plain_file,
     is_nonempty_file,
     journal_path,
     output_errors,
@@ -340,6 +341,7 @@ def check_listed_files(
 
 def _mask_state(path: Path, entry: ListedFrame, size_hw: tuple[int, int]) -> str:
     try:
+        check_plain_file(path)
         content = path.read_bytes()
     except OSError:
         return "missing"

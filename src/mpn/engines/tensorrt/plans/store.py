@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpn._common.cache_dirs import distrust_reason, make_private_folder, user_cache_dir
-from mpn._common.files import visible_files, write_bytes_atomically, write_text_atomically
+from mpn._common.files import (
+    check_plain_file,
+    visible_files,
+    write_bytes_atomically,
+    write_text_atomically,
+)
 from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import utc_now_iso
 from mpn.engines.directory.files import resolve_inside
@@ -158,6 +163,7 @@ class PlanStore:
         if path.parent == user_plans_dir() and (reason := distrust_reason(path)) is not None:
             raise EngineError(reason)
         try:
+            check_plain_file(path)
             data = path.read_bytes()
         except OSError as error:
             raise EngineError(f"it cannot be read ({error.strerror or error})") from error
@@ -262,7 +268,8 @@ class PlanStore:
             return None
         for folder in self._folders():
             with contextlib.suppress(OSError):
-                return (folder / self._timing_cache_name).read_bytes()
+                check_plain_file(path := folder / self._timing_cache_name)
+                return path.read_bytes()
         return None
 
     def _folders(self) -> tuple[Path, ...]:
