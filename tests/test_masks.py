@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,7 +41,7 @@ def test_palette_is_the_official_evaluators(golden: Path) -> None:
 @pytest.mark.parametrize("name", ["indexed_davis", "indexed_evaluator", "gray8"])
 def test_ids_are_read_unchanged_for_any_palette(golden: Path, name: str) -> None:
     expected = np.load(golden / "palette" / "labels.npy")
-    labels = load_labels(golden / "palette" / f"{name}.png", on_void=lambda _: None)
+    labels = load_labels(golden / "palette" / f"{name}.png", on_note=lambda _: None)
     np.testing.assert_array_equal(labels, np.where(expected == 255, 0, expected))
     assert set(np.unique(labels)) == {0, 1, 2, 3, 4, 5, 6, 20}
 
@@ -86,7 +87,7 @@ def test_values_become_ids(
         image.putpalette(DAVIS_PALETTE.tobytes())
     assert image.mode == mode
     image.save(tmp_path / "mask.png")
-    labels = load_labels(tmp_path / "mask.png", on_void=lambda _: None)
+    labels = load_labels(tmp_path / "mask.png", on_note=lambda _: None)
     assert labels.tolist() == [expected]
 
 
@@ -162,7 +163,7 @@ def test_lossy_files_are_refused(tmp_path: Path, name: str) -> None:
 def test_void_next_to_ids_is_reported(tmp_path: Path) -> None:
     path = save_gray(tmp_path / "mask.png", disc() + disc(6, 50) * np.uint8(255))
     lines: list[str] = []
-    labels = load_labels(path, on_void=lines.append)
+    labels = load_labels(path, on_note=lines.append)
     np.testing.assert_array_equal(labels, disc())
     assert len(lines) == 1
     assert lines[0].startswith(f"{disc(6, 50).sum()} pixels of value 255 in the mask {path} were ")
@@ -260,3 +261,35 @@ def test_full_disk_leaves_neither_file_nor_rest(
     with pytest.raises(OutputError, match=r"00000\.png: No space left on device"):
         save_labels(tmp_path / "00000.png", SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_polygons_of_labelme_are_a_mask(tmp_path: Path) -> None:
+    path = tmp_path / "labelme.json"
+    square = {"label": "disc", "shape_type": "polygon", "points": [[1, 1], [4, 1], [4, 4], [1, 4]]}
+    document = {"shapes": [square], "imageHeight": 6, "imageWidth": 8}
+    path.write_text(json.dumps(document))
+    notes: list[str] = []
+    labels = load_labels(path, size_hw=(6, 8), on_note=notes.append)
+    assert (labels == 1).sum() == 16
+    assert notes == [f"ids of the mask {path}: 1 'disc'"]
+    with pytest.raises(MaskError, match="is 8x6 but the video is 9x9"):
+        load_labels(path, size_hw=(9, 9), on_note=notes.append)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b'{"images": [], "annotations": []}', "it is JSON, not of labelme"),
+        (b"[1, 2", "invalid JSON"),
+        (b"\x93NUMPY\x01\0v\0{'descr': '|u1'", "is a NumPy array: save it as a palette"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "is an HEIC photograph"),
+        (b"<?xml version='1.0'?>\n<svg>", "is an SVG drawing"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS.*git lfs pull"),
+        (b"\x89PNG\r\n\x1a\ncut", "damaged, cut short"),
+    ],
+)
+def test_files_that_are_no_masks_are_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(content)
+    with pytest.raises(MaskError, match=kind):
+        load_labels(path)

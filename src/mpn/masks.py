@@ -11,10 +11,13 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from mpn._common.file_kinds import kind_of_file
 from mpn._common.files import write_atomically
 from mpn._common.images import open_image
+from mpn._common.labelme import is_labelme, labels_from_labelme
+from mpn._common.records import read_json
 from mpn.errors import EvaluationError, MaskError, MpnError
 from mpn.types import UInt8Array
 
@@ -81,21 +84,23 @@ def load_labels(
     size_hw: tuple[int, int] | None = None,
     max_objects: int = DEFAULT_MAX_OBJECTS,
     allow_empty: bool = False,
-    on_void: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> UInt8Array:
     """Read a mask that a user made.
 
     A palette image gives its indices; its colours do not matter. A gray image gives its values; a
     black and white one (0/255, or 1 bit) gives one object with id 1. Value 255 next to other ids is
     DAVIS's void and becomes background. In a gray image this holds only next to ids up to 32;
-    next to larger values 255 may be white, and the mask is refused.
+    next to larger values 255 may be white, and the mask is refused. A JSON file of labelme is
+    drawn, see :func:`mpn._common.labelme.labels_from_labelme`.
 
     Args:
-        path: An image file; PNG, since a lossy codec changes ids.
+        path: An image file, PNG, since a lossy codec changes ids; or polygons of labelme.
         size_hw: (height, width) that the mask must have, if known.
         max_objects: Largest number of different ids.
         allow_empty: Whether a mask without objects is valid, as in results.
-        on_void: Called with one line if pixels became background as void; None: a warning.
+        on_note: Called with one line if pixels became background as void, and with the ids of
+            polygons; None: a warning.
 
     Returns:
         (H, W) uint8: 0 background, object ids 1..254.
@@ -106,7 +111,9 @@ def load_labels(
             has re-ordered its palette.
     """
     path = Path(path)
-    labels, is_gray = _read_ids(path, MaskError)
+    note = on_note or _warn
+    drawn = _drawn_polygons(path, size_hw, note)
+    labels, is_gray = _read_ids(path, MaskError) if drawn is None else (drawn, False)
     if size_hw is not None and labels.shape != size_hw:
         raise MaskError(
             f"the mask {path} is {labels.shape[1]}x{labels.shape[0]} but the video is "
@@ -122,7 +129,7 @@ def load_labels(
             _check_levels(path, labels, counts)
         if counts[VOID]:
             labels[labels == VOID] = 0
-            (on_void or _warn)(
+            note(
                 f"{counts[VOID]} pixels of value 255 in the mask {path} were taken for void "
                 "(background)"
             )
@@ -215,6 +222,29 @@ def _with_counts(counts: npt.NDArray[np.intp]) -> str:
     return ", ".join(["..."] * (levels.size > 4) + shown)
 
 
+def _drawn_polygons(
+    path: Path, size_hw: tuple[int, int] | None, on_note: Callable[[str], None]
+) -> UInt8Array | None:
+    """Return the labels of a JSON file of labelme; None if it is no JSON.
+
+    Raises:
+        MaskError: If it is other JSON, or cannot be drawn.
+    """
+    if kind_of_file(path) != "JSON":
+        return None
+    try:
+        value = read_json(path, MaskError)
+        if not is_labelme(value):
+            raise MaskError("it is JSON, not of labelme, and no image")
+        labels, names = labels_from_labelme(value, size_hw)
+    except (MaskError, ValueError) as error:
+        raise MaskError(f"the mask {path} cannot be used: {error}; {_HOW_TO_SAVE}") from error
+    if any(name != str(object_id) for object_id, name in names.items()):
+        shown = ", ".join(f"{object_id} {name!r}" for object_id, name in sorted(names.items()))
+        on_note(f"ids of the mask {path}: {shown}")
+    return labels
+
+
 def _read_ids(
     path: Path, fault: type[MpnError], *, is_strict: bool = False
 ) -> tuple[UInt8Array, bool]:
@@ -249,6 +279,9 @@ def _read_ids(
     except FileNotFoundError as error:
         raise fault(f"no such mask: {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        kind = kind_of_file(path) if isinstance(error, UnidentifiedImageError) else None
+        if kind is not None:
+            raise fault(f"the mask {path} is {kind}: {_HOW_TO_SAVE}") from error
         reason = getattr(error, "strerror", None) or (
             f"damaged, cut short, or no {'PNG' if is_strict else 'image'} at all"
         )

@@ -200,7 +200,8 @@ def run(
     mask: list[str] = typer.Option(
         [],
         metavar="[FRAME:]FILE",
-        help="Mask of the first frame: a palette PNG (0 background, ids from 1) or a 0/255 mask. "
+        help="Mask of the first frame: a palette PNG (0 background, ids from 1), a 0/255 mask or "
+        "polygons of labelme. "
         "Repeat as FRAME:FILE to correct or add objects at a later frame.",
         show_default=False,
     ),

@@ -207,6 +207,10 @@ def _opened(
     from mpn.runtime.media.video_file import VideoStream, camera_address
 
     if path.is_file():
+        from mpn.runtime.media.video_webp import AnimatedWebp, is_webp
+
+        if is_webp(path):
+            return AnimatedWebp(path, start=first, end=last)
         return VideoStream(text, address=text, name=path.stem, start=first, end=last)
     if _CAMERA.match(text):
         device, container_format = camera_address(int(text))

@@ -18,6 +18,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 
+from mpn._common.file_kinds import kind_of_file
 from mpn.errors import VideoError
 from mpn.runtime.media.video import VideoSource, start_beyond_end
 from mpn.runtime.media.video_images import IMAGE_SUFFIXES
@@ -513,7 +514,10 @@ def _open_reason(path: Path, error: Exception) -> str:
             return "it is one image: give the folder of the images of a video"
         if head[4:8] == b"ftyp":
             return "its index is missing: the file was cut, or is still being written"
-        return "its content is of no video format that is known"
+        found = kind_of_file(path)
+        if found is None or found.startswith("a video"):
+            return "its content is of no video format that is known"
+        return f"it is {found}"
     return _reason(error)
 
 

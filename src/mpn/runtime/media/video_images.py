@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from mpn._common.file_kinds import kind_of_file
 from mpn._common.images import open_image
 from mpn.errors import VideoError
 from mpn.runtime.media.video import VideoSource, start_beyond_end
@@ -178,7 +179,7 @@ def load_rgb(path: Path, *, bits: int = 16) -> UInt8Array:
             # np.array, not asarray: frames are writable and contiguous.
             return np.array(upright.convert("RGB"), dtype=np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path} cannot be read as an image: {_reason(error)}") from error
+        raise VideoError(f"{path} cannot be read as an image: {_reason(path, error)}") from error
 
 
 def used_bits(deep_paths: Iterable[Path]) -> int:
@@ -199,7 +200,9 @@ def used_bits(deep_paths: Iterable[Path]) -> int:
                 is_gray = image.mode.startswith("I")
                 values = np.asarray(image) if is_gray else _deep_rgb(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise VideoError(f"{path} cannot be read as an image: {_reason(error)}") from error
+            raise VideoError(
+                f"{path} cannot be read as an image: {_reason(path, error)}"
+            ) from error
         if values.min() < 0:
             raise VideoError(f"{path} holds negative pixels: save it as 8 or 16 bits")
         largest = max(largest, int(values.max()))
@@ -326,13 +329,14 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
                 return (width, height), is_deep
             return (height, width), is_deep
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path} cannot be read as an image: {_reason(error)}") from error
+        raise VideoError(f"{path} cannot be read as an image: {_reason(path, error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     """Return the reason why a file cannot be read, without its path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if "cannot identify" in str(error):
-        return "its content is no image format that is known"
+        kind = kind_of_file(path)
+        return f"it is {kind}" if kind else "its content is no image format that is known"
     return str(error)

@@ -112,7 +112,7 @@ class Masks:
             index = frame_of_mask(given, path, video)
             if index in loaded:
                 raise InputError(f"two masks were given for frame {index}: give one per frame")
-            loaded[index] = load_labels(path, size_hw=video.size_hw, on_void=notes.append)
+            loaded[index] = load_labels(path, size_hw=video.size_hw, on_note=notes.append)
         if None in loaded:
             first = loaded.pop(None)  # a second one, by its number, fails in check_corrections
         elif first_index in loaded:
