@@ -81,7 +81,7 @@ def _checked_shape(number: int, shape: Any) -> tuple[str, Any, str, list[tuple[f
     label, group, kind = shape["label"], shape.get("group_id"), shape.get("shape_type", "polygon")
     if not isinstance(kind, str) or kind not in _POINTS:
         raise ValueError(
-            f"shape {number} ({label!r}) is of type {kind!r}, and only {', '.join(_POINTS)} are read"
+            f"shape {number} ({label!r}) is of type {kind!r}: only {', '.join(_POINTS)} are read"
         )
     if group is not None and not isinstance(group, int | str):
         raise ValueError(f"shape {number} ({label!r}) has the group id {group!r}")
@@ -108,8 +108,8 @@ def _ids(objects: list[tuple[str, Any]]) -> dict[tuple[str, Any], int]:
     for label, group in objects:
         if group is None and objects.count((label, None)) > 1:
             raise ValueError(
-                f"{objects.count((label, None))} shapes have the label {label!r}: give parts of one "
-                "object one group_id, and different objects different labels"
+                f"{objects.count((label, None))} shapes have the label {label!r}: give parts of "
+                "one object one group_id, and different objects different labels"
             )
     distinct = list(dict.fromkeys(objects))
     if len(distinct) > _LARGEST_ID:
