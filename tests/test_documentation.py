@@ -17,6 +17,7 @@ from tests.conftest import REPOSITORY
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     *sorted(p.name for p in (REPOSITORY / "docs").glob("*.md")),
 )
 OTHER_TOOLS = {"--no-deps", "--debug", "--gpus", "--no-python", "--nproc-per-node", "--help"}

@@ -18,6 +18,7 @@ PAGES = {
     "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "security_policy.md": "SECURITY.md",
     "model_card.md": "src/mpn/assets/MODEL_CARD.md",
 }
 """Page of the site -> file of the repository."""
