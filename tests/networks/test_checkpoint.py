@@ -102,6 +102,14 @@ def _edited(own: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     return own
 
 
+def _nested(depth: int) -> list[Any]:
+    """Return a list whose text has 2^depth parts, in a file of one line."""
+    nested: list[Any] = []
+    for _ in range(depth):
+        nested = [nested, nested]
+    return nested
+
+
 DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "newer schema": (
         lambda c: c.update(schema_version=2),
@@ -128,6 +136,10 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "wrong type": (
         lambda c: c["roles"]["propagation"]["config"].update(classes=[2]),
         "has .* classes",
+    ),
+    "list of lists": (
+        lambda c: c["roles"]["osvos"]["config"].update(width=_nested(60)),
+        "the role osvos lacks its variant, config",
     ),
     "two variants": (
         lambda c: c["roles"]["flow"]["config"].update(variant="FlowNet2C"),

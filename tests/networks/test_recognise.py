@@ -136,3 +136,10 @@ def test_file_without_state_dict_raises(content: object, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         unwrapped_state_dict(content, FILE)
     assert str(FILE) in str(caught.value)
+
+
+def test_wrapper_that_holds_itself_raises() -> None:
+    content: dict[str, object] = {"epoch": 1}
+    content["model"] = {"state_dict": content}
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        unwrapped_state_dict(content, FILE)

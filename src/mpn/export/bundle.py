@@ -149,8 +149,9 @@ def _loaded(
             f"{options.flow_variant} was requested, but no checkpoint holds a flow network: "
             "add its file, or leave out --flow-variant"
         )
-    found = [str(item.provenance["licence"]) for item in loaded if "licence" in item.provenance]
-    licence = options.licence or "; ".join(dict.fromkeys(found)) or UNKNOWN_LICENCE
+    stated = (item.provenance.get("licence") for item in loaded)
+    found = dict.fromkeys(text for text in stated if isinstance(text, str) and text)
+    licence = options.licence or "; ".join(found) or UNKNOWN_LICENCE
     return merge_checkpoints(loaded), licence
 
 

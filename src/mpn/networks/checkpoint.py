@@ -433,7 +433,7 @@ def _own_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
         if (
             not isinstance(variant, str)
             or not isinstance(config, Mapping)
-            or not all(isinstance(key, str) for key in config)
+            or not all(isinstance(key, str) and _is_plain(item) for key, item in config.items())
             or not isinstance(state_dict, Mapping)
             or not is_state_dict(state_dict)
         ):
@@ -444,6 +444,15 @@ def _own_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
         role = cast(Role, name)
         roles[role] = RoleWeights(role, variant, dict(config), dict(state_dict), source)
     return Checkpoint(roles, (source,), dict(provenance))
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether this is a number, a text, or a list of them.
+
+    Lists in lists can have a text of any size, in a message too.
+    """
+    items = value if isinstance(value, list | tuple) else (value,)
+    return all(item is None or isinstance(item, bool | int | float | str) for item in items)
 
 
 def _public_checkpoint(content: object, path: Path) -> Checkpoint:

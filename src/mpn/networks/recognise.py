@@ -81,9 +81,11 @@ def unwrapped_state_dict(content: object, path: Path) -> dict[str, Tensor]:
         CheckpointError: If there is none.
     """
     found = content
+    seen: set[int] = set()  # a pickle can hold a dict that holds itself
     while isinstance(found, Mapping) and not is_state_dict(found):
+        seen.add(id(found))
         wrapper = next((key for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
-        if wrapper is None:
+        if wrapper is None or id(found[wrapper]) in seen:
             raise CheckpointError(_no_state_dict(found, path))
         found = found[wrapper]
     if not isinstance(found, Mapping):
