@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -139,6 +141,10 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "list of lists": (
         lambda c: c["roles"]["osvos"]["config"].update(width=_nested(60)),
+        "the role osvos lacks its variant, config",
+    ),
+    "array as a value": (
+        lambda c: c["roles"]["osvos"]["config"].update(branches=np.zeros(2)),
         "the role osvos lacks its variant, config",
     ),
     "two variants": (
@@ -278,13 +284,47 @@ def test_public_deeplab_may_lack_batch_counters_only(tmp_path: Path) -> None:
     path = tmp_path / "model_best.pth.tar"
     counters = ("num_batches_tracked",)
     old = {f"module.{k}": v for k, v in deeplab_state().items() if not k.endswith(counters)}
-    torch.save({"epoch": 1, "state_dict": old, "optimizer": {}, "best_pred": 0.5}, path)
+    torch.save(
+        {"epoch": 1, "state_dict": old, "optimizer": {}, "best_pred": np.float64(0.71)}, path
+    )
     weights = load_checkpoint(path).roles["propagation"]
     assert len(weights.state_dict) == 848
     assert weights.config["residual_relu"] is True
     del old["module.aspp.bn1.running_var"]
     torch.save({"state_dict": old}, path)
     with pytest.raises(CheckpointError, match=r"missing 'aspp\.bn1\.running_var': public files"):
+        load_checkpoint(path)
+
+
+def test_lightning_and_safetensors_files_load(tmp_path: Path) -> None:
+    state = {key: value.clone() for key, value in osvos_state().items()}
+    lightning = tmp_path / "epoch=3.ckpt"
+    hollow = {f"model.{key}": value for key, value in state.items()}
+    torch.save({"state_dict": hollow, "best": np.float64(0.7), "hyper_parameters": {}}, lightning)
+    tensors = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({f"net.{key}": value for key, value in state.items()}, tensors)
+    for path in (lightning, tensors):
+        loaded = load_checkpoint(path, expected_role="osvos").roles["osvos"].state_dict
+        assert _same(loaded, state)
+
+
+@pytest.mark.parametrize("length", [5, 40, 200])
+def test_damaged_safetensors_are_one_line(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "model.safetensors"
+    data = safetensors.torch.save({"a.weight": torch.zeros(64)})
+    path.write_bytes(data[:length])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="of no known layout: its first keys are 'a"):
+        load_checkpoint(path)
+
+
+def test_arrays_in_place_of_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"a.weight": np.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match="holds no state dict: it has 'a"):
         load_checkpoint(path)
 
 

@@ -108,6 +108,9 @@ def test_other_networks_are_named_and_refused(case: str) -> None:
         {"model_state": {"module.a.weight": ONE}, "cur_itrs": 1},
         {"epoch": 1, "model": {"a.weight": ONE}, "optimizer": {"state": {}}},
         {"net": {"state_dict": {"a.weight": ONE}}},
+        {"state_dict": {"model.a.weight": ONE}, "pytorch-lightning_version": "2.1.0"},
+        {"state_dict": {"net.module.model.a.weight": ONE}},
+        {"state_dict": {"model.a.weight": ONE, "criterion.weight": ONE, "train_loss.w": ONE}},
     ],
 )
 def test_wrappers_and_prefixes_come_off(content: dict[str, Any]) -> None:

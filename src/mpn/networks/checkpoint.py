@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ from mpn.errors import CheckpointError, OutputError
 from mpn.networks.build import OWN_KIND, CheckpointSource, RoleWeights, build_network
 from mpn.networks.fit import check_expected_role, check_expected_variant, fitted_weights
 from mpn.networks.imagenet import features_weights
+from mpn.networks.numpy_values import STAND_INS
 from mpn.networks.propagation import check_fourth_channel
 from mpn.networks.recognise import is_state_dict, recognise, unwrapped_state_dict
 
@@ -45,6 +47,8 @@ _MOST_INFLATION = 4
 _MOST_REPEATED_BYTES = 1 << 30
 """Largest size of values that a file does not hold: of tensors that were expanded. FlowNet2, the
 largest network, has 650 MB."""
+_MOST_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library."""
 _SAVE_STATE_DICT = "save model.state_dict() alone, as in torch.save(model.state_dict(), FILE)"
 
 
@@ -55,7 +59,8 @@ def read_torch_file(path: Path) -> Any:
         path: A file of torch >= 1.6 (zip) or older (pickle).
 
     Returns:
-        Containers, numbers, text and dense tensors; other types are refused.
+        Containers, numbers, text and dense tensors; other types are refused. A NumPy scalar is a
+        Python number, an array :class:`IgnoredNumpy`.
 
     Raises:
         CheckpointError: If the file is missing, unreadable, damaged, no checkpoint, or holds
@@ -66,7 +71,8 @@ def read_torch_file(path: Path) -> Any:
         _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice is for direct callers
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(STAND_INS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
         _check_tensors(path, content)
         return content
     except CheckpointError:
@@ -75,6 +81,34 @@ def read_torch_file(path: Path) -> Any:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek before the start
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
         raise CheckpointError(_explanation(path, error)) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file starts as safetensors: the size of its JSON header."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < _MOST_HEADER_BYTES
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file of safetensors to the CPU.
+
+    Raises:
+        CheckpointError: If it cannot be read or is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.offset_keys()}
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is a damaged file of safetensors ({one_line(error)}): copy or download it "
+            "again"
+        ) from error
 
 
 def _check_readable(path: Path) -> None:
@@ -187,16 +221,11 @@ def _explanation(path: Path, error: Exception) -> str:
         return f"{path} is damaged, or a pickle that torch.save did not write: {_SAVE_STATE_DICT}"
     return (
         f"{path} is not a file of torch.save (it starts with {start!r}): give a checkpoint, "
-        "usually .pth or .pth.tar"
+        "usually .pth, .ckpt or .safetensors"
     )
 
 
 def _blocked_explanation(path: Path, name: str) -> str:
-    if name.startswith("numpy"):
-        return (
-            f"{path} holds NumPy values ({name}) and weights, which cannot be read without "
-            f"running pickled code: {_SAVE_STATE_DICT}, in the program that wrote it"
-        )
     return (
         f"{path} holds a pickled object ({name}), not a state dict, and reading it would run its "
         f"code: {_SAVE_STATE_DICT}"
@@ -281,8 +310,9 @@ def load_checkpoint(
     """Read a checkpoint and check that its weights fit their networks.
 
     Args:
-        path: A checkpoint in the project's format, or a public file: FlowNet2, CSS, CS, C, S or SD
-            of NVIDIA/flownet2-pytorch, DeepLab Xception of jfzhang95, parent of OSVOS-PyTorch.
+        path: A checkpoint in the project's format, or a public file, of torch.save, Lightning or
+            safetensors: FlowNet2, CSS, CS, C, S or SD of NVIDIA/flownet2-pytorch, DeepLab Xception
+            of jfzhang95, parent of OSVOS-PyTorch.
         init_fourth_channel: ``"zero"``, ``"mean"`` or ``"normal"``: initialisation of the channel
             of the warped probability if DeepLab weights have three channels; no effect on other
             weights.
@@ -299,7 +329,8 @@ def load_checkpoint(
     if init_fourth_channel is not None:
         check_fourth_channel(init_fourth_channel)
     path = Path(path)
-    content = read_torch_file(path)
+    _check_readable(path)
+    content = read_safetensors(path) if _is_safetensors(path) else read_torch_file(path)
     if isinstance(content, Mapping) and content.get("format") == OWN_KIND:
         checkpoint = _own_checkpoint(content, path)
     else:

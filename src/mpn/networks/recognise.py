@@ -6,6 +6,7 @@ kmaninis/OSVOS-PyTorch at 36562ef.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,8 +46,10 @@ _WRAPPERS = (
     "weights",
     "params",
 )
-_PREFIXES = ("module.", "_orig_mod.")
-"""Prefixes of DataParallel and torch.compile."""
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+"""Prefixes of DataParallel, of torch.compile and of a network in a Lightning module."""
+_LOSSES = re.compile(r"(?:\w*_)?(?:criterion|loss|metrics?)(?:_\w*)?\.")
+"""Start of the names of what a Lightning module holds in addition to its network."""
 _SUPPORTED = (
     "NVIDIA FlowNet2 (and CSS, CS, C, S, SD), jfzhang95 DeepLab Xception, OSVOS-PyTorch, and "
     "this project's own checkpoints"
@@ -93,11 +96,15 @@ def unwrapped_state_dict(content: object, path: Path) -> dict[str, Tensor]:
             f"{path} holds a {type(found).__name__}, not a state dict: save model.state_dict() "
             "alone, as in torch.save(model.state_dict(), FILE)"
         )
-    state_dict = dict(found)
-    for prefix in _PREFIXES * 2:
-        while all(key.startswith(prefix) for key in state_dict):
-            state_dict = {key[len(prefix) :]: value for key, value in state_dict.items()}
+    # Weights of classes in a loss, for example.
+    state_dict = {key: value for key, value in found.items() if not _LOSSES.match(key)}
+    while prefix := next((p for p in _PREFIXES if _all_start_with(p, state_dict)), None):
+        state_dict = {key[len(prefix) :]: value for key, value in state_dict.items()}
     return state_dict
+
+
+def _all_start_with(prefix: str, state_dict: Mapping[str, Tensor]) -> bool:
+    return bool(state_dict) and all(key.startswith(prefix) for key in state_dict)
 
 
 def _no_state_dict(found: Mapping[Any, Any], path: Path) -> str:
