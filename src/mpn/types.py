@@ -16,6 +16,9 @@ UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
+ArrayLike = Any
+"""A frame or labels of a caller; see :mod:`mpn._common.array_likes`."""
+
 MAX_OBJECT_ID = 254
 """Largest object id in a palette PNG: 0 is background and 255 is void in DAVIS."""
 

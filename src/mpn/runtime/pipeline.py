@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
+from mpn._common.array_likes import labels_from, rgb_from
 from mpn._common.closeable import Closeable
 from mpn._common.concurrency import OneCaller, OpenCvThreads, one_caller
 from mpn._common.options import refuse_old_arguments
-from mpn.cuda.api import Stream
+from mpn.cuda.api import Stream, is_on_device
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
 from mpn.errors import InputError
@@ -46,7 +49,7 @@ from mpn.runtime.osvos_policy import OsvosPolicy
 from mpn.runtime.state import VideoState, object_ids_from_labels
 from mpn.runtime.timing import StageTimer
 from mpn.runtime.tracks import tracks_from_measured, update_track_memory
-from mpn.types import StepResult, Track, UInt8Array, check_labels, check_rgb
+from mpn.types import ArrayLike, StepResult, Track, UInt8Array, check_labels, check_rgb
 
 OnFinetune = Callable[[FinetuneProgress], None]
 
@@ -58,8 +61,10 @@ class Pipeline(Closeable):
     read-only, since the next frame starts from it. On a device ``probs`` is copied to the host when
     it is first read, which must happen before the next frame.
 
-    Arrays that a method gets are copied: the caller may change them after it. Frames in device
-    memory are not, see :meth:`step`, nor is that of :meth:`prefetch_frame`.
+    Frames and labels may also be nested lists, objects that NumPy converts, or images of Pillow,
+    see :mod:`mpn._common.array_likes`. Arrays that a method gets are copied: the caller may change
+    them after it. Frames in device memory are not, see :meth:`step`, nor is that of
+    :meth:`prefetch_frame`.
 
     One thread at a time: a call during another raises InputError, and so does a call in a fork of
     the process that made the pipeline.
@@ -100,6 +105,7 @@ class Pipeline(Closeable):
             )
         models = one_shot_models(options, engines.engines.keys())
         self._caller = OneCaller("the pipeline")
+        self._takes_device = stream is not None
         is_flow_of_host = stream is None or flow is not None or engines.flow is None
         self._engines, self._options = engines, options
         if flow is None and is_flow_of_host:
@@ -272,7 +278,7 @@ class Pipeline(Closeable):
         return [] if self._finetuner is None else list(self._finetuner.warnings)
 
     @one_caller
-    def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+    def start(self, rgb: ArrayLike, labels: ArrayLike) -> StepResult:
         """Start a video, or start again.
 
         Args:
@@ -288,7 +294,8 @@ class Pipeline(Closeable):
             MaskError: If the labels hold no object, or 255.
         """
         self._check_open()
-        rgb = self._backend.to_host(rgb)
+        labels = labels_from(labels)
+        rgb = self._backend.to_host(self._frame_from(rgb))
         check_rgb(rgb)
         input_hw = (rgb.shape[0], rgb.shape[1])
         if min(input_hw) < 1:
@@ -309,7 +316,7 @@ class Pipeline(Closeable):
         return self._load(state, memory)
 
     @one_caller
-    def step(self, rgb: UInt8Array) -> StepResult:
+    def step(self, rgb: ArrayLike) -> StepResult:
         """Segment the next frame.
 
         Args:
@@ -323,6 +330,7 @@ class Pipeline(Closeable):
             InputError: If the frame has another size, or the pipeline was not started.
         """
         state = self._require_state()
+        rgb = self._frame_from(rgb)
         state.check_size(self._backend.frame_shape(rgb))
         self._timer.drop_frame()
         always = self._osvos.every_frame(state.object_ids)
@@ -347,7 +355,7 @@ class Pipeline(Closeable):
         return self._commit(_next_state(state, outcome), outcome.readback)
 
     @one_caller
-    def prefetch_frame(self, rgb: UInt8Array) -> None:
+    def prefetch_frame(self, rgb: ArrayLike) -> None:
         """Announce the frame after the one that :meth:`step` gets next.
 
         Its copy, its flow and, if it runs in every frame, its OSVOS are computed during that frame.
@@ -356,10 +364,12 @@ class Pipeline(Closeable):
         Args:
             rgb: As for :meth:`step`, which must get the same array later, unchanged.
         """
-        self._next_rgb = rgb if self.supports_prefetch else None
+        # Only an array is the same object when step gets it.
+        can_follow = isinstance(rgb, np.ndarray) or is_on_device(rgb)
+        self._next_rgb = rgb if can_follow and self.supports_prefetch else None
 
     @one_caller
-    def correct(self, labels: UInt8Array) -> StepResult:
+    def correct(self, labels: ArrayLike) -> StepResult:
         """Correct objects of the current frame.
 
         The objects in the labels are replaced by them. All others stay, except that they lose the
@@ -377,6 +387,7 @@ class Pipeline(Closeable):
         """
         state = self._require_state()
         self._timer.drop_frame()
+        labels = labels_from(labels)
         given_ids = state.known_ids(labels)
         memory = self._backend.snapshot()
         with self._timer.stage("output"):
@@ -384,7 +395,7 @@ class Pipeline(Closeable):
         return self._load(state, self._with_target(state, memory, given_ids))
 
     @one_caller
-    def add_objects(self, labels: UInt8Array) -> StepResult:
+    def add_objects(self, labels: ArrayLike) -> StepResult:
         """Add objects to the current frame.
 
         Args:
@@ -400,6 +411,7 @@ class Pipeline(Closeable):
         """
         state = self._require_state()
         self._timer.drop_frame()
+        labels = labels_from(labels)
         new_ids = state.new_ids(labels)
         memory = self._backend.snapshot()
         with self._timer.stage("output"):
@@ -410,7 +422,7 @@ class Pipeline(Closeable):
         return self._load(state, memory)
 
     @one_caller
-    def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
+    def resume_at(self, rgb: ArrayLike, labels: ArrayLike) -> StepResult:
         """Continue at another frame, from labels of an earlier run.
 
         Unlike :meth:`correct` it takes no colours and areas from the labels, since the user did not
@@ -428,8 +440,10 @@ class Pipeline(Closeable):
             InputError: If an array has another shape, or the pipeline was not started.
         """
         state = self._require_state()
+        rgb = self._frame_from(rgb)
         state.check_size(self._backend.frame_shape(rgb))
         rgb = self._backend.to_host(rgb)
+        labels = labels_from(labels)
         check_labels(labels, state.input_hw)
         self._timer.drop_frame()
         frame, flow_frame = self._preprocess(rgb, state.working_hw)
@@ -455,6 +469,10 @@ class Pipeline(Closeable):
             self._is_closed = True
             self._state = None
             self._to_close.close()
+
+    def _frame_from(self, rgb: Any) -> Any:
+        """Return a frame as a NumPy array, or as given if the device takes it."""
+        return rgb if self._takes_device and is_on_device(rgb) else rgb_from(rgb)
 
     def _preprocess(
         self, rgb: UInt8Array, working_hw: tuple[int, int]

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from mpn._common.array_likes import labels_from, rgb_from
 from mpn._common.concurrency import Prefetch
 from mpn._common.options import refuse_old_arguments
+from mpn.cuda.api import is_on_device
 from mpn.errors import InputError
 from mpn.masks import load_labels
 from mpn.runtime.media.video import Decode, VideoSource, open_video
 from mpn.runtime.session.mask_frames import frame_of_mask
 from mpn.runtime.state import object_ids_from_labels
-from mpn.types import Frame, StepResult, UInt8Array, check_labels
+from mpn.types import ArrayLike, Frame, StepResult, UInt8Array, check_labels
 
 if TYPE_CHECKING:
     from mpn.engines.open import Backend
@@ -66,10 +68,10 @@ class SupportsPrefetch(Protocol):
 
 @refuse_old_arguments({"adapt": "options=PipelineOptions(finetune=...)"})
 def propagate(
-    video: str | Path | VideoSource | Iterable[UInt8Array],
-    mask: Labels,
+    video: str | Path | VideoSource | Iterable[ArrayLike],
+    mask: ArrayLike | str | Path,
     *,
-    corrections: Mapping[int, Labels] | None = None,
+    corrections: Mapping[int, ArrayLike | str | Path] | None = None,
     engine_dir: str | Path | None = None,
     backend: Backend = "auto",
     threads: int | None = None,
@@ -88,8 +90,8 @@ def propagate(
 
     Args:
         video: An address for :func:`mpn.runtime.media.video.open_video`, an open source (which the
-            caller closes), or frames as (H, W, 3) uint8 RGB arrays.
-        mask: Labels of the first frame, array or file.
+            caller closes), or frames as for :meth:`mpn.runtime.pipeline.Pipeline.step`.
+        mask: Labels of the first frame, as for ``Pipeline.start``, or a file.
         corrections: Frame index in the video -> labels of that frame. Objects with a known id are
             corrected, others are added. Objects that are not in the labels do not change. For a
             folder of images, a file with the name of an image belongs to that image.
@@ -125,13 +127,13 @@ def propagate(
     )
 
 
-def _own(labels: Labels) -> Labels:
-    """Copy labels that are an array."""
-    return labels.copy() if isinstance(labels, np.ndarray) else labels
+def _own(labels: ArrayLike) -> Labels:
+    """Copy labels that are no file into an array."""
+    return labels if isinstance(labels, str | Path) else labels_from(labels).copy()
 
 
 def _propagate(
-    video: str | Path | VideoSource | Iterable[UInt8Array],
+    video: str | Path | VideoSource | Iterable[ArrayLike],
     mask: Labels,
     corrections: Mapping[int, Labels],
     *,
@@ -154,7 +156,7 @@ def _propagate(
             end_index = opened.end_index
         else:
             is_source = isinstance(video, VideoSource)
-            frames = video if is_source else frames_from_arrays(video)  # type: ignore[arg-type, assignment]
+            frames = video if is_source else frames_from_arrays(video)  # type: ignore[assignment]
             reader = stack.enter_context(Prefetch(frames_between(frames, start, end)))
             first = next(reader, None)
         if first is None:
@@ -298,14 +300,21 @@ def _check_before_end(corrections: Mapping[int, Any], end_index: int) -> None:
         )
 
 
-def frames_from_arrays(arrays: Iterable[UInt8Array]) -> Iterator[Frame]:
+def frames_from_arrays(arrays: Iterable[ArrayLike]) -> Iterator[Frame]:
     """Yield (H, W, 3) uint8 RGB arrays as frames, one per second.
 
     NumPy arrays are copied: frames wait in a queue, and the caller may fill one array again and
     again. Arrays in device memory are not.
     """
-    for index, given in enumerate(arrays):
-        rgb = given.copy() if isinstance(given, np.ndarray) else given
+    try:
+        numbered = enumerate(arrays)
+    except TypeError as error:
+        raise InputError(
+            "a video must be a path, an open source or an iterable of frames, got "
+            f"{'None' if arrays is None else f'a {type(arrays).__name__}'}"
+        ) from error
+    for index, given in numbered:
+        rgb = given if is_on_device(given) else rgb_from(given).copy()
         yield Frame(index=index, rgb=rgb, pts_s=Fraction(index), name=f"{index:05d}")
 
 
