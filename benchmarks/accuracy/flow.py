@@ -51,7 +51,7 @@ def pairs_in(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]
     """
     found = False
     for flow, first, second in LAYOUTS:
-        for path in sorted(folder.rglob(f"*{flow}")):
+        for path in sorted(folder.rglob(f"[!.]*{flow}")):
             stem = str(path)[: -len(flow)]
             true_px = cv2.readOpticalFlow(str(path))
             if true_px is None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.accuracy.sequences import MAX_IDS, load_rgb
+from mpn._common.files import visible_files
 from mpn.errors import InputError
 from mpn.masks import load_labels, save_labels
 from mpn.types import UInt8Array
@@ -103,7 +104,7 @@ def write_clip(
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
-    paths = sorted(folder.glob(f"*.{suffix}"))
+    paths = visible_files(folder, f"*.{suffix}")
     if not paths:
         raise InputError(f"{folder} has no *.{suffix}")
     return paths
