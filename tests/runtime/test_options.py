@@ -68,7 +68,7 @@ DEFAULTS: dict[str, Any] = {
         "given_weight": 0.5,
         "confidence_min": 0.9,
         "ridge": 0.01,
-        "agreement_min": 0.4,
+        "agreement_min": 0.6,
         "roi_growth": 0.25,
         "blend_weight": 0.35,
     },

@@ -122,7 +122,7 @@ def test_lost_object_is_redetected_by_target_model() -> None:
         assert ("redetected" in result.tracks[0].events) == is_found
 
 
-@pytest.mark.parametrize(("least", "is_checked"), [(0.4, True), (0.0, False)])
+@pytest.mark.parametrize(("least", "is_checked"), [(0.6, True), (0.0, False)])
 def test_mask_that_left_its_object_moves_or_is_lost(least: float, is_checked: bool) -> None:
     """The flow keeps the mask in its place; the object jumps away, or is gone."""
     clip = squares_clip([Square(3, (10, 14), 24, (0, 0))], size_hw=(65, 97), frames=2)

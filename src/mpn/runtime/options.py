@@ -183,10 +183,9 @@ class TargetOptions(GivenRepr):
         confidence_min: An object is updated if the mean probability of its pixels is at least
             this, 0..1; see :mod:`mpn.runtime.tracks`. [default: 0.9]
         ridge: Weight of the squared norm of a classifier, above 0. [default: 0.01]
-        agreement_min: A tracked object is uncertain if the mean score over the pixels of its warped
-            mask is below this, 0..1, and lost below half of it. Below one and a half times it, the
-            object is redetected at a component of a clearly higher score. 0 disables all three.
-            [default: 0.4]
+        agreement_min: A tracked object is redetected at a component of a clearly higher score, or
+            uncertain, if the mean score over the pixels of its warped mask is below this, 0..1;
+            it is lost below a third of it. 0 disables the check. [default: 0.6]
         roi_growth: The ROI is extended to grid points that belong to the object by their score,
             up to this share of its width or height on each side and frame, at least 0; see
             :func:`mpn.runtime.host.target.grown_rois`. 0: never. [default: 0.25]
@@ -230,7 +229,7 @@ class ResolvedTarget(TargetOptions):
     given_weight: float = 0.5
     confidence_min: float = 0.9
     ridge: float = 0.01
-    agreement_min: float = 0.4
+    agreement_min: float = 0.6
     roi_growth: float = 0.25
     blend_weight: float = 0.35
 

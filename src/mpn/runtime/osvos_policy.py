@@ -19,11 +19,11 @@ from mpn.runtime.state import VideoState
 from mpn.runtime.tracks import TrackMemory
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
-_SEARCH_BELOW, _LOST_BELOW = 1.5, 0.5
-"""Mean scores in units of ``target.agreement_min``: see there."""
+_LOST_BELOW = 1 / 3
+"""Mean score in units of ``target.agreement_min``."""
 _BETTER_BY = 0.25
 """Least difference of the means."""
-_LEAST_SHARE = 0.002
+_LEAST_SHARE = 0.005
 """Share of the frame below which an object is too small for the grid of the target model."""
 IOU_MAX = 0.3
 """Largest overlap of a component with another object. Source: VS-ReID."""
@@ -202,7 +202,7 @@ class OsvosPolicy:
         agreement = _mean(plane, mask) / self._options.target.agreement_min
         if agreement < _LOST_BELOW:
             return found.with_lost(k)
-        return found.with_rejected(k) if agreement < 1 else found
+        return found.with_rejected(k)
 
     def _plan(
         self, osvos_for: tuple[bool, ...], state: VideoState, *, scores_agreement: bool
@@ -259,7 +259,7 @@ class OsvosPolicy:
                 colours count too; the classifier of the target model is its own.
         """
         if not self._models.osvos:
-            return mean < _SEARCH_BELOW * self._options.target.agreement_min
+            return mean < self._options.target.agreement_min
         options = self._options.redetect
         return mean < options.agreement_min or colour_ratio() < options.colour_min
 

@@ -212,7 +212,7 @@ def random_outline(size_hw: tuple[int, int], seed: int) -> BoolArray:
 
 _FEATHER_SIGMA_PX = 1.0
 """Blur of a pasted object's edge: a hard edge would reveal its outline to the network."""
-_DUPLICATE_TARGET_SHARE = 0.3
+_DUPLICATE_TARGET_SHARE = 0.5
 """Share of the duplicates whose pasted object is the target: the other one may be hidden by it."""
 _VISIBLE_FRAMES = (2, 9)
 _ABSENT_FRAMES = 3
@@ -294,7 +294,9 @@ class DuplicateClip(CompositeClip):
         area = max(int(over.frame(0)[1].sum()), 1)
         self.scale = float(np.clip(np.sqrt(rng.uniform(0.6, 1.4) * len(xs) / area), 0.3, 2.0))
         box_wh = np.array([np.ptp(xs) + 1, np.ptp(ys) + 1])
-        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.7, 1.6)
+        # A target in front may start over its copy, which then comes out from behind it.
+        least = 0.0 if target_over else 0.7
+        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(least, 1.6)
         offset = distance * box_wh * (np.cos(angle), np.sin(angle))
         height, width = base.frame(0)[1].shape
         centre_xy = np.array([xs.mean(), ys.mean()])
