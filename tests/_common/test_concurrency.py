@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -143,6 +145,18 @@ def test_worker_close_finishes_all_items_in_order() -> None:
         for item in range(50):
             worker.submit(item)
     assert done == list(range(50))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no priority per thread")
+def test_worker_lets_other_threads_run_first() -> None:
+    found: list[int] = []
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with BackgroundWorker[None](
+        lambda _: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    ) as worker:
+        worker.submit(None)
+    assert found == [min(before + 10, 19)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 def test_worker_error_is_raised_by_submit_on_full_queue() -> None:

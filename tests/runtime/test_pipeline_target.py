@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from mpn.errors import EngineError
+from mpn.runtime.host.target import TargetStage
 from mpn.runtime.pipeline import Pipeline
+from mpn.runtime.target import Targets, target_scores
 from tests.builders.clips import Square, squares_clip
 from tests.emulation.engines import nothing_found, pooled_colours
 from tests.runtime.pipelines import PAN, TWO, make, run
@@ -72,6 +75,66 @@ def test_update_needs_confident_mask(monkeypatch: pytest.MonkeyPatch) -> None:
             memory = pipeline._backend.snapshot()
         assert memory.targets is not None
         assert bool(memory.targets.recent) == learned
+
+
+def test_update_runs_beside_the_next_frame_and_before_the_next_scores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The update of frame 4 must not begin before frame 5 is done, and ends before frame 6."""
+    learned, gate, order = TargetStage.learned, threading.Event(), list[str]()
+
+    def late(*args: Any, **kwargs: Any) -> Targets:
+        assert gate.wait(60)
+        order.append("learned")
+        return learned(*args, **kwargs)
+
+    def scores(*args: Any) -> np.ndarray:
+        order.append("scores")
+        return target_scores(*args)
+
+    with scored(options={"target.confidence_min": 0.5}) as pipeline:
+        run(pipeline, SCORED)
+        expected = pipeline._backend.snapshot()
+    monkeypatch.setattr(TargetStage, "learned", late)
+    monkeypatch.setattr("mpn.runtime.host.backend.target_scores", scores)
+    with scored(options={"target.confidence_min": 0.5}) as pipeline:
+        pipeline.start(SCORED.frames[0], SCORED.labels[0])
+        for frame in SCORED.frames[1:6]:
+            pipeline.step(frame)
+        order.append("5 done")
+        gate.set()
+        for frame in SCORED.frames[6:]:
+            pipeline.step(frame)
+        memory = pipeline._backend.snapshot()
+    assert order == ["scores", "scores", "5 done", "learned", "scores"]
+    assert memory.targets is not None
+    assert expected.targets is not None
+    assert len(memory.targets.recent) == 1
+    np.testing.assert_array_equal(memory.prob, expected.prob)
+    np.testing.assert_array_equal(memory.targets.weights[3], expected.targets.weights[3])
+
+
+def test_new_video_drops_the_update_of_the_last_one() -> None:
+    def pipeline() -> Pipeline:
+        return scored(
+            flows=np.zeros((20, 2, 65, 97), np.float32), options={"target.confidence_min": 0.5}
+        )
+
+    with pipeline() as new, pipeline() as used:
+        used.start(SCORED.frames[0], SCORED.labels[0])
+        for frame in SCORED.frames[1:5]:
+            used.step(frame)
+        assert used._backend._learning is not None  # type: ignore[union-attr]
+        for of in (new, used):
+            of.start(SCORED.frames[0], SCORED.labels[0])
+            for frame in SCORED.frames[1:]:
+                of.step(frame)
+        expected, memory = (of._backend.snapshot() for of in (new, used))
+    assert memory.targets is not None
+    assert expected.targets is not None
+    np.testing.assert_array_equal(memory.prob, expected.prob)
+    np.testing.assert_array_equal(memory.targets.weights[3], expected.targets.weights[3])
+    assert len(memory.targets.recent) == 1
 
 
 @pytest.mark.parametrize(("growth", "least", "most"), [(1.0, 0.75, 1.0), (0.0, 0.0, 0.6)])

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from multiprocessing import active_children, get_context
 from typing import Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
@@ -33,6 +34,8 @@ _JOIN_S = 15.0
 """Longest wait for a thread that is blocked in a read (a dead camera). It is a daemon and holds no
 file open for writing. Longer than the read timeout of a stream."""
 
+_NICE = 10
+"""A tenth of the time of a thread of normal priority, if both want the same core."""
 
 _THREADS_PER_CORE = 4  # 1,000 threads on 2 cores practically hang
 _ALWAYS_ALLOWED_THREADS = 64
@@ -53,6 +56,19 @@ def check_threads(threads: int | None) -> None:
     if threads is not None:
         most = max(_THREADS_PER_CORE * usable_cores(), _ALWAYS_ALLOWED_THREADS)
         check_int("option threads", threads, least=1, most=most, kind="a number of threads")
+
+
+def _lower_priority() -> None:
+    """Let the other threads of the process run first, if the system has a priority per thread.
+
+    Threads of one operator wait for each other: one that lost its core to an encoder delays all.
+    Threads that this thread starts, like those of the encoder, inherit the priority.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with suppress(OSError):  # a sandbox may forbid it: slower, not wrong
+            niceness = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, niceness + _NICE)
 
 
 class OneCaller:
@@ -251,6 +267,7 @@ class BackgroundWorker(Generic[T]):
         self._thread.start()
 
     def _work(self, consume: Callable[[T], None]) -> None:
+        _lower_priority()
         while (taken := self._channel.take()) is not None:
             try:
                 consume(taken[0])

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import lu_factor, lu_solve
 
 from mpn.engines.spec import FEATURES_STRIDE as STRIDE
 from mpn.errors import EngineError
@@ -338,6 +339,7 @@ def _updated(
             _, rows, balances = frames.setdefault(id(frame), (frame, [], []))
             rows.append(k)
             balances.append(class_weights(frame.shares[object_id]) * np.float32(share))
+    factors = [lu_factor(hessian, overwrite_a=True, check_finite=False) for hessian in hessians]
     for _ in range(_UPDATE_STEPS):
         gradients = ridge * weights
         for frame, rows, balances in frames.values():
@@ -346,9 +348,11 @@ def _updated(
                 error -= frame.shares[object_ids[k]]
                 error *= balance
             gradients[rows] += errors @ frame.features.T
-        weights = weights - np.linalg.solve(hessians, gradients[..., None])[..., 0].astype(
-            np.float32
-        )
+        steps = [
+            lu_solve(factor, gradient, check_finite=False)
+            for factor, gradient in zip(factors, gradients, strict=True)
+        ]
+        weights = weights - np.stack(steps).astype(np.float32)
     return dict(zip(object_ids, weights, strict=True))
 
 
@@ -379,8 +383,8 @@ def _derivatives(
     bound = (prob - np.float32(0.5)) / np.where(np.abs(logits) < _TINY, one, logits)
     curvature: Float32Array = np.where(np.abs(error) > np.float32(0.5), bound, prob * (one - prob))
     chosen = np.flatnonzero(curvature > _MIN_CURVATURE)
-    rows = frame.features[:, chosen]
-    hessian: Float32Array = (rows * (balance * curvature)[chosen]) @ rows.T
+    rows = frame.features[:, chosen] * np.sqrt((balance * curvature)[chosen])
+    hessian: Float32Array = rows @ rows.T  # of one array, so that NumPy computes one half only
     return frame.features @ (balance * error), hessian
 
 

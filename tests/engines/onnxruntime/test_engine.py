@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Callable
@@ -173,6 +174,81 @@ def test_ort_static_axis_or_half_tensor_is_refused(tmp_path: Path) -> None:
     save_model(half, tmp_path / "half.onnx")
     with pytest.raises(EngineError, match=r"rgb_prob float16\[.*expected rgb_prob float32"):
         OrtEngine(tmp_path / "half.onnx", SPEC)
+
+
+def relu6_in_half() -> onnx.ModelProto:
+    """Build ReLU6 of the first channel times 20, in half precision, by three convolutions."""
+    make, half = onnx.helper.make_node, onnx.TensorProto.FLOAT16
+    # 16 outputs, so that onnxruntime uses its blocked layout.
+    weight = np.zeros((16, 4, 3, 3), np.float16)
+    weight[:, 0, 1, 1] = 20
+    copy = np.eye(16, dtype=np.float16)[:, :, None, None]
+    mean = np.full((1, 16, 1, 1), 1 / 16, np.float16)
+    constants = {"weight": weight, "copy": copy, "mean": mean}
+    constants |= {"least": np.float16(0), "most": np.float16(6)}
+    shapes = (("rgb_prob", 4), ("prob", 1))
+    values = [
+        onnx.helper.make_tensor_value_info(name, 1, ["objects", count, 65, 65])
+        for name, count in shapes
+    ]
+    nodes = [
+        make("Cast", ["rgb_prob"], ["halves"], to=half),
+        make("Conv", ["halves", "weight"], ["scaled"], pads=[1, 1, 1, 1]),
+        make("Clip", ["scaled", "least", "most"], ["clipped"]),
+        make("Conv", ["clipped", "copy"], ["copied"]),
+        make("Clip", ["copied", "least", "most"], ["again"]),
+        make("Conv", ["again", "mean"], ["averaged"]),
+        make("Cast", ["averaged"], ["prob"], to=onnx.TensorProto.FLOAT),
+    ]
+    initializers = [
+        onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    ]
+    graph = onnx.helper.make_graph(nodes, "half", values[:1], values[1:], initializers)
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
+    )
+
+
+@pytest.mark.parametrize("is_external", [False, True])
+@pytest.mark.parametrize("is_writable", [False, True])
+def test_half_graph_has_the_same_values_with_its_casts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_external: bool, is_writable: bool
+) -> None:
+    path, temporary = tmp_path / "half.onnx", tmp_path / "temporary"
+    save_model(relu6_in_half(), path, external_data=is_external)
+    if is_writable:
+        temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    with OrtEngine(path, SPEC, threads=1) as engine:
+        prob = engine.run({"rgb_prob": crops(2)})["prob"]
+    expected = np.clip(20 * crops(2)[:, :1], 0, 6)
+    np.testing.assert_allclose(prob, expected, rtol=0, atol=6e-3)  # input of half precision
+    assert expected.min() < 1
+    assert (prob == 6).mean() > 0.5
+    assert not is_writable or not list(temporary.iterdir())
+
+
+def test_half_graph_is_joined_and_full_one_is_not_changed(graph: Path, tmp_path: Path) -> None:
+    """The operators that run, from onnxruntime's profile."""
+    ort = ort_module.import_onnxruntime("cpu")
+    half = tmp_path / "half.onnx"
+    save_model(relu6_in_half(), half)
+
+    def operators(source: str | bytes) -> set[str]:
+        options = ort.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(tmp_path / "profile")
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session.run(None, {"rgb_prob": crops(1)})
+        events = json.loads(Path(session.end_profiling()).read_text())
+        return {event["args"]["op_name"] for event in events if event["cat"] == "Node"}
+
+    casted = ort_module._graph_in_float32(ort, half)
+    assert casted is not None
+    assert "Clip" in operators(str(half))  # control: what the second session is for
+    assert "Clip" not in operators(casted)
+    assert ort_module._has_cast(half)
+    assert not ort_module._has_cast(graph)
 
 
 def test_failure_inside_onnxruntime_is_an_engine_error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +31,7 @@ from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.one_shot import OneShotModels, takes_score
 from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.state import VideoState
-from mpn.runtime.target import target_scores
+from mpn.runtime.target import Targets, target_scores
 from mpn.runtime.timing import StageTimer
 from mpn.runtime.tracks import measure_objects
 from mpn.types import Float32Array, Roi, UInt8Array, check_rgb
@@ -127,6 +128,8 @@ class HostBackend(Closeable):
         self._bounds: Boxes = ()
         self._work: _Work | None = None
         self._copies: list[UInt8Array] = []
+        self._learner = ThreadPoolExecutor(1, thread_name_prefix="mpn-target")
+        self._learning: Future[Targets] | None = None
 
     def frame_shape(self, rgb: UInt8Array) -> tuple[int, ...]:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
@@ -139,7 +142,7 @@ class HostBackend(Closeable):
 
     def load(self, state: VideoState, memory: FrameMemory) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
-        self._work = None
+        self._work = self._learning = None
         self._state, self._memory, self._bounds = state, memory, state.bounds
 
     def wait(self) -> None:
@@ -147,6 +150,7 @@ class HostBackend(Closeable):
 
     def snapshot(self) -> FrameMemory:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._finish_learning()
         return self._current
 
     def ingest(
@@ -199,8 +203,11 @@ class HostBackend(Closeable):
         if runs_features:
             with self._timer.stage("features"):
                 work.features = target.features(frame.frame)
+            self._finish_learning()
+            targets, object_ids = self._current.targets, self._loaded.object_ids
+            assert targets is not None
             with self._timer.stage("target"):
-                work.scores = target_scores(before.targets, work.features, self._loaded.object_ids)
+                work.scores = target_scores(targets, work.features, object_ids)
         else:
             with self._timer.stage("target"):
                 work.scores = warp_scores(before.scores, frame.flow_to_prev_px, target.size_hw)
@@ -311,14 +318,31 @@ class HostBackend(Closeable):
 
     def learn(self, weights: Mapping[int, float]) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._finish_learning()
         memory, target = self._current, self._target
         if target is None or memory.targets is None or memory.features is None or not weights:
             return
+        self._learning = self._learner.submit(
+            target.learned,
+            memory.targets,
+            memory.features,
+            memory.prob,
+            self._loaded.object_ids,
+            weights,
+        )
+
+    def _finish_learning(self) -> None:
+        """Wait for the update of the target model that runs in its thread, and use its result.
+
+        The scores of the next frame with features need it. The frames between, and the warp of that
+        frame, run at the same time.
+        """
+        learning, self._learning = self._learning, None
+        if learning is None:
+            return
         with self._timer.stage("target"):
-            targets = target.learned(
-                memory.targets, memory.features, memory.prob, self._loaded.object_ids, weights
-            )
-            self._memory = replace(memory, targets=targets)
+            targets = learning.result()
+        self._memory = replace(self._current, targets=targets)
 
     def rollback(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
@@ -326,7 +350,8 @@ class HostBackend(Closeable):
 
     def close(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
-        self._state = self._memory = self._work = None
+        self._learner.shutdown()
+        self._state = self._memory = self._work = self._learning = None
         self._copies = []
 
     def _own(self, small: UInt8Array, given: UInt8Array) -> UInt8Array:
