@@ -2,7 +2,8 @@
 
 Engines with a features engine run the target model. Their sets are ``warp``, ``propagation`` (no
 model of the first mask), ``target`` (the target model, solved on the first frame alone),
-``updates`` (the target model with updates: the default of ``mpn run``), ``finetuned`` (the default
+``updates`` (the target model with updates: the default of ``mpn run``), ``no-channel`` (the default
+with the score blended into the mask instead of given to the network), ``finetuned`` (the default
 with propagation fine-tuned on the first frame: ``mpn run --finetune``), ``osvos`` (OSVOS in the
 place of the target model, both networks fine-tuned), ``crf`` (the default with a DenseCRF) and
 ``fast`` (``mpn run --fast``).
@@ -24,8 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpn import Pipeline
+from mpn.engines.base import Engine
 from mpn.engines.directory.manifest import Manifest
+from mpn.engines.open import EngineSet
+from mpn.engines.spec import PROPAGATION_INPUTS, propagation_spec
 from mpn.errors import InputError
 from mpn.runtime.finetune.plan import (
     FinetuneOptions,
@@ -33,8 +39,10 @@ from mpn.runtime.finetune.plan import (
     options_affecting_weights,
     options_for,
 )
+from mpn.runtime.host.target import NO_SCORE
 from mpn.runtime.one_shot import one_shot_models
 from mpn.runtime.options import FINETUNABLE_ROLES, PipelineOptions, ResolvedOptions
+from mpn.types import Float32Array
 
 PAPER_CHAIN = ("warp", "propagation", "finetuned", "osvos", "crf")
 """Stages of the paper: each set adds one to the set before it."""
@@ -43,6 +51,7 @@ TARGET_CHAIN: Mapping[str, tuple[str, ...]] = {
     "propagation": ("warp", "propagation"),
     "target": ("warp", "propagation", "target"),
     "updates": ("warp", "propagation", "target", "updates"),
+    "no-channel": ("warp", "propagation", "target", "updates"),
     "finetuned": ("warp", "propagation", "target", "updates", "finetuned"),
     "osvos": ("warp", "propagation", "finetuned", "osvos"),
     "crf": ("warp", "propagation", "target", "updates", "crf"),
@@ -64,6 +73,7 @@ _OF_TARGET: Mapping[str, Mapping[str, Any]] = {
     "propagation": {"one_shot": "off"},
     "target": {"target.update_every": 0},
     "updates": {},
+    "no-channel": {},
     "finetuned": {},
     "osvos": {"one_shot": "osvos"},
     "crf": {"crf": True},
@@ -85,16 +95,52 @@ class Ablation:
         stages: Names of the chain that the set contains.
         options: Options of the pipeline with the advice of the manifest.
         finetune: Options of fine-tuning; None for no fine-tuning.
+        feeds_score: Whether the propagation network gets the score of the target model.
     """
 
     name: str
     stages: tuple[str, ...]
     options: ResolvedOptions
     finetune: FinetuneOptions | None
+    feeds_score: bool = True
+
+    def engines(self, engines: EngineSet) -> EngineSet:
+        """Return the engines of the set, which share their networks with ``engines``."""
+        if self.feeds_score:
+            return engines
+        return replace(engines, propagation=WithoutScore(engines.propagation), owned=False)
 
     def is_equal_to(self, other: Ablation) -> bool:
         """Return whether another set gives the same masks."""
-        return (self.options, self.finetune) == (other.options, other.finetune)
+        mine, theirs = ((a.options, a.finetune, a.feeds_score) for a in (self, other))
+        return mine == theirs
+
+
+class WithoutScore:
+    """A propagation engine of five channels that gets no score: 0.5 in each pixel.
+
+    In training the score is left out of some clips in the same way. Its spec has four channels, so
+    that the pipeline blends the score into the mask.
+
+    Args:
+        engine: The engine, on the host.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        shape = engine.spec.inputs[0].shape
+        self._engine, self.backend = engine, engine.backend
+        self.spec = propagation_spec(int(shape[-1]), engine.spec.max_objects or 1)
+
+    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """See :meth:`mpn.engines.base.Engine.run`."""
+        rgb_prob = inputs[PROPAGATION_INPUTS[4]]
+        no_score = np.full_like(rgb_prob[:, :1], NO_SCORE)
+        return self._engine.run(
+            {PROPAGATION_INPUTS[5]: np.concatenate([rgb_prob, no_score], axis=1)}
+        )
+
+    def close(self) -> None:
+        """Do nothing: the engine is shared."""
 
 
 def ablations_from_names(
@@ -241,8 +287,10 @@ def _missing_stages(manifest: Manifest) -> dict[str, str]:
     """Return the stages that the engines do not have, with the reason."""
     missing = {}
     if not is_target_used(manifest):
-        for stage in ("target", "updates"):
+        for stage in ("target", "updates", "no-channel"):
             missing[stage] = f"the engines '{manifest.name}' do not run the target model"
+    elif PROPAGATION_INPUTS[5] not in [of.name for of in manifest.roles["propagation"].inputs]:
+        missing["no-channel"] = f"the engines '{manifest.name}' take no score"
     if "osvos" not in manifest.roles:
         missing["osvos"] = f"the engines '{manifest.name}' have no OSVOS"
     advised = PipelineOptions().with_defaults(manifest.runtime_defaults)
@@ -257,7 +305,8 @@ def _of_target(name: str, manifest: Manifest, finetune: FinetuneOptions) -> Abla
     given = dict(_OF_TARGET[name])
     options = PipelineOptions().with_values(given).with_defaults(manifest.runtime_defaults)
     stages = TARGET_CHAIN[name]
-    return Ablation(name, stages, options, _finetune(manifest, options, finetune, stages))
+    tuned = _finetune(manifest, options, finetune, stages)
+    return Ablation(name, stages, options, tuned, feeds_score=name != "no-channel")
 
 
 def _of_paper(

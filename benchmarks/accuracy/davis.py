@@ -124,7 +124,9 @@ def run(
             finetune_cache or Path(folder, "weights"),
         )
         for ablation in ablations:  # without fine-tuning, which needs no warm-up
-            with pipeline_on_shared_engines(engine_dir, engines, ablation.options) as pipeline:
+            with pipeline_on_shared_engines(
+                engine_dir, ablation.engines(engines), ablation.options
+            ) as pipeline:
                 first = dataset.sequences[0]
                 for _ in segment_frames(
                     pipeline, first, images, frames=warmup + 1, is_sparse=is_sparse
@@ -134,7 +136,7 @@ def run(
             ablation.name: stack.enter_context(
                 pipeline_on_shared_engines(
                     engine_dir,
-                    engines,
+                    ablation.engines(engines),
                     ablation.options,
                     with_cache(ablation.finetune, cache),
                     threads,

@@ -28,6 +28,7 @@ TARGET_STAGE_SETS = {
     "propagation": "+ propagation",
     "target": "+ target model of the first frame",
     "updates": "+ updates (default)",
+    "no-channel": "default, score blended, not a channel",
     "finetuned": "default, + fine-tuning",
     "osvos": "fine-tuned, OSVOS for the target model",
     "crf": "default, + DenseCRF",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from benchmarks.accuracy.ablations import (
     DEFAULT,
     PAPER_CHAIN,
     TARGET_CHAIN,
+    Ablation,
     FinetuneCosts,
     ablations_from_names,
     with_variants,
@@ -24,7 +26,7 @@ from benchmarks.report.tables import davis_table
 from mpn import Pipeline, PipelineOptions
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import open_engines
-from mpn.engines.spec import features_spec
+from mpn.engines.spec import features_spec, propagation_spec
 from mpn.errors import InputError
 from mpn.evaluation import evaluate_dataset, load_annotation, load_davis, region_similarity
 from mpn.runtime.finetune.plan import FinetuneOptions
@@ -32,6 +34,7 @@ from mpn.synthetic import render_clip
 from tests.benchmarks.accuracy.conftest import FRAMES, SIZE_HW
 from tests.builders.engine_dirs import make_engine_dir
 from tests.builders.finetune_dirs import make_adapt_dir
+from tests.emulation.engines import fake_engine_set
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def result(davis_folder: Path, engine_dir: Path, tmp_path_factory: pytest.TempPa
 
 def test_ablations_chain_adds_one_stage_each(result: Any) -> None:
     chain = PAPER_CHAIN
-    run = [name for name in DEFAULT if name not in ("target", "updates")]
+    run = [name for name in DEFAULT if name not in ("target", "updates", "no-channel")]
     assert list(result["ablations"]) == run
     stages = {name: done["stages"] for name, done in result["ablations"].items()}
     assert [stages[name] for name in chain] == [list(chain[: i + 1]) for i in range(len(chain))]
@@ -84,12 +87,21 @@ def test_ablations_with_target_change_one_thing_each(engine_dir: Path) -> None:
         manifest.roles["osvos"], inputs=spec.inputs, outputs=spec.outputs, adapt=None
     )
     manifest = replace(manifest, roles={**manifest.roles, "features": features})
+    with_score = propagation_spec(65, 2, 5).inputs
+    propagation = replace(manifest.roles["propagation"], inputs=with_score)
+    takes = replace(manifest, roles={**manifest.roles, "propagation": propagation})
+    (without,), left_out = ablations_from_names(takes, ["no-channel"], FinetuneOptions())
+    assert left_out == []
+    assert not without.feeds_score
     built, left_out = ablations_from_names(manifest, DEFAULT, FinetuneOptions())
-    assert [ablation.name for ablation in built] == [*TARGET_CHAIN, "paper-crf"]
+    chain = [name for name in TARGET_CHAIN if name != "no-channel"]
+    assert [ablation.name for ablation in built] == [*chain, "paper-crf"]
+    assert all(ablation.feeds_score for ablation in built)
     assert [line.partition(":")[0] for line in left_out] == [
-        "no-finetuning", "fast", "paper-warp", "paper-propagation",
+        "no-channel", "no-finetuning", "fast", "paper-warp", "paper-propagation",
     ]  # fmt: skip
-    assert left_out[0].endswith("it is the same as 'updates'")
+    assert left_out[0].endswith("take no score")
+    assert left_out[1].endswith("it is the same as 'updates'")
     by_name = {ablation.name: ablation for ablation in built}
     default = PipelineOptions().with_defaults(manifest.runtime_defaults)
     assert by_name["updates"].options == by_name["finetuned"].options == default
@@ -101,6 +113,27 @@ def test_ablations_with_target_change_one_thing_each(engine_dir: Path) -> None:
     tuned = {"finetuned": ("propagation",), "osvos": ("propagation", "osvos")}
     assert roles_of == dict.fromkeys(by_name) | tuned | {"paper-crf": tuned["osvos"]}
     assert by_name["paper-crf"].options.one_shot == "osvos"
+
+
+def test_engines_of_no_channel_get_half_and_blend() -> None:
+    got: list[np.ndarray] = []
+
+    def mean_of_prior_and_score(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        got.append(inputs["rgb_prob_score"])
+        return {"prob": inputs["rgb_prob_score"][:, 3:].mean(axis=1, keepdims=True)}
+
+    engines = fake_engine_set(propagation=mean_of_prior_and_score, takes_score=True)
+    options = PipelineOptions().with_defaults({})
+    ablation = Ablation("no-channel", (), options, None, feeds_score=False)
+    assert replace(ablation, feeds_score=True).engines(engines) is engines
+    changed = ablation.engines(engines).propagation
+    assert changed.spec.input_names == ("rgb_prob",)
+    size = changed.spec.inputs[0].shape[-1]
+    prior = np.random.default_rng(0).random((2, 4, size, size), np.float32)
+    prob = changed.run({"rgb_prob": prior})["prob"]
+    np.testing.assert_array_equal(got[0][:, :4], prior)
+    np.testing.assert_array_equal(got[0][:, 4], 0.5)
+    np.testing.assert_allclose(prob, (prior[:, 3:] + 0.5) / 2, atol=1e-6)
 
 
 def test_davis_reports_finetuning_separately(result: Any) -> None:
@@ -172,7 +205,7 @@ def test_ablations_missing_stages_are_reported(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert built[2].stages == ("warp", "propagation", "crf")
     assert built[2].finetune is None
-    missing = ["target", "updates", "finetuned", "osvos"]
+    missing = ["target", "updates", "no-channel", "finetuned", "osvos"]
     assert [line.partition(":")[0] for line in left_out] == missing
 
 
