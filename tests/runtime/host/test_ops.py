@@ -191,6 +191,12 @@ def test_crop_keeps_the_order_of_rgb_and_of_objects() -> None:
     assert packed.shape == (2, 4, 3, 3)
     assert np.allclose(packed[0, :, 1, 1], [1, 0, 0, 0.25])
     assert np.allclose(packed[1, :, 1, 1], [1, 0, 0, 0.75])
+    scores = np.stack([np.full((3, 3), value, np.float32) for value in (0.1, 0.9)])
+    scored = cpu.crop_resize_pack(
+        rgb, prob, [roi, None, roi], size=3, mean=(0, 0, 0), std=(1, 1, 1), scores=scores
+    )
+    np.testing.assert_array_equal(scored[:, :4], packed)
+    np.testing.assert_array_equal(scored[:, 4], scores)
 
 
 def test_crop_of_no_object_is_an_empty_batch() -> None:

@@ -31,7 +31,7 @@ def blend(
         (K, H, W) float32: (1 - other_weight) * prob + other_weight * other.
     """
     weight = np.float32(other_weight)
-    blended = np.zeros_like(prob)
+    blended = np.zeros(prob.shape, np.float32)  # zeros_like would write all of it
     for k, window in _windows(boxes):
         theirs = other[min(k, len(other) - 1)][window]
         blended[k][window] = (1 - weight) * prob[k][window] + weight * theirs
@@ -59,7 +59,7 @@ def merge(prob: Float32Array, boxes: Boxes | None = None) -> Float32Array:
     for k, window in _windows(where):
         background[window] *= 1 - prob[k][window]
         total[window] += prob[k][window]
-    merged = np.zeros_like(prob)
+    merged = np.zeros(prob.shape, np.float32)
     for k, window in _windows(where):
         merged[k][window] = prob[k][window] / (background[window] + total[window])
     return merged

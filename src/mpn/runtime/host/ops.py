@@ -47,7 +47,7 @@ def warp_bilinear(
             f"got {prob.shape} and {flow_to_prev_px.shape}"
         )
     source = np.ascontiguousarray(prob, dtype=np.float32)
-    warped = np.zeros_like(source)
+    warped = np.zeros(source.shape, np.float32)  # zeros_like would write all of it
     if warped.size == 0:
         return warped
     everywhere = Roi(0, 0, prob.shape[2], prob.shape[1])
@@ -141,6 +141,7 @@ def crop_resize_pack(
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
+    scores: Float32Array | None = None,
 ) -> Float32Array:
     """Make the input of the propagation network.
 
@@ -155,9 +156,10 @@ def crop_resize_pack(
         size: Side S of the network's input.
         mean: Three means of RGB in 0..1.
         std: Three standard deviations of RGB in 0..1.
+        scores: (N, S, S) float32, the fifth channel. [default: four channels]
 
     Returns:
-        (N, 4, S, S) float32 for N ROIs: (rgb / 255 - mean) / std, then the probability.
+        (N, 4 or 5, S, S) float32 for N ROIs: (rgb / 255 - mean) / std, the probability, the score.
 
     Raises:
         InputError: If the shapes do not fit.
@@ -167,7 +169,9 @@ def crop_resize_pack(
         raise InputError(f"prob must be (K, H, W) of the frame {rgb.shape[:2]}, got {prob.shape}")
     _check_count("rois", rois, len(prob))
     present = [(k, roi) for k, roi in enumerate(rois) if roi is not None]
-    packed = np.empty((len(present), 4, size, size), np.float32)
+    packed = np.empty((len(present), 4 if scores is None else 5, size, size), np.float32)
+    if scores is not None:
+        packed[:, 4] = scores
     # (v / 255 - mean) / std as one multiplication and one addition.
     gains = [np.float32(1 / (255 * deviation)) for deviation in std]
     offsets = [np.float32(-m / deviation) for m, deviation in zip(mean, std, strict=True)]

@@ -114,15 +114,15 @@ class Stages:
             (N, 4, S, S) float32, or (N, 5, S, S) with scores.
         """
         preprocessing = self._engines.manifest.preprocessing.propagation
-        packed = crop_resize_pack(
+        return crop_resize_pack(
             rgb,
             candidates.prob,
             candidates.rois,
             size=self._engines.manifest.roi_size,
             mean=preprocessing.mean_rgb,
             std=preprocessing.std_rgb,
+            scores=scores,
         )
-        return packed if scores is None else np.concatenate((packed, scores[:, None]), axis=1)
 
     def propagate(self, packed: Float32Array, object_ids: Sequence[int]) -> Float32Array:
         """Run the propagation network on all crops.

@@ -273,19 +273,18 @@ class _ScaledPipeline:
         return self._stages.propagate(crops, [self.scene.object_id] * len(crops))
 
     def _packed(self, last: _LastFrame, size: int) -> Float32Array:
-        packed = crop_resize_pack(
+        crop: Float32Array = crop_resize_pack(
             last.rgb,
             last.prob,
             [last.roi],
             size=size,
             mean=self._preprocessing.mean_rgb,
             std=self._preprocessing.std_rgb,
-        )
-        crop: Float32Array = packed[0]
-        if self._score is None:
-            return crop
-        score = self._score.crop(last.scores, last.roi, self.scene.size_hw, size)
-        return np.concatenate((crop, score))
+            scores=None
+            if self._score is None
+            else self._score.crop(last.scores, last.roi, self.scene.size_hw, size),
+        )[0]
+        return crop
 
 
 @dataclass(frozen=True)
