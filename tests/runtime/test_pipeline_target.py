@@ -77,10 +77,10 @@ def test_update_needs_confident_mask(monkeypatch: pytest.MonkeyPatch) -> None:
         assert bool(memory.targets.recent) == learned
 
 
-def test_update_runs_beside_the_next_frame_and_before_the_next_scores(
+def test_update_ends_before_the_next_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The update of frame 4 must not begin before frame 5 is done, and ends before frame 6."""
+    """The update of frame 4 waits until frame 5 is done."""
     learned, gate, order = TargetStage.learned, threading.Event(), list[str]()
 
     def late(*args: Any, **kwargs: Any) -> Targets:

@@ -59,7 +59,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def _lower_priority() -> None:
-    """Let the other threads of the process run first, if the system has a priority per thread.
+    """Let the other threads run first, if the system has a priority per thread.
 
     Threads of one operator wait for each other: one that lost its core to an encoder delays all.
     Threads that this thread starts, like those of the encoder, inherit the priority.

@@ -177,7 +177,7 @@ def test_ort_static_axis_or_half_tensor_is_refused(tmp_path: Path) -> None:
 
 
 def relu6_in_half() -> onnx.ModelProto:
-    """Build ReLU6 of the first channel times 20, in half precision, by three convolutions."""
+    """Build ReLU6 of the first channel times 20, in half precision."""
     make, half = onnx.helper.make_node, onnx.TensorProto.FLOAT16
     # 16 outputs, so that onnxruntime uses its blocked layout.
     weight = np.zeros((16, 4, 3, 3), np.float16)

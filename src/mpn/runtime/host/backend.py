@@ -332,7 +332,7 @@ class HostBackend(Closeable):
         )
 
     def _finish_learning(self) -> None:
-        """Wait for the update of the target model that runs in its thread, and use its result.
+        """Wait for the update of the target model in its thread, and use its result.
 
         The scores of the next frame with features need it. The frames between, and the warp of that
         frame, run at the same time.
