@@ -29,14 +29,17 @@ def shared_path(*parts: str) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Handle SIGINT as in the foreground.
+    """Handle SIGINT and SIGHUP as in the foreground.
 
-    A shell without job control starts background jobs with SIGINT ignored, and the package leaves
-    ignored signals alone.
+    A shell without job control starts background jobs with SIGINT ignored, nohup with SIGHUP
+    ignored, and the package leaves ignored signals alone.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
