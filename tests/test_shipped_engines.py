@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import pytest
 
@@ -73,6 +74,22 @@ def test_manifest_defaults_match_the_model_card() -> None:
     for name, value in advice.items():
         text = str(value).lower() if isinstance(value, bool) else value
         assert f"`{name}={text}`" in card
+
+
+@pytest.mark.parametrize("radius_px", [1, 2, 8])  # 8: with a classifier
+def test_small_object_keeps_its_size(clip: list[SyntheticFrame], radius_px: int) -> None:
+    """The frame does not move; with a classifier, the disc of 2 px grew over it."""
+    rgb, labels = clip[0].rgb.copy(), np.zeros(clip[0].labels.shape, np.uint8)
+    cv2.circle(rgb, (240, 100), radius_px, (255, 0, 0), -1)
+    cv2.circle(labels, (240, 100), radius_px, 1, -1)
+    with Pipeline.from_engines(threads=1) as pipeline:
+        pipeline.start(rgb, labels)
+        has_classifier = bool(pipeline._backend.snapshot().targets.given)  # type: ignore[union-attr]
+        for _ in range(5):
+            (track,) = pipeline.step(rgb).tracks
+    assert has_classifier is (radius_px == 8)
+    assert track.state == "tracked"
+    assert 0.5 * (labels > 0).sum() <= track.area_px <= 2 * (labels > 0).sum()
 
 
 def test_the_engines_earn_their_place_on_the_built_in_clip(clip: list[SyntheticFrame]) -> None:

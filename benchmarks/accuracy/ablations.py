@@ -39,9 +39,9 @@ from mpn.runtime.finetune.plan import (
     options_affecting_weights,
     options_for,
 )
-from mpn.runtime.host.target import NO_SCORE
 from mpn.runtime.one_shot import one_shot_models
 from mpn.runtime.options import FINETUNABLE_ROLES, PipelineOptions, ResolvedOptions
+from mpn.runtime.target import NO_SCORE
 from mpn.types import Float32Array
 
 PAPER_CHAIN = ("warp", "propagation", "finetuned", "osvos", "crf")

@@ -255,6 +255,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("target.confidence_min", True),
     ("target.ridge", 0),
     ("target.roi_growth", -0.1),
+    ("target.roi_growth", 1e306),
     ("target.agreement_min", 1.5),
     ("target.blend_weight", -0.1),
     ("osvos.mode", "on"),

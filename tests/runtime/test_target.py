@@ -13,6 +13,7 @@ from mpn.errors import EngineError
 from mpn.runtime.options import ResolvedTarget
 from mpn.runtime.target import (
     MAX_GIVEN,
+    NO_SCORE,
     Targets,
     cell_shares,
     class_weights,
@@ -53,6 +54,23 @@ def solved(share: Float32Array = BOX) -> Targets:
 def iou_of(targets: Targets, features: Float32Array, share: Float32Array, k: int = 1) -> float:
     found = target_scores(targets, features, [k])[0].ravel() > 0.5
     return float((found & (share > 0.5)).sum() / (found | (share > 0.5)).sum())
+
+
+@pytest.mark.parametrize(("area", "has_classifier"), [(0.45, False), (0.55, True)])
+def test_classifier_of_less_than_half_a_cell_is_zero(area: float, has_classifier: bool) -> None:
+    share = np.zeros(GRID, np.float32)
+    share[3, 4:6] = area / 2
+    shares = {1: share.ravel(), 2: OTHER}
+    targets = with_given_frame(None, features_of(OTHER), shares, options=OPTIONS)
+    updated = with_confident_frame(
+        targets, features_of(OTHER, seed=2), shares, {1: 1.0, 2: 1.0}, options=OPTIONS
+    )
+    for of in (targets, updated):
+        scores = target_scores(of, features_of(OTHER, seed=3), [1, 2])
+        assert bool((scores[0] == NO_SCORE).all()) is not has_classifier
+        assert scores[1].std() > 0.1
+    alone = with_given_frame(None, features_of(BOX), {1: shares[1]}, options=OPTIONS)
+    assert len(alone.given) == has_classifier
 
 
 def test_solved_classifier_finds_object_elsewhere() -> None:

@@ -256,7 +256,7 @@ def run(
         None,
         "--finetune/--no-finetune",
         help="Fine-tune the networks on the first frame, which takes seconds per object.",
-        show_default="yes if OSVOS runs, no with the target model alone",
+        show_default="no if the target model runs without OSVOS, otherwise yes",
     ),
     finetune_steps: int = typer.Option(
         None,

@@ -167,6 +167,10 @@ class ResolvedRedetect(RedetectOptions):
     agreement_min: float = 0.2
 
 
+_MOST_GROWTH = 100
+"""Sides of an ROI: far more than a frame."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TargetOptions(GivenRepr):
     """Set when the target model runs and is updated. It needs a features engine.
@@ -187,7 +191,7 @@ class TargetOptions(GivenRepr):
             uncertain, if the mean score over the pixels of its warped mask is below this, 0..1;
             it is lost below a third of it. 0 disables the check. [default: 0.6]
         roi_growth: The ROI is extended to grid points that belong to the object by their score,
-            up to this share of its width or height on each side and frame, at least 0; see
+            up to this share of its width or height on each side and frame, 0..100; see
             :func:`mpn.runtime.host.target.grown_rois`. 0: never. [default: 0.25]
         blend_weight: Weight of the score in the average with the propagation inside the ROI, 0..1,
             if the propagation network does not take the score as an input. [default: 0.35]
@@ -216,7 +220,7 @@ class TargetOptions(GivenRepr):
         if self.ridge is not UNSET:
             check_number("option target.ridge", self.ridge, above=0)
         if self.roi_growth is not UNSET:
-            check_number("option target.roi_growth", self.roi_growth, least=0)
+            check_number("option target.roi_growth", self.roi_growth, least=0, most=_MOST_GROWTH)
 
 
 @dataclass(frozen=True, kw_only=True)

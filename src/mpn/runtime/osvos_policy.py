@@ -16,6 +16,7 @@ from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.one_shot import OneShotModels
 from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.state import VideoState
+from mpn.runtime.target import NO_SCORE
 from mpn.runtime.tracks import TrackMemory
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
@@ -25,6 +26,8 @@ _BETTER_BY = 0.25
 """Least difference of the means."""
 _LEAST_SHARE = 0.005
 """Share of the frame below which an object is too small for the grid of the target model."""
+_ROUNDING = 1e-6
+"""Of the mean score of an object without a classifier."""
 IOU_MAX = 0.3
 """Largest overlap of a component with another object. Source: VS-ReID."""
 
@@ -259,7 +262,8 @@ class OsvosPolicy:
                 colours count too; the classifier of the target model is its own.
         """
         if not self._models.osvos:
-            return mean < self._options.target.agreement_min
+            has_score = abs(mean - NO_SCORE) > _ROUNDING
+            return has_score and mean < self._options.target.agreement_min
         options = self._options.redetect
         return mean < options.agreement_min or colour_ratio() < options.colour_min
 

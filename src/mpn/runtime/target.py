@@ -37,6 +37,13 @@ _SOLVE_STEPS = 8
 _UPDATE_STEPS = 3
 """Newton steps for a new object, and for an update, which starts from the last weights."""
 
+NO_SCORE = 0.5
+"""Score in each pixel if the target model is not in use, or has no classifier for the object."""
+
+_LEAST_CELLS = 0.5
+"""Least area of an object in a sample, in cells. The classifier of a smaller one separates nothing:
+a disc of 13 px grew over the whole frame."""
+
 _MIN_CURVATURE = 2e-3
 _TINY = 1e-3
 _MIN_STD = 1e-6
@@ -152,7 +159,8 @@ def with_given_frame(
         options: Options in force.
 
     Returns:
-        The classifiers; those of objects that are not in ``shares`` do not change.
+        The classifiers; those of objects that are not in ``shares`` do not change. That of an
+        object of less than half of a cell is 0: its score is :data:`NO_SCORE` everywhere.
 
     Raises:
         EngineError: If a feature is not finite.
@@ -161,12 +169,17 @@ def with_given_frame(
         flat = features.reshape(len(features), -1)
         mean, std = flat.mean(axis=1), flat.std(axis=1) + np.float32(_MIN_STD)
         targets = Targets(mean, std, {})
-    frame = _frame(targets, features, shares, dict.fromkeys(shares, 1.0))
-    given = (*targets.given, frame)
+    large = {k: share for k, share in shares.items() if not is_too_small(share)}
+    frame = _frame(targets, features, large, dict.fromkeys(large, 1.0))
+    given = (*targets.given, frame) if large else targets.given
     if len(given) > MAX_GIVEN:
         given = _dropped_second(given)
     targets = replace(targets, given=given)
-    for object_id in shares:
+    for object_id, share in shares.items():
+        if is_too_small(share):
+            nothing = np.zeros(len(targets.mean) + 1, np.float32)
+            targets = replace(targets, weights={**targets.weights, object_id: nothing})
+            continue
         # Frames before a correction may hold the error that the user corrects.
         targets = _solved(_without_recent(targets, object_id), object_id, options)
     return targets
@@ -197,6 +210,9 @@ def with_confident_frame(
     Raises:
         EngineError: If a feature is not finite.
     """
+    shares = {k: share for k, share in shares.items() if not is_too_small(share)}
+    if not shares:
+        return targets
     frame = _frame(targets, features, shares, weights)
     hessians = {k: _derivatives(frame, k, targets.weights[k])[1] for k in shares}
     recent = (*targets.recent, replace(frame, hessians=hessians))[-options.memory :]
@@ -386,6 +402,11 @@ def _derivatives(
     rows = frame.features[:, chosen] * np.sqrt((balance * curvature)[chosen])
     hessian: Float32Array = rows @ rows.T  # of one array, so that NumPy computes one half only
     return frame.features @ (balance * error), hessian
+
+
+def is_too_small(share: Float32Array) -> bool:
+    """Return whether an object is too small for a sample; see :func:`cell_shares`."""
+    return float(share.sum()) < _LEAST_CELLS
 
 
 def class_weights(share: Float32Array) -> Float32Array:

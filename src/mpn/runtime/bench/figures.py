@@ -34,13 +34,14 @@ from mpn.runtime.host.preprocess import (
 )
 from mpn.runtime.host.roi import roi_from_prob
 from mpn.runtime.host.stages import Stages
-from mpn.runtime.host.target import NO_SCORE, TargetStage
+from mpn.runtime.host.target import TargetStage
 from mpn.runtime.one_shot import takes_score
 from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.pipeline import Pipeline
 from mpn.runtime.session.request import RunRequest
 from mpn.runtime.session.session import run_video
 from mpn.runtime.state import object_ids_from_labels
+from mpn.runtime.target import NO_SCORE
 from mpn.types import Float32Array, TrackBranch, UInt8Array
 
 Inputs = Mapping[str, Float32Array]

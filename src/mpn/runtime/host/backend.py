@@ -20,7 +20,6 @@ from mpn.runtime.host.preprocess import resize_prob, resize_rgb
 from mpn.runtime.host.roi import scaled_boxes, tight_boxes
 from mpn.runtime.host.stages import Stages
 from mpn.runtime.host.target import (
-    NO_SCORE,
     TargetStage,
     crop_scores,
     exclusive_scores,
@@ -31,7 +30,7 @@ from mpn.runtime.object_engines import ObjectEngines
 from mpn.runtime.one_shot import OneShotModels, takes_score
 from mpn.runtime.options import ResolvedOptions
 from mpn.runtime.state import VideoState
-from mpn.runtime.target import Targets, target_scores
+from mpn.runtime.target import NO_SCORE, Targets, target_scores
 from mpn.runtime.timing import StageTimer
 from mpn.runtime.tracks import measure_objects
 from mpn.types import Float32Array, Roi, UInt8Array, check_rgb

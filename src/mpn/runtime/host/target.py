@@ -26,9 +26,6 @@ from mpn.runtime.target import (
 )
 from mpn.types import Float32Array, Roi, UInt8Array
 
-NO_SCORE = 0.5
-"""Score of each pixel if the target model is not in use."""
-
 _OBJECT_SCORE = 0.5
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from mpn._common.validation import check_int, check_number
 from mpn.engines.spec import features_spec
 from mpn.errors import TrainingError
-from mpn.runtime.host.target import NO_SCORE, crop_scores, grown_rois, warp_scores
+from mpn.runtime.host.target import crop_scores, grown_rois, warp_scores
 from mpn.runtime.options import ResolvedTarget
-from mpn.runtime.target import Targets, cell_shares, target_scores, with_given_frame
+from mpn.runtime.target import NO_SCORE, Targets, cell_shares, target_scores, with_given_frame
 from mpn.training.data import DavisSequence
 from mpn.training.propagation.clips import Clip, DavisClip
 from mpn.training.propagation.features import ClipFeatures

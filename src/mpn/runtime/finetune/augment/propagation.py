@@ -27,10 +27,10 @@ from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
 from mpn.runtime.host.ops import crop_resize_pack, paste
 from mpn.runtime.host.roi import box_from_prob
 from mpn.runtime.host.stages import Stages
-from mpn.runtime.host.target import NO_SCORE, TargetStage, crop_scores, grown_rois, warp_scores
+from mpn.runtime.host.target import TargetStage, crop_scores, grown_rois, warp_scores
 from mpn.runtime.one_shot import one_shot_models, takes_score
 from mpn.runtime.options import ResolvedOptions
-from mpn.runtime.target import Targets, cell_shares, target_scores, with_given_frame
+from mpn.runtime.target import NO_SCORE, Targets, cell_shares, target_scores, with_given_frame
 from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
 
 OBJECT_FRAC = 0.93
@@ -143,7 +143,7 @@ class _ScoreChannel:
 
     Args:
         target: Runs the features engine; None: the target model is not in use, and each score is
-            :data:`mpn.runtime.host.target.NO_SCORE`.
+            :data:`mpn.runtime.target.NO_SCORE`.
         targets: The classifier of the object; None likewise.
         object_id: The object.
         growth: Option ``target.roi_growth``.
