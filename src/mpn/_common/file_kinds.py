@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mpn._common.files import check_plain_file
+from mpn._common.files import first_bytes
 
 _HEAD_BYTES = 4096
 _TEXT = rb"(?:\xef\xbb\xbf)?\s*"
@@ -52,10 +52,5 @@ def kind_of_file(path: Path) -> str | None:
     Returns:
         None for an image or a text, and if the kind is not known.
     """
-    try:
-        check_plain_file(path)
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-    except OSError:
-        return None
+    head = first_bytes(path, _HEAD_BYTES)
     return next((kind for pattern, kind in _PATTERNS if pattern.match(head)), None)

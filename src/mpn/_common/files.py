@@ -344,6 +344,16 @@ def read_plain_file(path: Path, most_bytes: int) -> bytes:
     return content
 
 
+def first_bytes(path: Path, count: int) -> bytes:
+    """Read the first bytes of a plain file; none if it cannot be read."""
+    try:
+        check_plain_file(path)
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file as 64 lower-case hexadecimal digits.
 

@@ -27,7 +27,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from mpn._common.files import sha256_of_file, write_atomically
+from mpn._common.files import first_bytes, sha256_of_file, write_atomically
 from mpn._common.text import one_line
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, OutputError
@@ -85,11 +85,7 @@ def read_torch_file(path: Path) -> Any:
 
 def _is_safetensors(path: Path) -> bool:
     """Return whether a file starts as safetensors: the size of its JSON header."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError:
-        return False
+    head = first_bytes(path, 9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < _MOST_HEADER_BYTES
 
 

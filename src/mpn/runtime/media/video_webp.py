@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from mpn._common.files import first_bytes
 from mpn._common.images import open_image
 from mpn.errors import VideoError
 from mpn.runtime.media.video import VideoSource, start_beyond_end
@@ -87,11 +88,7 @@ class AnimatedWebp(VideoSource):
 
 def is_webp(path: Path) -> bool:
     """Return whether a file is a WebP image by its first bytes."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(12)
-    except OSError:
-        return False
+    head = first_bytes(path, 12)
     return head[:4] == b"RIFF" and head[8:] == b"WEBP"
 
 
