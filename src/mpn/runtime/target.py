@@ -169,14 +169,14 @@ def with_given_frame(
         flat = features.reshape(len(features), -1)
         mean, std = flat.mean(axis=1), flat.std(axis=1) + np.float32(_MIN_STD)
         targets = Targets(mean, std, {})
-    large = {k: share for k, share in shares.items() if not is_too_small(share)}
+    large = _large_enough(shares)
     frame = _frame(targets, features, large, dict.fromkeys(large, 1.0))
     given = (*targets.given, frame) if large else targets.given
     if len(given) > MAX_GIVEN:
         given = _dropped_second(given)
     targets = replace(targets, given=given)
-    for object_id, share in shares.items():
-        if is_too_small(share):
+    for object_id in shares:
+        if object_id not in large:
             nothing = np.zeros(len(targets.mean) + 1, np.float32)
             targets = replace(targets, weights={**targets.weights, object_id: nothing})
             continue
@@ -210,7 +210,7 @@ def with_confident_frame(
     Raises:
         EngineError: If a feature is not finite.
     """
-    shares = {k: share for k, share in shares.items() if not is_too_small(share)}
+    shares = _large_enough(shares)
     if not shares:
         return targets
     frame = _frame(targets, features, shares, weights)
@@ -404,9 +404,9 @@ def _derivatives(
     return frame.features @ (balance * error), hessian
 
 
-def is_too_small(share: Float32Array) -> bool:
-    """Return whether an object is too small for a sample; see :func:`cell_shares`."""
-    return float(share.sum()) < _LEAST_CELLS
+def _large_enough(shares: Mapping[int, Float32Array]) -> dict[int, Float32Array]:
+    """Return the objects that are large enough for a sample."""
+    return {k: share for k, share in shares.items() if share.sum() >= _LEAST_CELLS}
 
 
 def class_weights(share: Float32Array) -> Float32Array:

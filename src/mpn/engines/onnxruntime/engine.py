@@ -273,7 +273,7 @@ def _graph_in_float32(ort: Any, path: Path) -> bytes | None:
     onnxruntime has no half-precision convolutions for most CPUs, and inserts casts. It does so
     after it has folded constants, so that the bounds of ReLU6 are no constants in the passes that
     join an activation with its convolution. A graph that has the casts from the beginning is
-    folded as a whole: the same values, in 0.6 of the time (EfficientNet-Lite0, onnxruntime 1.32).
+    folded as a whole: the same values in less time (onnxruntime 1.32).
     All weights are in the graph: onnxruntime refuses external data that is a symbolic link, unless
     it opens the graph by its path.
 
