@@ -26,6 +26,21 @@ import numpy as np
 from PIL import Image
 
 _COMMAND = "import sys; from mpn.cli.main import main; sys.argv[0] = 'mpn'; sys.exit(main())"
+_MAKE = """
+import runpy, sys, types
+try:
+    from mpn.networks import propagation
+except ImportError:  # without torch: only one case needs it
+    pass
+else:
+    earlier = types.ModuleType("mpn.networks.deeplab_xception")
+    earlier.DeepLabConfig = propagation.PropagationConfig
+    earlier.DeepLabXception = propagation.PropagationNet
+    sys.modules[earlier.__name__] = earlier
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Run a make.py, with the names that the networks had in 0.1."""
 _LIMIT_S = 300
 _EVERY_S = 0.2
 
@@ -281,7 +296,7 @@ def run_case(source: Path, name: str, python: str) -> list[str]:
         (folder / "home").mkdir(parents=True)
         case = Case(folder, python)
         made = subprocess.run(
-            [python, str(source / name / "make.py")],
+            [python, "-c", _MAKE, str(source / name / "make.py")],
             env=case.environment(CASES_OUT=temporary),
             capture_output=True,
             text=True,
