@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from mpn._common.files import (
     PARTIAL_SUFFIX,
@@ -21,7 +22,8 @@ from mpn.runtime.media.video_images import ImageSequence
 RUN_JSON_SCHEMA = 1
 
 _DAVIS_IMAGES = "JPEGImages"
-_DAVIS_EXTRAS = "_runs"
+DAVIS_EXTRAS: Final = "_runs"
+"""Folder of the files other than masks, for a data set in DAVIS layout."""
 
 _USUAL_NAME_BYTES = 255
 _FRAME_PARTIAL = re.compile(r".+\.(?:png|npz)(?:\.[0-9a-f]{16})?\.partial", re.DOTALL)
@@ -87,7 +89,7 @@ def result_paths(out: Path, video: VideoSource) -> ResultPaths:
     if isinstance(video, ImageSequence):
         parents = [parent.name for parent in video.folder.resolve().parents[:2]]
         if _DAVIS_IMAGES in parents:  # JPEGImages/480p/<sequence>, or YouTube-VOS without 480p
-            return ResultPaths(out, out / video.name, out / _DAVIS_EXTRAS / video.name)
+            return ResultPaths(out, out / video.name, out / DAVIS_EXTRAS / video.name)
     return ResultPaths(out, out / "masks", out)
 
 

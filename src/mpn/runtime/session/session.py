@@ -7,6 +7,7 @@ run continues there.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -24,6 +25,7 @@ from mpn.engines.tensorrt.plans.progress import OnPlanProgress
 from mpn.errors import InputError, MpnError, OutputError, VideoError
 from mpn.runtime.finetune.plan import FinetunePlan, finetune_as_json, plan_finetuning
 from mpn.runtime.media.video import VideoSource, open_video
+from mpn.runtime.media.video_images import ImageSequence
 from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 from mpn.runtime.options import MIN_SIDE_PX
 from mpn.runtime.pipeline import OnFinetune, Pipeline
@@ -344,6 +346,7 @@ class _Run:
             "finetune": self._finetune_report(finetune_s),
             "video": {
                 "source": video.address,
+                "path": _path_of(video),
                 "size_hw": list(video.size_hw),
                 "fps": str(video.fps),
                 "start": self._first_frame.index,
@@ -385,3 +388,9 @@ class _Run:
             "options": finetune_as_json(options),
             "objects": self._pipeline.finetune_report(),
         }
+
+
+def _path_of(video: VideoSource) -> str | None:
+    """Return the absolute path of a video; None for a camera or an address."""
+    path = video.folder if isinstance(video, ImageSequence) else Path(video.address)
+    return os.path.abspath(video.address) if path.exists() else None
