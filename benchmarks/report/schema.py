@@ -126,6 +126,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "releases": dict,
         "runs": [{"objects": int, "first_mask": dict, "wall": dict, "process": dict}],
     },
+    "same_masks": {
+        "data": {"set": str, "sequences": dict},
+        "options": str,
+        "repeats": int,
+        "releases": dict,
+        "wall": dict,
+    },
     "memory": {
         "memory": {
             "samples": list,

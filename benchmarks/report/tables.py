@@ -548,6 +548,31 @@ def releases_table(result: Result, is_short: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def same_masks_table(result: Result, is_short: bool) -> str:
+    """Return the masks and the time of two revisions over a set."""
+    sequences = result["data"]["sequences"]
+    frames = sum(found["frames"] for found in sequences.values())
+    differing = sum(found["differing"] for found in sequences.values())
+    sides = list(result["releases"])
+    versions = " and ".join(result["releases"][name]["version"] for name in sides)
+    option = f", options `{result['options']}`" if result["options"] else ""
+    text = (
+        f"`mpn run` of two revisions ({versions}) over the set `{result['data']['set']}`{option}, "
+        f"interleaved, {count(result['repeats'], 'run')} each. Ratio: old divided by new in time. "
+        f"{conditions_text(result)}."
+    )
+    wall = result["wall"]
+    row = [
+        frames,
+        differing,
+        *(f"{1e3 * frames / wall[name]['min_ms']:.1f}" for name in sides),
+        wall["ratio"]["of_medians"],
+        wall["ratio"]["of_minima"],
+    ]
+    heads = ["masks", "masks that differ", "FPS, old", "FPS, new", "ratio of medians", "of minima"]
+    return f"{text}\n\n{table(heads, [row])}\n"
+
+
 def precision_table(result: Result, is_short: bool) -> str:
     """Return J and F of two engine directories, and the IoU of their masks."""
     how = "each fine-tuned" if result["is_fine_tuned"] else "not fine-tuned"
@@ -773,6 +798,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "lookalikes": ("Objects that look alike", lookalikes_table),
     "features": ("Features of the target model", features_table),
     "releases": ("Releases", releases_table),
+    "same_masks": ("Masks of two revisions", same_masks_table),
     "memory": ("Memory and repeatability", memory_table),
     "precision": ("Half precision", precision_table),
     "flow_accuracy": ("Flow", flow_accuracy_table),

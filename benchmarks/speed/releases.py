@@ -23,7 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -61,7 +61,15 @@ class Release:
         self.seconds.setdefault((figure, objects), []).append(seconds)
 
     def run(
-        self, video: Path, mask: Path, out: Path, cache: Path, *, threads: int, end: int | None
+        self,
+        video: Path,
+        mask: Path,
+        out: Path,
+        cache: Path,
+        *,
+        threads: int,
+        end: int | None = None,
+        options: Sequence[str] = (),
     ) -> float:
         """Run the command line and return the seconds of its process.
 
@@ -72,6 +80,7 @@ class Release:
             cache: Folder of the user's cache.
             threads: Threads of the run.
             end: Frame to stop before; None for all.
+            options: Further options of the command.
 
         Raises:
             InputError: If the command fails; the message has its last line.
@@ -80,6 +89,7 @@ class Release:
         command += ["-o", str(out), "--backend", "cpu", "--threads", str(threads), "--quiet"]
         command += [] if self.engine_dir is None else ["--engine-dir", str(self.engine_dir)]
         command += [] if end is None else ["--end", str(end)]
+        command += options
         environment = {
             **os.environ,
             "PYTHONPATH": str(self.source.resolve()),
@@ -102,21 +112,37 @@ class Release:
             process_s = self.run(clip.video, mask, root / "first", cache, threads=threads, end=1)
             self.add("process", objects, process_s)
             self.add("first_mask", objects, self.report["wall_s"])
-            self.run(clip.video, mask, root / "all", cache, threads=threads, end=None)
+            self.run(clip.video, mask, root / "all", cache, threads=threads)
             self.add("wall", objects, 1 / self.report["fps_after_finetune"])
+
+
+def add_release_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of :func:`releases_from`."""
+    for name in (OLD, NEW):
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar="SRC")
+        parser.add_argument(f"--{name}-engine-dir", type=Path, help="[that of the package]")
+
+
+def releases_from(given: argparse.Namespace) -> dict[str, Release]:
+    """Return both sides.
+
+    Raises:
+        InputError: If a folder has no package.
+    """
+    for source in (given.old, given.new):
+        if not (source / "mpn" / "__init__.py").is_file():
+            raise InputError(f"{source} has no package mpn: give the folder that contains it")
+    return {
+        OLD: Release(given.old, given.old_engine_dir),
+        NEW: Release(given.new, given.new_engine_dir),
+    }
 
 
 def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark and return the body of the result."""
     check_result_path(given.out)
     before = load_average()
-    for source in (given.old, given.new):
-        if not (source / "mpn" / "__init__.py").is_file():
-            raise InputError(f"{source} has no package mpn: give the folder that contains it")
-    releases = {
-        OLD: Release(given.old, given.old_engine_dir),
-        NEW: Release(given.new, given.new_engine_dir),
-    }
+    releases = releases_from(given)
     counts = [int(number) for number in given.objects.split(",")]
     size_hw = frame_size_hw_from_text(given.frame_size)
     with tempfile.TemporaryDirectory(prefix="mpn-releases-") as folder:
@@ -147,12 +173,13 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             not_measured=["GPU (CUDA, TensorRT): the networks ran on the CPU"],
         ),
         "repeats": given.repeats,
-        "releases": {name: _facts(release) for name, release in releases.items()},
+        "releases": {name: release_facts(release) for name, release in releases.items()},
         "runs": [_figures(releases, objects) for objects in counts],
     }
 
 
-def _facts(release: Release) -> dict[str, Any]:
+def release_facts(release: Release) -> dict[str, Any]:
+    """Return version and engine of the latest run."""
     report = release.report
     return {
         "version": report["versions"]["mpn-runtime"],
@@ -183,9 +210,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in (OLD, NEW):
-        parser.add_argument(f"--{name}", type=Path, required=True, metavar="SRC")
-        parser.add_argument(f"--{name}-engine-dir", type=Path, help="[that of the package]")
+    add_release_arguments(parser)
     parser.add_argument("--objects", default="1,3,5", help="[%(default)s]")
     parser.add_argument("--frames", type=int, default=96, help="of the clip [%(default)s]")
     parser.add_argument("--frame-size", default="854x480", help="[%(default)s]")

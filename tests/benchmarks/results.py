@@ -294,6 +294,25 @@ def releases_result() -> dict[str, Any]:
     }
 
 
+def same_masks_result() -> dict[str, Any]:
+    """Return one sequence."""
+    facts = {"version": "0.2.0", "engine": {"name": "lite", "digests": {}}, "is_finetuned": True}
+    return {
+        **result_with_header("same_masks"),
+        "engine": None,
+        "data": {"set": "val", "sequences": {"dog": {"frames": 60, "differing": 0}}},
+        "options": "--fast",
+        "repeats": 2,
+        "releases": {"old": facts, "new": {**facts, "version": "0.3.0"}},
+        "is_equal": True,
+        "wall": {
+            "old": times(3_000.0),
+            "new": times(2_400.0),
+            "ratio": {"of_medians": 1.25, "of_minima": 1.25},
+        },
+    }
+
+
 def crf_result() -> dict[str, Any]:
     """Return two sets of parameters, one with pydensecrf."""
     entry = {

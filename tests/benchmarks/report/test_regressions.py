@@ -25,6 +25,7 @@ from tests.benchmarks.results import (
     memory_result,
     reappearance_result,
     releases_result,
+    same_masks_result,
 )
 from tests.conftest import REPOSITORY
 
@@ -42,6 +43,7 @@ EVERY = [
     memory_result,
     reappearance_result,
     releases_result,
+    same_masks_result,
 ]
 """Results of the benchmarks."""
 

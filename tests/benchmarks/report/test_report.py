@@ -34,6 +34,7 @@ from tests.benchmarks.results import (
     precision_result,
     reappearance_result,
     releases_result,
+    same_masks_result,
 )
 from tests.conftest import REPOSITORY
 
@@ -49,6 +50,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "features": features_result,
     "memory": memory_result,
     "releases": releases_result,
+    "same_masks": same_masks_result,
     "crf_speed": crf_result,
     "finetuning": finetuning_result,
     "finetune_step": finetune_step_result,
