@@ -19,7 +19,7 @@ from PIL import Image
 
 from mpn._common.concurrency import Prefetch
 from mpn.errors import InputError, VideoError
-from mpn.runtime.media import video_file
+from mpn.runtime.media import decoder, video_file
 from mpn.runtime.media.video import open_video, redacted
 from tests.conftest import shared_path
 from tests.runtime.media.clips import (
@@ -91,10 +91,10 @@ def test_file_with_a_cover_before_the_film_gives_the_film() -> None:
         codec_context=SimpleNamespace(name="mjpeg", width=64, height=48),
     )  # fmt: skip
     streams = SimpleNamespace(video=[cover, film])
-    assert video_file._video_stream(SimpleNamespace(streams=streams), "a.mp4") is film
+    assert decoder._video_stream(SimpleNamespace(streams=streams), "a.mp4") is film
     streams.video = [cover]
     with pytest.raises(VideoError, match="only pictures such as a cover"):
-        video_file._video_stream(SimpleNamespace(streams=streams), "a.mp4")
+        decoder._video_stream(SimpleNamespace(streams=streams), "a.mp4")
 
 
 @pytest.mark.parametrize("is_rotated", [False, True])

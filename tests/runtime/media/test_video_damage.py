@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mpn.errors import VideoError
+from mpn.runtime.media.truncation import is_truncated
 from mpn.runtime.media.video import open_video
-from mpn.runtime.media.video_file import is_truncated
 from tests.runtime.media.clips import noise_frame, write_video
 
 FRAMES = 12

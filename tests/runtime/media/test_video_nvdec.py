@@ -215,7 +215,8 @@ def test_frame_that_nvdec_cannot_give_is_a_video_error(
 
 def rotated(path: Path) -> VideoSource:
     video = open_video(path)
-    video._orientation = replace(video._orientation, flip_x=True)  # type: ignore[attr-defined]
+    decoder = video._decoder  # type: ignore[attr-defined]
+    decoder.orientation = replace(decoder.orientation, flip_x=True)
     return video
 
 

@@ -30,6 +30,23 @@ _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _CAMERA = re.compile(r"^\d{1,3}$")
 
 
+class EndsEarlyError(VideoError):
+    """A video has fewer frames than are needed.
+
+    Args:
+        address: The video, for the message.
+        count: Its number of frames.
+        index: The frame that does not exist.
+    """
+
+    def __init__(self, address: str, count: int, index: int) -> None:
+        super().__init__(
+            f"{address} has {count} frame{'' if count == 1 else 's'}, numbered from 0: there is no "
+            f"frame {index}"
+        )
+        self.count = count
+
+
 class VideoSource(Closeable):
     """An iterator over the frames of a video in presentation order.
 
@@ -102,6 +119,18 @@ class VideoSource(Closeable):
         del first  # a generator would keep it alive to the end of the video
         for frame in self._frames_after_first():
             yield self._check_size(frame)
+
+    def backwards(self, first: int, end: int) -> Iterator[Frame]:
+        """Yield frames ``end - 1`` to ``first``, the same as the iteration, in bounded memory.
+
+        Independent of the iteration, also in another thread, and of the requested start and end.
+        One call at a time.
+
+        Raises:
+            EndsEarlyError: If there is no frame ``end - 1``.
+            VideoError: If the source is live, or a frame cannot be decoded.
+        """
+        raise no_way_back(self.address)
 
     def host_frame(self, frame: Frame) -> Frame:
         """Return a frame of this source with its pixels in a NumPy array."""
@@ -247,6 +276,14 @@ def redacted(address: str) -> str:
     if "@" not in parts.netloc:
         return address
     return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+
+
+def no_way_back(address: str) -> VideoError:
+    """Return the error for a source that cannot be read backwards."""
+    return VideoError(
+        f"{address} is live and cannot be read backwards: give the mask of its first frame, or "
+        "record it to a file first"
+    )
 
 
 def start_beyond_end(address: str, start: int, count: int) -> VideoError:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from mpn._common.file_kinds import kind_of_file
 from mpn._common.images import open_image
 from mpn.errors import VideoError
-from mpn.runtime.media.video import VideoSource, start_beyond_end
+from mpn.runtime.media.video import EndsEarlyError, VideoSource, start_beyond_end
 from mpn.types import Frame, UInt8Array
 
 IMAGE_SUFFIXES = frozenset(
@@ -267,6 +267,7 @@ class ImageSequence(VideoSource):
         self.names = tuple(path.stem for path in paths)
         self._bits = used_bits(deep)
         self._later = chosen[1:]
+        self._paths = tuple(paths)
         self._names = frozenset(path.stem for path in chosen)
         self._start = start
         super().__init__(
@@ -283,6 +284,14 @@ class ImageSequence(VideoSource):
     def frame_names(self) -> frozenset[str]:
         """Names of all frames."""
         return self._names
+
+    def backwards(self, first: int, end: int) -> Iterator[Frame]:
+        """See :meth:`VideoSource.backwards`."""
+        if end > len(self._paths):
+            raise EndsEarlyError(self.address, len(self._paths), end - 1)
+        for index in range(end - 1, first - 1, -1):
+            frame = _load_frame(self._paths[index], index, self.fps, self._bits)
+            yield self._check_size(frame)
 
     def _frames_after_first(self) -> Iterator[Frame]:
         for index, path in enumerate(self._later, self._start + 1):

@@ -23,8 +23,9 @@ import numpy as np
 from mpn._common.text import one_line
 from mpn._common.validation import check_choice
 from mpn.errors import InputError, MpnError, VideoError, import_or_explain
+from mpn.runtime.media.decoder import open_file_container
 from mpn.runtime.media.video import DECODERS, Decode, VideoSource
-from mpn.runtime.media.video_file import VideoStream, open_file_container
+from mpn.runtime.media.video_file import VideoStream
 from mpn.types import Frame, UInt8Array
 
 _PACKAGE = "PyNvVideoCodec"
@@ -148,6 +149,10 @@ class NvdecVideo(VideoSource):
             held.append(rgb)
             frame = Frame(index=index, rgb=rgb, pts_s=pts_s, name=f"{index:05d}")  # type: ignore[arg-type]
             yield self._check_size(self.host_frame(frame) if index == first.index else frame)
+
+    def backwards(self, first: int, end: int) -> Iterator[Frame]:
+        """See :meth:`VideoSource.backwards`; the CPU decodes."""
+        return self._stream.backwards(first, end)
 
     def host_frame(self, frame: Frame) -> Frame:
         """See :meth:`VideoSource.host_frame`; unchanged without ``copy_to_host``."""

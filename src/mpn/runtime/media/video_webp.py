@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from mpn._common.files import first_bytes
 from mpn._common.images import open_image
 from mpn.errors import VideoError
-from mpn.runtime.media.video import VideoSource, start_beyond_end
+from mpn.runtime.media.backwards import blocks_backwards, frames_per_block
+from mpn.runtime.media.video import EndsEarlyError, VideoSource, start_beyond_end
 from mpn.types import Frame
 
 _MS_PER_S = 1000
@@ -64,8 +65,20 @@ class AnimatedWebp(VideoSource):
             self._release()
             raise
 
+    def backwards(self, first: int, end: int) -> Iterator[Frame]:
+        """See :meth:`VideoSource.backwards`."""
+        if end > len(self._times):
+            raise EndsEarlyError(self.address, len(self._times), end - 1)
+        at_once = frames_per_block(3 * self.size_hw[0] * self.size_hw[1])
+        # Another decoder: Pillow goes back to the first frame to reach an earlier one.
+        with AnimatedWebp(self._path, start=0, end=None) as again:
+            yield from blocks_backwards(again._frames, first, end, at_once)
+
     def _frames_after_first(self) -> Iterator[Frame]:
-        for index in self._range[1:]:
+        return self._frames(self._range.start + 1, self._range.stop)
+
+    def _frames(self, first: int, end: int) -> Iterator[Frame]:
+        for index in range(first, end):
             try:
                 yield self._frame(index)
             except (OSError, EOFError, ValueError) as error:
