@@ -22,7 +22,7 @@ BLOCK_BYTES = 256 << 20
 """Largest size of a block of frames: 400 frames of a file at 480p, 20 at 4K."""
 
 _PLANES_OF_BYTES = frozenset({"gray", "yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p"})
-"""Pixel formats of one byte per value, each plane apart."""
+"""Pixel formats of one byte per value, in separate planes."""
 
 _KEY_FRAMES_TRIED = 3
 
@@ -143,7 +143,7 @@ class FileBackwards(Closeable):
         if self.is_seekable:
             begin = max(first, end - max(self.most_held, 1))
             keys = [k for k in range(begin + 1) if self._entries[k].is_key]
-            # Some containers, such as MPEG-TS, arrive after the key frame that was asked for.
+            # Some containers, such as MPEG-TS, arrive after the requested key frame.
             for key in reversed(keys[-_KEY_FRAMES_TRIED:]):
                 if block := self._block_from_key_frame(key, begin, end):
                     return block
@@ -160,7 +160,7 @@ class FileBackwards(Closeable):
         return block
 
     def _block_from_key_frame(self, key: int, begin: int, end: int) -> deque[Decoded]:
-        """Decode a block from a key frame; empty if it is not the one of the first decoding."""
+        """Decode a block from a key frame; empty if it differs from the first time."""
         key_pts = self._entries[key].pts
         if key_pts is None:
             return deque()

@@ -228,7 +228,7 @@ class StreamDecoder(Closeable):
             return
 
     def decode_from(self, pts: int) -> Generator[Any, None, None]:
-        """Seek to the key frame at ``pts``, and yield PyAV's frames from there to the first error.
+        """Seek to the key frame at ``pts``, and yield PyAV's frames up to an error.
 
         The container decides where it arrives, so the caller compares the times.
         """

@@ -1,4 +1,4 @@
-"""Find files that lack bytes of frames: MP4, Matroska and AVI that were cut short."""
+"""Find files that lack bytes of frames: MP4, Matroska and AVI cut short."""
 
 from __future__ import annotations
 

@@ -121,7 +121,9 @@ class VideoSource(Closeable):
             yield self._check_size(frame)
 
     def backwards(self, first: int, end: int) -> Iterator[Frame]:
-        """Yield frames ``end - 1`` to ``first``, the same as the iteration, in bounded memory.
+        """Yield frames ``end - 1`` to ``first``, in bounded memory.
+
+        They are those of the iteration, byte for byte.
 
         Independent of the iteration, also in another thread, and of the requested start and end.
         One call at a time.
