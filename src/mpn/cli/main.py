@@ -16,6 +16,7 @@ import typer
 from mpn import __version__
 from mpn._common.signals import Stopped, stop_signals
 from mpn.cli.bench import bench
+from mpn.cli.convert import convert
 from mpn.cli.demo import demo
 from mpn.cli.eval import evaluate
 from mpn.cli.export import export
@@ -59,6 +60,7 @@ app.command("export", epilog=EPILOG)(with_home(export))
 app.command("eval", epilog=EPILOG)(with_home(evaluate))
 app.command("bench", epilog=EPILOG)(with_home(bench))
 app.command("inspect", epilog=EPILOG)(with_home(inspect))
+app.command("convert", epilog=EPILOG)(with_home(convert))
 app.command("demo", epilog=EPILOG)(with_home(demo))
 app.add_typer(train_app, name="train")
 

@@ -74,6 +74,7 @@ class _Video:
     size_hw: tuple[int, int]
     fps: str
     path: str | None = None
+    sample_aspect_ratio: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Results:
         video_address: The video as the user named it, without a password.
         size_hw: (height, width) of the frames in pixels.
         fps: Average frame rate.
+        sample_aspect_ratio: Shown width of a pixel by its height; None: 1, unknown, or before 0.3.
     """
 
     def __init__(
@@ -128,6 +130,8 @@ class Results:
         self.video_address = fields.video.source
         self.size_hw = fields.video.size_hw
         self.fps = Fraction(fields.video.fps)
+        ratio = fields.video.sample_aspect_ratio
+        self.sample_aspect_ratio = None if ratio is None else Fraction(ratio)
         self._video_path = fields.video.path
         self._by_index = {frame.index: frame for frame in frames}
 

@@ -349,6 +349,7 @@ class _Run:
                 "path": _path_of(video),
                 "size_hw": list(video.size_hw),
                 "fps": str(video.fps),
+                "sample_aspect_ratio": video.sample_aspect_ratio and str(video.sample_aspect_ratio),
                 "start": self._first_frame.index,
                 "end": request.end,
             },

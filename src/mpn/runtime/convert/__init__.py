@@ -1,0 +1,1 @@
+"""Convert the results of a run to formats of other programs."""
