@@ -92,7 +92,7 @@ def test_killed_conversion_is_removed_by_the_next(out: Path, ids_format: None) -
     assert files_in(out / "converted") == {"ids.txt"}
 
 
-@pytest.mark.parametrize("name", ["rgba-png", "exr"])
+@pytest.mark.parametrize("name", ["rgba-png", "exr", "prores4444", "mattes"])
 def test_full_disk_is_one_line_and_leaves_nothing(out: Path, tiny_disk: Path, name: str) -> None:
     (tiny_disk / "filler").write_bytes(bytes(60_000))
     with pytest.raises(OutputError, match=f"^cannot write .*{name}.*: No space left on device$"):

@@ -48,6 +48,18 @@ class Format:
 
 
 FORMATS: Mapping[str, Format] = {
+    "prores4444": Format(
+        "ProRes 4444 video with straight alpha, for editors",
+        ".mov",
+        "mpn.runtime.convert.movies:write_prores4444",
+        needs_video=True,
+    ),
+    "mattes": Format(
+        "one black and white ProRes 422 HQ video per object, for editors",
+        "",
+        "mpn.runtime.convert.movies:write_mattes",
+        needs_video=True,
+    ),
     "rgba-png": Format(
         "RGBA PNG per frame, with straight alpha",
         "",

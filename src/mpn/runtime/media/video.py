@@ -66,12 +66,14 @@ class VideoSource(Closeable):
         is_live: Whether this is a camera or stream, without a known end.
         decoder: ``"cpu"`` or ``"nvdec"``.
         sample_aspect_ratio: Shown width of a pixel by its height, upright; None: 1 or unknown.
+        colour: Codes (primaries, transfer) of ISO/IEC 23091-2 of the pixels; None: unknown.
         decoder_note: The reason if ``decode="auto"`` does not use NVDEC on a GPU; otherwise empty.
     """
 
     decoder = "cpu"
     decoder_note = ""
     sample_aspect_ratio: Fraction | None = None
+    colour: tuple[int, int] | None = None
 
     def __init__(
         self,

@@ -26,6 +26,10 @@ def camera_address(index: int) -> tuple[str, str]:
     return (f"/dev/video{index}", "v4l2")
 
 
+_UNKNOWN_COLOURS = frozenset({0, 2})
+"""Codes of ISO/IEC 23091-2: reserved and unspecified."""
+
+
 class VideoStream(VideoSource):
     """Frames of an FFmpeg input. Use :func:`mpn.runtime.media.video.open_video`.
 
@@ -74,6 +78,7 @@ class VideoStream(VideoSource):
                 is_live=is_live,
             )
             self.sample_aspect_ratio = self._upright_aspect_ratio()
+            self.colour = self._colour()
         except BaseException:
             self._decoder.close()
             raise
@@ -110,6 +115,11 @@ class VideoStream(VideoSource):
             f"{self._shown} is damaged: the decoder concealed errors in {which}; masks from there "
             "to the next key frame may be wrong"
         ]
+
+    def _colour(self) -> tuple[int, int] | None:
+        context = self._decoder.stream.codec_context
+        codes = int(context.color_primaries), int(context.color_trc)
+        return None if _UNKNOWN_COLOURS & set(codes) else codes
 
     def _upright_aspect_ratio(self) -> Fraction | None:
         ratio = self._decoder.stream.sample_aspect_ratio
