@@ -126,6 +126,23 @@ def test_file_delivers_every_frame_with_exact_rate_and_time(clip: Path) -> None:
     assert [frame.name for frame in frames[:2]] == ["00000", "00001"]
 
 
+@pytest.mark.parametrize("suffix", ["avi", "mp4", "mkv"])
+@pytest.mark.parametrize("where", ["file", "stream"])
+def test_title_that_is_no_utf8_does_not_matter(tmp_path: Path, suffix: str, where: str) -> None:
+    def with_title(stream: Any) -> None:
+        holder = stream.container if where == "file" else stream
+        holder.metadata["title"] = "caf-"
+
+    path = tmp_path / f"a.{suffix}"
+    write_video(path, [level_frame(i) for i in range(3)], codec="mpeg4", setup=with_title)
+    path.write_bytes(path.read_bytes().replace(b"caf-", b"caf\xe9"))
+    if where == "file" or suffix == "mkv":  # control: the others keep no title of a stream
+        with pytest.raises(UnicodeDecodeError):
+            av.open(str(path))
+    with open_video(path) as video:
+        assert len(list(video)) == 3
+
+
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
     [(None, None, range(12)), (3, None, range(3, 12)), (None, 4, range(4)), (5, 6, [5]),

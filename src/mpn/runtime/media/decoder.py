@@ -28,6 +28,9 @@ _OPEN_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 10.0
 """For cameras and network streams: a longer wait ends the video."""
 
+_METADATA_ERRORS = "replace"
+"""Titles and names of tracks are not used, and need not be UTF-8, although PyAV decodes them."""
+
 _CONTAINERS = (
     *("apng", "asf", "avi", "dv", "flv", "gif", "ivf", "live_flv", "matroska", "mov", "mpeg"),
     *("mpegts", "mxf", "nut", "ogg", "rm", "wtv", "yuv4mpegpipe"),
@@ -272,7 +275,9 @@ def open_file_container(path: Path | str) -> Any:
     if not url.lower().startswith("file:") or Path(url).is_file():
         url = f"file:{url}"  # FFmpeg takes the part before a colon for a protocol
     return av.open(
-        url, options={"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+        url,
+        options={"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"},
+        metadata_errors=_METADATA_ERRORS,
     )
 
 
@@ -285,6 +290,7 @@ def _open_container(url: str, address: str, container_format: str | None, is_liv
             url,
             format=container_format,
             options={} if container_format else _address_options(url),
+            metadata_errors=_METADATA_ERRORS,
             timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S),
         )
     except (av.error.FFmpegError, OSError, ValueError) as error:
