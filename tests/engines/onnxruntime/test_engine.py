@@ -131,6 +131,15 @@ def test_corrupt_graph_is_one_line(
     assert capfd.readouterr().err == ""  # onnxruntime's own log stays quiet
 
 
+@pytest.mark.parametrize("name", [b"rgb_prob", b"objects"], ids=["tensor", "axis"])
+def test_name_that_is_no_utf8_is_an_engine_error(graph: Path, name: bytes) -> None:
+    content = graph.read_bytes()
+    assert name in content
+    graph.write_bytes(content.replace(name, name[:-1] + b"\xff"))
+    with pytest.raises(EngineError, match=r"cannot be loaded by onnxruntime \('utf-8' codec"):
+        OrtEngine(graph, SPEC)
+
+
 def test_missing_graph_is_an_engine_error(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"absent\.onnx cannot be loaded"):
         OrtEngine(tmp_path / "absent.onnx", SPEC)

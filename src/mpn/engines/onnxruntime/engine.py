@@ -230,6 +230,7 @@ def open_session(
             graph = _graph_in_float32(ort, path) or graph
         # Without enable_fallback=0 a failing provider is replaced by the CPU during construction.
         session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+        _check_names(session)
     except Exception as error:
         if backend == "cuda" and type(error).__name__ not in _GRAPH_FAULTS:
             raise BackendError(
@@ -248,6 +249,15 @@ def open_session(
         )
     _sessions.add(session)
     return session
+
+
+def _check_names(session: Any) -> None:
+    """Raise UnicodeDecodeError if a tensor or an axis has a name that is no UTF-8.
+
+    onnxruntime does not check names. Reading one raises.
+    """
+    for node in (*session.get_inputs(), *session.get_outputs()):
+        _ = node.name, node.shape
 
 
 def _session_options(ort: Any) -> Any:
