@@ -278,17 +278,17 @@ def _read_ids(
             )
     except FileNotFoundError as error:
         raise fault(f"no such mask: {path}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except OSError as error:
         kind = kind_of_file(path) if isinstance(error, UnidentifiedImageError) else None
         if kind is not None:
             raise fault(f"the mask {path} is {kind}: {_HOW_TO_SAVE}") from error
-        reason = getattr(error, "strerror", None) or (
+        reason = error.strerror or (
             f"damaged, cut short, or no {'PNG' if is_strict else 'image'} at all"
         )
         raise fault(f"the mask {path} cannot be read ({reason})") from error
-    if reason := _why_reordered(labels, palette_rgb):
+    if why := _why_reordered(labels, palette_rgb):
         raise fault(
-            f"the mask {path} has a palette that an image tool re-ordered ({reason}), so its ids "
+            f"the mask {path} has a palette that an image tool re-ordered ({why}), so its ids "
             "are not those that were written: save it with a fixed palette"
         )
     return labels, mode == "L" or (mode == "P" and _is_gray(labels, palette_rgb))

@@ -6,27 +6,77 @@ opened with a list of formats only.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import io
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mpn._common.files import check_plain_file
+from mpn.errors import MpnError
 
 FRAME_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "PPM", "WEBP", "GIF")
 """Pillow's formats of frames and training images. MPO files open as JPEG, PGM as PPM."""
 
 
-def open_image(path: Path, formats: Collection[str] = FRAME_FORMATS) -> Image.Image:
-    """Open an image file; its pixels are decoded later, to be closed by the caller.
+class _SizedFile(io.BufferedReader):
+    """A file that gives at most its own bytes.
+
+    Python allocates all bytes of a ``read`` before it reads. Pillow takes the number from the file:
+    a PNG of 157 bytes would need an address space of 4 GiB.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._length = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most ``size`` bytes; all that are left if it is negative or None."""
+        left = max(self._length - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+@contextmanager
+def open_image(
+    path: Path, formats: Collection[str] = FRAME_FORMATS
+) -> Iterator[ImageFile.ImageFile]:
+    """Open an image file for a ``with`` block, which decodes its pixels.
 
     Args:
         path: The file.
         formats: Pillow's names of the formats that it may have.
 
+    Yields:
+        The image, closed after the block.
+
     Raises:
-        OSError: If it is no plain file, cannot be read or has another format.
-        Image.DecompressionBombError: If it has more pixels than Pillow's limit.
+        OSError: If it is no plain file, cannot be read, has another format or more pixels than
+            Pillow's limit, or the block raises, see :func:`os_errors_of_images`.
     """
     check_plain_file(path)
-    return Image.open(path, formats=tuple(formats))  # noqa: TID251
+    with (
+        os_errors_of_images(),
+        _SizedFile(path) as file,
+        Image.open(file, formats=tuple(formats)) as image,  # noqa: TID251
+    ):
+        yield image
+
+
+@contextmanager
+def os_errors_of_images() -> Iterator[None]:
+    """Convert the exceptions of a block that decodes an image to OSError.
+
+    For damaged files, Pillow and OpenCV raise exceptions of many classes, which depend on the
+    format and the version: EOFError, SyntaxError, KeyError, struct.error, cv2.error and others.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, MpnError):
+        raise
+    except Exception as error:
+        raise OSError(str(error)) from error

@@ -47,6 +47,26 @@ def test_one_webp_image_is_no_video(tmp_path: Path) -> None:
         open_video(path)
 
 
+def test_bytes_after_an_animated_webp_are_ignored(tmp_path: Path) -> None:
+    path = write_webp(tmp_path / "a.webp", [level_frame(i) for i in range(3)], [40] * 3)
+    data = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(data[data.rindex(b"ANMF") :])
+    with open_video(path) as video:
+        assert len(list(video)) == 3
+
+
+def test_webp_frame_that_is_not_decoded_raises_video_error(tmp_path: Path) -> None:
+    """The file has a chunk of a frame that the decoder does not count."""
+    path = write_webp(tmp_path / "a.webp", [level_frame(i) for i in range(3)], [40] * 3)
+    data = path.read_bytes()
+    extra = b"ANMF" + (16).to_bytes(4, "little") + bytes(16)
+    size = len(data) + len(extra) - 8
+    path.write_bytes(b"RIFF" + size.to_bytes(4, "little") + data[8:] + extra)
+    with pytest.raises(VideoError, match=r"a\.webp"), open_video(path) as video:
+        list(video)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_cut_webp_raises_a_video_error(tmp_path: Path, share: float) -> None:
     path = write_webp(tmp_path / "a.webp", [noise_frame(i) for i in range(6)], [40] * 6)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from mpn._common.files import first_bytes
-from mpn._common.images import open_image
+from mpn._common.images import open_image, os_errors_of_images
 from mpn.errors import VideoError
 from mpn.runtime.media.backwards import blocks_backwards, frames_per_block
 from mpn.runtime.media.video import EndsEarlyError, VideoSource, start_beyond_end
@@ -44,9 +45,9 @@ class AnimatedWebp(VideoSource):
         self._times = [Fraction(ms, _MS_PER_S) for ms in accumulate(durations, initial=0)][:-1]
         self._range = range(start, len(durations) if end is None else min(end, len(durations)))
         self._path = path
-        self._image: Image.Image | None = None
+        self._opened = ExitStack()
         try:
-            self._image = open_image(path, ("WEBP",))
+            self._image = self._opened.enter_context(open_image(path, ("WEBP",)))
             super().__init__(
                 name=path.stem,
                 address=str(path),
@@ -56,7 +57,7 @@ class AnimatedWebp(VideoSource):
                 frame_count_hint=len(self._range),
                 end_index=self._range.stop,
             )
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except OSError as error:
             self._release()
             raise VideoError(
                 f"{path} is not a video that can be decoded (damaged or cut short)"
@@ -81,22 +82,21 @@ class AnimatedWebp(VideoSource):
         for index in range(first, end):
             try:
                 yield self._frame(index)
-            except (OSError, EOFError, ValueError) as error:
+            except OSError as error:
                 raise VideoError(
                     f"{self._path} cannot be decoded beyond frame {index - 1}: the video is "
                     "damaged or was cut short"
                 ) from error
 
     def _frame(self, index: int) -> Frame:
-        assert self._image is not None
-        self._image.seek(index)
-        upright = ImageOps.exif_transpose(self._image)
-        rgb = np.array(upright.convert("RGB"), dtype=np.uint8)
+        with os_errors_of_images():
+            self._image.seek(index)
+            upright = ImageOps.exif_transpose(self._image)
+            rgb = np.array(upright.convert("RGB"), dtype=np.uint8)
         return Frame(index=index, rgb=rgb, pts_s=self._times[index], name=f"{index:05d}")
 
     def _release(self) -> None:
-        if self._image is not None:
-            self._image.close()
+        self._opened.close()
 
 
 def is_webp(path: Path) -> bool:
@@ -116,9 +116,9 @@ def _durations_ms(path: Path) -> list[int]:
     """
     durations = []
     try:
-        length = path.stat().st_size
         with path.open("rb") as file:
-            position = 12
+            stated = struct.unpack("<4xI", file.read(8))[0] + 8  # other bytes after it are ignored
+            length, position = min(path.stat().st_size, stated), 12
             while position + 8 <= length:
                 file.seek(position)
                 name, size = struct.unpack("<4sI", file.read(8))
