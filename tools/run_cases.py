@@ -47,7 +47,7 @@ _EVERY_S = 0.2
 
 def labels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Read the ids of a palette PNG."""
-    return np.asarray(Image.open(path, formats=("PNG",)))  # noqa: TID251
+    return np.asarray(Image.open(path, formats=("PNG",)))
 
 
 @dataclass(frozen=True)

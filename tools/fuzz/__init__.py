@@ -1,0 +1,1 @@
+"""Read damaged files with the readers of the package."""
