@@ -29,7 +29,8 @@ def _overlay_palette() -> UInt8Array:
     return palette
 
 
-_OVERLAY_PALETTE = _overlay_palette()
+OVERLAY_PALETTE: Final[UInt8Array] = _overlay_palette()
+"""(256, 3) uint8 RGB: the DAVIS palette at full brightness."""
 
 
 def draw_overlay(
@@ -52,7 +53,7 @@ def draw_overlay(
     # One pixel larger if the frame allows it: the outline needs the neighbouring labels.
     window = (slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1))
     inside = np.ascontiguousarray(labels[window])
-    colours = _OVERLAY_PALETTE[inside]
+    colours = OVERLAY_PALETTE[inside]
     tinted = cv2.addWeighted(drawn[window], 1 - opacity, colours, opacity, 0)
     target = np.ascontiguousarray(drawn[window])
     cv2.copyTo(tinted, (inside > 0).view(np.uint8), target)

@@ -1,0 +1,1 @@
+"""Web page to draw masks, run, correct and run again: ``mpn studio``."""

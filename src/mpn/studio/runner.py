@@ -1,0 +1,187 @@
+"""Start, follow and cancel runs in a child process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from mpn._common.closeable import Closeable
+from mpn._common.files import json_text
+from mpn.errors import InputError
+from mpn.studio.events import Event
+from mpn.studio.project import track_entries
+
+RunState = Literal["idle", "running", "stopping", "complete", "stopped", "failed"]
+
+_POLL_S = 0.1
+"""Interval at which the journal of the tracks is read while a run computes."""
+
+_CRASHED = "the run ended without a report: its messages are in the terminal of mpn studio"
+
+
+class JournalReader(Closeable):
+    """Read the lines that a run appends to the journal of tracks.jsonl.
+
+    A line is written before the mask of its frame, so an entry is returned when the next one is
+    there. A journal that is replaced by another one is read from its start, and one that gets its
+    final name to its end.
+
+    Args:
+        path: The journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._cut = b""
+        self._held: dict[str, Any] | None = None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def read(self, *, is_last: bool = False) -> list[dict[str, Any]]:
+        """Return the entries of frames whose mask is complete since the last call.
+
+        Args:
+            is_last: Whether the run has ended; then all remaining entries are complete.
+        """
+        with suppress(OSError):
+            self._open_current()
+        data = self._cut + (b"" if self._file is None else self._file.read())
+        complete, newline, self._cut = data.rpartition(b"\n")
+        entries = list(track_entries((complete + newline).decode("utf-8", "replace")))
+        if self._held is not None:
+            entries.insert(0, self._held)
+        self._held = None
+        if entries and not is_last:
+            self._held = entries.pop()
+        return entries
+
+    def _open_current(self) -> None:
+        stat = self._path.stat()
+        if self._file is not None and os.path.samestat(stat, os.fstat(self._file.fileno())):
+            return
+        file = self._path.open("rb")
+        self.close()
+        self._file, self._cut, self._held = file, b"", None
+
+
+class Runner(Closeable):
+    """At most one run at a time, in a child process.
+
+    Args:
+        journal: Journal of tracks.jsonl of the runs.
+        publish: Called from threads with each event for the pages.
+    """
+
+    def __init__(self, journal: Path, publish: Callable[[Event], None]) -> None:
+        self._journal, self._publish = journal, publish
+        self._lock = threading.Lock()
+        self._state: dict[str, Any] = {"state": "idle", "done": 0, "expected": None, "message": ""}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """State of the latest run: ``state``, ``done``, ``expected`` and ``message``."""
+        with self._lock:
+            return dict(self._state)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a child process has not ended."""
+        return self.status["state"] in ("running", "stopping")
+
+    def start(self, request: Mapping[str, Any]) -> None:
+        """Start a run.
+
+        Args:
+            request: See :func:`mpn.studio.worker.request_as_json`.
+
+        Raises:
+            InputError: If a run is in progress.
+        """
+        with self._lock:
+            if self._state["state"] in ("running", "stopping"):
+                raise InputError("a run is in progress: wait for its end, or cancel it")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mpn.studio.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in the terminal is for the server, which stops it
+            )
+            assert process.stdin is not None
+            process.stdin.write(json_text(request).encode() + b"\n")
+            process.stdin.flush()
+            self._process = process
+            self._state = {"state": "running", "done": 0, "expected": None, "message": ""}
+            self._thread = threading.Thread(target=self._follow, args=(process,), daemon=True)
+            self._thread.start()
+        self._publish({"type": "run", **self.status})
+
+    def cancel(self) -> None:
+        """Stop the run as Ctrl-C does; its finished frames are kept."""
+        with self._lock:
+            if self._process is None or self._state["state"] != "running":
+                return
+            self._state["state"] = "stopping"
+            assert self._process.stdin is not None
+            self._process.stdin.close()  # the child then stops as by Ctrl-C, see worker
+        self._publish({"type": "run", **self.status})
+
+    def wait(self) -> None:
+        """Wait for the end of the run."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def close(self) -> None:
+        """Cancel the run and wait for its end."""
+        self.cancel()
+        self.wait()
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+        ended = threading.Event()
+        tail = threading.Thread(target=self._read_journal, args=(ended,), daemon=True)
+        tail.start()
+        final: dict[str, Any] = {"state": "failed", "message": _CRASHED}
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = json.loads(line)
+            kind = event.pop("type")
+            if kind == "progress":
+                self._update(event)
+            elif kind in ("complete", "stopped", "failed"):
+                final = {"state": kind, "message": event.get("message", "")}
+            else:
+                self._publish({"type": kind, **event})
+        process.wait()
+        with self._lock:
+            assert process.stdin is not None
+            process.stdin.close()
+        process.stdout.close()
+        ended.set()
+        tail.join()
+        self._update(final)
+
+    def _read_journal(self, ended: threading.Event) -> None:
+        with JournalReader(self._journal) as reader:
+            is_last = False
+            while not is_last:
+                is_last = ended.wait(_POLL_S)
+                if entries := reader.read(is_last=is_last):
+                    self._publish({"type": "frames", "frames": entries})
+
+    def _update(self, values: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._state |= values
+        self._publish({"type": "run", **self.status})

@@ -1,0 +1,113 @@
+"""Run one video in a child process of the studio.
+
+The first line of standard input is the request, as JSON. The run stops as by Ctrl-C when standard
+input ends: the studio closes it to cancel, and the system closes it if the studio is killed.
+Standard output has one event per line, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from mpn._common.files import json_text
+from mpn.errors import MpnError
+
+
+def main() -> int:
+    """Run the request of standard input; return the exit code."""
+    # A server that a shell started in the background has SIGINT ignored, and this child too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+    # Lines of libraries go to standard error; they are no events.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    try:
+        _run(request, events)
+    except KeyboardInterrupt:
+        _emit(events, {"type": "stopped"})
+    except MpnError as error:
+        _emit(events, {"type": "failed", "message": str(error)})
+    else:
+        _emit(events, {"type": "complete"})
+    return 0
+
+
+def request_as_json(
+    *,
+    video: str,
+    masks: Mapping[int, Path],
+    out: Path,
+    engine_dir: Path | None,
+    start: int | None,
+    end: int | None,
+    save: frozenset[str],
+    resume: bool,
+) -> dict[str, Any]:
+    """Return the request of a child process; see :class:`RunRequest`."""
+    return {
+        "video": video,
+        "masks": {str(index): str(path) for index, path in masks.items()},
+        "out": str(out),
+        "engine_dir": None if engine_dir is None else str(engine_dir),
+        "start": start,
+        "end": end,
+        "save": sorted(save),
+        "resume": resume,
+    }
+
+
+def _run(request: Mapping[str, Any], events: TextIO) -> None:
+    from mpn.runtime.session.request import Progress, RunRequest
+    from mpn.runtime.session.session import run_video
+
+    def on_progress(progress: Progress) -> None:
+        _emit(
+            events,
+            {
+                "type": "progress",
+                "done": progress.done,
+                "computed": progress.computed,
+                "expected": progress.expected,
+            },
+        )
+
+    engine_dir = request["engine_dir"]
+    run_video(
+        RunRequest(
+            video=request["video"],
+            masks={int(index): Path(path) for index, path in request["masks"].items()},
+            out=Path(request["out"]),
+            engine_dir=None if engine_dir is None else Path(engine_dir),
+            start=request["start"],
+            end=request["end"],
+            save=frozenset(request["save"]),
+            resume=request["resume"],
+        ),
+        on_progress=on_progress,
+    )
+
+
+def _emit(events: TextIO, event: Mapping[str, Any]) -> None:
+    with suppress(BrokenPipeError):  # the studio was killed; the end of the input stops the run
+        events.write(json_text(event) + "\n")
+
+
+def _stop_at_end_of_input() -> None:
+    with suppress(OSError):
+        while os.read(0, 1024):
+            pass
+    # To the process, not to this thread: the main thread may wait in a lock.
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

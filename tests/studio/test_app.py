@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from starlette.testclient import TestClient
+
+from mpn.masks import load_labels, save_labels
+from mpn.studio.app import Studio
+from mpn.types import UInt8Array
+from tests.runtime.media.clips import SCENE_HW, scene, scene_labels
+from tests.studio.conftest import FRAMES
+
+
+def put(
+    client: TestClient, index: int, labels: UInt8Array, etag: str = "none", page: str = "a"
+) -> tuple[int, dict[str, str]]:
+    response = client.put(
+        f"/api/masks/{index}",
+        content=gzip.compress(labels.tobytes()),
+        headers={"if-match": f'"{etag}"', "x-page": page},
+    )
+    return response.status_code, response.json()
+
+
+def test_state_has_what_the_page_needs(client: TestClient) -> None:
+    state = client.get("/api/state").json()
+    assert state["video"]["frames"] == FRAMES
+    assert (state["video"]["height"], state["video"]["width"]) == SCENE_HW
+    assert len(state["palette"]) == 256
+    assert (state["drawn"], state["pending"], state["run"]["state"]) == ({}, [], "idle")
+
+
+def test_frame_is_that_of_the_video(client: TestClient) -> None:
+    frames = list(scene(FRAMES))
+    for index in (5, 0, 11):
+        response = client.get(f"/api/frames/{index}/3")
+        assert response.headers["content-type"] == "image/jpeg"
+        shown = np.array(Image.open(io.BytesIO(response.content)).convert("RGB")).astype(int)
+        errors = [np.abs(shown - frame).mean() for frame in frames]
+        assert int(np.argmin(errors)) == index
+
+
+def test_saved_mask_is_what_was_sent(client: TestClient, studio: Studio) -> None:
+    labels = np.random.default_rng(0).integers(0, 255, SCENE_HW).astype(np.uint8)
+    status, body = put(client, 3, labels)
+    assert status == 200
+    path = studio.project.folder / "00003.png"
+    np.testing.assert_array_equal(np.array(Image.open(path)), labels)
+    response = client.get("/api/masks/3")
+    assert response.headers["x-mask-source"] == "drawn"
+    assert response.headers["etag"] == f'"{body["etag"]}"'
+    np.testing.assert_array_equal(np.frombuffer(response.content, np.uint8), labels.ravel())
+    state = client.get("/api/state").json()
+    assert (state["drawn"], state["pending"]) == ({"3": body["etag"]}, [3])
+
+
+def test_second_page_cannot_overwrite_unseen_mask(client: TestClient) -> None:
+    first = np.zeros(SCENE_HW, np.uint8)
+    first[2:9] = 1
+    second = first * 2
+    _, saved = put(client, 0, first)
+    status, body = put(client, 0, second, etag="none", page="b")
+    assert (status, body["etag"]) == (412, saved["etag"])
+    assert client.get("/api/masks/0").content == first.tobytes()
+    assert put(client, 0, second, etag=saved["etag"], page="b")[0] == 200
+    assert client.get("/api/masks/0").content == second.tobytes()
+    stale = client.delete("/api/masks/0", headers={"if-match": f'"{saved["etag"]}"'})
+    assert stale.status_code == 412
+
+
+def test_mask_of_another_size_or_id_is_refused(client: TestClient) -> None:
+    assert put(client, 0, np.zeros((4, 5), np.uint8))[0] == 409
+    assert put(client, 0, np.full(SCENE_HW, 255, np.uint8))[0] == 409
+    damaged = client.put("/api/masks/0", content=b"no gzip", headers={"if-match": "*"})
+    assert damaged.status_code == 409
+    assert client.get("/api/state").json()["drawn"] == {}
+
+
+def test_names_and_directions_are_kept(client: TestClient) -> None:
+    put(client, 4, np.ones(SCENE_HW, np.uint8))
+    response = client.put("/api/names/2", json={"name": "  ball  "})
+    assert response.json()["names"] == {"2": "ball"}
+    response = client.put("/api/directions/4", json={"direction": "backward"})
+    assert response.json()["directions"] == {"4": "backward"}
+    assert client.put("/api/directions/4", json={"direction": "up"}).status_code == 422
+    assert client.put("/api/names/0", json={"name": "x"}).status_code == 409
+    assert client.put("/api/names/1", json={"name": "x" * 61}).status_code == 409
+    client.put("/api/names/2", json={"name": ""})
+    client.delete("/api/masks/4", headers={"if-match": "*"})
+    state = client.get("/api/state").json()
+    assert (state["names"], state["directions"]) == ({}, {})
+
+
+def test_run_without_a_mask_is_refused(client: TestClient) -> None:
+    assert client.post("/api/run", json={}).status_code == 409
+    put(client, 0, np.zeros(SCENE_HW, np.uint8))
+    response = client.post("/api/run", json={})
+    assert response.status_code == 409
+    assert "no object is drawn" in response.json()["message"]
+
+
+def test_run_gives_the_masks_of_mpn_run(
+    client: TestClient, studio: Studio, clip: Path, engine_dir: Path, tmp_path: Path
+) -> None:
+    from mpn.runtime.session.request import RunRequest
+    from mpn.runtime.session.session import run_video
+
+    labels = scene_labels(0)
+    put(client, 0, labels)
+    assert client.post("/api/run", json={}).json()["state"] == "running"
+    assert client.post("/api/run", json={}).status_code == 409
+    studio.runner.wait()
+    assert studio.runner.status["state"] == "complete", studio.runner.status
+    save_labels(tmp_path / "first.png", labels)
+    run_video(
+        RunRequest(
+            video=str(clip),
+            masks={None: tmp_path / "first.png"},
+            out=tmp_path / "expected",
+            engine_dir=engine_dir,
+        )
+    )
+    for index in range(FRAMES):
+        name = f"masks/{index:05d}.png"
+        expected = load_labels(tmp_path / "expected" / name, allow_empty=True)
+        got = load_labels(studio.project.out / name, allow_empty=True)
+        np.testing.assert_array_equal(got, expected)
+    tracks = client.get("/api/tracks").json()
+    assert [entry["frame"] for entry in tracks["frames"]] == list(range(FRAMES))
+    state = client.get("/api/state").json()
+    assert (list(state["drawn"]), state["pending"]) == (["0"], [])
+    assert client.get("/api/masks/0").headers["x-mask-source"] == "result"

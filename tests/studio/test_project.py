@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpn.errors import InputError, OutputError
+from mpn.masks import load_labels, save_labels
+from mpn.runtime.session.request import RunRequest
+from mpn.runtime.session.session import run_video
+from mpn.studio.project import Project, StaleError
+from mpn.studio.worth import frames_to_check
+from tests.runtime.media.clips import SCENE_HW, scene_labels
+from tests.studio.conftest import FRAMES
+
+
+def test_project_of_another_server_is_refused(project: Project, clip: Path) -> None:
+    with pytest.raises(OutputError, match="in use"):
+        Project(str(clip), project.out, frame_count=FRAMES)
+
+
+def test_project_without_edits_leaves_no_folder(clip: Path, tmp_path: Path) -> None:
+    Project(str(clip), tmp_path / "out", frame_count=FRAMES).close()
+    assert not (tmp_path / "out").exists()
+
+
+def test_project_opens_with_what_was_saved(project: Project, clip: Path) -> None:
+    labels = np.zeros(SCENE_HW, np.uint8)
+    labels[5:9, 7:20] = 3
+    etag = project.save_mask(4, labels, base_etag="none")
+    project.set_name(3, "koi")
+    project.set_direction(4, "forward")
+    unfinished = project.folder / ".00004.png.0123456789abcdef.partial"
+    unfinished.write_bytes(b"half")
+    project.close()
+    with Project(str(clip), project.out, frame_count=FRAMES) as again:
+        np.testing.assert_array_equal(again.mask(4).labels, labels)
+        assert again.drawn() == {4: etag}
+        assert (again.names, again.directions) == ({3: "koi"}, {4: "forward"})
+        assert not unfinished.exists()
+        with pytest.raises(StaleError):
+            again.save_mask(4, labels, base_etag="none")
+
+
+def test_project_adopts_the_masks_of_mpn_run(clip: Path, engine_dir: Path, tmp_path: Path) -> None:
+    """The masks that mpn-run was given become drawn masks, with the same pixels."""
+    given = {0: scene_labels(0), 6: np.where(scene_labels(6) > 0, 2, 0).astype(np.uint8)}
+    given[6][: SCENE_HW[0] // 2] = 0
+    for index, labels in given.items():
+        save_labels(tmp_path / f"{index}.png", labels)
+    run_video(
+        RunRequest(
+            video=str(clip),
+            masks={index: tmp_path / f"{index}.png" for index in given},
+            out=tmp_path / "out",
+            engine_dir=engine_dir,
+        )
+    )
+    with Project(str(clip), tmp_path / "out", frame_count=FRAMES) as project:
+        assert list(project.drawn()) == [0, 6]
+        assert project.pending() == []
+        for index, labels in given.items():
+            saved = load_labels(project.drawn_path(index))
+            np.testing.assert_array_equal(saved, labels)
+
+
+def test_live_video_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Live:
+        is_live, address = True, "camera 0"
+
+        def __enter__(self) -> Live:
+            return self
+
+        def __exit__(self, *rest: object) -> None:
+            pass
+
+    monkeypatch.setattr("mpn.studio.project.open_video", lambda _: Live())
+    with pytest.raises(InputError, match="record it"):
+        Project("0", tmp_path / "out", frame_count=1)
+
+
+def entry(frame: int, confidence: float, events: tuple[str, ...] = ()) -> dict[str, object]:
+    track = {"object_id": 1, "confidence": confidence, "area_px": 9, "events": list(events)}
+    return {"frame": frame, "objects": [track]}
+
+
+def test_frames_to_check_are_worst_and_spread() -> None:
+    entries = [entry(i, 0.99) for i in range(100)]
+    for i, confidence in ((30, 0.5), (31, 0.4), (32, 0.45), (70, 0.6), (95, 0.95)):
+        entries[i] = entry(i, confidence)
+    entries[50] = entry(50, 0.99, ("lost",))
+    assert [found["frame"] for found in frames_to_check(entries)] == [31, 50, 70]
+    assert frames_to_check(entries[:20]) == []
