@@ -392,6 +392,8 @@ def _videos(folder: Path, kinds: tuple[str, ...]) -> Seeds:
         "apng": {"codec": "apng", "pix_fmt": "rgb24", "rate": Fraction(25)},
         "mxf": {"codec": "mpeg2video", "rate": Fraction(25)},
         "nut": {"codec": "rawvideo"},
+        "raw.avi": {"codec": "rawvideo", "pix_fmt": "bgr24"},
+        "deep.mkv": {"codec": "ffv1", "pix_fmt": "gbrp10le"},
     }
     for kind in kinds or codecs:
         path = folder / f"clip.{kind}"

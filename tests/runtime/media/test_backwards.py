@@ -72,6 +72,14 @@ def deep(folder: Path) -> Path:
     return write_video(folder / "a.mkv", scene(FRAMES), codec="ffv1", pix_fmt="gbrp10le")
 
 
+def padded_rgb(folder: Path) -> Path:
+    return write_video(folder / "a.apng", scene(FRAMES), codec="apng", pix_fmt="rgb24")
+
+
+def bottom_up(folder: Path) -> Path:
+    return write_video(folder / "a.avi", scene(FRAMES), codec="rawvideo", pix_fmt="bgr24")
+
+
 def images(folder: Path) -> Path:
     return write_folder(folder / "images", scene(FRAMES))
 
@@ -106,7 +114,7 @@ def check(video: VideoSource, path: Path, first: int, end: int) -> None:
 @pytest.mark.parametrize(
     "write",
     [b_frames, open_gop, one_key_frame, refreshed, variable_rate, avi, raw_stream,
-     transport_stream, deep, images, webp],
+     transport_stream, deep, padded_rgb, bottom_up, images, webp],
 )  # fmt: skip
 def test_frames_backwards_are_those_of_the_forward_reader(
     tmp_path: Path, write: Callable[[Path], Path]
