@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -86,19 +87,16 @@ def convert(
     if start is not None and end is not None and end <= start:
         raise typer.BadParameter(f"--end must be above --start, got {start} and {end}")
 
-    from mpn.runtime.convert.conversion import convert_results
-
-    with _progress(quiet) as on_frame:
-        paths = convert_results(
-            out,
-            names,
-            target=target,
-            object_ids=object_ids,
-            start=start,
-            end=end,
-            video=video,
-            on_frame=on_frame,
-        )
+    paths = convert_with_progress(
+        out,
+        names,
+        quiet=quiet,
+        target=target,
+        object_ids=object_ids,
+        start=start,
+        end=end,
+        video=video,
+    )
     if not quiet:
         for path in paths:
             echo(path)
@@ -107,6 +105,42 @@ def convert(
 convert.__doc__ = f"{(convert.__doc__ or '').rstrip()}\n\n" + "\n\n".join(
     f"    {name}: {kind.description}" for name, kind in FORMATS.items()
 )
+
+
+def check_formats_of(video: str, names: Sequence[str]) -> None:
+    """Check before a run that its results can be converted to formats.
+
+    Raises:
+        InputError: If a format needs the frames, and ``video`` is a camera or an address.
+    """
+    needing = [name for name in names if FORMATS[name].needs_video]
+    if not needing:
+        return
+    from mpn.errors import InputError
+    from mpn.runtime.media.video import is_address, redacted
+
+    if is_address(video):
+        raise InputError(
+            f"cannot save {needing[0]} of {redacted(video)}: its frames cannot be read again; "
+            "record the video to a file first"
+        )
+
+
+def convert_with_progress(
+    out: Path, names: Sequence[str], *, quiet: bool, **how: Any
+) -> list[Path]:
+    """Convert results and show the number of frames on a terminal.
+
+    Args:
+        out: See :func:`mpn.runtime.convert.conversion.convert_results`.
+        names: See the same.
+        quiet: Show nothing.
+        **how: See the same.
+    """
+    from mpn.runtime.convert.conversion import convert_results
+
+    with _progress(quiet) as on_frame:
+        return convert_results(out, names, on_frame=on_frame, **how)
 
 
 @contextmanager

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mpn.cli.convert import check_formats_of, convert_with_progress
 from mpn.cli.output import echo, echo_document
 from mpn.cli.progress import progress_display
 from mpn.cli.usage import option_errors
+from mpn.runtime.convert.formats import FORMATS
 
 if TYPE_CHECKING:
     from mpn.runtime.options import FinetuneOptions
@@ -58,22 +60,30 @@ def masks_by_frame(given: list[str]) -> dict[int | None, Path]:
     return masks
 
 
-def save_kinds(text: str) -> frozenset[SaveKind]:
-    """Convert ``--save``, kinds separated by commas."""
+def save_kinds(text: str) -> tuple[frozenset[SaveKind], list[str]]:
+    """Convert ``--save``, names separated by commas.
+
+    Returns:
+        The kinds of results that the run writes, and the formats that they are converted to at its
+        end, which need the masks.
+    """
     known: dict[str, SaveKind] = {
         "masks": "masks", "overlay": "overlay", "probs": "probs", "rle": "rle",
     }  # fmt: skip
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in known:
+        if name not in known and name not in FORMATS:
             raise typer.BadParameter(
-                f"--save takes {', '.join(known)}, separated by commas, not '{name}'"
+                f"--save takes {', '.join([*known, *FORMATS])}, separated by commas, not '{name}'"
             )
     if not names:
         raise typer.BadParameter(
-            f"--save takes at least one of {', '.join(known)}, separated by commas, not '{text}'"
+            f"--save takes at least one of {', '.join([*known, *FORMATS])}, separated by commas, "
+            f"not '{text}'"
         )
-    return frozenset(known[name] for name in names)
+    formats = [name for name in names if name in FORMATS]
+    kinds = {known[name] for name in names if name in known}
+    return frozenset(kinds | ({"masks"} if formats else set())), formats
 
 
 def rate_from_text(text: str | None) -> Any:
@@ -322,7 +332,8 @@ def run(
     save: str = typer.Option(
         "masks,overlay",
         metavar="KINDS",
-        help="Save these, separated by commas: masks, overlay, probs, rle.",
+        help="Save these, separated by commas: masks, overlay, probs, rle, and formats of "
+        "mpn convert.",
     ),
     resume: bool = typer.Option(False, "--resume", help="Continue an interrupted run in OUT."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
@@ -341,7 +352,8 @@ def run(
     if no_osvos and one_shot in (OneShotName.OSVOS, OneShotName.BOTH):
         raise typer.BadParameter(f"--no-osvos contradicts --one-shot {one_shot.value}")
     masks = masks_by_frame(mask)
-    kinds = save_kinds(save)
+    kinds, formats = save_kinds(save)
+    check_formats_of(video, formats)
     finetuning = FinetuneArguments(
         wanted=finetune,
         is_fast=fast,
@@ -394,12 +406,17 @@ def run(
     if not quiet:
         for warning in report.get("warnings", ()):  # version 0.2 wrote none
             echo(f"warning: {warning}", err=True)
+    paths: list[Path] = []
+    if formats:
+        paths = convert_with_progress(Path(report["out"]["folder"]), formats, quiet=quiet)
     if as_json:
         from mpn._common.files import json_text
 
         echo_document(json_text(report, indent=2))
     elif not quiet:
         echo(_summary(report, did_run=did_run))
+        for path in paths:
+            echo(f"converted: {path}")
 
 
 def _run_with_progress(

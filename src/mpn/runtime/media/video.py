@@ -272,6 +272,13 @@ def _opened(
     )
 
 
+def is_address(source: str) -> bool:
+    """Return whether a source is a camera or an address, which cannot be read twice."""
+    if Path(source).exists():
+        return False
+    return bool(_CAMERA.match(source) or _URL.match(source))
+
+
 def redacted(address: str) -> str:
     """Remove user and password from an address, for messages and reports."""
     if not _URL.match(address):
