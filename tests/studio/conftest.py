@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from mpn.runtime.media.random_access import FrameAccess
 from mpn.studio.app import Studio, create_app
 from mpn.studio.frames import FrameReader
 from mpn.studio.project import Project
@@ -30,17 +31,22 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(clip: Path, tmp_path: Path) -> Iterator[Project]:
-    with Project(str(clip), tmp_path / "out", frame_count=FRAMES) as opened:
+def access(clip: Path) -> Iterator[FrameAccess]:
+    with FrameAccess(str(clip)) as opened:
         yield opened
 
 
 @pytest.fixture
-def studio(project: Project, clip: Path, engine_dir: Path) -> Iterator[Studio]:
-    with FrameReader(str(clip)) as frames:
-        opened = Studio(project, frames, engine_dir=engine_dir)
+def project(clip: Path, access: FrameAccess, tmp_path: Path) -> Iterator[Project]:
+    with Project(str(clip), access, tmp_path / "out") as opened:
         yield opened
-        opened.close()
+
+
+@pytest.fixture
+def studio(project: Project, access: FrameAccess, engine_dir: Path) -> Iterator[Studio]:
+    opened = Studio(project, FrameReader(access), engine_dir=engine_dir)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

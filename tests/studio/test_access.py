@@ -49,7 +49,7 @@ def test_valid_requests_are_served(client: TestClient) -> None:
 def test_foreign_request_gets_nothing(
     client: TestClient, headers: dict[str, str], status: int
 ) -> None:
-    """Neither the interface nor a change is reachable, even with the token for the last ones."""
+    """Neither the interface nor a change is reachable, even with the token."""
     for method, path in (*(("GET", f"/api/{path}") for path in API), *CHANGES):
         response = client.request(method, path, headers=headers)
         assert (response.status_code, response.content) == (status, b""), (method, path)

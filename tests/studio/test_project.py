@@ -5,27 +5,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpn.errors import InputError, OutputError
+from mpn.errors import OutputError
 from mpn.masks import load_labels, save_labels
+from mpn.runtime.media.random_access import FrameAccess
 from mpn.runtime.session.request import RunRequest
 from mpn.runtime.session.session import run_video
 from mpn.studio.project import Project, StaleError
 from mpn.studio.worth import frames_to_check
 from tests.runtime.media.clips import SCENE_HW, scene_labels
-from tests.studio.conftest import FRAMES
 
 
-def test_project_of_another_server_is_refused(project: Project, clip: Path) -> None:
+def test_project_of_another_server_is_refused(
+    project: Project, access: FrameAccess, clip: Path
+) -> None:
     with pytest.raises(OutputError, match="in use"):
-        Project(str(clip), project.out, frame_count=FRAMES)
+        Project(str(clip), access, project.out)
 
 
-def test_project_without_edits_leaves_no_folder(clip: Path, tmp_path: Path) -> None:
-    Project(str(clip), tmp_path / "out", frame_count=FRAMES).close()
+def test_project_without_edits_leaves_no_folder(
+    clip: Path, access: FrameAccess, tmp_path: Path
+) -> None:
+    Project(str(clip), access, tmp_path / "out").close()
     assert not (tmp_path / "out").exists()
 
 
-def test_project_opens_with_what_was_saved(project: Project, clip: Path) -> None:
+def test_project_opens_with_what_was_saved(
+    project: Project, access: FrameAccess, clip: Path
+) -> None:
     labels = np.zeros(SCENE_HW, np.uint8)
     labels[5:9, 7:20] = 3
     etag = project.save_mask(4, labels, base_etag="none")
@@ -34,7 +40,7 @@ def test_project_opens_with_what_was_saved(project: Project, clip: Path) -> None
     unfinished = project.folder / ".00004.png.0123456789abcdef.partial"
     unfinished.write_bytes(b"half")
     project.close()
-    with Project(str(clip), project.out, frame_count=FRAMES) as again:
+    with Project(str(clip), access, project.out) as again:
         np.testing.assert_array_equal(again.mask(4).labels, labels)
         assert again.drawn() == {4: etag}
         assert (again.names, again.directions) == ({3: "koi"}, {4: "forward"})
@@ -43,7 +49,9 @@ def test_project_opens_with_what_was_saved(project: Project, clip: Path) -> None
             again.save_mask(4, labels, base_etag="none")
 
 
-def test_project_adopts_the_masks_of_mpn_run(clip: Path, engine_dir: Path, tmp_path: Path) -> None:
+def test_project_adopts_the_masks_of_mpn_run(
+    clip: Path, access: FrameAccess, engine_dir: Path, tmp_path: Path
+) -> None:
     """The masks that mpn-run was given become drawn masks, with the same pixels."""
     given = {0: scene_labels(0), 6: np.where(scene_labels(6) > 0, 2, 0).astype(np.uint8)}
     given[6][: SCENE_HW[0] // 2] = 0
@@ -57,27 +65,12 @@ def test_project_adopts_the_masks_of_mpn_run(clip: Path, engine_dir: Path, tmp_p
             engine_dir=engine_dir,
         )
     )
-    with Project(str(clip), tmp_path / "out", frame_count=FRAMES) as project:
+    with Project(str(clip), access, tmp_path / "out") as project:
         assert list(project.drawn()) == [0, 6]
         assert project.pending() == []
         for index, labels in given.items():
             saved = load_labels(project.drawn_path(index))
             np.testing.assert_array_equal(saved, labels)
-
-
-def test_live_video_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Live:
-        is_live, address = True, "camera 0"
-
-        def __enter__(self) -> Live:
-            return self
-
-        def __exit__(self, *rest: object) -> None:
-            pass
-
-    monkeypatch.setattr("mpn.studio.project.open_video", lambda _: Live())
-    with pytest.raises(InputError, match="record it"):
-        Project("0", tmp_path / "out", frame_count=1)
 
 
 def entry(frame: int, confidence: float, events: tuple[str, ...] = ()) -> dict[str, object]:

@@ -75,13 +75,14 @@ class Studio:
 
     def state(self) -> dict[str, Any]:
         """Return all that a page needs at its start, as JSON types."""
-        project, frames = self.project, self.frames
+        project = self.project
+        height, width = project.size_hw
         return {
             "video": {
-                "name": frames.name,
-                "frames": frames.frame_count,
-                "width": frames.size_hw[1],
-                "height": frames.size_hw[0],
+                "name": project.name,
+                "frames": project.frame_count,
+                "width": width,
+                "height": height,
                 "first": project.first_index,
                 "sides": SIDES_PX,
             },

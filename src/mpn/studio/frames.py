@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from fractions import Fraction
 
 import cv2
 
-from mpn._common.closeable import Closeable
-from mpn.errors import VideoError
-from mpn.runtime.media.video import open_video
-from mpn.types import Frame, UInt8Array
+from mpn.runtime.media.random_access import FrameAccess
+from mpn.types import UInt8Array
 
 SIDES_PX: tuple[int | None, ...] = (320, 1280, 2560, None)
 """Longest side of a served frame by level; None: the size of the video."""
 
 _QUALITY = 88
 _CACHE_BYTES = 64 << 20
-_SKIP_FRAMES = 48
-"""A frame that is so near after the last one is reached by decoding, not by opening again."""
-
-_KEPT_BEFORE = 24
-"""Frames before the wanted one that are encoded too: a user steps backwards through them."""
+_KEPT = 16
+"""Frames up to the wanted one that are encoded if they are decoded: a user steps backwards."""
 
 
 class ByteCache:
@@ -58,28 +51,17 @@ class ByteCache:
             self._bytes -= len(self._values.popitem(last=False)[1])
 
 
-class FrameReader(Closeable):
-    """Frames of a video by index, as JPEG; for any thread, one at a time.
+class FrameReader:
+    """Frames of a video as JPEG, for any thread; one is decoded at a time.
 
     Args:
-        video: See :func:`mpn.runtime.media.video.open_video`; no live source.
-        fps: Frame rate of a folder of images.
-
-    Attributes:
-        name: Name of the video.
-        size_hw: (height, width) in pixels.
-        frame_count: Number of frames.
+        access: The video; it stays open.
     """
 
-    def __init__(self, video: str, *, fps: Fraction | None = None) -> None:
-        self._video, self._fps = video, fps
+    def __init__(self, access: FrameAccess) -> None:
+        self._access = access
         self._lock = threading.Lock()
         self._cache = ByteCache(_CACHE_BYTES)
-        self._frames: Iterator[Frame] = iter(())
-        self._next: int | None = None
-        self._source = open_video(video, fps=fps)
-        self.name, self.size_hw = self._source.name, self._source.size_hw
-        self.frame_count = self._source.frame_count_hint or 1
 
     def jpeg(self, index: int, level: int) -> bytes:
         """Return a frame as JPEG.
@@ -92,29 +74,13 @@ class FrameReader(Closeable):
             VideoError: If the frame cannot be decoded.
         """
         with self._lock:
-            if (found := self._cache.get((index, level))) is not None:
-                return found
-            for frame in self._up_to(index):
-                if frame.index > index - _KEPT_BEFORE:
-                    self._cache.put((frame.index, level), _encoded(frame.rgb, level))
-            return self._cache.get((index, level)) or b""
-
-    def _up_to(self, index: int) -> Iterator[Frame]:
-        if self._next is None or not self._next <= index < self._next + _SKIP_FRAMES:
-            self._source.close()
-            self._source = open_video(self._video, start=index, fps=self._fps)
-            self._frames, self._next = iter(self._source), index
-        for frame in self._frames:
-            self._next = frame.index + 1
-            yield frame
-            if frame.index == index:
-                return
-        raise VideoError(f"{self.name} has no frame {index}")
-
-    def close(self) -> None:
-        """Close the video."""
-        with self._lock:
-            self._source.close()
+            found = self._cache.get((index, level))
+            if found is None:
+                for frame in self._access.frames_up_to(index, kept=_KEPT):
+                    found = _encoded(frame.rgb, level)
+                    self._cache.put((frame.index, level), found)
+            assert found is not None
+            return found
 
 
 def _encoded(rgb: UInt8Array, level: int) -> bytes:

@@ -30,8 +30,7 @@ from mpn._common.locks import FolderLock
 from mpn._common.records import json_from_text, read_json, record_from_json
 from mpn.errors import InputError, MaskError, MpnError, OutputError
 from mpn.masks import load_labels, png_from_labels
-from mpn.runtime.media.video import VideoSource, open_video
-from mpn.runtime.media.video_images import ImageSequence
+from mpn.runtime.media.random_access import FrameAccess
 from mpn.runtime.session.earlier import load_earlier_run
 from mpn.runtime.session.layout import check_not_input, check_out, result_paths
 from mpn.types import MAX_OBJECT_ID, UInt8Array
@@ -87,37 +86,32 @@ class Project(Closeable):
     """The output folder of one video, open for editing by one server.
 
     Args:
-        video: See :func:`mpn.runtime.media.video.open_video`.
-        out: Output folder; created if it is missing.
-        frame_count: Number of frames of the video.
+        video: Address of the video for the runs.
+        access: The same video, open.
+        out: Output folder; created if it is missing. None: ``<name of the video>-mpn``.
 
     Attributes:
+        name: Name of the video.
+        frame_count: Number of its frames.
         paths: Paths of the results.
         size_hw: (height, width) of all frames.
         first_index: First frame of the runs.
         end: End of the runs; None: the end of the video.
 
     Raises:
-        InputError: If the video is live or cannot be opened.
         OutputError: If the folder cannot be written, or another studio has it open.
     """
 
-    def __init__(self, video: str, out: Path | None, *, frame_count: int) -> None:
-        self.video, self.frame_count = video, frame_count
+    def __init__(self, video: str, access: FrameAccess, out: Path | None) -> None:
+        self.video, self.frame_count = video, access.frame_count
         self._lock = threading.RLock()
         self._seen: dict[Path, tuple[tuple[int, int], str]] = {}
-        with open_video(video) as source:
-            if source.is_live:
-                raise InputError(
-                    f"{source.address} is live, and its frames cannot be read again: record it to "
-                    "a file first"
-                )
-            self.out = out or Path(f"{source.name}-mpn")
-            self.paths = result_paths(self.out, source)
-            check_out(self.out)
-            check_not_input(self.paths, source)
-            self.size_hw = source.size_hw
-            self._names = frame_names(source, frame_count)
+        source = access.source
+        self.name, self.size_hw, self._names = source.name, source.size_hw, access.names
+        self.out = out or Path(f"{source.name}-mpn")
+        self.paths = result_paths(self.out, source)
+        check_out(self.out)
+        check_not_input(self.paths, source)
         self.folder = self.paths.folder / "corrections"
         self._folder_lock = FolderLock(self.folder, subject=self.out)
         try:
@@ -372,13 +366,6 @@ class Project(Closeable):
                 continue
             labels = np.where(np.isin(result, ids), result, 0).astype(np.uint8)
             write_bytes_atomically(self.drawn_path(index), png_from_labels(labels), durable=True)
-
-
-def frame_names(source: VideoSource, frame_count: int) -> tuple[str, ...]:
-    """Return the names of all frames, which are the stems of their masks."""
-    if isinstance(source, ImageSequence):
-        return source.names
-    return tuple(f"{index:05d}" for index in range(frame_count))
 
 
 def track_entries(text: str) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from types import FrameType
 import uvicorn
 
 from mpn._common.files import output_errors
+from mpn.runtime.media.random_access import FrameAccess
 from mpn.studio.access import new_token
 from mpn.studio.app import Studio, create_app
 from mpn.studio.frames import FrameReader
@@ -58,14 +59,14 @@ def serve(
     """
     token = new_token()
     with (
-        FrameReader(video) as frames,
-        Project(video, out, frame_count=frames.frame_count) as project,
+        FrameAccess(video) as access,
+        Project(video, access, out) as project,
         socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener,
     ):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with output_errors(Path(f"{LOOPBACK}:{port}")):
             listener.bind((LOOPBACK, port))
-        studio = Studio(project, frames, engine_dir=engine_dir)
+        studio = Studio(project, FrameReader(access), engine_dir=engine_dir)
         try:
             config = uvicorn.Config(
                 create_app(studio, token=token),
