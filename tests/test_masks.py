@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
 from typing import BinaryIO
 
@@ -263,24 +262,10 @@ def test_full_disk_leaves_neither_file_nor_rest(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_polygons_of_labelme_are_a_mask(tmp_path: Path) -> None:
-    path = tmp_path / "labelme.json"
-    square = {"label": "disc", "shape_type": "polygon", "points": [[1, 1], [4, 1], [4, 4], [1, 4]]}
-    document = {"shapes": [square], "imageHeight": 6, "imageWidth": 8}
-    path.write_text(json.dumps(document))
-    notes: list[str] = []
-    labels = load_labels(path, size_hw=(6, 8), on_note=notes.append)
-    assert (labels == 1).sum() == 16
-    assert notes == [f"ids of the mask {path}: 1 'disc'"]
-    with pytest.raises(MaskError, match="is 8x6 but the video is 9x9"):
-        load_labels(path, size_hw=(9, 9), on_note=notes.append)
-
-
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (b'{"images": [], "annotations": []}', "it is JSON, not of labelme"),
-        (b"[1, 2", "invalid JSON"),
+        (b"[1, 2", "is JSON: save it as a palette"),
         (b"\x93NUMPY\x01\0v\0{'descr': '|u1'", "is a NumPy array: save it as a palette"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "is an HEIC photograph"),
         (b"<?xml version='1.0'?>\n<svg>", "is an SVG drawing"),

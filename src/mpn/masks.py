@@ -16,8 +16,6 @@ from PIL import Image, UnidentifiedImageError
 from mpn._common.file_kinds import kind_of_file
 from mpn._common.files import write_atomically
 from mpn._common.images import open_image
-from mpn._common.labelme import is_labelme, labels_from_labelme
-from mpn._common.records import read_json
 from mpn.errors import EvaluationError, MaskError, MpnError
 from mpn.types import UInt8Array
 
@@ -91,16 +89,14 @@ def load_labels(
     A palette image gives its indices; its colours do not matter. A gray image gives its values; a
     black and white one (0/255, or 1 bit) gives one object with id 1. Value 255 next to other ids is
     DAVIS's void and becomes background. In a gray image this holds only next to ids up to 32;
-    next to larger values 255 may be white, and the mask is refused. A JSON file of labelme is
-    drawn, see :func:`mpn._common.labelme.labels_from_labelme`.
+    next to larger values 255 may be white, and the mask is refused.
 
     Args:
-        path: An image file, PNG, since a lossy codec changes ids; or polygons of labelme.
+        path: An image file, PNG, since a lossy codec changes ids.
         size_hw: (height, width) that the mask must have, if known.
         max_objects: Largest number of different ids.
         allow_empty: Whether a mask without objects is valid, as in results.
-        on_note: Called with one line if pixels became background as void, and with the ids of
-            polygons; None: a warning.
+        on_note: Called with one line if pixels became background as void; None: a warning.
 
     Returns:
         (H, W) uint8: 0 background, object ids 1..254.
@@ -112,8 +108,7 @@ def load_labels(
     """
     path = Path(path)
     note = on_note or _warn
-    drawn = _drawn_polygons(path, size_hw, note)
-    labels, is_gray = _read_ids(path, MaskError) if drawn is None else (drawn, False)
+    labels, is_gray = _read_ids(path, MaskError)
     if size_hw is not None and labels.shape != size_hw:
         raise MaskError(
             f"the mask {path} is {labels.shape[1]}x{labels.shape[0]} but the video is "
@@ -220,29 +215,6 @@ def _with_counts(counts: npt.NDArray[np.intp]) -> str:
     levels = np.flatnonzero(counts[1:]) + 1
     shown = [f"{level}: {counts[level]} pixels" for level in levels[-4:]]
     return ", ".join(["..."] * (levels.size > 4) + shown)
-
-
-def _drawn_polygons(
-    path: Path, size_hw: tuple[int, int] | None, on_note: Callable[[str], None]
-) -> UInt8Array | None:
-    """Return the labels of a JSON file of labelme; None if it is no JSON.
-
-    Raises:
-        MaskError: If it is other JSON, or cannot be drawn.
-    """
-    if kind_of_file(path) != "JSON":
-        return None
-    try:
-        value = read_json(path, MaskError)
-        if not is_labelme(value):
-            raise MaskError("it is JSON, not of labelme, and no image")
-        labels, names = labels_from_labelme(value, size_hw)
-    except (MaskError, ValueError) as error:
-        raise MaskError(f"the mask {path} cannot be used: {error}; {_HOW_TO_SAVE}") from error
-    if any(name != str(object_id) for object_id, name in names.items()):
-        shown = ", ".join(f"{object_id} {name!r}" for object_id, name in sorted(names.items()))
-        on_note(f"ids of the mask {path}: {shown}")
-    return labels
 
 
 def _read_ids(

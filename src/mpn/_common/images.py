@@ -68,6 +68,16 @@ def open_image(
 
 
 @contextmanager
+def open_image_bytes(data: bytes, formats: Collection[str]) -> Iterator[Image.Image]:
+    """Open an image in memory for the block, see :func:`open_image`."""
+    with (
+        os_errors_of_images(),
+        Image.open(io.BytesIO(data), formats=tuple(formats)) as image,  # noqa: TID251
+    ):
+        yield image
+
+
+@contextmanager
 def os_errors_of_images() -> Iterator[None]:
     """Convert the exceptions of a block that decodes an image to OSError.
 

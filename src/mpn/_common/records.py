@@ -58,19 +58,20 @@ class FieldError(ValueError):
         self.field, self.problem = field, problem
 
 
-def read_json(path: Path, error: type[MpnError]) -> Any:
+def read_json(path: Path, error: type[MpnError], *, most_bytes: int = _MOST_JSON_BYTES) -> Any:
     """Read a file of strict JSON, see :func:`json_from_text`.
 
     Args:
         path: The file.
         error: Class of the error to raise.
+        most_bytes: Largest size of the file.
 
     Raises:
         error: If the file cannot be read or holds no JSON; one line, to stand after the name of
             the file and a colon.
     """
     try:
-        return json_from_text(read_plain_file(path, _MOST_JSON_BYTES).decode(), error)
+        return json_from_text(read_plain_file(path, most_bytes).decode(), error)
     except OSError as cause:
         raise error(f"cannot be read: {cause.strerror or cause}") from cause
     except UnicodeDecodeError as cause:

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from mpn.errors import OutputError
+from mpn.formats.rle import counts_from_string, mask_from_counts
 from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.writers import MaskWriter, ProbsWriter, RleWriter, TracksWriter, Writer
 from mpn.types import Frame, StepResult, Track
 from tests.builders.tiny_disk import tiny_disk as tiny_disk
-from tests.reference.rle import counts_from_string, mask_from_counts
 from tests.runtime.media.clips import noise_frame
 from tests.tolerances import FLOAT16_PROB
 

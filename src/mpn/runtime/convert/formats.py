@@ -47,6 +47,8 @@ class Format:
         return writer
 
 
+_ANNOTATIONS = "mpn.runtime.convert.annotations"
+
 FORMATS: Mapping[str, Format] = {
     "prores4444": Format(
         "ProRes 4444 video with straight alpha, for editors",
@@ -70,6 +72,41 @@ FORMATS: Mapping[str, Format] = {
         "OpenEXR per frame, one layer per object",
         "",
         "mpn.runtime.convert.images:write_exr",
+    ),
+    "ytvis": Format(
+        "JSON of YouTube-VIS (COCO for videos), masks as RLE",
+        ".json",
+        f"{_ANNOTATIONS}:write_ytvis",
+    ),
+    "coco": Format(
+        "JSON of COCO, one image per frame, masks as RLE",
+        ".json",
+        f"{_ANNOTATIONS}:write_coco",
+    ),
+    "coco-polygons": Format(
+        "JSON of COCO with polygons, for trainers that read no RLE",
+        ".json",
+        f"{_ANNOTATIONS}:write_coco_polygons",
+    ),
+    "cvat": Format(
+        "Zip file 'CVAT for video 1.1'",
+        ".zip",
+        f"{_ANNOTATIONS}:write_cvat_video",
+    ),
+    "labelme": Format(
+        "JSON of labelme per frame, with polygons",
+        "",
+        f"{_ANNOTATIONS}:write_labelme",
+    ),
+    "yolo": Format(
+        "Text of YOLO segmentation per frame, and data.yaml",
+        "",
+        f"{_ANNOTATIONS}:write_yolo",
+    ),
+    "datumaro": Format(
+        "Data set of Datumaro",
+        "",
+        f"{_ANNOTATIONS}:write_datumaro",
     ),
 }
 """Formats by their name in ``mpn convert --to`` and ``mpn run --save``."""

@@ -285,6 +285,11 @@ class ImageSequence(VideoSource):
         """Names of all frames."""
         return self._names
 
+    @property
+    def image_paths(self) -> tuple[Path, ...]:
+        """Absolute paths of all images, by frame index as ``names``."""
+        return tuple(path.absolute() for path in self._paths)
+
     def backwards(self, first: int, end: int) -> Iterator[Frame]:
         """See :meth:`VideoSource.backwards`."""
         if end > len(self._paths):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,47 +24,12 @@ from mpn._common.files import (
     write_atomically,
     write_bytes_atomically,
 )
+from mpn.formats.rle import counts_from_mask, string_from_counts
 from mpn.masks import png_from_labels
-from mpn.types import BoolArray, Frame, StepResult
-
-_FIVE_BITS = 0x1F
-_SIGN = 0x10
-_MORE = 0x20
-_FIRST_CHARACTER = 48
-_DIFFERENCE_FROM = 3
+from mpn.types import Frame, StepResult
 
 _FLUSH_EVERY_FILES = 256
 """Files of frames that are flushed to the disk together: one flush per frame is slow."""
-
-
-def counts_from_mask(mask: BoolArray) -> list[int]:
-    """Return the lengths of the runs of 0, 1, 0, 1, ... in column order.
-
-    Args:
-        mask: (H, W) bool.
-
-    Returns:
-        Counts with the sum H * W; the first is 0 if the first pixel is set.
-    """
-    pixels = mask.T.ravel()
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    counts: list[int] = np.diff(changes, prepend=0, append=pixels.size).tolist()
-    return [0, *counts] if pixels.size and pixels[0] else counts
-
-
-def string_from_counts(counts: Sequence[int]) -> str:
-    """Encode counts as the compressed ASCII string of COCO."""
-    characters = []
-    for position, count in enumerate(counts):
-        rest = count - counts[position - 2] if position >= _DIFFERENCE_FROM else count
-        while True:
-            group, rest = rest & _FIVE_BITS, rest >> 5
-            # The last group's highest bit is the sign, as in two's complement.
-            ends = rest == (-1 if group & _SIGN else 0)
-            characters.append(chr(_FIRST_CHARACTER + (group if ends else group | _MORE)))
-            if ends:
-                break
-    return "".join(characters)
 
 
 class Writer(Protocol):

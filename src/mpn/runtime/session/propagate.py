@@ -17,7 +17,7 @@ from mpn._common.concurrency import Prefetch
 from mpn._common.options import refuse_old_arguments
 from mpn.cuda.api import is_on_device
 from mpn.errors import InputError
-from mpn.masks import load_labels
+from mpn.formats import VideoFacts, read_masks
 from mpn.runtime.media.video import Decode, VideoSource, open_video
 from mpn.runtime.session.mask_frames import frame_of_mask
 from mpn.runtime.state import object_ids_from_labels
@@ -366,6 +366,9 @@ def _by_frame(
 
 def _labels(given: Labels, size_hw: tuple[int, int]) -> UInt8Array:
     if isinstance(given, str | Path):
-        return load_labels(given, size_hw=size_hw)
+        found = read_masks(given, VideoFacts(size_hw))
+        if len(found.labels) > 1:
+            raise InputError(f"the mask {given} has masks of {len(found.labels)} frames: give one")
+        return next(iter(found.labels.values()))
     check_labels(given, size_hw)
     return given

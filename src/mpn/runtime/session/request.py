@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpn.errors import InputError
-from mpn.masks import load_labels
 from mpn.runtime.media.video import Decode, VideoSource
 from mpn.runtime.options import PipelineOptions
-from mpn.runtime.session.mask_frames import frame_of_mask
+from mpn.runtime.session.mask_files import read_mask_files
 from mpn.runtime.session.outputs import DEFAULT_SAVE, SaveKind
 from mpn.runtime.session.propagate import check_corrections
 from mpn.types import UInt8Array
@@ -27,9 +26,10 @@ class RunRequest:
 
     Attributes:
         video: See :func:`mpn.runtime.media.video.open_video`.
-        masks: Frame index -> mask file; None stands for the first frame. Masks of later frames
-            correct objects, or add new ones. For a folder of images, a file with the name of an
-            image belongs to that image.
+        masks: Frame index -> mask file or folder, see :func:`mpn.formats.read_masks`; None stands
+            for the first frame, or the frames named in the file. Masks of later frames correct
+            objects, or add new ones. For a folder of images, a file with the name of an image
+            belongs to that image.
         out: Folder for the results; None for ``<name of the video>-mpn`` in the current folder.
         engine_dir: Engine directory of mpn-export; None for the one in the package.
         backend: See :func:`mpn.engines.open.open_engines`.
@@ -90,11 +90,13 @@ class Masks:
         first: (H, W) uint8 ids of the first frame.
         later: Frame index -> (H, W) uint8 ids.
         notes: Lines for the user, such as the number of void pixels.
+        names: Object id -> name, of the objects that have one.
     """
 
     first: UInt8Array
     later: Mapping[int, UInt8Array]
     notes: tuple[str, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, files: Mapping[int | None, Path], video: VideoSource) -> Masks:
@@ -106,13 +108,8 @@ class Masks:
             MaskError: If a file cannot be used as a mask of this video.
         """
         first_index = video.first_frame.index
-        notes: list[str] = []
-        loaded: dict[int | None, UInt8Array] = {}
-        for given, path in files.items():
-            index = frame_of_mask(given, path, video)
-            if index in loaded:
-                raise InputError(f"two masks were given for frame {index}: give one per frame")
-            loaded[index] = load_labels(path, size_hw=video.size_hw, on_note=notes.append)
+        given = read_mask_files(files, video)
+        loaded = dict(given.labels)
         if None in loaded:
             first = loaded.pop(None)  # a second one, by its number, fails in check_corrections
         elif first_index in loaded:
@@ -128,4 +125,4 @@ class Masks:
             raise InputError("no mask was given: add --mask FIRST.png, the mask of the first frame")
         later = {index: labels for index, labels in loaded.items() if index is not None}
         check_corrections(later, first_index, video.end_index)
-        return cls(first, later, tuple(notes))
+        return cls(first, later, given.notes, given.names)

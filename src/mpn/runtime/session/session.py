@@ -295,6 +295,9 @@ class _Run:
             waited = {"wait for writers": time.perf_counter() - before_s}
             self._statistics.add({**result.timings, **waited})
 
+    def _object_names(self) -> dict[str, str]:
+        return {str(object_id): name for object_id, name in sorted(self._masks.names.items())}
+
     def _salvaged(
         self, outputs: Outputs, error: BaseException, point: ResumePoint | None
     ) -> BaseException:
@@ -359,6 +362,7 @@ class _Run:
                 "note": video.decoder_note,
             },
             "object_ids": list(self._pipeline.object_ids),
+            **({"object_names": self._object_names()} if self._masks.names else {}),
             "saved": sorted(request.save - (outputs.left_out if outputs else frozenset())),
             "files": outputs.file_digests() if outputs and state == "complete" else {},
             "warnings": [

@@ -6,8 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mpn.runtime.media.writers import counts_from_mask, string_from_counts
-from tests.reference.rle import counts_from_string, mask_from_counts
+from mpn.formats.rle import (
+    counts_by_row,
+    counts_from_mask,
+    counts_from_string,
+    mask_from_counts,
+    mask_from_counts_by_row,
+    string_from_counts,
+)
 
 
 def disk(size_hw: tuple[int, int], centre_yx: tuple[int, int], radius: int) -> np.ndarray:
@@ -41,16 +47,28 @@ def test_runs_go_down_the_columns() -> None:
     assert counts_from_mask(np.array([[1, 0, 0], [1, 0, 1]], bool)) == [0, 2, 3, 1]
 
 
+def test_runs_by_row_go_along_the_rows() -> None:
+    assert counts_by_row(np.array([[1, 0, 0], [1, 0, 1]], bool)) == [0, 1, 2, 1, 1, 1]
+
+
 @settings(max_examples=60, deadline=None)
 @given(hnp.arrays(np.bool_, st.tuples(st.integers(1, 40), st.integers(1, 40))))
 def test_masks_survive_the_round_trip(mask: np.ndarray) -> None:
     counts = counts_from_string(string_from_counts(counts_from_mask(mask)))
-    assert sum(counts) == mask.size
     np.testing.assert_array_equal(mask_from_counts(counts, mask.shape), mask)
+    by_row = counts_by_row(mask)
+    np.testing.assert_array_equal(mask_from_counts_by_row(by_row, mask.shape), mask)
 
 
-def test_damaged_encodings_are_refused() -> None:
-    with pytest.raises(ValueError, match="sum to 6"):
-        mask_from_counts([3, 4], (2, 3))
-    with pytest.raises(ValueError, match="within a number"):
-        counts_from_string("f")
+@pytest.mark.parametrize(
+    "counts", [[3, 4], [-1, 7], [2**63, 2**63], [1 << 70], ["6"], [6.0], [True, 5], [[6]]]
+)
+def test_counts_of_another_size_are_refused(counts: list[int]) -> None:
+    with pytest.raises(ValueError, match="do not sum to its 6 pixels"):
+        mask_from_counts(counts, (2, 3))
+
+
+@pytest.mark.parametrize("text", ["f", "6 ", "oooooooo0", "\u0153"])
+def test_damaged_strings_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="run lengths"):
+        counts_from_string(text)

@@ -1,0 +1,138 @@
+"""Read and write the text files of YOLO for segmentation.
+
+Format: https://docs.ultralytics.com/datasets/segment/. A file has the objects of one image, one a
+line: the number of its class, and the corners of a polygon as x and y divided by width and height.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mpn._common.files import json_text
+from mpn.formats.annotated import AnnotatedFrame, VideoInfo, masks_of_objects
+from mpn.formats.polygons import one_ring, rings_on_centres
+from mpn.formats.regions import Annotations, Place, Region
+from mpn.types import BoolArray
+
+_LINE = re.compile(rb"\s*\d+(?:[ \t]+[-+]?[\d.]+(?:[eE][-+]?\d+)?){4,}[ \t]*(?:\r?\n|\r|$)")
+_MIN_COORDINATES = 6
+_TOLERANCE = 0.01
+"""Corners may lie this far outside of the image, by rounding."""
+
+_INTO_PIXEL = 0.25
+"""A corner is written this far into its pixel, so that readers that round and readers that cut off
+the fraction get the same pixel."""
+
+_DIGITS = 7
+_MIN_CORNERS = 3
+
+
+def is_yolo(head: bytes) -> bool:
+    """Return whether the first line of a file is one of YOLO."""
+    return _LINE.match(head) is not None
+
+
+def annotations_from_yolo(
+    text: str, size_hw: tuple[int, int], names: Sequence[str] = (), place: Place = None
+) -> Annotations:
+    """Read the objects of one image. Each line is an object, its class the label.
+
+    Args:
+        text: The file.
+        size_hw: Height and width of the video.
+        names: Names of the classes.
+        place: Frame of the file.
+
+    Raises:
+        ValueError: If a line is no polygon.
+    """
+    regions = []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            class_number = int(words[0])
+            values = [float(word) for word in words[1:]]
+        except ValueError:
+            raise ValueError(f"line {number} of it is no class and polygon") from None
+        if len(values) == 4:
+            raise ValueError(f"line {number} of it is a box: it needs a polygon of each object")
+        if len(values) < _MIN_COORDINATES or len(values) % 2:
+            raise ValueError(
+                f"line {number} of it has {len(values)} coordinates, not x and y of at least 3 "
+                "corners: save it without a confidence"
+            )
+        if not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in values):
+            raise ValueError(
+                f"line {number} of it has coordinates outside of 0..1: divide them by the size of "
+                "the video"
+            )
+        label = names[class_number] if 0 <= class_number < len(names) else f"class {class_number}"
+        points = list(zip(values[::2], values[1::2], strict=True))
+        regions.append(Region(place, label, _Drawing(points, size_hw)))
+    return Annotations("a file of YOLO", regions)
+
+
+def write_yolo(target: Path, frames: Iterable[AnnotatedFrame], info: VideoInfo) -> None:
+    """Write ``labels/<frame>.txt`` and ``data.yaml`` of a data set of YOLO.
+
+    A class is an object name. Parts of an object are joined into one polygon.
+
+    Args:
+        target: The folder, which is created.
+        frames: See :class:`AnnotatedFrame`.
+        info: See :class:`VideoInfo`.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    numbers = info.categories
+    (target / "labels").mkdir(parents=True)
+    for frame in frames:
+        lines = [
+            f"{numbers[info.name_of(object_id)] - 1} {_coordinates(mask)}\n"
+            for object_id, mask in masks_of_objects(frame.labels)
+        ]
+        path = target / "labels" / f"{frame.name}.txt"
+        path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    # JSON is YAML.
+    names = "".join(f"  {number - 1}: {json_text(name)}\n" for name, number in numbers.items())
+    text = f"path: .\ntrain: images\nval: images\nnames:\n{names}"
+    (target / "data.yaml").write_text(text, encoding="utf-8", newline="\n")
+
+
+class _Drawing:
+    """Draw a polygon: corners are cut to pixels, and its line is in the region."""
+
+    def __init__(self, points: list[tuple[float, float]], size_hw: tuple[int, int]) -> None:
+        self._points, self._size_hw = points, size_hw
+
+    def __call__(self) -> BoolArray:
+        height, width = self._size_hw
+        corners = [
+            (
+                min(max(math.floor(x * width), 0), width - 1),
+                min(max(math.floor(y * height), 0), height - 1),
+            )
+            for x, y in self._points
+        ]
+        image = np.zeros(self._size_hw, np.uint8)
+        cv2.fillPoly(image, [np.array(corners, np.int32)], 1)
+        return image.astype(np.bool_)
+
+
+def _coordinates(mask: BoolArray) -> str:
+    height, width = mask.shape
+    ring = one_ring(rings_on_centres(mask))
+    ring = (ring * _MIN_CORNERS)[: max(len(ring), _MIN_CORNERS)]
+    return " ".join(
+        f"{(x + _INTO_PIXEL) / width:.{_DIGITS}f} {(y + _INTO_PIXEL) / height:.{_DIGITS}f}"
+        for x, y in ring
+    )

@@ -1,0 +1,53 @@
+"""Read the mask files of a run: each has masks of one frame or of several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mpn.errors import InputError
+from mpn.formats import FrameNames, GivenMasks, ObjectIds, VideoFacts, read_masks
+from mpn.runtime.media.video import VideoSource
+from mpn.runtime.media.video_images import ImageSequence
+from mpn.runtime.session.mask_frames import frame_of_mask
+from mpn.types import UInt8Array
+
+
+def facts_of(video: VideoSource) -> VideoFacts:
+    """Return the facts that the masks of a video must fit."""
+    images = None
+    if isinstance(video, ImageSequence):
+        images = FrameNames(video.names, video.folder.resolve().name)
+    return VideoFacts(video.size_hw, video.name, images, video.first_frame.index, video.end_index)
+
+
+def read_mask_files(files: Mapping[int | None, Path], video: VideoSource) -> GivenMasks:
+    """Read all masks that a user gave for a video.
+
+    Args:
+        files: Frame index -> file or folder, see :func:`mpn.formats.read_masks`; None for a file
+            that has the frames in it, or is the mask of the first frame.
+        video: The video.
+
+    Returns:
+        The masks by frame, the names of the objects, and lines for the user.
+
+    Raises:
+        InputError: If a frame has two masks, or the frame of a mask is ambiguous.
+        MaskError: If a file cannot be used as a mask of this video.
+    """
+    facts, objects = facts_of(video), ObjectIds()
+    labels: dict[int | None, UInt8Array] = {}
+    notes: list[str] = []
+    for given, path in files.items():
+        is_file = not path.is_dir()
+        frame = frame_of_mask(given, path, video) if is_file else given
+        found = read_masks(path, facts, frame=given if frame is None else frame, objects=objects)
+        notes += found.notes
+        for own, mask in found.labels.items():
+            index = frame if own is None else own
+            if index in labels:
+                which = "the first frame" if index is None else f"frame {index}"
+                raise InputError(f"two masks were given for {which}: give one per frame")
+            labels[index] = mask
+    return GivenMasks(labels, dict(objects.names), tuple(notes))
