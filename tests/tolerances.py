@@ -203,6 +203,9 @@ KERNEL_CRF of one frame, fed back."""
 DEVICE_CONFIDENCE = 1e-5
 """Mean probability over an object, of the same."""
 
+DEVICE_RELIABILITY = 4 * DEVICE_CONFIDENCE + DEVICE_PROB
+"""Of the same labels: the confidence to the power of 4, times a mean of scores."""
+
 JOINED_GRADIENT_RELATIVE = 1e-4
 """Of a tensor's largest gradient: the mean over two processes of the means over half a batch,
 against the mean over the whole: float32 sums in another order. Half a batch alone is off by more

@@ -97,6 +97,9 @@ class Track:
         confidence: Mean probability of the object over its pixels, before CRF, 0..1; 0 if the area
             is 0.
         events: See :data:`TrackEvent`.
+        reliability: Confidence to the power of 4, times the agreement of the mask with the target
+            model, 0..1; see :mod:`mpn.runtime.agreement`. 1 if the user gave the mask, and
+            ``confidence`` without a target model. None in results before 0.3.
     """
 
     object_id: int
@@ -106,6 +109,7 @@ class Track:
     box_xyxy: tuple[int, int, int, int] | None
     confidence: float
     events: tuple[TrackEvent, ...] = ()
+    reliability: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return a dict of JSON types, one object's entry in ``tracks.jsonl``."""
@@ -116,6 +120,7 @@ class Track:
             "area_px": self.area_px,
             "box_xyxy": None if self.box_xyxy is None else list(self.box_xyxy),
             "confidence": round(self.confidence, 4),
+            "reliability": None if self.reliability is None else round(self.reliability, 4),
             "events": list(self.events),
         }
 

@@ -105,6 +105,7 @@ class Readback:
         agreement: Per object the means of OSVOS and of the colour log ratio over its candidate, or
             None without a pixel. Empty on the host, which compares the arrays themselves.
         probs: (K, H, W) float32, or a function that copies them from the device.
+        scores: (K, gh, gw) float32 of the target model in the frame; None if it is not in use.
     """
 
     labels: UInt8Array
@@ -113,6 +114,7 @@ class Readback:
     rois: tuple[Roi | None, ...]
     agreement: tuple[tuple[float, float] | None, ...]
     probs: Float32Array | Callable[[], Float32Array]
+    scores: Float32Array | None = None
 
 
 class FrameBackend(Protocol[FrameT]):

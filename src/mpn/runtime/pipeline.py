@@ -19,6 +19,7 @@ from mpn.cuda.api import Stream, is_on_device
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
 from mpn.errors import InputError
+from mpn.runtime.agreement import agreement_with_scores
 from mpn.runtime.backend import FrameBackend, FrameMemory, LazyStepResult, Readback
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.device.backend import DeviceBackend
@@ -515,12 +516,22 @@ class Pipeline(Closeable):
 
     def _commit(self, state: VideoState, readback: Readback) -> StepResult:
         """Store the state of a frame, and make its result."""
+        agreement = None
+        if self._target is not None and readback.scores is not None:
+            with self._timer.stage("output"):
+                agreement = agreement_with_scores(
+                    readback.labels,
+                    readback.scores,
+                    state.object_ids,
+                    size_hw=self._target.size_hw,
+                )
         tracks = tracks_from_measured(
             readback.measured,
             state.object_ids,
             state.branches,
             events=state.events,
             lost_before=state.lost_ids,
+            agreement=agreement,
         )
         self._state = self._update_memory(state, tracks)
         self._learn(tracks)

@@ -11,6 +11,10 @@ import numpy as np
 
 from mpn.types import Float32Array, Roi, Track, TrackBranch, TrackEvent, TrackState, UInt8Array
 
+_CONFIDENCE_POWER = 4
+"""Of the confidence in the reliability. It varies less than the agreement, 0.8 to 1. Powers of 2 to
+8 rank the frames of the training sequences equally well (AUROC 0.976 to 0.979)."""
+
 
 class Measured(NamedTuple):
     """An object in the labels of a frame.
@@ -53,6 +57,7 @@ def tracks_from_measured(
     *,
     events: Mapping[int, tuple[TrackEvent, ...]] | None = None,
     lost_before: Collection[int] = (),
+    agreement: Sequence[float] | None = None,
 ) -> tuple[Track, ...]:
     """Make one track per object.
 
@@ -63,9 +68,13 @@ def tracks_from_measured(
             ``"none"`` and is lost, unless the user gave it so.
         events: Events of the stages by object id; dropped for an object without a pixel.
         lost_before: Ids of the objects that had no pixel in the frame before either.
+        agreement: Per object the agreement with the target model, 0..1; None without one.
     """
     tracks = []
-    for found, object_id, branch in zip(measured, object_ids, branches, strict=True):
+    agreements = [None] * len(measured) if agreement is None else agreement
+    for found, object_id, branch, agreed in zip(
+        measured, object_ids, branches, agreements, strict=True
+    ):
         found_state: TrackState = "tracked" if found.area_px else "lost"
         state: TrackState = "given" if branch == "given" else found_state
         happened = (events or {}).get(object_id, ())
@@ -80,9 +89,22 @@ def tracks_from_measured(
                 box_xyxy=found.box_xyxy,
                 confidence=found.confidence,
                 events=happened,
+                reliability=1.0 if state == "given" else reliability_of(found.confidence, agreed),
             )
         )
     return tuple(tracks)
+
+
+def reliability_of(confidence: float, agreement: float | None) -> float:
+    """Combine the two signals of a mask into its reliability, 0..1.
+
+    Args:
+        confidence: Mean probability of its pixels, 0..1.
+        agreement: With the target model, 0..1; None without one.
+    """
+    if agreement is None:
+        return confidence
+    return float(agreement * confidence**_CONFIDENCE_POWER)
 
 
 def _measure(labels: UInt8Array, prob: Float32Array, object_id: int, box: Roi | None) -> Measured:

@@ -24,7 +24,7 @@ from tests.emulation.engines import FakeFinetuner, fake_engine_set, fourth_chann
 from tests.emulation.streams import OnDevice, ShimEngine, ShimStream
 from tests.runtime.device.helpers import device_pipeline, pan_both_ways, run
 from tests.runtime.pipelines import PAN, PLAIN, TWO, pan_engine
-from tests.tolerances import DEVICE_CONFIDENCE, DEVICE_PROB
+from tests.tolerances import DEVICE_CONFIDENCE, DEVICE_PROB, DEVICE_RELIABILITY
 
 
 def sharpened(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -106,8 +106,12 @@ def assert_same(given: list[StepResult], expected: list[StepResult], *, crf: boo
         assert np.abs(mine.probs - theirs.probs).max() <= limit
         assert (mine.index, mine.object_ids) == (theirs.index, theirs.object_ids)
         for track, other in zip(mine.tracks, theirs.tracks, strict=True):
-            assert replace(track, confidence=0.0) == replace(other, confidence=0.0)
+            nothing = {"confidence": 0.0, "reliability": None}
+            assert replace(track, **nothing) == replace(other, **nothing)
             assert abs(track.confidence - other.confidence) <= DEVICE_CONFIDENCE
+            assert track.reliability is not None
+            assert other.reliability is not None
+            assert abs(track.reliability - other.reliability) <= DEVICE_RELIABILITY
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -24,7 +24,15 @@ def frame_and_result(index: int) -> tuple[Frame, StepResult]:
     rng = np.random.default_rng(index)
     labels = rng.integers(0, 3, SIZE_HW).astype(np.uint8) * 2  # ids 2 and 4
     tracks = (
-        Track(2, "tracked", "propagation", int((labels == 2).sum()), (0, 0, 64, 48), 0.98765),
+        Track(
+            2,
+            "tracked",
+            "propagation",
+            int((labels == 2).sum()),
+            (0, 0, 64, 48),
+            0.98765,
+            reliability=0.61234,
+        ),
         Track(4, "lost", "none", 0, None, 0.0),
     )
     return (
@@ -78,9 +86,10 @@ def test_tracks_have_one_line_a_frame(tmp_path: Path) -> None:
     assert lines[1]["pts_s"] == pytest.approx(1 / 3, abs=1e-6)
     assert lines[0]["objects"][0]["object_id"] == 2
     assert lines[0]["objects"][0]["confidence"] == 0.9877
+    assert lines[0]["objects"][0]["reliability"] == 0.6123
     assert lines[0]["objects"][1] == {
         "object_id": 4, "state": "lost", "branch": "none", "area_px": 0, "box_xyxy": None,
-        "confidence": 0.0, "events": [],
+        "confidence": 0.0, "reliability": None, "events": [],
     }  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["tracks.jsonl"]
 

@@ -216,6 +216,9 @@ class DeviceBackend(Closeable):
             self._labels = stream.empty(state.input_hw, np.uint8)
         self._labels_host = stream.pinned(state.input_hw, np.uint8)
         self._block_host = stream.pinned(planes.readback.buffer.shape, np.uint8)
+        self._scores_host: Float32Array | None = None
+        if self._scores is not None:
+            self._scores_host = stream.pinned(self._scores.current.shape, np.float32)
         self._plane_lists.clear()
         self._plane_list(tuple(range(objects)))  # the usual one: not in the middle of the video
         self._planes = planes
@@ -471,6 +474,8 @@ class DeviceBackend(Closeable):
             state.tracks(self._labels, self._soft_wide)
             stream.download_async(self._labels, self._labels_host)
             stream.download_async(state.readback.buffer, self._block_host)
+            if self._scores is not None and self._scores_host is not None:
+                stream.download_async(self._scores.current, self._scores_host)
 
     def readback(self) -> Readback:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
@@ -487,6 +492,7 @@ class DeviceBackend(Closeable):
             rois=boxes_from_rows(fields["rois"]),
             agreement=agreement_from_fields(fields),
             probs=self._probs_loader(),
+            scores=None if self._scores_host is None else self._scores_host.copy(),
         )
 
     def commit(self, frame: DeviceFrame) -> None:

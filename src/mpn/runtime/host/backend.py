@@ -302,7 +302,8 @@ class HostBackend(Closeable):
             work.scores,
             work.features,
         )
-        work.readback = Readback(labels, measured, bounds, self.candidates().rois, (), result_prob)
+        rois = self.candidates().rois
+        work.readback = Readback(labels, measured, bounds, rois, (), result_prob, work.scores)
 
     def readback(self) -> Readback:
         """See :class:`mpn.runtime.backend.FrameBackend`."""

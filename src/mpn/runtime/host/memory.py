@@ -120,6 +120,7 @@ def readback_from_memory(memory: FrameMemory, state: VideoState) -> Readback:
         rois=(),
         agreement=(),
         probs=memory.result_prob,
+        scores=memory.scores,
     )
 
 
