@@ -98,8 +98,8 @@ class Track:
             is 0.
         events: See :data:`TrackEvent`.
         reliability: Confidence to the power of 4, times the agreement of the mask with the target
-            model, 0..1; see :mod:`mpn.runtime.agreement`. 1 if the user gave the mask, and
-            ``confidence`` without a target model. None in results before 0.3.
+            model, 0..1; see :mod:`mpn.runtime.agreement`. 1 if the user gave the mask,
+            0.5 if it is empty, ``confidence`` without a target model. None in results before 0.3.
     """
 
     object_id: int

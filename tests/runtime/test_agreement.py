@@ -29,7 +29,7 @@ def scores_of(labels: UInt8Array, count: int) -> Float32Array:
 
 @pytest.mark.parametrize("scale", [1, 3])
 def test_agreement_same_place_is_one_at_any_size(scale: int) -> None:
-    """The grid is aligned with the frame: half a mask beside its score agrees by a third."""
+    """A mask that half leaves its score agrees by a third."""
     scores = scores_of(labels_of((16, 16, 48, 48)), 1)
     size_hw = (SIZE_HW[0] * scale, SIZE_HW[1] * scale)
     same, shifted = (

@@ -73,11 +73,11 @@ def test_object_given_without_pixels_is_not_lost() -> None:
 
 
 def test_reliability_lowers_confidence_by_agreement() -> None:
-    """The agreement counts only with a target model, and a mask of the user is certain."""
+    """Agreement needs a target model; a mask of the user is certain."""
     branches: tuple[TrackBranch, ...] = ("propagation", "given", "propagation")
     boxes: list[Roi | None] = [FRAME, FRAME, FRAME]
     alone = tracks_of(PROBS, (3, 8, 9), branches, boxes)
-    assert [track.reliability for track in alone] == [0.75, 1.0, 0.0]
+    assert [track.reliability for track in alone] == [0.75, 1.0, 0.5]
     agreed = tracks_of(PROBS, (3, 8, 9), branches, boxes, agreement=[0.5, 0.1, 0.9])
-    assert [track.reliability for track in agreed] == [pytest.approx(0.5 * 0.75**4), 1.0, 0.0]
+    assert [track.reliability for track in agreed] == [pytest.approx(0.5 * 0.75**4), 1.0, 0.5]
     assert [track.confidence for track in agreed] == [track.confidence for track in alone]
