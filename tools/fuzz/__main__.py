@@ -6,8 +6,8 @@
 Hypothesis generates lists of mutations and makes the list of an escape shorter. An input that runs
 a line of the package for the first time, or has a new outcome, is mutated further. The readers run
 in a process with limits of memory and time, so that the fault of a library does not end the run.
-Each escape is written to DIR, and one message of each kind with its count to messages.txt. Exits
-with 1 if there is an escape.
+Each escape is written to DIR, as are the inputs of most time and memory, and one message of each
+kind with its count. Exits with 1 if there is an escape.
 
 atheris is not used: its coverage of Python adds nothing to the lines that are noted here, the
 libraries in C have no coverage in both cases, and a crash or a hang would end its process.
@@ -274,11 +274,12 @@ class Run:
     def _read(self, case: Case) -> Outcome:
         found, outcome = self.statistics, self._worker.read(case)
         found.inputs += 1
-        found.peak_mib = max(found.peak_mib, outcome.peak_mib)
+        if outcome.peak_mib > found.peak_mib:
+            found.peak_mib = outcome.peak_mib
+            _write(self.folder / "heaviest", case, f"{outcome.peak_mib:.0f} MiB\n")
         if outcome.cpu_s > found.slowest_s:
             found.slowest_s, found.slowest = outcome.cpu_s, case.name
-            if outcome.cpu_s > 1:
-                _write(self.folder / "slowest", case, f"{outcome.cpu_s:.2f} s CPU\n")
+            _write(self.folder / "slowest", case, f"{outcome.cpu_s:.2f} s CPU\n")
         if outcome.kind == "accepted":
             found.accepted += 1
         elif outcome.kind == "refused":

@@ -126,6 +126,38 @@ def test_file_delivers_every_frame_with_exact_rate_and_time(clip: Path) -> None:
     assert [frame.name for frame in frames[:2]] == ["00000", "00001"]
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "ts"])
+def test_video_of_more_pixels_than_the_limit_is_refused(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / f"a.{suffix}", [level_frame(i, (64, 96)) for i in range(9)])
+    for limit in (64 * 96, 64 * 96 - 1):
+        monkeypatch.setattr(decoder, "MOST_PIXELS", limit)
+        if limit == 64 * 96:  # control
+            with open_video(path) as video:
+                assert len(list(video)) == 9
+        else:
+            with pytest.raises(VideoError, match=r"96x64 .* more than the 6143 pixels"):
+                open_video(path)
+
+
+def test_picture_that_grows_beyond_the_limit_ends_the_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size in the header of the container is not that of the later pictures."""
+    small = write_video(tmp_path / "a.h264", [level_frame(i) for i in range(3)])
+    large = write_video(tmp_path / "b.h264", [level_frame(i, (128, 160)) for i in range(3)])
+    small.write_bytes(small.read_bytes() + large.read_bytes())
+    counts = []
+    for limit in (1 << 20, 64 * 64):
+        monkeypatch.setitem(decoder._PICTURE_LIMIT, "max_pixels", str(limit))
+        with open_video(small) as video, pytest.raises(VideoError) as caught:
+            list(video)
+        counts.append(str(caught.value))
+    assert "is 160x128 but the first is 64x48" in counts[0]  # control: it was decoded
+    assert "cannot be decoded beyond frame" in counts[1]
+
+
 @pytest.mark.parametrize("suffix", ["avi", "mp4", "mkv"])
 @pytest.mark.parametrize("where", ["file", "stream"])
 def test_title_that_is_no_utf8_does_not_matter(tmp_path: Path, suffix: str, where: str) -> None:

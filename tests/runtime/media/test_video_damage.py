@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mpn.errors import VideoError
-from mpn.runtime.media.truncation import is_truncated
+from mpn.runtime.media.truncation import has_tag_beyond_end, is_truncated
 from mpn.runtime.media.video import open_video
 from tests.runtime.media.clips import noise_frame, write_video
 
@@ -69,6 +69,25 @@ def test_avi_of_a_pipe_is_whole(tmp_path: Path, size: int) -> None:
     data[4:8] = data[at_movi : at_movi + 4] = struct.pack("<I", size)
     path.write_bytes(bytes(data))
     assert read(path) == (FRAMES, [])
+
+
+@pytest.mark.parametrize(("form", "suffix"), [(b"AVI ", "avi"), (b"WAVE", "wav")])
+def test_tag_longer_than_the_file_is_not_allocated(
+    tmp_path: Path, form: bytes, suffix: str
+) -> None:
+    """FFmpeg clears as many bytes as the tag states: 4 GiB for a file of 6 kB."""
+
+    def tagged(size: int) -> Path:
+        tags = b"INFOISFT" + size.to_bytes(4, "little") + b"x" * 14
+        content = form + b"LIST" + len(tags).to_bytes(4, "little") + tags
+        path = tmp_path / f"a.{suffix}"
+        path.write_bytes(b"RIFF" + len(content).to_bytes(4, "little") + content)
+        return path
+
+    assert not has_tag_beyond_end(tagged(14))
+    assert has_tag_beyond_end(tagged(0xFFFFFFF0))
+    with pytest.raises(VideoError, match="a tag in it is longer than the file"):
+        open_video(tagged(0xFFFFFFF0))
 
 
 def test_size_of_frames_left_too_large_is_whole(tmp_path: Path) -> None:

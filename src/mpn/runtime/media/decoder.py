@@ -20,13 +20,18 @@ from av.stream import Disposition
 from mpn._common.closeable import Closeable
 from mpn._common.file_kinds import kind_of_file
 from mpn.errors import VideoError
-from mpn.runtime.media.truncation import is_truncated
+from mpn.runtime.media.truncation import has_tag_beyond_end, is_truncated
 from mpn.runtime.media.video_images import IMAGE_SUFFIXES
 from mpn.types import Frame, UInt8Array
 
 _OPEN_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 10.0
 """For cameras and network streams: a longer wait ends the video."""
+
+MOST_PIXELS = 178_956_970
+"""Of a frame: Pillow's limit for an image file. FFmpeg's is 268 million, and a file of some kB can
+state any size; decoders hold several frames of it."""
+_PICTURE_LIMIT = {"max_pixels": str(MOST_PIXELS)}
 
 _METADATA_ERRORS = "replace"
 """Titles and names of tracks are not used, and need not be UTF-8, although PyAV decodes them."""
@@ -269,14 +274,20 @@ def open_file_container(path: Path | str) -> Any:
     """Open a file with FFmpeg, without any other file or address that it names.
 
     Raises:
-        av.error.FFmpegError: If it cannot be opened, or its format is none of those that are read.
+        OSError: If it cannot be opened, or its format is none of those that are read.
     """
     url = str(path)
     if not url.lower().startswith("file:") or Path(url).is_file():
         url = f"file:{url}"  # FFmpeg takes the part before a colon for a protocol
+    if has_tag_beyond_end(Path(url.removeprefix("file:"))):
+        raise OSError(errno.EBADMSG, "a tag in it is longer than the file")
     return av.open(
         url,
-        options={"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"},
+        options={
+            "format_whitelist": ",".join(_CONTAINERS),
+            "protocol_whitelist": "file",
+            **_PICTURE_LIMIT,
+        },
         metadata_errors=_METADATA_ERRORS,
     )
 
@@ -289,7 +300,7 @@ def _open_container(url: str, address: str, container_format: str | None, is_liv
         return av.open(
             url,
             format=container_format,
-            options={} if container_format else _address_options(url),
+            options={} if container_format else {**_address_options(url), **_PICTURE_LIMIT},
             metadata_errors=_METADATA_ERRORS,
             timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S),
         )
@@ -389,6 +400,13 @@ def _video_stream(container: Any, address: str) -> Any:
     stream = max(films, key=preference)
     if stream.codec_context is None:
         raise VideoError(f"{address}: its video codec is not known to this FFmpeg")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MOST_PIXELS:
+        raise VideoError(
+            f"{address} has frames of {width}x{height} (width x height), more than the "
+            f"{MOST_PIXELS} pixels that are read: scale it down"
+        )
+    stream.codec_context.options = dict(_PICTURE_LIMIT)  # a later header may state another size
     stream.thread_type = "AUTO"
     return stream
 

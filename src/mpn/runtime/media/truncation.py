@@ -1,4 +1,4 @@
-"""Find files that lack bytes of frames: MP4, Matroska and AVI cut short."""
+"""Find files whose headers state more bytes than they have."""
 
 from __future__ import annotations
 
@@ -42,6 +42,48 @@ def is_truncated(path: Path) -> bool:
             return head[:4] == b"RIFF" and head[8:12] == b"AVI " and _is_avi_cut(file, length)
     except (OSError, struct.error):
         return False
+
+
+def has_tag_beyond_end(path: Path) -> bool:
+    """Return whether a tag of a RIFF file (AVI, WAV) is longer than the file.
+
+    FFmpeg allocates and clears as many bytes as the tag states, up to 4 GiB, and then refuses the
+    file.
+
+    Args:
+        path: The file; the result is False if it cannot be read.
+    """
+    try:
+        length = path.stat().st_size
+        with path.open("rb") as file:
+            if file.read(4) != b"RIFF":
+                return False
+            position = 12
+            while position + 12 <= length:
+                file.seek(position)
+                name, size, kind = struct.unpack("<4sI4s", file.read(12))
+                if name in (b"LIST", b"RIFF") and kind == b"movi":
+                    return False
+                if name == b"LIST" and kind == b"INFO" and _is_tag_cut(file, size, length):
+                    return True
+                is_opened = name in (b"LIST", b"RIFF") and kind != b"INFO"
+                position += 12 if is_opened else 8 + size + size % 2
+    except (OSError, struct.error):
+        return False
+    return False
+
+
+def _is_tag_cut(file: BinaryIO, list_bytes: int, length: int) -> bool:
+    """Return whether a tag of a list, whose first tag is the next one, is cut."""
+    position = file.tell()
+    end = min(position + list_bytes - 4, length)
+    while position + 8 <= end:
+        file.seek(position + 4)
+        size = struct.unpack("<I", file.read(4))[0]
+        position += 8 + size + size % 2
+        if position > length + 1:
+            return True
+    return False
 
 
 def _is_mp4_cut(file: BinaryIO, length: int) -> bool:
