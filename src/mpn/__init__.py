@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mpn.runtime.options import RedetectOptions as RedetectOptions
     from mpn.runtime.pipeline import Pipeline as Pipeline
     from mpn.runtime.session.propagate import propagate as propagate
+    from mpn.runtime.session.propagate import propagate_range as propagate_range
     from mpn.types import StepResult as StepResult
 
 __version__ = "0.2.0"
@@ -30,6 +31,7 @@ _LAZY = {
     "PipelineOptions": "mpn.runtime.options",
     "RedetectOptions": "mpn.runtime.options",
     "propagate": "mpn.runtime.session.propagate",
+    "propagate_range": "mpn.runtime.session.propagate",
     "StepResult": "mpn.types",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "StepResult",
     "__version__",
     "propagate",
+    "propagate_range",
 ]
 
 

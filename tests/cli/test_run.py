@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mpn.cli import main as cli
-from mpn.cli.run import BackendName, DecodeName, ScopeName
+from mpn.cli.run import BackendName, DecodeName, DirectionName, ScopeName
 from mpn.engines.open import BACKENDS
 from mpn.errors import OutputError
 from mpn.masks import save_labels
@@ -24,6 +24,7 @@ from mpn.runtime.media.video import DECODERS
 from mpn.runtime.media.video_file import VideoStream
 from mpn.runtime.options import DEFAULT_RECIPES, FinetuneRecipe, FinetuneScope
 from mpn.runtime.session import session
+from mpn.runtime.session.schedule import DIRECTIONS
 from tests.builders.engine_dirs import make_engine_dir
 from tests.builders.learning_dirs import make_adaptable_engine_dir
 from tests.builders.tiny_disk import tiny_disk as tiny_disk
@@ -109,6 +110,7 @@ def test_each_option_arrives(run, capsys) -> None:
         "@clip.mp4", "--mask", "@binary.png", "--mask", "3:@first.png", "-o", "res", "--json",
         "--backend", "cpu", "--threads", "1", "--crf", "--no-osvos", "--osvos-every", "5",
         "--no-finetune", "--size", "32", "--start", "1", "--end", "4", "--save", "rle, probs,masks",
+        "--direction", "forward",
     )  # fmt: skip
     out, _ = capsys.readouterr()
     assert code == 0
@@ -121,6 +123,9 @@ def test_each_option_arrives(run, capsys) -> None:
     assert report["stages"]["crf"]["frames"] == 2
     assert report["finetune"] == {"ran": False, "reason": "not requested"}
     assert report["backend"]["threads"] == 1
+    assert [(m["frame"], m["direction"]) for m in report["masks"]] == [
+        (1, "forward"), (3, "forward"),
+    ]  # fmt: skip
     assert report["saved"] == ["masks", "probs", "rle"]
     assert report["object_ids"] == [1, 2]
     assert sorted(path.name for path in Path("res/masks").iterdir()) == [
@@ -327,7 +332,10 @@ def test_warnings_of_a_run_are_printed(run, capsys, monkeypatch) -> None:
                      "cannot write", id="no permission"),
         pytest.param(["@clip.mp4", "--mask", "@first.png", "--start", "77"],
                      "cannot start at frame 77", id="start behind the end"),
-        pytest.param(["@clip.mp4", "--mask", "3:@first.png"], "--start 3", id="no first mask"),
+        pytest.param(["@clip.mp4", "--mask", "3:@first.png", "--start", "4"], "--start 3",
+                     id="mask before the start"),
+        pytest.param(["@clip.mp4", "--mask", "99:@first.png"], "the last frame is",
+                     id="mask after the end"),
         pytest.param(["@clip.mp4", "--mask", "@first.png", "--fps", "25"],
                      "only be given for images", id="fps of a file"),
         pytest.param(["@clip.mp4", "--mask", "@first.png", "--end", "4", "--mask", "9:@first.png"],
@@ -441,6 +449,7 @@ def test_names_in_the_command_line_are_those_of_the_runtime() -> None:
     assert tuple(name.value for name in BackendName) == BACKENDS
     assert tuple(name.value for name in ScopeName) == get_args(FinetuneScope)
     assert tuple(name.value for name in DecodeName) == DECODERS
+    assert tuple(name.value for name in DirectionName) == DIRECTIONS
 
 
 def test_command_line_imports_nothing_heavy() -> None:

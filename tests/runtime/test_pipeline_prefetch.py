@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from mpn.errors import VideoError
-from mpn.runtime.session.propagate import (
-    SupportsPrefetch,
-    frames_from_arrays,
-    propagate_frames,
-    with_lookahead,
-)
-from mpn.types import Frame
+from mpn.runtime.session.passes import Passes, PassResult
+from mpn.runtime.session.request import given_mask
+from mpn.runtime.session.schedule import Schedule
+from mpn.runtime.session.stepping import SupportsPrefetch, frames_from_arrays, with_lookahead
+from mpn.types import Frame, StepResult
 
 FRAMES = [np.full((4, 5, 3), n, np.uint8) for n in range(4)]
 LABELS = np.ones((4, 5), np.uint8)
@@ -33,18 +31,28 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda rgb, *_: self.calls.append((name, int(rgb[0, 0, 0])))
+        return lambda rgb, *_: self.called(name, int(rgb[0, 0, 0]))
+
+    def called(self, name: str, index: int) -> StepResult:
+        self.calls.append((name, index))
+        return StepResult(index, LABELS, np.zeros((1, 4, 5), np.float32), (1,), ())
 
     def prefetch_frame(self, rgb: np.ndarray) -> None:
         self.calls.append(("prefetch_frame", int(rgb[0, 0, 0])))
 
 
+def propagated(
+    frames: Iterator[Frame], pipeline: Any, *, is_live: bool = False
+) -> Iterator[PassResult]:
+    schedule = Schedule(0, {0: given_mask(LABELS, "both")})
+    return Passes(schedule, {0: LABELS}, pipeline, is_live=is_live).run(frames)
+
+
 def test_propagate_announces_each_frame_one_step_early() -> None:
     pipeline: Any = Watched()
     assert isinstance(pipeline, SupportsPrefetch)
-    list(propagate_frames(frames_from_arrays(FRAMES), pipeline, LABELS))
+    list(propagated(frames_from_arrays(FRAMES), pipeline))
     assert pipeline.calls == [
-        ("prefetch_frame", 1),
         ("start", 0),
         ("prefetch_frame", 2),
         ("step", 1),
@@ -64,10 +72,11 @@ def test_a_live_source_is_not_waited_for(is_live: bool) -> None:
             read.append(frame.index)
             yield frame
 
-    results = propagate_frames(source(), pipeline, LABELS, is_live=is_live)
+    results = propagated(source(), pipeline, is_live=is_live)
     next(results)
     assert read == ([0] if is_live else [0, 1])
-    assert (("prefetch_frame", 1) in pipeline.calls) is not is_live
+    next(results)
+    assert (("prefetch_frame", 2) in pipeline.calls) is not is_live
 
 
 def test_a_video_that_is_cut_short_is_worked_on_up_to_there() -> None:

@@ -50,24 +50,44 @@ def progress_display(quiet: bool) -> Iterator[ProgressDisplay]:
         yield _plain_display()
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """Figures of a pass that are shown.
+
+    Attributes:
+        name: The pass.
+        done: Its finished frames.
+        total: Its frames, which may be wrong; None if unknown.
+        rate: Frames a second.
+        eta: Text of the time left; empty if unknown.
+    """
+
+    name: str
+    done: int
+    total: int | None
+    rate: float
+    eta: str
+
+
 class _FrameRate:
-    """Frames a second since the first one: what came before it was not segmenting."""
+    """Frames a second of a pass since its first one, without the work before it."""
 
     def __init__(self) -> None:
-        self._begun: tuple[float, int] | None = None
+        self._name = ""
+        self._begun_s, self._begun_at = 0.0, 0
 
-    def after(self, progress: Progress) -> float:
+    def after(self, progress: Progress) -> _Shown:
+        name, done, total, computed = "frames", progress.done, progress.expected, progress.computed
+        if progress.backward is not None:
+            one = progress.backward
+            name, done, total = f"backward from frame {one.source}", one.done, one.count
+            computed = done
         now_s = time.monotonic()
-        if self._begun is None:
-            self._begun = now_s, progress.computed
-        begun_s, computed = self._begun
-        return (progress.computed - computed) / max(now_s - begun_s, 1e-6)
-
-
-def _eta_text(progress: Progress, rate: float) -> str:
-    if progress.expected is None or rate == 0:
-        return ""
-    return f"ETA {max(progress.expected - progress.done, 0) / rate:.0f} s"
+        if name != self._name:
+            self._name, self._begun_s, self._begun_at = name, now_s, computed
+        rate = (computed - self._begun_at) / max(now_s - self._begun_s, 1e-6)
+        eta = "" if total is None or rate == 0 else f"ETA {max(total - done, 0) / rate:.0f} s"
+        return _Shown(name, done, total, rate, eta)
 
 
 @contextmanager
@@ -96,10 +116,10 @@ def _rich_display() -> Iterator[ProgressDisplay]:
         bars.update(tasks[name], completed=done, total=total, rate=rate, eta=eta)
 
     def frame(progress: Progress) -> None:
+        shown = frame_rate.after(progress)
         # The container's count is a guess: a bar never runs over its end.
-        total = None if progress.expected is None else max(progress.expected, progress.done)
-        rate = frame_rate.after(progress)
-        show("frames", progress.done, total, f"{rate:.1f} FPS", _eta_text(progress, rate))
+        total = None if shown.total is None else max(shown.total, shown.done)
+        show(shown.name, shown.done, total, f"{shown.rate:.1f} FPS", shown.eta)
 
     def finetune(progress: FinetuneProgress) -> None:
         show(
@@ -131,12 +151,13 @@ def _plain_display() -> ProgressDisplay:
             echo(text(), err=True)
 
     def frame(progress: Progress) -> None:
-        rate = frame_rate.after(progress)
+        shown = frame_rate.after(progress)
 
         def text() -> str:
-            expected = "" if progress.expected is None else f" of {progress.expected}"
-            eta = _eta_text(progress, rate)
-            return f"frame {progress.done}{expected}{', ' if eta else ''}{eta}, {rate:.1f} FPS"
+            name = "frame" if progress.backward is None else f"{shown.name}:"
+            total = "" if shown.total is None else f" of {shown.total}"
+            eta = f", {shown.eta}" if shown.eta else ""
+            return f"{name} {shown.done}{total}{eta}, {shown.rate:.1f} FPS"
 
         say(text)
 

@@ -54,7 +54,7 @@ def masks_by_frame(given: list[str]) -> dict[int | None, Path]:
             which = "the first frame" if frame is None else f"frame {frame}"
             raise typer.BadParameter(
                 f"two masks for {which}, {masks[frame]} and {path}: "
-                "give --mask FRAME:FILE for those of later frames"
+                "give --mask FRAME:FILE for those of other frames"
             )
         masks[frame] = path
     return masks
@@ -192,6 +192,14 @@ class OneShotName(StrEnum):
     OFF = "off"
 
 
+class DirectionName(StrEnum):
+    """Values of ``--direction``; a test compares them with ``DIRECTIONS``."""
+
+    BOTH = "both"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
 class ScopeName(StrEnum):
     """Values of ``--finetune-scope``; a test compares them with ``FinetuneScope``."""
 
@@ -212,8 +220,13 @@ def run(
         metavar="[FRAME:]FILE",
         help="Mask of the first frame: a palette PNG (0 background, ids from 1), a 0/255 mask or "
         "polygons of labelme. "
-        "Repeat as FRAME:FILE to correct or add objects at a later frame.",
+        "FRAME:FILE for a mask of any frame; repeat it to correct or add objects.",
         show_default=False,
+    ),
+    direction: DirectionName = typer.Option(
+        DirectionName.BOTH,
+        help="Propagate the masks forward, backward, or both: frames before the first mask are "
+        "then segmented backward, and frames between two masks are blended from both.",
     ),
     engine_dir: Path = typer.Option(
         None,
@@ -312,7 +325,7 @@ def run(
         None,
         metavar="FRAME",
         min=0,
-        help="Start at this frame, counted from 0; --mask is its mask.",
+        help="Start at this frame, counted from 0; --mask FILE is its mask.",
         show_default="0",
     ),
     end: int = typer.Option(
@@ -341,7 +354,7 @@ def run(
         False, "--json", help="Print run.json to stdout at the end; progress goes to stderr."
     ),
 ) -> None:
-    """Segment VIDEO from the mask of its first frame.
+    """Segment VIDEO from masks of its first frame or of any others.
 
     OUT gets masks/00000.png (a palette PNG per frame), overlay.mp4, tracks.jsonl and run.json. For
     a sequence of a data set in DAVIS layout the masks go to OUT/<sequence>/00000.png and the rest
@@ -388,6 +401,7 @@ def run(
     request = RunRequest(
         video=video if os.path.exists(video) else os.path.expanduser(video),
         masks=masks,
+        direction=direction.value,
         out=out,
         engine_dir=engine_dir,
         backend=backend.value,

@@ -30,7 +30,8 @@ def every_5th(folder: Path, *, prefix: str = "", start: int | None = None) -> Vi
         (4, "second.png", 4),
         (35, "second.png", 7),
         (999, "second.png", 999),
-        (None, "{}00000.png", None),
+        (None, "{}00000.png", 0),
+        (None, "{}00020.png", 4),
         (None, "first.png", None),
         (None, "v1.png", None),
     ],
@@ -48,7 +49,6 @@ def test_mask_belongs_to_the_frame_of_its_name(
         (20, "00010.png", r"name of frame 2 \(00010\), but was given for frame 20 \(00100\)"),
         (99, "00010.png", r"was given for frame 99: give 2:00010\.png"),
         (20, "second.png", r"may be the image 00100 \(index 20\) or 00020 \(index 4\)"),
-        (None, "00020.png", r"first frame is 0 \(00000\): begin there with --start 4"),
     ],
 )
 def test_mask_in_doubt_is_refused(
@@ -57,13 +57,6 @@ def test_mask_in_doubt_is_refused(
     with every_5th(tmp_path / "v1") as video, pytest.raises(InputError, match=message) as caught:
         frame_of_mask(given, Path(name), video)
     assert "\n" not in str(caught.value)
-
-
-def test_first_mask_is_compared_with_the_start(tmp_path: Path) -> None:
-    with every_5th(tmp_path / "v1", start=4) as video:
-        assert frame_of_mask(None, Path("00020.png"), video) is None
-        with pytest.raises(InputError, match="with --start 0"):
-            frame_of_mask(None, Path("00000.png"), video)
 
 
 def test_masks_of_a_video_file_go_by_their_number(tmp_path: Path) -> None:

@@ -132,8 +132,8 @@ def test_corrections_correct_known_objects_and_add_new_ones(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("corrections", "start", "message"),
     [
-        ({0: mask(1)}, None, "second mask was given for frame 0"),
-        ({1: mask(1)}, 3, "second mask was given for frame 1, but the video begins at frame 3"),
+        ({0: mask(1)}, None, "two masks were given for frame 0"),
+        ({1: mask(1)}, 3, "given for frame 1, but the first frame to segment is 3"),
         ({99: mask(1)}, None, "mask was given for frame 99, but the last frame is 7"),
         ({2: np.zeros((4, 4), np.uint8)}, None, "the mask is 4x4 but the frame is 64x48"),
     ],

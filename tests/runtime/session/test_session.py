@@ -202,12 +202,6 @@ def test_bad_requests_leave_nothing_behind(
     assert not (request_.out or Path()).exists()
 
 
-def test_later_masks_alone_name_the_frame_to_start_at(request_: RunRequest) -> None:
-    masks = {4: request_.masks[None]}
-    with pytest.raises(InputError, match=r"frame 0, has no mask.*frame 4.*--start 4"):
-        run_video(replace(request_, masks=masks))
-
-
 @pytest.mark.parametrize("size_hw", [(1, 1), (15, 64)])
 def test_tiny_video_is_refused(
     request_: RunRequest, tmp_path: Path, size_hw: tuple[int, int]

@@ -176,7 +176,8 @@ def test_objects_of_later_masks_are_finetuned_in_their_frame(
     later = np.where(scene_labels(3) == 1, 1, 0).astype(np.uint8)
     later[2:20, 2:24] = 9
     save_labels(tmp_path / "later.png", later)
-    request = replace(request_, masks={**request_.masks, 3: tmp_path / "later.png"})
+    masks = {**request_.masks, 3: tmp_path / "later.png"}
+    request = replace(request_, masks=masks, direction="forward")
     report = run_video(request)
     assert [o["object_id"] for o in report["finetune"]["objects"]] == [1, 2, 9]
     assert report["stages"]["finetune"]["frames"] == 2

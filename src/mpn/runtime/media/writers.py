@@ -7,8 +7,10 @@ until :meth:`Writer.close`. Files of one frame are written atomically.
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -177,14 +179,22 @@ class TracksWriter(_JsonLinesWriter):
     """Write ``tracks.jsonl``: the tracks of each frame.
 
     Keys: ``frame`` (index in the source), ``name``, ``pts_s``, ``objects`` (see ``Track.as_json``),
-    ``mask_sha256`` (of the file) if masks are saved, and ``frame_crc32`` if the CPU decodes.
+    ``mask_sha256`` (of the file) if masks are saved, ``frame_crc32`` if the CPU decodes, and
+    ``inputs``.
+
+    A resumed run writes all lines of the earlier run first, so that a kill loses none, and those of
+    the frames that it computes after them: the last line of a frame is valid. :meth:`close` puts
+    them in order, and removes those of frames that are computed again but were not reached.
 
     Args:
         path: The file.
-        earlier_lines: First lines of the file if a run is resumed.
+        earlier_lines: Lines of the earlier run if one is resumed.
+        stale: Frames of these lines that are computed again.
         masks: Writer of the masks; None if they are not saved.
         has_checksums: Whether to write the checksums of the frames. Frames of another decoder
             differ by a few levels.
+        inputs_of: Returns the value of ``inputs`` by frame index: a digest of the masks of the user
+            that the frame depends on. None: no such key.
     """
 
     def __init__(
@@ -192,11 +202,17 @@ class TracksWriter(_JsonLinesWriter):
         path: Path,
         earlier_lines: Iterable[str] = (),
         *,
+        stale: Iterable[int] = (),
         masks: MaskWriter | None = None,
         has_checksums: bool = False,
+        inputs_of: Callable[[int], str] | None = None,
     ) -> None:
-        super().__init__(path, earlier_lines)
+        earlier = tuple(earlier_lines)
+        super().__init__(path, earlier)
+        self._has_earlier_lines = bool(earlier)
         self._masks, self._has_checksums = masks, has_checksums
+        self._inputs_of = inputs_of
+        self._stale = set(stale)
 
     def write(self, frame: Frame, result: StepResult) -> None:
         """See :meth:`Writer.write`."""
@@ -210,7 +226,26 @@ class TracksWriter(_JsonLinesWriter):
             line["mask_sha256"] = self._masks.sha256_of(frame, result)
         if self._has_checksums:
             line["frame_crc32"] = crc32_of_frame(frame)
+        if self._inputs_of is not None:
+            line["inputs"] = self._inputs_of(frame.index)
         self._write_line(line)
+        self._stale.discard(frame.index)
+
+    def close(self) -> None:
+        """See :meth:`Writer.close`."""
+        if self._has_earlier_lines:
+            # On a full disk the lines stay in this order: each reader sorts them.
+            with suppress(OSError):
+                self._put_in_order()
+        super().close()
+
+    def _put_in_order(self) -> None:
+        self._file.seek(0)
+        lines = {json.loads(line)["frame"]: line for line in self._file.read().splitlines()}
+        ordered = b"".join(lines[k] + b"\n" for k in sorted(lines) if k not in self._stale)
+        in_order = open_journal(self._path, ordered)
+        self._file.close()
+        self._file = in_order
 
 
 def crc32_of_frame(frame: Frame) -> str:

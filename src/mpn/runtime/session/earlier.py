@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class ListedFrame:
         objects: The tracked objects.
         mask_sha256: Digest of the mask's file; None if no mask was saved, and before 0.3.
         frame_crc32: Checksum of the frame's pixels; None if they were on a device, and before 0.3.
+        inputs: Digest of the masks that it depends on, see ``Schedule.inputs_of``; None before 0.3.
     """
 
     frame: int
@@ -58,6 +59,7 @@ class ListedFrame:
     objects: tuple[_ObjectTrack, ...]
     mask_sha256: str | None = None
     frame_crc32: str | None = None
+    inputs: str | None = None
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -70,9 +72,9 @@ class EarlierFrames:
     """Frames that tracks.jsonl of an earlier run lists.
 
     Attributes:
-        lines: The lines up to the first one that cannot be read.
+        lines: The lines that can be read, one per frame, by frame.
         entries: Their content.
-        names: Names of all listed frames, also after a damaged line.
+        names: Names of all listed frames, also those of damaged lines.
         end_index: Index after the last listed frame; 0 if none is listed.
     """
 
@@ -87,12 +89,12 @@ class ListedCheck:
     """Result of :func:`check_listed_files`.
 
     Attributes:
-        whole: Number of leading frames whose files are all there and whole.
+        whole: Frames whose files are all there and whole.
         changed: First mask that is readable and not the one that was written; None if there is
             none.
     """
 
-    whole: int
+    whole: frozenset[int]
     changed: tuple[int, Path] | None = None
 
 
@@ -101,7 +103,7 @@ class VideoMatch:
     """Result of :func:`match_video`.
 
     Attributes:
-        same: Number of leading frames that are those of the earlier run.
+        same: Number of leading frames that are those of the earlier run, as far as it lists them.
         has_more: Whether the video has frames after the listed ones.
         is_shorter: Whether the video ends before the listed frames.
     """
@@ -157,27 +159,22 @@ def load_earlier_frames(paths: ResultPaths) -> EarlierFrames:
 
 
 def _frames_from_text(text: str) -> EarlierFrames:
-    lines: list[str] = []
-    entries: list[ListedFrame] = []
+    found: dict[int, tuple[str, ListedFrame]] = {}
     names: set[str] = set()
-    end_index = 0
-    is_readable = True
     for line in text.splitlines():
         try:
             entry = record_from_json(json_from_text(line, OutputError), ListedFrame, OutputError)
         except OutputError:  # truncated when the run was killed, or damaged
-            is_readable = False
             if match := _NAME.search(line):
                 names.add(json.loads(match[1]))
             continue
         names.add(entry.name)
-        end_index = max(end_index, entry.frame + 1)
-        if is_readable:
-            lines.append(line)
-            entries.append(entry)
+        found[entry.frame] = line, entry  # a resumed run appends frames that it computed again
     # A name is a file name: a changed list must not lead out of the folder.
     names = {name for name in names if name and Path(name).name == name and "\0" not in name}
-    return EarlierFrames(tuple(lines), tuple(entries), frozenset(names), end_index)
+    ordered = [found[index] for index in sorted(found)]
+    lines, entries = tuple(line for line, _ in ordered), tuple(entry for _, entry in ordered)
+    return EarlierFrames(lines, entries, frozenset(names), max(found, default=-1) + 1)
 
 
 def check_replaceable(
@@ -253,20 +250,43 @@ def remove_previous_results(
     Raises:
         OutputError: If a file cannot be removed.
     """
-    kept = {path.resolve() for path in keep}
     own = _own_growing_files(paths, earlier, frames)
     with output_errors(paths.out):
-        for folder, suffix, _ in _frame_folders(paths):
-            for name in frames.names:
-                path = folder / f"{name}{suffix}"
-                if not os.path.lexists(path) or path.resolve() in kept:
-                    continue
-                if folder.is_symlink():
-                    raise OutputError(_through_link(folder))
-                path.unlink(missing_ok=True)
+        _remove_frame_files(paths, tuple(frames.names), keep)
         # The lists come last: if this is interrupted, they still name what is left.
         reports = () if earlier is None else (paths.run_json, paths.run_partial_json)
         for path in (*reports, *own):
+            path.unlink(missing_ok=True)
+
+
+def remove_frames(
+    paths: ResultPaths, frames: EarlierFrames, indices: Collection[int], *, keep: Iterable[Path]
+) -> None:
+    """Remove the masks and probabilities of some frames, which are computed again.
+
+    Args:
+        paths: Paths of the run.
+        frames: Frames of the earlier run.
+        indices: Frames to remove.
+        keep: Files to keep: masks corrected in place and given to this run.
+
+    Raises:
+        OutputError: If a file cannot be removed.
+    """
+    names = [entry.name for entry in frames.entries if entry.frame in indices]
+    with output_errors(paths.out):
+        _remove_frame_files(paths, [name for name in names if name in frames.names], keep)
+
+
+def _remove_frame_files(paths: ResultPaths, names: Iterable[str], keep: Iterable[Path]) -> None:
+    kept = {path.resolve() for path in keep}
+    for folder, suffix, _ in _frame_folders(paths):
+        for name in names:
+            path = folder / f"{name}{suffix}"
+            if not os.path.lexists(path) or path.resolve() in kept:
+                continue
+            if folder.is_symlink():
+                raise OutputError(_through_link(folder))
             path.unlink(missing_ok=True)
 
 
@@ -311,32 +331,38 @@ def _in_the_way(path: Path) -> str:
 
 
 def check_listed_files(
-    paths: ResultPaths, frames: EarlierFrames, first_frame: Frame, saved: Iterable[str]
+    paths: ResultPaths,
+    frames: EarlierFrames,
+    size_hw: tuple[int, int],
+    saved: Iterable[str],
+    *,
+    given: Iterable[Path] = (),
 ) -> ListedCheck:
     """Check that the listed masks and probabilities are there and whole.
 
     Args:
         paths: Paths of the earlier run.
         frames: Its frames.
-        first_frame: First frame of the video; the run must have started there.
-        saved: Kinds of results that the run wrote.
+        size_hw: (height, width) of the video.
+        saved: Kinds of results that the run wrote; without masks no frame is whole.
+        given: Masks of the user, which may be results that were corrected in place.
     """
     kinds = set(saved)
-    size_hw = (first_frame.rgb.shape[0], first_frame.rgb.shape[1])
-    whole, is_whole = 0, True
+    own = {path.resolve() for path in given}
+    whole: set[int] = set()
     changed: tuple[int, Path] | None = None
-    for position, entry in enumerate(frames.entries):
-        is_whole &= entry.frame == first_frame.index + position and entry.name in frames.names
-        if "masks" in kinds and entry.name in frames.names:
-            path = paths.masks / f"{entry.name}.png"
-            state = _mask_state(path, entry, size_hw)
-            if state == "changed" and changed is None:
-                changed = entry.frame, path
-            is_whole &= state == "whole"
-        if "probs" in kinds and is_whole:
-            is_whole = _is_whole_zip(paths.probs / f"{entry.name}.npz")
-        whole += is_whole
-    return ListedCheck(whole, changed)
+    for entry in frames.entries:
+        if entry.name not in frames.names or "masks" not in kinds:
+            continue
+        path = paths.masks / f"{entry.name}.png"
+        state = _mask_state(path, entry, size_hw)
+        if state == "changed" and changed is None and path.resolve() not in own:
+            changed = entry.frame, path
+        if state == "whole" and (
+            "probs" not in kinds or _is_whole_zip(paths.probs / f"{entry.name}.npz")
+        ):
+            whole.add(entry.frame)
+    return ListedCheck(frozenset(whole), changed)
 
 
 def _mask_state(path: Path, entry: ListedFrame, size_hw: tuple[int, int]) -> str:
@@ -374,16 +400,16 @@ def match_video(video: Iterable[Frame], frames: EarlierFrames, first_index: int)
     """
     same = count = 0
     listed = frames.end_index - first_index
+    by_index = {entry.frame: entry for entry in frames.entries}
     try:
         for frame in video:
             if count == listed:
                 return VideoMatch(same, has_more=True, is_shorter=False)
-            if same == count < len(frames.entries):
-                entry = frames.entries[count]
-                is_same = entry.name == frame.name and (
-                    entry.frame_crc32 is None or entry.frame_crc32 == crc32_of_frame(frame)
-                )
-                same += is_same
+            entry = by_index.get(frame.index)
+            same += same == count and (
+                entry is None
+                or (entry.name == frame.name and entry.frame_crc32 in (None, crc32_of_frame(frame)))
+            )
             count += 1
     except VideoError:  # the run itself raises it, after the frames before it
         return VideoMatch(same, has_more=True, is_shorter=False)

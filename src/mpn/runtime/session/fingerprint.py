@@ -34,17 +34,13 @@ def fingerprint(
             "first_index": first.index,
             "first_frame_sha256": sha256_of_array(first.rgb),
         },
-        "masks": {
-            str(index): sha256_of_array(labels)
-            for index, labels in ((first.index, masks.first), *sorted(masks.later.items()))
-        },
+        "masks": {str(index): mask.sha256 for index, mask in masks.given.items()},
         "engine": dict(pipeline.engines.digests),
         "options": pipeline.options.as_json(),
         "finetune": None if finetune is None else finetune_as_json(finetune),
     }
 
 
-def fingerprint_up_to(fingerprint: Mapping[str, Any], frame_index: int) -> dict[str, Any]:
-    """Return the fingerprint without the masks of later frames, which may change."""
-    masks = {k: digest for k, digest in fingerprint["masks"].items() if int(k) <= frame_index}
-    return {**fingerprint, "masks": masks}
+def without_masks(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fingerprint without the masks, see ``Schedule.inputs_of``."""
+    return {name: value for name, value in fingerprint.items() if name != "masks"}

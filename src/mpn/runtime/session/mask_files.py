@@ -21,7 +21,9 @@ def facts_of(video: VideoSource) -> VideoFacts:
     return VideoFacts(video.size_hw, video.name, images, video.first_frame.index, video.end_index)
 
 
-def read_mask_files(files: Mapping[int | None, Path], video: VideoSource) -> GivenMasks:
+def read_mask_files(
+    files: Mapping[int | None, Path], video: VideoSource
+) -> tuple[GivenMasks, dict[int | None, Path]]:
     """Read all masks that a user gave for a video.
 
     Args:
@@ -30,7 +32,8 @@ def read_mask_files(files: Mapping[int | None, Path], video: VideoSource) -> Giv
         video: The video.
 
     Returns:
-        The masks by frame, the names of the objects, and lines for the user.
+        The masks by frame, the names of the objects, and lines for the user; and the file of each
+        mask. None stands for the first frame.
 
     Raises:
         InputError: If a frame has two masks, or the frame of a mask is ambiguous.
@@ -38,6 +41,7 @@ def read_mask_files(files: Mapping[int | None, Path], video: VideoSource) -> Giv
     """
     facts, objects = facts_of(video), ObjectIds()
     labels: dict[int | None, UInt8Array] = {}
+    paths: dict[int | None, Path] = {}
     notes: list[str] = []
     for given, path in files.items():
         is_file = not path.is_dir()
@@ -48,6 +52,9 @@ def read_mask_files(files: Mapping[int | None, Path], video: VideoSource) -> Giv
             index = frame if own is None else own
             if index in labels:
                 which = "the first frame" if index is None else f"frame {index}"
-                raise InputError(f"two masks were given for {which}: give one per frame")
-            labels[index] = mask
-    return GivenMasks(labels, dict(objects.names), tuple(notes))
+                raise InputError(
+                    f"two masks were given for {which}, {paths[index]} and {path}: give one per "
+                    "frame"
+                )
+            labels[index], paths[index] = mask, path
+    return GivenMasks(labels, dict(objects.names), tuple(notes)), paths

@@ -24,24 +24,18 @@ def frame_of_mask(given: int | None, file: Path, video: VideoSource) -> int | No
         video: The video. Only a sequence of images has named frames.
 
     Returns:
-        The index; None for the first frame.
+        The index; None for the first frame, if the mask has the name of no image.
 
     Raises:
         InputError: If number and name stand for two frames, or the number for two.
     """
     if not isinstance(video, ImageSequence):
         return given
-    names, first = video.names, video.first_frame.index
+    names = video.names
     numbers = _numbers(names)
     named = _index_by_name(file.stem, names, numbers, video.folder.resolve().name)
     if given is None:
-        if named in (None, first):
-            return None
-        assert named is not None
-        raise InputError(
-            f"the mask {file} has the name of frame {named} ({names[named]}), but the first frame "
-            f"is {first} ({names[first]}): begin there with --start {named}, or rename the mask"
-        )
+        return named
     numbered = [index for index, number in enumerate(numbers) if int(number) == given]
     possible = {*numbered, *([given] if given < len(names) else [])}
     if named is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -16,7 +16,6 @@ from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import VideoSource
 from mpn.runtime.media.writers import MaskWriter, ProbsWriter, RleWriter, TracksWriter, Writer
 from mpn.runtime.session.layout import ResultPaths, remove_partials
-from mpn.runtime.session.resume import ResumePoint
 from mpn.types import Frame, StepResult
 
 SaveKind = Literal["masks", "overlay", "probs", "rle"]
@@ -107,7 +106,10 @@ class Outputs:
         paths: ResultPaths,
         save: frozenset[SaveKind],
         video: VideoSource,
-        point: ResumePoint | None,
+        *,
+        earlier_lines: Sequence[str] = (),
+        stale: Collection[int] = (),
+        inputs_of: Callable[[int], str] | None = None,
     ) -> Self:
         """Create the folders and open the files of a run.
 
@@ -115,7 +117,9 @@ class Outputs:
             paths: Paths of the run.
             save: Results to write in addition to tracks.jsonl.
             video: Sizes and times of the frames.
-            point: Resume point of an earlier run; None for a run from the start.
+            earlier_lines: Lines of tracks.jsonl of the earlier run that is resumed.
+            stale: Frames of these lines that are computed again.
+            inputs_of: See :class:`mpn.runtime.media.writers.TracksWriter`.
 
         Raises:
             OutputError: If a file cannot be created; unfinished files are removed.
@@ -138,8 +142,10 @@ class Outputs:
             # A line comes before the files it lists, so no file of a killed run is unlisted.
             tracks = TracksWriter(
                 paths.tracks,
-                () if point is None else point.track_lines,
+                earlier_lines,
+                stale=stale,
                 masks=masks,
+                inputs_of=inputs_of,
                 has_checksums=video.decoder == "cpu",
             )
             add(tracks)

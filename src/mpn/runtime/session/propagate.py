@@ -1,26 +1,35 @@
-"""Segment a whole video, one frame in memory at a time."""
+"""Segment a whole video from Python, one frame in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
-from fractions import Fraction
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mpn._common.array_likes import labels_from, rgb_from
+from mpn._common.array_likes import labels_from
 from mpn._common.concurrency import Prefetch
 from mpn._common.options import refuse_old_arguments
-from mpn.cuda.api import is_on_device
+from mpn._common.validation import check_choice
 from mpn.errors import InputError
 from mpn.formats import VideoFacts, read_masks
-from mpn.runtime.media.video import Decode, VideoSource, open_video
+from mpn.runtime.media.video import Decode, EndsEarlyError, VideoSource, open_video
 from mpn.runtime.session.mask_frames import frame_of_mask
-from mpn.runtime.state import object_ids_from_labels
+from mpn.runtime.session.passes import FrameUpdate, Passes, PassResult, ReadBackwards
+from mpn.runtime.session.request import check_mask_frames, given_mask
+from mpn.runtime.session.schedule import DIRECTIONS, Direction, Schedule
+from mpn.runtime.session.spool import Spool
+from mpn.runtime.session.stepping import (
+    PipelineLike,
+    frame_from_array,
+    frames_between,
+    frames_from_arrays,
+)
 from mpn.types import ArrayLike, Frame, StepResult, UInt8Array, check_labels
 
 if TYPE_CHECKING:
@@ -30,48 +39,17 @@ if TYPE_CHECKING:
 Labels = UInt8Array | str | Path
 """Object ids as an array, (H, W) uint8, or as the path of a mask file."""
 
-
-class PipelineLike(Protocol):
-    """Part of :class:`mpn.runtime.pipeline.Pipeline` that :func:`propagate` uses."""
-
-    @property
-    def object_ids(self) -> tuple[int, ...]:
-        """Ids of the tracked objects."""
-
-    def start(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
-        """Start with the first frame and its labels."""
-
-    def step(self, rgb: UInt8Array) -> StepResult:
-        """Segment the next frame."""
-
-    def correct(self, labels: UInt8Array) -> StepResult:
-        """Replace objects of the current frame."""
-
-    def add_objects(self, labels: UInt8Array) -> StepResult:
-        """Add objects to the current frame."""
-
-    def resume_at(self, rgb: UInt8Array, labels: UInt8Array) -> StepResult:
-        """Continue at another frame, from labels of an earlier run."""
-
-
-@runtime_checkable
-class SupportsPrefetch(Protocol):
-    """A pipeline that can compute parts of the next frame early."""
-
-    @property
-    def supports_prefetch(self) -> bool:
-        """Whether :meth:`prefetch_frame` makes the next frame faster."""
-
-    def prefetch_frame(self, rgb: UInt8Array) -> None:
-        """Announce the frame after the one that :meth:`step` gets next."""
+Cancel = threading.Event | Callable[[], bool]
+"""Ends a generator when it is set, or returns True."""
 
 
 @refuse_old_arguments({"adapt": "options=PipelineOptions(finetune=...)"})
 def propagate(
     video: str | Path | VideoSource | Iterable[ArrayLike],
-    mask: ArrayLike | str | Path,
+    mask: ArrayLike | str | Path | Mapping[int, ArrayLike | str | Path],
     *,
     corrections: Mapping[int, ArrayLike | str | Path] | None = None,
+    direction: Direction = "both",
     engine_dir: str | Path | None = None,
     backend: Backend = "auto",
     threads: int | None = None,
@@ -91,10 +69,17 @@ def propagate(
     Args:
         video: An address for :func:`mpn.runtime.media.video.open_video`, an open source (which the
             caller closes), or frames as for :meth:`mpn.runtime.pipeline.Pipeline.step`.
-        mask: Labels of the first frame, as for ``Pipeline.start``, or a file.
+        mask: Labels of the first frame, as for ``Pipeline.start``, or a file. Or a mapping of frame
+            index in the video -> labels or a file: masks of any frames, in the directions of
+            ``direction``.
         corrections: Frame index in the video -> labels of that frame. Objects with a known id are
-            corrected, others are added. Objects that are not in the labels do not change. For a
-            folder of images, a file with the name of an image belongs to that image.
+            corrected, others are added. Objects that are not in the labels do not change, and no
+            frame before it does. For a folder of images, a file with the name of an image belongs
+            to that image. Not with a mapping of masks.
+        direction: Of a mapping of masks. ``"both"``: frames before the first mask are computed
+            backward, and frames between two masks are blended from both. Backward needs a path, an
+            open source or a sequence of arrays; results of the backward pass wait in a temporary
+            folder.
         engine_dir: Engine directory of mpn-export; None for the one in the package.
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
@@ -106,25 +91,154 @@ def propagate(
             :func:`mpn.runtime.media.video_nvdec.choose_decoder`.
 
     Yields:
-        The result of each frame, the first (``mask`` as given) included.
+        The result of each frame, in order. In the frame of a mask it has the labels as given.
 
     Raises:
-        InputError: If the video or a mask cannot be used, or a correction lies outside the video.
+        InputError: If the video or a mask cannot be used, or a mask lies outside the video.
         EngineError: If the engines cannot be opened or fail.
     """
-    return _propagate(
-        video,
-        _own(mask),
-        {index: _own(given) for index, given in (corrections or {}).items()},
+    given: dict[int | None, Labels] = {}
+    if isinstance(mask, Mapping):
+        if corrections:
+            raise InputError("give all masks in one mapping, frame index -> labels, or corrections")
+        given |= {index: _own(labels) for index, labels in mask.items()}
+    else:
+        direction = "forward"
+        given[None] = _own(mask)
+        given |= {index: _own(labels) for index, labels in (corrections or {}).items()}
+    run = _Run(video, given, direction, start=start, end=end)
+    return run.results(
         engine_dir=engine_dir,
         backend=backend,
         threads=threads,
         options=options,
         pipeline=pipeline,
-        start=start,
-        end=end,
         decode=decode,
     )
+
+
+class RangeFrame(NamedTuple):
+    """A frame of :func:`propagate_range`.
+
+    Attributes:
+        frame: Index of the frame in the video.
+        labels: (H, W) uint8 ids, 0 background.
+        confidences: Object id -> mean probability over its pixels, 0..1; 0 without a pixel.
+    """
+
+    frame: int
+    labels: UInt8Array
+    confidences: dict[int, float]
+
+
+def propagate_range(
+    video: str | Path | Sequence[ArrayLike],
+    masks: Mapping[int, ArrayLike | str | Path],
+    first: int,
+    last: int,
+    *,
+    direction: Direction = "both",
+    cancel: Cancel | None = None,
+    engine_dir: str | Path | None = None,
+    backend: Backend = "auto",
+    threads: int | None = None,
+    options: PipelineOptions | None = None,
+    pipeline: PipelineLike | None = None,
+) -> Iterator[RangeFrame]:
+    """Segment frames ``first`` to ``last`` of a video, for annotation tools.
+
+    A generator like :func:`propagate`; closing it ends the work. Calls in several threads share
+    nothing but a pipeline that is given to all of them: a generator then holds it from its first
+    result until it ends or is closed, and the others wait.
+
+    Args:
+        video: An address for :func:`mpn.runtime.media.video.open_video`, or a sequence of frames as
+            for :meth:`mpn.runtime.pipeline.Pipeline.step`.
+        masks: Frame index in the video -> labels or a file, see :func:`propagate`. A mask may be
+            outside of the range: frames between it and the range are computed and not yielded.
+        first: Index of the first frame.
+        last: Index of the last frame, which is yielded too.
+        direction: See :func:`propagate`.
+        cancel: An event, or a function; the generator ends before the next frame when it is set or
+            returns True. Checked in each frame, also in those of a backward pass.
+        engine_dir: See :func:`propagate`, as for the following.
+        backend: Of the engines.
+        threads: Of the networks.
+        options: Of the pipeline.
+        pipeline: An open pipeline. Opening the engines takes about a second: make one for many
+            ranges.
+
+    Yields:
+        Each frame in order; fewer if the video ends before ``last``.
+
+    Raises:
+        InputError: If the range, the video or a mask cannot be used, or this thread already has a
+            generator with the pipeline.
+        EngineError: If the engines cannot be opened or fail.
+    """
+    if not 0 <= first <= last:
+        raise InputError(f"a range must have 0 <= first <= last, got {first}..{last}")
+    if not masks:
+        raise InputError("no mask was given: give labels for at least one frame")
+    run = _Run(
+        video,
+        dict(zip(masks, map(_own, masks.values()), strict=True)),
+        direction,
+        start=min(first, *masks),
+        end=last + 1,
+        wanted=range(first, last + 1),
+        cancel=cancel,
+    )
+    return _range_frames(
+        run, engine_dir=engine_dir, backend=backend, threads=threads, options=options,
+        pipeline=pipeline,
+    )  # fmt: skip
+
+
+def _range_frames(
+    run: _Run, *, pipeline: PipelineLike | None, **engines: Any
+) -> Iterator[RangeFrame]:
+    with ExitStack() as stack:
+        if pipeline is not None:
+            try:
+                stack.enter_context(_only_user(pipeline, run.is_cancelled))
+            except _CancelledError:
+                return
+        if run.is_cancelled():
+            return
+        for one in run.passes(pipeline=pipeline, decode="cpu", **engines):
+            confidences = {t.object_id: t.confidence for t in one.result.tracks}
+            yield RangeFrame(one.frame.index, one.result.labels, confidences)
+
+
+_USERS: WeakKeyDictionary[Any, tuple[threading.Lock, list[int]]] = WeakKeyDictionary()
+_USERS_LOCK = threading.Lock()
+_CANCEL_CHECK_S = 0.1
+
+
+@contextmanager
+def _only_user(pipeline: PipelineLike, is_cancelled: Callable[[], bool]) -> Iterator[None]:
+    """Hold a pipeline, which has the state of one video, for the whole block."""
+    with _USERS_LOCK:
+        lock, owner = _USERS.setdefault(pipeline, (threading.Lock(), []))
+    if owner == [threading.get_ident()]:
+        raise InputError(
+            "this thread already has a generator that uses the pipeline: close it first, or make "
+            "one pipeline for each"
+        )
+    while not lock.acquire(timeout=_CANCEL_CHECK_S):
+        if is_cancelled():
+            raise _CancelledError
+    owner[:] = [threading.get_ident()]
+    try:
+        yield
+    finally:
+        owner.clear()
+        lock.release()
+
+
+class _CancelledError(Exception):
+    """The caller does not wait for the result any more."""
 
 
 def _own(labels: ArrayLike) -> Labels:
@@ -132,236 +246,158 @@ def _own(labels: ArrayLike) -> Labels:
     return labels if isinstance(labels, str | Path) else labels_from(labels).copy()
 
 
-def _propagate(
-    video: str | Path | VideoSource | Iterable[ArrayLike],
-    mask: Labels,
-    corrections: Mapping[int, Labels],
-    *,
-    engine_dir: str | Path | None,
-    backend: Backend,
-    threads: int | None,
-    options: PipelineOptions | None,
-    pipeline: PipelineLike | None,
-    start: int | None,
-    end: int | None,
-    decode: Decode,
-) -> Iterator[StepResult]:
-    with ExitStack() as stack:
-        opened = None
-        end_index = end
-        frames: Iterable[Frame] = ()
-        if isinstance(video, str | Path):
-            opened = stack.enter_context(open_video(video, start=start, end=end))
-            first: Frame | None = opened.first_frame
-            end_index = opened.end_index
-        else:
-            is_source = isinstance(video, VideoSource)
-            frames = video if is_source else frames_from_arrays(video)  # type: ignore[assignment]
-            reader = stack.enter_context(Prefetch(frames_between(frames, start, end)))
-            first = next(reader, None)
-        if first is None:
-            raise InputError("the video has no frame between start and end")
-        size_hw = (first.rgb.shape[0], first.rgb.shape[1])
-        if opened is not None:
-            corrections = _by_frame(mask, corrections, opened)
-        labels = _labels(mask, size_hw)
-        later = {index: _labels(given, size_hw) for index, given in corrections.items()}
-        check_corrections(later, first.index, end_index)
-        if pipeline is None:
-            from mpn.runtime.pipeline import Pipeline
+class _Run:
+    """One call of :func:`propagate` or :func:`propagate_range`.
 
-            pipeline = stack.enter_context(
-                Pipeline.from_engines(engine_dir, backend=backend, threads=threads, options=options)
+    Args:
+        video: See :func:`propagate`.
+        masks: Frame index -> labels; None for the first frame.
+        direction: Of all masks.
+        start: Index of the first frame to read.
+        end: Index to stop before.
+        wanted: Frames to yield; None for all.
+        cancel: See :func:`propagate_range`.
+    """
+
+    def __init__(
+        self,
+        video: str | Path | VideoSource | Iterable[ArrayLike],
+        masks: Mapping[Any, Labels],
+        direction: Direction,
+        *,
+        start: int | None,
+        end: int | None,
+        wanted: range | None = None,
+        cancel: Cancel | None = None,
+    ) -> None:
+        check_choice("the direction of a mask", direction, DIRECTIONS)
+        self._video, self._masks, self._direction = video, masks, direction
+        self._start, self._end, self._wanted = start, end, wanted
+        self._cancel = cancel
+
+    def is_cancelled(self) -> bool:
+        """Return whether the caller has cancelled."""
+        if isinstance(self._cancel, threading.Event):
+            return self._cancel.is_set()
+        return self._cancel is not None and bool(self._cancel())
+
+    def results(self, **engines: Any) -> Iterator[StepResult]:
+        """Yield the results of :func:`propagate`."""
+        for one in self.passes(**engines):
+            yield one.result
+
+    def passes(
+        self,
+        *,
+        engine_dir: str | Path | None,
+        backend: Backend,
+        threads: int | None,
+        options: PipelineOptions | None,
+        pipeline: PipelineLike | None,
+        decode: Decode,
+    ) -> Iterator[PassResult]:
+        """Open everything, and yield the frames."""
+        with ExitStack() as stack:
+            opened: VideoSource | None = None
+            first: Frame | None
+            read_backwards: ReadBackwards | None = None
+            source, end_index = self._video, self._end
+            frames: Iterable[Frame] = ()
+            if isinstance(source, str | Path):
+                opened = stack.enter_context(open_video(source, start=self._start, end=self._end))
+                first = opened.first_frame
+                end_index, read_backwards = opened.end_index, opened.backwards
+            else:
+                if isinstance(source, VideoSource):
+                    frames, read_backwards = source, source.backwards
+                else:
+                    frames = frames_from_arrays(source)
+                    if isinstance(source, Sequence | np.ndarray):
+                        read_backwards = _backwards_by_index(source)
+                        end_index = min(len(source), end_index or len(source))
+                reader = stack.enter_context(
+                    Prefetch(frames_between(frames, self._start, self._end))
+                )
+                first = next(reader, None)
+            if first is None:
+                raise InputError("the video has no frame between start and end")
+            size_hw = (first.rgb.shape[0], first.rgb.shape[1])
+            by_frame = self._masks_by_frame(first.index, opened)
+            labels = {index: _labels(given, size_hw) for index, given in by_frame.items()}
+            check_mask_frames(labels, first.index, None if self._wanted else end_index)
+            schedule = Schedule(
+                first.index, {k: given_mask(labels[k], self._direction) for k in sorted(labels)}
             )
-        if opened is None:
-            frames = chain([first], reader)
-        else:
-            from mpn.runtime.media.video_nvdec import choose_decoder, device_of
+            if pipeline is None:
+                from mpn.runtime.pipeline import Pipeline
 
-            chosen = choose_decoder(opened, decode, device_of(pipeline))
-            frames = stack.enter_context(Prefetch(stack.enter_context(chosen)))
-        del first  # otherwise it stays in memory to the end
-        for _, result in propagate_frames(frames, pipeline, labels, later):
-            yield result
+                pipeline = stack.enter_context(
+                    Pipeline.from_engines(
+                        engine_dir, backend=backend, threads=threads, options=options
+                    )
+                )
+            passes = Passes(
+                schedule,
+                labels,
+                pipeline,
+                read_backwards=read_backwards,
+                spool=stack.enter_context(Spool()),
+                on_backward=self._check_cancelled,
+                wanted=self._wanted,
+            )
+            if opened is None:
+                frames = chain([first], reader)
+            else:
+                from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 
+                chosen = choose_decoder(opened, decode, device_of(pipeline))
+                frames = stack.enter_context(Prefetch(stack.enter_context(chosen)))
+            del first  # otherwise it stays in memory to the end
+            try:
+                for one in passes.run(self._until_cancelled(frames)):
+                    yield one
+                    if self._wanted is not None and one.frame.index + 1 == self._wanted.stop:
+                        return  # masks after the range are none after the end
+            except _CancelledError:
+                return
 
-def propagate_frames(
-    frames: Iterable[Frame],
-    pipeline: PipelineLike,
-    labels: UInt8Array,
-    corrections: Mapping[int, UInt8Array] | None = None,
-    *,
-    is_live: bool = False,
-) -> Iterator[tuple[Frame, StepResult]]:
-    """Start the pipeline, step through the frames, and apply corrections.
-
-    A pipeline that prefetches gets each frame while it segments the one before, unless the
-    source is live: the newest frame of a live source must not wait for the next.
-
-    Args:
-        frames: Frames in order; the first one starts the pipeline.
-        pipeline: Open; closed by the caller.
-        labels: (H, W) uint8 ids of the first frame.
-        corrections: Frame index -> (H, W) uint8 ids, see :func:`propagate`.
-        is_live: Whether the source is live.
-
-    Yields:
-        Each frame with its result.
-
-    Raises:
-        InputError: If the video ends before a frame that was given labels.
-    """
-    return iterate_frames(
-        frames,
-        pipeline,
-        lambda frame: pipeline.start(frame.rgb, labels),
-        corrections or {},
-        is_live=is_live,
-    )
-
-
-def iterate_frames(
-    frames: Iterable[Frame],
-    pipeline: PipelineLike,
-    begin: Callable[[Frame], StepResult],
-    corrections: Mapping[int, UInt8Array],
-    *,
-    is_live: bool = False,
-) -> Iterator[tuple[Frame, StepResult]]:
-    """Run :func:`propagate_frames` with ``begin`` for the first frame."""
-    pending = dict(corrections)
-    last_index = -1
-    can_prefetch = isinstance(pipeline, SupportsPrefetch) and pipeline.supports_prefetch
-    pairs: Iterable[tuple[Frame, Frame | None]] = (
-        ((frame, None) for frame in frames)
-        if is_live or not can_prefetch
-        else with_lookahead(frames)
-    )
-    for position, (frame, following) in enumerate(pairs):
-        if isinstance(pipeline, SupportsPrefetch) and following is not None:
-            pipeline.prefetch_frame(following.rgb)
-        last_index = frame.index
-        result = pipeline.step(frame.rgb) if position else begin(frame)
-        given = pending.pop(frame.index, None)
-        if given is not None:
-            result = apply_corrections(pipeline, given, result)
-        yield frame, result
-    _check_before_end(pending, last_index + 1)
-
-
-def with_lookahead(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:
-    """Yield each frame with the next one, which is read first.
-
-    An error while reading a frame is raised when that frame itself is due.
-    """
-    reader = iter(frames)
-    frame = next(reader, None)
-    while frame is not None:
-        following, failure = None, None
-        try:
-            following = next(reader, None)
-        except Exception as error:
-            failure = error
-        yield frame, following
-        if failure is not None:
-            raise failure
-        frame = following
-
-
-def check_corrections(
-    corrections: Mapping[int, Any], first_index: int, end_index: int | None
-) -> None:
-    """Check that all corrections are for frames after the first.
-
-    Args:
-        corrections: Frame index -> labels.
-        first_index: Index of the first frame.
-        end_index: Index after the last frame, or an upper bound; None if unknown.
-
-    Raises:
-        InputError: If one is for another frame.
-    """
-    early = min(corrections, default=first_index + 1)
-    if early <= first_index:
-        raise InputError(
-            f"a second mask was given for frame {early}, but the video begins at frame "
-            f"{first_index} with the first mask: corrections belong to later frames"
-        )
-    if end_index is not None:
-        _check_before_end(corrections, end_index)
-
-
-def _check_before_end(corrections: Mapping[int, Any], end_index: int) -> None:
-    late = [index for index in corrections if index >= end_index]
-    if late:
-        raise InputError(
-            f"a mask was given for frame {min(late)}, but the last frame is {end_index - 1}: "
-            "frames are numbered from 0"
-        )
-
-
-def frames_from_arrays(arrays: Iterable[ArrayLike]) -> Iterator[Frame]:
-    """Yield (H, W, 3) uint8 RGB arrays as frames, one per second.
-
-    NumPy arrays are copied: frames wait in a queue, and the caller may fill one array again and
-    again. Arrays in device memory are not.
-    """
-    try:
-        numbered = enumerate(arrays)
-    except TypeError as error:
-        raise InputError(
-            "a video must be a path, an open source or an iterable of frames, got "
-            f"{'None' if arrays is None else f'a {type(arrays).__name__}'}"
-        ) from error
-    for index, given in numbered:
-        rgb = given if is_on_device(given) else rgb_from(given).copy()
-        yield Frame(index=index, rgb=rgb, pts_s=Fraction(index), name=f"{index:05d}")
-
-
-def frames_between(frames: Iterable[Frame], start: int | None, end: int | None) -> Iterator[Frame]:
-    """Yield the frames with an index in ``start``..``end - 1``; reads none after."""
-    for frame in frames:
-        if frame.index >= (start or 0):
+    def _until_cancelled(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            if self.is_cancelled():
+                raise _CancelledError
             yield frame
-        if end is not None and frame.index + 1 >= end:
-            return
+
+    def _check_cancelled(self, update: FrameUpdate, progress: object) -> None:
+        if self.is_cancelled():
+            raise _CancelledError
+
+    def _masks_by_frame(self, first_index: int, video: VideoSource | None) -> dict[int, Labels]:
+        """Return the masks by the frames of ``frame_of_mask``."""
+        by_frame: dict[int, Labels] = {}
+        for index, given in self._masks.items():
+            frame = index
+            if video is not None and isinstance(given, str | Path):
+                frame = frame_of_mask(index, Path(given), video)
+            if index is None and frame not in (None, first_index):
+                raise InputError(
+                    f"the mask {given} has the name of frame {frame}, but the first frame is "
+                    f"{first_index}: give a mapping, {{{frame}: mask}}, or rename the mask"
+                )
+            frame = first_index if frame is None else frame
+            if frame in by_frame:
+                raise InputError(f"two masks were given for frame {frame}: give one per frame")
+            by_frame[frame] = given
+        return by_frame
 
 
-def apply_corrections(
-    pipeline: PipelineLike, labels: UInt8Array, stepped: StepResult
-) -> StepResult:
-    """Correct the known objects of the current frame, and add the new ones."""
-    known = set(pipeline.object_ids)
-    given = object_ids_from_labels(labels)
-    result = stepped
-    timings = dict(stepped.timings)
-    for ids, apply in (
-        ([k for k in given if k in known], pipeline.correct),
-        ([k for k in given if k not in known], pipeline.add_objects),
-    ):
-        if ids:
-            result = apply(np.where(np.isin(labels, ids), labels, 0).astype(np.uint8))
-            for stage, seconds in result.timings.items():
-                timings[stage] = timings.get(stage, 0.0) + seconds
-    return replace(result, timings=timings)
+def _backwards_by_index(arrays: Any) -> ReadBackwards:
+    def read(first: int, end: int) -> Iterator[Frame]:
+        if end > len(arrays):
+            raise EndsEarlyError("the sequence of frames", len(arrays), end - 1)
+        for index in range(end - 1, first - 1, -1):
+            yield frame_from_array(arrays[index], index)
 
-
-def _by_frame(
-    mask: Labels, corrections: Mapping[int, Labels], video: VideoSource
-) -> dict[int, Labels]:
-    """Return the corrections by the frames of ``frame_of_mask``."""
-    if isinstance(mask, str | Path):
-        frame_of_mask(None, Path(mask), video)
-    by_frame: dict[int, Labels] = {}
-    for index, given in corrections.items():
-        frame: int | None = index
-        if isinstance(given, str | Path):
-            frame = frame_of_mask(index, Path(given), video)
-        assert frame is not None
-        if frame in by_frame:
-            raise InputError(f"two masks were given for frame {frame}: give one per frame")
-        by_frame[frame] = given
-    return by_frame
+    return read
 
 
 def _labels(given: Labels, size_hw: tuple[int, int]) -> UInt8Array:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mpn._common.validation import check_choice
 from mpn.errors import InputError
 from mpn.runtime.media.video import Decode, VideoSource
 from mpn.runtime.options import PipelineOptions
 from mpn.runtime.session.mask_files import read_mask_files
 from mpn.runtime.session.outputs import DEFAULT_SAVE, SaveKind
-from mpn.runtime.session.propagate import check_corrections
+from mpn.runtime.session.passes import BackwardProgress
+from mpn.runtime.session.report import sha256_of_array
+from mpn.runtime.session.schedule import DIRECTIONS, Direction, GivenMask
+from mpn.runtime.session.stepping import mask_after_end
+from mpn.runtime.state import object_ids_from_labels
 from mpn.types import UInt8Array
 
 if TYPE_CHECKING:
@@ -27,9 +32,11 @@ class RunRequest:
     Attributes:
         video: See :func:`mpn.runtime.media.video.open_video`.
         masks: Frame index -> mask file or folder, see :func:`mpn.formats.read_masks`; None stands
-            for the first frame, or the frames named in the file. Masks of later frames correct
-            objects, or add new ones. For a folder of images, a file with the name of an image
-            belongs to that image.
+            for the first frame, or the frames named in the file. Any frame may have a mask; later
+            masks correct objects, or add new ones. For a folder of images, a file with the name of
+            an image belongs to that image.
+        direction: Direction of the masks, see :mod:`mpn.runtime.session.schedule`.
+        directions: Frame index -> direction of its mask, instead of ``direction``.
         out: Folder for the results; None for ``<name of the video>-mpn`` in the current folder.
         engine_dir: Engine directory of mpn-export; None for the one in the package.
         backend: See :func:`mpn.engines.open.open_engines`.
@@ -52,6 +59,8 @@ class RunRequest:
 
     video: str
     masks: Mapping[int | None, Path]
+    direction: Direction = "both"
+    directions: Mapping[int, Direction] = field(default_factory=dict)
     out: Path | None = None
     engine_dir: Path | None = None
     backend: Backend = "auto"
@@ -75,11 +84,14 @@ class Progress:
         done: Finished frames, resumed ones included.
         computed: Frames that this run computed.
         expected: Total frames by the container's header, which may be wrong; None if unknown.
+        backward: The backward pass that runs; its frames are not finished yet. None: the frames
+            are computed in order.
     """
 
     done: int
     computed: int
     expected: int | None
+    backward: BackwardProgress | None = None
 
 
 @dataclass(frozen=True)
@@ -87,42 +99,106 @@ class Masks:
     """Masks of a run, read and checked.
 
     Attributes:
-        first: (H, W) uint8 ids of the first frame.
-        later: Frame index -> (H, W) uint8 ids.
+        labels: Frame index -> (H, W) uint8 ids.
+        given: Frame index -> digest, ids and direction.
+        files: Frame index -> the file.
         notes: Lines for the user, such as the number of void pixels.
         names: Object id -> name, of the objects that have one.
     """
 
-    first: UInt8Array
-    later: Mapping[int, UInt8Array]
+    labels: Mapping[int, UInt8Array]
+    given: Mapping[int, GivenMask]
+    files: Mapping[int, Path]
     notes: tuple[str, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, files: Mapping[int | None, Path], video: VideoSource) -> Masks:
-        """Read the files of :attr:`RunRequest.masks`.
+    def load(cls, request: RunRequest, video: VideoSource) -> Masks:
+        """Read the files of a request.
 
         Raises:
-            InputError: If the first frame has no mask or two, a mask is for a frame before it or
-                after the end, or the frame of a mask is ambiguous.
+            InputError: If there is no mask or two for a frame, a mask is for a frame that is not
+                segmented, the frame of a mask is ambiguous, or frames before the first mask of a
+                live source would be needed.
             MaskError: If a file cannot be used as a mask of this video.
         """
-        first_index = video.first_frame.index
-        given = read_mask_files(files, video)
-        loaded = dict(given.labels)
-        if None in loaded:
-            first = loaded.pop(None)  # a second one, by its number, fails in check_corrections
-        elif first_index in loaded:
-            first = loaded.pop(first_index)
-        elif loaded:
-            given_first = min(index for index in loaded if index is not None)
-            raise InputError(
-                f"the first frame to segment, frame {first_index}, has no mask, the earliest given "
-                f"is for frame {given_first}: add --mask FIRST.png, or begin there with "
-                f"--start {given_first}"
-            )
-        else:
+        if not request.masks:
             raise InputError("no mask was given: add --mask FIRST.png, the mask of the first frame")
-        later = {index: labels for index, labels in loaded.items() if index is not None}
-        check_corrections(later, first_index, video.end_index)
-        return cls(first, later, given.notes, given.names)
+        first = video.first_frame.index
+        found, paths = read_mask_files(request.masks, video)
+        labels: dict[int, UInt8Array] = {}
+        files: dict[int, Path] = {}
+        for given, mask in found.labels.items():
+            index = first if given is None else given
+            if index in labels:
+                raise InputError(
+                    f"two masks were given for frame {index}, {files[index]} and {paths[given]}: "
+                    "give one per frame"
+                )
+            labels[index], files[index] = mask, paths[given]
+        directions = {index: request.directions.get(index, request.direction) for index in labels}
+        check_mask_frames(labels, first, video.end_index)
+        if video.is_live:
+            directions = _forward_only(directions, first)
+        masks = {index: given_mask(labels[index], directions[index]) for index in sorted(labels)}
+        return cls(labels, masks, files, found.notes, found.names)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return one JSON entry per mask, by frame."""
+        return [
+            {
+                "frame": index,
+                "file": str(self.files[index]),
+                "direction": mask.direction,
+                "object_ids": list(mask.object_ids),
+                "sha256": mask.sha256,
+            }
+            for index, mask in self.given.items()
+        ]
+
+
+def given_mask(labels: UInt8Array, direction: Direction) -> GivenMask:
+    """Return the facts of a mask that its schedule needs.
+
+    Raises:
+        InputError: If the direction is unknown.
+        MaskError: If the labels hold no object.
+    """
+    check_choice("the direction of a mask", direction, DIRECTIONS)
+    return GivenMask(sha256_of_array(labels), object_ids_from_labels(labels), direction)
+
+
+def check_mask_frames(frames: Iterable[int], first_index: int, end_index: int | None) -> None:
+    """Check that the frames of all masks are segmented.
+
+    Args:
+        frames: Their indices.
+        first_index: Index of the first frame.
+        end_index: Index after the last frame, or an upper bound; None if unknown.
+
+    Raises:
+        InputError: If one is not.
+    """
+    for index in sorted(frames):
+        if index < first_index:
+            raise InputError(
+                f"a mask was given for frame {index}, but the first frame to segment is "
+                f"{first_index}: begin there with --start {index}, or leave the mask out"
+            )
+        if end_index is not None and index >= end_index:
+            raise mask_after_end(index, end_index)
+
+
+def _forward_only(directions: Mapping[int, Direction], first: int) -> dict[int, Direction]:
+    if first not in directions:
+        raise InputError(
+            f"the first frame to segment, frame {first}, has no mask, the earliest given is for "
+            f"frame {min(directions)}: a live source runs forward only, so add --mask FIRST.png"
+        )
+    for index, direction in directions.items():
+        if direction == "backward":
+            raise InputError(
+                f"the mask of frame {index} has the direction 'backward', but a live source runs "
+                "forward only"
+            )
+    return dict.fromkeys(directions, "forward")

@@ -1,30 +1,29 @@
-"""Resume an interrupted run: compare the runs, and find the frame to continue at.
+"""Resume an interrupted run: compare the runs, and find the frames to keep.
 
-A resumed run starts from the last mask, not from the soft probability that the interrupted run had
-in memory. An object that was lost there stays lost, unless OSVOS re-detects it. First areas,
-colours and fine-tuned weights are computed again from the masks of the user. run.json gives the
-frame at which the run was resumed.
+The forward pass continues from the mask of a kept frame, not from the soft probability that the
+earlier run had in memory. An object that was lost there stays lost, unless OSVOS re-detects it.
+First areas, colours and fine-tuned weights are computed again from the masks of the user. run.json
+gives the last frame before the first one that was computed again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from typing import Any
 
-import numpy as np
-
+from mpn._common.files import json_text
 from mpn._common.records import record_from_json
-from mpn.errors import InputError, MaskError, OutputError
+from mpn.errors import InputError, OutputError
 from mpn.masks import load_labels
 from mpn.runtime.options import CONSTANTS_OF_0_1, OPTIONS_OF_0_1
-from mpn.runtime.session.earlier import EarlierFrames, ListedCheck
+from mpn.runtime.session.earlier import EarlierFrames, ListedCheck, ListedFrame, VideoMatch
 from mpn.runtime.session.layout import ResultPaths
-from mpn.runtime.session.propagate import PipelineLike, apply_corrections, iterate_frames
-from mpn.types import MAX_OBJECT_ID, Frame, StepResult, UInt8Array
+from mpn.runtime.session.passes import KeptFrames
+from mpn.runtime.session.schedule import GivenMask, Schedule
+from mpn.runtime.session.stepping import mask_after_end
+from mpn.types import MAX_OBJECT_ID, UInt8Array
 
 FIELDS_OF_0_1: Mapping[str, str] = {
     "adapt": "finetune",
@@ -35,19 +34,33 @@ FIELDS_OF_0_1: Mapping[str, str] = {
 """Fields of a fingerprint in version 0.1 -> their names now."""
 
 
-@dataclass(frozen=True)
-class ResumePoint:
-    """Frame of an earlier run from which a new one can continue.
+class ResumedFrames(KeptFrames):
+    """Frames of an earlier run that are kept.
 
-    Attributes:
-        frame_index: Index of the frame; its mask is the state to start from.
-        track_lines: Lines of tracks.jsonl up to and including the frame.
-        object_ids: Ids of the tracked objects in each of these frames.
+    Args:
+        paths: Paths of the earlier run.
+        size_hw: (height, width) of the video.
+        entries: The kept frames.
+        end: See :class:`mpn.runtime.session.passes.KeptFrames`.
     """
 
-    frame_index: int
-    track_lines: tuple[str, ...]
-    object_ids: tuple[tuple[int, ...], ...]
+    def __init__(
+        self,
+        paths: ResultPaths,
+        size_hw: tuple[int, int],
+        entries: Iterable[ListedFrame],
+        end: int | None = None,
+    ) -> None:
+        self._paths, self._size_hw = paths, size_hw
+        listed = tuple(entries)
+        self._names = {entry.frame: entry.name for entry in listed}
+        self.object_ids = {entry.frame: entry.object_ids for entry in listed}
+        self.end = end
+
+    def labels(self, index: int) -> UInt8Array:
+        """See :meth:`KeptFrames.labels`."""
+        path = self._paths.masks / f"{self._names[index]}.png"
+        return load_labels(path, size_hw=self._size_hw, max_objects=MAX_OBJECT_ID, allow_empty=True)
 
 
 @dataclass(frozen=True)
@@ -148,115 +161,111 @@ def check_same_run(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> No
             )
 
 
-def resumed_frames(
-    frames: Iterable[Frame],
-    pipeline: PipelineLike,
-    paths: ResultPaths,
-    point: ResumePoint,
-    labels: UInt8Array,
-    corrections: Mapping[int, UInt8Array],
-) -> Iterator[tuple[Frame, StepResult]]:
-    """Yield the earlier masks up to the resume point, then run the pipeline.
-
-    Args:
-        frames: Frames of the whole video, from the first.
-        pipeline: Open.
-        paths: Paths of the earlier masks.
-        point: Frame to continue at.
-        labels: (H, W) uint8, the user's mask of the first frame.
-        corrections: As for :func:`mpn.runtime.session.propagate.propagate_frames`.
-
-    Yields:
-        Each frame with its result. Before the resume point that is the earlier mask, without
-        probabilities and tracks.
-
-    Raises:
-        MaskError: If an earlier mask cannot be read.
-        OutputError: If the video ends before the resume point.
-    """
-    iterator = iter(frames)
-    followed = point.object_ids
-    first_index = point.frame_index - len(followed) + 1
-    for position, frame in enumerate(iterator):
-        if position == 0:
-            pipeline.start(frame.rgb, labels)
-        earlier = _mask_of(paths, frame)
-        is_last = frame.index == point.frame_index
-        given = corrections.get(frame.index)
-        if given is not None or is_last:
-            known = np.where(np.isin(earlier, pipeline.object_ids), earlier, 0).astype(np.uint8)
-            result = pipeline.resume_at(frame.rgb, known)
-            if given is not None:
-                result = apply_corrections(pipeline, given, result)
-        if not is_last:
-            yield frame, _earlier_result(frame, earlier, followed[frame.index - first_index])
-            continue
-        later = {index: mask for index, mask in corrections.items() if index > frame.index}
-        yield from iterate_frames(
-            chain([frame], iterator), pipeline, partial(_found, result), later
-        )
-        return
-    raise video_too_short(point)
-
-
-def video_too_short(point: ResumePoint) -> OutputError:
+def video_too_short(index: int) -> OutputError:
     """Return the error for a video that has fewer frames than the earlier run."""
     return OutputError(
-        f"cannot resume at frame {point.frame_index}: the video ends before it; run again without "
-        "--resume"
+        f"cannot resume at frame {index}: the video ends before it; run again without --resume"
     )
 
 
-def _found(result: StepResult, frame: Frame) -> StepResult:
-    return result
+@dataclass(frozen=True)
+class Resumed:
+    """Frames and lines of an earlier run for a resumed one.
+
+    Attributes:
+        kept: The frames that are not computed again.
+        lines: Lines of tracks.jsonl of all frames of the earlier run.
+        stale: Frames of these lines that are computed again.
+        resumed_at: Last frame before the first one that is computed; None if it is the first.
+        is_done: Whether no frame is computed.
+    """
+
+    kept: ResumedFrames
+    lines: tuple[str, ...]
+    stale: frozenset[int]
+    resumed_at: int | None
+    is_done: bool
 
 
-def find_resume_point(
-    paths: ResultPaths, frames: EarlierFrames, whole: int, first_frame: Frame
-) -> ResumePoint | None:
-    """Find the last frame with a readable mask that holds an object.
+def resume(
+    schedule: Schedule,
+    earlier: Mapping[str, Any],
+    frames: EarlierFrames,
+    check: ListedCheck,
+    match: VideoMatch | None,
+    *,
+    paths: ResultPaths,
+    size_hw: tuple[int, int],
+) -> Resumed:
+    """Find the frames whose results would be the same if they were computed again.
 
     Args:
-        paths: Paths of the earlier run.
+        schedule: Of this run.
+        earlier: Report of the earlier run.
         frames: Its frames.
-        whole: Number of leading frames that can be used.
-        first_frame: First frame of the video; the run must have started there.
+        check: Its files.
+        match: The video compared with the one of the earlier run; None: a live source.
+        paths: Paths of the earlier run.
+        size_hw: (height, width) of the video.
 
-    Returns:
-        None if there is none.
+    Raises:
+        InputError: If a mask is given for a frame after the last one.
+        OutputError: If the video ends before the frames of the earlier run.
     """
-    if not whole or frames.entries[0].name != first_frame.name:
-        return None
-    size_hw = (first_frame.rgb.shape[0], first_frame.rgb.shape[1])
-    for count in range(whole, 0, -1):
-        path = paths.masks / f"{frames.entries[count - 1].name}.png"
-        try:  # an empty mask is no state to start from
-            load_labels(path, size_hw=size_hw, max_objects=MAX_OBJECT_ID)
-        except MaskError:
+    first = schedule.first
+    before = schedule_before(earlier, first)
+    changed_at = frames.end_index if match is None else min(first + match.same, frames.end_index)
+    kept: list[ListedFrame] = []
+    lines: list[str] = []
+    for line, entry in zip(frames.lines, frames.entries, strict=True):
+        if entry.frame < first:
             continue
-        return ResumePoint(
-            first_frame.index + count - 1,
-            frames.lines[:count],
-            tuple(entry.object_ids for entry in frames.entries[:count]),
-        )
-    return None
-
-
-def _mask_of(paths: ResultPaths, frame: Frame) -> UInt8Array:
-    """Load the earlier mask of a frame; it may be empty."""
-    path = paths.masks / f"{frame.name}.png"
-    size_hw = (frame.rgb.shape[0], frame.rgb.shape[1])
-    return load_labels(path, size_hw=size_hw, max_objects=MAX_OBJECT_ID, allow_empty=True)
-
-
-def _earlier_result(frame: Frame, labels: UInt8Array, object_ids: tuple[int, ...]) -> StepResult:
-    return StepResult(
-        index=frame.index,
-        labels=labels,
-        probs=np.zeros((0, *labels.shape), np.float32),
-        object_ids=object_ids,
-        tracks=(),
+        inputs = schedule.inputs_of(entry.frame)
+        found = before.inputs_of(entry.frame) if entry.inputs is None else entry.inputs
+        one = schedule.backward_pass_of(entry.frame)
+        last_read = entry.frame if one is None else one.source
+        is_same = changed_at == frames.end_index or last_read < changed_at
+        if entry.frame in check.whole and found == inputs and is_same:
+            kept.append(entry)
+            if entry.inputs is None:  # it depended on masks that were all forward
+                line = json_text({**json.loads(line), "inputs": inputs})
+        lines.append(line)
+    kept_frames = {entry.frame for entry in kept}
+    if match is not None and match.is_shorter and kept:
+        raise video_too_short(max(kept_frames))
+    is_whole = match is not None and not match.has_more
+    if is_whole and schedule.mask_frames[-1] >= frames.end_index:
+        raise mask_after_end(schedule.mask_frames[-1], frames.end_index)
+    end = frames.end_index if is_whole else None
+    missing = first
+    while missing in kept_frames:
+        missing += 1
+    return Resumed(
+        ResumedFrames(paths, size_hw, kept, end),
+        tuple(lines),
+        frozenset(entry.frame for entry in frames.entries) - kept_frames,
+        missing - 1 if missing > first else None,
+        is_done=earlier["state"] == "complete"
+        and missing == end
+        and _masks_of(earlier) == {k: (m.sha256, m.direction) for k, m in schedule.masks.items()},
     )
+
+
+def _masks_of(report: Mapping[str, Any]) -> dict[int, tuple[str, str]]:
+    """Return digest and direction of each mask of an earlier run."""
+    if "masks" in report:
+        return {m["frame"]: (m["sha256"], m["direction"]) for m in report["masks"]}
+    masks = schedule_before(report, 0).masks
+    return {index: (mask.sha256, "both") for index, mask in masks.items()}
+
+
+def schedule_before(report: Mapping[str, Any], first: int) -> Schedule:
+    """Return the schedule of a run before 0.3: all masks were forward only."""
+    masks = {
+        int(index): GivenMask(digest, (), "forward")
+        for index, digest in report["fingerprint"]["masks"].items()
+    }
+    return Schedule(first, masks)
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:

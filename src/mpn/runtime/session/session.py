@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import chain
@@ -37,9 +37,10 @@ from mpn.runtime.session.earlier import (
     load_earlier_frames,
     load_earlier_run,
     match_video,
+    remove_frames,
     remove_previous_results,
 )
-from mpn.runtime.session.fingerprint import fingerprint, fingerprint_up_to
+from mpn.runtime.session.fingerprint import fingerprint, without_masks
 from mpn.runtime.session.layout import (
     RUN_JSON_SCHEMA,
     ResultPaths,
@@ -49,28 +50,30 @@ from mpn.runtime.session.layout import (
     result_paths,
 )
 from mpn.runtime.session.outputs import Outputs
-from mpn.runtime.session.propagate import propagate_frames
+from mpn.runtime.session.passes import BackwardProgress, FrameUpdate, Passes
 from mpn.runtime.session.report import StageStatistics, machine_facts, versions
 from mpn.runtime.session.request import Masks, Progress, RunRequest
 from mpn.runtime.session.resume import (
-    ResumePoint,
+    Resumed,
     check_end,
     check_resumable,
     check_same_run,
     check_unchanged,
-    find_resume_point,
-    resumed_frames,
-    video_too_short,
+    resume,
 )
+from mpn.runtime.session.schedule import Schedule
+from mpn.runtime.session.spool import Spool, remove_abandoned_spools
 from mpn.types import Frame, StepResult
 
 OnProgress = Callable[[Progress], None]
+OnFrame = Callable[[FrameUpdate], None]
 
 
 def run_video(
     request: RunRequest,
     *,
     on_progress: OnProgress | None = None,
+    on_frame: OnFrame | None = None,
     on_finetune: OnFinetune | None = None,
     on_build: OnPlanProgress | None = None,
 ) -> dict[str, Any]:
@@ -79,6 +82,7 @@ def run_video(
     Args:
         request: Inputs, options and outputs.
         on_progress: Called after each frame.
+        on_frame: Called with each frame that is computed, in the thread of the run.
         on_finetune: Called after each step of fine-tuning.
         on_build: Called while a plan is built.
 
@@ -107,9 +111,10 @@ def run_video(
         paths = result_paths(out, video)
         check_out(out)
         check_not_input(paths, video)
-        masks = Masks.load(request.masks, video)
+        masks = Masks.load(request, video)
         stack.enter_context(FolderLock(paths.folder))
         remove_abandoned_folders()
+        remove_abandoned_spools(paths.folder)
         check_writable(paths, request.save, video)
         earlier, frames = load_earlier_run(paths), load_earlier_frames(paths)
         if request.resume and earlier is not None:
@@ -144,8 +149,9 @@ def run_video(
                 video, request.decode, device_of(pipeline), copy_to_host="overlay" in request.save
             )
         )
+        spool = stack.enter_context(Spool(paths.folder))
         run = _Run(request, video, masks, pipeline, paths, plan, earlier, frames)
-        return run.run(on_progress or (lambda _: None))
+        return run.run(spool, on_progress or (lambda _: None), on_frame or (lambda _: None))
 
 
 class _Run:
@@ -169,108 +175,133 @@ class _Run:
         self._first_frame = video.first_frame
         self._started_s = time.perf_counter()
         self._done = self._computed = 0
+        self._finetune_s = 0.0
+        self._object_ids: set[int] = set()
         self._is_finished = False
+        self._schedule = Schedule(self._first_frame.index, masks.given)
         self._fingerprint = fingerprint(video, masks, pipeline, plan.options)
 
-    def run(self, on_progress: OnProgress) -> dict[str, Any]:
-        earlier, point = self._earlier, None
+    def run(self, spool: Spool, on_progress: OnProgress, on_frame: OnFrame) -> dict[str, Any]:
+        earlier, resumed = self._earlier, None
         if self._request.resume and earlier is not None:
-            point, is_done = self._resume_point(earlier)
-            if is_done:
+            resumed = self._resumed(earlier)
+            if resumed.is_done:
                 return earlier
+
+        def on_backward(update: FrameUpdate, progress: BackwardProgress) -> None:
+            self._statistics.add(update.result.timings)
+            self._finetune_s += update.result.timings.get("finetune", 0.0)
+            on_frame(update)
+            on_progress(
+                Progress(self._done, self._computed, self._video.frame_count_hint, progress)
+            )
+
+        passes = Passes(
+            self._schedule,
+            self._masks.labels,
+            self._pipeline,
+            read_backwards=self._video.backwards,
+            spool=spool,
+            kept=None if resumed is None else resumed.kept,
+            needs_probs="probs" in self._request.save,
+            on_backward=on_backward,
+            is_live=self._video.is_live,
+        )
         with Prefetch(self._video) as reader:
-            results = self._results(self._timed(reader), point)
+            results = passes.run(self._timed(reader))
             # The pipeline starts on the first frame here: if that raises, no file was written.
             first = next(results)
-            if point is None:
+            if resumed is None:
                 remove_previous_results(
                     self._paths, earlier, self._frames, keep=self._request.masks.values()
                 )
-            outputs = Outputs.open(self._paths, self._request.save, self._video, point)
-            outputs.save_partial_report(self._report("running", point))
+            outputs = Outputs.open(
+                self._paths,
+                self._request.save,
+                self._video,
+                earlier_lines=() if resumed is None else resumed.lines,
+                stale=() if resumed is None else resumed.stale,
+                inputs_of=self._schedule.inputs_of,
+            )
+            outputs.save_partial_report(self._report("running", resumed))
             try:
-                for frame, result in chain([first], results):
-                    self._write(outputs, frame, result, point)
+                for one in chain([first], results):
+                    if one.direction is not None:
+                        self._prepare(resumed)
+                    self._write(outputs, one.frame, one.result, one.direction is None)
+                    if one.direction is not None:
+                        on_frame(FrameUpdate(one.frame.index, one.result, True, one.direction))
                     on_progress(Progress(self._done, self._computed, self._video.frame_count_hint))
                 with deferred_stops():
-                    return self._finished(outputs, point)
+                    return self._finished(outputs, resumed)
             except BaseException as error:
                 if self._is_finished:  # a stop that came while the files were finished
                     raise
                 with deferred_stops():
-                    if earlier is not None and point is not None and not self._computed:
+                    if earlier is not None and resumed is not None and not self._computed:
                         outputs.abandon(earlier)
                         raise
-                    raised = self._salvaged(outputs, error, point)
+                    raised = self._salvaged(outputs, error, resumed)
                 if raised is error:
                     raise
                 raise raised from error
 
-    def _finished(self, outputs: Outputs, point: ResumePoint | None) -> dict[str, Any]:
+    def _finished(self, outputs: Outputs, resumed: Resumed | None) -> dict[str, Any]:
         outputs.finish()
-        report = self._report("complete", point, outputs=outputs)
+        report = self._report("complete", resumed, outputs=outputs)
         outputs.save_report(report)
         self._is_finished = True
         return report
 
-    def _resume_point(self, earlier: Mapping[str, Any]) -> tuple[ResumePoint | None, bool]:
-        """Return the frame to continue at, and whether nothing is left to do.
+    def _resumed(self, earlier: Mapping[str, Any]) -> Resumed:
+        """Return what is kept of the earlier run.
 
         Raises:
             InputError: If the inputs are not those of the earlier run.
             OutputError: If its files cannot be continued.
         """
         paths, frames, first, request = self._paths, self._frames, self._first_frame, self._request
-        check = check_listed_files(paths, frames, first, earlier["saved"])
-        point = find_resume_point(paths, frames, check.whole, first)
-        last = first.index if point is None else point.frame_index
-        check_same_run(
-            fingerprint_up_to(earlier["fingerprint"], last),
-            fingerprint_up_to(self._fingerprint, last),
+        check_same_run(without_masks(earlier["fingerprint"]), without_masks(self._fingerprint))
+        check = check_listed_files(
+            paths,
+            frames,
+            self._video.size_hw,
+            earlier["saved"],
+            given=request.masks.values(),
         )
         check_unchanged(check)
         check_end(frames, request.end)
-        if point is not None and "probs" in request.save - set(earlier["saved"]):
+        match = None
+        if not self._video.is_live:
+            # A second reader: the frames of a source can be read once.
+            with (
+                open_video(
+                    request.video, start=request.start, end=request.end, fps=request.fps
+                ) as again,
+                Prefetch(again) as reader,
+            ):
+                match = match_video(reader, frames, first.index)
+        resumed = resume(
+            self._schedule, earlier, frames, check, match, paths=paths, size_hw=self._video.size_hw
+        )
+        if resumed.kept.object_ids and "probs" in request.save - set(earlier["saved"]):
             raise InputError(
                 "cannot resume with probs saved: the earlier run did not save them, and they "
                 "cannot be made from its masks; run again without --resume"
             )
-        if self._video.is_live:
-            return point, False
-        # A second reader: the frames of a source can be read once.
-        with (
-            open_video(
-                request.video, start=request.start, end=request.end, fps=request.fps
-            ) as again,
-            Prefetch(again) as reader,
-        ):
-            match = match_video(reader, frames, first.index)
-        if match.is_shorter and point is not None:
-            raise video_too_short(point)
-        whole = min(check.whole, match.same)
         is_done = (
-            earlier["state"] == "complete"
-            and whole == frames.end_index - first.index
-            and not match.has_more
-            and earlier["fingerprint"]["masks"] == self._fingerprint["masks"]
+            resumed.is_done
             and set(request.save) <= set(earlier["saved"])
             and are_files_whole(paths, earlier)
         )
-        return find_resume_point(paths, frames, whole, first), is_done
+        return replace(resumed, is_done=is_done)
 
-    def _results(
-        self, frames: Iterable[Frame], point: ResumePoint | None
-    ) -> Iterator[tuple[Frame, StepResult]]:
-        if point is None:
-            return propagate_frames(
-                frames,
-                self._pipeline,
-                self._masks.first,
-                self._masks.later,
-                is_live=self._video.is_live,
+    def _prepare(self, resumed: Resumed | None) -> None:
+        """Remove the files of frames that are computed again, before the first one."""
+        if resumed is not None and not self._computed:
+            remove_frames(
+                self._paths, self._frames, resumed.stale, keep=self._request.masks.values()
             )
-        masks = self._masks
-        return resumed_frames(frames, self._pipeline, self._paths, point, masks.first, masks.later)
 
     def _timed(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         """Count the time spent waiting for the reader as a stage."""
@@ -283,30 +314,29 @@ class _Run:
             yield frame
             del frame
 
-    def _write(
-        self, outputs: Outputs, frame: Frame, result: StepResult, point: ResumePoint | None
-    ) -> None:
+    def _write(self, outputs: Outputs, frame: Frame, result: StepResult, is_earlier: bool) -> None:
         before_s = time.perf_counter()
-        is_earlier = point is not None and frame.index <= point.frame_index
         outputs.submit(self._video.host_frame(frame), result, is_earlier=is_earlier)
         self._done += 1
+        self._object_ids |= set(result.object_ids)
         if not is_earlier:
             self._computed += 1
             waited = {"wait for writers": time.perf_counter() - before_s}
             self._statistics.add({**result.timings, **waited})
+            self._finetune_s += result.timings.get("finetune", 0.0)
 
     def _object_names(self) -> dict[str, str]:
         return {str(object_id): name for object_id, name in sorted(self._masks.names.items())}
 
     def _salvaged(
-        self, outputs: Outputs, error: BaseException, point: ResumePoint | None
+        self, outputs: Outputs, error: BaseException, resumed: Resumed | None
     ) -> BaseException:
         """Finish the files, and return the error to raise with the frames done."""
         frames = outputs.salvage()
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         message = f"{error}" or type(error).__name__
         with suppress(OutputError):  # then run.partial.json stays, which --resume reads as well
-            outputs.save_report(self._report(state, point, error=message, outputs=outputs))
+            outputs.save_report(self._report(state, resumed, error=message, outputs=outputs))
         if isinstance(error, MpnError) and frames:
             folder = self._paths.masks if "masks" in self._request.save else self._paths.folder
             return type(error)(f"{message}; the {frames} frames done are in {folder}")
@@ -315,14 +345,14 @@ class _Run:
     def _report(
         self,
         state: str,
-        point: ResumePoint | None,
+        resumed: Resumed | None,
         *,
         error: str | None = None,
         outputs: Outputs | None = None,
     ) -> dict[str, Any]:
         video, engines, request = self._video, self._pipeline.engines, self._request
         wall_s = time.perf_counter() - self._started_s
-        finetune_s = self._pipeline.timings.get("finetune", 0.0)
+        finetune_s = self._finetune_s
         return {
             "schema_version": RUN_JSON_SCHEMA,
             "state": state,
@@ -361,7 +391,8 @@ class _Run:
                 "used": video.decoder,
                 "note": video.decoder_note,
             },
-            "object_ids": list(self._pipeline.object_ids),
+            "masks": self._masks.as_json(),
+            "object_ids": sorted(self._object_ids),
             **({"object_names": self._object_names()} if self._masks.names else {}),
             "saved": sorted(request.save - (outputs.left_out if outputs else frozenset())),
             "files": outputs.file_digests() if outputs and state == "complete" else {},
@@ -377,7 +408,7 @@ class _Run:
                 *(outputs.warnings if outputs else ()),
             ],
             "out": {"masks": str(self._paths.masks), "folder": str(self._paths.folder)},
-            "resumed_at": None if point is None else point.frame_index,
+            "resumed_at": None if resumed is None else resumed.resumed_at,
             "versions": versions(),
             "machine": machine_facts(),
             "fingerprint": self._fingerprint,
