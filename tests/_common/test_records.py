@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import pytest
 
 from mpn._common.records import (
@@ -116,6 +117,20 @@ def test_wrong_value_is_named_by_its_path(change: dict[str, Any], message: str |
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("wrong", [0, 1234, 1999])
+def test_wrong_entry_of_many_is_found_by_halves(
+    wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One conversion for each entry takes minutes for the entries of a large file."""
+    conversions = []
+    convert = msgspec.convert
+    monkeypatch.setattr(msgspec, "convert", lambda *a: conversions.append(1) or convert(*a))
+    facts: dict[str, Any] = {f"k{number}": number for number in range(2000)}
+    with pytest.raises(InputError, match=f"^field 'facts.k{wrong}' must be true or false"):
+        read(tree() | {"facts": {**facts, f"k{wrong}": [], "k1999": []}})
+    assert len(conversions) < 20
 
 
 def test_value_that_is_no_object_is_named_the_file() -> None:

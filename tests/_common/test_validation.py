@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn._common.validation import check_bool, check_choice, check_int, check_number
+from mpn._common.validation import check_bool, check_choice, check_int, check_number, repeated
 from mpn.errors import InputError, TrainingError
 
 
@@ -90,3 +90,10 @@ def test_checks_raise_the_given_class() -> None:
         check_int("x", 0, least=1, error=TrainingError)
     with pytest.raises(TrainingError):
         check_number("x", -1, least=0, error=TrainingError)
+
+
+def test_repeated_names_of_a_long_list_are_found() -> None:
+    """A search that compares all pairs takes hours."""
+    names = [str(number) for number in range(300_000)]
+    assert repeated(names) == []
+    assert repeated([*names, "7", "299999", "7"]) == ["7", "299999"]

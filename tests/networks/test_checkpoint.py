@@ -143,6 +143,19 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda c: c["roles"]["osvos"]["config"].update(width=_nested(60)),
         "the role osvos lacks its variant, config",
     ),
+    "huge schema": (lambda c: c.update(schema_version=1 << 2000), "checkpoint schema a int"),
+    "huge value": (
+        lambda c: c["roles"]["propagation"]["config"].update(classes=1 << 2000),
+        "the role propagation lacks its variant, config",
+    ),
+    "long variant": (
+        lambda c: c["roles"]["osvos"].update(variant="x" * 1001),
+        "the role osvos lacks its variant, config",
+    ),
+    "long name": (
+        lambda c: c["roles"]["osvos"]["state_dict"].update({"model." * 10**6: torch.ones(1)}),
+        "has a name of 6000000 characters, more than 1000",
+    ),
     "array as a value": (
         lambda c: c["roles"]["osvos"]["config"].update(branches=np.zeros(2)),
         "the role osvos lacks its variant, config",
@@ -177,6 +190,15 @@ def test_damaged_own_checkpoints_get_one_line(own: Path, case: str) -> None:
         load_checkpoint(_edited(own, edit))
     assert str(own) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_long_name_in_safetensors_is_one_line(tmp_path: Path) -> None:
+    """A prefix a million times was removed a million times."""
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({"model." * 10**6 + "w": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match="has a name of 6000001 characters"):
+        load_checkpoint(path)
 
 
 def test_cs_weights_saved_as_flownet2_are_found_out(tmp_path: Path) -> None:

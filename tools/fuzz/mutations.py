@@ -11,6 +11,7 @@ import io
 import json
 import pickletools
 import random
+import re
 import struct
 import warnings
 import zipfile
@@ -45,6 +46,19 @@ _VALUES: tuple[Any, ...] = (
     *(0.0, -0.0, 0.5, -1.5, 1e-320, 1e308, "", "0", "1", "x", "..", "/", "../x", "a/b", "\0"),
     *("\ud800", "\x1b[31m", "é" * 300, "x" * 100_000, [], {}, [[]], [0], [None], {"": {}}, [1, 2]),
     *([0] * 1000, {str(n): n for n in range(300)}, "float32", "fp16", "polygon", "all"),
+)
+_NUMBER = re.compile(rb"\d+")
+_NUMBERS = (
+    b"-1",
+    b"0.5",
+    b"1e9",
+    b"nan",
+    b"inf",
+    b"",
+    b"9" * 30,
+    b"9" * 5000,
+    b"0x10",
+    b"\xd9\xa3",
 )
 _DEEP = "mpn-fuzz-deep"
 _DEEP_LEVELS = 50_000
@@ -133,6 +147,16 @@ def _insert_token(data: bytes, rng: random.Random, _: Sequence[bytes]) -> bytes:
     at = rng.randrange(len(data) + 1)
     kept = at + len(token) * rng.randrange(2)
     return data[:at] + token + data[kept:]
+
+
+def _set_number(data: bytes, rng: random.Random, _: Sequence[bytes]) -> bytes:
+    """Replace a number in a text, such as XML or the header of an array."""
+    found = list(_NUMBER.finditer(data[: 1 << 14]))
+    if not found:
+        raise ValueError("no number")
+    match = rng.choice(found)
+    text = rng.choice(_NUMBERS) if rng.random() < 0.5 else str(rng.choice(_INTEGERS)).encode()
+    return data[: match.start()] + text + data[match.end() :]
 
 
 def _truncate(data: bytes, rng: random.Random, _: Sequence[bytes]) -> bytes:
@@ -465,7 +489,9 @@ def _json(data: bytes, rng: random.Random, _: Sequence[bytes]) -> bytes:
         holder[key] = rng.choice(_VALUES)
     text = json.dumps(value, ensure_ascii=rng.random() < 0.8)
     text = text.replace(f'"{_DEEP}"', "[" * _DEEP_LEVELS + "]" * _DEEP_LEVELS)
-    text = text.replace(f'"{_NOT_A_NUMBER}"', rng.choice(("NaN", "1e999", "-Infinity", "9" * 5000)))
+    text = text.replace(
+        f'"{_NOT_A_NUMBER}"', rng.choice(("NaN", "1e999", "-Infinity", "9" * 4200, "9" * 5000))
+    )
     if rng.random() < 0.05:  # a field twice
         text = text.replace('"', '"x": 1, "', 1) + text[-1:]
     return text.encode(errors="surrogatepass")
@@ -496,7 +522,7 @@ _PICKLED_TEXTS = (
     *("format", "mpn-checkpoint", "schema_version", "roles", "variant", "config", "state_dict"),
     *("flow", "propagation", "osvos", "features", "FlowNet2S", "DeepLabXception", "OsvosVgg"),
     *("width", "backbone", "weight", "predict_flow6.weight", "side_prep.0.weight", "x", ""),
-    *("storage", "cpu", "cuda:0", "meta", "0", "\x1b[31m", "x" * 10_000),
+    *("storage", "cpu", "cuda:0", "meta", "0", "\x1b[31m", "x" * 10_000, "module." * 1000),
 )
 _PICKLED_NAMES = (
     *(b"torch\nFloatStorage\n", b"torch\nHalfStorage\n", b"torch._utils\n_rebuild_tensor_v2\n"),
@@ -542,7 +568,9 @@ def _pickle(data: bytes, rng: random.Random, _: Sequence[bytes]) -> bytes:
         new = b"c" + rng.choice(_PICKLED_NAMES)
     elif isinstance(argument, int):
         number = rng.choice((*_INTEGERS, -1, -2, abs(argument) + 1))
-        new = b"\x8a\x10" + (number % (1 << 127)).to_bytes(16, "little", signed=True)
+        number = rng.choice((number, number, number, 1 << 2000))
+        width = max(16, number.bit_length() // 8 + 1)
+        new = b"\x8a" + bytes([width]) + number.to_bytes(width, "little", signed=True)
         if number < 0:
             new = b"J" + number.to_bytes(4, "little", signed=True)
     else:
@@ -600,6 +628,7 @@ _STRUCTURES: tuple[tuple[Callable[[bytes], bool], Mutation], ...] = (
     (lambda data: data.startswith(b"\x80"), _pickle),
     (lambda data: data.removeprefix(_EXIF)[:4] in (b"II*\0", b"MM\0*"), _tiff),
     (lambda data: data.startswith(b"\xff\xd8"), _tree(_jpeg_parts, _jpeg)),
+    (lambda data: data[:1].isdigit() or data.startswith((b"<", b"\x93", b"P")), _set_number),
     (lambda data: data[:1] == b"\x08" and len(data) > 16, _tree(_fields, _from_fields)),
 )
 """Test of a format, and its mutation. ONNX files start with field 1, the version of the format."""

@@ -13,6 +13,7 @@ import struct
 import sys
 import tempfile
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from mpn.masks import DAVIS_PALETTE, png_from_labels
 
 _SIZE_HW = (24, 32)
 _MOST_FRAMES = 64
@@ -57,9 +60,7 @@ class Target:
 # Masks
 
 
-def _mask_seeds(_: Path) -> Seeds:
-    from mpn.masks import DAVIS_PALETTE, png_from_labels
-
+def _mask_seeds(folder: Path) -> Seeds:
     labels = np.zeros(_SIZE_HW, np.uint8)
     labels[3:12, 4:20], labels[14:22, 8:28] = 1, 2
     yield "palette.png", png_from_labels(labels)
@@ -87,37 +88,91 @@ def _mask_seeds(_: Path) -> Seeds:
     ]
     for name, kind, image, options in images:
         yield name, _encoded(image, kind, **options)
+    yield from _annotation_seeds(folder, labels)
+
+
+def _annotation_seeds(folder: Path, labels: Any) -> Seeds:
+    """Yield files of other programs, if possible of two frames."""
+    from mpn.formats.annotated import AnnotatedFrame, VideoInfo
+    from mpn.formats.coco import write_coco, write_coco_polygons, write_ytvis
+    from mpn.formats.cvat import write_cvat_video
+    from mpn.formats.labelme import write_labelme
+    from mpn.formats.yolo import write_yolo
+
+    frames = [AnnotatedFrame(k, f"{k:05d}", np.roll(labels, k)) for k in range(2)]
+    info = VideoInfo("clip", _SIZE_HW, (1, 2), {1: "dog", 2: "cat"})
+    for name, write in {
+        "coco.json": write_coco,
+        "coco_polygons.json": write_coco_polygons,
+        "ytvis.json": write_ytvis,
+        "cvat.zip": write_cvat_video,
+    }.items():
+        write(folder / name, frames, info)
+        yield name, (folder / name).read_bytes()
+    with zipfile.ZipFile(folder / "cvat.zip") as archive:
+        yield "cvat.xml", archive.read("annotations.xml")
+    write_labelme(folder / "labelme", frames, info)
+    yield "labelme.json", (folder / "labelme" / "00000.json").read_bytes()
+    yield "folder.00001.json", (folder / "labelme" / "00001.json").read_bytes()
+    write_yolo(folder / "yolo", frames, info)
+    yield "yolo.txt", (folder / "yolo" / "labels" / "00000.txt").read_bytes()
+    yield "folder.00001.txt", (folder / "yolo" / "labels" / "00001.txt").read_bytes()
     square = [[2, 2], [20.5, 2], [20.5, 14], [2, 14]]
     shapes = [
         {"label": "dog", "group_id": None, "shape_type": "polygon", "points": square},
         {"label": "cat", "group_id": 3, "shape_type": "rectangle", "points": square[:3:2]},
         {"label": "7", "group_id": "a", "shape_type": "circle", "points": square[:2]},
     ]
-    document = {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": "a.png"}
-    size = {"imageHeight": _SIZE_HW[0], "imageWidth": _SIZE_HW[1]}
-    yield "labelme.json", json.dumps({**document, "imageData": None, **size}).encode()
-    yield "no_size.json", json.dumps(document).encode()
+    yield "shapes.json", json.dumps({"version": "5.4.1", "shapes": shapes}).encode()
+    for name, array in {
+        "ids.npy": labels,
+        "stack.npy": np.stack([labels == 1, labels == 2]),
+        "wide.npy": labels.astype(np.int64)[None],
+    }.items():
+        np.save(folder / name, array)
+        yield name, (folder / name).read_bytes()
+    yield "folder.00000.npy", (folder / "ids.npy").read_bytes()
+    yield "folder.00001.png", png_from_labels(labels)
+
+
+def _place_masks(folder: Path, name: str, data: bytes) -> None:
+    """Write a mask; ``folder.NAME`` is in a folder with another mask."""
+    if not name.startswith("folder."):
+        _write(folder, name, data)
+        return
+    (folder / name).mkdir()
+    _write(folder / name, name.removeprefix("folder."), data)
+    if name.endswith(".png"):
+        _write(folder / name, "00003.png", _encoded(Image.new("L", _SIZE_HW[::-1], 1), "PNG"))
 
 
 def _read_mask(path: Path) -> None:
     from mpn.errors import EvaluationError, MaskError
+    from mpn.formats import FrameNames, VideoFacts, read_masks
     from mpn.masks import load_annotation, load_labels
 
+    of_file = VideoFacts(_SIZE_HW, "clip")
+    names = FrameNames([f"{index:05d}" for index in range(4)], "clip")
+    of_images = VideoFacts(_SIZE_HW, "clip", names, end=4)
+    readers: dict[str, Callable[[], Any]] = {
+        "of a file": lambda: read_masks(path, of_file).labels.values(),
+        "of images": lambda: read_masks(path, of_images, frame=1).labels.values(),
+        "strict": lambda: [load_annotation(path)],
+        "as results": lambda: [load_labels(path, allow_empty=True, on_note=lambda _: None)],
+    }
     refused: list[Exception] = []
-    for read in (
-        lambda: load_labels(path, on_note=lambda _: None),
-        lambda: load_labels(path, size_hw=_SIZE_HW, allow_empty=True, on_note=lambda _: None),
-        lambda: load_annotation(path),
-    ):
+    for reader, read in readers.items():
         try:
-            labels = read()
+            found = read()
         except (MaskError, EvaluationError) as error:
             refused.append(error)
-        else:
+            continue
+        for labels in found:
             assert labels.dtype == np.uint8, labels.dtype
             assert labels.ndim == 2, labels.shape
             assert labels.size, labels.shape
-    if len(refused) == 3:
+            assert reader == "strict" or labels.max() < 255
+    if len(refused) == len(readers):
         raise refused[0]
 
 
@@ -283,8 +338,9 @@ def _read_engines(path: Path) -> None:
     manifest = load_manifest(folder)
     json.dumps(manifest.as_json())
     PipelineOptions().with_defaults(manifest.runtime_defaults)
-    report = describe_engine_dir(folder)
-    json.dumps(report.as_json())
+    if path.suffix == ".json":
+        json.dumps(describe_engine_dir(folder).as_json())
+        return
     with open_engines(folder, backend="cpu", threads=1, manifest=manifest) as engines:
         assert engines.backend == "cpu"
 
@@ -472,7 +528,7 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 TARGETS: dict[str, Target] = {
-    "masks": Target(_mask_seeds, _read_mask),
+    "masks": Target(_mask_seeds, _read_mask, _place_masks),
     "frames": Target(_frame_seeds, _read_frames, _place_frames),
     "engines": Target(_engine_seeds, _read_engines, _place_engines),
     "checkpoints": Target(_checkpoint_seeds, _read_checkpoint),

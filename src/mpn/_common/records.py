@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 
 from mpn._common.files import read_plain_file
+from mpn._common.validation import repeated
 from mpn.errors import MpnError
 
 _Record = TypeVar("_Record")
@@ -203,8 +204,7 @@ def _finite(text: str) -> float:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = repeated(name for name, _ in pairs)[0]
         raise ValueError(f"the name {twice[:80]!r} stands twice in an object")
     return value
 
@@ -251,11 +251,12 @@ def _with_keys(path: _Path, message: str, value: Any, kind: Any) -> _Path:
     for depth, segment in enumerate(path):
         if segment == _ANY_KEY:
             above = path[:depth]
-            entries = _value_at(value, above)
-            for key, entry in entries.items():
-                if _message(_with_value(value, above, {key: entry}), kind) == message:
-                    path = (*above, key, *path[depth + 1 :])
-                    break
+            entries = list(_value_at(value, above).items())
+            while len(entries) > 1:  # halves: each attempt converts the document
+                half = entries[: len(entries) // 2]
+                is_in_half = _message(_with_value(value, above, dict(half)), kind) == message
+                entries = half if is_in_half else entries[len(half) :]
+            path = (*above, entries[0][0], *path[depth + 1 :])
     return path
 
 

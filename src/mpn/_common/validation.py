@@ -6,7 +6,8 @@ Every message holds the name of the value, what is allowed, and what was receive
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
@@ -29,6 +30,11 @@ def is_number(value: object) -> TypeGuard[int | float]:
         return math.isfinite(value)
     except OverflowError:  # an int that is too large for a float
         return False
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that are more than once in a list, in its order."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def check_int(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mpn._common.files import visible_files
 from mpn._common.text import read_text
+from mpn._common.validation import repeated
 from mpn.errors import EvaluationError
 
 MIN_FRAMES = 3
@@ -75,9 +76,8 @@ def load_davis(
         ) from error
     if not names:
         raise EvaluationError(f"{list_path}: the set list is empty")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise EvaluationError(f"{list_path}: sequence '{repeated[0]}' is listed twice")
+    if twice := repeated(names):
+        raise EvaluationError(f"{list_path}: sequence '{twice[0]}' is listed twice")
     annotations = root / "Annotations" / resolution
     return DavisDataset(
         root=root,

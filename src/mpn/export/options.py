@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from mpn._common.options import refuse_old_fields
 from mpn._common.records import Scalar
+from mpn._common.validation import repeated
 from mpn.engines.directory.entries import DIS_PRESETS, FINETUNE_OPTIMIZERS, PRECISIONS, DisPreset
 from mpn.engines.spec import OPSET, ROLES, Precision, Role, features_spec, propagation_spec
 from mpn.errors import EngineError, InputError
@@ -164,8 +165,7 @@ def roles_from_text(text: str) -> tuple[Role, ...]:
     for name in names:
         if name not in ROLES:
             raise InputError(f"unknown role '{name}': the roles are {', '.join(ROLES)}")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice := repeated(names):
         raise InputError(f"the role '{twice[0]}' is given twice: give each role once")
     return tuple(cast(Role, name) for name in names)
 

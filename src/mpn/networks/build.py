@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpn._common.text import one_line
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, MpnError
 from mpn.networks.features import (
@@ -147,7 +148,9 @@ def empty_network(role: Role, variant: str, config: Mapping[str, Any]) -> nn.Mod
         with torch.device("meta"):
             network: nn.Module = network_class(shape)
     except (MpnError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(f"the config of {variant} cannot be used: {error}") from error
+        raise CheckpointError(
+            f"the config of {variant} cannot be used: {one_line(error)}"
+        ) from error
     if _variant(role, config) != variant:
         raise CheckpointError(f"the config is of {_variant(role, config)}, the entry {variant}")
     return network

@@ -47,6 +47,9 @@ _MOST_INFLATION = 4
 _MOST_REPEATED_BYTES = 1 << 30
 """Largest size of values that a file does not hold: of tensors that were expanded. FlowNet2, the
 largest network, has 650 MB."""
+_LONGEST_NAME = 1000
+"""Characters of a name of a tensor, a network or an option: messages hold names."""
+
 _MOST_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
 _SAVE_STATE_DICT = "save model.state_dict() alone, as in torch.save(model.state_dict(), FILE)"
@@ -73,7 +76,7 @@ def read_torch_file(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch's advice is for direct callers
             with torch.serialization.safe_globals(STAND_INS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        _check_tensors(path, content)
+        _check_content(path, content)
         return content
     except CheckpointError:
         raise
@@ -97,7 +100,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.offset_keys()}
+            content = {name: file.get_tensor(name) for name in file.offset_keys()}
+        _check_content(path, content)
+        return content
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
@@ -150,12 +155,12 @@ def _check_archive(path: Path) -> None:
         damaged = archive.testzip()
     if damaged is not None:
         raise CheckpointError(
-            f"{path} is damaged (bad checksum of {damaged}): copy or download it again"
+            f"{path} is damaged (bad checksum of {one_line(damaged)}): copy or download it again"
         )
 
 
-def _check_tensors(path: Path, content: object) -> None:
-    """Raise CheckpointError for the first tensor that is not dense or not stored."""
+def _check_content(path: Path, content: object) -> None:
+    """Raise CheckpointError for a tensor that is not stored, or a long name."""
     pending: list[tuple[object, object]] = [("", content)]
     seen: set[int] = set()  # one container may be in many: a walk without it may never end
     repeated = 0
@@ -176,7 +181,13 @@ def _check_tensors(path: Path, content: object) -> None:
         elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             inner = value.items() if isinstance(value, Mapping) else enumerate(value)
-            pending += [(key if isinstance(key, str) else name, item) for key, item in inner]
+            for key, item in inner:
+                if isinstance(key, str) and len(key) > _LONGEST_NAME:
+                    raise CheckpointError(
+                        f"{path} has a name of {len(key)} characters, more than {_LONGEST_NAME}: "
+                        f"{_SAVE_STATE_DICT}"
+                    )
+                pending.append((key if isinstance(key, str) else name, item))
 
 
 def _tensor_problem(tensor: Tensor) -> str:
@@ -196,9 +207,9 @@ def _explanation(path: Path, error: Exception) -> str:
         start = stream.read(len(_ZIP_MAGIC))
     blocked = _GLOBAL.search(text)
     if isinstance(error, pickle.UnpicklingError) and blocked is not None:
-        return _blocked_explanation(path, blocked.group(1))
+        return _blocked_explanation(path, one_line(blocked.group(1)))
     if isinstance(error, zipfile.BadZipFile | zlib.error):
-        return f"{path} is damaged ({text}): copy or download it again"
+        return f"{path} is damaged ({one_line(text)}): copy or download it again"
     if start == _ZIP_MAGIC:
         if "TorchScript" in text:
             return f"{path} is a TorchScript program, not a checkpoint: {_SAVE_STATE_DICT}"
@@ -437,7 +448,8 @@ def _source(path: Path, kind: str) -> CheckpointSource:
 def _own_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
     version = content.get("schema_version")
     if not isinstance(version, int) or version != SCHEMA_VERSION:
-        shown = version if isinstance(version, int) else f"a {type(version).__name__}"
+        is_shown = isinstance(version, int) and _is_plain(version)
+        shown = version if is_shown else f"a {type(version).__name__}"
         raise CheckpointError(
             f"{path} has checkpoint schema {shown}, this version reads {SCHEMA_VERSION}: "
             "upgrade mpn-runtime, or write the checkpoint again"
@@ -459,6 +471,7 @@ def _own_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
         )
         if (
             not isinstance(variant, str)
+            or not _is_plain(variant)
             or not isinstance(config, Mapping)
             or not all(isinstance(key, str) and _is_plain(item) for key, item in config.items())
             or not isinstance(state_dict, Mapping)
@@ -474,12 +487,18 @@ def _own_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether this is a number, a text, or a list of them.
+    """Return whether this is a number, a name, or a list of them.
 
-    Lists in lists can have a text of any size, in a message too.
+    A message can show it. Lists in lists can have a text of any size.
     """
     items = value if isinstance(value, list | tuple) else (value,)
-    return all(item is None or isinstance(item, bool | int | float | str) for item in items)
+    return len(items) <= _LONGEST_NAME and all(
+        item is None
+        or isinstance(item, bool | float)
+        or (isinstance(item, int) and abs(item) < 1 << 63)
+        or (isinstance(item, str) and len(item) <= _LONGEST_NAME)
+        for item in items
+    )
 
 
 def _public_checkpoint(content: object, path: Path) -> Checkpoint:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
 from mpn._common.records import json_from_record
+from mpn._common.validation import repeated
 from mpn.engines.directory.files import FileDigest, ManifestFieldError
 from mpn.engines.spec import Precision, TensorSpec
 
@@ -174,10 +175,8 @@ class FinetuneEntry:
                 raise ManifestFieldError(
                     f"graphs.{scope}", f"is missing: features.{scope} needs its graph"
                 )
-        names = [tensor.name for tensor in self.tensors]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ManifestFieldError("tensors", f"has the weight {twice[:80]!r} twice")
+        if twice := repeated(tensor.name for tensor in self.tensors):
+            raise ManifestFieldError("tensors", f"has the weight {twice[0][:80]!r} twice")
 
     @property
     def files(self) -> tuple[FileDigest, ...]:
