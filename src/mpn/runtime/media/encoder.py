@@ -87,7 +87,12 @@ def picture_from_rgb(rgb: UInt8Array, pix_fmt: str, colour: Colour = BT709) -> A
         A picture of PyAV. An alpha plane is opaque.
     """
     return av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
-        format=pix_fmt, dst_colorspace=colour.matrix, dst_color_range=_LIMITED_RANGE
+        format=pix_fmt,
+        dst_colorspace=colour.matrix,
+        dst_color_range=_LIMITED_RANGE,
+        # With more, FFmpeg 8 writes 8 wrong pixels now and then where the slices of two threads
+        # meet, in formats of 10 bits. One thread takes no longer while others are at work.
+        threads=1,
     )
 
 
