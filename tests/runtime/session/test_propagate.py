@@ -266,3 +266,54 @@ def test_correction_file_belongs_to_the_image_of_its_name(tmp_path: Path) -> Non
         assert pipeline.calls.index(("add", 2)) == pipeline.calls.index(("step", 2)) + 1
     with pytest.raises(InputError, match="name of frame 2"):
         next(propagate(tmp_path / "v1", tmp_path / "20.png", pipeline=FakePipeline()))
+
+
+# --- masks of any frame -----------------------------------------------------------------------
+
+
+def frames_of(pipeline: FakePipeline) -> list[tuple[object, ...]]:
+    return [call for call in pipeline.calls if call[0] in ("start", "step")]
+
+
+@pytest.mark.parametrize("kind", ["path", "source", "array", "list"])
+def test_masks_of_any_frame_run_both_ways(clip: Path, kind: str) -> None:
+    frames = [level_frame(i) for i in range(8)]
+    pipeline = FakePipeline()
+    given: object = {"path": clip, "array": np.stack(frames), "list": frames}.get(kind)
+    with open_video(clip) as source:
+        results = list(
+            propagate(source if given is None else given, {3: mask(1, 2)}, pipeline=pipeline)
+        )
+    assert [result.index for result in results] == list(range(8))
+    assert frames_of(pipeline) == [
+        ("start", 3), ("step", 2), ("step", 1), ("step", 0),
+        ("start", 3), ("step", 4), ("step", 5), ("step", 6), ("step", 7),
+    ]  # fmt: skip
+    for result in results:
+        np.testing.assert_array_equal(result.labels, mask(1, 2))
+        assert result.probs.shape == (2, *SIZE_HW)
+
+
+@pytest.mark.parametrize(
+    ("video", "masks", "options", "message"),
+    [
+        ("frames", {3: mask(1)}, {}, "these frames can only be read forward"),
+        ("clip", {3: mask(1)}, {"corrections": {4: mask(1)}}, "give all masks in one mapping"),
+        ("clip", {9: mask(1)}, {}, "a mask was given for frame 9, but the last frame is 7"),
+        ("clip", {3: mask(1)}, {"direction": "up"}, "must be one of both, forward, backward"),
+    ],
+)
+def test_masks_that_cannot_be_used_are_refused(
+    clip: Path, video: str, masks: object, options: dict[str, object], message: str
+) -> None:
+    source = clip if video == "clip" else (level_frame(i) for i in range(8))
+    with pytest.raises(InputError, match=message):
+        list(propagate(source, masks, pipeline=FakePipeline(), **options))  # type: ignore[arg-type]
+
+
+def test_iterable_of_frames_takes_forward_masks(clip: Path) -> None:
+    frames = (level_frame(i) for i in range(8))
+    pipeline = FakePipeline()
+    results = list(propagate(frames, {3: mask(1)}, direction="forward", pipeline=pipeline))
+    assert [result.object_ids for result in results] == [()] * 3 + [(1,)] * 5
+    assert frames_of(pipeline)[0] == ("start", 3)

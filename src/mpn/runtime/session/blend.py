@@ -89,9 +89,9 @@ def from_backward(index: int, spooled: SpooledFrame, lost_before: Collection[int
     frames.
     """
     tracks = tuple(_reordered(track, lost_before) for track in spooled.tracks)
-    ids = tuple(track.object_id for track in tracks)
-    probs = spooled.planes(ids) if spooled.probs else np.zeros((0, *spooled.labels.shape), "f4")
-    return StepResult(index, spooled.labels, probs, ids, tracks)
+    return StepResult(
+        index, spooled.labels, spooled.planes(spooled.object_ids), spooled.object_ids, tracks
+    )
 
 
 def given(index: int, labels: UInt8Array) -> StepResult:

@@ -36,7 +36,8 @@ class FrameUpdate:
 
     Attributes:
         index: Index of the frame in the video.
-        result: Its result. ``probs`` must be read before the next frame.
+        result: Its result. ``probs`` must be read before the next frame; of frames that only a
+            backward pass computed it is empty, unless the run saves probabilities.
         is_final: Whether this is the result that the run writes. False in a backward pass: the
             final result comes later, blended with the forward pass if that has the frame as well.
         direction: Direction of the pass; ``"both"`` if the directions are blended.

@@ -28,17 +28,21 @@ class SpooledFrame:
 
     Attributes:
         labels: (H, W) uint8 ids.
+        object_ids: Ids of the objects, ascending.
         tracks: One entry per object.
-        probs: Object id -> its box and (h, w) float32 probability in it, 0 outside; empty if no
-            probability was kept. Rounded to float16.
+        probs: Object id -> its box and (h, w) float32 probability in it, 0 outside, rounded to
+            float16; None if no probability was kept.
     """
 
     labels: UInt8Array
+    object_ids: tuple[int, ...]
     tracks: tuple[Track, ...]
-    probs: Mapping[int, tuple[Roi, Float32Array]]
+    probs: Mapping[int, tuple[Roi, Float32Array]] | None
 
     def planes(self, object_ids: Collection[int]) -> Float32Array:
-        """Return (K, H, W) float32: the probability of each object."""
+        """Return (K, H, W) float32: the probability of each object; K is 0 if none was kept."""
+        if self.probs is None:
+            return np.zeros((0, *self.labels.shape), np.float32)
         planes = np.zeros((len(object_ids), *self.labels.shape), np.float32)
         for plane, object_id in zip(planes, object_ids, strict=True):
             if object_id in self.probs:
@@ -84,7 +88,9 @@ class Spool(Closeable):
                 window = probs[position, box.y0 : box.y1, box.x0 : box.x1]
                 blobs.append(_packed(window.astype(np.float16)))
         head = {
+            "has_probs": probs is not None,
             "size_hw": result.labels.shape,
+            "object_ids": result.object_ids,
             "tracks": [asdict(track) for track in result.tracks],
             "boxes": boxes,
             "sizes": [len(blob) for blob in blobs],
@@ -117,7 +123,9 @@ class Spool(Closeable):
             values = np.frombuffer(zlib.decompress(blob), np.float16).reshape(box.size_hw)
             probs[int(object_id)] = (box, values.astype(np.float32))
         tracks = tuple(_track(entry) for entry in head["tracks"])
-        return SpooledFrame(labels.copy(), tracks, probs)
+        return SpooledFrame(
+            labels.copy(), tuple(head["object_ids"]), tracks, probs if head["has_probs"] else None
+        )
 
     def close(self) -> None:
         """Remove the folder. A second call does nothing."""
