@@ -1,6 +1,6 @@
 """Check docstrings, comments and test names against CONTRIBUTING.md.
 
-Usage: ``python tools/check_language.py [PATH ...]``; the default is src, tests, benchmarks, tools.
+Usage: ``python tools/check_language.py [PATH ...]``; the default is src, tests, benchmarks, examples, tools.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDERS = ("src", "tests", "benchmarks", "tools")
+FOLDERS = ("src", "tests", "benchmarks", "examples", "tools")
 MAX_SUMMARY = 79
 MAX_TEST_NAME = 60
 

@@ -1,4 +1,4 @@
-"""Ranges of a video for annotation tools: cancelled, closed, and in several threads."""
+"""Ranges of a video: cancelled, closed, and in several threads."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class SpooledFrame:
     probs: Mapping[int, tuple[Roi, Float32Array]] | None
 
     def planes(self, object_ids: Collection[int]) -> Float32Array:
-        """Return (K, H, W) float32: the probability of each object; K is 0 if none was kept."""
+        """Return (K, H, W) float32 of each object; K is 0 if none was kept."""
         if self.probs is None:
             return np.zeros((0, *self.labels.shape), np.float32)
         planes = np.zeros((len(object_ids), *self.labels.shape), np.float32)
