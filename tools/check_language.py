@@ -1,6 +1,7 @@
 """Check docstrings, comments and test names against CONTRIBUTING.md.
 
-Usage: ``python tools/check_language.py [PATH ...]``; the default is src, tests, benchmarks, examples, tools.
+Usage: ``python tools/check_language.py [PATH ...]``; the default is src, tests, benchmarks,
+examples, tools.
 """
 
 from __future__ import annotations
