@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from mpn.cli import main as cli
 from mpn.masks import save_labels
+from mpn.runtime.convert import conversion
 from mpn.runtime.convert.formats import FORMATS
 from tests.builders.engine_dirs import make_engine_dir
 from tests.builders.output_folders import write_output_folder
@@ -90,6 +92,17 @@ def test_run_saves_formats_at_its_end(folder: Path, capsys: pytest.CaptureFixtur
     assert sorted(path.name for path in Path("new").iterdir()) == [
         "converted", "masks", "probs", "run.json", "tracks.jsonl",
     ]  # fmt: skip
+
+
+def test_convert_stopped_by_a_signal_has_its_code(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **how: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(conversion, "convert_results", stop)
+    assert run("convert", "out", "--to", "exr") == 143
+    assert capsys.readouterr() == ("", "error: interrupted\n")
 
 
 @pytest.mark.parametrize("camera", ["0", "rtsp://user:secret@host/stream"])

@@ -57,9 +57,10 @@ def usage_message(error: Any, arguments: Sequence[str]) -> str:
 
 
 def with_home(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command whose paths may start with ``~``.
+    """Return a command with ``~`` in its paths and an exit code per signal.
 
-    A shell replaces it at the start of a word, but not in ``--out=~/results``.
+    A shell replaces ``~`` at the start of a word, but not in ``--out=~/results``. Typer from 0.29
+    on returns 130 for each KeyboardInterrupt, without its signal: it becomes an Abort before.
     """
 
     def expanded(value: Any) -> Any:
@@ -69,7 +70,10 @@ def with_home(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        command(*map(expanded, args), **{name: expanded(kwargs[name]) for name in kwargs})
+        try:
+            command(*map(expanded, args), **{name: expanded(kwargs[name]) for name in kwargs})
+        except KeyboardInterrupt as stop:
+            raise typer.Abort from stop
 
     return run
 
