@@ -57,7 +57,7 @@ FORMATS: Mapping[str, Format] = {
         needs_video=True,
     ),
     "mattes": Format(
-        "one black and white ProRes 422 HQ video per object, for editors",
+        "One black and white ProRes 422 HQ video per object, for editors",
         "",
         "mpn.runtime.convert.movies:write_mattes",
         needs_video=True,
