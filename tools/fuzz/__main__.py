@@ -21,10 +21,11 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -35,6 +36,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
+from mpn._common.files import save_json
 from tools.fuzz.mutations import mutated
 from tools.fuzz.targets import TARGETS
 from tools.fuzz.worker import Outcome, serve
@@ -312,8 +314,11 @@ def _generalised(text: str) -> str:
 
 def _document(run: Run, minutes: float, number: int) -> dict[str, Any]:
     found = run.statistics
+    commit = subprocess.run(
+        ("git", "rev-parse", "HEAD"), capture_output=True, text=True, check=False
+    ).stdout.strip()
     return {
-        "target": run.target,
+        "commit": commit,
         "minutes": minutes,
         "seed": number,
         "seeds": run.seeds,
@@ -325,6 +330,16 @@ def _document(run: Run, minutes: float, number: int) -> dict[str, Any]:
         "slowest_cpu_s": round(found.slowest_s, 3),
         "peak_memory_mib": round(found.peak_mib),
     }
+
+
+def save_counts(path: Path, target: str, document: Mapping[str, Any]) -> None:
+    """Write the counts of a target to a JSON file, and keep those of others."""
+    from mpn.runtime.session.report import machine_facts, versions
+
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    targets = {**earlier.get("targets", {}), target: dict(document)}
+    facts = {"machine": machine_facts(), "versions": versions()}
+    save_json(path, {**facts, "targets": {name: targets[name] for name in sorted(targets)}})
 
 
 def _replay(target: str, files: Sequence[Path], limit_s: float) -> int:
@@ -351,7 +366,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("target", choices=sorted(TARGETS), help="the reader")
     parser.add_argument("--minutes", type=float, default=20, help="time of the run [20]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run [0]")
-    parser.add_argument("--json", type=Path, help="file for the counts")
+    parser.add_argument(
+        "--json", type=Path, help="file for the counts; it keeps those of other targets"
+    )
     parser.add_argument("--folder", type=Path, help="folder of the escapes [build/fuzz/TARGET]")
     parser.add_argument("--limit", type=float, default=_LIMIT_S, help="seconds per input [30]")
     parser.add_argument("--replay", type=Path, nargs="+", help="read these inputs only")
@@ -368,8 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for signature in sorted(run.escapes):
         print(f"escape: {signature}")
     if given_.json:
-        text = json.dumps(_document(run, given_.minutes, given_.seed), indent=2)
-        given_.json.write_text(text + "\n", encoding="utf-8")
+        save_counts(given_.json, given_.target, _document(run, given_.minutes, given_.seed))
     planted = TARGETS[given_.target].planted
     if planted:
         missed = sorted(planted - run.kinds)

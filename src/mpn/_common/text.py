@@ -40,6 +40,10 @@ def read_text(path: Path) -> str:
     return text
 
 
+LONGEST_MESSAGE = 1000
+"""Characters of a message about a file that others made: it can hold a text of any length."""
+
+
 def one_line(error: object, limit: int = 300) -> str:
     """Return the text of an error on one line, without terminal colours.
 

@@ -212,6 +212,14 @@ def delete_field(path: str) -> Callable[[Json], None]:
         (set_field("runtime_defaults", {"margin": [1]}), "'runtime_defaults.margin' must be"),
         (set_field("provenance.created", "yesterday"), "'provenance.created' must be a UTC time"),
         (set_field("provenance.created", "2026-01-01T00:00:00+02:00"), "must be a UTC time"),
+        (set_field("provenance.created", "x" * 5000), "must be a UTC time as ISO 8601, got 'xxx"),
+        (
+            lambda value: value["roles"]["osvos"]["outputs"][0].update(shape=[1] * 5000),
+            "'roles.osvos.outputs' is prob",
+        ),
+        (set_field("roles.osvos.onnx", "x" * 5000), "'roles.osvos.path' has 5000 characters"),
+        (set_field("runtime_defaults", {"x" * 5000: 1}), "'runtime_defaults' has a long entry"),
+        (set_field("runtime_defaults", {"osvos.every": "x" * 5000}), "has a long entry, 'osvos"),
         (delete_field("provenance.licence"), "'provenance.licence' is missing"),
     ],
 )
@@ -225,6 +233,7 @@ def test_wrong_field_is_one_line_that_names_it(
     message = str(caught.value)
     assert message.startswith(f"{directory / 'manifest.json'}: ")
     assert "\n" not in message
+    assert len(message) < 1500
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mpn._common.files import sha256_of_file
 from mpn._common.records import FieldError
+from mpn._common.text import LONGEST_MESSAGE
 from mpn.errors import ManifestError
 
 MANIFEST_NAME = "manifest.json"
@@ -54,6 +55,8 @@ class FileDigest:
     def __post_init__(self) -> None:
         if not self.path:
             raise ManifestFieldError("path", "is empty")
+        if len(self.path) > LONGEST_MESSAGE:
+            raise ManifestFieldError("path", f"has {len(self.path)} characters: export it again")
         if not _SHA256.fullmatch(self.sha256):
             raise ManifestFieldError(
                 "sha256", f"must be 64 lower-case hexadecimal digits, got {self.sha256[:80]!r}"

@@ -22,6 +22,7 @@ from mpn._common.records import (
     record_from_json,
     schema_version_of,
 )
+from mpn._common.text import LONGEST_MESSAGE, one_line
 from mpn.engines.directory.entries import (
     DIS_SOURCE,
     ENGINE_SOURCE,
@@ -114,6 +115,9 @@ class Manifest:
             raise ManifestError(_unknown_schema(self.schema_version))
         if min(self.frame_size_hw) < 1:
             raise ManifestFieldError("frame_size_hw", f"must be positive, got {self.frame_size_hw}")
+        for name, value in self.runtime_defaults.items():
+            if max(len(name), len(str(value))) > LONGEST_MESSAGE:
+                raise ManifestFieldError("runtime_defaults", f"has a long entry, {name[:80]!r}")
         if self.max_objects < 1:
             raise ManifestFieldError("max_objects", f"must be at least 1, got {self.max_objects}")
         try:
@@ -203,7 +207,7 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
         manifest = Manifest.from_json(read_json(resolve_inside(path, MANIFEST_NAME), ManifestError))
         _check_paths(path, manifest)
     except ManifestError as error:
-        raise ManifestError(f"{file}: {error}") from error
+        raise ManifestError(f"{file}: {one_line(error, LONGEST_MESSAGE)}") from error
     return manifest
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpn._common.records import read_json, record_from_json, schema_version_of
+from mpn._common.text import LONGEST_MESSAGE, one_line
 from mpn.engines.directory.files import resolve_inside
 from mpn.errors import ManifestError
 
@@ -99,7 +100,8 @@ def load_parity(directory: Path) -> ParityReport | None:
         value = read_json(resolve_inside(directory, PARITY_NAME), ManifestError)
         return _report_from_json(value)
     except ManifestError as error:
-        raise ManifestError(f"{path}: {error}; export the directory again") from error
+        text = one_line(error, LONGEST_MESSAGE)
+        raise ManifestError(f"{path}: {text}; export the directory again") from error
 
 
 def _report_from_json(value: Any) -> ParityReport:

@@ -21,7 +21,7 @@ import numpy as np
 from mpn._common.closeable import Closeable
 from mpn._common.concurrency import check_threads
 from mpn._common.locks import TemporaryFolder
-from mpn._common.text import one_line
+from mpn._common.text import LONGEST_MESSAGE, one_line
 from mpn.engines.spec import EngineSpec, TensorSpec
 from mpn.errors import BackendError, EngineError, import_or_explain
 from mpn.types import Float32Array
@@ -332,7 +332,7 @@ def check_interface(path: Path, spec: EngineSpec, session: Any) -> None:
     if differences:
         raise EngineError(
             f"{path.name} is not the {spec.role} engine of this manifest: "
-            f"{'; '.join(differences)}: export it again"
+            f"{one_line('; '.join(differences), LONGEST_MESSAGE)}: export it again"
         )
 
 

@@ -19,6 +19,7 @@ from mpn._common.records import (
     record_from_json,
     schema_version_of,
 )
+from mpn._common.text import LONGEST_MESSAGE, one_line
 from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import RoleEntry
 from mpn.engines.spec import EngineSpec, Precision, Role
@@ -173,7 +174,8 @@ class PlanRecord:
             if record_from_json(value, _Sealed, EngineError).digest != record.key.digest:
                 raise EngineError("its digest is not that of its key")
         except MpnError as error:
-            raise EngineError(f"the record cannot be used ({error})") from error
+            text = one_line(error, LONGEST_MESSAGE)
+            raise EngineError(f"the record cannot be used ({text})") from error
         return record
 
 
