@@ -16,6 +16,7 @@ export function drawingInput({ state, view, canvas, status, mayPaint, afterStrok
   let points = []; // of the polygon in progress
   let isSpaceHeld = false;
   let isPenDown = false; // the keyboard draws while it moves
+  let place = { x: view.width >> 1, y: view.height >> 1 }; // where the keyboard continues
   const touches = new Map();
   let pinch = null;
 
@@ -79,6 +80,7 @@ export function drawingInput({ state, view, canvas, status, mayPaint, afterStrok
   }
 
   function moveCursor(pixel, isKeyboard) {
+    place = clamp(pixel);
     view.cursor = state.tool === "hand" ? null : { ...pixel, diameter: diameter(), isKeyboard };
     if (points.length) showPolygon(pixel);
     view.draw();
@@ -165,12 +167,8 @@ export function drawingInput({ state, view, canvas, status, mayPaint, afterStrok
 
   // Keyboard
 
-  function keyboardCursor() {
-    return view.cursor ?? { x: view.width >> 1, y: view.height >> 1 };
-  }
-
   canvas.addEventListener("focus", () => {
-    if (canvas.matches(":focus-visible")) moveCursor(clamp(keyboardCursor()), true);
+    if (canvas.matches(":focus-visible")) moveCursor(place, true);
   });
   canvas.addEventListener("blur", () => {
     lift();
@@ -189,7 +187,7 @@ export function drawingInput({ state, view, canvas, status, mayPaint, afterStrok
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (event.key in moves) {
       const [dx, dy] = moves[event.key];
-      const { x, y } = keyboardCursor();
+      const { x, y } = place;
       const pixel = clamp({ x: x + dx * step, y: y + dy * step });
       if (isPenDown) extend(pixel);
       moveCursor(pixel, true);
@@ -198,7 +196,7 @@ export function drawingInput({ state, view, canvas, status, mayPaint, afterStrok
       return true;
     }
     if (event.key === "Enter") {
-      const pixel = clamp(keyboardCursor());
+      const pixel = place;
       moveCursor(pixel, true);
       if (state.tool === "polygon") {
         if (event.shiftKey) closePolygon();

@@ -219,6 +219,7 @@ function showMask(mask) {
     kept.delete(index);
   }
   view.setMask(mask);
+  $("canvas").dataset.frame = mask.index;
   updateUndo();
   showFrameState();
   showObjects();
