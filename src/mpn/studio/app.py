@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,16 +17,19 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp
 
 from mpn._common.files import json_text
+from mpn._common.locks import TemporaryFolder
 from mpn.errors import InputError, MaskError, MpnError
+from mpn.masks import load_labels
 from mpn.runtime.media.overlay import OVERLAY_PALETTE
+from mpn.runtime.session.schedule import Direction
 from mpn.studio.access import AccessControl, BodyTooLargeError
 from mpn.studio.events import Broadcaster
 from mpn.studio.frames import SIDES_PX, FrameReader
-from mpn.studio.project import Direction, Project, StaleError
+from mpn.studio.project import Project, ShownMask, StaleError
 from mpn.studio.runner import Runner
-from mpn.studio.worker import request_as_json
+from mpn.studio.worker import provisional_path, request_as_json
 from mpn.studio.worth import frames_to_check
-from mpn.types import UInt8Array
+from mpn.types import MAX_OBJECT_ID, UInt8Array
 
 WEB_FOLDER: Final = Path(__file__).with_name("web")
 _MEDIA_TYPES: Final = {
@@ -71,7 +75,8 @@ class Studio:
     def __init__(self, project: Project, frames: FrameReader, *, engine_dir: Path | None) -> None:
         self.project, self.frames, self.engine_dir = project, frames, engine_dir
         self.events = Broadcaster()
-        self.runner = Runner(project.journal, self.events.publish)
+        self._provisional = TemporaryFolder()
+        self.runner = Runner(project.journal, self._provisional.path, self.events.publish)
 
     def state(self) -> dict[str, Any]:
         """Return all that a page needs at its start, as JSON types."""
@@ -102,6 +107,18 @@ class Studio:
             "directions": {str(index): each for index, each in project.directions.items()},
         }
 
+    def mask(self, index: int) -> ShownMask:
+        """Return the mask of a frame, that of a backward pass in progress included."""
+        shown = self.project.mask(index)
+        path = provisional_path(self._provisional.path, index)
+        if shown.source == "drawn" or not path.exists():
+            return shown
+        try:
+            labels = load_labels(path, max_objects=MAX_OBJECT_ID, allow_empty=True)
+        except MaskError:  # it became a result in the meantime
+            return self.project.mask(index)
+        return replace(shown, labels=labels, source="result")
+
     def start(self, *, restart: bool) -> None:
         """Start a run with all drawn masks.
 
@@ -117,7 +134,9 @@ class Studio:
             request_as_json(
                 video=project.video,
                 masks=masks,
+                directions=project.directions,
                 out=project.out,
+                provisional=self._provisional.path,
                 engine_dir=self.engine_dir,
                 start=project.first_index or None,
                 end=project.end,
@@ -130,6 +149,7 @@ class Studio:
         """End the event streams, and stop the run."""
         self.events.close()
         self.runner.close()
+        self._provisional.close()
 
 
 def create_app(studio: Studio, *, token: str) -> ASGIApp:
@@ -180,7 +200,7 @@ def create_app(studio: Studio, *, token: str) -> ASGIApp:
     @app.get("/api/masks/{index}")
     def _mask(index: int) -> Response:
         _check_index(index, project)
-        mask = project.mask(index)
+        mask = studio.mask(index)
         headers = {"x-mask-source": mask.source, "etag": f'"{mask.etag}"'}
         if mask.labels is None:
             return Response(status_code=204, headers=headers)

@@ -33,9 +33,9 @@ from mpn.masks import load_labels, png_from_labels
 from mpn.runtime.media.random_access import FrameAccess
 from mpn.runtime.session.earlier import load_earlier_run
 from mpn.runtime.session.layout import check_not_input, check_out, result_paths
+from mpn.runtime.session.schedule import Direction
 from mpn.types import MAX_OBJECT_ID, UInt8Array
 
-Direction = Literal["both", "forward", "backward"]
 MaskSource = Literal["drawn", "result", "none"]
 
 STUDIO_SCHEMA = 1

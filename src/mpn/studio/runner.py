@@ -17,12 +17,14 @@ from mpn._common.files import json_text
 from mpn.errors import InputError
 from mpn.studio.events import Event
 from mpn.studio.project import track_entries
+from mpn.studio.worker import provisional_path
 
 RunState = Literal["idle", "running", "stopping", "complete", "stopped", "failed"]
 
 _POLL_S = 0.1
 """Interval at which the journal of the tracks is read while a run computes."""
 
+_NO_PROGRESS: Mapping[str, Any] = {"done": 0, "expected": None, "backward": None, "message": ""}
 _CRASHED = "the run ended without a report: its messages are in the terminal of mpn studio"
 
 
@@ -81,19 +83,24 @@ class Runner(Closeable):
 
     Args:
         journal: Journal of tracks.jsonl of the runs.
+        provisional: Existing folder for the masks of backward passes.
         publish: Called from threads with each event for the pages.
     """
 
-    def __init__(self, journal: Path, publish: Callable[[Event], None]) -> None:
-        self._journal, self._publish = journal, publish
+    def __init__(self, journal: Path, provisional: Path, publish: Callable[[Event], None]) -> None:
+        self._journal, self._provisional, self._publish = journal, provisional, publish
         self._lock = threading.Lock()
-        self._state: dict[str, Any] = {"state": "idle", "done": 0, "expected": None, "message": ""}
+        self._state: dict[str, Any] = {"state": "idle", **_NO_PROGRESS}
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def status(self) -> dict[str, Any]:
-        """State of the latest run: ``state``, ``done``, ``expected`` and ``message``."""
+        """State of the latest run, as JSON types.
+
+        ``state``, ``message``, and of :class:`mpn.runtime.session.request.Progress`: ``done``,
+        ``expected``, ``backward``.
+        """
         with self._lock:
             return dict(self._state)
 
@@ -124,7 +131,7 @@ class Runner(Closeable):
             process.stdin.write(json_text(request).encode() + b"\n")
             process.stdin.flush()
             self._process = process
-            self._state = {"state": "running", "done": 0, "expected": None, "message": ""}
+            self._state = {"state": "running", **_NO_PROGRESS}
             self._thread = threading.Thread(target=self._follow, args=(process,), daemon=True)
             self._thread.start()
         self._publish({"type": "run", **self.status})
@@ -160,10 +167,10 @@ class Runner(Closeable):
             kind = event.pop("type")
             if kind == "progress":
                 self._update(event)
-            elif kind in ("complete", "stopped", "failed"):
-                final = {"state": kind, "message": event.get("message", "")}
+            elif kind == "provisional":
+                self._publish({"type": "frames", "frames": [event]})
             else:
-                self._publish({"type": kind, **event})
+                final = {"state": kind, "message": event.get("message", "")}
         process.wait()
         with self._lock:
             assert process.stdin is not None
@@ -171,6 +178,8 @@ class Runner(Closeable):
         process.stdout.close()
         ended.set()
         tail.join()
+        for path in self._provisional.iterdir():
+            path.unlink()
         self._update(final)
 
     def _read_journal(self, ended: threading.Event) -> None:
@@ -179,6 +188,9 @@ class Runner(Closeable):
             while not is_last:
                 is_last = ended.wait(_POLL_S)
                 if entries := reader.read(is_last=is_last):
+                    for entry in entries:
+                        path = provisional_path(self._provisional, entry["frame"])
+                        path.unlink(missing_ok=True)
                     self._publish({"type": "frames", "frames": entries})
 
     def _update(self, values: Mapping[str, Any]) -> None:

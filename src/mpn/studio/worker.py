@@ -14,11 +14,14 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from mpn._common.files import json_text
 from mpn.errors import MpnError
+from mpn.masks import save_labels
+from mpn.runtime.session.schedule import Direction
 
 
 def main() -> int:
@@ -45,18 +48,35 @@ def request_as_json(
     *,
     video: str,
     masks: Mapping[int, Path],
+    directions: Mapping[int, Direction],
     out: Path,
+    provisional: Path,
     engine_dir: Path | None,
     start: int | None,
     end: int | None,
     save: frozenset[str],
     resume: bool,
 ) -> dict[str, Any]:
-    """Return the request of a child process; see :class:`RunRequest`."""
+    """Return the request of a child process.
+
+    Args:
+        video: See :class:`RunRequest`, as for the others.
+        masks: By frame index.
+        directions: By frame index.
+        out: Output folder.
+        provisional: Folder for the masks of backward passes, which are not results yet.
+        engine_dir: Engines.
+        start: First frame.
+        end: End.
+        save: Results.
+        resume: Whether to continue an earlier run.
+    """
     return {
         "video": video,
         "masks": {str(index): str(path) for index, path in masks.items()},
+        "directions": {str(index): direction for index, direction in directions.items()},
         "out": str(out),
+        "provisional": str(provisional),
         "engine_dir": None if engine_dir is None else str(engine_dir),
         "start": start,
         "end": end,
@@ -65,26 +85,40 @@ def request_as_json(
     }
 
 
+def provisional_path(folder: Path, index: int) -> Path:
+    """Return the path of the provisional mask of a frame."""
+    return folder / f"{index}.png"
+
+
 def _run(request: Mapping[str, Any], events: TextIO) -> None:
+    from mpn.runtime.session.passes import FrameUpdate
     from mpn.runtime.session.request import Progress, RunRequest
     from mpn.runtime.session.session import run_video
 
     def on_progress(progress: Progress) -> None:
+        backward = progress.backward
         _emit(
             events,
             {
                 "type": "progress",
                 "done": progress.done,
-                "computed": progress.computed,
                 "expected": progress.expected,
+                "backward": None if backward is None else asdict(backward),
             },
         )
 
-    engine_dir = request["engine_dir"]
+    def on_frame(update: FrameUpdate) -> None:
+        if not update.is_final:  # the studio finds final masks in the output folder
+            save_labels(provisional_path(folder, update.index), update.result.labels)
+            objects = [track.as_json() for track in update.result.tracks]
+            _emit(events, {"type": "provisional", "frame": update.index, "objects": objects})
+
+    engine_dir, folder = request["engine_dir"], Path(request["provisional"])
     run_video(
         RunRequest(
             video=request["video"],
             masks={int(index): Path(path) for index, path in request["masks"].items()},
+            directions={int(index): each for index, each in request["directions"].items()},
             out=Path(request["out"]),
             engine_dir=None if engine_dir is None else Path(engine_dir),
             start=request["start"],
@@ -93,6 +127,7 @@ def _run(request: Mapping[str, Any], events: TextIO) -> None:
             resume=request["resume"],
         ),
         on_progress=on_progress,
+        on_frame=on_frame,
     )
 
 

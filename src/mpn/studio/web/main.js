@@ -528,10 +528,12 @@ const isRunning = () => ["running", "stopping"].includes(state.run.state);
 function showRun(run) {
   const before = state.run;
   state.run = run;
-  const { done, expected, message } = run;
+  const { done, expected, message, backward } = run;
   const texts = {
     idle: "",
-    running: done ? `${done}${expected ? ` of ${expected}` : ""} frames` : "Starting …",
+    running: backward
+      ? `Backwards from frame ${backward.source}: ${backward.done} of ${backward.count} frames`
+      : done ? `${done}${expected ? ` of ${expected}` : ""} frames` : "Starting …",
     stopping: "Stopping …",
     complete: `Finished: ${done} frames`,
     stopped: `Cancelled: ${done} frames are kept`,
@@ -540,7 +542,8 @@ function showRun(run) {
   $("run-text").textContent = texts[run.state] ?? "";
   const progress = $("run-progress");
   progress.hidden = !isRunning();
-  if (done && expected) progress.value = done / expected;
+  if (backward) progress.value = backward.done / backward.count;
+  else if (done && expected) progress.value = done / expected;
   else progress.removeAttribute("value");
   if (run.state === "failed" && before.state !== "failed") {
     showNotice(message, [["Run again from the start", () => confirmRestart()]]);
