@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 DOCS_STAMP := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fullsize check format docs dist picture clean
+.PHONY: help demo test test-fullsize test-browser check format docs dist picture clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -17,10 +17,13 @@ demo: $(RUNTIME_STAMP)  ## install the runtime, segment the built-in clip, print
 	$(BIN)/mpn demo -o demo-out
 
 test: $(DEV_STAMP)  ## run the tests (minutes, 2 cores)
-	$(BIN)/python -m pytest -q -m "not fullsize"
+	$(BIN)/python -m pytest -q -m "not fullsize and not browser"
 
 test-fullsize: $(DEV_STAMP)  ## export and run the paper-size networks
 	$(BIN)/python -m pytest -q -m fullsize
+
+test-browser: $(DEV_STAMP)  ## drive the page of mpn studio in Chromium (apt-get install chromium)
+	$(BIN)/python -m pytest -q -m browser
 
 check: $(DEV_STAMP)  ## lint, types, layers, language
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -157,7 +158,9 @@ def test_session_from_first_stroke_to_corrected_result(
         expect(page.page.get_by_label("Forwards")).to_be_checked()
         # Erasing and undoing gives back the very mask.
         page.tool("e")
-        page.draw([(200, 100), (300, 160)])
+        rows, columns = np.nonzero(corrected == KOI)
+        page.draw([(int(columns[0]), int(rows[0])), (int(columns[-1]), int(rows[-1]))])
+        assert (page.saved(CORRECTED) != corrected).any()
         page.tool("Control+z")
         page.wait_for_save()
         np.testing.assert_array_equal(page.saved(CORRECTED), corrected)
@@ -172,8 +175,8 @@ def test_session_from_first_stroke_to_corrected_result(
         video=str(pond.video), masks={0: drawn / "00000.png"}, out=tmp_path / "again"
     )
     run_video(request)
-    both = {index: drawn / f"{index:05d}.png" for index in (0, CORRECTED)}
-    run_video(RunRequest(video=str(pond.video), masks=both, out=tmp_path / "again", resume=True))
+    masks_of_both = {index: drawn / f"{index:05d}.png" for index in (0, CORRECTED)}
+    run_video(replace(request, masks=masks_of_both, directions={CORRECTED: "forward"}, resume=True))
     expected_score = score(pond, tmp_path / "again" / "masks")
     assert score(pond, out / "masks") == expected_score
     assert min(each.region.mean for each in expected_score.objects) > 0.5

@@ -73,15 +73,15 @@ def test_project_adopts_the_masks_of_mpn_run(
             np.testing.assert_array_equal(saved, labels)
 
 
-def entry(frame: int, confidence: float, events: tuple[str, ...] = ()) -> dict[str, object]:
-    track = {"object_id": 1, "confidence": confidence, "area_px": 9, "events": list(events)}
+def entry(frame: int, reliability: float, events: tuple[str, ...] = ()) -> dict[str, object]:
+    track = {"object_id": 1, "reliability": reliability, "area_px": 9, "events": list(events)}
     return {"frame": frame, "objects": [track]}
 
 
 def test_frames_to_check_are_worst_and_spread() -> None:
     entries = [entry(i, 0.99) for i in range(100)]
-    for i, confidence in ((30, 0.5), (31, 0.4), (32, 0.45), (70, 0.6), (95, 0.95)):
-        entries[i] = entry(i, confidence)
+    for i, reliability in ((30, 0.3), (31, 0.1), (32, 0.2), (70, 0.4), (95, 0.6)):
+        entries[i] = entry(i, reliability)
     entries[50] = entry(50, 0.99, ("lost",))
     assert [found["frame"] for found in frames_to_check(entries)] == [31, 50, 70]
     assert frames_to_check(entries[:20]) == []

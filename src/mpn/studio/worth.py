@@ -10,7 +10,7 @@ _SPREAD = 20
 _LEAST_DISTANCE = 5
 """Chosen frames are further than a twentieth of the run, and than 5 frames, from each other."""
 
-_UNCERTAIN_BELOW = 0.85
+_UNCERTAIN_BELOW = 0.5
 
 
 def frames_to_check(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -44,9 +44,9 @@ def _score(track: Mapping[str, Any]) -> tuple[float, str]:
     object_id = track["object_id"]
     if "lost" in track["events"]:
         return 2.0, f"object {object_id} is lost"
-    if track["area_px"] and track["confidence"] < _UNCERTAIN_BELOW:
-        confidence = track["confidence"]
-        return 1 - confidence, f"object {object_id} has confidence {confidence:.2f}"
+    reliability = track.get("reliability")
+    if reliability is not None and track["area_px"] and reliability < _UNCERTAIN_BELOW:
+        return 1 - reliability, f"object {object_id} has reliability {reliability:.2f}"
     return 0.0, ""
 
 

@@ -5,7 +5,7 @@ import { drawingInput } from "./drawing.js";
 import { FrameMask } from "./mask.js";
 import { countPixels } from "./raster.js";
 import { fillHelp, handleKeys } from "./keys.js";
-import { Timeline } from "./timeline.js";
+import { Timeline, reliabilityOf } from "./timeline.js";
 import { View } from "./view.js";
 
 const MOST_BITMAP_BYTES = 128 << 20;
@@ -139,7 +139,8 @@ async function seek(index) {
 }
 
 function seekByUser(index) {
-  $("follow").checked = $("follow").checked && !isRunning();
+  if (isRunning()) $("follow").checked = false;
+  isFollowing = false;
   stopPlaying();
   return seek(index);
 }
@@ -413,7 +414,7 @@ function describeFrame(index) {
   if (index in state.drawn) marks.push(state.pending.includes(index) ? "drawn, not run yet" : "drawn");
   if (timeline.worth.has(index)) marks.push("worth a look");
   const tracks = [...(state.tracks[index]?.values() ?? [])].map(
-    (track) => `${nameOf(track.object_id)} ${track.state === "lost" ? "lost" : `confidence ${track.confidence.toFixed(2)}`}`,
+    (track) => `${nameOf(track.object_id)} ${track.state === "lost" ? "lost" : `reliability ${reliabilityOf(track).toFixed(2)}`}`,
   );
   return [`frame ${index} of ${state.video.frames - 1}`, ...marks, ...tracks].join(", ");
 }
@@ -435,7 +436,7 @@ function showFrameState() {
     : tracks.map((track) =>
         track.state === "lost"
           ? `${nameOf(track.object_id)}: lost.`
-          : `${nameOf(track.object_id)}: confidence ${track.confidence.toFixed(2)}, ${track.area_px} px.`,
+          : `${nameOf(track.object_id)}: reliability ${reliabilityOf(track).toFixed(2)}, ${track.area_px} px.`,
       );
   const missing = isPending ? missingObjects() : "";
   $("frame-state").textContent = [states[mask.source], ...facts, missing].filter(Boolean).join(" ");
@@ -505,6 +506,7 @@ async function loadTracks() {
 }
 
 let waiting = []; // tracks of a run that are not shown yet
+let isFollowing = false; // no other frame was chosen since the start of the run
 
 function showRunFrames(frames) {
   waiting.push(...frames);
@@ -516,7 +518,7 @@ function showRunFrames(frames) {
     addTracks(shown);
     const indices = shown.map(({ frame }) => frame);
     for (const index of indices) if (!unsaved.has(index)) kept.delete(index);
-    if ($("follow").checked && !state.isPlaying) void seek(indices.at(-1));
+    if (isFollowing && !state.isPlaying) void seek(indices.at(-1));
     else if (indices.includes(state.index)) void reloadMask();
   }, REFRESH_MS);
 }
@@ -569,7 +571,7 @@ async function runOrCancel() {
     hideNotice();
     finishDrawing();
     await Promise.all([...unsaved.values(), state.mask].map((mask) => mask.save()));
-    $("follow").checked = true;
+    $("follow").checked = isFollowing = true;
     showRun(await api.sendJson("POST", "run"));
   } catch (error) {
     showError(error);
@@ -749,6 +751,7 @@ function wire() {
   $("size").max = Math.max(120, Math.round(Math.min(state.video.width, state.video.height) / 4));
   $("size").addEventListener("input", () => setSize(Number($("size").value)));
   $("opacity").addEventListener("input", () => view.setLook({ opacity: Number($("opacity").value) / 100 }));
+  $("follow").addEventListener("change", () => (isFollowing = $("follow").checked));
   $("frame-number").addEventListener("change", () => seekByUser(Number($("frame-number").value)));
   for (const input of $("direction").querySelectorAll("input")) {
     input.addEventListener("change", () => setDirection(input.value));

@@ -1,9 +1,12 @@
-// The timeline: per object a row with area, confidence and state, all frames in one canvas.
+// The timeline: per object a row with area, reliability and state, all frames in one canvas.
 
-const HEAD_PX = 22;
+const HEAD_PX = 30;
 const ROW_PX = 34;
 const GAP_PX = 4;
 const SIDE_PX = 8;
+
+/** Reliability of a mask, 0..1; results of older versions have its confidence only. */
+export const reliabilityOf = (track) => track.reliability ?? track.confidence;
 
 export class Timeline {
   /** canvas: focusable, with role slider; frames: number of frames; onSeek(index): a user's choice. */
@@ -116,10 +119,11 @@ export class Timeline {
     const power = 10 ** Math.floor(Math.log10(Math.max(1, raw)));
     const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= raw) ?? 1;
     context.fillStyle = colour("--muted");
+    context.textAlign = "center";
     for (let index = 0; index < this.frames; index += step) {
       const x = this.xOf(index + 0.5);
       context.fillRect(Math.round(x), HEAD_PX - 4, 1, 4);
-      context.fillText(String(index), x + 3, HEAD_PX - 8);
+      context.fillText(String(index), x, HEAD_PX - 19);
     }
   }
 
@@ -136,7 +140,7 @@ export class Timeline {
       const first = Math.floor((column * frames) / columns);
       const last = Math.max(first + 1, Math.floor(((column + 1) * frames) / columns));
       let area = 0;
-      let confidence = Infinity;
+      let least = Infinity;
       let isLost = false;
       let isFound = false;
       let isThere = false;
@@ -147,14 +151,14 @@ export class Timeline {
         area = Math.max(area, track.area_px);
         isLost ||= track.state === "lost";
         isFound ||= track.events.includes("redetected");
-        if (track.area_px) confidence = Math.min(confidence, track.confidence);
+        if (track.area_px) least = Math.min(least, reliabilityOf(track));
       }
       if (!isThere) {
         line.push(null);
         continue;
       }
-      const x = this.xOf(first);
-      const w = Math.max(1, this.xOf(last) - x + 0.5);
+      const x = Math.round(this.xOf(first)); // whole pixels: no seams between columns
+      const w = Math.max(1, Math.round(this.xOf(last)) - x);
       const high = (area / largest) * (ROW_PX - 8);
       context.fillStyle = `rgb(${r} ${g} ${b} / 35%)`;
       context.fillRect(x, y + ROW_PX - 4 - high, w, high);
@@ -166,7 +170,7 @@ export class Timeline {
         context.fillStyle = colour("--found");
         context.fillRect(x + w / 2 - 1, y, 2, ROW_PX - 4);
       }
-      line.push(confidence === Infinity ? null : [x + w / 2, y + 3 + (1 - confidence) * (ROW_PX - 10)]);
+      line.push(least === Infinity ? null : [x + w / 2, y + 3 + (1 - least) * (ROW_PX - 10)]);
     }
     context.lineJoin = "round";
     for (const [style, width] of [[colour("--panel"), 4], [colour("--line"), 1.5]]) {
