@@ -1,4 +1,4 @@
-"""Measure the page of ``mpn studio`` on a long clip: waiting times, smoothness, memory.
+"""Measure time and memory of the page of ``mpn studio`` on a long clip.
 
     python -m benchmarks.speed.studio [--frames 2000] [--frame-size 3840x2160] [--objects 3]
         [--seeks 300] [--folder DIR]

@@ -166,7 +166,7 @@ class StudioPage:
 
 
 def stroke(labels: UInt8Array, pixels: Sequence[Pixel], diameter: int, object_id: int) -> None:
-    """Set the pixels whose centre is at most ``diameter / 2`` from a line, in integers."""
+    """Set the pixels whose centre is at most ``diameter / 2`` from a line."""
     y, x = np.mgrid[: labels.shape[0], : labels.shape[1]].astype(np.int64)
     for (ax, ay), (bx, by) in zip(pixels[:1] + list(pixels), pixels, strict=False):
         dx, dy = bx - ax, by - ay
@@ -199,7 +199,7 @@ def filled_polygon(labels: UInt8Array, pixels: Sequence[Pixel], object_id: int) 
 
 
 def page_facts(page: Page) -> list[dict[str, Any]]:
-    """Return name and kind of each control that can be used, as a screen reader gets them."""
+    """Return name and kind of each visible control, for a screen reader."""
     script = """() => JSON.stringify([...document.querySelectorAll(
         'button, input, canvas[tabindex], [role=slider]')]
       .filter(e => e.offsetParent !== null)

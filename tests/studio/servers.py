@@ -1,4 +1,4 @@
-"""Start ``mpn studio`` in a process of its own."""
+"""Start ``mpn studio`` in another process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in Chromium: the drawing is written as it is drawn, and nothing is lost.
+"""The page in Chromium: drawings are written pixel by pixel, nothing is lost.
 
 With MPN_WRITE_PICTURES=1 the screenshots of the tutorial are written to docs/pictures.
 """
@@ -96,7 +96,7 @@ def score(clip: ClipPaths, masks: Path) -> SequenceScore:
 def test_session_from_first_stroke_to_corrected_result(
     browser: Browser, pond: ClipPaths, tmp_path: Path, pictures: Path
 ) -> None:
-    """Draw, run, correct, run from there, close, open again; then the same with mpn-run."""
+    """Draw, run, correct, run again, close, reopen; then the same with mpn-run."""
     out = tmp_path / "out"
     truth = load_labels(pond.first_mask)
     expected = np.zeros(SIZE_HW, np.uint8)
@@ -186,7 +186,7 @@ def test_session_from_first_stroke_to_corrected_result(
 def test_drawing_is_written_pixel_by_pixel(
     browser: Browser, pond: ClipPaths, tmp_path: Path, scale: int
 ) -> None:
-    """Brush, eraser and polygon at two zooms, with the mouse and the keyboard, and undo."""
+    """Brush, eraser, polygon and undo at two zooms, with mouse and keyboard."""
     out = tmp_path / "out"
     expected = np.zeros(SIZE_HW, np.uint8)
     with StudioProcess(pond.video, out) as server:
@@ -345,7 +345,7 @@ class _HostilePage(BaseHTTPRequestHandler):
 def test_page_of_another_origin_gets_nothing(
     browser: Browser, pond: ClipPaths, tmp_path: Path
 ) -> None:
-    """Another port on the same host is another origin, and the user has the studio open."""
+    """Another port on the same host is another origin; the studio is open too."""
     out = tmp_path / "out"
     with StudioProcess(pond.video, out) as server:
         page = open_page(browser, server, out)

@@ -30,7 +30,7 @@ def put(client: httpx.Client, index: int, labels: UInt8Array) -> httpx.Response:
 
 
 def test_killed_server_leaves_whole_masks(clip: Path, tmp_path: Path) -> None:
-    """Kill -9 while masks are saved one after the other: each file is one of those sent."""
+    """Kill -9 while masks are saved: the file is one of those sent."""
     sent = [np.full(SCENE_HW, 1 + number % 2, np.uint8) for number in range(2)]
     with StudioProcess(clip, tmp_path / "out") as server:
         assert server.address.startswith("http://127.0.0.1:")
