@@ -45,6 +45,17 @@ def test_convert_prints_the_paths(folder: Path, capsys: pytest.CaptureFixture[st
     assert sorted(path.name for path in Path("m").iterdir()) == ["object_1.mov", "object_2.mov"]
 
 
+def test_convert_of_a_killed_run_states_its_frames(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = [scene_labels(index) for index in range(2)]
+    write_output_folder(Path("killed"), Path("clip.mp4"), labels, state="running")
+    assert run("convert", "killed", "--to", "exr") == 0
+    out, err = capsys.readouterr()
+    assert out == "killed/converted/exr\n"
+    assert err == "note: the run in killed is not complete (running): it has frames 0 to 1\n"
+
+
 def test_convert_help_lists_all_formats(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("convert", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())

@@ -139,8 +139,12 @@ def convert_with_progress(
     """
     from mpn.runtime.convert.conversion import convert_results
 
+    def on_note(text: str) -> None:
+        if not quiet:
+            echo(f"note: {text}", err=True)
+
     with _progress(quiet) as on_frame:
-        return convert_results(out, names, on_frame=on_frame, **how)
+        return convert_results(out, names, on_frame=on_frame, on_note=on_note, **how)
 
 
 @contextmanager

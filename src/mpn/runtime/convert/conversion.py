@@ -122,6 +122,7 @@ def convert_results(
     end: int | None = None,
     video: Path | None = None,
     on_frame: Callable[[], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Convert the results of a run.
 
@@ -136,6 +137,7 @@ def convert_results(
         end: Index of the frame to stop before.
         video: Path of the video of the run if it is not at its place.
         on_frame: Called after each frame of each format.
+        on_note: Called with one line if the run is not complete.
 
     Returns:
         The written files and folders, in the order of ``names``.
@@ -155,6 +157,11 @@ def convert_results(
         video,
         on_frame or (lambda: None),
     )
+    if on_note is not None and results.state != "complete":
+        on_note(
+            f"the run in {results.paths.folder} is not complete ({results.state}): it has frames "
+            f"{results.frames[0].index} to {results.frames[-1].index}"
+        )
     targets = _targets(results, names, target)
     if target is not None:
         _check_new(targets.values())
