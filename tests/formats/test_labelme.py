@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mpn.formats import ObjectIds, VideoFacts
+from mpn.errors import MaskError
+from mpn.formats import ObjectIds, VideoFacts, read_masks
 from mpn.formats.labelme import annotations_from_labelme, is_labelme
 from mpn.formats.regions import GivenMasks, masks_from_annotations
 from mpn.types import UInt8Array
@@ -96,3 +99,13 @@ def test_what_cannot_be_drawn_is_named(value: dict[str, Any], reason: str) -> No
 def test_size_of_the_video_stands_for_a_missing_one() -> None:
     value = document(shape("dog", SQUARE)) | {"imageHeight": None, "imageWidth": None}
     assert masks(value, (6, 7)).labels[None].shape == (6, 7)
+
+
+@pytest.mark.parametrize("field", ["label", "group_id", "shape_type"])
+def test_message_about_a_long_text_is_short(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "a.json"
+    value = document({**shape("dog", [[0, 0]], group_id=1), field: "x" * 10_000})
+    path.write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(MaskError, match=r"a\.json cannot be used: shape 1") as caught:
+        read_masks(path, VideoFacts(SIZE_HW))
+    assert len(str(caught.value)) < 1500

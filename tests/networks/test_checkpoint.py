@@ -148,6 +148,10 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda c: c["roles"]["propagation"]["config"].update(classes=1 << 2000),
         "the role propagation lacks its variant, config",
     ),
+    "long config": (
+        lambda c: c["roles"]["osvos"]["config"].update({"x" * 999: 1}),
+        r"unknown config of OsvosVgg: 'x{97}\.\.\.' \(known",
+    ),
     "long variant": (
         lambda c: c["roles"]["osvos"].update(variant="x" * 1001),
         "the role osvos lacks its variant, config",

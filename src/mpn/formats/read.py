@@ -16,7 +16,7 @@ import numpy as np
 
 from mpn._common.files import first_bytes, read_plain_file
 from mpn._common.records import json_from_text
-from mpn._common.text import read_text
+from mpn._common.text import LONGEST_MESSAGE, one_line, read_text
 from mpn.errors import MaskError
 from mpn.formats.arrays import labels_from_npy
 from mpn.formats.coco import annotations_from_coco, is_coco
@@ -247,7 +247,8 @@ def _reasons(path: Path) -> Iterator[None]:
     except (MaskError, ValueError) as error:
         if str(error).startswith("the mask "):  # of a file in the folder
             raise
-        raise MaskError(f"the mask {path} cannot be used: {error}") from error
+        text = one_line(error, LONGEST_MESSAGE)
+        raise MaskError(f"the mask {path} cannot be used: {text}") from error
 
 
 def _kind_of(path: Path) -> str | None:

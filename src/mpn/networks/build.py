@@ -48,6 +48,7 @@ _CLASSES: Mapping[Role, tuple[Any, Any]] = {
 _OPTIONAL_SUFFIX = "num_batches_tracked"
 """Suffix of a counter that inference does not use; files of torch < 0.4.1 lack it."""
 _SHOWN = 3
+_SHOWN_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def misfit(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
 
 def shortened(keys: Collection[str]) -> str:
     """Format the first three keys in quotes, and the number of the others."""
-    shown = ", ".join(f"'{key}'" for key in list(keys)[:_SHOWN])
+    shown = ", ".join(f"'{one_line(key, _SHOWN_LENGTH)}'" for key in list(keys)[:_SHOWN])
     return shown + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 
 
