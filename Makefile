@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 RUNTIME_STAMP := $(VENV)/.installed-runtime
 DEV_STAMP := $(VENV)/.installed-dev
 DOCS_STAMP := $(VENV)/.installed-docs
+READERS := build/readers
+READERS_STAMP := $(READERS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fullsize test-browser check format docs dist picture clean
+.PHONY: help demo test test-fullsize test-browser check format docs dist round-trips picture clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +46,9 @@ dist: $(DEV_STAMP)  ## build sdist and wheel into dist, install the wheel alone 
 	$(BIN)/python -m build --outdir dist
 	.ci/check_wheel dist $(BIN)
 
+round-trips: $(DEV_STAMP) $(READERS_STAMP)  ## read exported annotations with other programs' packages
+	$(BIN)/python -m benchmarks.round_trips --python $(READERS)/bin/python
+
 picture: $(RUNTIME_STAMP)  ## make the README's picture of the demo clip again
 	$(BIN)/python -m benchmarks.readme_picture
 
@@ -70,4 +75,11 @@ $(DEV_STAMP): $(RUNTIME_STAMP) pyproject.toml
 $(DOCS_STAMP): $(RUNTIME_STAMP) pyproject.toml
 	@echo "installing the documentation tools into $(VENV) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu,docs]'
+	@touch $@
+
+# Readers of annotations: Datumaro needs OpenCV 4, and labelme Qt, so they have an environment alone.
+$(READERS_STAMP): $(RUNTIME_STAMP) benchmarks/round_trips/requirements.txt
+	@echo "installing the readers of other programs into $(READERS) ..."
+	@$(PYTHON) -m venv $(READERS)
+	@$(READERS)/bin/python -m pip install -q --disable-pip-version-check -r benchmarks/round_trips/requirements.txt
 	@touch $@

@@ -1,0 +1,1 @@
+"""Write masks in each annotation format, and read them with the programs' packages."""
