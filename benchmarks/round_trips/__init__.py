@@ -1,1 +1,1 @@
-"""Write masks in each annotation format, and read them with the programs' packages."""
+"""Write masks as annotations, and read them with the programs' packages."""

@@ -60,7 +60,7 @@ def drawn_clips() -> Iterator[Clip]:
 
 
 def real_clips(shared: Path) -> Iterator[Clip]:
-    """Yield true masks of DAVIS, every tenth frame of ``val``, and of photographs of COCO."""
+    """Yield masks of DAVIS, every tenth frame of ``val``, and of COCO."""
     root = shared / "data" / "davis"
     for sequence in (root / "ImageSets/2017/val.txt").read_text().split():
         files = sorted((root / "Annotations/480p" / sequence).glob("*.png"))[::_EVERY]

@@ -151,7 +151,7 @@ def _compared(trip: Trip, clips: Sequence[Clip], root: Path, python: str, reader
         folder = root / f"{trip.format}-{trip.reader}" / f"{number:03d}"
         (folder / trip.target).parent.mkdir(parents=True)
         size_hw = clip.labels[0].shape
-        trip.write(folder / trip.target, _frames(clip), _info(clip))
+        trip.write(folder / trip.target, frames_of(clip), info_of(clip))
         _write_images(folder / trip.target / trip.images, clip)
         jobs.append(
             {
@@ -172,32 +172,32 @@ def _compared(trip: Trip, clips: Sequence[Clip], root: Path, python: str, reader
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return Result(trip.format, reader, problem=f"it cannot be read ({reason})")
-    ious: list[float] = []
+    found: list[float] = []
     problem = ""
     for clip, job in zip(clips, jobs, strict=True):
         with np.load(str(job["out"])) as read:
-            for iou, reason in _ious(clip, dict(read)):
-                ious.append(iou)
+            for iou, reason in ious(clip, dict(read)):
+                found.append(iou)
                 problem = problem or reason
-    exact = sum(iou == 1 for iou in ious)
-    if trip.is_lossless and exact < len(ious):
-        problem = problem or f"{len(ious) - exact} of {len(ious)} masks differ"
+    exact = sum(iou == 1 for iou in found)
+    if trip.is_lossless and exact < len(found):
+        problem = problem or f"{len(found) - exact} of {len(found)} masks differ"
     return Result(
         trip.format,
         reader,
         len(clips),
         sum(len(clip.labels) for clip in clips),
-        len(ious),
+        len(found),
         exact,
-        float(np.mean(ious)),
-        min(ious),
+        float(np.mean(found)),
+        min(found),
         trip.is_lossless,
         problem,
     )
 
 
-def _ious(clip: Clip, read: dict[str, np.ndarray]) -> Iterator[tuple[float, str]]:
-    """Yield the IoU of each mask, and a problem if a frame or an object is another one."""
+def ious(clip: Clip, read: dict[str, np.ndarray]) -> Iterator[tuple[float, str]]:
+    """Yield the IoU of each mask, and a problem if a frame or an object differs."""
     names = {f"{index:05d}" for index in range(len(clip.labels))}
     found = set(read.pop("frames").tolist())
     for index, labels in enumerate(clip.labels):
@@ -217,12 +217,14 @@ def _ious(clip: Clip, read: dict[str, np.ndarray]) -> Iterator[tuple[float, str]
         yield 0.0, f"{clip.name} has {extra[0]}, which was not written"
 
 
-def _frames(clip: Clip) -> Iterator[AnnotatedFrame]:
+def frames_of(clip: Clip) -> Iterator[AnnotatedFrame]:
+    """Yield the frames of a clip."""
     for index, labels in enumerate(clip.labels):
         yield AnnotatedFrame(index, f"{index:05d}", labels)
 
 
-def _info(clip: Clip) -> VideoInfo:
+def info_of(clip: Clip) -> VideoInfo:
+    """Return the facts of a clip."""
     ids = np.unique(np.stack(clip.labels)).tolist()
     ids = tuple(k for k in ids if k)
     return VideoInfo(clip.name, clip.labels[0].shape, ids, {k: _name(k) for k in ids})

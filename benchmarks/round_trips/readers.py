@@ -41,7 +41,7 @@ def read_coco(path: Path, size_hw: tuple[int, int]) -> Masks:
 
 
 def read_ytvis(path: Path, size_hw: tuple[int, int]) -> Masks:
-    """Decode the masks of YouTube-VIS with pycocotools; its own fork of it is on no index."""
+    """Decode the masks of YouTube-VIS with pycocotools."""
     from pycocotools import mask as coder
 
     value = json.loads(path.read_text())
@@ -63,9 +63,10 @@ def read_ytvis(path: Path, size_hw: tuple[int, int]) -> Masks:
 
 
 def read_cvat(path: Path, size_hw: tuple[int, int]) -> Masks:
-    """Decode the masks of CVAT with cvat-sdk: the first shape of a track, as CVAT imports them."""
-    from cvat_sdk.masks import decode_mask
+    """Decode the first mask of each track with cvat-sdk; CVAT imports only that."""
     from xml.etree.ElementTree import fromstring
+
+    from cvat_sdk.masks import decode_mask
 
     with zipfile.ZipFile(path) as archive:
         root = fromstring(archive.read("annotations.xml"))

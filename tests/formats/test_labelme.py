@@ -11,7 +11,8 @@ import pytest
 
 from mpn.errors import MaskError
 from mpn.formats import ObjectIds, VideoFacts, read_masks
-from mpn.formats.labelme import annotations_from_labelme, is_labelme
+from mpn.formats.annotated import AnnotatedFrame, VideoInfo
+from mpn.formats.labelme import annotations_from_labelme, is_labelme, write_labelme
 from mpn.formats.regions import GivenMasks, masks_from_annotations
 from mpn.types import UInt8Array
 
@@ -109,3 +110,23 @@ def test_message_about_a_long_text_is_short(tmp_path: Path, field: str) -> None:
     with pytest.raises(MaskError, match=r"a\.json cannot be used: shape 1") as caught:
         read_masks(path, VideoFacts(SIZE_HW))
     assert len(str(caught.value)) < 1500
+
+
+def test_part_that_is_not_drawn_exactly_becomes_a_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = labels(document(shape("dog", SQUARE)))
+    drawn[2, 3] = 0
+    info = VideoInfo("clip", SIZE_HW, (1,))
+
+    def written(folder: Path) -> dict[str, Any]:
+        write_labelme(folder, [AnnotatedFrame(0, "00000", drawn)], info)
+        value: dict[str, Any] = json.loads((folder / "00000.json").read_text())
+        np.testing.assert_array_equal(labels(value), drawn)
+        return value
+
+    assert [s["shape_type"] for s in written(tmp_path / "a")["shapes"]] == ["polygon"]  # control
+    monkeypatch.setattr("mpn.formats.labelme._is_drawn_exactly", lambda *_: False)
+    (only,) = written(tmp_path / "b")["shapes"]
+    assert only["shape_type"] == "mask"
+    assert only["points"] == [[2, 1], [5, 4]]

@@ -218,8 +218,8 @@ def run(
     mask: list[str] = typer.Option(
         [],
         metavar="[FRAME:]FILE",
-        help="Mask of the first frame: a palette PNG (0 background, ids from 1), a 0/255 mask or "
-        "polygons of labelme. "
+        help="Mask of the first frame: a palette PNG (0 background, ids from 1), a 0/255 mask, "
+        "annotations (labelme, COCO, CVAT, YOLO, .npy) or a folder of masks named as the frames. "
         "FRAME:FILE for a mask of any frame; repeat it to correct or add objects.",
         show_default=False,
     ),

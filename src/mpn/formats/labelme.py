@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw
 from mpn._common.files import json_text
 from mpn._common.images import open_image_bytes
 from mpn._common.validation import is_int, is_number
-from mpn.formats.annotated import AnnotatedFrame, VideoInfo, masks_of_objects
-from mpn.formats.polygons import draw_on_centres, rings_on_centres
+from mpn.formats.annotated import AnnotatedFrame, VideoInfo, box_xywh, masks_of_objects
+from mpn.formats.polygons import Ring, draw_on_centres, rings_on_centres
 from mpn.formats.regions import Annotations, Place, Region
 from mpn.types import BoolArray
 
@@ -170,24 +170,32 @@ def _pasted(mask: Any, points: list[tuple[float, float]], size_hw: tuple[int, in
 
 
 def _shapes(mask: BoolArray) -> list[dict[str, Any]]:
-    rings = rings_on_centres(mask)
+    x0, y0, width, height = box_xywh(mask)
+    inside = mask[y0 : y0 + height, x0 : x0 + width]
+    rings = rings_on_centres(inside)
     polygons = [(ring * _MIN_CORNERS)[: max(len(ring), _MIN_CORNERS)] for ring in rings]
-    drawn = np.zeros_like(mask)
-    for polygon in polygons:
-        drawn |= draw_on_centres(polygon, mask.shape)
-    if (drawn == mask).all():
+    if _is_drawn_exactly(polygons, inside):
         return [
-            {"shape_type": "polygon", "points": [[float(x), float(y)] for x, y in polygon]}
-            for polygon in polygons
+            {"shape_type": "polygon", "points": [[float(x + x0), float(y + y0)] for x, y in ring]}
+            for ring in polygons
         ]
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    y0, y1, x0, x1 = (int(v) for v in (rows[0], rows[-1], columns[0], columns[-1]))
     file = io.BytesIO()
-    Image.fromarray(mask[y0 : y1 + 1, x0 : x1 + 1]).save(file, format="PNG")
+    Image.fromarray(inside).save(file, format="PNG")
+    end = [float(x0 + width - 1), float(y0 + height - 1)]
     return [
         {
             "shape_type": "mask",
-            "points": [[float(x0), float(y0)], [float(x1), float(y1)]],
+            "points": [[float(x0), float(y0)], end],
             "mask": base64.b64encode(file.getvalue()).decode(),
         }
     ]
+
+
+def _is_drawn_exactly(polygons: list[Ring], mask: BoolArray) -> bool:
+    drawn = np.zeros_like(mask)
+    try:
+        for polygon in polygons:
+            drawn |= draw_on_centres(polygon, mask.shape)
+    except ValueError:  # too many corners
+        return False
+    return bool((drawn == mask).all())

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from mpn.types import MAX_OBJECT_ID
 
+_MOST_CHARACTERS = 200
+"""Of a label: the largest of COCO, LVIS and Open Images have 50."""
+
 
 class ObjectKey(NamedTuple):
     """Identity of an object in annotation files.
@@ -52,6 +55,12 @@ class ObjectIds:
             ValueError: If an object may be one or another of the files before, or there are too
                 many objects.
         """
+        for key in objects:
+            if len(key.label) > _MOST_CHARACTERS:
+                raise ValueError(
+                    f"its label {key.label[:20]!r}... has {len(key.label)} characters, more than "
+                    f"{_MOST_CHARACTERS}"
+                )
         numbered = _numbers_of({key: key.label for key in objects})
         if numbered is not None:  # two groups of one number are one object
             self._id_of.update(numbered)

@@ -172,7 +172,7 @@ def frames_of_places(
         index = facts.index_of(place) if isinstance(place, str) else place
         if index is None:
             unknown.append(place)
-        elif not facts.is_in_run(index):
+        elif frame is None and not facts.is_in_run(index):
             outside += 1
         elif index in by_frame:
             raise ValueError(

@@ -22,14 +22,14 @@ def facts_of(video: VideoSource) -> VideoFacts:
 
 
 def read_mask_files(
-    files: Mapping[int | None, Path], video: VideoSource
+    files: Mapping[int | None, Path], video: VideoSource | VideoFacts
 ) -> tuple[GivenMasks, dict[int | None, Path]]:
     """Read all masks that a user gave for a video.
 
     Args:
         files: Frame index -> file or folder, see :func:`mpn.formats.read_masks`; None for a file
             that has the frames in it, or is the mask of the first frame.
-        video: The video.
+        video: The video, or its facts alone.
 
     Returns:
         The masks by frame, the names of the objects, and lines for the user; and the file of each
@@ -39,14 +39,16 @@ def read_mask_files(
         InputError: If a frame has two masks, or the frame of a mask is ambiguous.
         MaskError: If a file cannot be used as a mask of this video.
     """
-    facts, objects = facts_of(video), ObjectIds()
+    facts = video if isinstance(video, VideoFacts) else facts_of(video)
+    objects = ObjectIds()
     labels: dict[int | None, UInt8Array] = {}
     paths: dict[int | None, Path] = {}
     notes: list[str] = []
     for given, path in files.items():
-        is_file = not path.is_dir()
-        frame = frame_of_mask(given, path, video) if is_file else given
-        found = read_masks(path, facts, frame=given if frame is None else frame, objects=objects)
+        frame = given
+        if isinstance(video, VideoSource) and not path.is_dir():
+            frame = frame_of_mask(given, path, video)
+        found = read_masks(path, facts, frame=frame, objects=objects)
         notes += found.notes
         for own, mask in found.labels.items():
             index = frame if own is None else own

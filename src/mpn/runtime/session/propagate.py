@@ -17,9 +17,9 @@ from mpn._common.concurrency import Prefetch
 from mpn._common.options import refuse_old_arguments
 from mpn._common.validation import check_choice
 from mpn.errors import InputError
-from mpn.formats import VideoFacts, read_masks
+from mpn.formats import VideoFacts
 from mpn.runtime.media.video import Decode, EndsEarlyError, VideoSource, open_video
-from mpn.runtime.session.mask_frames import frame_of_mask
+from mpn.runtime.session.mask_files import facts_of, read_mask_files
 from mpn.runtime.session.passes import FrameUpdate, Passes, PassResult, ReadBackwards
 from mpn.runtime.session.request import check_mask_frames, given_mask
 from mpn.runtime.session.schedule import DIRECTIONS, Direction, Schedule
@@ -322,8 +322,8 @@ class _Run:
             if first is None:
                 raise InputError("the video has no frame between start and end")
             size_hw = (first.rgb.shape[0], first.rgb.shape[1])
-            by_frame = self._masks_by_frame(first.index, opened)
-            labels = {index: _labels(given, size_hw) for index, given in by_frame.items()}
+            facts = VideoFacts(size_hw, first=first.index, end=end_index)
+            labels = self._labels_by_frame(facts if opened is None else facts_of(opened), opened)
             check_mask_frames(labels, first.index, None if self._wanted else end_index)
             schedule = Schedule(
                 first.index, {k: given_mask(labels[k], self._direction) for k in sorted(labels)}
@@ -371,22 +371,26 @@ class _Run:
         if self.is_cancelled():
             raise _CancelledError
 
-    def _masks_by_frame(self, first_index: int, video: VideoSource | None) -> dict[int, Labels]:
-        """Return the masks by the frames of ``frame_of_mask``."""
-        by_frame: dict[int, Labels] = {}
-        for index, given in self._masks.items():
-            frame = index
-            if video is not None and isinstance(given, str | Path):
-                frame = frame_of_mask(index, Path(given), video)
-            if index is None and frame not in (None, first_index):
-                raise InputError(
-                    f"the mask {given} has the name of frame {frame}, but the first frame is "
-                    f"{first_index}: give a mapping, {{{frame}: mask}}, or rename the mask"
-                )
-            frame = first_index if frame is None else frame
+    def _labels_by_frame(
+        self, facts: VideoFacts, video: VideoSource | None
+    ) -> dict[int, UInt8Array]:
+        """Read the masks, and return them by their frames."""
+        files = {k: Path(m) for k, m in self._masks.items() if isinstance(m, str | Path)}
+        found, _ = read_mask_files(files, facts if video is None else video)
+        if None in files and not {None, facts.first} & set(found.labels):
+            index = min(index for index in found.labels if index is not None)
+            raise InputError(
+                f"the mask {files[None]} has the name of frame {index}, or is of it, but the first "
+                f"frame is {facts.first}: give a mapping, {{{index}: mask}}, or rename the mask"
+            )
+        by_frame: dict[int, UInt8Array] = {}
+        arrays = {k: m for k, m in self._masks.items() if not isinstance(m, str | Path)}
+        for index, labels in chain(found.labels.items(), arrays.items()):
+            frame = facts.first if index is None else index
             if frame in by_frame:
                 raise InputError(f"two masks were given for frame {frame}: give one per frame")
-            by_frame[frame] = given
+            check_labels(labels, facts.size_hw)
+            by_frame[frame] = labels
         return by_frame
 
 
@@ -398,13 +402,3 @@ def _backwards_by_index(arrays: Any) -> ReadBackwards:
             yield frame_from_array(arrays[index], index)
 
     return read
-
-
-def _labels(given: Labels, size_hw: tuple[int, int]) -> UInt8Array:
-    if isinstance(given, str | Path):
-        found = read_masks(given, VideoFacts(size_hw))
-        if len(found.labels) > 1:
-            raise InputError(f"the mask {given} has masks of {len(found.labels)} frames: give one")
-        return next(iter(found.labels.values()))
-    check_labels(given, size_hw)
-    return given
