@@ -106,6 +106,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "reappearance": {"clips": dict, "in_time": dict, "in_time_means_frames": int},
     "lookalikes": {"clips": dict, "kept": dict, "kept_means_iou": NUMBER},
+    "confidence": {"sets": dict, "wrong_below_j": NUMBER, "marked_below": NUMBER},
+    "corrections": {"groups": dict, "seeds": int},
     "features": {
         "data": dict,
         "precision": str,

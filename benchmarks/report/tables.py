@@ -473,6 +473,69 @@ def _kept(side: Mapping[str, Any]) -> str:
     return f"{'kept' if side['is_kept'] else 'not kept'} ({values})"
 
 
+def confidence_table(result: Result, is_short: bool) -> str:
+    """Return how well confidence and reliability find wrong masks."""
+    lines = [
+        f"A mask is wrong if its J is below {result['wrong_below_j']:g}; an empty mask is wrong if "
+        "the object is present. AUROC: probability that a wrong mask has a lower figure than a "
+        f"right one. Marked: reliability below {result['marked_below']:g}. The masks of `val` were "
+        "not used to choose the formula; the networks were trained on `train`. `made`: clips of "
+        f"objects that cross, or that disappear and return. {conditions_text(result)}.",
+        "",
+    ]
+    rows = []
+    for set_name, found in result["sets"].items():
+        rows.append([f"`{set_name}`", *_confidence_cells(found)])
+        if not is_short:
+            rows += [
+                [name, *_confidence_cells(sequence)]
+                for name, sequence in found["sequences"].items()
+                if sequence["wrong"]
+            ]
+    headings = ["set or sequence", "N masks", "wrong (empty)", "AUROC, confidence"]
+    headings += ["AUROC, reliability", "marked (of these wrong)"]
+    lines.append(table(headings, rows))
+    return "\n".join(lines) + "\n"
+
+
+def _confidence_cells(found: Mapping[str, Any]) -> list[str]:
+    return [
+        str(found["masks"]),
+        f"{found['wrong']} ({found['empty_wrong']} of {found['empty']})",
+        *("" if value is None else f"{value:.3f}" for value in found["auroc"].values()),
+        f"{found['marked']} ({found['marked_wrong']})",
+    ]
+
+
+def corrections_table(result: Result, is_short: bool) -> str:
+    """Return J after one correction at the frame of the review and at random frames."""
+    lines = [
+        "J of the worst sequences of each group after one more true mask: at the frame that the "
+        f"review names first, and at {result['seeds']} random frames (mean, smallest to largest). "
+        "Both masks work forward and backward. J is the mean over the frames without a given "
+        "mask, so the J before differs by the corrected frame. `train`: of the twelve sequences "
+        f"that the options were chosen on. {conditions_text(result)}.",
+        "",
+    ]
+    rows = []
+    for group, sequences in result["groups"].items():
+        for name, found in sequences.items():
+            named, gains = found["named"], [r["j_after"] - r["j_before"] for r in found["random"]]
+            rows.append(
+                [
+                    f"{name} (`{group}`)",
+                    f"{found['j']:.3f}",
+                    named["frame"],
+                    f"{named['j_before']:.3f} to {named['j_after']:.3f}",
+                    f"{found['named_gain']:+.3f}",
+                    f"{found['random_gain']:+.3f} ({min(gains):+.3f} to {max(gains):+.3f})",
+                ]
+            )
+    headings = ["sequence", "J", "frame named", "J there", "gain there", "gain at random frames"]
+    lines.append(table(headings, rows))
+    return "\n".join(lines) + "\n"
+
+
 def features_table(result: Result, is_short: bool) -> str:
     """Return J and the times for each setting of the features engine."""
     sequences = result["data"]["sequences"]
@@ -796,6 +859,8 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "finetune_step": ("One fine-tuning step", finetune_step_table),
     "reappearance": ("Lost objects", reappearance_table),
     "lookalikes": ("Objects that look alike", lookalikes_table),
+    "confidence": ("Wrong masks", confidence_table),
+    "corrections": ("Corrections", corrections_table),
     "features": ("Features of the target model", features_table),
     "releases": ("Releases", releases_table),
     "same_masks": ("Masks of two revisions", same_masks_table),

@@ -233,6 +233,42 @@ def lookalikes_result() -> dict[str, Any]:
     }
 
 
+def confidence_result() -> dict[str, Any]:
+    """Return a set of one sequence with wrong masks and one without."""
+    wrong = {
+        "masks": 10,
+        "wrong": 2,
+        "empty": 1,
+        "empty_wrong": 1,
+        "auroc": {"confidence": 0.8, "reliability": 0.95},
+        "marked": 3,
+        "marked_wrong": 2,
+    }
+    right = {**wrong, "wrong": 0, "auroc": {"confidence": None, "reliability": None}}
+    return {
+        **result_with_header("confidence"),
+        "wrong_below_j": 0.5,
+        "marked_below": 0.4,
+        "sets": {"val": {**wrong, "sequences": {"bear": wrong, "dog": right}}},
+    }
+
+
+def corrections_result() -> dict[str, Any]:
+    """Return one sequence with two random frames."""
+    runs = [
+        {"frame": at, "j_before": 0.5, "j_after": 0.5 + gain} for at, gain in ((3, 0.2), (7, 0.1))
+    ]
+    found = {
+        "frames": 10,
+        "j": 0.5,
+        "named": runs[0],
+        "random": runs,
+        "named_gain": 0.2,
+        "random_gain": 0.15,
+    }
+    return {**result_with_header("corrections"), "seeds": 2, "groups": {"val": {"bear": found}}}
+
+
 def features_result() -> dict[str, Any]:
     """Return one size with one interval."""
     row = {

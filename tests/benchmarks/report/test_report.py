@@ -19,6 +19,8 @@ from benchmarks.report.tables import TABLES, davis_table, headline_table, table
 from mpn.runtime.options import ResolvedCrf
 from tests.benchmarks.results import (
     compare_torch_result,
+    confidence_result,
+    corrections_result,
     crf_result,
     davis_result,
     evaluation_result,
@@ -47,6 +49,8 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "evaluation_speed": evaluation_result,
     "reappearance": reappearance_result,
     "lookalikes": lookalikes_result,
+    "confidence": confidence_result,
+    "corrections": corrections_result,
     "features": features_result,
     "memory": memory_result,
     "releases": releases_result,
