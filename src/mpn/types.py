@@ -138,6 +138,8 @@ class StepResult:
         object_ids: The K ids, ascending.
         tracks: One entry per object, in the order of ``object_ids``.
         timings: Seconds by stage name.
+        labels_before: (H, W) uint8 labels that the labels of the user replaced; None if the user
+            gave none, and in the first frame.
     """
 
     index: int
@@ -146,6 +148,7 @@ class StepResult:
     object_ids: tuple[int, ...]
     tracks: tuple[Track, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
+    labels_before: UInt8Array | None = None
 
     def __repr__(self) -> str:
         return (

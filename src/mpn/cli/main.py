@@ -23,6 +23,7 @@ from mpn.cli.export import export
 from mpn.cli.inspect import inspect
 from mpn.cli.output import echo, echo_document
 from mpn.cli.renamed import refusal_of
+from mpn.cli.review import review
 from mpn.cli.run import INTERRUPTED, SIGNAL_BASE, run
 from mpn.cli.studio import studio
 from mpn.cli.train import train_app
@@ -62,6 +63,7 @@ app.command("eval", epilog=EPILOG)(with_home(evaluate))
 app.command("bench", epilog=EPILOG)(with_home(bench))
 app.command("inspect", epilog=EPILOG)(with_home(inspect))
 app.command("convert", epilog=EPILOG)(with_home(convert))
+app.command("review", epilog=EPILOG)(with_home(review))
 app.command("studio", epilog=EPILOG)(with_home(studio))
 app.command("demo", epilog=EPILOG)(with_home(demo))
 app.add_typer(train_app, name="train")

@@ -348,6 +348,11 @@ def run(
         help="Save these, separated by commas: masks, overlay, probs, rle, and formats of "
         "mpn convert.",
     ),
+    review: bool = typer.Option(
+        True,
+        "--review/--no-review",
+        help="Write review.html, a page with the frames to check.",
+    ),
     resume: bool = typer.Option(False, "--resume", help="Continue an interrupted run in OUT."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
     as_json: bool = typer.Option(
@@ -413,6 +418,7 @@ def run(
         fps=rate_from_text(fps),
         decode=decode.value,
         save=kinds,
+        review=review,
         resume=resume,
         build=build,
     )

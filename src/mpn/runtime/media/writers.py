@@ -111,6 +111,24 @@ class MaskWriter(_FrameFiles):
         return self._encoded[1]
 
 
+class BeforeWriter(_FrameFiles):
+    """Write ``<frame name>.png``: the mask that a correction replaced.
+
+    Args:
+        folder: A folder, created with its first file.
+    """
+
+    def write(self, frame: Frame, result: StepResult) -> None:
+        """See :meth:`Writer.write`."""
+        if result.labels_before is None:
+            return
+        with output_errors(self._folder):
+            self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"{frame.name}.png"
+        write_bytes_atomically(path, png_from_labels(result.labels_before))
+        self._written(path)
+
+
 class ProbsWriter(_FrameFiles):
     """Write ``<frame name>.npz``: the probabilities of a frame.
 

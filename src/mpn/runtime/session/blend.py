@@ -124,7 +124,7 @@ def with_given(result: StepResult, labels: UInt8Array) -> StepResult:
         )
         for t in found.tracks
     )
-    return replace(found, tracks=tuple(tracks))
+    return replace(found, tracks=tuple(tracks), labels_before=result.labels)
 
 
 def without_objects(index: int, size_hw: tuple[int, int]) -> StepResult:

@@ -30,6 +30,7 @@ from mpn.masks import load_labels
 from mpn.runtime.media.video import VideoSource
 from mpn.runtime.media.video_images import ImageSequence
 from mpn.runtime.media.writers import crc32_of_frame
+from mpn.runtime.review.page import is_review
 from mpn.runtime.session.layout import RUN_JSON_SCHEMA, ResultPaths
 from mpn.types import MAX_OBJECT_ID, Frame
 
@@ -202,7 +203,7 @@ def check_replaceable(
         OutputError: If a file of the user is in the way, or files would be removed through a
             symbolic link.
     """
-    kinds = set(save)
+    kinds = {*save, "before"}  # a correction of any run writes there
     kept = {path.resolve() for path in keep}
     for folder, suffix, kind in _frame_folders(paths):
         files = visible_files(folder, f"*{suffix}")
@@ -255,7 +256,8 @@ def remove_previous_results(
         _remove_frame_files(paths, tuple(frames.names), keep)
         # The lists come last: if this is interrupted, they still name what is left.
         reports = () if earlier is None else (paths.run_json, paths.run_partial_json)
-        for path in (*reports, *own):
+        review = (paths.review,) if is_review(paths.review) else ()
+        for path in (*reports, *review, *own):
             path.unlink(missing_ok=True)
 
 
@@ -291,7 +293,11 @@ def _remove_frame_files(paths: ResultPaths, names: Iterable[str], keep: Iterable
 
 
 def _frame_folders(paths: ResultPaths) -> tuple[tuple[Path, str, str], ...]:
-    return ((paths.masks, ".png", "masks"), (paths.probs, ".npz", "probs"))
+    return (
+        (paths.masks, ".png", "masks"),
+        (paths.probs, ".npz", "probs"),
+        (paths.before, ".png", "before"),
+    )
 
 
 def _own_growing_files(

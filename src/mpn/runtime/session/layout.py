@@ -54,6 +54,16 @@ class ResultPaths:
         return self.folder / "probs"
 
     @property
+    def before(self) -> Path:
+        """Folder of the masks that corrections replaced."""
+        return self.folder / "before"
+
+    @property
+    def review(self) -> Path:
+        """Page with the frames that are worth a look."""
+        return self.folder / "review.html"
+
+    @property
     def overlay(self) -> Path:
         """Video with the masks drawn on it."""
         return self.folder / "overlay.mp4"
@@ -169,7 +179,7 @@ def _longest_name_bytes(folder: Path) -> int:
 
 def remove_partials(paths: ResultPaths) -> None:
     """Remove the unfinished files of a killed run, except the journal of the tracks."""
-    for folder in {paths.masks, paths.probs}:
+    for folder in {paths.masks, paths.probs, paths.before}:
         if folder.is_dir() and not folder.is_symlink():
             for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
                 if _FRAME_PARTIAL.fullmatch(path.name):

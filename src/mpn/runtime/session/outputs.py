@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -14,7 +15,16 @@ from mpn._common.files import journal_path, output_errors, save_json, sha256_of_
 from mpn.errors import OutputError
 from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import VideoSource
-from mpn.runtime.media.writers import MaskWriter, ProbsWriter, RleWriter, TracksWriter, Writer
+from mpn.runtime.media.writers import (
+    BeforeWriter,
+    MaskWriter,
+    ProbsWriter,
+    RleWriter,
+    TracksWriter,
+    Writer,
+)
+from mpn.runtime.review.builder import RunFacts
+from mpn.runtime.review.writer import ReviewWriter
 from mpn.runtime.session.layout import ResultPaths, remove_partials
 from mpn.types import Frame, StepResult
 
@@ -40,7 +50,7 @@ class _OptionalWriter:
         open_writer: Opens the writer.
     """
 
-    def __init__(self, kind: SaveKind, open_writer: Callable[[], Writer]) -> None:
+    def __init__(self, kind: str, open_writer: Callable[[], Writer]) -> None:
         self.kind = kind
         self.problem = ""
         self._writer: Writer | None = None
@@ -110,6 +120,7 @@ class Outputs:
         earlier_lines: Sequence[str] = (),
         stale: Collection[int] = (),
         inputs_of: Callable[[int], str] | None = None,
+        review: RunFacts | None = None,
     ) -> Self:
         """Create the folders and open the files of a run.
 
@@ -120,6 +131,7 @@ class Outputs:
             earlier_lines: Lines of tracks.jsonl of the earlier run that is resumed.
             stale: Frames of these lines that are computed again.
             inputs_of: See :class:`mpn.runtime.media.writers.TracksWriter`.
+            review: Facts for the page with the frames to check; None: it is not written.
 
         Raises:
             OutputError: If a file cannot be created; unfinished files are removed.
@@ -149,6 +161,16 @@ class Outputs:
                 has_checksums=video.decoder == "cpu",
             )
             add(tracks)
+            add(BeforeWriter(paths.before))
+            if review is not None:
+                writer = partial(
+                    ReviewWriter,
+                    paths.review,
+                    review,
+                    before=paths.before,
+                    earlier_lines=earlier_lines,
+                )
+                add(_OptionalWriter("review", writer), renders_earlier=True)
             if "rle" in save:
                 add(RleWriter(paths.rle), renders_earlier=True)
             if "overlay" in save:
@@ -166,7 +188,7 @@ class Outputs:
         return [writer.problem for writer in self._optional if writer.problem]
 
     @property
-    def left_out(self) -> frozenset[SaveKind]:
+    def left_out(self) -> frozenset[str]:
         """Kinds of :attr:`warnings`."""
         return frozenset(writer.kind for writer in self._optional if writer.problem)
 

@@ -53,6 +53,8 @@ class RunRequest:
             :func:`mpn.runtime.media.video_nvdec.choose_decoder`.
         save: Results to write in addition to tracks.jsonl and run.json.
         resume: Continue an earlier run in ``out``, if there is one.
+        review: Write review.html, a page with the frames to check. A failure is a warning. mpn-run
+            sets it.
         build: Build a plan that is missing or does not fit, for backends that run plans. If False,
             raise, or let ``"auto"`` take another backend.
     """
@@ -73,6 +75,7 @@ class RunRequest:
     decode: Decode = "auto"
     save: frozenset[SaveKind] = DEFAULT_SAVE
     resume: bool = False
+    review: bool = False
     build: bool = True
 
 

@@ -29,6 +29,8 @@ from mpn.runtime.media.video_images import ImageSequence
 from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 from mpn.runtime.options import MIN_SIDE_PX
 from mpn.runtime.pipeline import OnFinetune, Pipeline
+from mpn.runtime.review.builder import RunFacts
+from mpn.runtime.review.writer import direction_of, mask_files_of
 from mpn.runtime.session.earlier import (
     EarlierFrames,
     are_files_whole,
@@ -222,6 +224,7 @@ class _Run:
                 earlier_lines=() if resumed is None else resumed.lines,
                 stale=() if resumed is None else resumed.stale,
                 inputs_of=self._schedule.inputs_of,
+                review=self._review_facts() if self._request.review else None,
             )
             outputs.save_partial_report(self._report("running", resumed))
             try:
@@ -324,6 +327,18 @@ class _Run:
             waited = {"wait for writers": time.perf_counter() - before_s}
             self._statistics.add({**result.timings, **waited})
             self._finetune_s += result.timings.get("finetune", 0.0)
+
+    def _review_facts(self) -> RunFacts:
+        video, masks = self._video, self._masks.as_json()
+        return RunFacts(
+            title=video.name,
+            video=video.address,
+            out=self._paths.out,
+            size_hw=video.size_hw,
+            masks=mask_files_of({"masks": masks}),
+            direction=direction_of({"masks": masks}),
+            object_names=self._masks.names,
+        )
 
     def _object_names(self) -> dict[str, str]:
         return {str(object_id): name for object_id, name in sorted(self._masks.names.items())}

@@ -105,7 +105,7 @@ def apply_corrections(
             result = apply(np.where(np.isin(labels, ids), labels, 0).astype(np.uint8))
             for stage, seconds in result.timings.items():
                 timings[stage] = timings.get(stage, 0.0) + seconds
-    return replace(result, timings=timings)
+    return replace(result, timings=timings, labels_before=stepped.labels)
 
 
 def frame_from_array(array: ArrayLike, index: int) -> Frame:

@@ -1,0 +1,1 @@
+"""Write a page that shows where a run may be wrong, as one HTML file."""
