@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -324,6 +325,26 @@ def check_plain_file(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is a pipe or a device, not a plain file", str(path))
+
+
+class SizedFile(io.BufferedReader):
+    """A file that gives at most its own bytes.
+
+    Python allocates all bytes of a ``read`` before it reads. Pillow and pickles take the number
+    from the file: a PNG of 157 bytes would need an address space of 4 GiB.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._length = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most ``size`` bytes; all that are left if it is negative or None."""
+        left = max(self._length - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def read_plain_file(path: Path, most_bytes: int) -> bytes:

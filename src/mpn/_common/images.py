@@ -7,38 +7,17 @@ opened with a list of formats only.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageFile
 
-from mpn._common.files import check_plain_file
+from mpn._common.files import SizedFile, check_plain_file
 from mpn.errors import MpnError
 
 FRAME_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "PPM", "WEBP", "GIF")
 """Pillow's formats of frames and training images. MPO files open as JPEG, PGM as PPM."""
-
-
-class _SizedFile(io.BufferedReader):
-    """A file that gives at most its own bytes.
-
-    Python allocates all bytes of a ``read`` before it reads. Pillow takes the number from the file:
-    a PNG of 157 bytes would need an address space of 4 GiB.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self._length = os.fstat(self.fileno()).st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read at most ``size`` bytes; all that are left if it is negative or None."""
-        left = max(self._length - self.tell(), 0)
-        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 @contextmanager
@@ -61,7 +40,7 @@ def open_image(
     check_plain_file(path)
     with (
         os_errors_of_images(),
-        _SizedFile(path) as file,
+        SizedFile(path) as file,
         Image.open(file, formats=tuple(formats)) as image,  # noqa: TID251
     ):
         yield image

@@ -21,13 +21,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import safetensors
 import torch
 from torch import Tensor, nn
 
-from mpn._common.files import first_bytes, sha256_of_file, write_atomically
+from mpn._common.files import SizedFile, first_bytes, sha256_of_file, write_atomically
 from mpn._common.text import one_line
 from mpn.engines.spec import ROLES, Role
 from mpn.errors import CheckpointError, OutputError
@@ -35,6 +35,7 @@ from mpn.networks.build import OWN_KIND, CheckpointSource, RoleWeights, build_ne
 from mpn.networks.fit import check_expected_role, check_expected_variant, fitted_weights
 from mpn.networks.imagenet import features_weights
 from mpn.networks.numpy_values import STAND_INS
+from mpn.networks.pickle_cost import has_costly_tuple
 from mpn.networks.propagation import check_fourth_channel
 from mpn.networks.recognise import is_state_dict, recognise, unwrapped_state_dict
 
@@ -143,6 +144,8 @@ def _check_archive(path: Path) -> None:
                     f"{path} is truncated ({path.stat().st_size} bytes, the end of the archive is "
                     "missing): copy or download it again"
                 )
+        with SizedFile(path) as pickles:
+            _check_cost(path, pickles)
         return
     with zipfile.ZipFile(path) as archive:
         # torch.save does not compress. Reading the entries of a bomb would fill the memory.
@@ -153,9 +156,20 @@ def _check_archive(path: Path) -> None:
                 f"write: {_SAVE_STATE_DICT}"
             )
         damaged = archive.testzip()
+        for entry in archive.infolist() if damaged is None else ():
+            if entry.filename.endswith(".pkl"):
+                with archive.open(entry) as pickled:
+                    _check_cost(path, pickled)
     if damaged is not None:
         raise CheckpointError(
             f"{path} is damaged (bad checksum of {one_line(damaged)}): copy or download it again"
+        )
+
+
+def _check_cost(path: Path, file: BinaryIO | IO[bytes]) -> None:
+    if has_costly_tuple(file):
+        raise CheckpointError(
+            f"{path} has tuples in tuples that take any time to read: {_SAVE_STATE_DICT}"
         )
 
 

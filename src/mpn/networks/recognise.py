@@ -108,7 +108,11 @@ def _all_start_with(prefix: str, state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def _no_state_dict(found: Mapping[Any, Any], path: Path) -> str:
-    keys = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
+    keys = [
+        key if isinstance(key, str) else f"a {type(key).__name__}"
+        for key, value in found.items()
+        if not isinstance(value, Tensor)
+    ]
     other = " and tensors" if 0 < len(keys) < len(found) else ""
     return (
         f"{path} holds no state dict: it has {shortened(keys) or 'nothing'}{other}, but tensors "
