@@ -105,6 +105,12 @@ KINDS: dict[str, dict[str, Any]] = {
         ]
     },
     "reappearance": {"clips": dict, "in_time": dict, "in_time_means_frames": int},
+    "directions": {
+        "data": {"set": str, "sequences": dict},
+        "product": str,
+        "sequences": dict,
+        "mean": {"anchors": {"two": dict, "three": dict}, "halves": dict},
+    },
     "lookalikes": {"clips": dict, "kept": dict, "kept_means_iou": NUMBER},
     "confidence": {"sets": dict, "wrong_below_j": NUMBER, "marked_below": NUMBER},
     "corrections": {"groups": dict, "seeds": int},

@@ -536,6 +536,51 @@ def corrections_table(result: Result, is_short: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def directions_table(result: Result, is_short: bool) -> str:
+    """Return J between masks by weight, and of both halves around a mask."""
+    means, sequences = result["mean"], result["sequences"]
+    anchors, halves = means["anchors"], means["halves"]
+    lines = [
+        f"J of frames between masks of the user, mean of {count(len(sequences), 'sequence')} of "
+        f"the set `{result['data']['set']}`. Two masks: of the first and of the last frame. Three: "
+        f"that of the middle too. A run uses {result['product']}. {conditions_text(result)}.",
+        "",
+        table(
+            ["weight of a direction", "two masks", "three masks"],
+            [
+                [name, *(f"{anchors[masks][name]['J-Mean']:.4f}" for masks in ("two", "three"))]
+                for name in anchors["two"]
+            ],
+        ),
+        "",
+        "One mask, of the first frame or in the middle, which runs both ways: J of each half.",
+        "",
+        table(
+            ["half", "first mask", "mask in the middle"],
+            [
+                [name, *(f"{half[mask]['J-Mean']:.4f}" for mask in ("first_mask", "middle_mask"))]
+                for name, half in halves.items()
+            ],
+        ),
+    ]
+    if not is_short:
+        rows = [
+            [
+                name,
+                *(
+                    f"{run['anchors']['two'][weight]['J-Mean']:.3f}"
+                    for weight in ("forward", "backward", "distance", result["product"])
+                ),
+            ]
+            for name, run in sequences.items()
+        ]
+        lines += ["", "Two masks, by sequence:", ""]
+        lines.append(
+            table(["sequence", "forward", "backward", "distance", result["product"]], rows)
+        )
+    return "\n".join(lines) + "\n"
+
+
 def features_table(result: Result, is_short: bool) -> str:
     """Return J and the times for each setting of the features engine."""
     sequences = result["data"]["sequences"]
@@ -861,6 +906,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "lookalikes": ("Objects that look alike", lookalikes_table),
     "confidence": ("Wrong masks", confidence_table),
     "corrections": ("Corrections", corrections_table),
+    "directions": ("Masks in the middle", directions_table),
     "features": ("Features of the target model", features_table),
     "releases": ("Releases", releases_table),
     "same_masks": ("Masks of two revisions", same_masks_table),

@@ -269,6 +269,24 @@ def corrections_result() -> dict[str, Any]:
     return {**result_with_header("corrections"), "seeds": 2, "groups": {"val": {"bear": found}}}
 
 
+def directions_result() -> dict[str, Any]:
+    """Return one sequence with two weights."""
+    names = ("forward", "backward", "distance", "distance x reliability^2")
+    weights = {name: {"J-Mean": 0.7 + k / 10} for k, name in enumerate(names)}
+    half = {"first_mask": {"J-Mean": 0.7}, "middle_mask": {"J-Mean": 0.8}}
+    figures = {
+        "anchors": {"two": weights, "three": weights},
+        "halves": {"first": half, "second": half},
+    }
+    return {
+        **result_with_header("directions"),
+        "data": {"set": "train", "sequences": {"bear": {"frames": 6, "objects": 1}}},
+        "product": "distance x reliability^2",
+        "sequences": {"bear": figures},
+        "mean": figures,
+    }
+
+
 def features_result() -> dict[str, Any]:
     """Return one size with one interval."""
     row = {

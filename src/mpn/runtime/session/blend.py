@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,14 +16,25 @@ from mpn.runtime.tracks import measure_objects, tracks_from_measured
 from mpn.types import Float32Array, StepResult, Track, TrackBranch, TrackEvent, UInt8Array
 
 
-def backward_weight(progress: float, forward: float, backward: float) -> float:
-    """Return the weight of the backward pass of an object in a frame.
+def backward_weight(progress: float, forward: Track, backward: Track) -> float:
+    """Return the weight of the backward pass for an object in a frame.
+
+    Both directions are weighted by the distance to the mask of the other one, times the squared
+    reliability. ``benchmarks/accuracy/directions.py`` compares this with other weights.
 
     Args:
         progress: Place of the frame between the mask before (0) and the mask after it (1).
-        forward: Confidence of the object in the forward pass, 0..1.
-        backward: The same in the backward pass.
+        forward: The object in the forward pass.
+        backward: The object in the backward pass.
     """
+    before, after = (
+        t.confidence if t.reliability is None else t.reliability for t in (forward, backward)
+    )
+    return weight_of(progress, before**2, after**2)
+
+
+def weight_of(progress: float, forward: float, backward: float) -> float:
+    """Return the share of ``backward`` if both are also weighted by the distance."""
     before, after = (1 - progress) * forward, progress * backward
     total = before + after
     return progress if total == 0 else after / total
@@ -34,7 +45,9 @@ def blended(
     backward: SpooledFrame,
     object_ids: Collection[int],
     progress: float,
-    lost_before: Collection[int],
+    lost_before: Collection[int] = (),
+    *,
+    weight_of_backward: Callable[[float, Track, Track], float] = backward_weight,
 ) -> StepResult:
     """Blend both directions of a frame between two masks.
 
@@ -42,9 +55,11 @@ def blended(
         forward: Result of the forward pass.
         backward: Result of the backward pass.
         object_ids: Objects that the frame gets from the backward pass; those that the forward pass
-            has as well are averaged, by :func:`backward_weight`.
+            has as well are averaged.
         progress: Place of the frame between the two masks, 0..1.
         lost_before: Objects without a pixel in the frame before.
+        weight_of_backward: Returns the weight of the backward pass, from the arguments of
+            :func:`backward_weight`.
     """
     ids = tuple(sorted({*forward.object_ids, *object_ids}))
     theirs = {track.object_id: track for track in backward.tracks}
@@ -59,9 +74,7 @@ def blended(
         elif object_id not in object_ids or object_id not in theirs:
             weight = 0.0
         else:
-            weight = backward_weight(
-                progress, ours[object_id].confidence, theirs[object_id].confidence
-            )
+            weight = weight_of_backward(progress, ours[object_id], theirs[object_id])
         if object_id in ours:
             planes[position] *= np.float32(weight)
             plane = forward.probs[forward.object_ids.index(object_id)]
