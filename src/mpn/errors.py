@@ -14,6 +14,10 @@ class MpnError(Exception):
     """Base of all errors for users."""
 
 
+class MpnWarning(UserWarning):
+    """A value was replaced by one that can be used."""
+
+
 class InputError(MpnError):
     """An input of the user cannot be used: video, mask, folder, option value."""
 
@@ -28,6 +32,10 @@ class MaskError(InputError):
 
 class OutputError(MpnError):
     """A result cannot be written (no permission, disk full, folder in use)."""
+
+
+class OutOfMemoryError(MpnError):
+    """The memory of this machine, or its limit in force, is too small."""
 
 
 class CheckpointError(MpnError):

@@ -5,11 +5,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
+import cv2
 import pytest
 
-from mpn._common.concurrency import BackgroundWorker, Prefetch, check_threads
-from mpn.errors import InputError
+from mpn._common import concurrency
+from mpn._common.concurrency import (
+    BackgroundWorker,
+    OpenCvThreads,
+    Prefetch,
+    usable_cores,
+    usable_threads,
+)
+from mpn.errors import InputError, MpnWarning
 
 HANG_S = 10.0
 """Far above anything these tests wait for: reaching it means a thread hangs."""
@@ -41,15 +51,52 @@ class BoomError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("cores", "most"), [(2, 64), (64, 256)])
-def test_check_threads_allows_four_per_core_or_64(
-    monkeypatch: pytest.MonkeyPatch, cores: int, most: int
+def test_usable_threads_lowers_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpn._common.concurrency.usable_cores", lambda: 3)
+    assert [usable_threads(threads) for threads in (None, 1, 3)] == [None, 1, 3]
+    with pytest.warns(MpnWarning, match=r"option threads is 1000, but .* 3 cores: 3 is used"):
+        assert usable_threads(1000) == 3
+    with pytest.raises(InputError, match="got 0"):
+        usable_threads(0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}),
+        ("3:cpuset:/x\n1:cpu,cpuacct:/host/c", {"cpu/cpu.cfs_quota_us": "150000",
+                                               "cpu/cpu.cfs_period_us": "100000"}),
+    ],
+)  # fmt: skip
+def test_cpu_quota_of_a_parent_group_is_found(
+    tmp_path: Path, groups: str, files: dict[str, str]
 ) -> None:
-    monkeypatch.setattr("mpn._common.concurrency.usable_cores", lambda: cores)
-    for threads in (None, 1, most):
-        check_threads(threads)
-    with pytest.raises(InputError, match=f"of 1..{most}, got {most + 1}"):
-        check_threads(most + 1)
+    """Version 2 with a limit above; version 1 without the host's path."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "membership").write_text(groups)
+    assert list(concurrency._cpu_quotas(tmp_path, tmp_path / "membership")) == [1.5]
+    assert not list(concurrency._cpu_quotas(tmp_path / "none", tmp_path / "membership"))
+
+
+def test_usable_cores_counts_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrency, "_cpu_quotas", lambda *_: iter([0.5, 7.0]))
+    assert usable_cores() == 1
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_opencv_threads_are_restored_in_any_order(order: tuple[int, int]) -> None:
+    before = cv2.getNumThreads()
+    with suppress(BoomError), OpenCvThreads(before + 3):
+        raise BoomError
+    assert cv2.getNumThreads() == before
+    opened = [OpenCvThreads(before + 1), OpenCvThreads(before + 2)]
+    assert cv2.getNumThreads() == before + 2
+    opened[order[0]].close()
+    assert cv2.getNumThreads() == before + 1 + order[1]  # the number of the open one
+    opened[order[1]].close()
+    assert cv2.getNumThreads() == before
 
 
 def test_prefetch_delivers_everything_in_order() -> None:

@@ -127,7 +127,7 @@ def test_busy_machine_is_reported(
         (("--frame-size", "480p"), 2, "--frame-size takes WIDTHxHEIGHT"),
         (("--frames", "0"), 2, "error: --frames must be a whole number of at least 1, got 0"),
         (("--frames", "x"), 2, "error: --frames must be a whole number, got 'x'"),
-        (("--threads", "0"), 2, "error: --threads must be a number of threads of 1.."),
+        (("--threads", "0"), 2, "error: --threads must be a number of threads of at least 1"),
         (("--backend", "tpu"), 2, "error: --backend must be one of 'auto', 'cpu'"),
         (
             ("--variants", "fast"),

@@ -221,9 +221,11 @@ def test_missing_onnxruntime_names_the_extra_for_the_cpu(
         open_engines(directory)
 
 
-@pytest.mark.parametrize("threads", [0, 1000])
+@pytest.mark.parametrize("threads", [0, -1])
 def test_threads_out_of_range_are_refused(directory: Path, threads: int) -> None:
-    with pytest.raises(InputError, match=rf"option threads must be .* of 1\.\.\d+, got {threads}"):
+    with pytest.raises(
+        InputError, match=rf"option threads must be .* of at least 1, got {threads}"
+    ):
         open_engines(directory, backend="cpu", threads=threads)
 
 

@@ -7,21 +7,24 @@ closes, the first exception of a thread reaches the caller unchanged, and nothin
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import wraps
 from multiprocessing import active_children, get_context
-from typing import Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
+from pathlib import Path
+from typing import ClassVar, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from mpn._common.closeable import Closeable
 from mpn._common.validation import check_int
-from mpn.errors import InputError
+from mpn.errors import InputError, MpnError, MpnWarning
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -37,25 +40,76 @@ file open for writing. Longer than the read timeout of a stream."""
 _NICE = 10
 """A tenth of the time of a thread of normal priority, if both want the same core."""
 
-_THREADS_PER_CORE = 4  # 1,000 threads on 2 cores practically hang
-_ALWAYS_ALLOWED_THREADS = 64
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of cores that this process may use.
+
+    Its affinity and the CPU limits of its control group, as in a container, count.
+    """
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min([cores, *map(math.ceil, _cpu_quotas(_CGROUP, Path("/proc/self/cgroup")))]))
 
 
-def check_threads(threads: int | None) -> None:
-    """Check a number of CPU threads; None for the default is valid.
+def _cpu_quotas(root: Path, membership: Path) -> Iterator[float]:
+    """Yield the CPU limits of the control groups of this process, in cores.
+
+    Args:
+        root: Mount point of the control groups, version 1 or 2.
+        membership: File that lists the groups of the process.
+    """
+    with suppress(OSError, ValueError):  # another system, or a sandbox
+        for line in membership.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = root if not controllers else root / "cpu"
+            group = top / path.lstrip("/")
+            # In a container the path may be that of the host: then only the root exists.
+            for folder in (group, *group.parents):
+                yield from _quota_of(folder)
+                if folder == top:
+                    break
+
+
+def _quota_of(folder: Path) -> Iterator[float]:
+    with suppress(OSError, ValueError):  # no limit here
+        quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        yield int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        if quota_us > 0:
+            yield quota_us / int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
+
+
+def usable_threads(
+    threads: int | None, name: str = "option threads", *, error: type[MpnError] = InputError
+) -> int | None:
+    """Return a number of threads, at most that of the usable cores; None stays None.
+
+    Warns with MpnWarning if the number is lowered: 1,000 threads on 2 cores practically hang.
+
+    Args:
+        threads: At least 1.
+        name: First words of the messages.
+        error: Class of the exception.
 
     Raises:
-        InputError: If it is under 1, or above 64 and 4 per core.
+        InputError: If it is under 1 or no int; ``error`` replaces the class.
     """
-    if threads is not None:
-        most = max(_THREADS_PER_CORE * usable_cores(), _ALWAYS_ALLOWED_THREADS)
-        check_int("option threads", threads, least=1, most=most, kind="a number of threads")
+    if threads is None:
+        return None
+    given = check_int(name, threads, least=1, kind="a number of threads", error=error)
+    usable = usable_cores()
+    if given > usable:
+        warnings.warn(
+            f"{name} is {given}, but this process may use {usable} cores: {usable} is used",
+            MpnWarning,
+            stacklevel=3,
+        )
+    return min(given, usable)
 
 
 def _lower_priority() -> None:
@@ -366,20 +420,33 @@ def _start_worker(opencv_threads: int | None) -> None:
 class OpenCvThreads(Closeable):
     """Set the number of OpenCV threads of this process until it is closed.
 
+    The number belongs to the process. Several may be open at once and close in any order: the
+    newest open one decides, and the last to close restores the number from before the first.
+
     Args:
         threads: At least 1.
     """
 
+    _lock = threading.Lock()
+    _open: ClassVar[list[OpenCvThreads]] = []
+    _before = 0
+
     def __init__(self, threads: int) -> None:
         import cv2
 
-        self._before: int | None = cv2.getNumThreads()
-        cv2.setNumThreads(threads)
+        self._threads = threads
+        with self._lock:
+            if not self._open:
+                OpenCvThreads._before = cv2.getNumThreads()
+            cv2.setNumThreads(threads)
+            self._open.append(self)
 
     def close(self) -> None:
         """Restore the old number. A second call does nothing."""
         import cv2
 
-        if self._before is not None:
-            cv2.setNumThreads(self._before)
-            self._before = None
+        with self._lock:
+            if self in self._open:
+                self._open.remove(self)
+                newest = self._open[-1]._threads if self._open else self._before
+                cv2.setNumThreads(newest)

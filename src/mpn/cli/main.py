@@ -1,19 +1,20 @@
 """The ``mpn`` application and its two shortcuts.
 
 Exit codes: 0 success, 1 failure (one line on stderr), 2 wrong usage, 130 interrupted by Ctrl-C,
-143 by SIGTERM, 129 by SIGHUP.
+143 by SIGTERM, 129 by SIGHUP, 141 if the reader of stdout ended, as ``head`` does.
 """
 
 from __future__ import annotations
 
-import io
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 import typer
 
 from mpn import __version__
+from mpn._common.memory import memory_errors, save_address_space
 from mpn._common.signals import Stopped, stop_signals
 from mpn.cli.bench import bench
 from mpn.cli.convert import convert
@@ -25,12 +26,16 @@ from mpn.cli.output import echo, echo_document
 from mpn.cli.renamed import refusal_of
 from mpn.cli.review import review
 from mpn.cli.run import INTERRUPTED, SIGNAL_BASE, run
+from mpn.cli.streams import guarded_streams, is_closed_pipe
 from mpn.cli.studio import studio
 from mpn.cli.train import train_app
 from mpn.cli.usage import EPILOG, UsageError, usage_message, with_home
-from mpn.errors import MpnError
+from mpn.errors import MpnError, MpnWarning
 
+FAILURE = 1
 USAGE_ERROR = 2
+CLOSED_PIPE = SIGNAL_BASE + 13
+"""As after SIGPIPE, which Python ignores."""
 
 app = typer.Typer(
     name="mpn",
@@ -80,12 +85,11 @@ def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> in
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    _escape_unprintable_names()
+    save_address_space()
     try:
-        with stop_signals():
+        with stop_signals(), memory_errors("this command"), warnings.catch_warnings():
+            warnings.showwarning = _print_warning
             code = application(args=given, standalone_mode=False)
-    except SystemExit as stop:  # a closed pipe
-        return stop.code if isinstance(stop.code, int) else 0
     except typer.Abort as abort:
         _print_error("interrupted")
         return _exit_code(abort.__cause__)
@@ -100,9 +104,9 @@ def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> in
     except MpnError as error:
         if debug:
             echo_document(traceback.format_exc().rstrip(), err=True)
-            return 1
-        _print_error(str(error))
-        return 1
+        else:
+            _print_error(str(error))
+        return FAILURE
     return code if isinstance(code, int) else 0
 
 
@@ -111,27 +115,51 @@ def _exit_code(cause: BaseException | None) -> int:
     return SIGNAL_BASE + cause.signum if isinstance(cause, Stopped) else INTERRUPTED
 
 
-def _escape_unprintable_names() -> None:
-    """Print file names that are not UTF-8 with escapes instead of raising."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    *_: object,
+    **__: object,
+) -> None:
+    if issubclass(category, MpnWarning):
+        echo(f"warning: {message}", err=True)
+    else:
+        echo_document(warnings.formatwarning(message, category, filename, lineno), err=True)
 
 
 def _print_error(message: str) -> None:
     echo(f"error: {' '.join(message.split())}", err=True)
 
 
+def _run_process(application: typer.Typer) -> None:
+    """Run an application as this process, and exit."""
+    with guarded_streams() as streams:
+        code = _run_app(application)
+        error = streams.stdout_error()
+        if error is not None and code == 0:
+            if is_closed_pipe(error):
+                code = CLOSED_PIPE
+            else:
+                _print_error(
+                    f"the text of the result cannot be written to stdout ({error.strerror}); "
+                    "all files of the result are complete"
+                )
+                code = FAILURE
+    sys.exit(code)
+
+
 def main() -> None:
     """Run ``mpn``."""
-    sys.exit(_run_app(app))
+    _run_process(app)
 
 
 def main_export() -> None:
     """Run ``mpn-export``, the same as ``mpn export``."""
-    sys.exit(_run_app(_single_command(export, "mpn-export")))
+    _run_process(_single_command(export, "mpn-export"))
 
 
 def main_run() -> None:
     """Run ``mpn-run``, the same as ``mpn run``."""
-    sys.exit(_run_app(_single_command(run, "mpn-run")))
+    _run_process(_single_command(run, "mpn-run"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +17,7 @@ from mpn.cli.convert import check_formats_of, convert_with_progress
 from mpn.cli.output import echo, echo_document
 from mpn.cli.progress import progress_display
 from mpn.cli.usage import option_errors
+from mpn.errors import MpnWarning
 from mpn.runtime.convert.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -365,10 +367,14 @@ def run(
     a sequence of a data set in DAVIS layout the masks go to OUT/<sequence>/00000.png and the rest
     to OUT/_runs/<sequence>/. Results of an earlier run in OUT are replaced.
     """
+    if quiet:
+        warnings.simplefilter("ignore", MpnWarning)
     if video is None:
         raise typer.BadParameter(missing_video(engine_dir))
     if no_osvos and one_shot in (OneShotName.OSVOS, OneShotName.BOTH):
         raise typer.BadParameter(f"--no-osvos contradicts --one-shot {one_shot.value}")
+    if osvos_every is not None:
+        _check_runs_osvos(one_shot, no_osvos=no_osvos)
     masks = masks_by_frame(mask)
     kinds, formats = save_kinds(save)
     check_formats_of(video, formats)
@@ -384,14 +390,14 @@ def run(
         seed=seed,
     )
 
-    from mpn._common.concurrency import check_threads
+    from mpn._common.concurrency import usable_threads
     from mpn.runtime.options import UNSET, CrfOptions, OsvosOptions, PipelineOptions
     from mpn.runtime.session.request import RunRequest
     from mpn.runtime.session.session import run_video
 
     is_crf_off = crf is False or (fast and crf is None)
     with option_errors():
-        check_threads(threads)
+        threads = usable_threads(threads)  # type: ignore[assignment]
         options = PipelineOptions(
             size=UNSET if size is None else size,
             flip_tta=False if fast else UNSET,
@@ -437,6 +443,14 @@ def run(
         echo(_summary(report, did_run=did_run))
         for path in paths:
             echo(f"converted: {path}")
+
+
+def _check_runs_osvos(one_shot: OneShotName | None, *, no_osvos: bool) -> None:
+    """Raise a usage error if ``--osvos-every`` would have no effect."""
+    if no_osvos:
+        raise typer.BadParameter("--no-osvos contradicts --osvos-every")
+    if one_shot in (OneShotName.TARGET, OneShotName.OFF):
+        raise typer.BadParameter(f"--one-shot {one_shot.value} contradicts --osvos-every")
 
 
 def _run_with_progress(

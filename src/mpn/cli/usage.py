@@ -12,6 +12,9 @@ from typing import Any
 
 import typer
 
+from mpn._common.memory import check_memory
+from mpn.errors import InputError
+
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 """Click's class of all usage errors; newer versions of Typer bundle Click, older ones import it."""
 
@@ -27,6 +30,19 @@ _ALLOWED = (
     (r"not one of (.+?)\.?$", "one of {}"),
 )
 """Pattern of a library's message -> what is allowed."""
+
+_TORCH_NEED_MB = 1300
+_NEED_MB = {
+    "run": 900,
+    "demo": 900,
+    "bench": 900,
+    "studio": 900,
+    "inspect": 580,
+    "evaluate": 330,
+    "convert": 330,
+    "review": 330,
+}
+"""Address space of a command with the smallest input; with less, an import may crash."""
 
 _FLAGS = {"finetune.seed": "--seed", "finetune.cache_dir": "--finetune-cache"}
 """Option of the runtime -> option of the command line, if the names differ."""
@@ -57,11 +73,12 @@ def usage_message(error: Any, arguments: Sequence[str]) -> str:
 
 
 def with_home(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command with ``~`` in its paths and an exit code per signal.
+    """Return a command that checks folder and memory, with ``~`` in its paths.
 
     A shell replaces ``~`` at the start of a word, but not in ``--out=~/results``. Typer from 0.29
     on returns 130 for each KeyboardInterrupt, without its signal: it becomes an Abort before.
     """
+    need_mb = _NEED_MB.get(command.__name__, _TORCH_NEED_MB)
 
     def expanded(value: Any) -> Any:
         if isinstance(value, Path):
@@ -70,6 +87,8 @@ def with_home(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        _check_current_folder()
+        check_memory(need_mb, "this command")
         try:
             command(*map(expanded, args), **{name: expanded(kwargs[name]) for name in kwargs})
         except KeyboardInterrupt as stop:
@@ -78,11 +97,22 @@ def with_home(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _check_current_folder() -> None:
+    """Raise InputError if the current folder was deleted.
+
+    Without one, absolute paths work, but not all libraries (torch ends the process).
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise InputError(
+            "the current folder was deleted: change to another folder, and run again"
+        ) from error
+
+
 @contextmanager
 def option_errors() -> Iterator[None]:
     """Raise an InputError about an option of the runtime as a usage error."""
-    from mpn.errors import InputError
-
     try:
         yield
     except InputError as error:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from mpn._common.closeable import Closeable
+from mpn._common.memory import return_freed_memory
 from mpn.cuda.device import CudaDevice, gpu_unavailable_reason
 from mpn.engines.base import Engine
 from mpn.engines.directory.files import check_engine_dir, check_present, resolve_inside
@@ -276,10 +277,14 @@ class EngineSet(Closeable):
         return found
 
     def close(self) -> None:
-        """Close every engine that is owned; closing twice is allowed."""
+        """Close every engine that is owned; closing twice is allowed.
+
+        Their memory goes back to the system.
+        """
         if not self.owned:
             return
         with ExitStack() as stack:  # the others are closed even if one fails
+            stack.callback(return_freed_memory)
             for engine in self.engines.values():
                 stack.callback(engine.close)
 

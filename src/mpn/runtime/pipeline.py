@@ -13,7 +13,8 @@ import numpy as np
 
 from mpn._common.array_likes import labels_from, rgb_from
 from mpn._common.closeable import Closeable
-from mpn._common.concurrency import OneCaller, OpenCvThreads, one_caller
+from mpn._common.concurrency import OneCaller, OpenCvThreads, one_caller, usable_threads
+from mpn._common.memory import return_freed_memory
 from mpn._common.options import refuse_old_arguments
 from mpn.cuda.api import Stream, is_on_device
 from mpn.engines.directory.manifest import load_manifest
@@ -172,8 +173,9 @@ class Pipeline(Closeable):
             directory: Engine directory; None for the one in the package.
             backend: See :func:`mpn.engines.open.open_engines`.
             threads: Threads within a network operator, and of OpenCV. OpenCV's number belongs to
-                the whole process: it is set here and set back by :meth:`close`. None leaves both
-                alone.
+                the whole process: it is set here, and set back when the last pipeline with a
+                number is closed. At most the usable cores; more are lowered with MpnWarning. None
+                leaves both alone.
             options: See the class.
             on_finetune: Called after every step of fine-tuning.
             device_options: How the device of a backend other than ``"cpu"`` is used.
@@ -183,10 +185,11 @@ class Pipeline(Closeable):
             BackendError: If the backend cannot run here.
             EngineError: If an engine cannot be opened, OSVOS is requested and missing, or
                 fine-tuning is requested and no running network supports it.
-            InputError: If ``threads`` is under 1, or above 64 and 4 per core.
+            InputError: If ``threads`` is under 1.
             ManifestError: If the directory or its manifest cannot be used.
             MissingExtraError: If onnxruntime is not installed.
         """
+        threads = usable_threads(threads)
         path = Path(default_engine_dir() if directory is None else directory)
         manifest = load_manifest(path)
         resolved = (options or PipelineOptions()).with_defaults(manifest.runtime_defaults)
@@ -295,6 +298,7 @@ class Pipeline(Closeable):
             MaskError: If the labels hold no object, or 255.
         """
         self._check_open()
+        self._state = None  # if this fails, step must not continue the earlier video
         labels = labels_from(labels)
         rgb = self._backend.to_host(self._frame_from(rgb))
         check_rgb(rgb)
@@ -470,6 +474,7 @@ class Pipeline(Closeable):
             self._is_closed = True
             self._state = None
             self._to_close.close()
+            return_freed_memory()
 
     def _frame_from(self, rgb: Any) -> Any:
         """Return a frame as a NumPy array, or as given if the device takes it."""

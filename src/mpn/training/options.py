@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mpn._common.concurrency import usable_cores, usable_threads
 from mpn._common.validation import check_int, check_number
 from mpn.errors import TrainingError
 
@@ -48,14 +48,17 @@ class LoopOptions:
     save_every_s: float = 120.0
     tensorboard: bool = False
     seed: int = 0
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    threads: int = field(default_factory=usable_cores)
     workers: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("validate_every", "log_every", "threads", "workers"):
+        for name in ("validate_every", "log_every"):
             check_int(name, getattr(self, name), least=1, error=TrainingError)
+        for name in ("threads", "workers"):
+            usable = usable_threads(getattr(self, name), name, error=TrainingError)
+            object.__setattr__(self, name, usable)
         check_int("seed", self.seed, least=0, most=_LARGEST_SEED, error=TrainingError)
         for name in _RATES:
             if hasattr(self, name):

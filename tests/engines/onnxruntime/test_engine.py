@@ -282,7 +282,7 @@ def test_threads_do_not_spin_on_when_a_run_has_ended(graph: Path) -> None:
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_must_be_positive(graph: Path, threads: int) -> None:
-    with pytest.raises(InputError, match=rf"of 1\.\.\d+, got {threads}"):
+    with pytest.raises(InputError, match=rf"of at least 1, got {threads}"):
         OrtEngine(graph, SPEC, threads=threads)
 
 
@@ -346,12 +346,12 @@ def test_cuda_that_runs_is_accepted_and_may_not_fall_back(
 ) -> None:
     fake = fake_onnxruntime()
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-    assert OrtEngine(graph, SPEC, backend="cuda", threads=3).backend == "cuda"
+    assert OrtEngine(graph, SPEC, backend="cuda", threads=1).backend == "cuda"
     (session,) = fake.sessions
     assert session.may_fall_back is False
     assert session.arguments["enable_fallback"] == 0
     assert session.arguments["providers"][0][0] == "CUDAExecutionProvider"
-    assert session.options.intra_op_num_threads == 3
+    assert session.options.intra_op_num_threads == 1
     assert session.options.inter_op_num_threads == 1
     assert capsys.readouterr().out == ""
 

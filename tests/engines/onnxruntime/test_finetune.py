@@ -272,7 +272,7 @@ def test_role_without_finetune_graph_raises(directory: Path, manifest: Manifest)
     )
     with pytest.raises(EngineError, match="in scope 'head', only in all"):
         opened(directory, narrow, "osvos", scope="head")
-    with pytest.raises(InputError, match="threads must be a number of threads of 1"):
+    with pytest.raises(InputError, match="threads must be a number of threads of at least 1"):
         open_finetune_engine(directory, manifest, "osvos", threads=0)
 
 

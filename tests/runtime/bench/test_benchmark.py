@@ -211,7 +211,7 @@ def test_bad_options_are_one_clear_line(given: dict[str, Any], says: str) -> Non
 
 
 def test_threads_must_be_positive() -> None:
-    with pytest.raises(InputError, match="threads must be a number of threads of 1"):
+    with pytest.raises(InputError, match="threads must be a number of threads of at least 1"):
         BenchmarkOptions(threads=0)
 
 

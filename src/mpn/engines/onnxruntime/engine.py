@@ -19,11 +19,12 @@ from weakref import WeakSet
 import numpy as np
 
 from mpn._common.closeable import Closeable
-from mpn._common.concurrency import check_threads
+from mpn._common.concurrency import usable_threads
 from mpn._common.locks import TemporaryFolder
+from mpn._common.memory import is_out_of_memory, out_of_memory_message
 from mpn._common.text import LONGEST_MESSAGE, one_line
 from mpn.engines.spec import EngineSpec, TensorSpec
-from mpn.errors import BackendError, EngineError, import_or_explain
+from mpn.errors import BackendError, EngineError, OutOfMemoryError, import_or_explain
 from mpn.types import Float32Array
 
 OrtBackend = Literal["cpu", "cuda"]
@@ -43,6 +44,7 @@ _GRAPH_FAULTS = frozenset(
 )
 """onnxruntime's exceptions about the graph, never about the device."""
 
+_ARENA_MESSAGE = "Failed to allocate memory"
 
 _sessions: WeakSet[Any] = WeakSet()
 """All open sessions of this process."""
@@ -80,7 +82,7 @@ class OrtEngine(Closeable):
     Raises:
         BackendError: If another backend than the requested one would run.
         EngineError: If the graph is missing, damaged or of another interface.
-        InputError: If ``threads`` is out of range.
+        InputError: If ``threads`` is under 1.
         MissingExtraError: If onnxruntime is not installed.
     """
 
@@ -125,6 +127,7 @@ class OrtEngine(Closeable):
         Raises:
             EngineError: If a name, shape or dtype does not fit the spec, an axis is empty, the
                 engine is closed, or onnxruntime fails.
+            OutOfMemoryError: If memory ran out.
         """
         if self._session is None:
             raise EngineError(f"the {self._spec.role} engine is closed: open it again to run it")
@@ -138,9 +141,9 @@ class OrtEngine(Closeable):
         try:
             outputs = self._session.run(list(self._spec.output_names), feeds)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            raise EngineError(
-                f"the {self._spec.role} engine failed on {self._backend}: {one_line(error)}"
-            ) from error
+            what = f"the {self._spec.role} engine"
+            check_not_out_of_memory(error, what, self._backend)
+            raise EngineError(f"{what} failed on {self._backend}: {one_line(error)}") from error
         return dict(zip(self._spec.output_names, outputs, strict=True))
 
     def close(self) -> None:
@@ -162,6 +165,7 @@ def import_onnxruntime(backend: OrtBackend) -> Any:
     try:
         ort = import_or_explain("onnxruntime", extra=extra, purpose=f"the {backend} backend")
     except ImportError as error:
+        check_not_out_of_memory(error, "onnxruntime", backend)
         raise BackendError(
             f"onnxruntime is installed but cannot be loaded ({one_line(error)}): reinstall "
             f"mpn-runtime with its extra [{extra}]"
@@ -173,6 +177,18 @@ def import_onnxruntime(backend: OrtBackend) -> Any:
             f"together: uninstall both, then install mpn-runtime with its extra [{extra}]"
         )
     return ort
+
+
+def check_not_out_of_memory(error: Exception, what: str, backend: OrtBackend) -> None:
+    """Raise OutOfMemoryError if an error means that memory of the host ran out.
+
+    Args:
+        error: The error.
+        what: Subject of the message.
+        backend: Where it occurred. The arena of the GPU has the same message.
+    """
+    if is_out_of_memory(error) or (backend == "cpu" and _ARENA_MESSAGE in str(error)):
+        raise OutOfMemoryError(out_of_memory_message(what)) from error
 
 
 def why_no_cuda() -> str | None:
@@ -204,10 +220,11 @@ def open_session(
     Raises:
         BackendError: If another backend than the requested one would run.
         EngineError: If the graph is missing or damaged.
-        InputError: If ``threads`` is out of range.
+        InputError: If ``threads`` is under 1.
         MissingExtraError: If onnxruntime is not installed.
+        OutOfMemoryError: If memory ran out.
     """
-    check_threads(threads)
+    threads = usable_threads(threads)
     ort = import_onnxruntime(backend)
     wanted = CUDA_PROVIDER if backend == "cuda" else CPU_PROVIDER
     providers: list[Any] = [wanted]
@@ -232,6 +249,7 @@ def open_session(
         session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
         _check_names(session)
     except Exception as error:
+        check_not_out_of_memory(error, path.name, backend)
         if backend == "cuda" and type(error).__name__ not in _GRAPH_FAULTS:
             raise BackendError(
                 f"cuda was requested, but onnxruntime cannot use it ({one_line(error)}{loading}): "

@@ -14,7 +14,12 @@ from mpn._common.text import one_line
 from mpn.engines.directory.entries import FinetuneEntry, FinetuneScope
 from mpn.engines.directory.files import check_digest, resolve_inside
 from mpn.engines.directory.manifest import Manifest
-from mpn.engines.onnxruntime.engine import OrtBackend, import_onnxruntime, open_session
+from mpn.engines.onnxruntime.engine import (
+    OrtBackend,
+    check_not_out_of_memory,
+    import_onnxruntime,
+    open_session,
+)
 from mpn.engines.spec import Role
 from mpn.engines.weights import check_weights, read_weights
 from mpn.errors import EngineError
@@ -47,7 +52,7 @@ class OrtFinetuneEngine(Closeable):
     Raises:
         BackendError: If another backend than the requested one would run.
         EngineError: If the graph is missing, damaged, or not the one of the manifest.
-        InputError: If ``threads`` is out of range.
+        InputError: If ``threads`` is under 1.
         MissingExtraError: If onnxruntime is not installed.
     """
 
@@ -65,7 +70,7 @@ class OrtFinetuneEngine(Closeable):
         self._role = role
         self._entry = entry
         self._scope = scope
-        self._device = "cuda" if backend == "cuda" else "cpu"
+        self._device: OrtBackend = backend
         self._ort = import_onnxruntime(backend)
         path = resolve_inside(directory, entry.graphs[scope].path)
         self._session: Any = open_session(path, backend, threads)
@@ -138,6 +143,7 @@ class OrtFinetuneEngine(Closeable):
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            check_not_out_of_memory(error, f"fine-tuning the {self._role} network", self._device)
             raise EngineError(
                 f"fine-tuning the {self._role} network failed on {self._device}: {one_line(error)}"
             ) from error
@@ -161,6 +167,7 @@ class OrtFinetuneEngine(Closeable):
                 binding.bind_output(name, "cpu")
             self._feature_session.run_with_iobinding(binding)
         except Exception as error:
+            check_not_out_of_memory(error, f"fine-tuning the {self._role} network", self._device)
             raise EngineError(
                 f"the frozen trunk of the {self._role} network failed: {one_line(error)}"
             ) from error
@@ -362,7 +369,7 @@ def open_finetune_engine(
     Raises:
         BackendError: If the backend cannot run here.
         EngineError: If the directory cannot fine-tune this role in this scope.
-        InputError: If ``threads`` is out of range.
+        InputError: If ``threads`` is under 1.
         ManifestError: If a file is missing or has changed.
         MissingExtraError: If onnxruntime is not installed.
     """

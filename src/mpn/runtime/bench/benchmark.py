@@ -20,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from mpn._common.concurrency import OpenCvThreads, check_threads
+from mpn._common.concurrency import OpenCvThreads, usable_threads
 from mpn._common.locks import TemporaryFolder
 from mpn._common.validation import check_int
 from mpn.engines.directory.files import check_engine_dir
@@ -105,7 +105,7 @@ class BenchmarkOptions:
             check_int(f"option {name}", getattr(self, name), least=1)
         if self.variants is not None:
             check_variant_names(self.variants)
-        check_threads(self.threads)
+        object.__setattr__(self, "threads", usable_threads(self.threads))
 
 
 def run_benchmark(

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpn._common.concurrency import usable_threads
 from mpn._common.validation import check_choice
 from mpn.errors import InputError
 from mpn.runtime.media.video import Decode, VideoSource
@@ -77,6 +78,9 @@ class RunRequest:
     resume: bool = False
     review: bool = False
     build: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "threads", usable_threads(self.threads))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from mpn._common.concurrency import Prefetch
 from mpn._common.locks import FolderLock, remove_abandoned_folders
+from mpn._common.memory import memory_errors
 from mpn._common.signals import deferred_stops, stop_signals
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import PlanPolicy, default_engine_dir
@@ -67,6 +68,8 @@ from mpn.runtime.session.schedule import Schedule
 from mpn.runtime.session.spool import Spool, remove_abandoned_spools
 from mpn.types import Frame, StepResult
 
+_NEED_MB, _NEED_MB_PER_OBJECT, _NEED_MB_PER_MPX, _NEED_MB_OF_FINETUNING = 960, 45, 90, 550
+
 OnProgress = Callable[[Progress], None]
 OnFrame = Callable[[FrameUpdate], None]
 
@@ -95,6 +98,7 @@ def run_video(
         InputError: If the video, a mask or an option cannot be used. A truncated video is
             segmented up to its last readable frame first.
         EngineError: If the engines cannot be opened or fail.
+        OutOfMemoryError: If memory ran out.
         OutputError: If the results cannot be written.
         KeyboardInterrupt: On SIGINT (Ctrl-C), SIGTERM or SIGHUP, after the files of the finished
             frames are complete. Handlers of the caller are not changed.
@@ -136,6 +140,7 @@ def run_video(
             must_finetune=request.must_finetune,
             is_live=video.is_live,
         )
+        stack.enter_context(memory_errors(*_memory_need(video, masks, plan)))
         pipeline = stack.enter_context(
             Pipeline.from_engines(
                 request.engine_dir,
@@ -154,6 +159,20 @@ def run_video(
         spool = stack.enter_context(Spool(paths.folder))
         run = _Run(request, video, masks, pipeline, paths, plan, earlier, frames)
         return run.run(spool, on_progress or (lambda _: None), on_frame or (lambda _: None))
+
+
+def _memory_need(video: VideoSource, masks: Masks, plan: FinetunePlan) -> tuple[str, int]:
+    """Return the name of a run, and its address space in MB.
+
+    Measured with the engines of the package, 64x64 to 3840x2160 pixels and 1 to 8 objects: 0 to
+    10 % above the peak.
+    """
+    height, width = video.size_hw
+    objects = len({id_ for mask in masks.given.values() for id_ in mask.object_ids})
+    need_mb = _NEED_MB + _NEED_MB_PER_OBJECT * objects + _NEED_MB_PER_MPX * height * width / 1e6
+    if plan.options is not None:
+        need_mb += _NEED_MB_OF_FINETUNING
+    return f"this run ({objects} objects, {width}x{height})", round(need_mb)
 
 
 class _Run:
