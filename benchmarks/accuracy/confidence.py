@@ -40,11 +40,10 @@ from mpn.engines.open import default_engine_dir
 from mpn.evaluation import load_davis, region_similarity
 from mpn.masks import load_labels
 from mpn.runtime.bench.result import engine_facts, load_average
+from mpn.runtime.review.worst import CHECK_BELOW
 from mpn.types import UInt8Array
 
 WRONG_BELOW_J = 0.5
-CHECK_BELOW = 0.4
-"""Reliability below which the review marks a frame: 9 of 10 wrong masks of ``train`` are."""
 FIGURES = ("confidence", "reliability")
 
 

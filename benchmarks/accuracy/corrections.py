@@ -146,10 +146,10 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
                 bases[each.name] = sequence, sequence.run(pipeline, {0: sequence.truth[0]})
                 print(f"{group:6} {each.name:20} J {np.mean(bases[each.name][1].j[1:]):.3f}")
             worst = sorted(bases, key=lambda name: np.mean(bases[name][1].j[1:]))[: given.worst]
-            groups[group] = {
-                name: corrected(pipeline, *bases[name], seeds=given.seeds) for name in worst
-            }
-            for name, found in groups[group].items():
+            groups[group] = {}
+            for name in worst:
+                found = corrected(pipeline, *bases[name], seeds=given.seeds)
+                groups[group][name] = found
                 print(
                     f"{group:6} {name:20} J {found['j']:.3f}, frame {found['named']['frame']} "
                     f"named {found['named_gain']:+.3f}, random {found['random_gain']:+.3f}",

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import mpn
-from mpn._common.text import printable
+from mpn._common.text import one_line, printable
 from mpn.masks import DAVIS_PALETTE
 from mpn.runtime.review.builder import (
     Correction,
@@ -42,6 +42,7 @@ _HEAD_BYTES = 1024
 _MOST_OBJECTS = 24
 """Timelines of the page: those of the least reliable objects."""
 _MOST_SPANS = 4
+_LONGEST_NAME = 80
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -120,8 +121,8 @@ def _span_of(review: Review) -> str:
 def _object(object_id: int, facts: RunFacts) -> str:
     """Return colour, number and name of an object."""
     red, green, blue = (int(level) for level in DAVIS_PALETTE[object_id])
-    name = facts.object_names.get(object_id)
-    label = f"object {object_id}" + ("" if name is None else f" (<bdi>{_text(name)}</bdi>)")
+    name = one_line(facts.object_names.get(object_id, ""), _LONGEST_NAME)
+    label = f"object {object_id}" + (f" (<bdi>{_text(name)}</bdi>)" if name else "")
     colour = f"#{red:02x}{green:02x}{blue:02x}"
     return (
         f'<span class="object"><span class="swatch" style="background:{colour}"></span>{label}'

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from mpn._common.files import write_bytes_atomically
@@ -62,7 +61,7 @@ class ReviewWriter:
         info = FrameInfo(frame.index, frame.name, float(frame.pts_s), tracks)
         try:
             self._builder.add(info, result.labels, frame.rgb, before)
-        except (cv2.error, ValueError, MemoryError) as error:
+        except Exception as error:  # whatever it is, the run can do without the page
             raise OutputError(
                 f"a picture of frame {frame.index} cannot be made: {error}"
             ) from error
@@ -71,8 +70,8 @@ class ReviewWriter:
         """See :meth:`mpn.runtime.media.writers.Writer.close`."""
         try:
             page = html_of_review(self._builder.finish(), self._facts)
-        except (cv2.error, ValueError, MemoryError) as error:
-            raise OutputError(f"its pictures cannot be made: {error}") from error
+        except Exception as error:
+            raise OutputError(f"the page cannot be made: {error}") from error
         check_replaceable_review(self._path)
         write_bytes_atomically(self._path, page)
 
