@@ -54,11 +54,10 @@ class LoopOptions:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("validate_every", "log_every"):
+        for name in ("validate_every", "log_every", "workers"):
             check_int(name, getattr(self, name), least=1, error=TrainingError)
-        for name in ("threads", "workers"):
-            usable = usable_threads(getattr(self, name), name, error=TrainingError)
-            object.__setattr__(self, name, usable)
+        threads = usable_threads(self.threads, "threads", error=TrainingError)
+        object.__setattr__(self, "threads", threads)
         check_int("seed", self.seed, least=0, most=_LARGEST_SEED, error=TrainingError)
         for name in _RATES:
             if hasattr(self, name):
