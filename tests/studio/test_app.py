@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
 from mpn.masks import load_labels, save_labels
 from mpn.studio.app import Studio
+from mpn.studio.events import Event
 from mpn.types import UInt8Array
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels
 from tests.studio.conftest import FRAMES
@@ -134,3 +137,29 @@ def test_run_gives_the_masks_of_mpn_run(
     state = client.get("/api/state").json()
     assert (list(state["drawn"]), state["pending"]) == (["0"], [])
     assert client.get("/api/masks/0").headers["x-mask-source"] == "result"
+    client.put("/api/names/1", json={"name": "koi"})
+    report = json.loads((studio.project.out / "run.json").read_text())
+    assert (report["state"], report["object_names"]) == ("complete", {"1": "koi"})
+
+
+def test_mask_in_the_middle_runs_both_ways(
+    client: TestClient, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames before the mask are shown while the backward pass runs, last first."""
+    events: list[Event] = []
+    monkeypatch.setattr(studio.runner, "_publish", events.append)
+    put(client, 6, scene_labels(6))
+    client.put("/api/names/1", json={"name": "square"})
+    client.post("/api/run", json={})
+    studio.runner.wait()
+    assert studio.runner.status["state"] == "complete", studio.runner.status
+    shown = [e["frame"] for event in events if event["type"] == "frames" for e in event["frames"]]
+    assert shown[:7] == [6, 5, 4, 3, 2, 1, 0]
+    tracks = client.get("/api/tracks").json()["frames"]
+    assert [entry["frame"] for entry in tracks] == list(range(FRAMES))
+    assert any(event.get("backward") for event in events)
+    for index in range(FRAMES):
+        labels = load_labels(studio.project.result_path(index))
+        assert (labels == scene_labels(index)).mean() > 0.9
+    report = json.loads((studio.project.out / "run.json").read_text())
+    assert report["object_names"] == {"1": "square"}

@@ -165,7 +165,6 @@ def test_session_from_first_stroke_to_corrected_result(
         page.wait_for_save()
         np.testing.assert_array_equal(page.saved(CORRECTED), corrected)
         page.page.emulate_media(color_scheme="dark")
-        page.picture(pictures / "studio-dark.jpg")
         page.page.set_viewport_size({"width": 800, "height": 700})
         page.picture(pictures / "studio-800.jpg")
         page.context.close()

@@ -21,7 +21,7 @@ from mpn.types import UInt8Array
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
 from tests.studio.servers import StudioProcess
 
-RUN_FRAMES = 200
+RUN_FRAMES = 300
 
 
 def put(client: httpx.Client, index: int, labels: UInt8Array) -> httpx.Response:
@@ -64,7 +64,7 @@ def test_killed_server_leaves_whole_masks(clip: Path, tmp_path: Path) -> None:
 
 
 def test_killed_server_stops_its_run(engine_dir: Path, tmp_path: Path) -> None:
-    """Kill -9 of the server during a run: its child stops, and --resume continues."""
+    """Cancel a run, kill -9 the server in the next: it stops, --resume continues."""
     clip = write_video(tmp_path / "clip.mp4", scene(RUN_FRAMES))
     out = tmp_path / "out"
     with (
@@ -73,14 +73,22 @@ def test_killed_server_stops_its_run(engine_dir: Path, tmp_path: Path) -> None:
     ):
         put(client, 0, scene_labels(0))
         with client.stream("GET", "/api/events") as events:
-            assert client.post("/api/run", json={}).status_code == 200
-            for line in events.iter_lines():
-                if line.startswith("data: ") and json.loads(line[6:])["type"] == "frames":
-                    break
+            received = (
+                json.loads(line[6:]) for line in events.iter_lines() if line.startswith("data: ")
+            )
+            client.post("/api/run", json={})
+            next(event for event in received if event["type"] == "frames")
+            client.delete("/api/run")
+            end = next(event for event in received if event.get("state") in ("stopped", "complete"))
+            assert end["state"] == "stopped"
+            cancelled = len(list((out / "masks").glob("*.png")))
+            assert 0 < cancelled < RUN_FRAMES
+            client.post("/api/run", json={})
+            next(event for event in received if event["type"] == "frames")
             server.kill()
     _wait_for_end_of_run(out)
     finished = sorted((out / "masks").glob("*.png"))
-    assert 0 < len(finished) < RUN_FRAMES
+    assert cancelled <= len(finished) < RUN_FRAMES
     for path in finished:
         load_labels(path, size_hw=SCENE_HW, allow_empty=True)
     assert is_nonempty_file(out / "run.json")  # it was stopped, not killed

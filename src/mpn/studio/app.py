@@ -135,6 +135,7 @@ class Studio:
                 video=project.video,
                 masks=masks,
                 directions=project.directions,
+                names=project.names,
                 out=project.out,
                 provisional=self._provisional.path,
                 engine_dir=self.engine_dir,
@@ -243,6 +244,8 @@ def create_app(studio: Studio, *, token: str) -> ASGIApp:
     @app.put("/api/names/{object_id}")
     def _set_name(object_id: int, body: Annotated[NameOfObject, Body()]) -> Response:
         project.set_name(object_id, body.name)
+        if not studio.runner.is_running:  # a run writes them at its end
+            project.save_names_of_results()
         studio.events.publish({"type": "edits"})
         return _json(studio.edits())
 

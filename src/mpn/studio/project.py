@@ -277,6 +277,18 @@ class Project(Closeable):
         """Return run.json of the last run, finished or not; None if there is none."""
         return load_earlier_run(self.paths)
 
+    def save_names_of_results(self) -> None:
+        """Write the names of the objects to run.json, which other commands read.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        path = self.paths.run_json
+        report = self.run_report() if path.exists() else None
+        names = {str(object_id): name for object_id, name in sorted(self.names.items())}
+        if report is not None and report.get("object_names", {}) != names:
+            save_json(path, {**report, "object_names": names})
+
     def tracks(self) -> list[dict[str, Any]]:
         """Return the lines of tracks.jsonl by frame; those of a run in progress go first."""
         by_frame: dict[int, dict[str, Any]] = {}

@@ -49,6 +49,7 @@ def request_as_json(
     video: str,
     masks: Mapping[int, Path],
     directions: Mapping[int, Direction],
+    names: Mapping[int, str],
     out: Path,
     provisional: Path,
     engine_dir: Path | None,
@@ -63,6 +64,7 @@ def request_as_json(
         video: See :class:`RunRequest`, as for the others.
         masks: By frame index.
         directions: By frame index.
+        names: By object id.
         out: Output folder.
         provisional: Folder for the masks of backward passes, which are not results yet.
         engine_dir: Engines.
@@ -75,6 +77,7 @@ def request_as_json(
         "video": video,
         "masks": {str(index): str(path) for index, path in masks.items()},
         "directions": {str(index): direction for index, direction in directions.items()},
+        "names": {str(object_id): name for object_id, name in names.items()},
         "out": str(out),
         "provisional": str(provisional),
         "engine_dir": None if engine_dir is None else str(engine_dir),
@@ -119,6 +122,7 @@ def _run(request: Mapping[str, Any], events: TextIO) -> None:
             video=request["video"],
             masks={int(index): Path(path) for index, path in request["masks"].items()},
             directions={int(index): each for index, each in request["directions"].items()},
+            names={int(object_id): name for object_id, name in request["names"].items()},
             out=Path(request["out"]),
             engine_dir=None if engine_dir is None else Path(engine_dir),
             start=request["start"],

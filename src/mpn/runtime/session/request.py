@@ -38,6 +38,7 @@ class RunRequest:
             an image belongs to that image.
         direction: Direction of the masks, see :mod:`mpn.runtime.session.schedule`.
         directions: Frame index -> direction of its mask, instead of ``direction``.
+        names: Object id -> name, instead of those in the files.
         out: Folder for the results; None for ``<name of the video>-mpn`` in the current folder.
         engine_dir: Engine directory of mpn-export; None for the one in the package.
         backend: See :func:`mpn.engines.open.open_engines`.
@@ -64,6 +65,7 @@ class RunRequest:
     masks: Mapping[int | None, Path]
     direction: Direction = "both"
     directions: Mapping[int, Direction] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
     out: Path | None = None
     engine_dir: Path | None = None
     backend: Backend = "auto"
@@ -148,7 +150,7 @@ class Masks:
         if video.is_live:
             directions = _forward_only(directions, first)
         masks = {index: given_mask(labels[index], directions[index]) for index in sorted(labels)}
-        return cls(labels, masks, files, found.notes, found.names)
+        return cls(labels, masks, files, found.notes, {**found.names, **request.names})
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return one JSON entry per mask, by frame."""

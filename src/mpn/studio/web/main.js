@@ -439,7 +439,7 @@ function showFrameState() {
           : `${nameOf(track.object_id)}: reliability ${reliabilityOf(track).toFixed(2)}, ${track.area_px} px.`,
       );
   const missing = isPending ? missingObjects() : "";
-  $("frame-state").textContent = [states[mask.source], ...facts, missing].filter(Boolean).join(" ");
+  $("frame-state").textContent = [states[mask.source], ...facts, missing].filter(Boolean).join("\n");
   $("direction").disabled = !isDrawn;
   const direction = state.directions[index] ?? "both";
   for (const input of $("direction").querySelectorAll("input")) input.checked = input.value === direction;
@@ -555,6 +555,7 @@ function showRun(run) {
 
 function showRunButton() {
   const button = $("run");
+  button.classList.toggle("is-running", isRunning());
   if (isRunning()) {
     $("run-label").textContent = "Cancel";
     button.disabled = state.run.state === "stopping";
@@ -783,7 +784,8 @@ function afterStroke() {
 
 function resultsCommand() {
   const out = $("results-out").textContent;
-  return `mpn convert ${out} --to coco-video\nmpn review ${out}`;
+  const quoted = /^[\w./-]+$/.test(out) ? out : `'${out.replaceAll("'", "'\\''")}'`;
+  return `mpn convert ${quoted} --to ...   # for other programs\nmpn convert --help`;
 }
 
 void start();
