@@ -73,15 +73,20 @@ def test_project_adopts_the_masks_of_mpn_run(
             np.testing.assert_array_equal(saved, labels)
 
 
-def entry(frame: int, reliability: float, events: tuple[str, ...] = ()) -> dict[str, object]:
-    track = {"object_id": 1, "reliability": reliability, "area_px": 9, "events": list(events)}
-    return {"frame": frame, "objects": [track]}
+def entry(frame: int, reliability: float, state: str = "tracked") -> dict[str, object]:
+    tracks = [
+        {"object_id": 1, "reliability": 0.95, "confidence": 0.9, "state": "tracked"},
+        {"object_id": 2, "reliability": reliability, "confidence": 0.9, "state": state},
+    ]
+    return {"frame": frame, "objects": tracks}
 
 
 def test_frames_to_check_are_worst_and_spread() -> None:
-    entries = [entry(i, 0.99) for i in range(100)]
-    for i, reliability in ((30, 0.3), (31, 0.1), (32, 0.2), (70, 0.4), (95, 0.6)):
+    entries = [entry(i, 0.9) for i in range(100)]
+    for i, reliability in ((30, 0.3), (31, 0.1), (32, 0.2), (70, 0.4)):
         entries[i] = entry(i, reliability)
-    entries[50] = entry(50, 0.99, ("lost",))
-    assert [found["frame"] for found in frames_to_check(entries)] == [31, 50, 70]
-    assert frames_to_check(entries[:20]) == []
+    entries[50] = entry(50, 0.45, "lost")
+    found = frames_to_check(entries)
+    assert [each["frame"] for each in found] == [31, 50, 70]
+    assert found[1] == {"frame": 50, "object_id": 2, "is_lost": True, "reliability": 0.45}
+    assert frames_to_check([{"frame": 0, "objects": []}]) == []

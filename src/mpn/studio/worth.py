@@ -1,54 +1,50 @@
-"""Choose the frames of a run to check first."""
+"""Choose the frames of a run to check first, as ``mpn review`` does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-MAX_FRAMES = 8
-_SPREAD = 20
-_LEAST_DISTANCE = 5
-"""Chosen frames are further than a twentieth of the run, and than 5 frames, from each other."""
+from mpn.runtime.review.worst import worst_positions
 
-_UNCERTAIN_BELOW = 0.5
+_UNKNOWN_RELIABILITY = 1.0
+"""Of a frame without objects."""
 
 
-def frames_to_check(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the worst frames, spread in time, as JSON types.
+def frames_to_check(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the least reliable frames, spread in time, as JSON types.
 
     Args:
-        entries: Lines of tracks.jsonl.
+        entries: Lines of tracks.jsonl, in order of the frames.
 
     Returns:
-        ``frame`` and ``reason`` of each, in order of the frames.
+        ``frame``, ``object_id``, ``is_lost`` and ``reliability`` of each, in order of the frames.
+        The object is the least reliable one of the frame.
     """
-    scored = []
-    count = 0
-    for entry in entries:
-        count += 1
-        found = [_score(track) for track in entry["objects"]]
-        score, reason = max(found, default=(0.0, ""))
-        if score > 0:
-            scored.append((score, entry["frame"], reason))
-    chosen: list[tuple[float, int, str]] = []
-    for each in sorted(scored, key=lambda item: (-item[0], item[1])):
-        distance = max(count // _SPREAD, _LEAST_DISTANCE)
-        if all(abs(each[1] - other[1]) > distance for other in chosen):
-            chosen.append(each)
-        if len(chosen) == MAX_FRAMES:
-            break
-    return [{"frame": frame, "reason": reason} for _, frame, reason in sorted(chosen, key=_frame)]
+    positions = worst_positions([_least(entry)[0] for entry in entries])
+    chosen = []
+    for at in sorted(positions):
+        reliability, track = _least(entries[at])
+        chosen.append(
+            {
+                "frame": entries[at]["frame"],
+                "object_id": track["object_id"],
+                "is_lost": track["state"] == "lost",
+                "reliability": reliability,
+            }
+        )
+    return chosen
 
 
-def _score(track: Mapping[str, Any]) -> tuple[float, str]:
-    object_id = track["object_id"]
-    if "lost" in track["events"]:
-        return 2.0, f"object {object_id} is lost"
-    reliability = track.get("reliability")
-    if reliability is not None and track["area_px"] and reliability < _UNCERTAIN_BELOW:
-        return 1 - reliability, f"object {object_id} has reliability {reliability:.2f}"
-    return 0.0, ""
+def _least(entry: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
+    return min(
+        ((_reliability(track), track) for track in entry["objects"]),
+        key=lambda found: found[0],
+        default=(_UNKNOWN_RELIABILITY, {}),
+    )
 
 
-def _frame(item: tuple[float, int, str]) -> int:
-    return item[1]
+def _reliability(track: Mapping[str, Any]) -> float:
+    """Return the reliability of a mask; that of version 0.2 is its confidence."""
+    value = track.get("reliability")
+    return float(track["confidence"] if value is None else value)

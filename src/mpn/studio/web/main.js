@@ -490,13 +490,14 @@ async function loadTracks() {
   timeline.set({ worth: new Set(worth.map(({ frame }) => frame)) });
   $("worth-none").hidden = worth.length > 0;
   $("worth").replaceChildren(
-    ...worth.map(({ frame, reason }) => {
+    ...worth.map(({ frame, object_id, is_lost, reliability }) => {
       const item = document.createElement("li");
       const button = document.createElement("button");
       button.type = "button";
       const number = document.createElement("strong");
       number.textContent = `Frame ${frame}`;
-      button.append(number, reason);
+      const reason = is_lost ? "lost" : `reliability ${reliability.toFixed(2)}`;
+      button.append(number, `${nameOf(object_id)}: ${reason}`);
       button.addEventListener("click", () => seekByUser(frame));
       item.append(button);
       return item;
