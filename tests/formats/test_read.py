@@ -246,6 +246,10 @@ def test_folder_of_masks_has_the_names_of_frames(tmp_path: Path) -> None:
     np.testing.assert_array_equal(given.labels[2], LABELS)
     assert given.notes == (f"the folder {tmp_path} has masks of 2 frames: 0, 2",)
     assert sorted(read_masks(tmp_path, FILE).labels) == [5, 15]
+    (tmp_path / "00010.png").unlink()
+    (tmp_path / "00015.png").unlink()
+    assert list(read_masks(tmp_path, FILE).labels) == [5]  # the name of a single file counts too
+    (tmp_path / "00015.png").write_bytes(png_from_labels(LABELS))
     only = read_masks(tmp_path, VideoFacts(SIZE_HW, end=12))
     assert sorted(only.labels) == [5]
     assert "1 frames before or after" in only.notes[0]

@@ -49,7 +49,7 @@ def annotations_from_labelme(
     Args:
         value: A file for which :func:`is_labelme` is true.
         size_hw: Height and width of the video.
-        place: Frame of the file.
+        place: Name of the file in a folder with a file per frame; None for a single file.
 
     Raises:
         ValueError: If a shape is damaged or of a type that is no region.
@@ -64,7 +64,9 @@ def annotations_from_labelme(
     regions = [
         _region(number, shape, size_hw, place) for number, shape in enumerate(value["shapes"], 1)
     ]
-    return Annotations("a file of labelme", regions, sizes, must_group=True)
+    return Annotations(
+        "a file of labelme", regions, sizes, must_group=True, is_folder=place is not None
+    )
 
 
 def write_labelme(target: Path, frames: Iterable[AnnotatedFrame], info: VideoInfo) -> None:

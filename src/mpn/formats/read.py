@@ -129,8 +129,6 @@ class _Reader:
     def folder(self, path: Path) -> GivenMasks:
         """Read a folder of files with the names of the frames."""
         files = _mask_files(path)
-        if len(files) == 1 and _kind_of(files[0]) in ("json", "xml", "yolo"):
-            return self.file(files[0])
         kind = _kind_of(files[0])
         if kind not in ("json", "xml", "yolo"):
             return self._folder_of_labels(path, files)
@@ -140,7 +138,7 @@ class _Reader:
         by_name = {file.stem: file for file in files}
         with _reasons(path):
             frames, left_out = frames_of_places(
-                dict.fromkeys(by_name), "a folder", self.facts, self.frame
+                dict.fromkeys(by_name), "a folder", self.facts, self.frame, is_folder=True
             )
         notes, labels = [f"{path}: {note}" for note in left_out], {}
         for index, stem in frames.items():
@@ -207,11 +205,12 @@ class _Reader:
         for each in found:
             sizes.update(each.sizes_hw)
         return Annotations(
-            f"a folder of {len(files)} files",
+            found[0].kind if len(found) == 1 else f"a folder of {len(files)} files",
             [region for each in found for region in each.regions],
             sizes,
             tuple(dict.fromkeys(note for each in found for note in each.notes)),
             must_group=any(each.must_group for each in found),
+            is_folder=any(each.is_folder for each in found),
         )
 
     def _array(self, path: Path) -> UInt8Array:

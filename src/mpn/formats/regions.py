@@ -53,6 +53,7 @@ class Annotations:
         notes: Lines for the user.
         must_group: Whether shapes of one frame with one label and no group may be parts of one
             object or several objects, as in labelme. Otherwise they are several.
+        is_folder: Whether the places are names of files in a folder, which stand for frames.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Annotations:
     sizes_hw: Mapping[Place, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     must_group: bool = False
+    is_folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,9 @@ def _by_frame(
     by_place: dict[Place, list[Region]] = {}
     for region in found.regions:
         by_place.setdefault(region.place, []).append(region)
-    by_frame, notes = frames_of_places(by_place, found.kind, facts, frame)
+    by_frame, notes = frames_of_places(
+        by_place, found.kind, facts, frame, is_folder=found.is_folder
+    )
     for place in by_frame.values():
         size_hw = found.sizes_hw.get(place)
         if size_hw is not None and size_hw != facts.size_hw:
@@ -145,7 +149,12 @@ def _by_frame(
 
 
 def frames_of_places(
-    places: Mapping[Place, object], kind: str, facts: VideoFacts, frame: int | None
+    places: Mapping[Place, object],
+    kind: str,
+    facts: VideoFacts,
+    frame: int | None,
+    *,
+    is_folder: bool,
 ) -> tuple[dict[int | None, Place], list[str]]:
     """Find the frame of each place of a file, in the order of the frames.
 
@@ -154,6 +163,7 @@ def frames_of_places(
         kind: Noun phrase for messages.
         facts: The video.
         frame: Index of the only frame to use; None for all.
+        is_folder: See :class:`Annotations`.
 
     Returns:
         Frame index -> place; the index is None for a single place that stands for no frame. And
@@ -164,7 +174,7 @@ def frames_of_places(
     """
     if len(places) == 1:
         (place,) = places
-        return {_index_of_single(place, facts, frame): place}, []
+        return {_index_of_single(place, facts, frame, is_folder): place}, []
     by_frame: dict[int, Place] = {}
     unknown: list[Place] = []
     outside = 0
@@ -200,14 +210,16 @@ def frames_of_places(
     return {frame: by_frame[frame]}, notes
 
 
-def _index_of_single(place: Place, facts: VideoFacts, frame: int | None) -> int | None:
-    """Return the frame of the only place of a file.
+def _index_of_single(
+    place: Place, facts: VideoFacts, frame: int | None, is_folder: bool
+) -> int | None:
+    """Return the frame of the only place of a file or folder.
 
-    In a video file, the name of a single image is a weak hint: the user's word decides.
+    The image that a file names need not be a frame of a video file, whatever its number is.
     """
     if isinstance(place, int):
         index: int | None = place
-    elif place is None or facts.images is None:
+    elif place is None or (facts.images is None and not is_folder):
         return None
     else:
         index = facts.index_of(place)

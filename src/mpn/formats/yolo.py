@@ -47,7 +47,7 @@ def annotations_from_yolo(
         text: The file.
         size_hw: Height and width of the video.
         names: Names of the classes.
-        place: Frame of the file.
+        place: Name of the file in a folder with a file per frame; None for a single file.
 
     Raises:
         ValueError: If a line is no polygon.
@@ -77,7 +77,7 @@ def annotations_from_yolo(
         label = names[class_number] if 0 <= class_number < len(names) else f"class {class_number}"
         points = list(zip(values[::2], values[1::2], strict=True))
         regions.append(Region(place, label, _Drawing(points, size_hw)))
-    return Annotations("a file of YOLO", regions)
+    return Annotations("a file of YOLO", regions, is_folder=place is not None)
 
 
 def write_yolo(target: Path, frames: Iterable[AnnotatedFrame], info: VideoInfo) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mpn.errors import InputError
-from mpn.formats import FrameNames, GivenMasks, ObjectIds, VideoFacts, read_masks
+from mpn.formats import GivenMasks, ObjectIds, VideoFacts, read_masks
 from mpn.runtime.media.video import VideoSource
 from mpn.runtime.media.video_images import ImageSequence
-from mpn.runtime.session.mask_frames import frame_of_mask
+from mpn.runtime.session.mask_frames import frame_names, frame_of_mask
 from mpn.types import UInt8Array
 
 
@@ -17,7 +17,7 @@ def facts_of(video: VideoSource) -> VideoFacts:
     """Return the facts that the masks of a video must fit."""
     images = None
     if isinstance(video, ImageSequence):
-        images = FrameNames(video.names, video.folder.resolve().name)
+        images = frame_names(video)
     return VideoFacts(video.size_hw, video.name, images, video.first_frame.index, video.end_index)
 
 

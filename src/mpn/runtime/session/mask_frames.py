@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from mpn.errors import InputError
+from mpn.formats import FrameNames
 from mpn.runtime.media.video import VideoSource
 from mpn.runtime.media.video_images import ImageSequence
 
-_ONE_NUMBER = re.compile(r"(\D*)(\d+)(\D*)")
+
+def frame_names(video: ImageSequence) -> FrameNames:
+    """Return the names of all images of a sequence."""
+    return FrameNames(video.names, video.folder.resolve().name)
 
 
 def frame_of_mask(given: int | None, file: Path, video: VideoSource) -> int | None:
@@ -32,11 +35,11 @@ def frame_of_mask(given: int | None, file: Path, video: VideoSource) -> int | No
     if not isinstance(video, ImageSequence):
         return given
     names = video.names
-    numbers = _numbers(names)
-    named = _index_by_name(file.stem, names, numbers, video.folder.resolve().name)
+    frames = frame_names(video)
+    named = frames.index_of(file.stem)
     if given is None:
         return named
-    numbered = [index for index, number in enumerate(numbers) if int(number) == given]
+    numbered = [index for index, number in enumerate(frames.numbers) if int(number) == given]
     possible = {*numbered, *([given] if given < len(names) else [])}
     if named is not None:
         if named in possible:
@@ -54,25 +57,3 @@ def frame_of_mask(given: int | None, file: Path, video: VideoSource) -> int | No
             f"{names[other]}{file.suffix}"
         )
     return next(iter(possible), given)
-
-
-def _numbers(names: tuple[str, ...]) -> list[str]:
-    """Return the digits of each name; empty unless names differ in one number."""
-    matches = [_ONE_NUMBER.fullmatch(name) for name in names]
-    found = [match for match in matches if match is not None]
-    if len(found) < len(names) or len({(m[1].casefold(), m[3].casefold()) for m in found}) > 1:
-        return []
-    return [match[2] for match in found]
-
-
-def _index_by_name(
-    stem: str, names: tuple[str, ...], numbers: list[str], video_name: str
-) -> int | None:
-    """Return the index of the image with a name, or with these digits as its number."""
-    if stem == video_name:  # named after its video, as one mask per video of a data set is
-        return None
-    folded = [name.casefold() for name in names]
-    for texts, text in ((folded, stem.casefold()), (numbers, stem)):
-        if text in texts:
-            return texts.index(text)
-    return None

@@ -84,6 +84,12 @@ class RunRequest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "threads", usable_threads(self.threads))
 
+    @property
+    def mask_paths(self) -> list[Path]:
+        """Files of the masks, those in folders included."""
+        paths = self.masks.values()
+        return [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
+
 
 @dataclass(frozen=True)
 class Progress:

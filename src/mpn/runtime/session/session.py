@@ -131,7 +131,7 @@ def run_video(
             frames,
             video,
             request.save,
-            keep=request.masks.values(),
+            keep=request.mask_paths,
             resume=request.resume,
         )
         plan = plan_finetuning(
@@ -234,7 +234,7 @@ class _Run:
             first = next(results)
             if resumed is None:
                 remove_previous_results(
-                    self._paths, earlier, self._frames, keep=self._request.masks.values()
+                    self._paths, earlier, self._frames, keep=self._request.mask_paths
                 )
             outputs = Outputs.open(
                 self._paths,
@@ -289,7 +289,7 @@ class _Run:
             frames,
             self._video.size_hw,
             earlier["saved"],
-            given=request.masks.values(),
+            given=request.mask_paths,
         )
         check_unchanged(check)
         check_end(frames, request.end)
@@ -321,9 +321,7 @@ class _Run:
     def _prepare(self, resumed: Resumed | None) -> None:
         """Remove the files of frames that are computed again, before the first one."""
         if resumed is not None and not self._computed:
-            remove_frames(
-                self._paths, self._frames, resumed.stale, keep=self._request.masks.values()
-            )
+            remove_frames(self._paths, self._frames, resumed.stale, keep=self._request.mask_paths)
 
     def _timed(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         """Count the time spent waiting for the reader as a stage."""
