@@ -1,4 +1,4 @@
-"""Runs whose masks come from annotation files and folders."""
+"""Annotation files and folders as the masks of a run."""
 
 from __future__ import annotations
 
