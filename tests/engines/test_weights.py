@@ -81,13 +81,26 @@ def test_file_of_0_1_0_loads_equal(tmp_path: Path) -> None:
         load_weights(tmp_path / "w")
 
 
-def test_file_of_another_dtype_is_refused(tmp_path: Path) -> None:
-    values = np.arange(3, dtype=np.float16)
-    digest = hashlib.sha256(values.tobytes()).hexdigest()
-    header = {"format": "mpn-weights-2", "sha256": digest}
-    safetensors.numpy.save_file({"gain": values}, tmp_path / "w", header)
-    with pytest.raises(EngineError, match="weight 'gain' is float16, not float32"):
-        load_weights(tmp_path / "w")
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F8_E4M3", "I32"])
+def test_file_of_another_dtype_is_refused(tmp_path: Path, dtype: str) -> None:
+    """NumPy has no bfloat16 and no float8: safetensors raised TypeError or AttributeError."""
+    path, count = tmp_path / "w", {"F16": 6, "BF16": 6, "F8_E4M3": 12, "I32": 3}[dtype]
+    tensor = {"dtype": dtype, "shape": [count], "data_offsets": [0, 12]}
+    metadata = {"format": "mpn-weights-2", "sha256": hashlib.sha256(bytes(12)).hexdigest()}
+    header = json.dumps({"gain": tensor, "__metadata__": metadata}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
+    with pytest.raises(EngineError, match=f"weight 'gain' is {dtype}, not F32"):
+        load_weights(path)
+
+
+def test_message_about_a_long_header_is_short(tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    save_weights(path, weights())
+    data = path.read_bytes()[8:].replace(b'"F32"', b'"' + b"x" * 5000 + b'"')
+    path.write_bytes((data.rindex(b"}") + 1).to_bytes(8, "little") + data)
+    with pytest.raises(EngineError, match="is damaged") as caught:
+        load_weights(path)
+    assert len(str(caught.value)) < 1000
 
 
 def test_failed_save_keeps_the_old_file(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from mpn._common.files import write_bytes_atomically
+from mpn._common.text import one_line
 from mpn.engines.directory.entries import WeightTensor
 from mpn.engines.directory.files import resolve_inside
 from mpn.errors import EngineError, InputError, ManifestError
@@ -170,6 +171,10 @@ def read_weights_file(path: Path) -> tuple[dict[str, Float32Array], dict[str, st
     """Read the weights and the metadata of a file, see :func:`load_weights`."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
+            for name in file.offset_keys():
+                # Before it is read: NumPy lacks some types, and safetensors then raises anything.
+                if (dtype := file.get_slice(name).get_dtype()) != "F32":
+                    raise ManifestError(f"weight '{name}' is {dtype}, not F32")
             weights: dict[str, Float32Array] = {
                 name: file.get_tensor(name) for name in file.offset_keys()
             }
@@ -179,7 +184,7 @@ def read_weights_file(path: Path) -> tuple[dict[str, Float32Array], dict[str, st
         raise EngineError(f"{path} cannot be read: {error.strerror or error}") from error
     except (safetensors.SafetensorError, ManifestError) as error:
         raise EngineError(
-            f"{path} holds no weights of this package, or is damaged: {error}"
+            f"{path} holds no weights of this package, or is damaged: {one_line(error)}"
         ) from error
     return weights, metadata
 
@@ -192,9 +197,6 @@ def _check_content(weights: Mapping[str, Float32Array], metadata: dict[str, str]
     names = sorted(weights) if form == FORMAT else weights
     if _digest(weights[name] for name in names) != metadata.pop("sha256", None):
         raise ManifestError("its content differs from its digest")
-    for name, values in weights.items():
-        if values.dtype != np.float32:
-            raise ManifestError(f"weight '{name}' is {values.dtype}, not float32")
 
 
 def _digest(arrays: Iterable[Float32Array]) -> str:
