@@ -366,3 +366,14 @@ def test_missing_and_useless_paths_are_named(tmp_path: Path) -> None:
         read_masks(tmp_path / "none.json", FILE)
     with pytest.raises(MaskError, match="has no mask"):
         read_masks(tmp_path, FILE)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("shape", ["(True, 6)", "(9223372036854775808, 0)", "(4, -6)"])
+def test_npy_of_an_impossible_shape_is_a_mask_error(tmp_path: Path, shape: str) -> None:
+    """NumPy raised TypeError and OverflowError."""
+    path = tmp_path / "a.npy"
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(MaskError, match="it is a damaged"):
+        read_masks(path, VideoFacts((4, 6)))
