@@ -48,6 +48,8 @@ def read_mask_files(
         frame = given
         if isinstance(video, VideoSource) and not path.is_dir():
             frame = frame_of_mask(given, path, video)
+            if given is None and frame not in (None, video.first_frame.index):
+                notes.append(f"the mask {path} is used for frame {frame}, the image of its name")
         found = read_masks(path, facts, frame=frame, objects=objects)
         notes += found.notes
         for own, mask in found.labels.items():
