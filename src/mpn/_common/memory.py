@@ -47,8 +47,8 @@ def address_space_limit_mb() -> int | None:
 def save_address_space() -> None:
     """Reserve less address space from now on, if it is limited.
 
-    Each thread of malloc's and of OpenBLAS's reserves 64 MB and 40 MB: a run at 480p takes 1.1 GB
-    instead of 1.9 GB on 2 cores. Call it before NumPy is imported.
+    Each thread of malloc's and of OpenBLAS's reserves 64 MB and 40 MB. Call it before NumPy is
+    imported.
     """
     if address_space_limit_mb() is None:
         return
@@ -61,7 +61,7 @@ def save_address_space() -> None:
 def return_freed_memory() -> None:
     """Give memory that was freed back to the system.
 
-    glibc keeps it: 0.4 of 1.7 GB after 8 pipelines were closed.
+    glibc keeps a part of it.
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -136,3 +136,17 @@ def test_folder_that_is_a_file_is_refused_before_work(tmp_path: Path, kind: str)
             check_writable(paths, {kind}, video)
         (paths.folder / kind).unlink()
         check_writable(paths, {kind}, video)  # control
+
+
+def test_overlay_that_no_encoder_takes_is_refused_before_work(tmp_path: Path) -> None:
+    wide, widest = np.zeros((32, 16385, 3), np.uint8), np.zeros((32, 16384, 3), np.uint8)
+    for name, rgb in (("wide", wide), ("widest", widest)):
+        folder = write_folder(tmp_path / name, [rgb])
+        with open_video(folder) as video:
+            paths = paths_in(tmp_path / "out")
+            check_writable(paths, {"masks", "overlay"}, video)  # then a warning
+            if name == "widest":  # control
+                check_writable(paths, {"overlay"}, video)
+                continue
+            with pytest.raises(OutputError, match="16385x32 .* H.264 takes sides up to 16384 px"):
+                check_writable(paths, {"overlay"}, video)

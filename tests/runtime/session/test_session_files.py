@@ -192,3 +192,13 @@ def test_links_in_the_folder_are_never_followed(
         return
     run_video(replace(request_, save=save))
     assert elsewhere.read_text() == ""
+
+
+@pytest.mark.parametrize(("threshold", "is_lost"), [(1.0, True), (0.5, False)])
+def test_object_that_is_lost_at_once_is_a_warning(
+    request_: RunRequest, threshold: float, is_lost: bool
+) -> None:
+    options = replace(request_.options, threshold=threshold)
+    report = run_video(replace(request_, options=options))
+    expected = [f"object {k} was found in no frame but those with its masks" for k in (1, 2)]
+    assert report["warnings"] == (expected if is_lost else [])

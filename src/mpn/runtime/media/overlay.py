@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from mpn._common.h264 import H264_ENCODERS, h264_encoder
+from mpn.errors import OutputError
 from mpn.masks import DAVIS_PALETTE
 from mpn.runtime.media.encoder import VideoEncoder, VideoFormat, picture_from_rgb
 from mpn.types import Frame, StepResult, UInt8Array
@@ -21,6 +22,10 @@ _ENCODER_THREADS = 2
 
 _KEY_FRAME_EVERY_S = 2
 """Keeps seeking in a browser fast."""
+
+
+MAX_OVERLAY_SIDE_PX = 16384
+"""Largest width and height of x264."""
 
 
 def _overlay_palette() -> UInt8Array:
@@ -68,6 +73,23 @@ def draw_overlay(
     return drawn
 
 
+def check_overlay_size(path: Path, size_hw: tuple[int, int]) -> None:
+    """Check that the encoder takes frames of a size.
+
+    Args:
+        path: The file, for the message.
+        size_hw: (height, width) of the frames.
+
+    Raises:
+        OutputError: If a side is too long.
+    """
+    if max(size_hw) > MAX_OVERLAY_SIDE_PX:
+        raise OutputError(
+            f"cannot encode {path}: the frames are {size_hw[1]}x{size_hw[0]} (width x height), and "
+            f"H.264 takes sides up to {MAX_OVERLAY_SIDE_PX} px"
+        )
+
+
 class OverlayWriter:
     """Write ``overlay.mp4``: H.264, yuv420p, with the times of the source.
 
@@ -93,6 +115,7 @@ class OverlayWriter:
         time_base: Fraction,
         sample_aspect_ratio: Fraction | None = None,
     ) -> None:
+        check_overlay_size(path, size_hw)
         encoder = h264_encoder()
         self._encoder = VideoEncoder(
             path,

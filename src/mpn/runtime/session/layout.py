@@ -16,6 +16,7 @@ from mpn._common.files import (
     remove_temporaries,
 )
 from mpn.errors import OutputError
+from mpn.runtime.media.overlay import check_overlay_size
 from mpn.runtime.media.video import VideoSource
 from mpn.runtime.media.video_images import ImageSequence
 
@@ -144,9 +145,12 @@ def check_writable(paths: ResultPaths, save: Iterable[str], video: VideoSource) 
         video: Its video.
 
     Raises:
-        OutputError: If a folder cannot be written, or the name of a file is too long.
+        OutputError: If a folder cannot be written, the name of a file is too long, or only an
+            overlay is requested and the frames are too large for it.
     """
     kinds = set(save)
+    if kinds == {"overlay"}:
+        check_overlay_size(paths.overlay, video.size_hw)
     names = [video.first_frame.name]
     if isinstance(video, ImageSequence):
         names += video.frame_names
