@@ -183,6 +183,14 @@ def test_yolo_is_read_with_the_names_next_to_it(tmp_path: Path) -> None:
     assert read(tmp_path, YOLO).names == {1: "koi", 2: "boat"}
 
 
+def test_line_of_yolo_may_be_long(tmp_path: Path) -> None:
+    """The first bytes of the file end in each place of a number."""
+    for count in range(5):
+        line = ("0 " + "0.5 " * 2 * count + "1e-3 " * 1000).encode()
+        assert len(line) > 4096
+        assert read(tmp_path, line).names == {1: "class 0"}
+
+
 def test_tracks_of_cvat_are_objects(tmp_path: Path) -> None:
     """Interpolated and outside shapes are left out, other types are counted."""
     body = track(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from benchmarks.round_trips import compare
 from benchmarks.round_trips.clips import Clip, drawn_clips
 from benchmarks.round_trips.readers import READERS
 from mpn.formats import VideoFacts, read_masks
+from tests.conftest import REPOSITORY
 
 SMALL = ("coco", "ytvis", "cvat")
 CLIP = next(drawn_clips())
@@ -53,6 +55,16 @@ def test_own_reader_finds_ids_and_names(trip: compare.Trip, tmp_path: Path) -> N
         equal = given.labels[index] == labels
         assert equal.mean() > 0.99
         assert equal.all() or trip.format == "yolo"
+
+
+def test_table_in_the_documentation_is_of_these_readers() -> None:
+    page = (REPOSITORY / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| (\S+) (\S+) \| \d+ \|", page, re.MULTILINE)
+    file = REPOSITORY / "benchmarks" / "round_trips" / "requirements.txt"
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", file.read_text(encoding="utf-8"), re.MULTILINE))
+    expected = [(trip.format, READERS[trip.reader][0]) for trip in compare.TRIPS]
+    assert [(name, package) for name, package, _ in rows] == expected
+    assert {package: version for _, package, version in rows} == pins
 
 
 def test_objects_that_were_not_written_are_a_problem() -> None:

@@ -21,6 +21,7 @@ from mpn.formats.regions import Annotations, Place, Region
 from mpn.types import BoolArray
 
 _LINE = re.compile(rb"\s*\d+(?:[ \t]+[-+]?[\d.]+(?:[eE][-+]?\d+)?){4,}[ \t]*(?:\r?\n|\r|$)")
+_MIN_CUT_BYTES = 1024
 _MIN_COORDINATES = 6
 _TOLERANCE = 0.01
 """Corners may lie this far outside of the image, by rounding."""
@@ -34,7 +35,13 @@ _MIN_CORNERS = 3
 
 
 def is_yolo(head: bytes) -> bool:
-    """Return whether the first line of a file is one of YOLO."""
+    """Return whether the first line of a file is one of YOLO.
+
+    Args:
+        head: First bytes of the file; a longer line is cut in a number.
+    """
+    if b"\n" not in head and len(head) > _MIN_CUT_BYTES:
+        head = head[: head.rfind(b" ")]
     return _LINE.match(head) is not None
 
 
