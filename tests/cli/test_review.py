@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from mpn.cli import main as cli
+from mpn.errors import InputError
+from mpn.runtime.session import session
+from mpn.runtime.session.request import RunRequest
 from tests.cli.test_convert import folder as folder
 
 
@@ -30,3 +33,18 @@ def test_review_without_video_shows_masks_alone(
     assert "masks alone" not in Path("out/review.html").read_text()
     assert run("review", "out", "--video", "none.mp4") == 1
     assert "none.mp4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "is_wanted"), [((), True), (("--no-review",), False)])
+def test_run_writes_a_review_unless_turned_off(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], is_wanted: bool
+) -> None:
+    requests: list[RunRequest] = []
+
+    def run_video(request: RunRequest, **callbacks: object) -> None:
+        requests.append(request)
+        raise InputError("enough")
+
+    monkeypatch.setattr(session, "run_video", run_video)
+    assert run("run", "clip.mp4", "--mask", "first.png", *flags) == 1
+    assert [request.review for request in requests] == [is_wanted]
