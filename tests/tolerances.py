@@ -187,10 +187,6 @@ takes the sign of each gradient first, and the order of summation turns the smal
 ADAPT_PROB = {"sgd": 1e-3, "adamw": 0.2}
 """Of the probability that those weights give."""
 
-ADAPT_GRADIENT_RELATIVE = 5e-4
-"""Of a tensor's largest gradient, through a paper-size network: sums over all pixels in another
-order; 2.4e-5 measured. A derivative that is wrong is off by 1e-1 and more."""
-
 SYNTHETIC_FLOW_LEVELS = 6.0
 """Median of |frame 0 - frame 1 sampled along the true flow| in levels of 0..255: both frames are
 interpolated from the same texture at other places, which blurs it differently."""

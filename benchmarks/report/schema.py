@@ -129,6 +129,14 @@ KINDS: dict[str, dict[str, Any]] = {
             }
         ],
     },
+    "step_parity": {
+        "parameters": int,
+        "optimizer": str,
+        "scope": str,
+        "images": int,
+        "right": list,
+        "planted": list,
+    },
     "releases": {
         "repeats": int,
         "releases": dict,

@@ -817,6 +817,43 @@ def export_table(result: Result, is_short: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def step_parity_table(result: Result, is_short: bool) -> str:
+    """Return the verdicts of the check of the fine-tuning step."""
+    right, planted = result["right"], result["planted"]
+    lines = [
+        f"The exporter's check of the fine-tuning step ({result['optimizer']}, scope "
+        f"{result['scope']}) on the DeepLab v3+ with {result['parameters'] / 1e6:.1f} M random "
+        f"weights, {result['images']} images. A right graph must pass, a graph with one planted "
+        f"error must not. {conditions_text(result)}.",
+        "",
+    ]
+    names = list(right[0]["values"]) if right else []
+    rows = []
+    if right:
+        worst = {name: max(row["values"][name] for row in right) for name in names}
+        passed = sum(row["verdict"] == "passed" for row in right)
+        rows.append(
+            ["none", f"{passed} of {len(right)}", *(f"{worst[name]:.1e}" for name in names)]
+        )
+        own = [row["own_pattern_gradient_relative"] or 0.0 for row in right]
+        own = [value for value in own if value > 0.0] or [0.0]
+        lines += [
+            f"Without the common activation pattern, the gradient differs by up to {max(own):.1e}, "
+            f"and by more than 1e-3 with {sum(value > 1e-3 for value in own)} of {len(own)} sets "
+            "of weights.",
+            "",
+        ]
+    for name in planted[0]["errors"] if planted and not is_short else ():
+        found = [row["errors"][name] for row in planted]
+        names = names or list(found[0]["values"])
+        least = [min(each["values"].get(key, 0.0) for each in found) for key in names]
+        passed = sum(each["verdict"] == "passed" for each in found)
+        rows.append([name, f"{passed} of {len(found)}", *(f"{value:.1e}" for value in least)])
+    headings = ["error", "passed", *(f"`{name}`" for name in names)]
+    note = "Largest value of the right graphs, smallest of the wrong ones."
+    return "\n".join([*lines, table(headings, rows), "", note]) + "\n"
+
+
 def networks_table(result: Result, is_short: bool) -> str:
     """Return parameters, multiply-adds and J of each propagation network."""
     height, width = result["frame_size_hw"]
@@ -917,5 +954,6 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "evaluation_speed": ("Scoring", evaluation_speed_table),
     "export_table": ("Exports", export_table),
     "networks": ("Propagation networks", networks_table),
+    "step_parity": ("Check of the fine-tuning step", step_parity_table),
 }
 """Heading and table of each benchmark, in the order of the report."""

@@ -63,12 +63,21 @@ class Seconds(Progress):
 
 
 @torch.no_grad()
-def fixed_weights(network: nn.Module, gain: float) -> nn.Module:
-    """Return the network with weights seeded by tensor names, in evaluation mode."""
+def fixed_weights(network: nn.Module, gain: float, seed: int = 0) -> nn.Module:
+    """Return the network with weights seeded by tensor names, in evaluation mode.
+
+    Args:
+        network: The network.
+        gain: Gain of convolution weights.
+        seed: Number of the set of weights.
+    """
+    prefix = f"{seed}/" if seed else ""
     for name, value in network.state_dict().items():
         if name.startswith("upscale") or not value.is_floating_point():
             continue
-        noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(value.shape)
+        noise = np.random.default_rng(zlib.crc32((prefix + name).encode())).standard_normal(
+            value.shape
+        )
         if value.ndim >= 2:
             noise *= math.sqrt(gain / math.prod(value.shape[1:]))
         elif name.endswith("running_var"):

@@ -44,7 +44,7 @@ from mpn.engines.onnxruntime.reweight import open_finetuned_engine
 from mpn.engines.open import default_engine_dir, open_engines
 from mpn.engines.spec import Role
 from mpn.errors import MpnError
-from mpn.export.finetune.parity import TorchStep, step_example
+from mpn.export.finetune.torch_step import TorchStep, step_example
 from mpn.export.finetune.write import FINETUNABLE_ROLES, WrittenFinetune, write_adapt
 from mpn.export.options import roles_from_text
 from mpn.networks.osvos import OsvosConfig, OsvosVgg

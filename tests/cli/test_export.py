@@ -236,6 +236,30 @@ def test_the_table_fits_a_terminal_of_80_columns(
     assert "not verified: --no-verify was given" in printed
 
 
+def test_step_left_out_is_a_warning_on_stderr(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The exit code is 0: the engines are there."""
+    asked: list[bool | None] = []
+
+    def export_bundle(_: Any, out: Path, options: ExportOptions, view: Any) -> ExportedBundle:
+        asked.append(options.finetune)
+        manifest = load_manifest(make_engine_dir(out))
+        summaries = (_summary(warning="propagation is exported without it: reason"), _summary())
+        return ExportedBundle(out, manifest, summaries, 70.0)
+
+    monkeypatch.setattr("mpn.export.bundle.export_bundle", export_bundle)
+    for number, more in enumerate(([], ["--finetune"], ["--no-finetune", "--quiet"])):
+        assert _run(str(checkpoint), "-o", str(tmp_path / str(number)), *more) == 0
+        printed = capsys.readouterr()
+        assert "warning: propagation is exported without it: reason\n" in printed.err
+        assert ("--no-finetune" in printed.out) == ("--no-finetune" in more)
+    assert asked == [None, True, False]
+
+
 def test_a_quiet_export_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (True, False):
         with ExportView(quiet=quiet) as view:

@@ -6,6 +6,7 @@ import copy
 import itertools
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,5 +130,10 @@ def test_resnet_has_no_finetuning_step(folder: Path) -> None:
     path = save_checkpoint(
         folder / "p.pth", {"propagation": _network("resnet50", "deeplab-v2")}, {}
     )
-    with pytest.raises(ExportError, match=r"no derivative rule, export with --no-finetune"):
-        export_bundle([path], folder / "engines", ExportOptions(roi_size=SIZE, verify=False))
+    options = ExportOptions(roi_size=SIZE, verify=False)
+    bundle = export_bundle([path], folder / "engines", options)
+    assert bundle.manifest.roles["propagation"].adapt is None
+    (warning,) = bundle.warnings
+    assert warning.endswith("no derivative rule")
+    with pytest.raises(ExportError, match=r"no derivative rule: leave out --finetune"):
+        export_bundle([path], folder / "other", replace(options, finetune=True))

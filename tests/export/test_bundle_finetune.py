@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,12 @@ from mpn.engines.onnxruntime.finetune import open_finetune_engine
 from mpn.engines.onnxruntime.reweight import open_finetuned_engine
 from mpn.engines.open import open_engines
 from mpn.engines.spec import EngineSpec, Precision, Role
-from mpn.errors import ExportError
+from mpn.errors import EngineError, ExportError
 from mpn.export import bundle as bundle_module
 from mpn.export.bundle import export_bundle
 from mpn.export.finetune import parity as adapt_parity
 from mpn.export.finetune import write as adapt_write
-from mpn.export.finetune.parity import step_example
+from mpn.export.finetune.torch_step import step_example
 from mpn.export.finetune.trace import ForwardGraph
 from mpn.export.graph import ExportedGraph
 from mpn.export.options import ExportOptions
@@ -113,22 +114,60 @@ def test_parity_reports_both_scopes(checkpoints: list[Path], tmp_path: Path) -> 
     export_bundle(checkpoints, out, ExportOptions(**SIZES))  # type: ignore[arg-type]
     cases = json.loads((out / "parity.json").read_text())["roles"]["osvos"]["cases"]
     assert [case["case"] for case in cases[-2:]] == [
-        "one step of fine-tuning, scope all",
-        "one step of fine-tuning, scope head",
+        "two steps of fine-tuning, scope all",
+        "two steps of fine-tuning, scope head",
     ]
     report = load_parity(out)
     assert report is not None
     names = {measure.name for measure in report.measures if measure.role == "osvos"}
-    assert {"loss_abs", "gradient_relative", "update_relative", "logit_relative"} <= names
+    assert {
+        "loss_abs",
+        "pattern_relative",
+        "gradient_relative",
+        "update_relative",
+        "logit_relative",
+    } <= names
 
 
-def test_a_step_that_differs_leaves_nothing(
-    checkpoints: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse each fine-tuning step."""
+    limit = Limit("gradient_relative", 1e-12, "no two computations agree so well")
+    monkeypatch.setattr(adapt_parity, "GRADIENT_LIMIT", limit)
+
+
+@pytest.mark.usefixtures("strict")
+def test_step_that_differs_is_left_out_with_a_warning(
+    checkpoints: list[Path], tmp_path: Path
 ) -> None:
-    strict = Limit("gradient_relative", 1e-12, "no two computations agree so well")
-    monkeypatch.setattr(adapt_parity, "GRADIENT_LIMIT", strict)
-    with pytest.raises(ExportError, match=r"gradient_relative is .*, must be <= 1e-12"):
-        export_bundle(checkpoints, tmp_path / "engines", ExportOptions(**SIZES))  # type: ignore[arg-type]
+    out = tmp_path / "engines"
+    bundle = export_bundle(checkpoints, out, ExportOptions(**SIZES))  # type: ignore[arg-type]
+    expected = {"manifest.json", "parity.json"}
+    for role in ("propagation", "osvos"):
+        expected |= {f"{role}.onnx", f"{role}.onnx.data"}
+        assert bundle.manifest.roles[role].adapt is None  # type: ignore[index]
+    assert {path.name for path in out.iterdir()} == expected
+    parity = json.loads((out / "parity.json").read_text())["roles"]
+    for role, warning in zip(("propagation", "osvos"), bundle.warnings, strict=True):
+        start = f"{role} is exported without its fine-tuning step: the {role} step of scope 'all'"
+        assert warning.startswith(start)
+        assert "gradient_relative is" in warning
+        assert "\n" not in warning
+        assert warning.endswith(parity[role]["finetuning_step_left_out"])
+    with open_engines(out, backend="cpu", threads=1) as engines:
+        assert engines.osvos is not None
+    with pytest.raises(EngineError, match="export it again with --finetune"):
+        open_finetune_engine(out, bundle.manifest, "osvos")
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("demand", [{"finetune": True}, {"finetune_optimizer": "sgd"}])
+def test_required_step_that_differs_leaves_nothing(
+    checkpoints: list[Path], tmp_path: Path, demand: dict[str, Any]
+) -> None:
+    options = ExportOptions(**SIZES, **demand)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=r"gradient_relative is .*: leave out --finetune and"):
+        export_bundle(checkpoints, tmp_path / "engines", options)
     assert {path.name for path in tmp_path.iterdir()} == {"both.pth"}
 
 

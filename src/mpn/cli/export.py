@@ -171,10 +171,11 @@ def export(
     verify: bool = typer.Option(
         True, "--verify/--no-verify", help="Compare every graph with its PyTorch module."
     ),
-    finetune: bool = typer.Option(
-        True,
+    finetune: bool | None = typer.Option(
+        None,
         "--finetune/--no-finetune",
-        help="Write the graph of the fine-tuning step (propagation, OSVOS).",
+        help="Require the graph of the fine-tuning step (propagation, OSVOS), or leave it out.",
+        show_default="written, or left out with a warning if it fails its check",
     ),
     finetune_optimizer: str | None = typer.Option(
         None,
@@ -278,6 +279,8 @@ def export(
         bundle = export_bundle(checkpoints, out, options, view)
         built = plans.build(bundle.directory, view.plan)
     print_bundle(bundle, options)
+    for warning in bundle.warnings:
+        echo(f"warning: {warning}", err=True)
     plans.show(built)
     if triton is not None:
         _write_triton(bundle.directory, triton)

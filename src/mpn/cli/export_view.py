@@ -110,7 +110,8 @@ def print_bundle(bundle: ExportedBundle, options: ExportOptions) -> None:
         for role, entry in bundle.manifest.roles.items()
         if entry.adapt is not None
     ]
-    console.print(f"fine-tuning on the given frame: {', '.join(steps) or 'none (--no-finetune)'}")
+    none = "none (--no-finetune)" if options.finetune is False else "none"
+    console.print(f"fine-tuning on the given frame: {', '.join(steps) or none}")
     if options.verify:
         console.print(
             "verified: names, axes, shapes and values of every graph; see parity.json",

@@ -20,7 +20,7 @@ from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest, RoleEntry, save_manifest, verify_digests
 from mpn.engines.directory.parity import PARITY_NAME
 from mpn.engines.spec import ROLES, Role
-from mpn.errors import CheckpointError
+from mpn.errors import CheckpointError, ExportError
 from mpn.export.description import manifest_of, role_entry, spec_of
 from mpn.export.finetune.parity import verify_step
 from mpn.export.finetune.write import FINETUNABLE_ROLES, write_adapt
@@ -61,6 +61,11 @@ class ExportedBundle:
     roles: tuple[RoleSummary, ...]
     elapsed_s: float
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line per fine-tuning step that was left out."""
+        return tuple(summary.warning for summary in self.roles if summary.warning is not None)
+
 
 def export_bundle(
     checkpoints: Sequence[Path],
@@ -86,7 +91,8 @@ def export_bundle(
 
     Raises:
         CheckpointError: If a checkpoint cannot be used, or propagation is missing.
-        ExportError: If a graph differs from its module or does not have the requested precision.
+        ExportError: If a graph differs from its module or does not have the requested precision, or
+            a required fine-tuning step cannot be written.
         InputError: If the parity images cannot be used.
         OutputError: If the directory cannot be written.
     """
@@ -217,7 +223,7 @@ def _exported(
     role = weights.role
     path = staging.path / f"{role}.onnx"
     spec = spec_of(role, options, weights.config)
-    adaptable = options.finetune and role in FINETUNABLE_ROLES
+    adaptable = options.finetune is not False and role in FINETUNABLE_ROLES
     try:
         with timed(progress, role, "load"):
             network = build_network(weights)
@@ -240,19 +246,29 @@ def _exported(
                 preprocessing=Preprocessing(),
                 progress=progress,
             )
-        adapt = None
+        adapt, left_out = None, None
         if adaptable:
-            with timed(progress, role, "adapt"):
-                adapt, step_cases = _adapt(role, network, staging.path, options)
-            if parity is not None:
-                parity = replace(parity, cases=(*parity.cases, *step_cases))
+            try:
+                with timed(progress, role, "adapt"):
+                    adapt, step_cases = _adapt(role, network, staging.path, options)
+            except ExportError as error:
+                if options.must_finetune:
+                    raise ExportError(
+                        f"{error}: leave out --finetune and --finetune-optimizer, and the engines "
+                        "are written without this step"
+                    ) from error
+                left_out = str(error)
+                staging.discard_step(role)
+            else:
+                if parity is not None:
+                    parity = replace(parity, cases=(*parity.cases, *step_cases))
         names = [path.name, *graph.external_data]
         names += [] if adapt is None else [file.path for file in adapt.files]
         finished = FinishedRole(
             tuple(FileDigest(name, sha256_of_file(staging.path / name)) for name in names),
             {
-                "summary": asdict(role_summary(weights, network, graph, parity)),
-                "parity": None if parity is None else parity_facts(graph, parity),
+                "summary": asdict(role_summary(weights, network, graph, parity, left_out)),
+                "parity": None if parity is None else parity_facts(graph, parity, left_out),
                 "adapt": None if adapt is None else json_from_record(adapt),
             },
         )

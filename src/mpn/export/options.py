@@ -49,7 +49,9 @@ class ExportOptions:
         verify: Compare each graph with its module, and refuse to write what differs.
         parity_images: Folder of pictures to compare on; None renders some.
         finetune: Write the fine-tuning step of the roles that have one, with their weights in
-            separate files.
+            separate files. True raises if a step cannot be derived or does not pass its check.
+            None then leaves that step out with a warning; True is implied by
+            ``finetune_optimizer``.
         finetune_optimizer: ``"sgd"`` or ``"adamw"`` for all roles; None for the default of each.
         flow_variant: Member of the FlowNet 2.0 family that the flow checkpoint must be, for example
             ``"FlowNet2"``; None recognises it by its keys.
@@ -73,7 +75,7 @@ class ExportOptions:
     roles: tuple[Role, ...] | None = None
     verify: bool = True
     parity_images: Path | None = None
-    finetune: bool = True
+    finetune: bool | None = None
     finetune_optimizer: str | None = None
     flow_variant: str | None = None
     init_fourth_channel: str | None = None
@@ -109,7 +111,7 @@ class ExportOptions:
                 f"unknown optimiser '{self.finetune_optimizer}': the optimisers are "
                 f"{', '.join(FINETUNE_OPTIMIZERS)}"
             )
-        if self.finetune_optimizer is not None and not self.finetune:
+        if self.finetune_optimizer is not None and self.finetune is False:
             raise InputError(
                 "an optimiser was given, but fine-tuning was switched off: leave out either "
                 "--finetune-optimizer or --no-finetune"
@@ -123,6 +125,11 @@ class ExportOptions:
             raise InputError(f"the flow scale must be over 0 and at most 1, got {self.flow_scale}")
         if len(self.name) > _MAX_NAME or not self.name.isprintable():
             raise InputError(f"the name must be printable and at most {_MAX_NAME} characters long")
+
+    @property
+    def must_finetune(self) -> bool:
+        """Whether a fine-tuning step that cannot be written is an error."""
+        return self.finetune is True or self.finetune_optimizer is not None
 
 
 def options_from_values(*, frame_size: str, features_size: str, **values: Any) -> ExportOptions:

@@ -43,6 +43,7 @@ MeasureName = Literal[
     "epe_mean",
     "epe_relative",
     "loss_abs",
+    "pattern_relative",
     "gradient_relative",
     "update_relative",
 ]

@@ -131,11 +131,17 @@ class Staging:
 
         Removes the folder too if it holds no finished role.
         """
-        for stem in (role, *(f"{role}_{part}" for part in _ADAPT_PARTS)):
-            for suffix in _OWN_SUFFIXES:
-                (self.path / f"{stem}{suffix}").unlink(missing_ok=True)
+        for suffix in _OWN_SUFFIXES:
+            (self.path / f"{role}{suffix}").unlink(missing_ok=True)
+        self.discard_step(role)
         if not self._finished:
             self.discard()
+
+    def discard_step(self, role: Role) -> None:
+        """Remove the files of a role's fine-tuning step."""
+        for part in _ADAPT_PARTS:
+            for suffix in _OWN_SUFFIXES:
+                (self.path / f"{role}_{part}{suffix}").unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove the folder, and the parents that were created for it."""

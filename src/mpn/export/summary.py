@@ -32,6 +32,7 @@ class RoleSummary:
         verify_s: Seconds of the comparison; None if it was skipped.
         largest_difference: The measure nearest to its limit, as text; None if skipped.
         reused: Whether an earlier, interrupted run had finished it.
+        warning: Text if its fine-tuning step was left out; otherwise None.
     """
 
     role: Role
@@ -45,10 +46,15 @@ class RoleSummary:
     verify_s: float | None
     largest_difference: str | None
     reused: bool = False
+    warning: str | None = None
 
 
 def role_summary(
-    weights: RoleWeights, network: nn.Module, graph: ExportedGraph, parity: RoleParity | None
+    weights: RoleWeights,
+    network: nn.Module,
+    graph: ExportedGraph,
+    parity: RoleParity | None,
+    left_out: str | None = None,
 ) -> RoleSummary:
     """Build the row of one role.
 
@@ -57,6 +63,7 @@ def role_summary(
         network: Network built from them.
         graph: The written graph.
         parity: Result of the comparison; None if it was skipped.
+        left_out: Reason why the fine-tuning step was left out; otherwise None.
     """
     return RoleSummary(
         role=weights.role,
@@ -69,13 +76,29 @@ def role_summary(
         export_s=graph.elapsed_s,
         verify_s=None if parity is None else parity.elapsed_s,
         largest_difference=None if parity is None else parity.worst.text,
+        warning=None
+        if left_out is None
+        else f"{weights.role} is exported without its fine-tuning step: {left_out}",
     )
 
 
-def parity_facts(graph: ExportedGraph, parity: RoleParity) -> dict[str, Any]:
-    """Build one role's entry in ``parity.json``."""
-    return parity.as_json() | {
-        "half_weights": graph.precision_report.half_weights,
-        "total_weights": graph.precision_report.total_weights,
-        "weights_lost_to_zero": graph.underflows,
-    }
+def parity_facts(
+    graph: ExportedGraph, parity: RoleParity, left_out: str | None = None
+) -> dict[str, Any]:
+    """Build one role's entry in ``parity.json``.
+
+    Args:
+        graph: The written graph.
+        parity: Result of the comparison.
+        left_out: Reason why the fine-tuning step was left out; otherwise None.
+    """
+    step = {} if left_out is None else {"finetuning_step_left_out": left_out}
+    return (
+        parity.as_json()
+        | step
+        | {
+            "half_weights": graph.precision_report.half_weights,
+            "total_weights": graph.precision_report.total_weights,
+            "weights_lost_to_zero": graph.underflows,
+        }
+    )

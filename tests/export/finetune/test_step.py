@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 from torch import nn
 
 from mpn.engines.directory.entries import FINETUNE_SCOPES, FinetuneOptimizer, FinetuneScope
 from mpn.engines.spec import Role
 from mpn.errors import ExportError, OutputError
+from mpn.export.finetune.graph_step import GraphStep
 from mpn.export.finetune.optimizer import OptimizerSettings, TensorGroup, optimizer_settings
-from mpn.export.finetune.parity import StepExample, TorchStep, step_example
-from mpn.export.finetune.step import FinetuneGraph, adapt_graph, save_graph, trained_names
+from mpn.export.finetune.step import adapt_graph, save_graph, trained_names
+from mpn.export.finetune.torch_step import StepExample, TorchStep, step_example
 from mpn.export.finetune.trace import ForwardGraph
-from mpn.types import Float32Array
 from tests.tolerances import ADAPT_PROB, ADAPT_WEIGHT_RELATIVE
 
 ROLES: tuple[Role, ...] = ("propagation", "osvos")
@@ -36,53 +34,6 @@ MAX_BYTES = 300_000
 Forwards = Callable[[Role], ForwardGraph]
 
 
-class GraphStep:
-    """Graph of a step in onnxruntime, with all inputs and outputs per step."""
-
-    def __init__(self, graph: FinetuneGraph, forward: ForwardGraph) -> None:
-        self.session = _session(graph.model)
-        self.features = None if graph.features is None else _session(graph.features)
-        self.forward = forward
-        self.state: dict[str, Float32Array] = {
-            node.name: forward.weights[node.name]
-            if node.name in forward.weights
-            else np.zeros(node.shape, np.float32)
-            for node in self.session.get_inputs()
-            if node.name in forward.weights or "::" in node.name or node.name == "step"
-        }
-
-    def step(self, example: StepExample, rate: float) -> float:
-        data = {self.forward.input_name: example.inputs}
-        if self.features is not None:
-            data = self.features_of(example)
-        names = [node.name for node in self.session.get_outputs()]
-        known = {"target": example.target, "learning_rate": np.asarray(rate, np.float32)}
-        values = self.session.run(names, {**data, **known, **self.state})
-        for name, value in zip(names[1:], values[1:], strict=True):
-            self.state[name.removesuffix("::next")] = value
-        return float(values[0])
-
-    @property
-    def state_weights(self) -> dict[str, Float32Array]:
-        return {name: self.state[name] for name in self.forward.weights if name in self.state}
-
-    def features_of(self, example: StepExample) -> dict[str, Float32Array]:
-        assert self.features is not None
-        names = [node.name for node in self.features.get_outputs()]
-        wanted = {node.name for node in self.features.get_inputs()}
-        feeds = {self.forward.input_name: example.inputs, **self.forward.weights}
-        values = self.features.run(names, {key: feeds[key] for key in wanted})
-        return dict(zip(names, values, strict=True))
-
-
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
 def _both(
     forward: ForwardGraph,
     network: nn.Module,
@@ -94,7 +45,8 @@ def _both(
     steps: int = STEPS,
 ) -> tuple[GraphStep, TorchStep, list[tuple[float, float]]]:
     """Run ``steps`` steps by the graph and by PyTorch; return their losses."""
-    graph = GraphStep(adapt_graph(forward, graph_settings or settings, scope), forward)
+    built = adapt_graph(forward, graph_settings or settings, scope)
+    graph = GraphStep(built, forward.weights, threads=1)
     trained = trained_names(forward, scope)
     reference = TorchStep(forward.role, network, settings, forward.weights, trained=trained)
     rate = RATES[forward.role, settings.name]
@@ -182,7 +134,8 @@ def test_steps_are_those_of_torch(
     assert _worst(graph, reference) < ADAPT_WEIGHT_RELATIVE[optimizer]
     # The probability that the fine-tuned weights give.
     prob = reference.prob(examples[0].inputs)
-    copied = TorchStep(role, adapt_networks[role], settings, graph.state_weights)
+    weights = {name: graph.state[name] for name in graph.trained}
+    copied = TorchStep(role, adapt_networks[role], settings, weights)
     assert np.abs(copied.prob(examples[0].inputs) - prob).max() < ADAPT_PROB[optimizer]
 
 

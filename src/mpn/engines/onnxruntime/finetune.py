@@ -400,6 +400,6 @@ def finetune_entry(manifest: Manifest, role: Role) -> FinetuneEntry:
     if found.adapt is None:
         raise EngineError(
             f"the {role} engine of '{manifest.name}' was exported without its fine-tuning step: "
-            "export it again without --no-finetune"
+            "export it again with --finetune"
         )
     return found.adapt

@@ -97,10 +97,7 @@ def differentiate(
         if not grads or node.output[0] not in active:
             continue
         if node.op_type not in RULES:
-            raise ExportError(
-                f"operator {node.op_type} ('{node.name}') has no derivative rule: "
-                "export with --no-finetune"
-            )
+            raise ExportError(f"operator {node.op_type} ('{node.name}') has no derivative rule")
         grad = _sum(builder, pending.pop(node.output[0]))
         for name, part in RULES[node.op_type](tape, node, grad):
             pending.setdefault(name, []).append(part)

@@ -16,19 +16,20 @@ from mpn.errors import ExportError
 Shape = tuple[int | None, ...]
 """Static sizes; None if a size is known only at run time."""
 
+PREFIX = "bw/"
+"""Prefix of all new names, so that they differ from those of a network."""
+
 
 class GraphBuilder:
     """Growing list of nodes, and the constants they need.
 
     Args:
         shapes: Known shapes of the tensors that nodes will read.
-        prefix: Prefix of all new names, so that they differ from those of a network.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], prefix: str = "bw/") -> None:
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self._shapes = dict(shapes)
-        self._prefix = prefix
         self._count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
         self._memo: dict[tuple[Any, ...], str] = {}
@@ -127,12 +128,12 @@ class GraphBuilder:
 
     def _fresh(self) -> str:
         self._count += 1
-        return f"{self._prefix}{self._count}"
+        return f"{PREFIX}{self._count}"
 
     def _constant(self, value: npt.NDArray[Any]) -> str:
         key = (value.dtype.str, value.shape, value.tobytes())
         if key not in self._constants:
-            name = f"{self._prefix}const{len(self._constants)}"
+            name = f"{PREFIX}const{len(self._constants)}"
             self._constants[key] = numpy_helper.from_array(value, name)
         return self._constants[key].name
 

@@ -46,8 +46,7 @@ def max_pool(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str,
     kernel, strides = list(attributes["kernel_shape"]), list(attributes.get("strides", [1, 1]))
     if kernel != [2, 2] or strides != [2, 2] or any(attributes.get("pads", [])):
         raise ExportError(
-            f"MaxPool '{node.name}' is not over windows of 2x2 without overlap: no derivative "
-            "rule, export with --no-finetune"
+            f"MaxPool '{node.name}' is not over windows of 2x2 without overlap: no derivative rule"
         )
     op, ints, builder = tape.builder.op, tape.builder.ints, tape.builder
     source, result = node.input[0], node.output[0]

@@ -126,7 +126,7 @@ def weight_tensors(
         odd = sorted(found.items() ^ expected.items())
         raise ExportError(
             f"the {forward.role} step does not have the weights of its inference graph "
-            f"({odd[0][0]}): this is a fault of the exporter, use --no-finetune"
+            f"({odd[0][0]}), a fault of the exporter"
         )
     scopes = {scope: set(trained_names(forward, scope)) for scope in FINETUNE_SCOPES}
     rescaled = forward.role == "osvos" and precision == "fp16"

@@ -212,7 +212,7 @@ class PlanStore:
         if options.refittable and entry.adapt is None:
             raise EngineError(
                 f"the {role} network of '{self.manifest.name}' cannot be fine-tuned, so its plan "
-                "has no weights to refit: export it again without --no-finetune"
+                "has no weights to refit: export it again with --finetune"
             )
         tensors = () if entry.adapt is None else entry.adapt.tensors
         built = build_plan(
