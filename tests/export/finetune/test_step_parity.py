@@ -31,7 +31,6 @@ PLANTED_IN_OSVOS = {
     "pooling halved": Planted("MaxPool", scaled(0.5, 0), nth=2),
     "momentum of 0.8": Planted(settings=lambda settings: replace(settings, momentum=0.8)),
     "one learning rate": Planted(settings=grouped(learning_rate_factor=1.0)),
-    "weight decay missing": Planted(settings=grouped(weight_decay=0.0)),
 }
 """OSVOS has max pooling, and SGD with groups."""
 

@@ -53,10 +53,10 @@ PATTERN_LIMIT = Limit(
 )
 GRADIENT_LIMIT = Limit(
     "gradient_relative",
-    1e-4,
+    1e-3,
     "of the largest gradient of a tensor, the worst tensor, at one activation pattern: sums over "
-    "all pixels of all images in another order, through a whole network; 5e-6 measured in lite and "
-    "paper-size networks, a wrong derivative is off by 5e-2 and more",
+    "all pixels of all images in another order, through a whole network; 1e-5 measured in the "
+    "paper-size DeepLab, 8e-5 in a lite OSVOS; a wrong derivative is off by 5e-2 and more",
 )
 UPDATE_LIMIT = Limit(
     "update_relative",
