@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 import mpn
-from mpn.errors import MpnError
+from mpn.errors import MpnError, OutOfMemoryError
 from tools.fuzz.targets import TARGETS, Target
 
 _PACKAGE = str(Path(mpn.__file__).parent)
@@ -108,6 +108,8 @@ def read_outcome(target: Target, path: Path, known: set[tuple[str, int]]) -> Out
         cause = type(error.__cause__).__name__ if error.__cause__ else ""
         if len(text) > _LONGEST_MESSAGE:
             kind, name = "message", f"{name} of {_place(error)}"
+        elif isinstance(error, OutOfMemoryError):
+            kind, name = "memory", f"{name} of {_place(error)}"
     except BaseException as error:
         kind = "memory" if isinstance(error, MemoryError) else "exception"
         name = f"{type(error).__name__} in {_place(error)}"
