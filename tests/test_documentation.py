@@ -48,7 +48,7 @@ def command_options(command: object) -> Iterator[str]:
 
 
 def known_options() -> set[str]:
-    scripts = REPOSITORY.joinpath("benchmarks").rglob("*.py")
+    scripts = [p for name in ("benchmarks", "tools") for p in (REPOSITORY / name).rglob("*.py")]
     in_scripts = {o for p in scripts for o in _OPTION.findall(p.read_text(encoding="utf-8"))}
     return OTHER_TOOLS | in_scripts | set(command_options(typer.main.get_command(app)))
 
