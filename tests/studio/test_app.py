@@ -163,3 +163,16 @@ def test_mask_in_the_middle_runs_both_ways(
         assert (labels == scene_labels(index)).mean() > 0.9
     report = json.loads((studio.project.out / "run.json").read_text())
     assert report["object_names"] == {"1": "square"}
+
+
+def test_failed_run_states_the_reason(client: TestClient, studio: Studio) -> None:
+    """A file of somebody else is in the way; it is neither used nor replaced."""
+    put(client, 0, scene_labels(0))
+    foreign = studio.project.paths.tracks
+    foreign.write_text("not of a run")
+    client.post("/api/run", json={})
+    studio.runner.wait()
+    status = client.get("/api/state").json()["run"]
+    assert status["state"] == "failed"
+    assert "would be replaced" in status["message"]
+    assert foreign.read_text() == "not of a run"
