@@ -1,7 +1,7 @@
 """Measure time and memory of the page of ``mpn studio`` on a long clip.
 
     python -m benchmarks.speed.studio [--frames 2000] [--frame-size 3840x2160] [--objects 3]
-        [--seeks 300] [--folder DIR]
+        [--seeks 150] [--folder DIR]
 
 A clip and the results of a run on it are made first (DIR keeps them for the next time). Chromium
 then opens the page, and a script draws, zooms, steps and seeks like a user. Printed are: seconds
@@ -181,7 +181,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=2000)
     parser.add_argument("--frame-size", default="3840x2160", help="[%(default)s]")
     parser.add_argument("--objects", type=int, default=3)
-    parser.add_argument("--seeks", type=int, default=300, help="random frames [%(default)s]")
+    parser.add_argument("--seeks", type=int, default=150, help="random frames [%(default)s]")
     parser.add_argument("--folder", type=Path, help="keep clip and results here")
     given = parser.parse_args()
     from playwright.sync_api import sync_playwright

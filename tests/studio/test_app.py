@@ -166,7 +166,7 @@ def test_mask_in_the_middle_runs_both_ways(
 
 
 def test_failed_run_states_the_reason(client: TestClient, studio: Studio) -> None:
-    """A file of somebody else is in the way; it is neither used nor replaced."""
+    """A file of no run is in the way; it is neither used nor replaced."""
     put(client, 0, scene_labels(0))
     foreign = studio.project.paths.tracks
     foreign.write_text("not of a run")

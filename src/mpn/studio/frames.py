@@ -16,7 +16,10 @@ SIDES_PX: tuple[int | None, ...] = (320, 1280, 2560, None)
 _QUALITY = 88
 _CACHE_BYTES = 64 << 20
 _KEPT = 16
-"""Frames up to the wanted one that are encoded if they are decoded: a user steps backwards."""
+"""Frames up to the wanted one that are encoded on the way, if the user steps backwards."""
+
+_STEP_FRAMES = 2
+"""A frame that is so near before the last one is a step backwards."""
 
 
 class ByteCache:
@@ -62,6 +65,7 @@ class FrameReader:
         self._access = access
         self._lock = threading.Lock()
         self._cache = ByteCache(_CACHE_BYTES)
+        self._last = -1
 
     def jpeg(self, index: int, level: int) -> bytes:
         """Return a frame as JPEG.
@@ -75,8 +79,10 @@ class FrameReader:
         """
         with self._lock:
             found = self._cache.get((index, level))
+            kept = _KEPT if 0 < self._last - index <= _STEP_FRAMES else 1
+            self._last = index
             if found is None:
-                for frame in self._access.frames_up_to(index, kept=_KEPT):
+                for frame in self._access.frames_up_to(index, kept=kept):
                     found = _encoded(frame.rgb, level)
                     self._cache.put((frame.index, level), found)
             assert found is not None

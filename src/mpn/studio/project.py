@@ -42,6 +42,8 @@ STUDIO_SCHEMA = 1
 NO_ETAG = "none"
 """Revision of a frame without a drawn mask."""
 
+_Stamp = tuple[int, int, int] | None
+
 MAX_NAME_LENGTH = 60
 _UNFINISHED = re.compile(r"\..+\.partial", re.DOTALL)
 
@@ -105,7 +107,8 @@ class Project(Closeable):
     def __init__(self, video: str, access: FrameAccess, out: Path | None) -> None:
         self.video, self.frame_count = video, access.frame_count
         self._lock = threading.RLock()
-        self._seen: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._etags: dict[Path, tuple[_Stamp, str]] = {}
+        self._sources: dict[int, tuple[tuple[_Stamp, _Stamp], MaskSource]] = {}
         source = access.source
         self.name, self.size_hw, self._names = source.name, source.size_hw, access.names
         self.out = out or Path(f"{source.name}-mpn")
@@ -164,15 +167,12 @@ class Project(Closeable):
     def etag(self, index: int) -> str:
         """Return the revision of the drawn mask: a digest of its file."""
         path = self.drawn_path(index)
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            self._seen.pop(path, None)
+        stamp = _stamp(path)
+        if stamp is None:
             return NO_ETAG
-        stamp = (stat.st_mtime_ns, stat.st_size)
-        if self._seen.get(path, (None,))[0] != stamp:
-            self._seen[path] = stamp, hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-        return self._seen[path][1]
+        if self._etags.get(path, (None,))[0] != stamp:
+            self._etags[path] = stamp, hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+        return self._etags[path][1]
 
     def save_mask(self, index: int, labels: UInt8Array, *, base_etag: str | None) -> str:
         """Write the mask that was drawn for a frame.
@@ -217,7 +217,7 @@ class Project(Closeable):
 
     def pending(self) -> list[int]:
         """Return the frames whose drawn mask is not in the results yet."""
-        return [index for index in self.drawn() if self.mask(index).source == "drawn"]
+        return [index for index in self.drawn() if self._source(index) == "drawn"]
 
     def usable_masks(self) -> dict[int, Path]:
         """Return the drawn masks that a run can take: those that hold an object."""
@@ -300,6 +300,13 @@ class Project(Closeable):
         return [by_frame[index] for index in sorted(by_frame)]
 
     # private
+
+    def _source(self, index: int) -> MaskSource:
+        """Return the source of a mask, and compare the files only if they have changed."""
+        stamps = _stamp(self.drawn_path(index)), _stamp(self.result_path(index))
+        if self._sources.get(index, (None,))[0] != stamps:
+            self._sources[index] = stamps, self.mask(index).source
+        return self._sources[index][1]
 
     def _load(self, path: Path) -> UInt8Array | None:
         if not is_nonempty_file(path):
@@ -389,6 +396,15 @@ def track_entries(text: str) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("frame"), int):
             yield entry
+
+
+def _stamp(path: Path) -> _Stamp:
+    """Return values that change when a file is replaced; None without it."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _holds(result: UInt8Array, drawn: UInt8Array) -> bool:
