@@ -85,9 +85,13 @@ def draw_on_edges(points: Sequence[tuple[float, float]], size_hw: tuple[int, int
     column = column[is_crossing].astype(np.int64)
     row = (np.minimum(v[:-1], v[1:])[is_crossing] + 0.5) / _COCO_SCALE - 0.5
     row = np.ceil(np.clip(row, 0, height)).astype(np.int64)
-    toggles = np.bincount(column * height + row, minlength=height * width + 1)[:-1]
-    inside: BoolArray = (np.cumsum(toggles) & 1).astype(np.bool_).reshape(width, height).T
-    return inside
+    inside: BoolArray = np.zeros((width, height), np.bool_)
+    if column.size:
+        # Each column is crossed an even number of times, so columns can be left out.
+        x0, x1 = int(column.min()), int(column.max()) + 1
+        toggles = np.bincount((column - x0) * height + row, minlength=height * (x1 - x0) + 1)[:-1]
+        inside[x0:x1] = (np.cumsum(toggles) & 1).reshape(x1 - x0, height)
+    return inside.T
 
 
 def draw_on_centres(points: Sequence[tuple[float, float]], size_hw: tuple[int, int]) -> BoolArray:
