@@ -18,7 +18,9 @@ from mpn.cli import main as cli
 from mpn.cli.run import BackendName, DecodeName, DirectionName, ScopeName
 from mpn.engines.open import BACKENDS
 from mpn.errors import OutputError
-from mpn.masks import save_labels
+from mpn.formats.annotated import AnnotatedFrame, VideoInfo
+from mpn.formats.coco import write_coco
+from mpn.masks import load_labels, save_labels
 from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import DECODERS
 from mpn.runtime.media.video_file import VideoStream
@@ -94,6 +96,14 @@ def run(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type:
 
 def left_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_names_of_objects_are_printed(run, inputs: Path, tmp_path: Path, capsys) -> None:
+    frame = AnnotatedFrame(0, "00000", load_labels(inputs / "first.png"))
+    info = VideoInfo("clip", frame.labels.shape, (1, 2), {2: "koi"})
+    write_coco(tmp_path / "first.json", [frame], info)
+    assert run("@clip.mp4", "--mask", str(tmp_path / "first.json"), "--no-review") == 0
+    assert re.search(r"objects 1, 2 'koi': masks in clip-mpn/masks", capsys.readouterr().out)
 
 
 def test_run_writes_to_working_dir_and_prints_path(run, capsys) -> None:

@@ -47,7 +47,6 @@ def test_shapes_are_drawn_in_their_order() -> None:
     assert is_labelme(value)
     given = masks(value)
     assert given.names == {1: "dog", 2: "ball", 3: "box"}
-    assert given.notes == ("ids of the mask x: 1 'dog', 2 'ball', 3 'box'",)
     drawn = given.labels[None]
     assert drawn.shape == SIZE_HW
     assert drawn.dtype == np.uint8

@@ -492,5 +492,8 @@ def _summary(report: dict[str, Any], *, did_run: bool) -> str:
         seconds, fps = report["finetune"]["seconds"], report["fps_after_finetune"]
         finetuned = f" ({fps:.1f} after {seconds:.0f} s of fine-tuning)"
     speed = f"{report['fps']:.1f} FPS on {used}{finetuned}" if did_run else "nothing left to do"
-    objects = ", ".join(map(str, report["object_ids"]))
+    names = report.get("object_names", {})
+    objects = ", ".join(
+        f"{k} {names[str(k)]!r}" if str(k) in names else str(k) for k in report["object_ids"]
+    )
     return f"{report['frames']} frames, {speed}, objects {objects}: {masks}"

@@ -117,8 +117,3 @@ def _numbers_of(labels: Mapping[ObjectKey, str]) -> dict[ObjectKey, int] | None:
             return None
         ids[key] = int(label)
     return ids if all(0 < k <= MAX_OBJECT_ID for k in ids.values()) else None
-
-
-def legend(names: Mapping[int, str]) -> str:
-    """Return ids and names on one line."""
-    return ", ".join(f"{object_id} {name!r}" for object_id, name in sorted(names.items()))

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from mpn.formats.frames import VideoFacts
-from mpn.formats.objects import ObjectIds, ObjectKey, legend
+from mpn.formats.objects import ObjectIds, ObjectKey
 from mpn.types import BoolArray, UInt8Array
 
 Place: TypeAlias = "int | str | None"
@@ -113,8 +113,6 @@ def masks_from_annotations(
     ids = objects.assign(used)
     labels = {index: _drawn(regions, ids, facts.size_hw) for index, regions in keyed.items()}
     names = {k: objects.names[k] for k in ids.values() if k in objects.names}
-    if names:
-        notes.append(f"ids of {title}: {legend(names)}")
     if len(labels) > 1:
         notes.append(f"{title} has masks of {shown_frames(labels)}")
     return GivenMasks(labels, names, (*found.notes, *notes))
