@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
-from scipy.spatial import KDTree
 
 from mpn.types import BoolArray
 
@@ -205,6 +204,10 @@ def _joined_along_rows(rings: list[Ring], mask: BoolArray) -> Ring:
 
 def _joined_by_nearest(rings: Sequence[Ring]) -> Ring:
     """Join each ring to the nearest corner of those before it."""
+    if len(rings) == 1:
+        return list(rings[0])
+    from scipy.spatial import KDTree  # takes 0.2 s, and reading masks does not need it
+
     joined = list(rings[0])
     for ring in rings[1:]:
         # A tree per ring is slow for thousands of holes; these are joined anywhere.
