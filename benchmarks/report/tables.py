@@ -835,8 +835,12 @@ def step_parity_table(result: Result, is_short: bool) -> str:
         rows.append(
             ["none", f"{passed} of {len(right)}", *(f"{worst[name]:.1e}" for name in names)]
         )
-        own = [row["own_pattern_gradient_relative"] or 0.0 for row in right]
-        own = [value for value in own if value > 0.0] or [0.0]
+    own = [
+        row["own_pattern_gradient_relative"]
+        for row in right
+        if row["own_pattern_gradient_relative"] is not None
+    ]
+    if own:
         lines += [
             f"Without the common activation pattern, the gradient differs by up to {max(own):.1e}, "
             f"and by more than 1e-3 with {sum(value > 1e-3 for value in own)} of {len(own)} sets "

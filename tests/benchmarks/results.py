@@ -128,6 +128,29 @@ def networks_result() -> dict[str, Any]:
     return {**result_with_header("networks"), **nothing_timed, "results": rows}
 
 
+def step_parity_result() -> dict[str, Any]:
+    """Return right graphs with two sets of weights, and one planted error."""
+    values = {"loss_abs": 1e-6, "gradient_relative": 5e-6}
+    right = [
+        {"seed": 0, "verdict": "passed", "values": values, "own_pattern_gradient_relative": 9e-2},
+        {"seed": 1, "verdict": "passed", "values": values, "own_pattern_gradient_relative": None},
+    ]
+    wrong = {"verdict": "refused", "values": {**values, "gradient_relative": 2.0}}
+    return {
+        **result_with_header("step_parity"),
+        "engine": None,
+        "objects": None,
+        "frames": None,
+        "warmup": None,
+        "parameters": 54_700_722,
+        "optimizer": "adamw",
+        "scope": "all",
+        "images": 2,
+        "right": right,
+        "planted": [{"seed": 0, "errors": {"kernel transposed": wrong}}],
+    }
+
+
 def evaluation_result() -> dict[str, Any]:
     """Return J of masks."""
     entry = {

@@ -38,6 +38,7 @@ from tests.benchmarks.results import (
     reappearance_result,
     releases_result,
     same_masks_result,
+    step_parity_result,
 )
 from tests.conftest import REPOSITORY
 
@@ -47,6 +48,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "compare_torch": compare_torch_result,
     "export_table": export_result,
     "networks": networks_result,
+    "step_parity": step_parity_result,
     "evaluation_speed": evaluation_result,
     "reappearance": reappearance_result,
     "lookalikes": lookalikes_result,
