@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpn.errors import InputError
+from mpn.errors import InputError, OutputError
 from mpn.masks import load_labels, save_labels
 from mpn.runtime.session.passes import FrameUpdate
 from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.session import run_video
 from tests.builders.engine_dirs import make_engine_dir
+from tests.builders.tiny_disk import tiny_disk as tiny_disk
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_folder, write_video
 from tests.tolerances import TRACKED_IOU_MIN
 
@@ -214,6 +215,17 @@ def test_probabilities_of_a_backward_pass_are_saved(request_: RunRequest, tmp_pa
     np.testing.assert_array_equal(
         np.where(probs.max(axis=0) > 0.5, ids[probs.argmax(axis=0)], 0), masks_of(request)[3]
     )
+
+
+def test_full_disk_in_a_backward_pass_leaves_nothing(
+    request_: RunRequest, tmp_path: Path, tiny_disk: Path
+) -> None:
+    clip = write_video(tmp_path / "long.mp4", scene(80))
+    out = tiny_disk / "out"
+    request = replace(request_, video=str(clip), out=out, masks={79: mask(tmp_path, 79)})
+    with pytest.raises(OutputError, match=r"cannot write .*: No space left on device"):
+        run_video(request)
+    assert list(tiny_disk.iterdir()) == []
 
 
 # --- resume -----------------------------------------------------------------------------------

@@ -16,13 +16,12 @@ from mpn.runtime.media.video import VideoSource, open_video
 from mpn.runtime.media.writers import crc32_of_frame
 from mpn.runtime.session.earlier import (
     EarlierFrames,
-    check_replaceable,
     load_earlier_frames,
     load_earlier_run,
     match_video,
-    remove_previous_results,
 )
 from mpn.runtime.session.layout import ResultPaths
+from mpn.runtime.session.replace import check_replaceable, remove_previous_results
 from tests.runtime.media.clips import level_frame, write_folder
 
 REPORT: dict[str, Any] = {"schema_version": 1, "state": "complete", "saved": ["masks", "overlay"]}

@@ -120,11 +120,6 @@ class Schedule:
             begin = index + 1
         return tuple(passes)
 
-    @cached_property
-    def object_ids(self) -> tuple[int, ...]:
-        """Ids of all objects, ascending."""
-        return tuple(sorted({k for mask in self.masks.values() for k in mask.object_ids}))
-
     def is_forward(self, index: int) -> bool:
         """Return whether the forward pass has a result of a frame."""
         return bool(self.forward_frames) and index >= self.forward_frames[0]

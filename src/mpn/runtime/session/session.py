@@ -7,7 +7,6 @@ run continues there.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -24,9 +23,9 @@ from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import PlanPolicy, default_engine_dir
 from mpn.engines.tensorrt.plans.progress import OnPlanProgress
 from mpn.errors import InputError, MpnError, OutputError, VideoError
-from mpn.runtime.finetune.plan import FinetunePlan, finetune_as_json, plan_finetuning
+from mpn.runtime.finetune.plan import FinetunePlan, plan_finetuning
+from mpn.runtime.media.backwards import BLOCK_BYTES
 from mpn.runtime.media.video import VideoSource, open_video
-from mpn.runtime.media.video_images import ImageSequence
 from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 from mpn.runtime.options import MIN_SIDE_PX
 from mpn.runtime.pipeline import OnFinetune, Pipeline
@@ -36,16 +35,12 @@ from mpn.runtime.session.earlier import (
     EarlierFrames,
     are_files_whole,
     check_listed_files,
-    check_replaceable,
     load_earlier_frames,
     load_earlier_run,
     match_video,
-    remove_frames,
-    remove_previous_results,
 )
 from mpn.runtime.session.fingerprint import fingerprint, without_masks
 from mpn.runtime.session.layout import (
-    RUN_JSON_SCHEMA,
     ResultPaths,
     check_not_input,
     check_out,
@@ -54,7 +49,11 @@ from mpn.runtime.session.layout import (
 )
 from mpn.runtime.session.outputs import Outputs
 from mpn.runtime.session.passes import BackwardProgress, FrameUpdate, Passes
-from mpn.runtime.session.report import StageStatistics, machine_facts, versions
+from mpn.runtime.session.replace import (
+    check_replaceable,
+    remove_frames,
+    remove_previous_results,
+)
 from mpn.runtime.session.request import Masks, Progress, RunRequest
 from mpn.runtime.session.resume import (
     Resumed,
@@ -64,6 +63,7 @@ from mpn.runtime.session.resume import (
     check_unchanged,
     resume,
 )
+from mpn.runtime.session.run_report import RunReport
 from mpn.runtime.session.schedule import Schedule
 from mpn.runtime.session.spool import Spool, remove_abandoned_spools
 from mpn.types import Frame, StepResult
@@ -170,6 +170,8 @@ def _memory_need(video: VideoSource, masks: Masks, plan: FinetunePlan) -> tuple[
     height, width = video.size_hw
     objects = len({id_ for mask in masks.given.values() for id_ in mask.object_ids})
     need_mb = _NEED_MB + _NEED_MB_PER_OBJECT * objects + _NEED_MB_PER_MPX * height * width / 1e6
+    if Schedule(video.first_frame.index, masks.given).backward_passes:
+        need_mb += BLOCK_BYTES / 1e6
     if plan.options is not None:
         need_mb += _NEED_MB_OF_FINETUNING
     return f"this run ({objects} objects, {width}x{height})", round(need_mb)
@@ -192,17 +194,11 @@ class _Run:
         self._request, self._video, self._masks = request, video, masks
         self._pipeline, self._paths, self._plan = pipeline, paths, plan
         self._earlier, self._frames = earlier, frames
-        self._statistics = StageStatistics()
         self._first_frame = video.first_frame
-        self._started_s = time.perf_counter()
-        self._done = self._computed = 0
-        self._finetune_s = 0.0
-        self._object_ids: set[int] = set()
-        self._found_ids: set[int] = set()
-        self._lost_ids: set[int] = set()
         self._is_finished = False
         self._schedule = Schedule(self._first_frame.index, masks.given)
         self._fingerprint = fingerprint(video, masks, pipeline, plan.options)
+        self._report = RunReport(request, video, masks, pipeline, paths, plan, self._fingerprint)
 
     def run(self, spool: Spool, on_progress: OnProgress, on_frame: OnFrame) -> dict[str, Any]:
         earlier, resumed = self._earlier, None
@@ -210,14 +206,12 @@ class _Run:
             resumed = self._resumed(earlier)
             if resumed.is_done:
                 return earlier
+            self._report.resumed_at = resumed.resumed_at
 
         def on_backward(update: FrameUpdate, progress: BackwardProgress) -> None:
-            self._statistics.add(update.result.timings)
-            self._finetune_s += update.result.timings.get("finetune", 0.0)
+            self._report.add_backward(update.result)
             on_frame(update)
-            on_progress(
-                Progress(self._done, self._computed, self._video.frame_count_hint, progress)
-            )
+            on_progress(self._progress(progress))
 
         passes = Passes(
             self._schedule,
@@ -247,7 +241,7 @@ class _Run:
                 inputs_of=self._schedule.inputs_of,
                 review=self._review_facts() if self._request.review else None,
             )
-            outputs.save_partial_report(self._report("running", resumed))
+            outputs.save_partial_report(self._report.as_json("running"))
             try:
                 for one in chain([first], results):
                     if one.direction is not None:
@@ -255,24 +249,24 @@ class _Run:
                     self._write(outputs, one.frame, one.result, one.direction is None)
                     if one.direction is not None:
                         on_frame(FrameUpdate(one.frame.index, one.result, True, one.direction))
-                    on_progress(Progress(self._done, self._computed, self._video.frame_count_hint))
+                    on_progress(self._progress())
                 with deferred_stops():
-                    return self._finished(outputs, resumed)
+                    return self._finished(outputs)
             except BaseException as error:
                 if self._is_finished:  # a stop that came while the files were finished
                     raise
                 with deferred_stops():
-                    if earlier is not None and resumed is not None and not self._computed:
+                    if earlier is not None and resumed is not None and not self._report.computed:
                         outputs.abandon(earlier)
                         raise
-                    raised = self._salvaged(outputs, error, resumed)
+                    raised = self._salvaged(outputs, error)
                 if raised is error:
                     raise
                 raise raised from error
 
-    def _finished(self, outputs: Outputs, resumed: Resumed | None) -> dict[str, Any]:
+    def _finished(self, outputs: Outputs) -> dict[str, Any]:
         outputs.finish()
-        report = self._report("complete", resumed, outputs=outputs)
+        report = self._report.as_json("complete", outputs=outputs)
         outputs.save_report(report)
         self._is_finished = True
         return report
@@ -322,7 +316,7 @@ class _Run:
 
     def _prepare(self, resumed: Resumed | None) -> None:
         """Remove the files of frames that are computed again, before the first one."""
-        if resumed is not None and not self._computed:
+        if resumed is not None and not self._report.computed:
             remove_frames(self._paths, self._frames, resumed.stale, keep=self._request.mask_paths)
 
     def _timed(self, frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -332,22 +326,19 @@ class _Run:
             frame = next(frames, None)
             if frame is None:
                 return
-            self._statistics.add({"wait for frame": time.perf_counter() - before_s})
+            self._report.statistics.add({"wait for frame": time.perf_counter() - before_s})
             yield frame
             del frame
 
     def _write(self, outputs: Outputs, frame: Frame, result: StepResult, is_earlier: bool) -> None:
         before_s = time.perf_counter()
         outputs.submit(self._video.host_frame(frame), result, is_earlier=is_earlier)
-        self._done += 1
-        self._object_ids |= set(result.object_ids)
-        self._found_ids |= {track.object_id for track in result.tracks if track.state == "tracked"}
-        self._lost_ids |= {track.object_id for track in result.tracks if track.state == "lost"}
-        if not is_earlier:
-            self._computed += 1
-            waited = {"wait for writers": time.perf_counter() - before_s}
-            self._statistics.add({**result.timings, **waited})
-            self._finetune_s += result.timings.get("finetune", 0.0)
+        waited_s = time.perf_counter() - before_s
+        self._report.add(result, is_earlier=is_earlier, waited_s=waited_s)
+
+    def _progress(self, backward: BackwardProgress | None = None) -> Progress:
+        report = self._report
+        return Progress(report.done, report.computed, self._video.frame_count_hint, backward)
 
     def _review_facts(self) -> RunFacts:
         video, masks = self._video, self._masks.as_json()
@@ -361,112 +352,14 @@ class _Run:
             object_names=self._masks.names,
         )
 
-    def _object_names(self) -> dict[str, str]:
-        return {str(object_id): name for object_id, name in sorted(self._masks.names.items())}
-
-    def _salvaged(
-        self, outputs: Outputs, error: BaseException, resumed: Resumed | None
-    ) -> BaseException:
+    def _salvaged(self, outputs: Outputs, error: BaseException) -> BaseException:
         """Finish the files, and return the error to raise with the frames done."""
         frames = outputs.salvage()
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         message = f"{error}" or type(error).__name__
         with suppress(OutputError):  # then run.partial.json stays, which --resume reads as well
-            outputs.save_report(self._report(state, resumed, error=message, outputs=outputs))
+            outputs.save_report(self._report.as_json(state, error=message, outputs=outputs))
         if isinstance(error, MpnError) and frames:
             folder = self._paths.masks if "masks" in self._request.save else self._paths.folder
             return type(error)(f"{message}; the {frames} frames done are in {folder}")
         return error
-
-    def _report(
-        self,
-        state: str,
-        resumed: Resumed | None,
-        *,
-        error: str | None = None,
-        outputs: Outputs | None = None,
-    ) -> dict[str, Any]:
-        video, engines, request = self._video, self._pipeline.engines, self._request
-        wall_s = time.perf_counter() - self._started_s
-        finetune_s = self._finetune_s
-        return {
-            "schema_version": RUN_JSON_SCHEMA,
-            "state": state,
-            "error": error,
-            "frames": self._done,
-            "frames_computed": self._computed,
-            "wall_s": round(wall_s, 3),
-            "fps": round(self._computed / wall_s, 3),
-            "fps_after_finetune": round(self._computed / (wall_s - finetune_s), 3),
-            "stages": self._statistics.as_json(),
-            "backend": {
-                "requested": request.backend,
-                "used": engines.backend,
-                "note": engines.backend_note,
-                "threads": request.threads,
-            },
-            "engine": {
-                "name": engines.manifest.name,
-                "is_shipped": request.engine_dir is None,
-                "licence": engines.manifest.provenance.licence,
-                "digests": dict(engines.digests),
-            },
-            "options": self._pipeline.options.as_json(),
-            "finetune": self._finetune_report(finetune_s),
-            "video": {
-                "source": video.address,
-                "path": _path_of(video),
-                "size_hw": list(video.size_hw),
-                "fps": str(video.fps),
-                "sample_aspect_ratio": video.sample_aspect_ratio and str(video.sample_aspect_ratio),
-                "start": self._first_frame.index,
-                "end": request.end,
-            },
-            "decode": {
-                "requested": request.decode,
-                "used": video.decoder,
-                "note": video.decoder_note,
-            },
-            "masks": self._masks.as_json(),
-            "object_ids": sorted(self._object_ids),
-            **({"object_names": self._object_names()} if self._masks.names else {}),
-            "saved": sorted(request.save - (outputs.left_out if outputs else frozenset())),
-            "files": outputs.file_digests() if outputs and state == "complete" else {},
-            "warnings": [
-                *self._masks.notes,
-                *video.warnings,
-                *(
-                    f"object {entry['object_id']}, {entry['role']} network: {entry['note']}"
-                    for entry in self._pipeline.finetune_report()
-                    if entry["steps"] and not entry["finetuned"]
-                ),
-                *self._pipeline.finetune_warnings(),
-                *(
-                    f"object {object_id} was found in no frame but those with its masks"
-                    for object_id in sorted(self._lost_ids - self._found_ids)
-                ),
-                *(outputs.warnings if outputs else ()),
-            ],
-            "out": {"masks": str(self._paths.masks), "folder": str(self._paths.folder)},
-            "resumed_at": None if resumed is None else resumed.resumed_at,
-            "versions": versions(),
-            "machine": machine_facts(),
-            "fingerprint": self._fingerprint,
-        }
-
-    def _finetune_report(self, finetune_s: float) -> dict[str, Any]:
-        options = self._plan.options
-        if options is None:
-            return {"ran": False, "reason": self._plan.why_not}
-        return {
-            "ran": True,
-            "seconds": round(finetune_s, 3),
-            "options": finetune_as_json(options),
-            "objects": self._pipeline.finetune_report(),
-        }
-
-
-def _path_of(video: VideoSource) -> str | None:
-    """Return the absolute path of a video; None for a camera or an address."""
-    path = video.folder if isinstance(video, ImageSequence) else Path(video.address)
-    return os.path.abspath(video.address) if path.exists() else None
