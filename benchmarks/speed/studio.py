@@ -7,7 +7,8 @@ A clip and the results of a run on it are made first (DIR keeps them for the nex
 then opens the page, and a script draws, zooms, steps and seeks like a user. Printed are: seconds
 until the page can be used; milliseconds until a frame and its mask are shown, for steps and for
 seeks to random frames; the longest gap between two pictures of the page while a stroke is drawn;
-memory of the server and of the page's process after a third of the seeks and after all.
+memory of the server and of the page's process after a third of the seeks and after all. The server,
+the browser and the decoder share the cores, so the load average is printed too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 from mpn._common.files import save_json
 from mpn.export.options import frame_size_hw_from_text
 from mpn.masks import png_from_labels
+from mpn.runtime.bench.result import load_average
 from mpn.runtime.session.layout import RUN_JSON_SCHEMA
 from mpn.types import UInt8Array
 
@@ -195,6 +197,7 @@ def main() -> int:
             write_video(video, given.frames, size_hw)
         if not out.exists():
             write_results(out, given.frames, size_hw, given.objects)
+        load = load_average()
         before_s = time.perf_counter()
         server = subprocess.Popen(
             [sys.executable, "-c", _MAIN, "studio", str(video), "-o", str(out), "--no-browser"],
@@ -217,7 +220,12 @@ def main() -> int:
         finally:
             server.terminate()
             server.wait()
-    figures = {"start_s": round(started_s, 1), "open_s": round(opened_s, 1), **figures}
+    figures = {
+        "load_average": load,
+        "start_s": round(started_s, 1),
+        "open_s": round(opened_s, 1),
+        **figures,
+    }
     for name, value in figures.items():
         print(f"{name:14} {value}")
     return 0

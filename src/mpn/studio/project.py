@@ -29,7 +29,7 @@ from mpn._common.files import (
 from mpn._common.locks import FolderLock
 from mpn._common.records import json_from_text, read_json, record_from_json
 from mpn.errors import InputError, MaskError, MpnError, OutputError
-from mpn.masks import load_labels, png_from_labels
+from mpn.masks import load_annotation, load_labels, png_from_labels
 from mpn.runtime.media.random_access import FrameAccess
 from mpn.runtime.session.earlier import load_earlier_run
 from mpn.runtime.session.layout import check_not_input, check_out, result_paths
@@ -143,7 +143,7 @@ class Project(Closeable):
         """
         with self._lock:
             drawn = self._load(self.drawn_path(index))
-            result = self._load(self.result_path(index))
+            result = self._load_result(index)
             etag = self.etag(index)
         if drawn is None:
             return ShownMask(result, "none" if result is None else "result", etag)
@@ -319,6 +319,16 @@ class Project(Closeable):
             on_note=lambda _: None,
         )
 
+    def _load_result(self, index: int) -> UInt8Array | None:
+        """Read a mask that a run wrote: without the checks of a mask that a user made."""
+        path = self.result_path(index)
+        if not is_nonempty_file(path):
+            return None
+        labels = load_annotation(path)
+        if labels.shape != self.size_hw:
+            raise OutputError(f"{path} is not of this video: choose another folder with -o")
+        return labels
+
     def _check_base(self, index: int, base_etag: str | None) -> None:
         if base_etag is not None and base_etag != (present := self.etag(index)):
             raise StaleError(present)
@@ -378,7 +388,7 @@ class Project(Closeable):
             index = int(key)
             if not 0 <= index < self.frame_count or self.drawn_path(index).exists():
                 continue
-            result = self._load(self.result_path(index))
+            result = self._load_result(index)
             objects = by_frame.get(index, {}).get("objects", ())
             ids = [track["object_id"] for track in objects if track.get("state") == "given"]
             if result is None or not ids:

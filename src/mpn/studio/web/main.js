@@ -549,7 +549,8 @@ function showRun(run) {
   else if (done && expected) progress.value = done / expected;
   else progress.removeAttribute("value");
   if (run.state === "failed" && before.state !== "failed") {
-    showNotice(message, [["Run again from the start", () => confirmRestart()]]);
+    const isOther = message.startsWith("cannot resume"); // other options or engines than before
+    showNotice(message, isOther ? [["Run again from the start", confirmRestart]] : []);
   }
   showRunButton();
 }
