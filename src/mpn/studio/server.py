@@ -73,6 +73,7 @@ def serve(
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=_CLOSE_WITHIN_S,
                 ws="none",
             )

@@ -45,7 +45,7 @@ class FrameAccess(Closeable):
         fps: Frame rate of a folder of images.
 
     Attributes:
-        source: The video; its iteration is not used.
+        source: The facts of the video; its frames cannot be iterated over.
         frame_count: Number of frames, as far as it is known without decoding all of them.
         is_seekable: Whether no decoding from the beginning is needed.
 
@@ -65,6 +65,8 @@ class FrameAccess(Closeable):
             if self.source.is_live:
                 raise no_way_back(self.source.address)
             self.frame_count = self._count(self.source)
+            if isinstance(self.source, VideoStream):
+                self.source.close()  # its decoder holds frames: 100 MB at 4K
         except BaseException:
             self.source.close()
             raise

@@ -197,6 +197,7 @@ const listeners = {
     if (mask === state.mask) showFrameState();
   },
   onConflict: (mask) => showConflict(mask),
+  onSaveError: (error) => showNotice(`The drawing is not saved, trying again: ${error.message}`),
 };
 const kept = new Map(); // index -> FrameMask with its undo steps
 const MOST_KEPT_BYTES = 64 << 20;

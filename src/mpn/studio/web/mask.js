@@ -10,7 +10,8 @@ const MOST_HISTORY_BYTES = 64 << 20;
 export class FrameMask {
   /**
    * index: frame; labels: Uint8Array of width * height; source, etag: as from getMask.
-   * listeners: {onChange(rect), onSaved(mask), onConflict(mask, error), onSaveState(text)}
+   * listeners: {onChange(rect), onSaved(mask), onConflict(mask), onSaveState(text),
+   * onSaveError(error)}
    */
   constructor(index, width, height, { labels, source, etag }, listeners) {
     this.index = index;
@@ -142,6 +143,7 @@ export class FrameMask {
         this.listeners.onConflict(this);
       } else {
         this.listeners.onSaveState("Not saved");
+        this.listeners.onSaveError(error);
         this.timer = setTimeout(() => this.save(), 2000);
       }
     } finally {
