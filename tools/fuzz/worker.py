@@ -22,6 +22,7 @@ from mpn.errors import MpnError, OutOfMemoryError
 from tools.fuzz.targets import TARGETS, Target
 
 _PACKAGE = str(Path(mpn.__file__).parent)
+_MOST_TRACED_LINES = 20_000
 _LONGEST_MESSAGE = 4000
 """Letters of a message of the package: it is one line for a person."""
 
@@ -133,15 +134,22 @@ def _place(error: BaseException) -> str:
 
 @contextmanager
 def _traced(seen: set[tuple[str, int]]) -> Iterator[None]:
-    """Note the lines of the package that run."""
+    """Note the lines of the package that run, up to a number of them.
+
+    A loop over the opcodes of a pickle takes 20 times as long if each line is noted.
+    """
+    left = _MOST_TRACED_LINES
 
     def in_function(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
         if event == "line":
             seen.add((frame.f_code.co_filename, frame.f_lineno))
-        return in_function
+            left -= 1
+        return in_function if left > 0 else None
 
     def on_call(frame: FrameType, _event: str, _: Any) -> Any:
-        return in_function if frame.f_code.co_filename.startswith(_PACKAGE) else None
+        is_traced = left > 0 and frame.f_code.co_filename.startswith(_PACKAGE)
+        return in_function if is_traced else None
 
     sys.settrace(on_call)
     try:
