@@ -108,12 +108,7 @@ def load_labels(
     """
     path = Path(path)
     note = on_note or _warn
-    labels, is_gray = _read_ids(path, MaskError)
-    if size_hw is not None and labels.shape != size_hw:
-        raise MaskError(
-            f"the mask {path} is {labels.shape[1]}x{labels.shape[0]} but the video is "
-            f"{size_hw[1]}x{size_hw[0]} (width x height): give a mask of the video's size"
-        )
+    labels, is_gray = _read_ids(path, MaskError, size_hw)
     counts = np.bincount(labels.ravel(), minlength=256)
     foreground = np.flatnonzero(counts[1:]) + 1
     if foreground.tolist() == [VOID]:
@@ -218,9 +213,13 @@ def _with_counts(counts: npt.NDArray[np.intp]) -> str:
 
 
 def _read_ids(
-    path: Path, fault: type[MpnError], *, is_strict: bool = False
+    path: Path,
+    fault: type[MpnError],
+    size_hw: tuple[int, int] | None = None,
+    *,
+    is_strict: bool = False,
 ) -> tuple[UInt8Array, bool]:
-    """Read palette indices or gray values; see the callers for ``is_strict``.
+    """Read palette indices or gray values; see the callers for the arguments.
 
     Returns:
         The values, and whether they are gray: of a gray image, or of a palette of grays.
@@ -240,6 +239,12 @@ def _read_ids(
                 raise fault(
                     f"the mask {path} holds colours or other values ({_MODE_NAMES.get(mode, mode)})"
                     f", not object ids: {_HOW_TO_SAVE}"
+                )
+            # Before it is decoded: a file of 2 kB can have 179 million pixels.
+            if size_hw is not None and image.size != size_hw[::-1]:
+                raise fault(
+                    f"the mask {path} is {image.width}x{image.height} but the video is "
+                    f"{size_hw[1]}x{size_hw[0]} (width x height): give a mask of the video's size"
                 )
             labels = np.array(image, dtype=np.uint8)
             palette_rgb = np.array(image.getpalette("RGB") or []).reshape(-1, 3)

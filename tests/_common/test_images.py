@@ -47,6 +47,21 @@ def test_forged_size_in_a_png_allocates_the_file_only(
     assert _peak_bytes(pillow) > FORGED_BYTES // 2
 
 
+def test_mask_of_another_size_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PNG of 2 kB with 134 million pixels took 1.8 GB."""
+    path, decoded = tmp_path / "a.png", []
+    save_labels(path, np.eye(8, dtype=np.uint8))
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda i: decoded.append(i) or load(i))
+    with pytest.raises(MpnError, match="is 8x8 but the video is 9x8"):
+        load_labels(path, size_hw=(8, 9))
+    assert not decoded
+    load_labels(path, size_hw=(8, 8))  # control
+    assert decoded
+
+
 @pytest.mark.parametrize(
     "error", [EOFError("x"), SyntaxError("x"), KeyError("x"), struct.error("x"), cv2.error("x")]
 )
