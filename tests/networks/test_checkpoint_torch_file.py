@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import lzma
 import os
 import pickle
 import tarfile
@@ -93,6 +94,7 @@ UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {
     "plain pickle 2": (lambda: pickle.dumps({"a": 1}, protocol=2), "torch.save did not write"),
     "other zip": (_zip_of_text, "an archive but no checkpoint"),
     "tar": (_tar_of_text, "is a tar archive"),
+    "compressed tar": (lambda: lzma.compress(_tar_of_text()), r"it starts with b'\\xfd7zX"),
     "TorchScript": (_torchscript, "is a TorchScript program"),
     "module": (
         lambda: _saved(nn.Linear(2, 2)),
@@ -210,6 +212,22 @@ def test_container_that_holds_itself_is_read(tmp_path: Path) -> None:
     path = tmp_path / "cycle.pth"
     path.write_bytes(_saved(content))
     assert torch.equal(read_torch_file(path)["w"], torch.zeros(2))
+
+
+def test_damaged_file_is_not_decompressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 1 kB stated a dictionary of 4 GiB, which xz allocates."""
+    data = bytearray(lzma.compress(_tar_of_text(), lzma.FORMAT_ALONE))
+    data[1:5] = b"\xff" * 4  # size of the dictionary
+    path = tmp_path / "net.pth"
+    path.write_bytes(data)
+    assert tarfile.is_tarfile(path)  # control: Python reads it as an archive
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(lzma, "LZMADecompressor", fail)
+    with pytest.raises(CheckpointError, match=r"not a file of torch\.save"):
+        read_torch_file(path)
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import json
 import os
 import pickle
 import re
-import tarfile
 import warnings
 import zipfile
 import zlib
@@ -40,6 +39,8 @@ from mpn.networks.propagation import check_fourth_channel
 from mpn.networks.recognise import is_state_dict, recognise, unwrapped_state_dict
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_TAR_MAGIC = b"ustar"
+_TAR_MAGIC_END = 262
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
 _MOST_INFLATION = 4
@@ -233,7 +234,8 @@ def _explanation(path: Path, error: Exception) -> str:
             f"{path} is truncated ({path.stat().st_size} bytes, more are expected): copy or "
             "download it again"
         )
-    if tarfile.is_tarfile(path):
+    # Python's tarfile tries compressions first, and xz may state a dictionary of 4 GiB.
+    if first_bytes(path, _TAR_MAGIC_END).endswith(_TAR_MAGIC):
         return (
             f"{path} is a tar archive or a checkpoint of torch 0.1: unpack it, or load it with an "
             "old torch and save its state dict again"
