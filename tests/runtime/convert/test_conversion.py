@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +84,12 @@ def test_interrupted_conversion_leaves_the_old_files(
 
 
 def test_killed_conversion_is_removed_by_the_next(out: Path, ids_format: None) -> None:
-    pid = os.fork()
-    if pid == 0:
-        convert_results(out, ["rgba-png"], on_frame=lambda: os._exit(9))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    # Not a fork: threads of earlier tests would be missing in it, and their locks held.
+    code = (
+        "import os, sys, pathlib; from mpn.runtime.convert.conversion import convert_results\n"
+        "convert_results(pathlib.Path(sys.argv[1]), ['rgba-png'], on_frame=lambda: os._exit(9))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(out)], check=False).returncode == 9
     assert any(name.startswith(".mpn-convert-") for name in files_in(out / "converted"))
     convert_results(out, ["ids"])
     assert files_in(out / "converted") == {"ids.txt"}
