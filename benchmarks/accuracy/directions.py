@@ -6,7 +6,8 @@
 Each sequence is segmented forward from its first frame, backward from its last one, and both ways
 from the one in the middle. ``anchors`` blends the frames between two true masks, with both ends of
 the sequence as masks, and with the middle one as well. ``halves`` compares the mask of the first
-frame with the mask in the middle. Masks of the user are not scored.
+frame with the mask in the middle. Masks of the user are not scored. Sequences whose middle or last
+frame lacks an object of the first are left out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from benchmarks.accuracy.sequences import (
     dataset_from_arguments,
     image_path,
     load_rgb,
+    select_sequences,
 )
 from benchmarks.report.schema import cpu_backend, measured, result_header
 from mpn import Pipeline
@@ -41,7 +43,7 @@ from mpn.types import StepResult, Track, UInt8Array
 Pass = Mapping[int, SpooledFrame]
 Weight = Callable[[float, Track, Track], float]
 
-PRODUCT = "distance x reliability^2"
+PRODUCT = "distance x reliability^2, 0 if lost"
 WEIGHTS: Mapping[str, Weight] = {
     "forward": lambda progress, forward, backward: 0.0,
     "backward": lambda progress, forward, backward: 1.0,
@@ -52,6 +54,12 @@ WEIGHTS: Mapping[str, Weight] = {
     ),
     "distance x reliability": lambda progress, forward, backward: weight_of(
         progress, _reliability(forward), _reliability(backward)
+    ),
+    "distance x reliability^2": lambda progress, forward, backward: weight_of(
+        progress, _reliability(forward) ** 2, _reliability(backward) ** 2
+    ),
+    "distance x reliability, 0 if lost": lambda progress, forward, backward: weight_of(
+        progress, *(_reliability(track) if track.area_px else 0.0 for track in (forward, backward))
     ),
     PRODUCT: backward_weight,
 }
@@ -116,11 +124,20 @@ def j_of(labels: UInt8Array, truth: UInt8Array, object_ids: Iterable[int]) -> fl
     return float(np.mean([region_similarity(truth == k, labels == k) for k in object_ids]))
 
 
+def has_masks(sequence: DavisSequence) -> bool:
+    """Return whether the middle and the last frame have all objects of the first."""
+    paths = sequence.annotation_paths
+    first, middle, last = (
+        set(np.unique(load_annotation(paths[k])).tolist()) for k in (0, len(paths) // 2, -1)
+    )
+    return first <= middle and first <= last
+
+
 def measure(pipeline: Pipeline, sequence: DavisSequence, images: Path) -> dict[str, Any]:
     """Return the figures of a sequence.
 
     Raises:
-        InputError: If it is too short, or the last or the middle frame has no object.
+        InputError: If it is too short.
     """
     count = len(sequence.annotation_paths)
     last, middle = count - 1, count // 2
@@ -178,10 +195,14 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     check_result_path(given.out)
     dataset, images = dataset_from_arguments(given)
     before = load_average()
-    runs = {}
+    runs: dict[str, Any] = {}
+    left_out: list[str] = []
     with Pipeline.from_engines(given.engine_dir, backend="cpu", threads=given.threads) as pipeline:
         engine = engine_facts(pipeline.engines)
         for sequence in dataset.sequences:
+            if not has_masks(sequence):
+                left_out.append(sequence.name)
+                continue
             run = measure(pipeline, sequence, images)
             runs[sequence.name] = mean_of([run])
             two = run["anchors"]["two"]
@@ -191,7 +212,9 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
                 flush=True,
             )
         options = pipeline.options.as_json()
-    facts = data_facts(dataset)
+    if not runs:
+        raise InputError("no sequence has all objects in its middle and its last frame")
+    facts = data_facts(select_sequences(dataset, list(runs)))
     return {
         **result_header(
             backend=cpu_backend(given.threads),
@@ -206,6 +229,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         "data": facts["data"],
         "options": options,
         "product": PRODUCT,
+        "left_out": left_out,
         "sequences": runs,
         "mean": mean_of(runs.values()),
     }

@@ -108,6 +108,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "directions": {
         "data": {"set": str, "sequences": dict},
         "product": str,
+        "left_out": list,
         "sequences": dict,
         "mean": {"anchors": {"two": dict, "three": dict}, "halves": dict},
     },

@@ -305,6 +305,7 @@ def directions_result() -> dict[str, Any]:
         **result_with_header("directions"),
         "data": {"set": "train", "sequences": {"bear": {"frames": 6, "objects": 1}}},
         "product": "distance x reliability^2",
+        "left_out": [],
         "sequences": {"bear": figures},
         "mean": figures,
     }

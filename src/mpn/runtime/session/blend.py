@@ -20,17 +20,21 @@ def backward_weight(progress: float, forward: Track, backward: Track) -> float:
     """Return the weight of the backward pass for an object in a frame.
 
     Both directions are weighted by the distance to the mask of the other one, times the squared
-    reliability. ``benchmarks/accuracy/directions.py`` compares this with other weights.
+    reliability; a direction that has lost the object has the weight 0. Compared with other weights
+    in ``benchmarks/accuracy/directions.py``.
 
     Args:
         progress: Place of the frame between the mask before (0) and the mask after it (1).
         forward: The object in the forward pass.
         backward: The object in the backward pass.
     """
-    before, after = (
-        t.confidence if t.reliability is None else t.reliability for t in (forward, backward)
-    )
-    return weight_of(progress, before**2, after**2)
+    return weight_of(progress, _trust(forward), _trust(backward))
+
+
+def _trust(track: Track) -> float:
+    if not track.area_px:
+        return 0.0
+    return (track.confidence if track.reliability is None else track.reliability) ** 2
 
 
 def weight_of(progress: float, forward: float, backward: float) -> float:
