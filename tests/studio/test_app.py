@@ -142,6 +142,29 @@ def test_run_gives_the_masks_of_mpn_run(
     assert (report["state"], report["object_names"]) == ("complete", {"1": "koi"})
 
 
+def test_run_from_a_frame_shows_only_changed_frames(
+    client: TestClient, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames before the correction are kept, and no event names them."""
+    put(client, 0, scene_labels(0))
+    client.post("/api/run", json={})
+    studio.runner.wait()
+    kept = {index: studio.project.result_path(index).read_bytes() for index in range(7)}
+    events: list[Event] = []
+    monkeypatch.setattr(studio.runner, "_publish", events.append)
+    put(client, 7, np.roll(scene_labels(7), 20, axis=1))
+    client.put("/api/directions/7", json={"direction": "forward"})
+    client.post("/api/run", json={})
+    studio.runner.wait()
+    assert studio.runner.status["state"] == "complete", studio.runner.status
+    shown = [e["frame"] for event in events if event["type"] == "frames" for e in event["frames"]]
+    assert set(shown) <= set(range(7, FRAMES))
+    for index, content in kept.items():
+        assert studio.project.result_path(index).read_bytes() == content
+    changed = load_labels(studio.project.result_path(8))
+    assert (changed != np.roll(scene_labels(8), 20, axis=1)).mean() < 0.1
+
+
 def test_mask_in_the_middle_runs_both_ways(
     client: TestClient, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,9 @@ class Studio:
         self.project, self.frames, self.engine_dir = project, frames, engine_dir
         self.events = Broadcaster()
         self._provisional = TemporaryFolder()
-        self.runner = Runner(project.journal, self._provisional.path, self.events.publish)
+        self.runner = Runner(
+            project.journal, project.tracks, self._provisional.path, self.events.publish
+        )
 
     def state(self) -> dict[str, Any]:
         """Return all that a page needs at its start, as JSON types."""

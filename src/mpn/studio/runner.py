@@ -83,12 +83,20 @@ class Runner(Closeable):
 
     Args:
         journal: Journal of tracks.jsonl of the runs.
+        tracks: Returns the lines of the last run.
         provisional: Existing folder for the masks of backward passes.
         publish: Called from threads with each event for the pages.
     """
 
-    def __init__(self, journal: Path, provisional: Path, publish: Callable[[Event], None]) -> None:
-        self._journal, self._provisional, self._publish = journal, provisional, publish
+    def __init__(
+        self,
+        journal: Path,
+        tracks: Callable[[], list[dict[str, Any]]],
+        provisional: Path,
+        publish: Callable[[Event], None],
+    ) -> None:
+        self._journal, self._tracks = journal, tracks
+        self._provisional, self._publish = provisional, publish
         self._lock = threading.Lock()
         self._state: dict[str, Any] = {"state": "idle", **_NO_PROGRESS}
         self._process: subprocess.Popen[bytes] | None = None
@@ -118,11 +126,13 @@ class Runner(Closeable):
         Raises:
             InputError: If a run is in progress.
         """
+        before = {entry["frame"]: entry for entry in self._tracks()}
         with self._lock:
             if self._state["state"] in ("running", "stopping"):
                 raise InputError("a run is in progress: wait for its end, or cancel it")
             process = subprocess.Popen(
-                [sys.executable, "-m", "mpn.studio.worker"],
+                # -P: modules of the current folder, which may be that of a video, are not imported.
+                [sys.executable, "-P", "-m", "mpn.studio.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C in the terminal is for the server, which stops it
@@ -132,7 +142,9 @@ class Runner(Closeable):
             process.stdin.flush()
             self._process = process
             self._state = {"state": "running", **_NO_PROGRESS}
-            self._thread = threading.Thread(target=self._follow, args=(process,), daemon=True)
+            self._thread = threading.Thread(
+                target=self._follow, args=(process, before), daemon=True
+            )
             self._thread.start()
         self._publish({"type": "run", **self.status})
 
@@ -156,9 +168,11 @@ class Runner(Closeable):
         self.cancel()
         self.wait()
 
-    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+    def _follow(
+        self, process: subprocess.Popen[bytes], before: Mapping[int, Mapping[str, Any]]
+    ) -> None:
         ended = threading.Event()
-        tail = threading.Thread(target=self._read_journal, args=(ended,), daemon=True)
+        tail = threading.Thread(target=self._read_journal, args=(ended, before), daemon=True)
         tail.start()
         final: dict[str, Any] = {"state": "failed", "message": _CRASHED}
         assert process.stdout is not None
@@ -182,12 +196,17 @@ class Runner(Closeable):
             path.unlink()
         self._update(final)
 
-    def _read_journal(self, ended: threading.Event) -> None:
+    def _read_journal(
+        self, ended: threading.Event, before: Mapping[int, Mapping[str, Any]]
+    ) -> None:
+        """Publish the frames of a run, without those that a resumed run keeps."""
         with JournalReader(self._journal) as reader:
             is_last = False
             while not is_last:
                 is_last = ended.wait(_POLL_S)
-                if entries := reader.read(is_last=is_last):
+                entries = reader.read(is_last=is_last)
+                entries = [entry for entry in entries if before.get(entry["frame"]) != entry]
+                if entries:
                     for entry in entries:
                         path = provisional_path(self._provisional, entry["frame"])
                         path.unlink(missing_ok=True)
