@@ -1,13 +1,13 @@
 """Measure masks in the middle, and weights to blend both directions with.
 
     python -m benchmarks.accuracy.directions --davis-root DAVIS [--set train] [--sequences A,B]
-        [--engine-dir DIR] [--threads 2] [-o FILE.json]
+        [--engine-dir DIR] [--every 4] [--threads 2] [-o FILE.json]
 
 Each sequence is segmented forward from its first frame, backward from its last one, and both ways
 from the one in the middle. ``anchors`` blends the frames between two true masks, with both ends of
 the sequence as masks, and with the middle one as well. ``halves`` compares the mask of the first
-frame with the mask in the middle. Masks of the user are not scored. Sequences whose middle or last
-frame lacks an object of the first are left out.
+frame with the mask in the middle. Every fourth frame between the masks is scored. Sequences whose
+middle or last frame lacks an object of the first are left out.
 """
 
 from __future__ import annotations
@@ -95,7 +95,13 @@ def run_pass(
 
 
 def j_between(
-    forward: Pass, backward: Pass, truths: Mapping[int, UInt8Array], first: int, last: int
+    forward: Pass,
+    backward: Pass,
+    truths: Mapping[int, UInt8Array],
+    first: int,
+    last: int,
+    *,
+    every: int,
 ) -> dict[str, float]:
     """Return the mean J of the frames between two masks, by the name of the weight.
 
@@ -105,11 +111,12 @@ def j_between(
         truths: Frame index -> (H, W) uint8 ids.
         first: Frame of the mask before.
         last: Frame of the mask after.
+        every: Distance of the scored frames.
     """
     ids = forward[first].object_ids
     common = [object_id for object_id in ids if object_id in backward[last].object_ids]
     values: dict[str, list[float]] = {name: [] for name in WEIGHTS}
-    for index in range(first + 1, last):
+    for index in range(first + 1, last, every):
         ahead = forward[index]
         result = StepResult(index, ahead.labels, ahead.planes(ids), ids, ahead.tracks)
         progress = (index - first) / (last - first)
@@ -133,7 +140,9 @@ def has_masks(sequence: DavisSequence) -> bool:
     return first <= middle and first <= last
 
 
-def measure(pipeline: Pipeline, sequence: DavisSequence, images: Path) -> dict[str, Any]:
+def measure(
+    pipeline: Pipeline, sequence: DavisSequence, images: Path, *, every: int
+) -> dict[str, Any]:
     """Return the figures of a sequence.
 
     Raises:
@@ -151,17 +160,17 @@ def measure(pipeline: Pipeline, sequence: DavisSequence, images: Path) -> dict[s
         "middle_backward": range(middle, -1, -1),
     }
     passes = {name: run_pass(pipeline, sequence, images, order) for name, order in orders.items()}
-    two = j_between(passes["first"], passes["last"], truths, 0, last)
-    before = j_between(passes["first"], passes["middle_backward"], truths, 0, middle)
-    after = j_between(passes["middle_forward"], passes["last"], truths, middle, last)
+    two = j_between(passes["first"], passes["last"], truths, 0, last, every=every)
+    before = j_between(passes["first"], passes["middle_backward"], truths, 0, middle, every=every)
+    after = j_between(passes["middle_forward"], passes["last"], truths, middle, last, every=every)
     ids = passes["first"][0].object_ids
 
     def j_mean(one: Pass, indices: range) -> float:
         return float(np.mean([j_of(one[k].labels, truths[k], ids) for k in indices]))
 
     halves = {
-        "first": (range(1, middle), "middle_backward"),
-        "second": (range(middle + 1, last), "middle_forward"),
+        "first": (range(1, middle, every), "middle_backward"),
+        "second": (range(middle + 1, last, every), "middle_forward"),
     }
     return {
         "anchors": {
@@ -203,7 +212,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             if not has_masks(sequence):
                 left_out.append(sequence.name)
                 continue
-            run = measure(pipeline, sequence, images)
+            run = measure(pipeline, sequence, images, every=given.every)
             runs[sequence.name] = mean_of([run])
             two = run["anchors"]["two"]
             print(
@@ -230,6 +239,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         "options": options,
         "product": PRODUCT,
         "left_out": left_out,
+        "every": given.every,
         "sequences": runs,
         "mean": mean_of(runs.values()),
     }
@@ -242,6 +252,7 @@ def main() -> int:
     )
     add_data_arguments(parser, default_set="train")
     parser.add_argument("--engine-dir", type=Path, help="engine directory [the shipped one]")
+    parser.add_argument("--every", type=int, default=4, help="score every N-th frame [4]")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("directions.json"))
     arguments = parser.parse_args()

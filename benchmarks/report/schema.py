@@ -109,6 +109,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "data": {"set": str, "sequences": dict},
         "product": str,
         "left_out": list,
+        "every": int,
         "sequences": dict,
         "mean": {"anchors": {"two": dict, "three": dict}, "halves": dict},
     },

@@ -306,6 +306,7 @@ def directions_result() -> dict[str, Any]:
         "data": {"set": "train", "sequences": {"bear": {"frames": 6, "objects": 1}}},
         "product": "distance x reliability^2",
         "left_out": [],
+        "every": 4,
         "sequences": {"bear": figures},
         "mean": figures,
     }
