@@ -286,7 +286,6 @@ def test_two_pages_do_not_fight(browser: Browser, pond: ClipPaths, tmp_path: Pat
         expect(first.page.locator("#saved")).to_have_text("Updated from another page")
 
         # Both draw at the same time: the later one is not saved before its user has chosen.
-        second.page.route("**/api/masks/0", lambda route: route.fallback())
         with second.page.expect_request(lambda request: request.method == "PUT"):
             second.page.mouse.move(*second.point((200, 50)))
             second.page.mouse.down()
@@ -295,6 +294,14 @@ def test_two_pages_do_not_fight(browser: Browser, pond: ClipPaths, tmp_path: Pat
             np.testing.assert_array_equal(first.saved(0), expected)
             second.page.mouse.up()
         expect(second.page.locator("#notice-text")).to_contain_text("changed in another page")
+        np.testing.assert_array_equal(first.saved(0), expected)
+        # Another stroke does not pass over the choice.
+        second.page.get_by_role("button", name="Close").click()
+        expect(second.page.locator("#notice")).to_be_hidden()
+        second.page.mouse.move(*second.point((60, 200)))
+        second.page.mouse.down()
+        second.page.mouse.up()
+        expect(second.page.locator("#notice")).to_be_visible()
         np.testing.assert_array_equal(first.saved(0), expected)
         second.page.get_by_role("button", name="Load the other drawing").click()
         expect(second.page.locator("#notice")).to_be_hidden()

@@ -788,7 +788,7 @@ function afterStroke() {
 function resultsCommand() {
   const out = $("results-out").textContent;
   const quoted = /^[\w./-]+$/.test(out) ? out : `'${out.replaceAll("'", "'\\''")}'`;
-  return `mpn convert ${quoted} --to ...   # for other programs\nmpn convert --help`;
+  return `mpn review ${quoted}\nmpn convert ${quoted} --to ...   # formats: mpn convert --help`;
 }
 
 void start();

@@ -124,7 +124,8 @@ export class FrameMask {
   async save({ overwrite = false, keepalive = false } = {}) {
     clearTimeout(this.timer);
     while (this.saving) await this.saving;
-    if (!this.isDirty || (this.hasConflict && !overwrite)) return;
+    if (!this.isDirty) return;
+    if (this.hasConflict && !overwrite) return this.listeners.onConflict(this);
     this.isDirty = false;
     this.saving = this.put(overwrite ? "*" : this.etag, keepalive);
     await this.saving;
@@ -140,6 +141,7 @@ export class FrameMask {
       this.isDirty = true;
       if (error.status === 412) {
         this.hasConflict = true;
+        this.listeners.onSaveState("Not saved");
         this.listeners.onConflict(this);
       } else {
         this.listeners.onSaveState("Not saved");
