@@ -13,6 +13,7 @@ import pytest
 
 from mpn.errors import InputError, OutputError
 from mpn.masks import load_labels, save_labels
+from mpn.runtime.media import video_file
 from mpn.runtime.session.passes import FrameUpdate
 from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.session import run_video
@@ -215,6 +216,22 @@ def test_probabilities_of_a_backward_pass_are_saved(request_: RunRequest, tmp_pa
     np.testing.assert_array_equal(
         np.where(probs.max(axis=0) > 0.5, ids[probs.argmax(axis=0)], 0), masks_of(request)[3]
     )
+
+
+def test_live_source_runs_forward_only(
+    request_: RunRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_file, "camera_address", lambda index: (request_.video, "matroska"))
+    first, later = mask(tmp_path, 0), mask(tmp_path, 3)
+    camera = replace(request_, video="0", end=5)
+    report = run_video(replace(camera, masks={None: first, 3: later}))
+    assert [m["direction"] for m in report["masks"]] == ["forward", "forward"]
+    for masks, directions, message in (
+        ({3: later}, {}, "frame 0, has no mask.*a live source runs forward only"),
+        ({None: first, 3: later}, {3: "backward"}, "of frame 3 has the direction 'backward'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_video(replace(camera, masks=masks, directions=directions))
 
 
 def test_full_disk_in_a_backward_pass_leaves_nothing(

@@ -69,6 +69,7 @@ from mpn.runtime.session.spool import Spool, remove_abandoned_spools
 from mpn.types import Frame, StepResult
 
 _NEED_MB, _NEED_MB_PER_OBJECT, _NEED_MB_PER_MPX, _NEED_MB_OF_FINETUNING = 960, 45, 90, 550
+_NEED_MB_PER_MPX_BACKWARD = 60
 
 OnProgress = Callable[[Progress], None]
 OnFrame = Callable[[FrameUpdate], None]
@@ -170,8 +171,11 @@ def _memory_need(video: VideoSource, masks: Masks, plan: FinetunePlan) -> tuple[
     height, width = video.size_hw
     objects = len({id_ for mask in masks.given.values() for id_ in mask.object_ids})
     need_mb = _NEED_MB + _NEED_MB_PER_OBJECT * objects + _NEED_MB_PER_MPX * height * width / 1e6
-    if Schedule(video.first_frame.index, masks.given).backward_passes:
-        need_mb += BLOCK_BYTES / 1e6
+    passes = Schedule(video.first_frame.index, masks.given).backward_passes
+    if passes:  # a block of frames, and the buffers of two decoders
+        block_bytes = max(len(one.frames) for one in passes) * height * width * 3 / 2
+        need_mb += min(block_bytes, BLOCK_BYTES) / 1e6
+        need_mb += _NEED_MB_PER_MPX_BACKWARD * height * width / 1e6
     if plan.options is not None:
         need_mb += _NEED_MB_OF_FINETUNING
     return f"this run ({objects} objects, {width}x{height})", round(need_mb)
