@@ -32,6 +32,7 @@ from benchmarks.speed.releases import (
     release_facts,
     releases_from,
 )
+from mpn._common.files import visible_files
 from mpn.errors import InputError
 from mpn.evaluation import load_annotation, load_davis
 from mpn.runtime.bench.result import check_result_path, load_average, summary_ms
@@ -48,6 +49,11 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {OLD: [], NEW: []}
     with tempfile.TemporaryDirectory(prefix="mpn-masks-") as folder:
         root = Path(folder)
+        videos = root / "videos"  # outside of a DAVIS tree, whose results are in its layout
+        for sequence in dataset.sequences:
+            (videos / sequence.name).mkdir(parents=True)
+            for path in visible_files(images / sequence.name, "*.jpg"):
+                (videos / sequence.name / path.name).symlink_to(path.resolve())
         for repeat in range(given.repeats):
             total = {OLD: 0.0, NEW: 0.0}
             for sequence in dataset.sequences:
@@ -55,7 +61,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
                 outs = {name: root / f"{repeat}-{sequence.name}-{name}" for name in releases}
                 for name, release in sides if repeat % 2 == 0 else sides[::-1]:
                     release.run(
-                        images / sequence.name,
+                        videos / sequence.name,
                         sequence.annotation_paths[0],
                         outs[name],
                         root / f"cache-{name}",

@@ -39,8 +39,8 @@ _NEED_MB = {
     "studio": 900,
     "inspect": 580,
     "evaluate": 330,
-    "convert": 330,
-    "review": 330,
+    "convert": 480,
+    "review": 480,
 }
 """Address space of a command with the smallest input; with less, an import may crash."""
 

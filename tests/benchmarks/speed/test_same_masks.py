@@ -16,6 +16,7 @@ def main():
     arguments = sys.argv[1:]
     out = pathlib.Path(arguments[arguments.index("-o") + 1])
     masks = out / "masks"
+    assert len(list(pathlib.Path(arguments[1]).glob("*.jpg"))) == 3
     masks.mkdir(parents=True)
     given = pathlib.Path(arguments[arguments.index("--mask") + 1])
     for index in range(3):
@@ -36,8 +37,10 @@ def davis(tmp_path: Path) -> Path:
     labels = np.zeros((4, 6), np.uint8)
     labels[1:3, 1:3] = 1
     (root / "Annotations/480p/dog").mkdir(parents=True)
+    (root / "JPEGImages/480p/dog").mkdir(parents=True)
     for index in range(3):
         save_labels(root / f"Annotations/480p/dog/{index:05d}.png", labels)
+        (root / f"JPEGImages/480p/dog/{index:05d}.jpg").touch()
     (root / "ImageSets/2017").mkdir(parents=True)
     (root / "ImageSets/2017/val.txt").write_text("dog\n")
     return root
