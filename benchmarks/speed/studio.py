@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -197,6 +198,7 @@ def main() -> int:
             write_video(video, given.frames, size_hw)
         if not out.exists():
             write_results(out, given.frames, size_hw, given.objects)
+        shutil.rmtree(out / "corrections", ignore_errors=True)  # of the last time
         load = load_average()
         before_s = time.perf_counter()
         server = subprocess.Popen(
