@@ -165,7 +165,7 @@ def test_wrong_path_is_found_before_measuring(
 def test_command_imports_nothing_heavy() -> None:
     code = (
         f"import sys; import {bench_module.__name__}\n"
-        "heavy = {'numpy', 'cv2', 'scipy', 'av', 'PIL', 'mpn.engines', 'mpn.runtime'}\n"
+        "heavy = {'numpy', 'cv2', 'scipy', 'av', 'PIL', 'mpn.engines', 'mpn.runtime.options'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     printed = subprocess.run(

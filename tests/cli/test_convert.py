@@ -101,7 +101,7 @@ def test_run_saves_formats_at_its_end(folder: Path, capsys: pytest.CaptureFixtur
     alpha = np.asarray(Image.open("new/converted/rgba-png/00002.png"))[..., 3]
     assert len(np.unique(alpha)) > 10
     assert sorted(path.name for path in Path("new").iterdir()) == [
-        "converted", "masks", "probs", "run.json", "tracks.jsonl",
+        "converted", "masks", "probs", "review.html", "run.json", "tracks.jsonl",
     ]  # fmt: skip
 
 
