@@ -10,6 +10,7 @@ format that is lossless loses a pixel, or a reader finds other frames or objects
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +23,9 @@ def main() -> int:
     """Run all round trips."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.round_trips")
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--python", default=sys.executable)
+    # Absolute, because the readers run in other folders; not resolved, because the link of an
+    # environment's interpreter selects the environment.
+    parser.add_argument("--python", default=sys.executable, type=os.path.abspath)
     parser.add_argument("--folder", type=Path, help="keep the files here")
     arguments = parser.parse_args()
     clips = list(drawn_clips())
