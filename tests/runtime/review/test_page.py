@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
+from mpn.cli import main as cli
+from mpn.cli.run import masks_by_frame
 from mpn.runtime.review.builder import FrameInfo, ReviewBuilder, RunFacts
 from mpn.runtime.review.page import html_of_review
 from mpn.runtime.review.pictures import frame_picture
@@ -98,11 +102,34 @@ def test_page_shows_states_corrections_and_command() -> None:
     page = Page(build(60, facts))
     assert "lost in 4 to 5; re-detected in 6; given in 0, 9." in page.text
     assert "IoU of both masks: 0.65" in page.text
-    command = "mpn-run 'my clip.mp4' --mask m.png --mask 9:b.png --mask 50:fix.png -o out --resume"
-    assert command in page.text
+    masks = "--mask 0:m.png --mask 9:b.png --mask 50:fix.png"
+    assert f"mpn-run 'my clip.mp4' {masks} -o out --resume" in page.text
     saved = [one["download"] for one in page.all("a") if "download" in one]
     assert saved[:2] == ["00000-mask.png", "00000-frame.jpg"]
     assert all(one.get("alt") for one in page.all("img"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({12: "m.png"}, {12: "m.png", 50: "fix.png"}),
+        ({12: "m.png", 50: "old.png"}, {12: "m.png", 50: "fix.png"}),
+        ({12: "m.png", 20: "m.png"}, {12: "m.png", 20: "m.png", 50: "fix.png"}),
+        ({0: "c.json", 20: "c.json"}, {None: "c.json", 50: "fix.png"}),
+        ({0: "c.json", 50: "c.json"}, {0: "c.json", 50: "fix.png"}),
+    ],
+)
+def test_command_gives_each_mask_its_frame(
+    given: dict[int, str], expected: dict[int | None, str]
+) -> None:
+    facts = RunFacts("clip", "my clip.mp4", Path("out"), SIZE_HW, given)
+    texts = Page(build(60, facts)).texts
+    command = next(t for t in texts if t.startswith("mpn-run") and "50:fix.png" in t)
+    name, *words = shlex.split(command)
+    parsed = cli._single_command(cli.run, "mpn-run")
+    context = typer.main.get_command(parsed).make_context(name, words)
+    assert masks_by_frame(context.params["mask"]) == {k: Path(v) for k, v in expected.items()}
+    assert (context.params["video"], context.params["resume"]) == ("my clip.mp4", True)
 
 
 def test_page_size_is_bounded_for_long_videos() -> None:

@@ -42,6 +42,8 @@ _HEAD_BYTES = 1024
 _MOST_OBJECTS = 24
 """Timelines of the page: those of the least reliable objects."""
 _MOST_SPANS = 4
+_ONE_FRAME = {".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".pbm", ".npy"}
+"""Suffixes of files that have the mask of one frame."""
 _LONGEST_NAME = 80
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -205,17 +207,23 @@ def _least(frame: FrameInfo) -> float:
 
 
 def _command(index: int, facts: RunFacts) -> str:
-    """Return the command that corrects a frame, quoted for a shell."""
+    """Return the command that corrects a frame, quoted for a shell.
+
+    The corrected file replaces the mask that the frame has. Each other mask keeps its frame: a file
+    alone would be the mask of the first frame, unless it has several frames in it.
+    """
     words = ["mpn-run", facts.video]
-    given = dict(sorted(facts.masks.items())) or {0: "FIRST.png"}
-    first = min(given)
-    texts = {}
-    for frame, name in given.items():
-        has_several = sum(other == name for other in given.values()) > 1
-        texts[name if frame == first or has_several else f"{frame}:{name}"] = frame
-    for text, frame in texts.items():
-        if frame != index:
-            words += ["--mask", text]
+    frames_of: dict[str, list[int]] = {}
+    for frame, name in sorted(facts.masks.items()):
+        frames_of.setdefault(name, []).append(frame)
+    for name, frames in frames_of.items():
+        is_whole = len(frames) > 1 and Path(name).suffix.lower() not in _ONE_FRAME
+        if is_whole and index not in frames:
+            words += ["--mask", name]
+        else:
+            words += [w for f in frames if f != index for w in ("--mask", f"{f}:{name}")]
+    if not frames_of:
+        words += ["--mask", "FIRST.png"]
     words += ["--mask", f"{index}:fix.png", "-o", str(facts.out)]
     if facts.direction != "both":
         words += ["--direction", facts.direction]
