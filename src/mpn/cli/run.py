@@ -226,9 +226,11 @@ def run(
         show_default=False,
     ),
     direction: DirectionName = typer.Option(
-        DirectionName.BOTH,
-        help="Propagate the masks forward, backward, or both: frames before the first mask are "
-        "then segmented backward, and frames between two masks are blended from both.",
+        None,
+        help="Propagate all masks of this command forward, backward, or both: frames before the "
+        "first mask are then segmented backward, and frames between two masks are blended from "
+        "both.",
+        show_default="both; with --resume as in the earlier run",
     ),
     engine_dir: Path = typer.Option(
         None,
@@ -412,7 +414,7 @@ def run(
     request = RunRequest(
         video=video if os.path.exists(video) else os.path.expanduser(video),
         masks=masks,
-        direction=direction.value,
+        direction=None if direction is None else direction.value,
         out=out,
         engine_dir=engine_dir,
         backend=backend.value,

@@ -26,7 +26,6 @@ from mpn.runtime.review.series import frame_reliability
 from mpn.runtime.review.worst import worst_positions
 from mpn.runtime.review.writer import (
     check_replaceable_review,
-    direction_of,
     load_labels_before,
     mask_files_of,
 )
@@ -75,7 +74,6 @@ def _facts_of(results: Results, out: Path, notes: tuple[str, ...]) -> RunFacts:
         out=out,
         size_hw=results.size_hw,
         masks=mask_files_of(results.report),
-        direction=direction_of(results.report),
         object_names=results.object_names,
         state=results.state,
         notes=notes,

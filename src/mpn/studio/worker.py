@@ -121,6 +121,7 @@ def _run(request: Mapping[str, Any], events: TextIO) -> None:
         RunRequest(
             video=request["video"],
             masks={int(index): Path(path) for index, path in request["masks"].items()},
+            direction="both",  # a direction that the user set back must not be kept
             directions={int(index): each for index, each in request["directions"].items()},
             names={int(object_id): name for object_id, name in request["names"].items()},
             out=Path(request["out"]),

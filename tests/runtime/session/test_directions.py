@@ -290,6 +290,24 @@ def test_resume_computes_the_frames_that_depend_on_a_mask(
         }
 
 
+@pytest.mark.parametrize("direction", [None, "both"])
+def test_resume_keeps_directions_of_the_same_masks(
+    request_: RunRequest, tmp_path: Path, direction: Any
+) -> None:
+    masks: dict[int | None, Path] = {
+        2: mask(tmp_path, 2), 6: mask(tmp_path, 6, 1), 8: mask(tmp_path, 8),
+    }  # fmt: skip
+    run_video(replace(request_, masks=masks, directions={2: "backward", 6: "forward"}))
+    masks[8] = mask(tmp_path, 8, 1)
+    report = run_video(replace(request_, masks=masks, direction=direction, resume=True))
+    kept = ["both"] * 3 if direction else ["backward", "forward", "both"]
+    assert [m["direction"] for m in report["masks"]] == kept
+    assert report["frames_computed"] == (FRAMES - 2 if direction else FRAMES - 7)
+    masks[2] = mask(tmp_path, 2, 1)  # changed: the default again
+    report = run_video(replace(request_, masks=masks, directions={6: "backward"}, resume=True))
+    assert [m["direction"] for m in report["masks"]] == ["both", "backward", "both"]
+
+
 def stop_at(update_of: Callable[[FrameUpdate], bool]) -> Callable[[FrameUpdate], None]:
     def on_frame(update: FrameUpdate) -> None:
         if update_of(update):

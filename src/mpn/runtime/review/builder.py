@@ -103,7 +103,6 @@ class RunFacts:
         out: Output folder.
         size_hw: (height, width) of the frames.
         masks: Frame index -> file of the mask that the user gave.
-        direction: Direction of all masks; "both" if they differ.
         object_names: Names by id, of the objects that have one.
         state: State of the run; empty if it is not known yet.
         notes: Lines for the user.
@@ -114,7 +113,6 @@ class RunFacts:
     out: Path
     size_hw: tuple[int, int]
     masks: Mapping[int, str] = field(default_factory=dict)
-    direction: str = "both"
     object_names: Mapping[int, str] = field(default_factory=dict)
     state: str = ""
     notes: tuple[str, ...] = ()

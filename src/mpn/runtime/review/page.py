@@ -210,7 +210,8 @@ def _command(index: int, facts: RunFacts) -> str:
     """Return the command that corrects a frame, quoted for a shell.
 
     The corrected file replaces the mask that the frame has. Each other mask keeps its frame: a file
-    alone would be the mask of the first frame, unless it has several frames in it.
+    alone would be the mask of the first frame, unless it has several frames in it. A resumed run
+    keeps the directions of the masks.
     """
     words = ["mpn-run", facts.video]
     frames_of: dict[str, list[int]] = {}
@@ -225,8 +226,6 @@ def _command(index: int, facts: RunFacts) -> str:
     if not frames_of:
         words += ["--mask", "FIRST.png"]
     words += ["--mask", f"{index}:fix.png", "-o", str(facts.out)]
-    if facts.direction != "both":
-        words += ["--direction", facts.direction]
     return printable(shlex.join([*words, "--resume"]))
 
 

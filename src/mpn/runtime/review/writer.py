@@ -109,12 +109,3 @@ def mask_files_of(report: Mapping[str, Any]) -> dict[int, str]:
         except (KeyError, TypeError, ValueError):  # another version
             continue
     return found
-
-
-def direction_of(report: Mapping[str, Any]) -> str:
-    """Return the direction of all masks of run.json; "both" if they differ."""
-    try:
-        found = {str(entry["direction"]) for entry in report.get("masks") or ()}
-    except (KeyError, TypeError):
-        return "both"
-    return found.pop() if len(found) == 1 else "both"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,8 @@ class RunRequest:
             for the first frame, or the frames named in the file. Any frame may have a mask; later
             masks correct objects, or add new ones. For a folder of images, a file with the name of
             an image belongs to that image.
-        direction: Direction of the masks, see :mod:`mpn.runtime.session.schedule`.
+        direction: Direction of the masks, see :mod:`mpn.runtime.session.schedule`. None: a resumed
+            run keeps the direction of each mask that the earlier run had too; others are "both".
         directions: Frame index -> direction of its mask, instead of ``direction``.
         names: Object id -> name, instead of those in the files.
         out: Folder for the results; None for ``<name of the video>-mpn`` in the current folder.
@@ -63,7 +64,7 @@ class RunRequest:
 
     video: str
     masks: Mapping[int | None, Path]
-    direction: Direction = "both"
+    direction: Direction | None = None
     directions: Mapping[int, Direction] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     out: Path | None = None
@@ -151,12 +152,33 @@ class Masks:
                     "give one per frame"
                 )
             labels[index], files[index] = mask, paths[given]
-        directions = {index: request.directions.get(index, request.direction) for index in labels}
+        default = request.direction or "both"
+        directions = {index: request.directions.get(index, default) for index in labels}
         check_mask_frames(labels, first, video.end_index)
         if video.is_live:
             directions = _forward_only(directions, first)
         masks = {index: given_mask(labels[index], directions[index]) for index in sorted(labels)}
         return cls(labels, masks, files, found.notes, {**found.names, **request.names})
+
+    def with_directions_of(self, report: Mapping[str, Any], keep: Collection[int]) -> Masks:
+        """Return the masks with the directions that an earlier run recorded.
+
+        Args:
+            report: Its run.json. Only a mask of the same frame and digest counts.
+            keep: Frames whose direction does not change.
+        """
+        given = dict(self.given)
+        entries = report.get("masks")
+        for entry in entries if isinstance(entries, list) else ():
+            if not isinstance(entry, Mapping):
+                continue
+            index, direction = entry.get("frame"), entry.get("direction")
+            if not isinstance(index, int) or index in keep or direction not in DIRECTIONS:
+                continue
+            mask = given.get(index)
+            if mask is not None and mask.sha256 == entry.get("sha256"):
+                given[index] = replace(mask, direction=direction)
+        return replace(self, given=given)
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return one JSON entry per mask, by frame."""

@@ -30,7 +30,7 @@ from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 from mpn.runtime.options import MIN_SIDE_PX
 from mpn.runtime.pipeline import OnFinetune, Pipeline
 from mpn.runtime.review.builder import RunFacts
-from mpn.runtime.review.writer import direction_of, mask_files_of
+from mpn.runtime.review.writer import mask_files_of
 from mpn.runtime.session.earlier import (
     EarlierFrames,
     are_files_whole,
@@ -126,6 +126,8 @@ def run_video(
         earlier, frames = load_earlier_run(paths), load_earlier_frames(paths)
         if request.resume and earlier is not None:
             check_resumable(earlier)
+            if request.direction is None and not video.is_live:
+                masks = masks.with_directions_of(earlier, keep=request.directions)
         check_replaceable(
             paths,
             earlier,
@@ -352,7 +354,6 @@ class _Run:
             out=self._paths.out,
             size_hw=video.size_hw,
             masks=mask_files_of({"masks": masks}),
-            direction=direction_of({"masks": masks}),
             object_names=self._masks.names,
         )
 
