@@ -407,6 +407,8 @@ def test_full_disk_is_one_line(run, capsys, tiny_disk: Path) -> None:
         (["@clip.mp4", "--mask", "a.png", "--save="], "--save takes at least one of masks"),
         (["@clip.mp4", "--mask", "a.png", "--fps", "fast"], "not 'fast'"),
         (["@clip.mp4", "--mask", "a.png", "--fps", "0"], "rate above 0 like 25 or 30000/1001"),
+        (["@clip.mp4", "--mask", "a.png", "--fps", "1e30"], "1/100000 to 100000, not '1e30'"),
+        (["@clip.mp4", "--mask", "a.png", "--fps", "1e999999999"], "not '1e999999999'"),
         (["@clip.mp4", "--mask", "a.png", "--bogus"],
          "error: no such option: --bogus; --help lists"),
         (["@clip.mp4", "--mask", "a.png", "--backend", "vulkan"],

@@ -94,12 +94,19 @@ def rate_from_text(text: str | None) -> Any:
         return None
     from fractions import Fraction
 
+    from mpn.runtime.media.video import HIGHEST_RATE, LOWEST_RATE
+
     try:
-        rate = Fraction(text)
+        # The float first: as a fraction, 1e999999999 has a billion digits.
+        is_number = "/" in text or LOWEST_RATE / 2 < float(text) < HIGHEST_RATE * 2
+        rate = Fraction(text) if is_number else Fraction(0)
     except (ValueError, ZeroDivisionError):
         rate = Fraction(0)
-    if rate <= 0:
-        raise typer.BadParameter(f"--fps takes a rate above 0 like 25 or 30000/1001, not '{text}'")
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise typer.BadParameter(
+            "--fps takes a rate above 0 like 25 or 30000/1001, "
+            f"from {LOWEST_RATE} to {HIGHEST_RATE}, not '{text}'"
+        )
     return rate
 
 

@@ -20,7 +20,9 @@ from PIL import Image
 from mpn._common.concurrency import Prefetch
 from mpn.errors import InputError, VideoError
 from mpn.runtime.media import decoder, video_file
+from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import open_video, redacted
+from mpn.types import StepResult
 from tests.conftest import shared_path
 from tests.runtime.media.clips import (
     NTSC,
@@ -453,6 +455,45 @@ def test_frame_rate_of_images_is_24_or_as_given(tmp_path: Path) -> None:
     with open_video(tmp_path, start=1, fps=NTSC) as video:
         assert video.fps == NTSC
         assert [frame.pts_s for frame in video] == [1 / NTSC, 2 / NTSC]
+
+
+@pytest.mark.parametrize("rate", [Fraction(10**30), Fraction(1, 10**30), Fraction(10**400)])
+def test_frame_rate_out_of_bounds_is_refused(tmp_path: Path, rate: Fraction) -> None:
+    write_folder(tmp_path, [level_frame(0)])
+    with pytest.raises(InputError, match="from 1/100000 to 100000"):
+        open_video(tmp_path, fps=rate)
+
+
+@pytest.mark.parametrize(
+    "rate", [Fraction(1, 100_000), Fraction(100_000), Fraction(10**30, 10**29 + 7), NTSC]
+)
+def test_frame_rate_within_bounds_can_be_encoded(tmp_path: Path, rate: Fraction) -> None:
+    write_folder(tmp_path, [level_frame(i) for i in range(2)])
+    with open_video(tmp_path, fps=rate) as video:
+        assert max(video.fps.as_integer_ratio()) < 1 << 31
+        assert video.fps == pytest.approx(rate)
+        writer = OverlayWriter(
+            tmp_path / "overlay.mp4",
+            size_hw=video.size_hw,
+            fps=video.fps,
+            time_base=video.time_base,
+        )
+        for frame in video:
+            labels = np.zeros(video.size_hw, np.uint8)
+            probs = np.empty((0, *video.size_hw), np.float32)
+            writer.write(frame, StepResult(frame.index, labels, probs, (), ()))
+        writer.close()
+
+
+def test_empty_text_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path, [level_frame(0)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VideoError, match="empty text"):
+        open_video("")
+    with open_video(".") as video:  # control
+        assert video.frame_count_hint == 1
 
 
 def test_frame_rate_cannot_be_given_for_a_video(clip: Path) -> None:

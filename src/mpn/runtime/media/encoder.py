@@ -151,7 +151,7 @@ class VideoEncoder:
         colour: Tags of the file. Its range is limited.
 
     Raises:
-        OutputError: If the file cannot be created.
+        OutputError: If the file cannot be created, or the encoder refuses the settings.
     """
 
     def __init__(
@@ -189,6 +189,9 @@ class VideoEncoder:
             self._configure(video_format, size_hw)
             if sample_aspect_ratio is not None:
                 self._stream.codec_context.sample_aspect_ratio = sample_aspect_ratio
+        except (av.error.FFmpegError, OverflowError, ValueError) as error:
+            self.discard()
+            raise _encoding_error(path, error) from error
         except BaseException:
             self.discard()
             raise

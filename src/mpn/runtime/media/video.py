@@ -21,6 +21,13 @@ from mpn.types import Frame
 DEFAULT_SEQUENCE_FPS = Fraction(24)
 """Frame rate of a folder of images, which has none; DAVIS uses 24."""
 
+LOWEST_RATE = Fraction(1, 100_000)
+HIGHEST_RATE = Fraction(100_000)
+"""Frame rates that encoders and the time bases of containers take."""
+
+_MOST_TERM = (1 << 31) - 2
+"""FFmpeg keeps both terms of a rate in 31 bits; one less, because the denominator is rounded."""
+
 Decode = Literal["auto", "cpu", "nvdec"]
 """Decoder of video files; see :func:`mpn.runtime.media.video_nvdec.choose_decoder`."""
 
@@ -217,6 +224,8 @@ def _opened(
     source: str | Path, *, start: int | None, end: int | None, fps: Fraction | None
 ) -> VideoSource:
     text = str(source)
+    if not text:  # a path of no text is the current folder
+        raise VideoError("the video is an empty text: give a file, a folder or an address")
     first, last = _check_range(start, end)
     path = Path(text)
     # An existing file named "0" or "a%d.mp4" is a file, not a camera or a pattern.
@@ -227,9 +236,7 @@ def _opened(
             images_from_pattern,
         )
 
-        rate = DEFAULT_SEQUENCE_FPS if fps is None else Fraction(fps)
-        if rate <= 0:
-            raise InputError(f"the frame rate must be above 0, got {float(rate):g}")
+        rate = _checked_rate(DEFAULT_SEQUENCE_FPS if fps is None else Fraction(fps))
         listing = images_from_folder if path.is_dir() else images_from_pattern
         return ImageSequence(path, listing(path), start=first, end=last, fps=rate)
 
@@ -270,6 +277,20 @@ def _opened(
         f"no such video: '{text}' is neither a file, a folder of images, a pattern like "
         "'frames/%05d.jpg', a camera index nor an address like rtsp://host/stream"
     )
+
+
+def _checked_rate(rate: Fraction) -> Fraction:
+    """Return the frame rate of images in terms of 31 bits.
+
+    Raises:
+        InputError: If it is out of bounds.
+    """
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise InputError(
+            f"the frame rate must be above 0, from {LOWEST_RATE} to {HIGHEST_RATE} frames per "
+            "second"
+        )
+    return rate.limit_denominator(int(_MOST_TERM / max(rate, Fraction(1))))
 
 
 def is_address(source: str) -> bool:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from mpn._common.files import (
     PARTIAL_SUFFIX,
     create_temporary,
@@ -16,9 +18,10 @@ from mpn._common.files import (
     remove_temporaries,
 )
 from mpn.errors import OutputError
-from mpn.runtime.media.overlay import check_overlay_size
+from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import VideoSource
 from mpn.runtime.media.video_images import ImageSequence
+from mpn.types import StepResult
 
 RUN_JSON_SCHEMA = 1
 
@@ -146,11 +149,9 @@ def check_writable(paths: ResultPaths, save: Iterable[str], video: VideoSource) 
 
     Raises:
         OutputError: If a folder cannot be written, the name of a file is too long, or only an
-            overlay is requested and the frames are too large for it.
+            overlay is requested and the encoder refuses its size or times.
     """
     kinds = set(save)
-    if kinds == {"overlay"}:
-        check_overlay_size(paths.overlay, video.size_hw)
     names = [video.first_frame.name]
     if isinstance(video, ImageSequence):
         names += video.frame_names
@@ -162,6 +163,8 @@ def check_writable(paths: ResultPaths, save: Iterable[str], video: VideoSource) 
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         with output_errors(folder):
             create_temporary(existing / "check").unlink()
+    if kinds == {"overlay"}:
+        _check_overlay(paths, video)
     for folder, suffix in ((paths.masks, ".png"), (paths.probs, ".npz")):
         if folder not in folders:
             continue
@@ -172,6 +175,24 @@ def check_writable(paths: ResultPaths, save: Iterable[str], video: VideoSource) 
                 f"cannot write {folder}: the name of frame {longest_name[:40]}... with {suffix} "
                 f"has {name_bytes} bytes, but the file system takes {most}: rename the frames"
             )
+
+
+def _check_overlay(paths: ResultPaths, video: VideoSource) -> None:
+    """Encode the first frame to a file that is removed, before earlier results are."""
+    existing = next(path for path in (paths.folder, *paths.folder.parents) if path.exists())
+    frame, size_hw = video.first_frame, video.size_hw
+    writer = OverlayWriter(
+        existing / paths.overlay.name,
+        size_hw=size_hw,
+        fps=video.fps,
+        time_base=video.time_base,
+        sample_aspect_ratio=video.sample_aspect_ratio,
+    )
+    try:
+        labels, probs = np.zeros(size_hw, np.uint8), np.empty((0, *size_hw), np.float32)
+        writer.write(frame, StepResult(frame.index, labels, probs, (), ()))
+    finally:
+        writer.discard()
 
 
 def _longest_name_bytes(folder: Path) -> int:
