@@ -303,6 +303,14 @@ def two_images(*names: str) -> bytes:
     return coco_file(entry(rle(LEFT), 1, 1), entry(rle(LEFT), 1, 2), names=names)
 
 
+def test_crowds_next_to_objects_are_left_out_with_a_note(tmp_path: Path) -> None:
+    path = tmp_path / "crowd.json"
+    path.write_bytes(coco_file(entry(rle(LEFT), 1), entry(rle(RIGHT), 2, iscrowd=1)))
+    found = read_masks(path, VideoFacts(SIZE_HW))
+    assert found.names == {1: "koi"}
+    assert "1 crowd regions (iscrowd) are left out" in found.notes
+
+
 REFUSED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("empty file", b"", "cannot be read"),
     ("json", b"[1, 2", "invalid JSON"),
@@ -311,6 +319,8 @@ REFUSED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("no match", two_images("a.jpg", "b.jpg"),
      r"COCO file with masks of 2 frames, and none is a frame of the video, such as 'a.jpg'"),
     ("same frame", two_images("a/00007.jpg", "b/00007.jpg"), "both stand for frame 7"),
+    ("crowds", coco_file(entry(rle(LEFT), 1, iscrowd=1), entry(rle(RIGHT), 2, iscrowd=1)),
+     r"all its regions are marked iscrowd \(2\)"),
     ("no annotation", coco_file(), "without a mask, polygon or box"),
     ("no image", coco_file(entry(rle(LEFT), 1, 9)), "annotation 1 in it is of no image"),
     ("twins", coco_file(entry(rle(LEFT), 1, 1), entry(rle(RIGHT), 1, 1), entry(rle(LEFT), 1, 2),

@@ -172,7 +172,12 @@ def _of_images(
         label = _label(entry, names)
         number_of_object = instance if is_int(instance) else None
         regions.append(Region(places[entry["image_id"]], label, draw, instance, number_of_object))
-    notes = (f"{crowds} crowd regions are left out",) if crowds else ()
+    if crowds and not regions:
+        raise ValueError(
+            f"all its regions are marked iscrowd ({crowds}), which stands for a group of objects: "
+            "set iscrowd to 0 if each is one object"
+        )
+    notes = (f"{crowds} crowd regions (iscrowd) are left out",) if crowds else ()
     return Annotations("a COCO file", regions, sizes, notes)
 
 
