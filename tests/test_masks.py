@@ -170,6 +170,22 @@ def test_void_next_to_ids_is_reported(tmp_path: Path) -> None:
         load_labels(path)
 
 
+@pytest.mark.parametrize("name", ["mask.png", "palette.png", "mask.tif"])
+def test_orientation_turns_the_mask_as_frames(tmp_path: Path, name: str) -> None:
+    """The stored rows of orientation 6 are columns, from the right."""
+    image = Image.fromarray(SMALL)
+    if name == "palette.png":
+        image.putpalette(DAVIS_PALETTE.tobytes())
+    for orientation, expected in ((1, SMALL), (3, SMALL[::-1, ::-1]), (6, np.rot90(SMALL, -1))):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / name, exif=exif)
+        labels = load_labels(tmp_path / name, size_hw=expected.shape)
+        np.testing.assert_array_equal(labels, expected)
+    with pytest.raises(MaskError, match="is 2x3 but the video is 3x2"):
+        load_labels(tmp_path / name, size_hw=(2, 3))
+
+
 def test_ids_with_thin_objects_are_read(tmp_path: Path) -> None:
     labels = disc() * np.uint8(3)
     labels[2, 2:9], labels[40:43, 60] = 1, 2

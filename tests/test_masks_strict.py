@@ -127,3 +127,16 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"no such mask: .*00007\.png"):
         load_annotation(tmp_path / "00007.png")
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_an_orientation_is_refused(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(LABELS).save(path, exif=exif)
+    if orientation == 1:
+        np.testing.assert_array_equal(load_annotation(path), LABELS)
+    else:
+        with pytest.raises(EvaluationError, match=r"a\.png has an EXIF orientation.*upright"):
+            load_annotation(path)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mpn._common.file_kinds import kind_of_file
 from mpn._common.files import write_atomically
@@ -46,6 +46,8 @@ _COMPRESS_LEVEL = 3
 
 _BIT_DEPTH_BYTE = 24
 """Of a PNG file: after its signature (8), the length and name of IHDR (8), width and height (8)."""
+
+_EXIF_ORIENTATION = 0x0112
 
 _HOW_TO_SAVE = (
     "save it as a palette (indexed) PNG, 0 background and ids from 1, or as a 0/255 gray PNG"
@@ -89,7 +91,8 @@ def load_labels(
     A palette image gives its indices; its colours do not matter. A gray image gives its values; a
     black and white one (0/255, or 1 bit) gives one object with id 1. Value 255 next to other ids is
     DAVIS's void and becomes background. In a gray image this holds only next to ids up to 32;
-    next to larger values 255 may be white, and the mask is refused.
+    next to larger values 255 may be white, and the mask is refused. The EXIF orientation is
+    applied, as to frames.
 
     Args:
         path: An image file, PNG, since a lossy codec changes ids.
@@ -137,7 +140,7 @@ def load_annotation(path: Path) -> UInt8Array:
     """Read ground truth or results for a score: the ids exactly as written.
 
     Stricter than :func:`load_labels`: only PNG, and no gray of 2 or 4 bits, whose values an image
-    library scales. Nothing is converted.
+    library scales, and no EXIF orientation. Nothing is converted.
 
     Args:
         path: A PNG file: a palette, or gray of 1 or 8 bits.
@@ -147,7 +150,8 @@ def load_annotation(path: Path) -> UInt8Array:
 
     Raises:
         EvaluationError: If the file is missing or damaged, holds colours instead of ids, is a kind
-            of PNG without unambiguous ids, or an image tool has re-ordered its palette.
+            of PNG without unambiguous ids, has an EXIF orientation, or an image tool has
+            re-ordered its palette.
     """
     return _read_ids(path, EvaluationError, is_strict=True)[0]
 
@@ -241,12 +245,18 @@ def _read_ids(
                     f", not object ids: {_HOW_TO_SAVE}"
                 )
             # Before it is decoded: a file of 2 kB can have 179 million pixels.
-            if size_hw is not None and image.size != size_hw[::-1]:
+            if size_hw is not None and image.size not in (size_hw, size_hw[::-1]):
+                raise fault(_other_size(path, image.size, size_hw))
+            image.load()
+            if is_strict and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
                 raise fault(
-                    f"the mask {path} is {image.width}x{image.height} but the video is "
-                    f"{size_hw[1]}x{size_hw[0]} (width x height): give a mask of the video's size"
+                    f"the mask {path} has an EXIF orientation, which not all programs apply: "
+                    "save it upright and without EXIF"
                 )
-            labels = np.array(image, dtype=np.uint8)
+            upright = ImageOps.exif_transpose(image)
+            if size_hw is not None and upright.size != size_hw[::-1]:
+                raise fault(_other_size(path, upright.size, size_hw))
+            labels = np.array(upright, dtype=np.uint8)
             palette_rgb = np.array(image.getpalette("RGB") or []).reshape(-1, 3)
         if is_strict and mode == "L" and (bits := _bit_depth(path)) != 8:
             raise fault(
@@ -269,6 +279,13 @@ def _read_ids(
             "are not those that were written: save it with a fixed palette"
         )
     return labels, mode == "L" or (mode == "P" and _is_gray(labels, palette_rgb))
+
+
+def _other_size(path: Path, size_wh: tuple[int, int], size_hw: tuple[int, int]) -> str:
+    return (
+        f"the mask {path} is {size_wh[0]}x{size_wh[1]} but the video is "
+        f"{size_hw[1]}x{size_hw[0]} (width x height): give a mask of the video's size"
+    )
 
 
 def _is_gray(labels: UInt8Array, palette_rgb: npt.NDArray[Any]) -> bool:
