@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from mpn.errors import MaskError, OutputError
-from mpn.masks import DAVIS_PALETTE, load_labels, save_labels
+from mpn.errors import EvaluationError, MaskError, OutputError
+from mpn.masks import DAVIS_PALETTE, load_annotation, load_labels, save_labels
 from mpn.runtime.state import object_ids_from_labels
+from tests.test_masks_strict import raw_png
 
 SMALL = np.array([[0, 1, 2], [2, 7, 0]], np.uint8)
 
@@ -184,6 +185,40 @@ def test_orientation_turns_the_mask_as_frames(tmp_path: Path, name: str) -> None
         np.testing.assert_array_equal(labels, expected)
     with pytest.raises(MaskError, match="is 2x3 but the video is 3x2"):
         load_labels(tmp_path / name, size_hw=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("bits", "stored", "expected"),
+    [
+        (2, [0, 1, 2, 3], [0, 1, 2, 3]),
+        (2, [0, 3, 3, 0], [0, 1, 1, 0]),
+        (4, [0, 1, 2, 15], [0, 1, 2, 15]),
+        (8, [0, 1, 2, 3], [0, 1, 2, 3]),
+    ],
+)
+def test_gray_of_few_bits_gives_the_stored_ids(
+    tmp_path: Path, bits: int, stored: list[int], expected: list[int]
+) -> None:
+    most = 2**bits - 1
+    packed = sum(value << (bits * (3 - k)) for k, value in enumerate(stored))
+    row = packed.to_bytes(bits // 2, "big")
+    raw_png(tmp_path / "mask.png", bit_depth=bits, colour_type=0, rows=[row])
+    (tmp_path / "mask.pgm").write_bytes(b"P5\n4 1\n%d\n" % most + bytes(stored))
+    for name in ("mask.png", "mask.pgm"):
+        assert load_labels(tmp_path / name).tolist() == [expected], name
+
+
+@pytest.mark.parametrize("name", ["mask.png", "mask.tif", "mask.gif"])
+def test_several_images_in_one_mask_are_refused(tmp_path: Path, name: str) -> None:
+    first, second = (Image.fromarray(SMALL + k) for k in (0, 1))
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    with pytest.raises(MaskError, match=f"{name} holds 2 images: give one image per mask"):
+        load_labels(tmp_path / name)
+    first.save(tmp_path / f"one_{name}")
+    assert load_labels(tmp_path / f"one_{name}").shape == SMALL.shape
+    if name == "mask.png":
+        with pytest.raises(EvaluationError, match="holds 2 images"):
+            load_annotation(tmp_path / name)
 
 
 def test_ids_with_thin_objects_are_read(tmp_path: Path) -> None:

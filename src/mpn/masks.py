@@ -11,7 +11,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mpn._common.file_kinds import kind_of_file
 from mpn._common.files import write_atomically
@@ -44,9 +44,8 @@ _SAME_COLOUR_LEVELS = 1
 _COMPRESS_LEVEL = 3
 """zlib: as fast as level 1 on masks (0.9 ms at 480p) and smaller; level 9 takes 6 times longer."""
 
-_BIT_DEPTH_BYTE = 24
-"""Of a PNG file: after its signature (8), the length and name of IHDR (8), width and height (8)."""
-
+_FULL_GRAY = 255
+_TIFF_BITS = 258  # the tag BitsPerSample
 _EXIF_ORIENTATION = 0x0112
 
 _HOW_TO_SAVE = (
@@ -91,8 +90,9 @@ def load_labels(
     A palette image gives its indices; its colours do not matter. A gray image gives its values; a
     black and white one (0/255, or 1 bit) gives one object with id 1. Value 255 next to other ids is
     DAVIS's void and becomes background. In a gray image this holds only next to ids up to 32;
-    next to larger values 255 may be white, and the mask is refused. The EXIF orientation is
-    applied, as to frames.
+    next to larger values 255 may be white, and the mask is refused. Gray of 2 or 4 bits gives its
+    stored values (ids up to 3 or 15), or one object if they are 0 and the largest only. The EXIF
+    orientation is applied, as to frames.
 
     Args:
         path: An image file, PNG, since a lossy codec changes ids.
@@ -105,9 +105,9 @@ def load_labels(
         (H, W) uint8: 0 background, object ids 1..254.
 
     Raises:
-        MaskError: If the file is missing or no image, is of a lossy format, holds colours or gray
-            levels instead of ids, has no object or too many, is of another size, or an image tool
-            has re-ordered its palette.
+        MaskError: If the file is missing or no image, is of a lossy format, holds several images,
+            or colours or gray levels instead of ids, has no object or too many, is of another
+            size, or an image tool has re-ordered its palette.
     """
     path = Path(path)
     note = on_note or _warn
@@ -149,9 +149,9 @@ def load_annotation(path: Path) -> UInt8Array:
         (H, W) uint8: 0 background, object ids 1..254, 255 void.
 
     Raises:
-        EvaluationError: If the file is missing or damaged, holds colours instead of ids, is a kind
-            of PNG without unambiguous ids, has an EXIF orientation, or an image tool has
-            re-ordered its palette.
+        EvaluationError: If the file is missing or damaged, holds colours instead of ids or several
+            images, is a kind of PNG without unambiguous ids, has an EXIF orientation, or an image
+            tool has re-ordered its palette.
     """
     return _read_ids(path, EvaluationError, is_strict=True)[0]
 
@@ -247,6 +247,9 @@ def _read_ids(
             # Before it is decoded: a file of 2 kB can have 179 million pixels.
             if size_hw is not None and image.size not in (size_hw, size_hw[::-1]):
                 raise fault(_other_size(path, image.size, size_hw))
+            if (count := getattr(image, "n_frames", 1)) > 1:
+                raise fault(f"the mask {path} holds {count} images: give one image per mask")
+            most_gray = _most_gray(image)
             image.load()
             if is_strict and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
                 raise fault(
@@ -258,11 +261,13 @@ def _read_ids(
                 raise fault(_other_size(path, upright.size, size_hw))
             labels = np.array(upright, dtype=np.uint8)
             palette_rgb = np.array(image.getpalette("RGB") or []).reshape(-1, 3)
-        if is_strict and mode == "L" and (bits := _bit_depth(path)) != 8:
+        if is_strict and most_gray != _FULL_GRAY:
             raise fault(
-                f"the mask {path} is a gray PNG of {bits} bits, which has no unambiguous ids: "
-                "save it as a palette PNG or as 8-bit gray"
+                f"the mask {path} is a gray PNG of {most_gray.bit_length()} bits, which has no "
+                "unambiguous ids: save it as a palette PNG or as 8-bit gray"
             )
+        if most_gray < _FULL_GRAY and not np.isin(labels, (0, _FULL_GRAY)).all():
+            labels = np.round(labels * (most_gray / _FULL_GRAY)).astype(np.uint8)
     except FileNotFoundError as error:
         raise fault(f"no such mask: {path}") from error
     except OSError as error:
@@ -296,9 +301,18 @@ def _is_gray(labels: UInt8Array, palette_rgb: npt.NDArray[Any]) -> bool:
     return bool((palette_rgb[used] == used[:, None]).all())
 
 
-def _bit_depth(path: Path) -> int:
-    with path.open("rb") as file:
-        return file.read(_BIT_DEPTH_BYTE + 1)[_BIT_DEPTH_BYTE]
+def _most_gray(image: ImageFile.ImageFile) -> int:
+    """Return the stored value that Pillow scales to 255, before the image is decoded."""
+    if image.mode != "L":
+        return _FULL_GRAY
+    if image.format == "TIFF":
+        return int(2 ** image.tag_v2.get(_TIFF_BITS, (8,))[0] - 1)  # type: ignore[attr-defined]
+    codec, args = (image.tile[0].codec_name, image.tile[0].args) if image.tile else ("", None)
+    if image.format == "PNG" and isinstance(args, str):
+        return int(2 ** int(args.partition(";")[2] or 8) - 1)
+    if codec in ("ppm", "ppm_plain") and isinstance(args, tuple):
+        return int(args[1])
+    return _FULL_GRAY
 
 
 def _why_reordered(labels: UInt8Array, palette_rgb: npt.NDArray[Any]) -> str | None:
