@@ -199,3 +199,12 @@ def test_failed_run_states_the_reason(client: TestClient, studio: Studio) -> Non
     assert status["state"] == "failed"
     assert "would be replaced" in status["message"]
     assert foreign.read_text() == "not of a run"
+
+
+def test_run_that_is_cancelled_at_once_is_stopped(client: TestClient, studio: Studio) -> None:
+    """The child is still starting then."""
+    put(client, 0, scene_labels(0))
+    client.post("/api/run", json={})
+    client.delete("/api/run")
+    studio.runner.wait()
+    assert studio.runner.status["state"] == "stopped", studio.runner.status

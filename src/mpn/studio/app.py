@@ -41,7 +41,7 @@ _MEDIA_TYPES: Final = {
 
 _SMALL_BODY_BYTES = 64 << 10
 _GZIP_LEVEL = 1
-_GZIP = 16 + zlib.MAX_WBITS
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _ANY_ETAG = "*"
 
 
@@ -278,13 +278,13 @@ def create_app(studio: Studio, *, token: str) -> ASGIApp:
 
 
 def labels_from_body(body: bytes, size_hw: tuple[int, int]) -> UInt8Array:
-    """Return the ids of a request: (H, W) bytes in rows, compressed by gzip.
+    """Return the ids of a request: (H, W) bytes in rows, compressed by gzip or zlib.
 
     Raises:
         MaskError: If the body is damaged or has another number of bytes.
     """
     expected = size_hw[0] * size_hw[1]
-    decoder = zlib.decompressobj(_GZIP)
+    decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
         data = decoder.decompress(body, expected + 1)  # never more, however well it compresses
     except zlib.error as error:

@@ -29,18 +29,18 @@ def main() -> int:
     # A server that a shell started in the background has SIGINT ignored, and this child too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     request = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     # Lines of libraries go to standard error; they are no events.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     try:
         _run(request, events)
+        end = {"type": "complete"}
     except KeyboardInterrupt:
-        _emit(events, {"type": "stopped"})
+        end = {"type": "stopped"}
     except MpnError as error:
-        _emit(events, {"type": "failed", "message": str(error)})
-    else:
-        _emit(events, {"type": "complete"})
+        end = {"type": "failed", "message": str(error)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to cancel
+    _emit(events, end)
     return 0
 
 
@@ -116,6 +116,8 @@ def _run(request: Mapping[str, Any], events: TextIO) -> None:
             objects = [track.as_json() for track in update.result.tracks]
             _emit(events, {"type": "provisional", "frame": update.index, "objects": objects})
 
+    # After the imports: a library may report an interrupt while it is imported as another error.
+    threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     engine_dir, folder = request["engine_dir"], Path(request["provisional"])
     run_video(
         RunRequest(

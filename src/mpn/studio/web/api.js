@@ -1,6 +1,9 @@
 // Requests to the server. The token is in the part of the address after '#', which a browser sends
 // to no server; it is kept for reloads of this tab only.
 
+import { deflateRuns } from "./deflate.js";
+
+const MOST_KEEPALIVE_BYTES = 60000; // browsers refuse 64 KiB of all such requests together
 const TOKEN_KEY = "mpn-studio-token";
 const RECONNECT_MS = 1000;
 
@@ -86,13 +89,15 @@ export async function getMask(index, signal) {
   return { labels: new Uint8Array(await response.arrayBuffer()), source, etag };
 }
 
-/** Save ids of a frame; returns the new revision. etag "*" overwrites any. */
-export async function putMask(index, labels, etag, keepalive = false) {
-  const stream = new Blob([labels]).stream().pipeThrough(new CompressionStream("gzip"));
-  const body = await new Response(stream).blob();
+/**
+ * Save ids of a frame; returns the new revision. etag "*" overwrites any. The request is on its way
+ * when this returns, and outlives the page if it is small enough for that.
+ */
+export async function putMask(index, labels, etag) {
+  const body = deflateRuns(labels);
   const response = await request("PUT", `masks/${index}`, {
     body,
-    keepalive: keepalive && body.size < 60000,
+    keepalive: body.length < MOST_KEEPALIVE_BYTES,
     headers: { "if-match": `"${etag}"`.replace('"*"', "*"), "content-type": "application/octet-stream" },
   });
   return (await response.json()).etag;

@@ -17,8 +17,10 @@ const $ = (id) => document.getElementById(id);
 const state = {
   video: null,
   palette: [],
-  index: 0,
-  mask: null, // FrameMask of the shown frame
+  mask: null, // FrameMask of the shown frame: its index, ids and revision; all edits are of this frame
+  get index() {
+    return this.mask?.index ?? wanted;
+  },
   tool: "brush",
   size: 24,
   selected: 1,
@@ -31,6 +33,7 @@ const state = {
   tracks: [], // by frame: Map of object id -> track
   isPlaying: false,
 };
+let wanted = 0; // frame that is being loaded, or the shown one; navigation goes on from here
 let view;
 let timeline;
 
@@ -118,8 +121,7 @@ async function seek(index) {
   const number = ++seekNumber;
   finishDrawing();
   void state.mask?.save();
-  state.index = index;
-  $("frame-number").value = index;
+  wanted = index;
   timeline.setIndex(index);
   loading?.abort();
   loading = new AbortController();
@@ -128,13 +130,20 @@ async function seek(index) {
     const level = Math.min(neededLevel(), 1);
     const [bitmap, mask] = await Promise.all([bitmapOf(index, level, signal), loadMask(index, signal)]);
     if (number !== seekNumber) return;
+    finishDrawing(); // of the frame that was shown until now
     shownLevel = level;
     view.setFrame(bitmap);
-    showMask(mask);
+    showMask(unsaved.get(index) ?? mask);
+    $("frame-number").value = index;
     timeline.setIndex(index);
     wantDetail();
   } catch (error) {
-    if (error.name !== "AbortError" && number === seekNumber) showError(error);
+    if (error.name === "AbortError" || number !== seekNumber) return;
+    wanted = state.index;
+    $("frame-number").value = wanted;
+    timeline.setIndex(wanted);
+    stopPlaying();
+    showError(error);
   }
 }
 
@@ -166,9 +175,9 @@ async function play() {
   if (state.isPlaying) return stopPlaying();
   state.isPlaying = true;
   $("play").setAttribute("aria-pressed", "true");
-  if (state.index === state.video.frames - 1) await seek(0);
-  while (state.isPlaying && state.index < state.video.frames - 1) {
-    await seek(state.index + 1);
+  if (wanted === state.video.frames - 1) await seek(0);
+  while (state.isPlaying && wanted < state.video.frames - 1) {
+    await seek(wanted + 1);
     await new Promise(requestAnimationFrame);
   }
   stopPlaying();
@@ -187,9 +196,9 @@ const listeners = {
     view.repaint(rect);
     updateUndo();
   },
-  onSaveState: (text) => {
+  onSaveState: (text, mask) => {
     $("saved").textContent = text;
-    if (state.mask?.isDirty) unsaved.set(state.mask.index, state.mask);
+    if (mask.isDirty) unsaved.set(mask.index, mask);
   },
   onSaved: (mask) => {
     if (!mask.isDirty) unsaved.delete(mask.index);
@@ -204,8 +213,10 @@ const MOST_KEPT_BYTES = 64 << 20;
 
 async function loadMask(index, signal) {
   if (unsaved.has(index)) return unsaved.get(index);
-  const loaded = await api.getMask(index, signal);
   const before = kept.get(index);
+  const etag = before?.etag;
+  const loaded = await api.getMask(index, signal);
+  if (before && (before.isBusy || before.etag !== etag)) return before; // drawn in the meantime
   if (before && before.etag === loaded.etag && loaded.source === "drawn") return before;
   const { width, height } = state.video;
   return new FrameMask(index, width, height, loaded, listeners);
@@ -229,11 +240,12 @@ function showMask(mask) {
 
 /** Load the shown frame's mask again, unless it is being drawn. */
 async function reloadMask() {
-  const { mask, index } = state;
-  if (!mask || mask.isInStroke || mask.isDirty || mask.saving) return;
+  const { mask } = state;
+  if (!mask || mask.isBusy) return;
+  const { etag } = mask;
   try {
-    const again = await loadMask(index);
-    if (state.index === index && state.mask === mask && !mask.isInStroke && !mask.isDirty) showMask(again);
+    const again = await loadMask(mask.index);
+    if (state.mask === mask && !mask.isBusy && mask.etag === etag) showMask(again);
   } catch (error) {
     showError(error);
   }
@@ -246,7 +258,7 @@ function showConflict(mask) {
       mask.hasConflict = false;
       unsaved.delete(mask.index);
       kept.delete(mask.index);
-      if (state.index === mask.index) void seek(mask.index);
+      if (wanted === mask.index) void seek(mask.index);
     }],
     ["Keep mine", () => mask.save({ overwrite: true })],
   ]);
@@ -260,7 +272,7 @@ async function discardDrawing() {
     kept.delete(mask.index);
     $("saved").textContent = "Drawing discarded";
     await loadEdits();
-    await seek(mask.index);
+    if (wanted === mask.index) await seek(mask.index);
   } catch (error) {
     if (error.status === 412) showConflict(mask);
     else showError(error);
@@ -268,8 +280,10 @@ async function discardDrawing() {
 }
 
 async function copyBefore() {
-  const { index, mask } = state;
-  if (index === 0) return;
+  const { mask } = state;
+  if (!mask || mask.index === 0) return;
+  const { index } = mask;
+  finishDrawing();
   try {
     const before = unsaved.get(index - 1) ?? (await api.getMask(index - 1));
     if (state.mask !== mask) return;
@@ -460,9 +474,10 @@ function missingObjects() {
 }
 
 async function setDirection(direction) {
-  await state.mask.save();
+  const { mask } = state;
+  await mask.save();
   try {
-    takeEdits(await api.sendJson("PUT", `directions/${state.index}`, { direction }));
+    takeEdits(await api.sendJson("PUT", `directions/${mask.index}`, { direction }));
   } catch (error) {
     showError(error);
   }
@@ -720,7 +735,7 @@ function wire() {
     run: runOrCancel,
     tool: setTool,
     size: (change) => setSize(state.size + change * Math.max(1, Math.round(state.size / 10))),
-    step: (change) => seekByUser(state.index + change),
+    step: (change) => seekByUser(wanted + change),
     end: (index) => seekByUser(index),
     object: (id) => select(id),
     zoom: (factor) => view.zoomAtCentre(factor),
@@ -760,16 +775,17 @@ function wire() {
   for (const input of $("direction").querySelectorAll("input")) {
     input.addEventListener("change", () => setDirection(input.value));
   }
-  addEventListener("pagehide", () => state.mask?.save({ keepalive: true }));
+  addEventListener("pagehide", finishDrawing); // the end of a stroke saves it
   addEventListener("beforeunload", (event) => {
-    if (unsaved.size || state.mask?.isDirty) event.preventDefault();
+    finishDrawing();
+    if (unsaved.size) event.preventDefault();
   });
   addEventListener("hashchange", () => location.reload());
 }
 
 function stepWorth(change) {
   const frames = [...timeline.worth].sort((a, b) => a - b);
-  const found = change > 0 ? frames.find((frame) => frame > state.index) : frames.findLast((frame) => frame < state.index);
+  const found = change > 0 ? frames.find((frame) => frame > wanted) : frames.findLast((frame) => frame < wanted);
   if (found !== undefined) void seekByUser(found);
 }
 

@@ -4,13 +4,13 @@
 import { deleteMask, putMask } from "./api.js";
 import { cropLabels, emptyRect, growRect, isEmptyRect, paintPolygon, paintSegment, pasteLabels } from "./raster.js";
 
-const SAVE_AFTER_MS = 250;
+const RETRY_AFTER_MS = 2000;
 const MOST_HISTORY_BYTES = 64 << 20;
 
 export class FrameMask {
   /**
    * index: frame; labels: Uint8Array of width * height; source, etag: as from getMask.
-   * listeners: {onChange(rect), onSaved(mask), onConflict(mask), onSaveState(text),
+   * listeners: {onChange(rect), onSaved(mask), onConflict(mask), onSaveState(text, mask),
    * onSaveError(error)}
    */
   constructor(index, width, height, { labels, source, etag }, listeners) {
@@ -40,6 +40,11 @@ export class FrameMask {
 
   get isInStroke() {
     return this.before !== null;
+  }
+
+  /** Whether the ids differ, or soon may differ, from those of the server. */
+  get isBusy() {
+    return this.isInStroke || this.isDirty || this.saving !== null;
   }
 
   segment(a, b, diameter, id, may) {
@@ -115,38 +120,37 @@ export class FrameMask {
   changed() {
     this.isDirty = true;
     this.source = "drawn";
-    this.listeners.onSaveState("Saving …");
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.save(), SAVE_AFTER_MS);
+    this.listeners.onSaveState("Saving …", this);
+    void this.save(); // at once: the page may be closed right after a stroke
   }
 
   /** Save now if anything is unsaved; returns when it is. */
-  async save({ overwrite = false, keepalive = false } = {}) {
+  async save({ overwrite = false } = {}) {
     clearTimeout(this.timer);
     while (this.saving) await this.saving;
     if (!this.isDirty) return;
     if (this.hasConflict && !overwrite) return this.listeners.onConflict(this);
     this.isDirty = false;
-    this.saving = this.put(overwrite ? "*" : this.etag, keepalive);
+    this.saving = this.put(overwrite ? "*" : this.etag);
     await this.saving;
   }
 
-  async put(etag, keepalive) {
+  async put(etag) {
     try {
-      this.etag = await putMask(this.index, this.labels, etag, keepalive);
+      this.etag = await putMask(this.index, this.labels, etag);
       this.hasConflict = false;
-      this.listeners.onSaveState(this.isDirty ? "Saving …" : "Saved");
+      this.listeners.onSaveState(this.isDirty ? "Saving …" : "Saved", this);
       this.listeners.onSaved(this);
     } catch (error) {
       this.isDirty = true;
       if (error.status === 412) {
         this.hasConflict = true;
-        this.listeners.onSaveState("Not saved");
+        this.listeners.onSaveState("Not saved", this);
         this.listeners.onConflict(this);
       } else {
-        this.listeners.onSaveState("Not saved");
+        this.listeners.onSaveState("Not saved", this);
         this.listeners.onSaveError(error);
-        this.timer = setTimeout(() => this.save(), 2000);
+        this.timer = setTimeout(() => this.save(), RETRY_AFTER_MS);
       }
     } finally {
       this.saving = null;
@@ -158,6 +162,6 @@ export class FrameMask {
     clearTimeout(this.timer);
     while (this.saving) await this.saving;
     this.isDirty = false;
-    await deleteMask(this.index, this.etag);
+    this.etag = await deleteMask(this.index, this.etag);
   }
 }
