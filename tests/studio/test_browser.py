@@ -314,30 +314,28 @@ def test_two_pages_do_not_fight(browser: Browser, pond: ClipPaths, tmp_path: Pat
 def test_edits_are_of_the_shown_frame(browser: Browser, pond: ClipPaths, tmp_path: Path) -> None:
     """While another frame is loading; and the last stroke before a reload is saved."""
     out = tmp_path / "out"
-    drawn = [np.zeros(SIZE_HW, np.uint8) for _ in range(2)]
+    drawn = {index: np.zeros(SIZE_HW, np.uint8) for index in (0, 9)}
     with StudioProcess(pond.video, out) as server:
         page = open_page(browser, server, out)
         page.set_size(9)
-        for index, line in enumerate(([(50, 50), (90, 90)], [(200, 50), (250, 90)])):
+        for index, line in ((9, [(200, 50), (250, 90)]), (0, [(50, 50), (90, 90)])):
             page.go_to(index)
             page.draw(line)
             stroke(drawn[index], line, 9, 1)
-        page.go_to(0)
         held: list[Route] = []
-        page.page.route("**/api/masks/2", lambda route: held.append(route))  # noqa: PLW0108
-        page.tool(".")
-        with page.page.expect_request("**/api/masks/2"):
-            page.tool(".")
+        page.page.route("**/api/masks/10", lambda route: held.append(route))
+        with page.page.expect_request("**/api/masks/10"):
+            page.tool(">")
         page.tool("c")
         expect(page.page.locator("#frame-title")).to_have_text("Frame 0")
         expect(page.page.locator("#frame-number")).to_have_value("0")
         page.draw([(300, 50), (350, 90)])
         stroke(drawn[0], [(300, 50), (350, 90)], 9, 1)
         held[0].continue_()
-        page.wait_for_frame(2)
-        expect(page.page.locator("#frame-number")).to_have_value("2")
+        page.wait_for_frame(10)
+        expect(page.page.locator("#frame-number")).to_have_value("10")
         page.go_to(0)
-        for index in range(2):
+        for index in drawn:
             np.testing.assert_array_equal(page.saved(index), drawn[index])
 
         page.page.mouse.move(*page.point((10, 200)))
