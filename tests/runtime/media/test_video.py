@@ -425,6 +425,13 @@ def test_folder_is_read_in_natural_order_with_the_files_names(tmp_path: Path) ->
         ["a2b9", "A2b10", "a11b1"],
         ["v1.0009", "v1.0010", "v1.0100"],
         ["1.2.9", "1.2.10", "1.10.1"],
+        ["t.7", "t.75", "t.8", "t.85", "t.9"],
+        ["t.05", "t.1", "t.15"],
+        ["t.75", "t0.8", "t1.25"],
+        ["shot.8", "shot.9", "shot.10", "shot.12"],
+        ["take.9", "take.10"],
+        ["odd.9", "odd.11", "odd.13"],
+        ["1,25", "1,50", "2,5"],
         ["-1.5", "-1", "0", "2"],
         ["f-1", "f-2", "f-10"],
     ],
@@ -438,7 +445,16 @@ def test_images_are_in_the_order_of_their_values(tmp_path: Path, ordered: list[s
 
 
 @pytest.mark.parametrize(
-    "names", [("v1.9", "v1.10"), ("v1.1", "v1.10"), ("f1", "F1"), ("f01", "f1")]
+    "names",
+    [
+        ("v1.9", "v1.10"),
+        ("v1.1", "v1.10"),
+        ("f1", "F1"),
+        ("f01", "f1"),
+        ("t.7", "t.75"),
+        ("1,5", "1,25"),
+        ("0x09", "0x0A"),
+    ],
 )
 def test_images_whose_order_is_in_doubt_are_refused(tmp_path: Path, names: list[str]) -> None:
     for name in names:
@@ -593,8 +609,10 @@ def disc_frame(index: int) -> np.ndarray:
     return np.stack([level, level // 2, 255 - level], axis=-1).astype(np.uint8)
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-@pytest.mark.parametrize("is_gray", [True, False])
+@pytest.mark.parametrize(
+    ("suffix", "is_gray"),
+    [("png", True), ("png", False), ("tif", True), ("tif", False), ("pgm", True), ("ppm", False)],
+)
 @pytest.mark.parametrize(("bits", "first"), [(12, 0), (10, 0), (16, 0), (12, 2)])
 def test_range_of_deep_images_is_that_of_their_values(
     tmp_path: Path, suffix: str, is_gray: bool, bits: int, first: int

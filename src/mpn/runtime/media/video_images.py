@@ -27,6 +27,11 @@ IMAGE_SUFFIXES = frozenset(
 
 _NUMBER = re.compile(r"((?<![.\d])\d+\.\d+(?!\.?\d)|\d+)")
 """A whole number, or one with a fraction; the parts of ``1.2.3`` are three whole numbers."""
+_AFTER_DOT = re.compile(r"(?<![.\d])\.(\d+)(?!\.?\d)")
+"""The digits of ``t.75``: a fraction, or a counter as in ``shot.9``, ``shot.10``."""
+_FRACTION = re.compile(r"((?:(?<![.\d])\d+|(?<![.\d]))\.\d+(?!\.?\d)|\d+)")
+_AFTER_COMMA = re.compile(r"(?<![,\d])(\d+),(\d+)(?!,?\d)")
+_HEXADECIMAL = re.compile(r"(?<![0-9a-z])0x[0-9a-f]*[a-f][0-9a-f]*(?![0-9a-z])")
 _SIGNED = re.compile(r"-?\d+(\.\d+)?")
 _PRINTF = re.compile(r"%(?:0(\d+))?d")
 _EXIF_ORIENTATION = 0x0112
@@ -35,6 +40,8 @@ _TRANSPOSED = frozenset({5, 6, 7, 8})
 
 _DEEP = re.compile(r";16|;32")
 """Pillow's raw modes of more than 8 bits."""
+_PPM_MAXIMUM = 65535
+"""Of a PPM of 16 bits, whose raw mode is that of 8 bits."""
 _DEPTHS = (8, 10, 12, 14, 16, 24, 31)
 """Bits that cameras and files use, without a sign."""
 
@@ -110,18 +117,26 @@ def images_from_pattern(pattern: Path) -> list[Path]:
 def natural_order(stems: Iterable[str]) -> list[str]:
     """Sort names by the values of their numbers, and by text without regard to case.
 
-    Digits after a dot are a fraction: ``t.75``, ``t0.8`` and ``Frame_9``, ``FRAME_13``. If all
-    names are numbers, some with a minus sign, it counts.
+    Digits after a dot are a fraction: ``t.75``, ``t0.8`` and ``Frame_9``, ``FRAME_13``; without a
+    digit before the dot they may be a counter, see :func:`_prefixes_of_fractions`. If all names are
+    numbers, some with a minus sign, it counts.
 
     Raises:
-        ValueError: If the order of two names is ambiguous: they have the same value, or the digits
-            after their dot count up, as in ``1.9``, ``1.10``.
+        ValueError: If the order of two names is ambiguous: they have the same value, the digits
+            after their dot count up, as in ``1.9``, ``1.10``, those after a comma differ in
+            length, or they are hexadecimal.
     """
     names = sorted(stems)
     is_signed = all(map(_SIGNED.fullmatch, names)) and not all(n.startswith("-") for n in names)
 
+    _check_other_numbers(names)
+    fractions = _prefixes_of_fractions(names)
+
     def key(name: str) -> list[Any]:
-        parts: list[Any] = _NUMBER.split(name.casefold())
+        folded = name.casefold()
+        after_dot = _AFTER_DOT.search(folded)
+        is_fraction = after_dot is not None and folded[: after_dot.start()] in fractions
+        parts: list[Any] = (_FRACTION if is_fraction else _NUMBER).split(folded)
         parts[1::2] = map(Fraction, parts[1::2])
         return ["", -parts[1], ""] if is_signed and name.startswith("-") else parts
 
@@ -142,11 +157,72 @@ def natural_order(stems: Iterable[str]) -> list[str]:
         counts = sorted(map(int, digits_of))
         is_run = len(counts) > 1 and counts[-1] - counts[0] == len(counts) - 1
         if is_run and len(set(map(len, digits_of))) > 1:
-            raise ValueError(
-                f"the order of {whole}.{counts[0]} and {whole}.{counts[-1]} is ambiguous, the "
-                "digits after the dot may be a fraction or a counter: give them one length"
-            )
+            raise ValueError(_in_doubt(f"{whole}.{counts[0]}", f"{whole}.{counts[-1]}", "dot"))
     return ordered
+
+
+def _prefixes_of_fractions(names: Iterable[str]) -> set[str]:
+    """Return the texts before a dot that starts a fraction, as in ``t.75``.
+
+    They are if other names have digits before the dot (``t0.8``), or if only as fractions they have
+    one step (``t.7``, ``t.75``, ``t.8``). They count if one ends with 0, which a fraction does not
+    need, or if they have one step as numbers (``shot.9``, ``shot.10``).
+
+    Raises:
+        ValueError: If neither holds.
+    """
+    groups: defaultdict[str, set[str]] = defaultdict(set)
+    wholes = set()
+    for name in map(str.casefold, names):
+        if match := _AFTER_DOT.search(name):
+            groups[name[: match.start()]].add(match[1])
+        for number in _NUMBER.finditer(name):
+            if "." in number[0]:
+                wholes.add(name[: number.start()])
+    fractions = set()
+    for prefix, digits_of in groups.items():
+        shortest = min(map(len, digits_of))
+        longer = [digits for digits in digits_of if len(digits) > shortest]
+        if prefix in wholes:
+            fractions.add(prefix)
+        elif longer and not any(digits.endswith("0") for digits in longer):
+            is_counter = _has_one_step(map(Fraction, digits_of))
+            is_fraction = _has_one_step(Fraction(f".{digits}") for digits in digits_of)
+            if is_counter is is_fraction:
+                first, *_, second = sorted(digits_of, key=lambda digits: (len(digits), digits))
+                raise ValueError(_in_doubt(f"{prefix}.{first}", f"{prefix}.{second}", "dot"))
+            if is_fraction:
+                fractions.add(prefix)
+    return fractions
+
+
+def _has_one_step(values: Iterable[Fraction]) -> bool:
+    return len({after - before for before, after in pairwise(sorted(values))}) == 1
+
+
+def _check_other_numbers(names: Iterable[str]) -> None:
+    """Raise ValueError for hexadecimal numbers and decimal commas in doubt."""
+    hexadecimal = [name for name in names if _HEXADECIMAL.search(name.casefold())]
+    others = [name for name in names if "0x" in name.casefold() and name not in hexadecimal[:1]]
+    if hexadecimal and others:
+        raise ValueError(
+            f"the order of {hexadecimal[0]} and {others[0]} is ambiguous, they may hold "
+            "hexadecimal numbers: give them decimal ones"
+        )
+    decimals: dict[str, tuple[str, str]] = {}
+    for name in names:
+        for match in _AFTER_COMMA.finditer(name):
+            whole = name[: match.start(2)].casefold()
+            before, digits = decimals.setdefault(whole, (name, match[2]))
+            if len(digits) != len(match[2]):
+                raise ValueError(_in_doubt(before, name, "comma"))
+
+
+def _in_doubt(first: str, second: str, mark: str) -> str:
+    return (
+        f"the order of {first} and {second} is ambiguous, the digits after the {mark} may be a "
+        "fraction or a counter: give them one length"
+    )
 
 
 def load_rgb(path: Path, *, bits: int = 16) -> UInt8Array:
@@ -217,9 +293,12 @@ def _is_deep(image: Image.Image) -> bool:
     """Return whether the file of an image has more than 8 bits per value."""
     if image.mode == "F":
         return False
-    return image.mode.startswith("I") or any(
-        _DEEP.search(str(tile[3])) for tile in getattr(image, "tile", ())
-    )
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]
+    if image.format == "PPM" and image.mode == "RGB":  # other maxima state the used bits
+        return any(
+            _PPM_MAXIMUM in (each if isinstance(each, tuple) else (each,)) for each in arguments
+        )
+    return image.mode.startswith("I") or any(_DEEP.search(str(each)) for each in arguments)
 
 
 def _deep_rgb(path: Path) -> npt.NDArray[Any]:
