@@ -63,6 +63,27 @@ def test_folder_gives_masks_of_its_frames_and_names(request_: RunRequest, tmp_pa
     assert "object_names" not in run_video(plain)
 
 
+@pytest.mark.parametrize("end", [None, 4, 50])
+def test_masks_of_a_folder_after_the_end_are_left_out(
+    request_: RunRequest, tmp_path: Path, end: int | None
+) -> None:
+    folder = tmp_path / "sparse"
+    folder.mkdir()
+    for index in (0, 3, 4, 9, 70):
+        save_labels(folder / f"{index:05d}.png", scene_labels(index % FRAMES))
+    report = run_video(replace(request_, masks={None: folder}, end=end))
+    expected = [0, 3] if end == 4 else [0, 3, 4]
+    assert [mask["frame"] for mask in report["masks"]] == expected
+    assert report["frames"] == (4 if end == 4 else FRAMES)
+    assert any("are left out" in note for note in report["warnings"])
+    with pytest.raises(InputError, match="frame 9, but the last frame is"):
+        run_video(replace(request_, masks={0: folder / "00000.png", 9: folder / "00009.png"}))
+    for index in (0, 3, 4):
+        (folder / f"{index:05d}.png").unlink()
+    with pytest.raises(InputError, match=r"last frame is|none is a frame of the video"):
+        run_video(replace(request_, masks={None: folder}, end=end))
+
+
 def test_masks_given_as_their_own_folder_are_kept(request_: RunRequest, tmp_path: Path) -> None:
     """Masks that were changed in OUT/masks are given to the next run in OUT."""
     run_video(request_)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mpn.errors import InputError
+from mpn.errors import InputError, VideoError
 from mpn.formats import GivenMasks, ObjectIds, VideoFacts, read_masks
-from mpn.runtime.media.video import VideoSource
+from mpn.formats.regions import shown_frames
+from mpn.runtime.media.video import EndsEarlyError, VideoSource
 from mpn.runtime.media.video_images import ImageSequence
 from mpn.runtime.session.mask_frames import frame_names, frame_of_mask
 from mpn.types import UInt8Array
@@ -44,6 +45,7 @@ def read_mask_files(
     labels: dict[int | None, UInt8Array] = {}
     paths: dict[int | None, Path] = {}
     notes: list[str] = []
+    listed: set[int] = set()
     for given, path in files.items():
         frame = given
         if isinstance(video, VideoSource) and not path.is_dir():
@@ -61,4 +63,31 @@ def read_mask_files(
                     "frame"
                 )
             labels[index], paths[index] = mask, path
+            if given is None and own is not None:
+                listed.add(own)
+    if isinstance(video, VideoSource) and listed:
+        end = _end_of(max(listed), video)
+        late = {index for index in listed if end is not None and index >= end}
+        if late and late != labels.keys():
+            notes.append(f"masks of {shown_frames(late)} are left out: they are after the end")
+            for index in late:
+                del labels[index], paths[index]
     return GivenMasks(labels, dict(objects.names), tuple(notes)), paths
+
+
+def _end_of(index: int, video: VideoSource) -> int | None:
+    """Return the end of a run, exact if it is not after an index.
+
+    The number of frames in the header of a file may be wrong, so they are counted if a mask is
+    after them.
+    """
+    hint = video.frame_count_hint
+    if video.is_live or (hint is not None and index < video.first_frame.index + hint):
+        return video.end_index
+    try:
+        next(video.backwards(index, index + 1), None)
+    except EndsEarlyError as error:
+        return error.count if video.end_index is None else min(error.count, video.end_index)
+    except VideoError:  # the run itself raises it, after the frames before it
+        pass
+    return video.end_index
