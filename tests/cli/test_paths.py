@@ -102,3 +102,12 @@ def test_hub_cache_of_links_runs(inputs: Path, capsys: pytest.CaptureFixture[str
     blob.write_bytes(bytes(np.frombuffer(blob.read_bytes(), np.uint8)[::-1]))
     assert run("clip.mp4", "first.png", "--out", "second") == 1
     assert "has changed since export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["review", "export", "inspect"])
+def test_too_long_name_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._run_app(cli.app, [command, "x" * 300]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert "File name too long" in shown
+    assert shown.count("\n") == 1

@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 failure (one line on stderr), 2 wrong usage, 130 interr
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -101,9 +102,13 @@ def _run_app(application: typer.Typer, arguments: list[str] | None = None) -> in
             command = None if error.ctx is None else error.ctx.command.name
             _print_error(refusal_of(command, unknown) or usage_message(error, given))
         return USAGE_ERROR
-    except MpnError as error:
+    except (MpnError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:  # a stream, or an internal error
+            raise
         if debug:
             echo_document(traceback.format_exc().rstrip(), err=True)
+        elif isinstance(error, OSError):
+            _print_error(f"cannot use {os.fsdecode(error.filename)}: {error.strerror}")
         else:
             _print_error(str(error))
         return FAILURE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import zipfile
 import zlib
@@ -94,7 +95,7 @@ def read_masks(
     """
     path = Path(path)
     reader = _Reader(facts, frame, ObjectIds() if objects is None else objects, max_objects)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         return reader.folder(path)
     return reader.file(path)
 

@@ -208,7 +208,12 @@ def open_video(
         MissingExtraError: If ``decode`` is ``"nvdec"`` and PyNvVideoCodec is not installed.
         VideoError: If the source does not exist or no frame can be decoded.
     """
-    video = _opened(source, start=start, end=end, fps=fps)
+    try:
+        video = _opened(source, start=start, end=end, fps=fps)
+    except OSError as error:  # such as a name that is too long
+        raise VideoError(
+            f"cannot open {redacted(str(source))}: {error.strerror or error}"
+        ) from error
     if decode == "cpu":
         return video
     from mpn.runtime.media.video_nvdec import choose_decoder

@@ -201,7 +201,7 @@ def _has_one_step(values: Iterable[Fraction]) -> bool:
 
 
 def _check_other_numbers(names: Iterable[str]) -> None:
-    """Raise ValueError for hexadecimal numbers and decimal commas in doubt."""
+    """Raise ValueError for hexadecimal numbers and ambiguous commas."""
     hexadecimal = [name for name in names if _HEXADECIMAL.search(name.casefold())]
     others = [name for name in names if "0x" in name.casefold() and name not in hexadecimal[:1]]
     if hexadecimal and others:

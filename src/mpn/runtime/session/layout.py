@@ -112,7 +112,8 @@ def check_out(out: Path) -> None:
 
     Nothing is created. Writing may still fail later (read-only or full file system).
     """
-    existing = next((path for path in (out, *out.absolute().parents) if path.exists()), None)
+    with output_errors(out):
+        existing = next((path for path in (out, *out.absolute().parents) if path.exists()), None)
     if existing is None or not existing.is_dir():
         raise OutputError(f"cannot write to {out}: {existing or out} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def read_mask_files(
     listed: set[int] = set()
     for given, path in files.items():
         frame = given
-        if isinstance(video, VideoSource) and not path.is_dir():
+        if isinstance(video, VideoSource) and not os.path.isdir(path):
             frame = frame_of_mask(given, path, video)
             if given is None and frame not in (None, video.first_frame.index):
                 notes.append(f"the mask {path} is used for frame {frame}, the image of its name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -89,7 +90,9 @@ class RunRequest:
     def mask_paths(self) -> list[Path]:
         """Files of the masks, those in folders included."""
         paths = self.masks.values()
-        return [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
+        return [
+            file for path in paths for file in (path.iterdir() if os.path.isdir(path) else [path])
+        ]
 
 
 @dataclass(frozen=True)
