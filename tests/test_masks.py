@@ -227,6 +227,24 @@ def test_ids_with_thin_objects_are_read(tmp_path: Path) -> None:
     assert np.array_equal(load_labels(save_gray(tmp_path / "mask.png", labels)), labels)
 
 
+@pytest.mark.parametrize("ids", [(1, 3), (2, 0), (1, 5)])
+@pytest.mark.parametrize("scale", [2, 3])
+def test_interpolated_ids_are_refused(tmp_path: Path, ids: tuple[int, int], scale: int) -> None:
+    """Control: enlarged by nearest neighbour, with a thin object at an edge."""
+    small = np.maximum(disc(12, 20) * np.uint8(ids[0]), disc(12, 40) * np.uint8(ids[1]))
+    for method in (cv2.INTER_NEAREST, cv2.INTER_LINEAR):
+        labels = cv2.resize(small, None, fx=scale, fy=scale, interpolation=method)
+        if method == cv2.INTER_NEAREST:
+            edge = 32 * scale  # a strap between the objects and the background
+            labels[24 * scale - 8 : 24 * scale + 8, edge - 4 : edge - 2] = 2
+        save_labels(tmp_path / "mask.png", labels)
+        if method == cv2.INTER_NEAREST:
+            np.testing.assert_array_equal(load_labels(tmp_path / "mask.png"), labels)
+        else:
+            with pytest.raises(MaskError, match=r"is soft: \d of its ids .* nearest neighbour"):
+                load_labels(tmp_path / "mask.png")
+
+
 def test_empty_mask_is_refused(tmp_path: Path) -> None:
     path = save_gray(tmp_path / "empty.png", np.zeros((4, 6), np.uint8))
     with pytest.raises(MaskError, match=r"empty\.png is empty"):

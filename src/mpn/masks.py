@@ -38,6 +38,8 @@ _MIN_THIN_SCALED_LEVELS = 2
 levels are above DEFAULT_MAX_OBJECTS. Of 1,376 masks of DAVIS, BMS and COCO, 2 have 2 or more such
 ids, and there they are 4 of 26 ids at most."""
 
+_MIN_BLEND_PX = 16  # an object of fewer pixels may be between two others by chance
+
 _SAME_COLOUR_LEVELS = 1
 """Two DAVIS palettes are in circulation, which differ by one level in places (191, 192)."""
 
@@ -126,6 +128,8 @@ def load_labels(
                 f"{counts[VOID]} pixels of value 255 in the mask {path} were taken for void "
                 "(background)"
             )
+        if not allow_empty and 0 < foreground.size <= max_objects:
+            _check_blends(path, labels)
     if foreground.size == 0 and not allow_empty:
         raise MaskError(f"the mask {path} is empty (every pixel is 0): mark at least one object")
     if foreground.size > max_objects:
@@ -207,6 +211,35 @@ def _check_levels(path: Path, labels: UInt8Array, counts: npt.NDArray[np.intp]) 
         raise MaskError(
             f"the mask {path} is ambiguous: 255 next to other gray levels may be an object or void "
             f"({_with_counts(counts)}); save ids 1, 2, ... as a palette PNG, or one object as 0/255"
+        )
+
+
+def _check_blends(path: Path, labels: UInt8Array) -> None:
+    """Raise MaskError if ids are only steps between others, as if interpolated.
+
+    Such an id has no square of 3x3 pixels, all of its pixels are within 2 px of both a lower and a
+    higher value, and it separates these: they touch directly in fewer places than it has pixels. A
+    thin object is not around all objects of higher ids.
+    """
+    if min(labels.shape) < _MIN_SOFT_SIDE_PX:
+        return
+    low, high = (cut(labels, np.ones((3, 3), np.uint8)) for cut in (cv2.erode, cv2.dilate))
+    counts = np.bincount(labels.ravel(), minlength=256)
+    suspects = np.setdiff1d(np.flatnonzero(counts >= _MIN_BLEND_PX), labels[low == high])
+    if suspects.size == 0:
+        return
+    low, high = (cut(labels, np.ones((5, 5), np.uint8)) for cut in (cv2.erode, cv2.dilate))
+    suspects = np.setdiff1d(suspects, labels[(low >= labels) | (labels >= high)])
+    first = np.concatenate((labels[:, :-1].ravel(), labels[:-1].ravel()))
+    second = np.concatenate((labels[:, 1:].ravel(), labels[1:].ravel()))
+    lower, higher = np.minimum(first, second), np.maximum(first, second)
+    blends = [k for k in suspects if ((lower < k) & (k < higher)).sum() < counts[k]]
+    if blends:
+        shown = ", ".join(f"{k}: {counts[k]} pixels" for k in blends[:4])
+        raise MaskError(
+            f"the mask {path} is soft: {len(blends)} of its ids are only in lines between lower "
+            f"and higher ids, as after an interpolation ({shown}); resize masks with nearest "
+            "neighbour"
         )
 
 
