@@ -757,7 +757,6 @@ def test_call_during_a_call_of_another_thread_raises() -> None:
             lambda: pipeline.start(PAN.frames[0], PAN.labels[0]),
             lambda: pipeline.correct(PAN.labels[0]),
             lambda: pipeline.resume_at(PAN.frames[0], PAN.labels[0]),
-            pipeline.close,
         ]
         try:
             for call in calls:
@@ -769,6 +768,40 @@ def test_call_during_a_call_of_another_thread_raises() -> None:
             thread.join()
         assert results[0].index == 1
         assert pipeline.step(PAN.frames[2]).index == 2
+
+
+def test_close_waits_for_the_call_of_another_thread() -> None:
+    """The error of the block is raised; a close within a call is refused."""
+    entered, may_go = threading.Event(), threading.Event()
+    own_close: list[str] = []
+
+    def network(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with pytest.raises(InputError, match="in use") as caught:
+            pipeline.close()
+        own_close.append(str(caught.value))
+        entered.set()
+        assert may_go.wait(10)
+        return {"prob": inputs["rgb_prob"][:, 3:4]}
+
+    results: list[Any] = []
+    pipeline = make(propagation=network)
+    thread = threading.Thread(target=lambda: results.append(pipeline.step(PAN.frames[1])))
+
+    def block_that_fails() -> None:
+        with pipeline:
+            pipeline.start(PAN.frames[0], PAN.labels[0])
+            thread.start()
+            assert entered.wait(10)
+            threading.Timer(0.05, may_go.set).start()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block_that_fails()
+    thread.join()
+    assert results[0].index == 1
+    assert len(own_close) == 1
+    with pytest.raises(InputError, match="closed"):
+        pipeline.step(PAN.frames[2])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

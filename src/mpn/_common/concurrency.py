@@ -135,6 +135,7 @@ class OneCaller:
     def __init__(self, name: str) -> None:
         self._name, self._pid = name, os.getpid()
         self._lock = threading.Lock()
+        self._user: int | None = None  # the thread that holds the lock
 
     @property
     def is_forked(self) -> bool:
@@ -151,21 +152,27 @@ class OneCaller:
             )
 
     @contextmanager
-    def use(self) -> Iterator[None]:
+    def use(self, *, waits: bool = False) -> Iterator[None]:
         """Hold the object for the body.
 
+        Args:
+            waits: Whether to wait for the call of another thread.
+
         Raises:
-            InputError: If another call holds it, or in a fork.
+            InputError: If another call holds it, with ``waits`` one of this thread, or in a fork.
         """
         self.check_process()
-        if not self._lock.acquire(blocking=False):
+        own = threading.get_ident()
+        if not self._lock.acquire(blocking=waits and self._user != own):
             raise InputError(
                 f"{self._name} is in use by another call: call it from one thread at a time, or "
                 "make one per thread"
             )
+        self._user = own
         try:
             yield
         finally:
+            self._user = None
             self._lock.release()
 
 

@@ -463,14 +463,15 @@ class Pipeline(Closeable):
     def close(self) -> None:
         """Close engines, finetuner and backend; closing twice is allowed.
 
-        In a fork of the process that made the pipeline nothing is closed.
+        A call of another thread is waited for. In a fork of the process that made the pipeline
+        nothing is closed.
 
         Raises:
-            InputError: If another thread uses the pipeline.
+            InputError: If this thread is within a call, as in a signal handler.
         """
         if self._caller.is_forked:
             return
-        with self._caller.use():
+        with self._caller.use(waits=True):
             self._is_closed = True
             self._state = None
             self._to_close.close()

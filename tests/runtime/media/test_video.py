@@ -190,7 +190,11 @@ def test_start_and_end_are_frame_indices(
 
 @pytest.mark.parametrize(
     ("start", "end", "message"),
-    [(-1, None, "from 0, got -1"), (5, 5, "above the start"), (5, 2, r"got 5\.\.2")],
+    [
+        (-1, None, "frame index of at least 0, got -1"),
+        (5, 5, "above the start"),
+        (5, 2, r"got 5\.\.2"),
+    ],
 )
 def test_senseless_range_is_refused(clip: Path, start: int, end: int, message: str) -> None:
     with pytest.raises(InputError, match=message):

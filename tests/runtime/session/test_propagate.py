@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -317,3 +318,20 @@ def test_iterable_of_frames_takes_forward_masks(clip: Path) -> None:
     results = list(propagate(frames, {3: mask(1)}, direction="forward", pipeline=pipeline))
     assert [result.object_ids for result in results] == [()] * 3 + [(1,)] * 5
     assert frames_of(pipeline)[0] == ("start", 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"start": "1"}, "the start must be a frame index of at least 0, got '1'"),
+        ({"end": 2.5}, "the end must be a frame index, got 2.5"),
+        ({"end": 0}, r"got 0\.\.0"),
+        ({"direction": "up"}, "direction of a mask must be one of .*, got 'up'"),
+    ],
+)
+def test_wrong_range_or_direction_raises_at_the_call(wrong: dict[str, Any], message: str) -> None:
+    frames = [level_frame(k, SIZE_HW) for k in range(3)]
+    assert len(list(propagate(frames, mask(1), pipeline=FakePipeline(), start=0, end=2))) == 2
+    with pytest.raises(InputError, match=message) as caught:
+        propagate(frames, mask(1), pipeline=FakePipeline(), **wrong)
+    assert "\n" not in str(caught.value)

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from mpn._common.closeable import Closeable
+from mpn._common.validation import check_int
 from mpn.errors import InputError, VideoError
 from mpn.types import Frame
 
@@ -231,7 +232,7 @@ def _opened(
     text = str(source)
     if not text:  # a path of no text is the current folder
         raise VideoError("the video is an empty text: give a file, a folder or an address")
-    first, last = _check_range(start, end)
+    first, last = check_frame_range(start, end)
     path = Path(text)
     # An existing file named "0" or "a%d.mp4" is a file, not a camera or a pattern.
     if path.is_dir() or (not path.exists() and "%" in path.name and not _URL.match(text)):
@@ -331,12 +332,18 @@ def start_beyond_end(address: str, start: int, count: int) -> VideoError:
     )
 
 
-def _check_range(start: int | None, end: int | None) -> tuple[int, int | None]:
-    first = 0 if start is None else start
-    if first < 0:
-        raise InputError(f"the start must be a frame index from 0, got {first}")
-    if end is not None and end <= first:
+def check_frame_range(start: int | None, end: int | None) -> tuple[int, int | None]:
+    """Return the first frame, and the frame to stop before.
+
+    Raises:
+        InputError: If they are no frame indices, or ``end`` is not above ``start``.
+    """
+    first = 0 if start is None else check_int("the start", start, least=0, kind="a frame index")
+    if end is None:
+        return first, None
+    last = check_int("the end", end, kind="a frame index")
+    if last <= first:
         raise InputError(
-            f"the end must be above the start (frames start..end-1 are used), got {first}..{end}"
+            f"the end must be above the start (frames start..end-1 are used), got {first}..{last}"
         )
-    return first, end
+    return first, last

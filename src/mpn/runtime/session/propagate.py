@@ -18,7 +18,13 @@ from mpn._common.options import refuse_old_arguments
 from mpn._common.validation import check_choice
 from mpn.errors import InputError
 from mpn.formats import VideoFacts
-from mpn.runtime.media.video import Decode, EndsEarlyError, VideoSource, open_video
+from mpn.runtime.media.video import (
+    Decode,
+    EndsEarlyError,
+    VideoSource,
+    check_frame_range,
+    open_video,
+)
 from mpn.runtime.session.mask_files import facts_of, read_mask_files
 from mpn.runtime.session.passes import FrameUpdate, Passes, PassResult, ReadBackwards
 from mpn.runtime.session.request import check_mask_frames, given_mask
@@ -97,6 +103,8 @@ def propagate(
         InputError: If the video or a mask cannot be used, or a mask lies outside the video.
         EngineError: If the engines cannot be opened or fail.
     """
+    check_choice("the direction of a mask", direction, DIRECTIONS)
+    check_frame_range(start, end)
     given: dict[int | None, Labels] = {}
     if isinstance(mask, Mapping):
         if corrections:
