@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -143,3 +144,28 @@ def test_frame_lost_without_an_error_ends_the_video(tmp_path: Path) -> None:
     with open_video(path) as video, pytest.raises(VideoError, match=r"a frame is lost.*damaged"):
         indices.extend(frame.index for frame in video)
     assert 3 < len(indices) < FRAMES - 1
+
+
+def clip_of_times(path: Path, times_ms: list[int]) -> Path:
+    frames = [noise_frame(i) for i in range(len(times_ms))]
+    return write_video(path, frames, pts=times_ms, time_base=Fraction(1, 1000))
+
+
+def test_frames_missing_in_the_middle_are_a_warning(tmp_path: Path) -> None:
+    times_ms = [round(i * 1000 / 30) for i in range(30)]
+    whole = clip_of_times(tmp_path / "whole.mkv", times_ms)
+    assert read(whole) == (30, [])
+    cut = clip_of_times(tmp_path / "cut.mkv", times_ms[:11] + times_ms[20:])
+    count, warnings = read(cut)
+    assert count == 21
+    assert len(warnings) == 1
+    assert "about 9 frames are missing after frame 10" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    "steps_ms", [[40, 80, 40, 120, 40, 40, 40, 90], [40] * 8 + [400] + [40, 60, 80, 40], [40, 500]]
+)
+def test_variable_frame_rate_is_no_damage(tmp_path: Path, steps_ms: list[int]) -> None:
+    times_ms = [sum(steps_ms[:i]) for i in range(len(steps_ms) + 1)]
+    path = clip_of_times(tmp_path / "a.mkv", times_ms)
+    assert read(path) == (len(times_ms), [])

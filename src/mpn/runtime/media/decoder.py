@@ -82,6 +82,51 @@ _DISPLAY_MATRIX_ONE = 1 << 16
 """The display matrix holds 16.16 fixed-point numbers (ISO/IEC 14496-12, 6.2.2)."""
 
 
+_FEWEST_INTERVALS = 5
+"""Equal intervals between frames before a gap, without which the rate may be variable."""
+
+_INTERVAL_TOLERANCE = Fraction(1, 100)
+_GAP = 2 - _INTERVAL_TOLERANCE
+
+
+class Gaps:
+    """Missing frames of a video of constant frame rate, found by their times.
+
+    Attributes:
+        found: (index of the frame before a gap, about how many frames are missing).
+    """
+
+    def __init__(self, tick_s: Fraction) -> None:
+        self.found: list[tuple[int, int]] = []
+        self._tick_s = tick_s
+        self._last_s: Fraction | None = None
+        self._first_s = Fraction(0)
+        self._count = 0
+        self._is_constant = True
+
+    def add(self, index: int, pts_s: Fraction) -> None:
+        """Add the time of the next frame in seconds."""
+        last_s, self._last_s = self._last_s, pts_s
+        if last_s is None:
+            self._first_s = pts_s
+            return
+        if not self._is_constant:
+            return
+        step_s = pts_s - last_s
+        if self._count:
+            mean_s = (last_s - self._first_s) / self._count
+            # Containers round times to their ticks, Matroska to milliseconds.
+            tolerance_s = mean_s * _INTERVAL_TOLERANCE + self._tick_s
+            if abs(step_s - mean_s) > tolerance_s:
+                if self._count < _FEWEST_INTERVALS or step_s < _GAP * mean_s:
+                    self._is_constant = False
+                    self.found.clear()
+                    return
+                self.found.append((index - 1, round(step_s / mean_s) - 1))
+                self._first_s += step_s - mean_s
+        self._count += 1
+
+
 @dataclass(frozen=True)
 class Decoded:
     """A decoded frame before its conversion to RGB.
@@ -112,6 +157,7 @@ class StreamDecoder(Closeable):
         rate: Average frame rate.
         decoded: Number of frames decoded so far.
         concealed: Indices of damaged frames that are used.
+        gaps: Gaps in the times of the frames.
         orientation: How stored pixels become upright, known after the first frame.
 
     Raises:
@@ -137,6 +183,7 @@ class StreamDecoder(Closeable):
         try:
             self.stream = _video_stream(self.container, address)
             self.rate = _frame_rate(self.stream)
+            self.gaps = Gaps(Fraction(self.stream.time_base))
             self._is_counted = (
                 not is_live
                 and self.stream.codec_context.name
@@ -261,6 +308,7 @@ class StreamDecoder(Closeable):
         self._next_pts_s = pts_s + 1 / self.rate
         index = self.decoded
         self.decoded += 1
+        self.gaps.add(index, pts_s)
         if picture.is_corrupt:
             self.concealed.append(index)
         if index == 0:

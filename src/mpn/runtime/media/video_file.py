@@ -26,6 +26,9 @@ def camera_address(index: int) -> tuple[str, str]:
     return (f"/dev/video{index}", "v4l2")
 
 
+_MOST_GAPS = 3
+"""Warnings about missing frames."""
+
 _UNKNOWN_COLOURS = frozenset({0, 2})
 """Codes of ISO/IEC 23091-2: reserved and unspecified."""
 
@@ -106,6 +109,19 @@ class VideoStream(VideoSource):
     @property
     def warnings(self) -> list[str]:
         """See :attr:`VideoSource.warnings`."""
+        return [*self._concealed_warnings(), *self._gap_warnings()]
+
+    def _gap_warnings(self) -> list[str]:
+        if self._live:
+            return []
+        return [
+            f"{self._shown}: about {count} frame{' is' if count == 1 else 's are'} missing after "
+            f"frame {index} (its time is followed by a jump): later frame numbers are lower than "
+            "in the undamaged video"
+            for index, count in self._decoder.gaps.found[:_MOST_GAPS]
+        ]
+
+    def _concealed_warnings(self) -> list[str]:
         concealed = [index for index in self._decoder.concealed if index >= self._start]
         if not concealed:
             return []
