@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ def test_review_prints_the_path(folder: Path, capsys: pytest.CaptureFixture[str]
     assert run("review", "out", "-o", "page.html") == 0
     assert Path("page.html").read_bytes() == Path("out/review.html").read_bytes()
     assert "masks alone" not in Path("page.html").read_text()
+
+
+def test_review_of_a_running_run_has_a_note(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The control is the complete run above, without a note."""
+    report = json.loads(Path("out/run.json").read_text())
+    Path("out/run.json").write_text(json.dumps(report | {"state": "running"}))
+    assert run("review", "out") == 0
+    assert "note: the run in out is not complete (running): it has" in capsys.readouterr().err
 
 
 def test_review_without_video_shows_masks_alone(

@@ -34,4 +34,7 @@ def review(
     """
     from mpn.runtime.results_review import write_review
 
-    echo(write_review(out, target, video=video))
+    def on_note(text: str) -> None:
+        echo(f"note: {text}", err=True)
+
+    echo(write_review(out, target, video=video, on_note=on_note))

@@ -289,6 +289,14 @@ class Results:
             )
 
 
+def note_of_incomplete(results: Results) -> str:
+    """Return the line for a user of results whose run is not complete."""
+    return (
+        f"the run in {results.paths.folder} is not complete ({results.state}): it has frames "
+        f"{results.frames[0].index} to {results.frames[-1].index}"
+    )
+
+
 def open_results(out: Path) -> Results:
     """Open the output folder of a run.
 

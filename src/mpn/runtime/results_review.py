@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mpn._common.files import write_bytes_atomically
 from mpn.errors import InputError, VideoError
-from mpn.runtime.results import Results, open_results
+from mpn.runtime.results import Results, note_of_incomplete, open_results
 from mpn.runtime.review.builder import (
     Correction,
     Review,
@@ -32,13 +32,20 @@ from mpn.runtime.review.writer import (
 from mpn.types import UInt8Array
 
 
-def write_review(out: Path, path: Path | None = None, *, video: Path | None = None) -> Path:
+def write_review(
+    out: Path,
+    path: Path | None = None,
+    *,
+    video: Path | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Path:
     """Write the review of an output folder, finished or not.
 
     Args:
         out: See :func:`mpn.runtime.results.open_results`.
         path: The file; None for ``review.html`` in the folder.
         video: The video, if it was moved. Without a video the pictures show the masks alone.
+        on_note: Called with one line if the run is not complete.
 
     Returns:
         The path of the file.
@@ -53,6 +60,8 @@ def write_review(out: Path, path: Path | None = None, *, video: Path | None = No
     check_replaceable_review(target)
     if "masks" not in results.saved:
         raise InputError(f"the run in {results.paths.folder} saved no masks: run with --save masks")
+    if on_note is not None and results.state != "complete":
+        on_note(note_of_incomplete(results))
     notes: tuple[str, ...] = ()
     try:
         review = review_of_results(results, has_video=True, video=video)

@@ -18,7 +18,7 @@ from mpn._common.signals import deferred_stops, stop_signals
 from mpn.errors import InputError, OutputError
 from mpn.runtime.convert.formats import WriteFormat, format_named
 from mpn.runtime.media.video import VideoSource
-from mpn.runtime.results import ResultFrame, Results, open_results
+from mpn.runtime.results import ResultFrame, Results, note_of_incomplete, open_results
 from mpn.types import Float32Array, Frame, UInt8Array
 
 CONVERTED_FOLDER = "converted"
@@ -158,10 +158,7 @@ def convert_results(
         on_frame or (lambda: None),
     )
     if on_note is not None and results.state != "complete":
-        on_note(
-            f"the run in {results.paths.folder} is not complete ({results.state}): it has frames "
-            f"{results.frames[0].index} to {results.frames[-1].index}"
-        )
+        on_note(note_of_incomplete(results))
     targets = _targets(results, names, target)
     if target is not None:
         _check_new(targets.values())
