@@ -150,6 +150,10 @@ def test_run_from_a_frame_shows_only_changed_frames(
     client.post("/api/run", json={})
     studio.runner.wait()
     kept = {index: studio.project.result_path(index).read_bytes() for index in range(7)}
+    review = studio.project.paths.review
+    assert not review.exists()
+    earlier = '<meta name="generator" content="mpn-runtime review">'
+    review.write_text(earlier)
     events: list[Event] = []
     monkeypatch.setattr(studio.runner, "_publish", events.append)
     put(client, 7, np.roll(scene_labels(7), 20, axis=1))
@@ -159,6 +163,8 @@ def test_run_from_a_frame_shows_only_changed_frames(
     assert studio.runner.status["state"] == "complete", studio.runner.status
     shown = [e["frame"] for event in events if event["type"] == "frames" for e in event["frames"]]
     assert set(shown) <= set(range(7, FRAMES))
+    assert studio.runner.status["kept"] == FRAMES
+    assert review.read_text(encoding="utf-8") != earlier
     for index, content in kept.items():
         assert studio.project.result_path(index).read_bytes() == content
     changed = load_labels(studio.project.result_path(8))
@@ -207,4 +213,5 @@ def test_run_that_is_cancelled_at_once_is_stopped(client: TestClient, studio: St
     client.post("/api/run", json={})
     client.delete("/api/run")
     studio.runner.wait()
-    assert studio.runner.status["state"] == "stopped", studio.runner.status
+    status = studio.runner.status
+    assert (status["state"], status["kept"]) == ("stopped", 0), status

@@ -349,6 +349,29 @@ def test_edits_are_of_the_shown_frame(browser: Browser, pond: ClipPaths, tmp_pat
         page.context.close()
 
 
+def test_drawing_of_a_killed_server_is_kept(
+    browser: Browser, pond: ClipPaths, tmp_path: Path
+) -> None:
+    """The page offers it as a file, which a later start takes as the drawing."""
+    out = tmp_path / "out"
+    expected = np.zeros(SIZE_HW, np.uint8)
+    with StudioProcess(pond.video, out) as server:
+        page = open_page(browser, server, out)
+        page.set_size(9)
+        server.kill()
+        page.page.mouse.move(*page.point((10, 200)))
+        page.page.mouse.down()
+        page.page.mouse.up()
+        stroke(expected, [(10, 200)], 9, 1)
+        expect(page.page.locator("#notice-text")).to_contain_text("not saved")
+        with page.page.expect_download() as download:
+            page.page.get_by_role("button", name="Save drawing as a file").click()
+        assert download.value.suggested_filename == "00000.png"
+        download.value.save_as(out / "corrections" / "00000.png")
+        np.testing.assert_array_equal(page.saved(0), expected)
+        page.context.close()
+
+
 class _HostilePage(BaseHTTPRequestHandler):
     """A page of another site that tries to read and to change."""
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from mpn.errors import OutputError
 from mpn.masks import load_labels, save_labels
 from mpn.runtime.media.random_access import FrameAccess
+from mpn.runtime.media.writers import crc32_of_frame
 from mpn.runtime.session.request import RunRequest
 from mpn.runtime.session.session import run_video
 from mpn.studio.project import Project, StaleError
@@ -20,6 +23,35 @@ def test_project_of_another_server_is_refused(
 ) -> None:
     with pytest.raises(OutputError, match="in use"):
         Project(str(clip), access, project.out)
+
+
+def test_results_of_another_video_are_refused(project: Project, access: FrameAccess) -> None:
+    (frame,) = access.frames_up_to(2)
+    line = {"frame": 2, "frame_crc32": crc32_of_frame(frame), "objects": []}
+    tracks = project.paths.tracks
+    project.set_name(1, "koi")
+    project.close()
+    tracks.write_text(json.dumps(line) + "\n")
+    Project(project.video, access, project.out).close()
+    tracks.write_text(json.dumps({**line, "frame_crc32": "00000000"}) + "\n")
+    with pytest.raises(OutputError, match="another video"):
+        Project(project.video, access, project.out)
+
+
+def test_empty_drawing_is_no_drawing(project: Project) -> None:
+    labels = np.zeros(SCENE_HW, np.uint8)
+    etag = project.save_mask(4, labels + 1, base_etag="none")
+    project.set_direction(4, "forward")
+    assert project.save_mask(4, labels, base_etag=etag) == "none"
+    assert (project.drawn(), project.directions, project.mask(4).source) == ({}, {}, "none")
+
+
+def test_removed_folder_is_created_again(project: Project) -> None:
+    shutil.rmtree(project.out)
+    project.set_name(1, "koi")
+    shutil.rmtree(project.out)
+    project.save_mask(4, np.ones(SCENE_HW, np.uint8), base_etag="none")
+    assert list(project.drawn()) == [4]
 
 
 def test_project_without_edits_leaves_no_folder(

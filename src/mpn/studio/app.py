@@ -77,7 +77,11 @@ class Studio:
         self.events = Broadcaster()
         self._provisional = TemporaryFolder()
         self.runner = Runner(
-            project.journal, project.tracks, self._provisional.path, self.events.publish
+            project.journal,
+            project.tracks,
+            project.result_count,
+            self._provisional.path,
+            self.events.publish,
         )
 
     def state(self) -> dict[str, Any]:
@@ -145,6 +149,7 @@ class Studio:
                 end=project.end,
                 save=frozenset({"masks", *earlier.get("saved", ())}),
                 resume=not restart,
+                review=project.paths.review.exists(),
             )
         )
 

@@ -31,6 +31,7 @@ from mpn._common.records import json_from_text, read_json, record_from_json
 from mpn.errors import InputError, MaskError, MpnError, OutputError
 from mpn.masks import load_annotation, load_labels, png_from_labels
 from mpn.runtime.media.random_access import FrameAccess
+from mpn.runtime.media.writers import crc32_of_frame
 from mpn.runtime.session.earlier import load_earlier_run
 from mpn.runtime.session.layout import check_not_input, check_out, result_paths
 from mpn.runtime.session.schedule import Direction
@@ -101,7 +102,8 @@ class Project(Closeable):
         end: End of the runs; None: the end of the video.
 
     Raises:
-        OutputError: If the folder cannot be written, or another studio has it open.
+        OutputError: If the folder cannot be written, has the results of another video, or another
+            studio has it open.
     """
 
     def __init__(self, video: str, access: FrameAccess, out: Path | None) -> None:
@@ -121,6 +123,7 @@ class Project(Closeable):
             self._remove_unfinished()
             self._notes = self._load_notes()
             run = self.run_report()
+            self._check_video(access)
             limits = {} if run is None else run.get("video", {})
             self.first_index: int = limits.get("start") or 0
             self.end: int | None = limits.get("end")
@@ -145,7 +148,7 @@ class Project(Closeable):
             drawn = self._load(self.drawn_path(index))
             result = self._load_result(index)
             etag = self.etag(index)
-        if drawn is None:
+        if drawn is None or not drawn.any():  # nothing was drawn, or everything was erased
             return ShownMask(result, "none" if result is None else "result", etag)
         if result is not None and _holds(result, drawn):
             return ShownMask(result, "result", etag)
@@ -175,7 +178,7 @@ class Project(Closeable):
         return self._etags[path][1]
 
     def save_mask(self, index: int, labels: UInt8Array, *, base_etag: str | None) -> str:
-        """Write the mask that was drawn for a frame.
+        """Write the mask that was drawn for a frame; one without objects is no drawing.
 
         Args:
             index: Index of the frame.
@@ -197,15 +200,18 @@ class Project(Closeable):
             )
         with self._lock:
             self._check_base(index, base_etag)
+            if not labels.any():
+                self._remove_drawn(index)
+                return NO_ETAG
+            self._make_folder()
             write_bytes_atomically(self.drawn_path(index), png_from_labels(labels), durable=True)
             return self.etag(index)
 
     def remove_mask(self, index: int, *, base_etag: str | None) -> None:
         """Remove the drawn mask of a frame; see :meth:`save_mask` for the errors."""
-        with self._lock, output_errors(self.folder):
+        with self._lock:
             self._check_base(index, base_etag)
-            self.drawn_path(index).unlink(missing_ok=True)
-            self._set_notes(directions=_without(self._notes.directions, str(index)))
+            self._remove_drawn(index)
 
     def drawn(self) -> dict[int, str]:
         """Return the revisions of all drawn masks by frame index."""
@@ -228,6 +234,10 @@ class Project(Closeable):
                 for index, path in paths.items()
                 if (labels := self._load(path)) is not None and labels.any()
             }
+
+    def result_count(self) -> int:
+        """Return the number of frames that have a resulting mask."""
+        return len(visible_files(self.paths.masks, "*.png"))
 
     # names and directions
 
@@ -301,6 +311,16 @@ class Project(Closeable):
 
     # private
 
+    def _remove_drawn(self, index: int) -> None:
+        with output_errors(self.folder):
+            self.drawn_path(index).unlink(missing_ok=True)
+        self._set_notes(directions=_without(self._notes.directions, str(index)))
+
+    def _make_folder(self) -> None:
+        """Create the folder again if it was removed while it is open."""
+        with output_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
     def _source(self, index: int) -> MaskSource:
         """Return the source of a mask, and compare the files only if they have changed."""
         stamps = _stamp(self.drawn_path(index)), _stamp(self.result_path(index))
@@ -361,6 +381,7 @@ class Project(Closeable):
         )
         if notes == before:
             return
+        self._make_folder()
         save_json(
             self._notes_path,
             {
@@ -377,6 +398,23 @@ class Project(Closeable):
             for path in self.folder.iterdir():
                 if _UNFINISHED.fullmatch(path.name) and path.is_file():
                     path.unlink()
+
+    def _check_video(self, access: FrameAccess) -> None:
+        """Raise OutputError if the first frame of the results is not of the video."""
+        entry = next(iter(self.tracks()), None)
+        checksum = None if entry is None else entry.get("frame_crc32")
+        if entry is None or checksum is None:
+            return
+        index = entry["frame"]
+        is_same = 0 <= index < self.frame_count
+        if is_same:
+            *_, frame = access.frames_up_to(index)
+            is_same = crc32_of_frame(frame) == checksum
+        if not is_same:
+            raise OutputError(
+                f"{self.out} has the results of another video than {access.source.address}: "
+                "choose another folder with -o"
+            )
 
     def _adopt_masks(self, run: Mapping[str, Any] | None) -> None:
         """Keep the masks of a run of the command line as drawn masks of this folder."""

@@ -84,6 +84,7 @@ class Runner(Closeable):
     Args:
         journal: Journal of tracks.jsonl of the runs.
         tracks: Returns the lines of the last run.
+        result_count: Returns the number of frames that have a result.
         provisional: Existing folder for the masks of backward passes.
         publish: Called from threads with each event for the pages.
     """
@@ -92,10 +93,11 @@ class Runner(Closeable):
         self,
         journal: Path,
         tracks: Callable[[], list[dict[str, Any]]],
+        result_count: Callable[[], int],
         provisional: Path,
         publish: Callable[[Event], None],
     ) -> None:
-        self._journal, self._tracks = journal, tracks
+        self._journal, self._tracks, self._result_count = journal, tracks, result_count
         self._provisional, self._publish = provisional, publish
         self._lock = threading.Lock()
         self._state: dict[str, Any] = {"state": "idle", **_NO_PROGRESS}
@@ -107,7 +109,8 @@ class Runner(Closeable):
         """State of the latest run, as JSON types.
 
         ``state``, ``message``, and of :class:`mpn.runtime.session.request.Progress`: ``done``,
-        ``expected``, ``backward``.
+        ``expected``, ``backward``. After a run ``kept``: the number of frames that have a result,
+        those of earlier runs included.
         """
         with self._lock:
             return dict(self._state)
@@ -194,7 +197,7 @@ class Runner(Closeable):
         tail.join()
         for path in self._provisional.iterdir():
             path.unlink()
-        self._update(final)
+        self._update({**final, "kept": self._result_count()})
 
     def _read_journal(
         self, ended: threading.Event, before: Mapping[int, Mapping[str, Any]]

@@ -57,6 +57,7 @@ def request_as_json(
     end: int | None,
     save: frozenset[str],
     resume: bool,
+    review: bool,
 ) -> dict[str, Any]:
     """Return the request of a child process.
 
@@ -72,6 +73,7 @@ def request_as_json(
         end: End.
         save: Results.
         resume: Whether to continue an earlier run.
+        review: Whether to write review.html.
     """
     return {
         "video": video,
@@ -85,6 +87,7 @@ def request_as_json(
         "end": end,
         "save": sorted(save),
         "resume": resume,
+        "review": review,
     }
 
 
@@ -132,6 +135,7 @@ def _run(request: Mapping[str, Any], events: TextIO) -> None:
             end=request["end"],
             save=frozenset(request["save"]),
             resume=request["resume"],
+            review=request["review"],
         ),
         on_progress=on_progress,
         on_frame=on_frame,

@@ -56,7 +56,7 @@ export async function request(method, path, { body, headers = {}, signal, keepal
     const message =
       parsed?.message ??
       (response.status === 401
-        ? "This page belongs to an earlier start of mpn studio. Open the address that it printed last."
+        ? "mpn studio was started again, and this page belongs to the earlier start. Open the address in its terminal."
         : `The request failed (${response.status}).`);
     throw new ApiError(response.status, message, parsed);
   }

@@ -47,6 +47,15 @@ function writeMatch(writer, length) {
   writer.code(0, 5); // distance 1
 }
 
+export function crc32(data) {
+  let crc = ~0;
+  for (const byte of data) {
+    crc ^= byte;
+    for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+  }
+  return ~crc >>> 0;
+}
+
 function adler32(data) {
   let a = 1;
   let b = 0;

@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { drawingInput } from "./drawing.js";
 import { FrameMask } from "./mask.js";
 import { countPixels } from "./raster.js";
+import { pngOf } from "./png.js";
 import { fillHelp, handleKeys } from "./keys.js";
 import { Timeline, reliabilityOf } from "./timeline.js";
 import { View } from "./view.js";
@@ -11,6 +12,7 @@ import { View } from "./view.js";
 const MOST_BITMAP_BYTES = 128 << 20;
 const DETAIL_AFTER_MS = 150; // a finer picture is fetched when zooming and seeking have paused
 const REFRESH_MS = 300; // at most so often is the timeline changed by a run
+const REVOKE_AFTER_MS = 60_000; // a download has begun by then
 const MOST_OBJECTS = 32; // as in a mask that mpn-run takes
 const $ = (id) => document.getElementById(id);
 
@@ -67,6 +69,7 @@ async function start() {
   timeline.describe = describeFrame;
   takeEdits(initial);
   showRun(initial.run);
+  isFollowing = isRunning() && $("follow").checked;
   wire();
   setTool("brush");
   setSize(state.size);
@@ -206,7 +209,10 @@ const listeners = {
     if (mask === state.mask) showFrameState();
   },
   onConflict: (mask) => showConflict(mask),
-  onSaveError: (error) => showNotice(`The drawing is not saved, trying again: ${error.message}`),
+  onSaveError: (error) => {
+    const again = error.status === 401 ? "" : ", trying again";
+    showNotice(`The drawing is not saved${again}: ${error.message}`, rescueButtons());
+  },
 };
 const kept = new Map(); // index -> FrameMask with its undo steps
 const MOST_KEPT_BYTES = 64 << 20;
@@ -262,6 +268,21 @@ function showConflict(mask) {
     }],
     ["Keep mine", () => mask.save({ overwrite: true })],
   ]);
+}
+
+/** Buttons that keep drawings of a page whose server does not come back. */
+function rescueButtons() {
+  if (!unsaved.size) return [];
+  return [["Save drawing as a file", () => {
+    for (const mask of unsaved.values()) {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(pngOf(mask, state.palette));
+      link.download = `${String(mask.index).padStart(5, "0")}.png`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), REVOKE_AFTER_MS);
+    }
+    showNotice("The drawing is in your downloads. Copy it to corrections/ of the output folder before you start mpn studio.");
+  }]];
 }
 
 async function discardDrawing() {
@@ -440,8 +461,11 @@ function showFrameState() {
   $("frame-title").textContent = `Frame ${index}`;
   const isDrawn = index in state.drawn || mask.source === "drawn";
   const isPending = mask.source === "drawn";
+  const isEmpty = isPending && !mask.labels.some((id) => id);
   const states = {
-    drawn: "Drawn by you, not in the results yet. Run to use it.",
+    drawn: isEmpty
+      ? "Everything is erased, which counts as no drawing. Discard it to show the result, if there is one."
+      : "Drawn by you, not in the results yet. Run to use it.",
     result: isDrawn ? "Drawn by you, and in the results." : "Result of the run.",
     none: "No mask yet. Draw an object here, or run from another frame.",
   };
@@ -453,7 +477,7 @@ function showFrameState() {
           ? `${nameOf(track.object_id)}: lost.`
           : `${nameOf(track.object_id)}: reliability ${reliabilityOf(track).toFixed(2)}, ${track.area_px} px.`,
       );
-  const missing = isPending ? missingObjects() : "";
+  const missing = isPending && !isEmpty ? missingObjects() : "";
   $("frame-state").textContent = [states[mask.source], ...facts, missing].filter(Boolean).join("\n");
   $("direction").disabled = !isDrawn;
   const direction = state.directions[index] ?? "both";
@@ -547,7 +571,7 @@ const isRunning = () => ["running", "stopping"].includes(state.run.state);
 function showRun(run) {
   const before = state.run;
   state.run = run;
-  const { done, expected, message, backward } = run;
+  const { done, expected, message, backward, kept } = run;
   const texts = {
     idle: "",
     running: backward
@@ -555,7 +579,7 @@ function showRun(run) {
       : done ? `${done}${expected ? ` of ${expected}` : ""} frames` : "Starting …",
     stopping: "Stopping …",
     complete: `Finished: ${done} frames`,
-    stopped: `Cancelled: ${done} frames are kept`,
+    stopped: `Cancelled: ${kept} of ${state.video.frames} frames have results`,
     failed: "The run failed",
   };
   $("run-text").textContent = texts[run.state] ?? "";
@@ -651,7 +675,12 @@ function onEvent(event) {
 function onLost(error) {
   if (wasLost && !error) return;
   wasLost = true;
-  showNotice(error ? error.message : "No connection to mpn studio. Trying again …");
+  showNotice(
+    error
+      ? error.message
+      : "No connection to mpn studio. Trying again … If it was started again, open the address in its terminal.",
+    rescueButtons(),
+  );
 }
 
 // Notices
@@ -771,7 +800,11 @@ function wire() {
   $("size").addEventListener("input", () => setSize(Number($("size").value)));
   $("opacity").addEventListener("input", () => view.setLook({ opacity: Number($("opacity").value) / 100 }));
   $("follow").addEventListener("change", () => (isFollowing = $("follow").checked));
-  $("frame-number").addEventListener("change", () => seekByUser(Number($("frame-number").value)));
+  $("frame-number").addEventListener("change", () => {
+    const { valueAsNumber } = $("frame-number");
+    if (Number.isNaN(valueAsNumber)) $("frame-number").value = state.index;
+    else void seekByUser(Math.round(valueAsNumber));
+  });
   for (const input of $("direction").querySelectorAll("input")) {
     input.addEventListener("change", () => setDirection(input.value));
   }

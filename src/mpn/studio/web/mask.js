@@ -150,7 +150,7 @@ export class FrameMask {
       } else {
         this.listeners.onSaveState("Not saved", this);
         this.listeners.onSaveError(error);
-        this.timer = setTimeout(() => this.save(), RETRY_AFTER_MS);
+        if (error.status !== 401) this.timer = setTimeout(() => this.save(), RETRY_AFTER_MS);
       }
     } finally {
       this.saving = null;
