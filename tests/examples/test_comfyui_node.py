@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from examples import comfyui_node
+from mpn.errors import InputError
 from mpn.runtime.pipeline import Pipeline
 from tests.emulation.engines import fake_engine_set
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels
@@ -43,6 +44,13 @@ def test_batch_gets_a_mask_for_each_image() -> None:
         truth = scene_labels(index) == 1
         assert (got & truth).sum() / (got | truth).sum() > 0.8
     assert not run(IMAGES, MASK, frame=2, direction="forward")[:2].any()
+
+
+def test_frame_before_the_batch_is_refused() -> None:
+    with pytest.raises(InputError, match="a whole number from 0, got -1"):
+        run(IMAGES, MASK, frame=-1)
+    with pytest.raises(InputError, match="mask was given for frame 5, but the last frame is 4"):
+        run(IMAGES, MASK, frame=FRAMES)
 
 
 def test_tensors_give_a_tensor() -> None:

@@ -300,6 +300,10 @@ def test_masks_of_any_frame_run_both_ways(clip: Path, kind: str) -> None:
     [
         ("frames", {3: mask(1)}, {}, "these frames can only be read forward"),
         ("clip", {3: mask(1)}, {"corrections": {4: mask(1)}}, "give all masks in one mapping"),
+        ("clip", {"1": mask(1)}, {}, "a whole number from 0, got '1'"),
+        ("clip", {}, {}, "no mask was given"),
+        ("clip", {1.5: mask(1)}, {}, "a whole number from 0, got 1.5"),
+        ("clip", mask(1), {"corrections": {-1: mask(1)}}, "a whole number from 0, got -1"),
         ("clip", {9: mask(1)}, {}, "a mask was given for frame 9, but the last frame is 7"),
         ("clip", {3: mask(1)}, {"direction": "up"}, "must be one of both, forward, backward"),
     ],

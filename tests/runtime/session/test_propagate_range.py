@@ -69,6 +69,12 @@ def test_range_has_confidences_and_the_masks_of_a_whole_run(tmp_path: Path) -> N
     [
         ({0: mask(1)}, 3, 2, "0 <= first <= last, got 3..2"),
         ({}, 0, 2, "no mask was given"),
+        ({"1": mask(1)}, 1, 3, "a whole number from 0, got '1'"),
+        ({1.5: mask(1)}, 1, 3, "a whole number from 0, got 1.5"),
+        ({-1: mask(1)}, 1, 3, "a whole number from 0, got -1"),
+        (None, 1, 3, r"masks must be a mapping, .* got NoneType"),
+        ({1: None}, 1, 3, "labels must be"),
+        ({1: mask(1)}, None, 3, r"first must be the index of a frame, .* got None"),
         ({9: mask(1)}, 0, 2, "mask was given for frame 9, but the last frame is 7"),
         ({0: np.zeros((4, 4), np.uint8)}, 0, 2, "the mask is 4x4"),
     ],
@@ -120,6 +126,12 @@ class SlowPipeline(FakePipeline):
         return StepResult(
             result.index, result.labels, result.probs, result.object_ids, tracks, result.timings
         )
+
+
+@pytest.mark.parametrize("cancel", [True, 0])
+def test_range_takes_an_event_or_function_to_cancel(clip: Path, cancel: Any) -> None:
+    with pytest.raises(InputError, match=f"a function or None, got {cancel!r}"):
+        propagate_range(clip, {0: mask(1)}, 0, 2, cancel=cancel, pipeline=FakePipeline())
 
 
 def test_threads_share_a_pipeline_one_after_another(clip: Path) -> None:

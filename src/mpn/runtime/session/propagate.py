@@ -109,11 +109,13 @@ def propagate(
     if isinstance(mask, Mapping):
         if corrections:
             raise InputError("give all masks in one mapping, frame index -> labels, or corrections")
-        given |= {index: _own(labels) for index, labels in mask.items()}
+        given |= _own_by_frame(mask)
+        if not given:
+            raise InputError("no mask was given: give labels for at least one frame")
     else:
         direction = "forward"
         given[None] = _own(mask)
-        given |= {index: _own(labels) for index, labels in (corrections or {}).items()}
+        given |= _own_by_frame({} if corrections is None else corrections)
     run = _Run(video, given, direction, start=start, end=end)
     return run.results(
         engine_dir=engine_dir,
@@ -184,15 +186,21 @@ def propagate_range(
             generator with the pipeline.
         EngineError: If the engines cannot be opened or fail.
     """
+    for name, value in (("first", first), ("last", last)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise InputError(f"{name} must be the index of a frame, a whole number, got {value!r}")
     if not 0 <= first <= last:
         raise InputError(f"a range must have 0 <= first <= last, got {first}..{last}")
-    if not masks:
+    if cancel is not None and not isinstance(cancel, threading.Event) and not callable(cancel):
+        raise InputError(f"cancel must be a threading.Event, a function or None, got {cancel!r}")
+    given = _own_by_frame(masks)
+    if not given:
         raise InputError("no mask was given: give labels for at least one frame")
     run = _Run(
         video,
-        dict(zip(masks, map(_own, masks.values()), strict=True)),
+        given,
         direction,
-        start=min(first, *masks),
+        start=min(first, *given),
         end=last + 1,
         wanted=range(first, last + 1),
         cancel=cancel,
@@ -252,6 +260,25 @@ class _CancelledError(Exception):
 def _own(labels: ArrayLike) -> Labels:
     """Copy labels that are no file into an array."""
     return labels if isinstance(labels, str | Path) else labels_from(labels).copy()
+
+
+def _own_by_frame(masks: Mapping[int, ArrayLike | str | Path]) -> dict[Any, Labels]:
+    """Copy the labels of a mapping.
+
+    Raises:
+        InputError: If it is no mapping of indices.
+    """
+    if not isinstance(masks, Mapping):
+        raise InputError(
+            f"masks must be a mapping, frame index -> labels or a file, got {type(masks).__name__}"
+        )
+    for index in masks:
+        if not isinstance(index, int | np.integer) or isinstance(index, bool) or index < 0:
+            raise InputError(
+                f"the key of a mask must be the index of its frame, a whole number from 0, "
+                f"got {index!r}"
+            )
+    return {int(index): _own(labels) for index, labels in masks.items()}
 
 
 class _Run:
