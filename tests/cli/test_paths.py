@@ -52,6 +52,15 @@ def test_frame_and_file_still_split_at_the_colon(inputs: Path) -> None:
     assert masks_by_frame(["7:30.png"]) == {None: Path("7:30.png")}
 
 
+@pytest.mark.parametrize("frame", ["-1", "1e1", "1.5"])
+def test_mask_of_a_frame_that_is_no_index_is_refused(inputs: Path, frame: str) -> None:
+    with pytest.raises(typer.BadParameter, match="whole number from 0") as error:
+        masks_by_frame([f"{frame}:first.png"])
+    assert f"not '{frame}'" in str(error.value)
+    Path(f"{frame}:7.png").touch()
+    assert masks_by_frame([f"{frame}:7.png"]) == {None: Path(f"{frame}:7.png")}
+
+
 def test_rendered_clip_in_a_folder_with_a_colon(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a:b", size_hw=(64, 96), frames=3)
     assert clip.video.stat().st_size > 0

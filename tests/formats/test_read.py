@@ -333,6 +333,8 @@ REFUSED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("videos", b'{"videos": [{"id": 1, "name": "a"}, {"id": 2}], "annotations": []}',
      r"2 videos \('a'\), and 0 of them have the name 'clip'"),
     ("doctype", cvat_file(TWO, '<!DOCTYPE annotations [<!ENTITY a "b">]>'), "document type"),
+    ("other doctype", cvat_file(TWO, '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///b">]>'),
+     "entities are not read"),
     ("cut", cvat_file(TWO)[:-20], "no valid XML"),
     ("bounds", cvat_file(image(cvat_mask(RIGHT, label="a", left=11))), "shape 1 .*outside of the"),
     ("points", cvat_file(image('<polygon label="a" points="1,2;3,nan;4,5"/>')),

@@ -70,6 +70,16 @@ def test_results_state_the_facts_of_the_run(out: Path, clip: Path) -> None:
         results.labels(FRAMES)
 
 
+def test_results_say_how_to_make_a_missing_mask(out: Path) -> None:
+    results = open_results(out)
+    (out / "masks" / "00002.png").unlink()
+    with pytest.raises(MaskError, match=r"no such mask: .*00002\.png; .*--resume"):
+        results.labels(2)
+    (out / "masks" / "00003.png").write_bytes(b"cut")
+    with pytest.raises(MaskError, match=r"00003\.png"):
+        results.labels(3)
+
+
 def test_results_probs_of_a_changed_mask_are_none(out: Path) -> None:
     results = open_results(out)
     probs = results.probs(2)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mpn.runtime.session.request import Progress, RunRequest
 
 _FRAME_AND_FILE = re.compile(r"(\d+):(.+)", re.DOTALL)
+_OTHER_NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?):.+", re.DOTALL)
+"""A number that is no frame; a drive (C:) or an address is none."""
 
 
 def missing_video(engine_dir: Path | None) -> str:
@@ -50,6 +52,10 @@ def masks_by_frame(given: list[str]) -> dict[int | None, Path]:
     masks: dict[int | None, Path] = {}
     for text in given:
         match = None if os.path.exists(text) else _FRAME_AND_FILE.fullmatch(text)
+        if match is None and not os.path.exists(text) and (wrong := _OTHER_NUMBER.fullmatch(text)):
+            raise typer.BadParameter(
+                f"FRAME of --mask must be a whole number from 0, such as 12:m.png, not '{wrong[1]}'"
+            )
         frame, name = (int(match[1]), match[2]) if match else (None, text)
         path = Path(os.path.expanduser(name))
         if frame in masks:

@@ -196,7 +196,10 @@ class _Document:
 
 
 def _refuse_doctype(*_: Any) -> None:
-    raise ValueError("it has a document type (DOCTYPE), which no file of CVAT has: remove it")
+    raise ValueError(
+        "it has a document type (DOCTYPE), whose entities are not read, and no file of CVAT has "
+        "one: remove it"
+    )
 
 
 def _is_outside(attributes: Mapping[str, str]) -> bool:

@@ -56,7 +56,7 @@ _KINDS = tuple(
         (rb"\xff\xd8\xff|RIFF....WEBP", "photo"),
         (_TEXT + rb"[\[{]", "json"),
         (
-            _TEXT + rb"(?:<\?xml[^<]*)?(?:<!--.*?-->\s*)?<(?:annotations|!DOCTYPE annotations)",
+            _TEXT + rb"(?:<\?xml[^<]*)?(?:<!--.*?-->\s*)?<(?:annotations|!DOCTYPE\s+(?!html\b))",
             "xml",
         ),
     )

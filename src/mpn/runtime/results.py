@@ -18,7 +18,7 @@ import numpy as np
 
 from mpn._common.files import check_plain_file
 from mpn._common.records import json_from_text, record_from_json
-from mpn.errors import InputError, OutputError, VideoError
+from mpn.errors import InputError, MaskError, OutputError, VideoError
 from mpn.masks import load_labels
 from mpn.runtime.media.video import VideoSource, open_video
 from mpn.runtime.media.video_images import ImageSequence
@@ -172,6 +172,8 @@ class Results:
             raise InputError(
                 f"the run in {self.paths.folder} saved no masks: run with --save masks"
             )
+        if not path.exists():
+            raise MaskError(f"no such mask: {path}; run again with --resume, which makes it again")
         return load_labels(path, size_hw=self.size_hw, max_objects=MAX_OBJECT_ID, allow_empty=True)
 
     def probs(self, index: int) -> dict[int, Float32Array] | None:
