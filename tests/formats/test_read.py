@@ -16,6 +16,7 @@ from pycocotools import mask as coco
 
 from mpn.errors import MaskError
 from mpn.formats import FrameNames, GivenMasks, ObjectIds, VideoFacts, read_masks
+from mpn.formats.arrays import labels_from_npy
 from mpn.masks import png_from_labels
 
 SIZE_HW = (8, 12)
@@ -397,3 +398,10 @@ def test_npy_of_an_impossible_shape_is_a_mask_error(tmp_path: Path, shape: str) 
     path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode())
     with pytest.raises(MaskError, match="it is a damaged"):
         read_masks(path, VideoFacts((4, 6)))
+
+
+@pytest.mark.parametrize("shape", [(0, 400_000, 400_000), (3, 0, 8)])
+def test_stack_without_a_mask_takes_no_memory(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    (tmp_path / "stack.npy").write_bytes(npy(np.zeros(shape, np.uint8)))
+    with pytest.raises(ValueError, match="at least one mask"):
+        labels_from_npy(tmp_path / "stack.npy")

@@ -94,6 +94,8 @@ def _ids(array: npt.NDArray[Any]) -> UInt8Array:
 
 def _stacked(array: npt.NDArray[Any]) -> UInt8Array:
     count = len(array)
+    if not array.size:  # no mask, or masks of any size without a pixel
+        raise ValueError(f"it has the shape {array.shape}: a stack has at least one mask")
     if count > MAX_OBJECT_ID:
         raise ValueError(
             f"it has the shape {array.shape}: a stack has at most {MAX_OBJECT_ID} masks"
