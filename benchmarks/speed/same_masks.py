@@ -1,8 +1,8 @@
 """Compare masks and time of two source trees over DAVIS sequences.
 
     python -m benchmarks.speed.same_masks --old SRC --new SRC --davis-root DAVIS [--set val]
-        [--old-engine-dir DIR] [--new-engine-dir DIR] [--options="--fast"] [--frames N]
-        [--repeats 2] [--threads 2] [-o FILE.json]
+        [--sequences A,B] [--old-engine-dir DIR] [--new-engine-dir DIR] [--options="--fast"]
+        [--frames N] [--repeats 2] [--threads 2] [-o FILE.json]
 
 SRC is the folder that contains the package ``mpn`` of a revision. Each side runs ``mpn run`` in a
 separate process, from the first annotation as mask. The sides alternate for each sequence, and
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.accuracy.sequences import add_data_arguments, dataset_from_arguments
 from benchmarks.report.schema import cpu_backend, measured, result_header
 from benchmarks.speed.releases import (
     NEW,
@@ -34,7 +35,7 @@ from benchmarks.speed.releases import (
 )
 from mpn._common.files import visible_files
 from mpn.errors import InputError
-from mpn.evaluation import load_annotation, load_davis
+from mpn.evaluation import load_annotation
 from mpn.runtime.bench.result import check_result_path, load_average, summary_ms
 
 
@@ -43,8 +44,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     check_result_path(given.out)
     before = load_average()
     releases = releases_from(given)
-    dataset = load_davis(given.davis_root, given.set)
-    images = given.davis_root / "JPEGImages" / "480p"
+    dataset, images = dataset_from_arguments(given)
     sequences: dict[str, dict[str, Any]] = {}
     seconds: dict[str, list[float]] = {OLD: [], NEW: []}
     with tempfile.TemporaryDirectory(prefix="mpn-masks-") as folder:
@@ -131,8 +131,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_release_arguments(parser)
-    parser.add_argument("--davis-root", type=Path, required=True)
-    parser.add_argument("--set", default="val", help="[%(default)s]")
+    add_data_arguments(parser, default_set="val")
     parser.add_argument("--options", default="", help="of mpn run, such as --fast")
     parser.add_argument("--frames", type=int, help="of each sequence [all]")
     parser.add_argument("--repeats", type=int, default=2, help="[%(default)s]")
