@@ -147,6 +147,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "same_masks": {
         "data": {"set": str, "sequences": dict},
         "options": str,
+        "new_options": str,
         "repeats": int,
         "releases": dict,
         "wall": dict,

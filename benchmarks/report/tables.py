@@ -665,6 +665,7 @@ def same_masks_table(result: Result, is_short: bool) -> str:
     sides = list(result["releases"])
     versions = " and ".join(result["releases"][name]["version"] for name in sides)
     option = f", options `{result['options']}`" if result["options"] else ""
+    option += f", new with `{result['new_options']}`" if result["new_options"] else ""
     text = (
         f"`mpn run` of two revisions ({versions}) over the set `{result['data']['set']}`{option}, "
         f"interleaved, {count(result['repeats'], 'run')} each. Ratio: old divided by new in time. "

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.same_masks --old SRC --new SRC --davis-root DAVIS [--set val]
         [--sequences A,B] [--old-engine-dir DIR] [--new-engine-dir DIR] [--options="--fast"]
-        [--frames N] [--repeats 2] [--threads 2] [-o FILE.json]
+        [--new-options="--no-review"] [--frames N] [--repeats 2] [--threads 2] [-o FILE.json]
 
 SRC is the folder that contains the package ``mpn`` of a revision. Each side runs ``mpn run`` in a
 separate process, from the first annotation as mask. The sides alternate for each sequence, and
@@ -45,6 +45,8 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     before = load_average()
     releases = releases_from(given)
     dataset, images = dataset_from_arguments(given)
+    common = given.options.split()
+    options = {OLD: common, NEW: [*common, *given.new_options.split()]}
     sequences: dict[str, dict[str, Any]] = {}
     seconds: dict[str, list[float]] = {OLD: [], NEW: []}
     with tempfile.TemporaryDirectory(prefix="mpn-masks-") as folder:
@@ -67,7 +69,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
                         root / f"cache-{name}",
                         threads=given.threads,
                         end=given.frames,
-                        options=given.options.split(),
+                        options=options[name],
                     )
                     total[name] += release.report["frames"] / release.report["fps_after_finetune"]
                 found = compared(*(out / "masks" for out in outs.values()))
@@ -89,6 +91,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         ),
         "data": {"set": given.set, "sequences": sequences},
         "options": given.options,
+        "new_options": given.new_options,
         "repeats": given.repeats,
         "releases": {name: release_facts(release) for name, release in releases.items()},
         "is_equal": not any(found["differing"] for found in sequences.values()),
@@ -133,6 +136,9 @@ def main() -> int:
     add_release_arguments(parser)
     add_data_arguments(parser, default_set="val")
     parser.add_argument("--options", default="", help="of mpn run, such as --fast")
+    parser.add_argument(
+        "--new-options", default="", help="of the new side alone, such as --no-review"
+    )
     parser.add_argument("--frames", type=int, help="of each sequence [all]")
     parser.add_argument("--repeats", type=int, default=2, help="[%(default)s]")
     parser.add_argument("--threads", type=int, default=2)

@@ -381,6 +381,7 @@ def same_masks_result() -> dict[str, Any]:
         "engine": None,
         "data": {"set": "val", "sequences": {"dog": {"frames": 60, "differing": 0}}},
         "options": "--fast",
+        "new_options": "--no-review",
         "repeats": 2,
         "releases": {"old": facts, "new": {**facts, "version": "0.3.0"}},
         "is_equal": True,

@@ -56,7 +56,9 @@ def write_side(root: Path, name: str, *, fps: float, changed: Path) -> Path:
     return root / name
 
 
-@pytest.mark.parametrize(("options", "code"), [("", 0), ("--fast", 1)])
+@pytest.mark.parametrize(
+    ("options", "code"), [("--options=", 0), ("--options=--fast", 1), ("--new-options=--fast", 1)]
+)
 def test_masks_of_two_sides_are_compared(
     tmp_path: Path, davis: Path, monkeypatch: pytest.MonkeyPatch, options: str, code: int
 ) -> None:
@@ -68,7 +70,7 @@ def test_masks_of_two_sides_are_compared(
     new = write_side(tmp_path, "b", fps=20.0, changed=tmp_path / "other.png")
     out = tmp_path / "same_masks.json"
     arguments = ["--old", old, "--new", new, "--davis-root", davis, "-o", out]
-    monkeypatch.setattr("sys.argv", ["same_masks", *map(str, arguments), f"--options={options}"])
+    monkeypatch.setattr("sys.argv", ["same_masks", *map(str, arguments), options])
     assert main() == code
     result = load_result(out)
     assert result["data"]["sequences"] == {"dog": {"frames": 3, "differing": code}}
