@@ -158,6 +158,7 @@ class StreamDecoder(Closeable):
         decoded: Number of frames decoded so far.
         concealed: Indices of damaged frames that are used.
         gaps: Gaps in the times of the frames.
+        largest: Largest value so far of a film with 16 bits per value; None for others.
         orientation: How stored pixels become upright, known after the first frame.
 
     Raises:
@@ -175,6 +176,7 @@ class StreamDecoder(Closeable):
         self._url, self._shown, self._live = url, address, is_live
         self.decoded = 0
         self.concealed: list[int] = []
+        self.largest: int | None = None
         self._awaited: dict[int, bool] = {}
         """Times of packets whose frame was not decoded yet; whether it is a key frame."""
         self._next_pts_s = Fraction(0)
@@ -311,6 +313,8 @@ class StreamDecoder(Closeable):
         self.gaps.add(index, pts_s)
         if picture.is_corrupt:
             self.concealed.append(index)
+        if (value := _largest_value(picture)) is not None:
+            self.largest = max(value, self.largest or 0)
         if index == 0:
             # Once: PyAV's side data and its frame refer to each other. Reading it for each frame
             # would keep all frames until the next garbage collection (12 MB each at 4K).
@@ -474,6 +478,21 @@ class Orientation:
     is_transposed: bool = False
     flip_x: bool = False
     flip_y: bool = False
+
+
+def _largest_value(picture: Any) -> int | None:
+    """Return the largest value of a picture with 16 bits per value, without alpha."""
+    components = picture.format.components
+    if not components or components[0].bits != 16:
+        return None
+    order = ">u2" if picture.format.is_big_endian else "<u2"
+    values = len(components) if len(picture.planes) == 1 else 1
+    largest = 0
+    for plane in picture.planes[:3]:
+        rows = np.frombuffer(plane, order).reshape(-1, plane.line_size // 2)
+        used = rows[: plane.height, : plane.width * values].reshape(-1, values)
+        largest = max(largest, int(used[:, :3].max()))
+    return largest
 
 
 def _orientation(decoded: Any, address: str) -> Orientation:

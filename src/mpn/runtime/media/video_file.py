@@ -109,7 +109,7 @@ class VideoStream(VideoSource):
     @property
     def warnings(self) -> list[str]:
         """See :attr:`VideoSource.warnings`."""
-        return [*self._concealed_warnings(), *self._gap_warnings()]
+        return [*self._concealed_warnings(), *self._gap_warnings(), *self._depth_warnings()]
 
     def _gap_warnings(self) -> list[str]:
         if self._live:
@@ -119,6 +119,17 @@ class VideoStream(VideoSource):
             f"frame {index} (its time is followed by a jump): later frame numbers are lower than "
             "in the undamaged video"
             for index, count in self._decoder.gaps.found[:_MOST_GAPS]
+        ]
+
+    def _depth_warnings(self) -> list[str]:
+        largest = self._decoder.largest
+        if not largest or largest >> 14:
+            return []
+        bits = next(bits for bits in (8, 10, 12, 14) if not largest >> bits)
+        return [
+            f"{self._shown} has 16 bits per value and uses {bits} of them: its frames are read "
+            f"{1 << (16 - bits)} times too dark if that is the depth of the camera; multiply the "
+            f"values by {1 << (16 - bits)}, or give a folder of images, which is scaled by itself"
         ]
 
     def _concealed_warnings(self) -> list[str]:
