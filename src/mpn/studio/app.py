@@ -22,7 +22,6 @@ from mpn.errors import InputError, MaskError, MpnError
 from mpn.masks import load_labels
 from mpn.runtime.media.overlay import OVERLAY_PALETTE
 from mpn.runtime.session.schedule import Direction
-from mpn.studio.access import AccessControl, BodyTooLargeError
 from mpn.studio.events import Broadcaster
 from mpn.studio.frames import SIDES_PX, FrameReader
 from mpn.studio.project import Project, ShownMask, StaleError
@@ -30,7 +29,9 @@ from mpn.studio.runner import Runner
 from mpn.studio.worker import provisional_path, request_as_json
 from mpn.studio.worth import frames_to_check
 from mpn.types import MAX_OBJECT_ID, UInt8Array
+from mpn.web.access import AccessControl
 
+API_PREFIX: Final = "/api/"
 WEB_FOLDER: Final = Path(__file__).with_name("web")
 _MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
@@ -185,10 +186,6 @@ def create_app(studio: Studio, *, token: str) -> ASGIApp:
     async def _stale(request: Request, error: StaleError) -> Response:
         return _json({"message": str(error), "etag": error.etag}, 412)
 
-    @app.exception_handler(BodyTooLargeError)
-    async def _too_large(request: Request, error: BodyTooLargeError) -> Response:
-        return Response(status_code=413)
-
     @app.get("/api/state")
     def _state() -> Response:
         return _json(studio.state())
@@ -279,7 +276,12 @@ def create_app(studio: Studio, *, token: str) -> ASGIApp:
         stream: AsyncIterator[str] = studio.events.subscribe(first)
         return StreamingResponse(stream, media_type="text/event-stream")
 
-    return AccessControl(app, token=token, most_body_bytes=most_body_bytes)
+    return AccessControl(
+        app,
+        token=token,
+        needs_token=lambda path: path.startswith(API_PREFIX),
+        most_body_bytes=lambda path: most_body_bytes,
+    )
 
 
 def labels_from_body(body: bytes, size_hw: tuple[int, int]) -> UInt8Array:

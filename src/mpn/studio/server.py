@@ -12,10 +12,10 @@ import uvicorn
 
 from mpn._common.files import output_errors
 from mpn.runtime.media.random_access import FrameAccess
-from mpn.studio.access import new_token
 from mpn.studio.app import Studio, create_app
 from mpn.studio.frames import FrameReader
 from mpn.studio.project import Project
+from mpn.web.access import new_token
 
 LOOPBACK = "127.0.0.1"
 _CLOSE_WITHIN_S = 3

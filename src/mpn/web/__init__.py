@@ -1,0 +1,1 @@
+"""Access control and limits that all HTTP servers of this package share."""
