@@ -254,7 +254,9 @@ def test_mask_that_was_changed_is_neither_used_nor_replaced(interrupted: RunRequ
     written = mask.read_bytes()
     save_labels(mask, np.where(scene_labels(2) == 1, 1, 0).astype(np.uint8))
     before = contents(out)
-    with pytest.raises(OutputError, match=r"00002\.png was changed .*--mask 2:.*00002\.png$"):
+    with pytest.raises(
+        OutputError, match=r"00002\.png was changed .*--mask 2:.*00002\.png to keep"
+    ):
         run_video(interrupted)
     assert contents(out) == before
     mask.write_bytes(written)  # control

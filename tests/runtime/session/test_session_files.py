@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mpn.errors import OutputError
+from mpn.masks import load_labels, png_from_labels
 from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.session import run_video
@@ -25,6 +26,32 @@ from tests.runtime.session.test_session import (
 from tests.runtime.session.test_session import clip as clip
 from tests.runtime.session.test_session import engine_dir as engine_dir
 from tests.runtime.session.test_session import request_ as request_
+
+# --- masks that were edited ------------------------------------------------------------------
+
+
+def test_new_run_over_edited_masks_is_refused(request_: RunRequest) -> None:
+    run_video(request_)
+    out = request_.out or Path()
+    edited = [out / "masks" / f"{index:05d}.png" for index in (3, 5)]
+    untouched = files_in(out)
+    for path in edited:
+        labels = load_labels(path, allow_empty=True)
+        labels[:9, :9] = 1
+        path.write_bytes(png_from_labels(labels))
+    content = [path.read_bytes() for path in edited]
+    with pytest.raises(OutputError, match=r"00003\.png was edited .* --mask 3:"):
+        run_video(request_)
+    given = replace(request_, masks={**request_.masks, 3: edited[0]})
+    with pytest.raises(OutputError, match=r"00005\.png was edited"):
+        run_video(given)
+    assert [path.read_bytes() for path in edited] == content
+    assert files_in(out) == untouched
+    edited[1].write_bytes(content[1][: len(content[1]) // 2])  # damaged: nothing that a user made
+    run_video(given)
+    kept = load_labels(edited[0])
+    assert kept[:9, :9].all()
+
 
 # --- signals ---------------------------------------------------------------------------------
 

@@ -203,7 +203,27 @@ def check_listed_files(
     return ListedCheck(frozenset(whole), changed)
 
 
-def _mask_state(path: Path, entry: ListedFrame, size_hw: tuple[int, int]) -> str:
+def first_edited_mask(
+    paths: ResultPaths, frames: EarlierFrames, *, given: Iterable[Path] = ()
+) -> tuple[int, Path] | None:
+    """Return frame and file of the first mask that was edited since it was written.
+
+    Args:
+        paths: Paths of the earlier run.
+        frames: Its frames.
+        given: Masks of the user, which may be results that were corrected in place.
+    """
+    own = {path.resolve() for path in given}
+    for entry in frames.entries:
+        path = paths.masks / f"{entry.name}.png"
+        if entry.name not in frames.names or path.resolve() in own:
+            continue
+        if _mask_state(path, entry, None) == "changed":
+            return entry.frame, path
+    return None
+
+
+def _mask_state(path: Path, entry: ListedFrame, size_hw: tuple[int, int] | None) -> str:
     try:
         check_plain_file(path)
         content = path.read_bytes()

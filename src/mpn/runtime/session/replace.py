@@ -16,7 +16,7 @@ from mpn.errors import OutputError
 from mpn.runtime.media.video import VideoSource
 from mpn.runtime.media.video_images import ImageSequence
 from mpn.runtime.review.page import is_review
-from mpn.runtime.session.earlier import EarlierFrames
+from mpn.runtime.session.earlier import EarlierFrames, first_edited_mask
 from mpn.runtime.session.layout import ResultPaths
 
 
@@ -42,9 +42,11 @@ def check_replaceable(
         resume: Whether the earlier run is continued, so that nothing is removed.
 
     Raises:
-        OutputError: If a file of the user is in the way, or files would be removed through a
-            symbolic link.
+        OutputError: If a file of the user is in the way, a mask of the earlier run was edited, or
+            files would be removed through a symbolic link.
     """
+    if not resume and (edited := first_edited_mask(paths, frames, given=keep)) is not None:
+        raise OutputError(_edited(*edited))
     kinds = {*save, "before"}  # a correction of any run writes there
     kept = {path.resolve() for path in keep}
     for folder, suffix, kind in _frame_folders(paths):
@@ -162,6 +164,14 @@ def _may_have_frame(video: VideoSource, name: str) -> bool:
     if not (name.isascii() and name.isdigit()) or name != f"{int(name):05d}":
         return False
     return first <= int(name) and (end is None or int(name) < end)
+
+
+def _edited(index: int, path: Path) -> str:
+    return (
+        f"{path} was edited after the earlier run wrote it, and would be replaced: give it with "
+        f"--mask {index}:{path} to keep it as a correction, move it away, or choose another "
+        "folder with -o"
+    )
 
 
 def _through_link(folder: Path) -> str:

@@ -134,7 +134,7 @@ def check_unchanged(check: ListedCheck) -> None:
         index, path = check.changed
         raise OutputError(
             f"cannot resume: {path} was changed after the earlier run wrote it; remove it to "
-            f"compute it again, or run without --resume and with --mask {index}:{path}"
+            f"compute it again, or give it with --mask {index}:{path} to keep it as a correction"
         )
 
 
