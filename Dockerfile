@@ -13,9 +13,10 @@ ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 WORKDIR /opt/mpn-runtime
 COPY pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY src ./src
+COPY weights/lite ./weights/lite
 
 # Without the extra [tensorrt]: the image has TensorRT, and the extra would install a second one.
-RUN python3 -m pip install '.[gpu]' \
+RUN python3 -m pip install '.[gpu]' ./weights/lite \
     && python3 -c "import tensorrt, mpn; print('tensorrt', tensorrt.__version__)"
 
 RUN useradd --create-home mpn

@@ -41,9 +41,10 @@ format: $(DEV_STAMP)  ## format the code
 docs: $(DOCS_STAMP)  ## build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-dist: $(DEV_STAMP)  ## build sdist and wheel into dist, install the wheel alone and check it
+dist: $(DEV_STAMP)  ## build code and weights into dist, install the wheels and check them
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --outdir dist weights/lite
 	.ci/check_wheel dist $(BIN)
 
 round-trips: $(DEV_STAMP) $(READERS_STAMP)  ## read exported annotations with other programs' packages
@@ -55,13 +56,13 @@ picture: $(RUNTIME_STAMP)  ## make the README's picture of the demo clip again
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) demo-out build dist
 
-# The runtime alone: no torch.
-$(RUNTIME_STAMP): pyproject.toml
+# The runtime and the default weights: no torch.
+$(RUNTIME_STAMP): pyproject.toml weights/lite/pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: apt-get install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "error: no venv module: apt-get install python3-venv"; exit 1; }
 	@echo "installing the runtime into $(VENV) ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu]' -e weights/lite
 	@touch $@
 
 # Everything for development. torch first and pinned: all results come from this version.

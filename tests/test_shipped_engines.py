@@ -1,4 +1,4 @@
-"""Engine directory of the package: complete, small, licensed, accurate."""
+"""Engine directory of mpn-weights-lite: complete, small, licensed, accurate."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mpn.engines.directory.manifest import load_manifest, verify_digests
 from mpn.engines.open import default_engine_dir, open_engines
 from mpn.evaluation import SequenceEvaluator
 from mpn.synthetic import SyntheticFrame, render_clip
+from tests.conftest import REPOSITORY
 
 SIZE_LIMIT_BYTES = 20_000_000
 FRAMES = 10
@@ -58,7 +59,7 @@ def test_all_files_together_are_small_enough_to_ship() -> None:
 def test_shipped_licence_is_in_manifest_and_model_card() -> None:
     directory = default_engine_dir()
     assert load_manifest(directory).provenance.licence == "CC BY-NC 4.0"
-    card = (directory.parent / "MODEL_CARD.md").read_text()
+    card = (REPOSITORY / "weights" / "lite" / "MODEL_CARD.md").read_text()
     assert "CC BY-NC 4.0" in card
     assert "DAVIS" in card
     assert "ECSSD" in card
@@ -68,7 +69,7 @@ def test_shipped_licence_is_in_manifest_and_model_card() -> None:
 
 def test_manifest_defaults_match_the_model_card() -> None:
     directory = default_engine_dir()
-    card = (directory.parent / "MODEL_CARD.md").read_text()
+    card = (REPOSITORY / "weights" / "lite" / "MODEL_CARD.md").read_text()
     advice = load_manifest(directory).runtime_defaults
     assert advice
     for name, value in advice.items():

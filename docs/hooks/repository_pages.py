@@ -19,7 +19,7 @@ PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
     "security_policy.md": "SECURITY.md",
-    "model_card.md": "src/mpn/assets/MODEL_CARD.md",
+    "model_card.md": "weights/lite/MODEL_CARD.md",
 }
 """Page of the site -> file of the repository."""
 _SOURCES = {source: page for page, source in PAGES.items()}

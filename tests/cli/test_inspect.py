@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mpn.cli.main import _run_app, app
-from mpn.engines import open as load_module
+from mpn.engines.directory import locate
 from tests.builders.engine_dirs import make_engine_dir, parity_document
 from tests.builders.finetune_dirs import make_adapt_dir
 
@@ -108,8 +108,8 @@ def test_no_engine_directory_is_one_line(
 def test_default_is_the_shipped_directory(
     tmp_path: Path, inspect: Inspect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_module, "files", lambda package: tmp_path / package)
-    make_engine_dir(tmp_path / "mpn" / "assets" / "lite")
+    monkeypatch.setattr(locate, "_weights_packages", lambda: [tmp_path])
+    make_engine_dir(tmp_path / "engines")
     code, out, _ = inspect()
     assert code == 0
     assert "tiny" in out

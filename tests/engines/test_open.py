@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from mpn.engines import open as backends_module
-from mpn.engines import open as load_module
 from mpn.engines.onnxruntime.engine import OrtEngine
-from mpn.engines.open import Backend, default_engine_dir, open_engines
+from mpn.engines.open import Backend, open_engines
 from mpn.errors import BackendError, EngineError, InputError, ManifestError, MissingExtraError
 from tests.builders.engine_dirs import make_engine_dir
 from tests.emulation.engines import FakeEngine, fake_engine_set, fourth_channel
@@ -233,16 +232,6 @@ def test_video_instead_of_a_directory_gets_a_kind_error(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"video")
     with pytest.raises(ManifestError, match="is a video, not an engine directory"):
         open_engines(tmp_path / "clip.mp4")
-
-
-def test_default_directory_is_inside_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(load_module, "files", lambda package: tmp_path / package)
-    with pytest.raises(ManifestError, match="ships no engine directory"):
-        default_engine_dir()
-    make_engine_dir(tmp_path / "mpn" / "assets" / "lite")
-    assert default_engine_dir() == tmp_path / "mpn" / "assets" / "lite"
 
 
 def test_closing_a_set_closes_all_even_if_one_fails() -> None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +16,9 @@ from mpn._common.memory import return_freed_memory
 from mpn.cuda.device import CudaDevice, gpu_unavailable_reason
 from mpn.engines.base import Engine
 from mpn.engines.directory.files import check_engine_dir, check_present, resolve_inside
+from mpn.engines.directory.locate import default_engine_dir
 from mpn.engines.directory.manifest import (
     ENGINE_SOURCE,
-    MANIFEST_NAME,
     Manifest,
     load_manifest,
     verify_digests,
@@ -32,7 +31,7 @@ from mpn.engines.tensorrt.api import TrtBackend, load_trt
 from mpn.engines.tensorrt.open import PlanPolicy, open_trt_engine
 from mpn.engines.tensorrt.plans.store import PlanStore
 from mpn.engines.tensorrt.reweight import open_refitted_engine
-from mpn.errors import BackendError, EngineError, ManifestError, MissingExtraError, OutputError
+from mpn.errors import BackendError, EngineError, MissingExtraError, OutputError
 from mpn.types import Float32Array
 
 Backend = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
@@ -287,21 +286,6 @@ class EngineSet(Closeable):
             stack.callback(return_freed_memory)
             for engine in self.engines.values():
                 stack.callback(engine.close)
-
-
-def default_engine_dir() -> Path:
-    """Return the engine directory that ships inside the package.
-
-    Raises:
-        ManifestError: If this installation has none.
-    """
-    path = Path(str(files("mpn").joinpath("assets", "lite")))
-    if not (path / MANIFEST_NAME).is_file():
-        raise ManifestError(
-            f"this installation ships no engine directory (there is none at {path}): reinstall "
-            "mpn-runtime, or give a folder that mpn-export wrote"
-        )
-    return path
 
 
 def open_engines(

@@ -91,7 +91,7 @@ def check_engine_dir(directory: str | os.PathLike[str]) -> Path:
         raise ManifestError(_hint_for_file(path))
     raise ManifestError(
         f"there is no engine directory at {path}: give the folder that mpn-export wrote, "
-        "or leave the option out to use the one that ships with the package"
+        "or leave the option out to use the installed weights"
     )
 
 

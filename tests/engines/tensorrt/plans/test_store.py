@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-import mpn
 from mpn._common.files import sha256_of_file
 from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.manifest import load_manifest
-from mpn.engines.open import default_engine_dir
 from mpn.engines.tensorrt.api import TrtBackend, load_trt
 from mpn.engines.tensorrt.plans.listing import plan_reports
 from mpn.engines.tensorrt.plans.options import BuildOptions
@@ -222,12 +220,13 @@ def test_store_read_only_directory_uses_cache(store: PlanStore, directory: Path)
 def test_plans_of_the_engines_that_ship_lie_in_the_cache(
     monkeypatch: pytest.MonkeyPatch, store: PlanStore, directory: Path
 ) -> None:
-    monkeypatch.setattr("mpn.engines.tensorrt.plans.store._PACKAGE", directory.parent)
+    monkeypatch.setattr(
+        "mpn.engines.directory.locate._weights_packages", lambda: [directory.parent]
+    )
     assert store.plan("osvos", NONE).path.parent == user_plans_dir()
     assert not (directory / "plans").exists()
     (report,) = plan_reports(directory, load_manifest(directory))
     assert report.problem is None
-    assert default_engine_dir().is_relative_to(Path(mpn.__file__).parent)
 
 
 def test_timing_cache_is_kept_for_the_next_build(store: PlanStore, directory: Path) -> None:

@@ -19,6 +19,7 @@ from mpn._common.files import (
 from mpn.cuda.device import CudaDevice
 from mpn.engines.directory.entries import utc_now_iso
 from mpn.engines.directory.files import resolve_inside
+from mpn.engines.directory.locate import is_installed_weights
 from mpn.engines.directory.manifest import Manifest
 from mpn.engines.spec import Role
 from mpn.engines.tensorrt.api import TrtApi
@@ -34,8 +35,6 @@ from mpn.engines.tensorrt.plans.record import (
     record_path,
 )
 from mpn.errors import BackendError, EngineError, OutputError
-
-_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class PlanStore:
     """Plans of an engine directory for one library and GPU.
 
     They are in ``plans/`` of the directory. If that folder cannot be written, or belongs to the
-    installed package, they are in the user's cache.
+    installed weights, they are in the user's cache.
 
     Args:
         directory: Engine directory.
@@ -278,7 +277,7 @@ class PlanStore:
         cache = user_plans_dir()
         if cache is None:
             return (own,)
-        return (cache,) if own.is_relative_to(_PACKAGE) else (own, cache)
+        return (cache,) if is_installed_weights(own) else (own, cache)
 
 
 def user_plans_dir() -> Path | None:

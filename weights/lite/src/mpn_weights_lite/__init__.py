@@ -1,0 +1,1 @@
+"""Hold the engine directory ``engines/``, which mpn-runtime opens by default."""
