@@ -4,14 +4,16 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from mpn._common import h264
 from mpn._common.h264 import h264_encoder
 from mpn.errors import OutputError
-from mpn.runtime.media.overlay import OverlayWriter, draw_overlay
-from mpn.types import Frame, StepResult
+from mpn.masks import DAVIS_PALETTE
+from mpn.runtime.media.overlay import OVERLAY_PALETTE, OverlayWriter, draw_overlay
+from mpn.types import Frame, StepResult, UInt8Array
 from tests.runtime.media.clips import NTSC, level_frame, noise_frame
 from tests.tolerances import CODEC_MEAN_LEVEL
 
@@ -45,12 +47,51 @@ def test_overlay_tints_objects_and_keeps_background() -> None:
     labels[5:15, 12:20] = 2
     drawn = draw_overlay(rgb, labels)
     np.testing.assert_array_equal(drawn[labels == 0], rgb[labels == 0])
-    assert drawn[5, 8].tolist() == [255, 0, 0]  # outline of object 1, opaque
-    assert drawn[10, 11].tolist() == [255, 0, 0]  # at the border with object 2
-    assert drawn[10, 12].tolist() == [0, 255, 0]
-    expected = np.rint(rgb[10, 8] * 0.5 + np.array([255, 0, 0]) * 0.5)
+    assert drawn[5, 8].tolist() == OVERLAY_PALETTE[1].tolist()  # outline of object 1, opaque
+    assert drawn[10, 11].tolist() == OVERLAY_PALETTE[1].tolist()  # at the border with object 2
+    assert drawn[10, 12].tolist() == OVERLAY_PALETTE[2].tolist()
+    expected = np.rint(rgb[10, 8] * 0.5 + OVERLAY_PALETTE[1] * 0.5)
     assert np.abs(drawn[10, 8] - expected).max() <= 1
     np.testing.assert_array_equal(rgb, noise_frame(0, (20, 30)))  # the input is unchanged
+
+
+def least_distances(palette: UInt8Array) -> np.ndarray:
+    """Return the CIEDE2000 distance of each colour to the nearest one before it.
+
+    Sharma, Wu, Dalal: The CIEDE2000 color-difference formula, 2005.
+    """
+    rgb = palette.astype(np.float32)[None] / 255
+    light, a, b = np.moveaxis(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0].astype(np.float64), -1, 0)
+    c = np.hypot(a, b)
+    mean = (c[:, None] + c) / 2
+    g = 0.5 * (1 - np.sqrt(mean**7 / (mean**7 + 25.0**7)))
+    a1, a2 = (1 + g) * a[:, None], (1 + g) * a
+    c1, c2 = np.hypot(a1, b[:, None]), np.hypot(a2, b)
+    h1, h2 = np.degrees(np.arctan2(b[:, None], a1)), np.degrees(np.arctan2(b, a2))
+    turn = (h2 - h1 + 180) % 360 - 180
+    hue = 2 * np.sqrt(c1 * c2) * np.sin(np.radians(turn / 2))
+    h, c, light_mean = (h1 + turn / 2) % 360, (c1 + c2) / 2, (light[:, None] + light) / 2
+    t = 1 - 0.17 * np.cos(np.radians(h - 30)) + 0.24 * np.cos(np.radians(2 * h))
+    t += 0.32 * np.cos(np.radians(3 * h + 6)) - 0.2 * np.cos(np.radians(4 * h - 63))
+    away = (light_mean - 50) ** 2
+    terms = (
+        (light - light[:, None]) / (1 + 0.015 * away / np.sqrt(20 + away)),
+        (c2 - c1) / (1 + 0.045 * c),
+        hue / (1 + 0.015 * c * t),
+    )
+    rotation = -2 * np.sqrt(c**7 / (c**7 + 25.0**7))
+    rotation *= np.sin(np.radians(60 * np.exp(-(((h - 275) / 25) ** 2))))
+    distances = np.sqrt(sum(term**2 for term in terms) + rotation * terms[1] * terms[2])
+    return np.array([distances[k, :k].min() for k in range(1, len(palette))])
+
+
+def test_overlay_colours_of_the_first_ids_are_distinct() -> None:
+    assert least_distances(OVERLAY_PALETTE[1:21]).min() > 17
+    assert least_distances(OVERLAY_PALETTE[1:33]).min() > 13
+    dull = DAVIS_PALETTE[1:21] * (255 / DAVIS_PALETTE[1:21].max(axis=1, keepdims=True))
+    assert least_distances(dull).min() == 0, "positive control: ids 1, 8 and 9 of DAVIS"
+    known = np.array([[255, 0, 0], [0, 255, 0]], np.uint8)
+    assert least_distances(known) == pytest.approx(86.608, abs=0.02)
 
 
 def test_without_objects_the_frame_is_copied() -> None:

@@ -28,15 +28,31 @@ MAX_OVERLAY_SIDE_PX = 16384
 """Largest width and height of x264."""
 
 
+_COLOURS: Final = (
+    *("ff2020", "00e000", "ffe000", "4060ff", "ff00e0", "00e0ff", "ff8000", "008060"),
+    *("e0c0ff", "a04060", "ffa0a0", "00a0ff", "a0ffe0", "a06000", "a000c0", "e0ffa0"),
+    *("ff4080", "a080c0", "00a020", "20a0a0", "ffc080", "c0a000", "80c080", "a0c000"),
+    *("c00020", "e08060", "c06060", "e080c0", "00ffa0", "00c0a0", "a060ff", "c04000"),
+)
+"""Colours of the ids 1 to 32. The first six have the hues of DAVIS; each other one is that with the
+largest CIEDE2000 distance to those before it, of a grid of bright and saturated colours of which
+less than 1 % of the pixels of photographs have a distance under 12. The smallest distance of two is
+22 for the first 12, 17 for 20 and 13 for all."""
+
+
 def _overlay_palette() -> UInt8Array:
-    """Scale the DAVIS palette to full brightness: its first colours are too dark."""
-    brightest = np.maximum(DAVIS_PALETTE.max(axis=1, keepdims=True), 1)
-    palette: UInt8Array = (DAVIS_PALETTE * (255.0 / brightest)).round().astype(np.uint8)
+    colours = np.array([list(bytes.fromhex(colour)) for colour in _COLOURS], np.uint8)
+    palette = np.zeros_like(DAVIS_PALETTE)
+    palette[1:] = colours[np.arange(len(palette) - 1) % len(colours)]
+    palette.flags.writeable = False
     return palette
 
 
 OVERLAY_PALETTE: Final[UInt8Array] = _overlay_palette()
-"""(256, 3) uint8 RGB: the DAVIS palette at full brightness."""
+"""(256, 3) uint8 RGB: the colour that an object is drawn in, repeated after 32 ids.
+
+Many colours of the DAVIS palette, which is that of the mask files, are dark or nearly equal.
+"""
 
 
 def draw_overlay(

@@ -15,6 +15,7 @@ from pathlib import Path
 import mpn
 from mpn._common.text import one_line, printable
 from mpn.masks import DAVIS_PALETTE
+from mpn.runtime.media.overlay import OVERLAY_PALETTE
 from mpn.runtime.review.builder import (
     Correction,
     FrameInfo,
@@ -35,7 +36,7 @@ from mpn.runtime.review.series import (
 )
 from mpn.runtime.review.timeline import timeline_svg
 from mpn.runtime.review.worst import CHECK_BELOW
-from mpn.types import Track
+from mpn.types import Track, UInt8Array
 
 _MARK = '<meta name="generator" content="mpn-runtime review">'
 _HEAD_BYTES = 1024
@@ -93,12 +94,14 @@ def _text(value: object) -> str:
 
 def _summary(review: Review, facts: RunFacts) -> str:
     height, width = facts.size_hw
+    shown = sorted(review.objects)[:_MOST_OBJECTS]
     marked = sum(1 for frame in review.worst if _least(frame.frame) < CHECK_BELOW)
     rows = [
         ("Video", f"<bdi>{_text(facts.video)}</bdi>, {width}x{height}"),
         ("Frames", _span_of(review)),
         ("Results", f"<bdi>{_text(facts.out)}</bdi>"),
-        ("Objects", ", ".join(_object(k, facts) for k in sorted(review.objects)[:_MOST_OBJECTS])),
+        ("Objects", ", ".join(_object(k, facts) for k in shown)),
+        ("In the masks", ", ".join(_colour_in_masks(k) for k in shown)),
         (
             "To check",
             f"{marked} of the {len(review.worst)} frames below have a reliability under "
@@ -122,14 +125,23 @@ def _span_of(review: Review) -> str:
 
 def _object(object_id: int, facts: RunFacts) -> str:
     """Return colour, number and name of an object."""
-    red, green, blue = (int(level) for level in DAVIS_PALETTE[object_id])
     name = one_line(facts.object_names.get(object_id, ""), _LONGEST_NAME)
     label = f"object {object_id}" + (f" (<bdi>{_text(name)}</bdi>)" if name else "")
-    colour = f"#{red:02x}{green:02x}{blue:02x}"
-    return (
-        f'<span class="object"><span class="swatch" style="background:{colour}"></span>{label}'
-        "</span>"
-    )
+    return f'<span class="object">{_swatch(OVERLAY_PALETTE, object_id)}{label}</span>'
+
+
+def _colour_in_masks(object_id: int) -> str:
+    """Return number and colour of an object in the mask files, which keep the DAVIS palette."""
+    colour = _colour(DAVIS_PALETTE, object_id)
+    return f'<span class="object">{_swatch(DAVIS_PALETTE, object_id)}{object_id} {colour}</span>'
+
+
+def _swatch(palette: UInt8Array, object_id: int) -> str:
+    return f'<span class="swatch" style="background:{_colour(palette, object_id)}"></span>'
+
+
+def _colour(palette: UInt8Array, object_id: int) -> str:
+    return f"#{palette[object_id].tobytes().hex()}"
 
 
 def _worst_section(review: Review, facts: RunFacts) -> str:
@@ -144,8 +156,8 @@ def _worst_section(review: Review, facts: RunFacts) -> str:
         '<section aria-labelledby="worst"><h2 id="worst">Frames to check</h2>\n'
         "<p>The least reliable frames, spread in time. A correction at the first one also changes "
         "the most unreliable frames around it. To mend one: save the frame and the mask, paint the "
-        "mask in its colours over the frame with any program, save it as <code>fix.png</code>, "
-        "and run the command with the options of the first run.</p>\n"
+        "mask over the frame with any program, each object in its colour of the masks, save it as "
+        "<code>fix.png</code>, and run the command with the options of the first run.</p>\n"
         f"{cards}</section>\n"
     )
 
@@ -154,7 +166,7 @@ def _card(worst: WorstFrame, number: int, review: Review, facts: RunFacts) -> st
     frame, picture = worst.frame, worst.picture
     height, width = facts.size_hw
     outlines = "".join(
-        f'<path d="{path}" style="stroke:{_bright(object_id)}"/>'
+        f'<path d="{path}" style="stroke:{_colour(OVERLAY_PALETTE, object_id)}"/>'
         for object_id, path in picture.outlines.items()
         if path
     )
@@ -330,11 +342,3 @@ def _time(pts_s: float) -> str:
 
 def _file_stem(frame: FrameInfo) -> str:
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in frame.name)[:60] or "frame"
-
-
-def _bright(object_id: int) -> str:
-    """Return the colour of an object at full brightness, as the overlay has it."""
-    levels = [int(level) for level in DAVIS_PALETTE[object_id]]
-    most = max(*levels, 1)
-    red, green, blue = (round(level * 255 / most) for level in levels)
-    return f"#{red:02x}{green:02x}{blue:02x}"
