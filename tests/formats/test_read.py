@@ -184,6 +184,44 @@ def test_yolo_is_read_with_the_names_next_to_it(tmp_path: Path) -> None:
     assert read(tmp_path, YOLO).names == {1: "koi", 2: "boat"}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        "names:\n  0: koi, white\n  1: boat  # of wood\n\nnc: 2\n",
+        "names: # classes\n- 'koi, white'\n- boat\ntrain: images\n",
+        """nc: 2\nnames: ["koi, white",\n  boat]\n""",
+        "names: {1: boat, 0: 'koi, white'}",
+    ],
+    ids=["lines", "list", "brackets", "braces"],
+)
+def test_data_set_of_yolo_is_read_with_its_names(names: str, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(names)
+    labels = tmp_path / "labels" / "train"
+    labels.mkdir(parents=True)
+    (labels / "00000.txt").write_bytes(YOLO)
+    given = read_masks(tmp_path, VideoFacts(LABELS.shape, "clip", end=12))
+    assert given.names == {1: "koi, white", 2: "boat"}
+    assert given.labels[0].any()
+
+
+def test_polygons_of_datumaro_are_drawn_as_of_coco(tmp_path: Path) -> None:
+    points = [2, 1, 5, 1, 5, 5, 2, 5]
+    region = {"type": "polygon", "label_id": 1, "group": 0, "z_order": 0, "points": points}
+    front = region | {"label_id": 0, "z_order": 1, "points": [2, 1, 5, 1, 5, 3, 2, 3]}
+    box = {"type": "bbox", "label_id": 0, "bbox": [0, 0, 2, 2]}
+    value = {
+        "categories": {"label": {"labels": [{"name": "boat"}, {"name": "koi"}]}},
+        "items": [{"id": "00003", "annotations": [front, region, box]}],
+    }
+    given = read(tmp_path, json.dumps(value).encode())
+    expected = np.zeros_like(LABELS)
+    expected[1:5, 2:5], expected[1:3, 2:5] = 1, 2
+    np.testing.assert_array_equal(given.labels[None], expected)
+    assert given.names == {1: "koi", 2: "boat"}
+    with pytest.raises(MaskError, match="annotation 1 in it cannot be drawn"):
+        read(tmp_path, json.dumps(value).replace("[2, 1, 5, 1,", "[2,").encode())
+
+
 def test_line_of_yolo_may_be_long(tmp_path: Path) -> None:
     """The first bytes of the file end in each place of a number."""
     for count in range(5):
@@ -315,7 +353,7 @@ def test_crowds_next_to_objects_are_left_out_with_a_note(tmp_path: Path) -> None
 REFUSED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("empty file", b"", "cannot be read"),
     ("json", b"[1, 2", "invalid JSON"),
-    ("other json", b'{"a": 1}', "not of labelme, COCO or YouTube-VIS"),
+    ("other json", b'{"a": 1}', "not of labelme, COCO, YouTube-VIS or Datumaro"),
     ("twice", b'{"images": [], "images": []}', "stands twice"),
     ("no match", two_images("a.jpg", "b.jpg"),
      r"COCO file with masks of 2 frames, and none is a frame of the video, such as 'a.jpg'"),

@@ -40,14 +40,9 @@ def test_other_readers_find_every_pixel(trip: compare.Trip, tmp_path: Path) -> N
     "trip", {trip.format: trip for trip in compare.TRIPS}.values(), ids=lambda t: t.format
 )
 def test_own_reader_finds_ids_and_names(trip: compare.Trip, tmp_path: Path) -> None:
-    """The reader of Datumaro's format is missing, and YOLO has no ids."""
+    """The file or folder is read unchanged; names of YOLO are in data.yaml."""
     path = tmp_path / Path(trip.target).name
     trip.write(path, compare.frames_of(CLIP), compare.info_of(CLIP))
-    if trip.format == "datumaro":
-        return
-    if trip.format == "yolo":
-        path /= "labels"
-        (path / "classes.txt").write_text("".join(f"koi no. {k}\n" for k in range(1, 8)))
     given = read_masks(path, VideoFacts(CLIP.labels[0].shape, "shapes", end=4))
     assert sorted(given.labels) == [0, 1, 2, 3]
     assert given.names == {k: f"koi no. {k}" for k in range(1, 8)}
@@ -55,6 +50,12 @@ def test_own_reader_finds_ids_and_names(trip: compare.Trip, tmp_path: Path) -> N
         equal = given.labels[index] == labels
         assert equal.mean() > 0.99
         assert equal.all() or trip.format == "yolo"
+    if path.is_dir():  # a file of it alone, as --mask 2:FILE
+        inner = "annotations/default.json" if trip.format == "datumaro" else "**/00002.*"
+        (file,) = path.glob(inner)
+        single = read_masks(file, VideoFacts(CLIP.labels[0].shape, "shapes", end=4), frame=2)
+        assert next(iter(single.labels.values())) is not None
+        assert set(single.names.values()) <= set(given.names.values())
 
 
 def test_table_in_the_documentation_is_of_these_readers() -> None:

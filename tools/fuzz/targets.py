@@ -96,6 +96,7 @@ def _annotation_seeds(folder: Path, labels: Any) -> Seeds:
     from mpn.formats.annotated import AnnotatedFrame, VideoInfo
     from mpn.formats.coco import write_coco, write_coco_polygons, write_ytvis
     from mpn.formats.cvat import write_cvat_video
+    from mpn.formats.datumaro import write_datumaro
     from mpn.formats.labelme import write_labelme
     from mpn.formats.yolo import write_yolo
 
@@ -114,6 +115,9 @@ def _annotation_seeds(folder: Path, labels: Any) -> Seeds:
     write_labelme(folder / "labelme", frames, info)
     yield "labelme.json", (folder / "labelme" / "00000.json").read_bytes()
     yield "folder.00001.json", (folder / "labelme" / "00001.json").read_bytes()
+    write_datumaro(folder / "datumaro", frames, info)
+    data = (folder / "datumaro" / "annotations" / "default.json").read_bytes()
+    yield "datumaro.json", data
     write_yolo(folder / "yolo", frames, info)
     yield "yolo.txt", (folder / "yolo" / "labels" / "00000.txt").read_bytes()
     yield "folder.00001.txt", (folder / "yolo" / "labels" / "00001.txt").read_bytes()

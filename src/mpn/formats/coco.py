@@ -58,7 +58,7 @@ def annotations_from_coco(value: Mapping[str, Any], facts: VideoFacts) -> Annota
     """
     names = {
         entry["id"]: entry["name"]
-        for entry in _entries(value, "categories")
+        for entry in entries_of(value, "categories")
         if is_int(entry.get("id")) and isinstance(entry.get("name"), str)
     }
     if isinstance(value.get("videos"), list):
@@ -150,7 +150,7 @@ def _of_images(
 ) -> Annotations:
     places: dict[int, Place] = {}
     sizes: dict[Place, tuple[int, int]] = {}
-    for number, image in enumerate(_entries(value, "images"), 1):
+    for number, image in enumerate(entries_of(value, "images"), 1):
         if not is_int(image.get("id")):
             raise ValueError(f"image {number} in it has no id")
         place = _place_of_image(image, facts)
@@ -158,7 +158,7 @@ def _of_images(
         _add_size(sizes, place, image)
     regions: list[Region] = []
     crowds = 0
-    for number, entry in enumerate(_entries(value, "annotations"), 1):
+    for number, entry in enumerate(entries_of(value, "annotations"), 1):
         if entry.get("iscrowd") == 1 and "track_id" not in entry:
             crowds += 1
             continue
@@ -182,7 +182,7 @@ def _of_images(
 
 
 def _of_video(value: Mapping[str, Any], facts: VideoFacts, names: Mapping[int, str]) -> Annotations:
-    videos = [video for video in _entries(value, "videos") if is_int(video.get("id"))]
+    videos = [video for video in entries_of(value, "videos") if is_int(video.get("id"))]
     chosen = videos if len(videos) == 1 else [v for v in videos if facts.name in _names_of(v)]
     if len(chosen) != 1:
         found = ", ".join(sorted(repr(name) for video in videos[:4] for name in _names_of(video)))
@@ -197,7 +197,7 @@ def _of_video(value: Mapping[str, Any], facts: VideoFacts, names: Mapping[int, s
     is_named = bool(files) and None not in indices
     sizes: dict[Place, tuple[int, int]] = {}
     regions: list[Region] = []
-    for number, entry in enumerate(_entries(value, "annotations"), 1):
+    for number, entry in enumerate(entries_of(value, "annotations"), 1):
         if entry.get("video_id") != video["id"]:
             continue
         segmentations = entry.get("segmentations")
@@ -258,7 +258,12 @@ def _label(entry: Mapping[str, Any], names: Mapping[int, str]) -> str:
     return names.get(category, f"category {category}")
 
 
-def _entries(value: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+def entries_of(value: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """Return the list of JSON objects under a key, empty if there is none.
+
+    Raises:
+        ValueError: If it is no such list.
+    """
     entries = value.get(key, [])
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError(f"'{key}' in it is no list of objects")

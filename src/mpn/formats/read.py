@@ -22,6 +22,7 @@ from mpn.errors import MaskError
 from mpn.formats.arrays import labels_from_npy
 from mpn.formats.coco import annotations_from_coco, is_coco
 from mpn.formats.cvat import ANNOTATIONS_NAME, annotations_from_cvat
+from mpn.formats.datumaro import ANNOTATIONS_FOLDER, annotations_from_datumaro, is_datumaro
 from mpn.formats.frames import VideoFacts
 from mpn.formats.labelme import annotations_from_labelme, is_labelme
 from mpn.formats.objects import ObjectIds
@@ -33,7 +34,7 @@ from mpn.formats.regions import (
     masks_from_annotations,
     shown_frames,
 )
-from mpn.formats.yolo import annotations_from_yolo, is_yolo
+from mpn.formats.yolo import LABELS_FOLDER, annotations_from_yolo, class_names_of, is_yolo
 from mpn.masks import DEFAULT_MAX_OBJECTS, load_labels
 from mpn.types import UInt8Array
 
@@ -74,9 +75,10 @@ def read_masks(
     """Read the masks that a user made, of one or several frames.
 
     The content of the file decides its format: an image with ids (see
-    :func:`mpn.masks.load_labels`), JSON of labelme, COCO or YouTube-VIS, XML of CVAT or a zip file
-    with one, a .npy array, or text of YOLO. A folder has files of one of these formats, with the
-    names of the frames.
+    :func:`mpn.masks.load_labels`), JSON of labelme, COCO, YouTube-VIS or Datumaro, XML of CVAT, a
+    zip file with one of these, a .npy array, or text of YOLO. A folder has files of one of these
+    formats, with the names of the frames, or is a data set of YOLO, COCO or Datumaro with them in
+    ``labels`` or ``annotations``.
 
     Args:
         path: The file or folder.
@@ -177,7 +179,7 @@ class _Reader:
 
     def _annotations(self, path: Path, kind: str, place: Place) -> Annotations:
         if kind == "yolo":
-            names = _class_names(path.parent)
+            names = class_names_of(path.parent)
             return annotations_from_yolo(read_text(path), self.facts.size_hw, names, place)
         data = _from_zip(path) if kind == "zip" else read_plain_file(path, _MOST_BYTES)
         return self._parsed(data, place)
@@ -194,7 +196,9 @@ class _Reader:
             return annotations_from_labelme(value, self.facts.size_hw, place)
         if is_coco(value):
             return annotations_from_coco(value, self.facts)
-        raise ValueError("it is JSON, but not of labelme, COCO or YouTube-VIS")
+        if is_datumaro(value):
+            return annotations_from_datumaro(value, self.facts)
+        raise ValueError("it is JSON, but not of labelme, COCO, YouTube-VIS or Datumaro")
 
     def _annotations_of(self, files: list[Path], kind: str) -> Annotations:
         """Read the files of a folder as one: objects keep their ids."""
@@ -278,6 +282,8 @@ def _mask_files(folder: Path) -> list[Path]:
         kind = _kind_of(path) if path.is_file() else None
         if kind is not None:
             by_kind.setdefault(kind, []).append(path)
+    if not by_kind and (inner := _folder_in_data_set(folder)) is not None:
+        return _mask_files(inner)
     images = {path.stem for kind in ("image", "photo") for path in by_kind.get(kind, ())}
     for kind in ("json", "yolo", "xml"):
         files = by_kind.get(kind, [])
@@ -299,6 +305,16 @@ def _mask_files(folder: Path) -> list[Path]:
             "the frames, or of a format of docs/formats.md"
         )
     return found or arrays
+
+
+def _folder_in_data_set(folder: Path) -> Path | None:
+    for name in (LABELS_FOLDER, ANNOTATIONS_FOLDER):
+        if (folder / name).is_dir():
+            return folder / name
+    if folder.name != LABELS_FOLDER:
+        return None
+    subsets = [path for path in folder.iterdir() if path.is_dir()]
+    return subsets[0] if len(subsets) == 1 else None
 
 
 def _from_zip(path: Path) -> bytes:
@@ -325,14 +341,6 @@ def _from_zip(path: Path) -> bytes:
     if len(data) > _MOST_BYTES:
         raise ValueError(f"its {names[0].filename} has more than {_MOST_BYTES >> 20} MB")
     return data
-
-
-def _class_names(folder: Path) -> list[str]:
-    """Return the names in ``classes.txt`` next to files of YOLO, if there is one."""
-    path = folder / "classes.txt"
-    if not path.is_file():
-        return []
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _ids_in(labels: UInt8Array) -> list[int]:

@@ -131,7 +131,7 @@ def _object(object_id: int, facts: RunFacts) -> str:
 
 
 def _colour_in_masks(object_id: int) -> str:
-    """Return number and colour of an object in the mask files, which keep the DAVIS palette."""
+    """Return number and colour of an object in the mask files."""
     colour = _colour(DAVIS_PALETTE, object_id)
     return f'<span class="object">{_swatch(DAVIS_PALETTE, object_id)}{object_id} {colour}</span>'
 
