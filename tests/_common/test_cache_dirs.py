@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mpn._common.cache_dirs import user_cache_dir
-from mpn.cli.run import default_finetune_cache
 from mpn.engines.tensorrt.plans.store import user_plans_dir
+from mpn.runtime.run_options import default_finetune_cache
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folders of Linux")
 

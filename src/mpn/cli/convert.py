@@ -107,25 +107,6 @@ convert.__doc__ = f"{(convert.__doc__ or '').rstrip()}\n\n" + "\n\n".join(
 )
 
 
-def check_formats_of(video: str, names: Sequence[str]) -> None:
-    """Check before a run that its results can be converted to formats.
-
-    Raises:
-        InputError: If a format needs the frames, and ``video`` is a camera or an address.
-    """
-    needing = [name for name in names if FORMATS[name].needs_video]
-    if not needing:
-        return
-    from mpn.errors import InputError
-    from mpn.runtime.media.video import is_address, redacted
-
-    if is_address(video):
-        raise InputError(
-            f"cannot save {needing[0]} of {redacted(video)}: its frames cannot be read again; "
-            "record the video to a file first"
-        )
-
-
 def convert_with_progress(
     out: Path, names: Sequence[str], *, quiet: bool, **how: Any
 ) -> list[Path]:

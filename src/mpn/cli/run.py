@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mpn.cli.convert import check_formats_of, convert_with_progress
+from mpn.cli.convert import convert_with_progress
 from mpn.cli.output import echo, echo_document
 from mpn.cli.progress import progress_display
 from mpn.cli.usage import option_errors
 from mpn.errors import MpnWarning
-from mpn.runtime.convert.formats import FORMATS
 
 if TYPE_CHECKING:
-    from mpn.runtime.options import FinetuneOptions
-    from mpn.runtime.session.outputs import SaveKind
+    from mpn.runtime.run_options import RunOptions
     from mpn.runtime.session.request import Progress, RunRequest
 
-_FRAME_AND_FILE = re.compile(r"(\d+):(.+)", re.DOTALL)
-_OTHER_NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?):.+", re.DOTALL)
-"""A number that is no frame; a drive (C:) or an address is none."""
+SIGNAL_BASE = 128
+INTERRUPTED = 130
 
 
 def missing_video(engine_dir: Path | None) -> str:
@@ -41,142 +36,11 @@ def missing_video(engine_dir: Path | None) -> str:
 
 
 def masks_by_frame(given: list[str]) -> dict[int | None, Path]:
-    """Convert ``--mask`` (FILE or FRAME:FILE) to a file per frame index.
+    """Convert ``--mask``, see :func:`mpn.runtime.run_options.masks_from_texts`."""
+    from mpn.runtime.run_options import masks_from_texts
 
-    The key None stands for the first frame. A text that is the name of an existing file is FILE.
-    """
-    if not given:
-        raise typer.BadParameter(
-            "no mask was given: add --mask FIRST.png, the mask of the first frame"
-        )
-    masks: dict[int | None, Path] = {}
-    for text in given:
-        match = None if os.path.exists(text) else _FRAME_AND_FILE.fullmatch(text)
-        if match is None and not os.path.exists(text) and (wrong := _OTHER_NUMBER.fullmatch(text)):
-            raise typer.BadParameter(
-                f"FRAME of --mask must be a whole number from 0, such as 12:m.png, not '{wrong[1]}'"
-            )
-        frame, name = (int(match[1]), match[2]) if match else (None, text)
-        path = Path(os.path.expanduser(name))
-        if frame in masks:
-            which = "the first frame" if frame is None else f"frame {frame}"
-            raise typer.BadParameter(
-                f"two masks for {which}, {masks[frame]} and {path}: "
-                "give --mask FRAME:FILE for those of other frames"
-            )
-        masks[frame] = path
-    return masks
-
-
-def save_kinds(text: str) -> tuple[frozenset[SaveKind], list[str]]:
-    """Convert ``--save``, names separated by commas.
-
-    Returns:
-        The kinds of results that the run writes, and the formats that they are converted to at its
-        end, which need the masks.
-    """
-    known: dict[str, SaveKind] = {
-        "masks": "masks", "overlay": "overlay", "probs": "probs", "rle": "rle",
-    }  # fmt: skip
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known and name not in FORMATS:
-            raise typer.BadParameter(
-                f"--save takes {', '.join([*known, *FORMATS])}, separated by commas, not '{name}'"
-            )
-    if not names:
-        raise typer.BadParameter(
-            f"--save takes at least one of {', '.join([*known, *FORMATS])}, separated by commas, "
-            f"not '{text}'"
-        )
-    formats = [name for name in names if name in FORMATS]
-    kinds = {known[name] for name in names if name in known}
-    return frozenset(kinds | ({"masks"} if formats else set())), formats
-
-
-def rate_from_text(text: str | None) -> Any:
-    """Convert ``--fps`` to a fraction; None if it was not given."""
-    if text is None:
-        return None
-    from fractions import Fraction
-
-    from mpn.runtime.media.video import HIGHEST_RATE, LOWEST_RATE
-
-    try:
-        # The float first: as a fraction, 1e999999999 has a billion digits.
-        is_number = "/" in text or LOWEST_RATE / 2 < float(text) < HIGHEST_RATE * 2
-        rate = Fraction(text) if is_number else Fraction(0)
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise typer.BadParameter(
-            "--fps takes a rate above 0 like 25 or 30000/1001, "
-            f"from {LOWEST_RATE} to {HIGHEST_RATE}, not '{text}'"
-        )
-    return rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneArguments:
-    """Options ``--finetune*`` of the command line; None: not given."""
-
-    wanted: bool | None
-    is_fast: bool
-    steps: int | None
-    seconds: float | None
-    size: int | None
-    scope: str | None
-    cache: Path | None
-    no_cache: bool
-    seed: int | None
-
-    @property
-    def are_given(self) -> bool:
-        """Whether one of them requires fine-tuning; a seed alone does not."""
-        given = (self.steps, self.seconds, self.size, self.scope, self.cache)
-        return bool(self.wanted) or any(value is not None for value in given)
-
-    def options(self) -> FinetuneOptions | None:
-        """Return the options of the runtime; None: no fine-tuning.
-
-        Raises:
-            typer.BadParameter: If they contradict each other.
-            InputError: If a value is out of range.
-        """
-        if self.is_fast or self.wanted is False:
-            if self.are_given:
-                name = "--fast" if self.is_fast else "--no-finetune"
-                raise typer.BadParameter(f"{name} contradicts the --finetune options")
-            return None
-        if self.cache is not None and self.no_cache:
-            raise typer.BadParameter("--finetune-cache contradicts --no-finetune-cache")
-        from mpn.runtime.options import FinetuneOptions
-
-        given: dict[str, Any] = {
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "size": self.size,
-            "scope": self.scope,
-            "cache_dir": None if self.no_cache else self.cache or default_finetune_cache(),
-        }
-        if self.seed is not None:
-            given["seed"] = self.seed
-        return FinetuneOptions(**given)
-
-
-def default_finetune_cache() -> Path | None:
-    """Return the default folder of fine-tuned weights.
-
-    Returns None if the user has no home folder. The folder keeps its name of version 0.1, so that
-    weights stored by that version are found.
-    """
-    from mpn._common.cache_dirs import user_cache_dir
-
-    return user_cache_dir("adapt")
-
-
-SIGNAL_BASE = 128
-INTERRUPTED = 130
+    with option_errors():
+        return masks_from_texts(given)
 
 
 class BackendName(StrEnum):
@@ -386,70 +250,54 @@ def run(
         warnings.simplefilter("ignore", MpnWarning)
     if video is None:
         raise typer.BadParameter(missing_video(engine_dir))
-    if no_osvos and one_shot in (OneShotName.OSVOS, OneShotName.BOTH):
-        raise typer.BadParameter(f"--no-osvos contradicts --one-shot {one_shot.value}")
-    if osvos_every is not None:
-        _check_runs_osvos(one_shot, no_osvos=no_osvos)
     masks = masks_by_frame(mask)
-    kinds, formats = save_kinds(save)
-    check_formats_of(video, formats)
-    finetuning = FinetuneArguments(
-        wanted=finetune,
-        is_fast=fast,
-        steps=finetune_steps,
-        seconds=finetune_seconds,
-        size=finetune_size,
-        scope=None if finetune_scope is None else finetune_scope.value,
-        cache=finetune_cache,
-        no_cache=no_finetune_cache,
+    options = run_options(
+        direction=direction,
+        fast=fast,
+        one_shot=one_shot,
+        no_osvos=no_osvos,
+        osvos_every=osvos_every,
+        crf=crf,
+        finetune=finetune,
+        finetune_steps=finetune_steps,
+        finetune_seconds=finetune_seconds,
+        finetune_size=finetune_size,
+        finetune_scope=finetune_scope,
+        finetune_cache=finetune_cache,
+        no_finetune_cache=no_finetune_cache,
         seed=seed,
-    )
-
-    from mpn._common.concurrency import usable_threads
-    from mpn.runtime.options import UNSET, CrfOptions, OsvosOptions, PipelineOptions
-    from mpn.runtime.session.request import RunRequest
-    from mpn.runtime.session.session import run_video
-
-    is_crf_off = crf is False or (fast and crf is None)
-    with option_errors():
-        threads = usable_threads(threads)  # type: ignore[assignment]
-        options = PipelineOptions(
-            size=UNSET if size is None else size,
-            flip_tta=False if fast else UNSET,
-            one_shot=UNSET if one_shot is None else one_shot.value,
-            osvos=OsvosOptions(
-                mode="off" if no_osvos else UNSET,
-                every=UNSET if osvos_every is None else osvos_every,
-            ),
-            crf=CrfOptions() if crf else None if is_crf_off else UNSET,
-            finetune=finetuning.options(),
-        )
-    request = RunRequest(
-        video=video if os.path.exists(video) else os.path.expanduser(video),
-        masks=masks,
-        direction=None if direction is None else direction.value,
-        out=out,
-        engine_dir=engine_dir,
-        backend=backend.value,
-        threads=threads,
-        options=options,
-        must_finetune=finetuning.are_given,
+        size=size,
         start=start,
         end=end,
-        fps=rate_from_text(fps),
-        decode=decode.value,
-        save=kinds,
+        fps=fps,
+        decode=decode,
+        save=save,
         review=review,
-        resume=resume,
-        build=build,
     )
+    from mpn.runtime.run_options import check_formats_of
+
+    check_formats_of(video, options.formats)
+    with option_errors():
+        request = options.request(
+            video=video if os.path.exists(video) else os.path.expanduser(video),
+            masks=masks,
+            out=out,
+            engine_dir=engine_dir,
+            backend=backend.value,
+            threads=threads,
+            resume=resume,
+            build=build,
+        )
+    from mpn.runtime.session.session import run_video
+
     report, did_run = _run_with_progress(request, run_video, quiet=quiet)
     if not quiet:
         for warning in report.get("warnings", ()):  # version 0.2 wrote none
             echo(f"warning: {warning}", err=True)
     paths: list[Path] = []
-    if formats:
-        paths = convert_with_progress(Path(report["out"]["folder"]), formats, quiet=quiet)
+    if options.formats:
+        folder = Path(report["out"]["folder"])
+        paths = convert_with_progress(folder, options.formats, quiet=quiet)
     if as_json:
         from mpn._common.files import json_text
 
@@ -460,12 +308,21 @@ def run(
             echo(f"converted: {path}")
 
 
-def _check_runs_osvos(one_shot: OneShotName | None, *, no_osvos: bool) -> None:
-    """Raise a usage error if ``--osvos-every`` would have no effect."""
-    if no_osvos:
-        raise typer.BadParameter("--no-osvos contradicts --osvos-every")
-    if one_shot in (OneShotName.TARGET, OneShotName.OFF):
-        raise typer.BadParameter(f"--one-shot {one_shot.value} contradicts --osvos-every")
+def run_options(**given: Any) -> RunOptions:
+    """Return the options of a run from values of the command line.
+
+    Raises:
+        typer.BadParameter: If they contradict each other.
+    """
+    from mpn.runtime.run_options import RunOptions
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, StrEnum):
+            return value.value
+        return str(value) if isinstance(value, Path) else value
+
+    with option_errors():
+        return RunOptions(**{name: plain(value) for name, value in given.items()})
 
 
 def _run_with_progress(

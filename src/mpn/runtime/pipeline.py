@@ -54,6 +54,7 @@ from mpn.runtime.tracks import tracks_from_measured, update_track_memory
 from mpn.types import ArrayLike, StepResult, Track, UInt8Array, check_labels, check_rgb
 
 OnFinetune = Callable[[FinetuneProgress], None]
+EnginesOpener = Callable[..., EngineSet]
 
 
 class Pipeline(Closeable):
@@ -166,6 +167,7 @@ class Pipeline(Closeable):
         on_finetune: OnFinetune | None = None,
         device_options: DeviceOptions | None = None,
         plans: PlanPolicy | None = None,
+        opener: EnginesOpener | None = None,
     ) -> Self:
         """Open an engine directory and make a pipeline of it.
 
@@ -180,6 +182,8 @@ class Pipeline(Closeable):
             on_finetune: Called after every step of fine-tuning.
             device_options: How the device of a backend other than ``"cpu"`` is used.
             plans: Whether missing TensorRT plans are built, see ``open_engines``.
+            opener: Opens the engines in place of ``open_engines``, with its arguments. The
+                pipeline closes them, unless they are not ``owned``.
 
         Raises:
             BackendError: If the backend cannot run here.
@@ -196,7 +200,7 @@ class Pipeline(Closeable):
         models = one_shot_models(resolved, manifest.roles.keys())
         with ExitStack() as opened:
             engines = opened.enter_context(
-                open_engines(
+                (opener or open_engines)(
                     path,
                     backend=backend,
                     threads=threads,

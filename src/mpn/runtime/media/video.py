@@ -299,6 +299,44 @@ def _checked_rate(rate: Fraction) -> Fraction:
     return rate.limit_denominator(int(_MOST_TERM / max(rate, Fraction(1))))
 
 
+def frame_count_hint(source: str) -> int | None:
+    """Return the number of frames by the header or the list of images.
+
+    No frame is decoded.
+
+    Args:
+        source: See :func:`open_video`.
+
+    Returns:
+        None if the source cannot be read or does not state it. The number may be wrong.
+    """
+    path = Path(source)
+    try:
+        if path.is_file():
+            return _count_in_header(path)
+        from mpn.runtime.media.video_images import images_from_folder, images_from_pattern
+
+        listing = images_from_folder if path.is_dir() else images_from_pattern
+        return len(listing(path))
+    except (OSError, ValueError, VideoError):
+        return None
+
+
+def _count_in_header(path: Path) -> int | None:
+    import av
+
+    with av.open(path) as container:
+        if not container.streams.video:
+            return None
+        stream = container.streams.video[0]
+        if stream.frames:
+            return int(stream.frames)
+        rate = stream.average_rate
+        if container.duration is None or rate is None:
+            return None
+        return round(Fraction(container.duration, av.time_base) * Fraction(rate))
+
+
 def is_address(source: str) -> bool:
     """Return whether a source is a camera or an address, which cannot be read twice."""
     if Path(source).exists():

@@ -100,11 +100,29 @@ class ResultPaths:
 
 def result_paths(out: Path, video: VideoSource) -> ResultPaths:
     """Return the paths of a run on ``video`` if the user names ``out``."""
-    if isinstance(video, ImageSequence):
-        parents = [parent.name for parent in video.folder.resolve().parents[:2]]
-        if _DAVIS_IMAGES in parents:  # JPEGImages/480p/<sequence>, or YouTube-VOS without 480p
-            return ResultPaths(out, out / video.name, out / DAVIS_EXTRAS / video.name)
+    if isinstance(video, ImageSequence) and _is_davis_sequence(video.folder.resolve()):
+        return ResultPaths(out, out / video.name, out / DAVIS_EXTRAS / video.name)
     return ResultPaths(out, out / "masks", out)
+
+
+def davis_sequence(source: str) -> str | None:
+    """Return the name of a sequence in DAVIS layout; None for other videos.
+
+    Args:
+        source: See :func:`mpn.runtime.media.video.open_video`. It is not opened.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        if path.exists() or "%" not in path.name:
+            return None
+        path = path.parent
+    folder = path.resolve()
+    return folder.name if _is_davis_sequence(folder) else None
+
+
+def _is_davis_sequence(folder: Path) -> bool:
+    # JPEGImages/480p/<sequence>, or YouTube-VOS without 480p
+    return _DAVIS_IMAGES in [parent.name for parent in folder.parents[:2]]
 
 
 def check_out(out: Path) -> None:

@@ -28,7 +28,7 @@ from mpn.runtime.media.backwards import BLOCK_BYTES
 from mpn.runtime.media.video import VideoSource, open_video
 from mpn.runtime.media.video_nvdec import choose_decoder, device_of
 from mpn.runtime.options import MIN_SIDE_PX
-from mpn.runtime.pipeline import OnFinetune, Pipeline
+from mpn.runtime.pipeline import EnginesOpener, OnFinetune, Pipeline
 from mpn.runtime.review.builder import RunFacts
 from mpn.runtime.review.writer import mask_files_of
 from mpn.runtime.session.earlier import (
@@ -82,6 +82,7 @@ def run_video(
     on_frame: OnFrame | None = None,
     on_finetune: OnFinetune | None = None,
     on_build: OnPlanProgress | None = None,
+    opener: EnginesOpener | None = None,
 ) -> dict[str, Any]:
     """Segment a video and write the results.
 
@@ -91,6 +92,7 @@ def run_video(
         on_frame: Called with each frame that is computed, in the thread of the run.
         on_finetune: Called after each step of fine-tuning.
         on_build: Called while a plan is built.
+        opener: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
 
     Returns:
         Contents of run.json.
@@ -152,6 +154,7 @@ def run_video(
                 options=replace(request.options, finetune=plan.options),
                 on_finetune=on_finetune,
                 plans=PlanPolicy(build=request.build, on_progress=on_build),
+                opener=opener,
             )
         )
         video = stack.enter_context(
