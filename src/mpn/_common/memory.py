@@ -13,10 +13,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from mpn.errors import OutOfMemoryError
 
 _MB = 1_000_000
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 
 _M_ARENA_MAX = -8
 """Constant of mallopt(3)."""
@@ -42,6 +45,49 @@ def address_space_limit_mb() -> int | None:
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if limit == resource.RLIM_INFINITY else limit // _MB
+
+
+def available_memory_mb() -> int | None:
+    """Return the memory in MB that this process can still use; None if it is unknown.
+
+    The limit of its control group, as in a container, counts.
+    """
+    found = [_meminfo_mb(Path("/proc/meminfo")), *_group_memory_mb(_CGROUP, _MEMBERSHIP)]
+    known = [value for value in found if value is not None]
+    return max(min(known), 0) if known else None
+
+
+def _meminfo_mb(path: Path) -> int | None:
+    with suppress(OSError, ValueError):  # another system
+        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return int(value.split()[0]) * 1024 // _MB
+    return None
+
+
+def _group_memory_mb(root: Path, membership: Path) -> Iterator[int]:
+    """Yield what the control groups of this process leave to it, version 2 or 1."""
+    with suppress(OSError, ValueError):
+        for line in membership.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            top = root if not controllers else root / "memory"
+            names = ("memory.max", "memory.current", "inactive_file")
+            if controllers:
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):
+                with suppress(OSError, ValueError):  # "max": no limit here
+                    limit = int((folder / names[0]).read_text(encoding="ascii"))
+                    used = int((folder / names[1]).read_text(encoding="ascii"))
+                    # Files that are only cached count as used, but are dropped when needed.
+                    stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+                    cached = dict(zip(stat[::2], stat[1::2], strict=False)).get(names[2], "0")
+                    yield (limit - used + int(cached)) // _MB
+                if folder == top:
+                    break
 
 
 def save_address_space() -> None:

@@ -17,6 +17,7 @@ import typer
 from mpn import __version__
 from mpn._common.memory import memory_errors, save_address_space
 from mpn._common.signals import Stopped, stop_signals
+from mpn.cli.batch import batch
 from mpn.cli.bench import bench
 from mpn.cli.convert import convert
 from mpn.cli.demo import demo
@@ -64,6 +65,7 @@ def _root(
 
 
 app.command("run", epilog=EPILOG)(with_home(run))
+app.command("batch", epilog=EPILOG)(with_home(batch))
 app.command("export", epilog=EPILOG)(with_home(export))
 app.command("eval", epilog=EPILOG)(with_home(evaluate))
 app.command("bench", epilog=EPILOG)(with_home(bench))

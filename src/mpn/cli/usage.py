@@ -34,6 +34,7 @@ _ALLOWED = (
 _TORCH_NEED_MB = 1300
 _NEED_MB = {
     "run": 900,
+    "batch": 480,
     "demo": 900,
     "bench": 900,
     "studio": 900,

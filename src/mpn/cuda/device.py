@@ -10,6 +10,7 @@ import ctypes
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -388,6 +389,14 @@ def gpu_unavailable_reason() -> str | None:
     except MpnError as error:
         return str(error)
     return None
+
+
+def gpu_count() -> int:
+    """Return the number of CUDA devices; 0 if it cannot be determined."""
+    try:
+        return len(import_module("cuda.core").Device.get_all_devices())
+    except Exception:  # not installed, no driver, or an error of cuda.core, which is not public
+        return 0
 
 
 def packed_arguments(signature: KernelSignature, values: Mapping[str, int | float]) -> list[Any]:

@@ -1,0 +1,1 @@
+"""Run many videos: one video is one unit of work with one output folder."""

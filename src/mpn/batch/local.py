@@ -1,0 +1,271 @@
+"""Run units in processes of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import mpn.errors
+from mpn._common.concurrency import usable_cores
+from mpn._common.files import json_text
+from mpn._common.memory import available_memory_mb
+from mpn._common.text import one_line
+from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress
+from mpn.batch.unit import Settings, UnitOutcome
+from mpn.cuda.device import gpu_count
+from mpn.errors import EngineError, MpnError
+
+_STOP_S = 30.0
+"""Longest wait for workers that stop: they finish the files of the frames that are done."""
+_POLL_S = 0.5
+"""A wait without a timeout cannot be interrupted by Ctrl-C on Windows."""
+_MOST_EARLY_ENDS = 3
+"""Workers that may end one after the other before any attempt has an outcome."""
+_TAIL_BYTES = 4096
+_WORKER_MB = 900
+"""Memory of a worker at 480p with a few objects."""
+
+
+class LocalRunner:
+    """Run attempts in child processes, one attempt at a time in each.
+
+    Args:
+        settings: Settings of the batch; its threads are those of one worker.
+        workers: Number of processes, at least 1.
+        gpus: Values of CUDA_VISIBLE_DEVICES, one per worker; None leaves it alone.
+    """
+
+    def __init__(
+        self, settings: Settings, workers: int, *, gpus: Sequence[str] | None = None
+    ) -> None:
+        self._settings = settings
+        self._gpus = gpus
+        self._slots = [_Slot(index) for index in range(workers)]
+        self._events: queue.Queue[tuple[_Slot, _Worker, dict[str, Any] | None]] = queue.Queue()
+        self._early_ends = 0
+
+    @property
+    def workers(self) -> int:
+        """See :attr:`mpn.batch.runner.Runner.workers`."""
+        return len(self._slots)
+
+    def run(self, feed: Feed, on_progress: OnProgress) -> Generator[UnitOutcome, None, None]:
+        """See :meth:`mpn.batch.runner.Runner.run`."""
+        try:
+            while self._fill(feed):
+                try:
+                    slot, worker, event = self._events.get(timeout=_POLL_S)
+                except queue.Empty:
+                    continue
+                if slot.worker is not worker:  # the end of a worker that was replaced
+                    continue
+                outcome = self._handle(slot, worker, event, on_progress)
+                if outcome is not None:
+                    yield outcome
+        finally:
+            self._stop()
+
+    def _fill(self, feed: Feed) -> bool:
+        """Start an attempt in each free slot; return whether one runs."""
+        for slot in self._slots:
+            if slot.attempt is None:
+                attempt = feed.take()
+                if attempt is None:
+                    break
+                slot.attempt, slot.started_s = attempt, time.perf_counter()
+                if slot.worker is None:
+                    slot.worker = self._started(slot)
+                slot.worker.send({"unit": attempt.unit.as_json(), "number": attempt.number})
+        return any(slot.attempt is not None for slot in self._slots)
+
+    def _started(self, slot: _Slot) -> _Worker:
+        environment = dict(os.environ)
+        if self._gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot.index]
+        worker = _Worker(environment)
+        worker.send({"settings": self._settings.as_json(), "worker": slot.name})
+        thread = threading.Thread(target=self._read, args=(slot, worker), daemon=True)
+        thread.start()
+        return worker
+
+    def _read(self, slot: _Slot, worker: _Worker) -> None:
+        """Queue the events of a worker, and None at its end."""
+        with suppress(OSError, ValueError):
+            for line in worker.stdout:
+                self._events.put((slot, worker, json.loads(line)))
+        self._events.put((slot, worker, None))
+
+    def _handle(
+        self,
+        slot: _Slot,
+        worker: _Worker,
+        event: dict[str, Any] | None,
+        on_progress: OnProgress,
+    ) -> UnitOutcome | None:
+        attempt = slot.attempt
+        if event is None:
+            slot.worker = slot.attempt = None
+            reason = worker.end()
+            return None if attempt is None else self._lost(slot, attempt, reason)
+        kind = event["type"]
+        if kind == "fatal":
+            raise _error_of(event)
+        if kind == "progress" and attempt is not None:
+            on_progress(
+                UnitProgress(attempt.unit.name, slot.name, event["done"], event["expected"])
+            )
+        if kind == "outcome":
+            slot.attempt = None
+            self._early_ends = 0
+            return UnitOutcome.from_json(event["outcome"])
+        return None
+
+    def _lost(self, slot: _Slot, attempt: Attempt, reason: str) -> UnitOutcome:
+        self._early_ends += 1
+        if self._early_ends >= _MOST_EARLY_ENDS * self.workers and reason.startswith("exit"):
+            raise EngineError(f"the worker processes end before they complete a video: {reason}")
+        return UnitOutcome(
+            name=attempt.unit.name,
+            state="failed",
+            wall_s=time.perf_counter() - slot.started_s,
+            reason=f"its worker ended: {reason}",
+            attempt=attempt.number,
+            worker=slot.name,
+            may_retry=True,
+        )
+
+    def _stop(self) -> None:
+        """Stop all workers as Ctrl-C does, and kill those that do not end."""
+        workers = [slot.worker for slot in self._slots if slot.worker is not None]
+        for slot in self._slots:
+            slot.worker = slot.attempt = None
+        try:
+            for worker in workers:
+                worker.close_input()
+            until_s = time.monotonic() + _STOP_S
+            for worker in workers:
+                worker.wait(max(until_s - time.monotonic(), 0.0))
+        finally:  # also after a second Ctrl-C
+            for worker in workers:
+                worker.end()
+
+
+class _Slot:
+    """Place of one worker: the process in it may be replaced."""
+
+    def __init__(self, index: int) -> None:
+        self.index, self.name = index, f"worker-{index + 1}"
+        self.worker: _Worker | None = None
+        self.attempt: Attempt | None = None
+        self.started_s = 0.0
+
+
+class _Worker:
+    """One child process."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._errors: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end
+        self._process = subprocess.Popen(
+            # -P: modules of the current folder, which may be that of a video, are not imported.
+            [sys.executable, "-P", "-m", "mpn.batch.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            start_new_session=True,  # Ctrl-C in the terminal is for the batch, which stops it
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self.stdout = self._process.stdin, self._process.stdout
+
+    def send(self, value: dict[str, Any]) -> None:
+        """Write one line; a worker that has ended is noticed by the end of its output."""
+        with suppress(OSError, ValueError):
+            self._stdin.write(json_text(value).encode() + b"\n")
+            self._stdin.flush()
+
+    def close_input(self) -> None:
+        """Stop the worker: see :mod:`mpn.batch.worker`."""
+        with suppress(OSError):
+            self._stdin.close()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, at most so long."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
+    def end(self) -> str:
+        """Kill it if it runs, and return how it ended."""
+        if self._process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):  # its output may end just before it
+                self._process.wait(1.0)
+        if self._process.poll() is None:
+            self._process.kill()
+        code = self._process.wait()
+        self.close_input()
+        with self._errors:
+            text = _tail(self._errors)
+        if code >= 0:
+            return f"exit code {code}" + (f" ({text})" if text else "")
+        name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
+        if name == "SIGKILL":
+            return "SIGKILL, as the system does when memory runs out: use fewer --workers"
+        return f"{name}" + (f" ({text})" if text else "")
+
+
+def _tail(file: BinaryIO) -> str:
+    """Return the last line of a file."""
+    with suppress(OSError, ValueError):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _TAIL_BYTES, 0))
+        lines = file.read().decode(errors="replace").splitlines()
+        filled = [line for line in lines if line.strip()]
+        return one_line(filled[-1]) if filled else ""
+    return ""
+
+
+def _error_of(event: dict[str, Any]) -> MpnError:
+    kind = getattr(mpn.errors, event["class"], None)
+    if isinstance(kind, type) and issubclass(kind, MpnError):
+        return kind(event["message"])
+    return EngineError(event["message"])
+
+
+def local_runner(settings: Settings, videos: int, *, workers: int | None = None) -> LocalRunner:
+    """Return a runner with as many workers as this machine can run at once.
+
+    Args:
+        settings: Settings of the batch. If its threads are None, each worker gets its share of the
+            usable cores.
+        videos: Number of videos: more workers would do nothing.
+        workers: Number of workers; None for as many as fit cores and memory, or one per GPU.
+    """
+    cores = usable_cores()
+    gpus = None if settings.backend == "cpu" else visible_gpus()
+    if workers is None:
+        memory_mb = available_memory_mb()
+        fitting = cores if memory_mb is None else memory_mb // _WORKER_MB
+        workers = len(gpus) if gpus else min(cores, fitting)
+    workers = max(1, min(workers, videos))
+    threads = settings.threads or max(1, cores // workers)
+    of_worker = [gpus[index % len(gpus)] for index in range(workers)] if gpus else None
+    return LocalRunner(replace(settings, threads=threads), workers, gpus=of_worker)
+
+
+def visible_gpus() -> list[str]:
+    """Return a value of CUDA_VISIBLE_DEVICES for each GPU that this process may use."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [each.strip() for each in given.split(",") if each.strip() not in ("", "-1")]
+    return [str(index) for index in range(gpu_count())]

@@ -1,0 +1,305 @@
+"""Run one unit in the process that has the engines open."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mpn._common.closeable import Closeable
+from mpn._common.locks import FolderLock
+from mpn._common.text import one_line
+from mpn.batch.manifest import Unit
+from mpn.batch.records import (
+    digest_of_engines,
+    inputs_of,
+    load_done,
+    remove_done,
+    save_done,
+    save_error,
+    stale_reason,
+)
+from mpn.engines.directory.manifest import Manifest, load_manifest
+from mpn.engines.open import Backend, EngineSet, default_engine_dir, open_engines
+from mpn.errors import InputError, MpnError, OutputError
+from mpn.runtime.convert.conversion import convert_results
+from mpn.runtime.run_options import check_formats_of
+from mpn.runtime.session.request import Progress, RunRequest
+from mpn.runtime.session.session import run_video
+
+State = Literal["done", "failed", "skipped"]
+
+LOCK_NAME = ".mpn-batch-lock"
+"""File that a batch locks while it works on a unit: the lock of its run ends before done.json."""
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LONGEST_REASON = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of all units of a batch.
+
+    Attributes:
+        engine_dir: Engine directory; None for the one of the package.
+        backend: See :func:`mpn.engines.open.open_engines`.
+        threads: CPU threads of each worker; None for all cores.
+        build: Build plans that are missing.
+        resume: Continue an interrupted video at its last frame. False: run it again from its start,
+            so that its masks do not depend on the interruption.
+        fresh: Run units that are done, too.
+    """
+
+    engine_dir: Path | None = None
+    backend: Backend = "auto"
+    threads: int | None = None
+    build: bool = True
+    resume: bool = False
+    fresh: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Return JSON types, for :meth:`from_json`."""
+        return {**asdict(self), "engine_dir": self.engine_dir and str(self.engine_dir)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Settings:
+        """Convert the result of :meth:`as_json`."""
+        directory = value["engine_dir"]
+        return cls(**{**value, "engine_dir": None if directory is None else Path(directory)})
+
+    def manifest(self) -> Manifest:
+        """Read the manifest of the engines.
+
+        Raises:
+            ManifestError: If it cannot be used.
+        """
+        return load_manifest(self.engine_dir or default_engine_dir())
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitOutcome:
+    """Outcome of one attempt at a unit.
+
+    Attributes:
+        name: Of the unit.
+        state: ``"skipped"``: its results were complete already.
+        frames: Frames with a result.
+        wall_s: Seconds of the attempt.
+        reason: Why it failed or was skipped, one line; otherwise empty.
+        attempt: From 1.
+        worker: Name of the worker.
+        may_retry: Whether another attempt can succeed with the same inputs.
+        is_disk_full: Whether it failed because the disk is full, as all others would.
+        warnings: Lines of run.json for the user.
+    """
+
+    name: str
+    state: State
+    frames: int = 0
+    wall_s: float = 0.0
+    reason: str = ""
+    attempt: int = 1
+    worker: str = ""
+    may_retry: bool = False
+    is_disk_full: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of the attempt."""
+        return self.frames / self.wall_s if self.wall_s > 0 else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return JSON types, for :meth:`from_json`; with ``fps``."""
+        value = asdict(self)
+        return {
+            **value,
+            "wall_s": round(self.wall_s, 3),
+            "fps": round(self.fps, 3),
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> UnitOutcome:
+        """Convert the result of :meth:`as_json`."""
+        given = {name: each for name, each in value.items() if name != "fps"}
+        return cls(**{**given, "warnings": tuple(value["warnings"])})
+
+
+class SharedEngines(Closeable):
+    """Engines that stay open from one run of this process to the next."""
+
+    def __init__(self) -> None:
+        self._sets: dict[tuple[Any, ...], EngineSet] = {}
+        self.failure: MpnError | None = None
+
+    def open(
+        self, directory: str | os.PathLike[str], *, manifest: Manifest, plans: Any, **how: Any
+    ) -> EngineSet:
+        """Return engines that the pipeline does not close, see ``open_engines``.
+
+        Engines of a directory that was written again are opened again. The error of a call that
+        fails is kept in ``failure``: no unit can run.
+        """
+        key = (os.path.realpath(directory), *sorted(how.items()))
+        found = self._sets.get(key)
+        if found is None or found.manifest != manifest:
+            if found is not None:
+                found.close()
+            self._sets.pop(key, None)
+            try:
+                found = open_engines(directory, manifest=manifest, plans=plans, **how)
+            except MpnError as error:
+                self.failure = error
+                raise
+            self._sets[key] = found
+        return replace(found, owned=False)
+
+    def close(self) -> None:
+        """Close all engines. They are opened again when they are needed."""
+        while self._sets:
+            self._sets.popitem()[1].close()
+
+
+def run_unit(
+    unit: Unit,
+    settings: Settings,
+    engines: SharedEngines,
+    *,
+    attempt: int = 1,
+    worker: str = "",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> UnitOutcome:
+    """Run one unit, and write done.json or error.json.
+
+    Args:
+        unit: The unit; its paths are local.
+        settings: Settings of the batch.
+        engines: Engines of this process.
+        attempt: Number of the attempt, from 1.
+        worker: Name of this worker.
+        on_progress: Called after each frame.
+
+    Returns:
+        The outcome. A unit that another batch completed in the meantime is skipped.
+
+    Raises:
+        MpnError: If the engines cannot be opened: no unit can run.
+        KeyboardInterrupt: On a stop signal; the unit has neither record.
+    """
+    started_s = time.perf_counter()
+    base = UnitOutcome(name=unit.name, state="failed", attempt=attempt, worker=worker)
+    try:
+        lock = FolderLock(unit.folder, lock_file=unit.folder / LOCK_NAME, subject=unit.folder)
+    except MpnError as error:  # the folder is in use, or cannot be written: without error.json
+        return _failed(base, error, started_s)
+    with lock:
+        try:
+            return _run_locked(unit, settings, engines, base, started_s, on_progress)
+        except Exception as error:
+            if engines.failure is not None:
+                raise engines.failure from error
+            if not isinstance(error, InputError | OutputError):
+                engines.close()  # they may be damaged; they are opened again
+            outcome, details = _failed(base, error, started_s), {}
+            if not isinstance(error, MpnError):
+                details["traceback"] = traceback.format_exc()
+            with suppress(MpnError, OSError):  # the batch reports the reason, too
+                save_error(unit, {**_facts(outcome), **details})
+            return outcome
+
+
+def _failed(base: UnitOutcome, error: Exception, started_s: float) -> UnitOutcome:
+    reason = one_line(error, _LONGEST_REASON)
+    if not isinstance(error, MpnError):
+        reason = f"internal error: {type(error).__name__}: {reason}"
+    return replace(
+        base,
+        wall_s=time.perf_counter() - started_s,
+        reason=reason,
+        may_retry=not isinstance(error, InputError),
+        is_disk_full=_is_disk_full(error),
+    )
+
+
+def _run_locked(
+    unit: Unit,
+    settings: Settings,
+    engines: SharedEngines,
+    base: UnitOutcome,
+    started_s: float,
+    on_progress: Callable[[Progress], None] | None,
+) -> UnitOutcome:
+    engine = digest_of_engines(settings.manifest())
+    if not settings.fresh:
+        done = load_done(unit)
+        if done is not None and stale_reason(unit, engine, done) is None:
+            return replace(base, state="skipped", frames=done.frames, reason="done before")
+    check_formats_of(unit.video, unit.options.formats)
+    remove_done(unit)
+    try:
+        inputs = inputs_of(unit)
+    except OSError:  # the run has a better message
+        inputs = {}
+    request = unit.options.request(
+        video=unit.video,
+        masks={index: Path(path) for index, path in unit.masks.items()},
+        out=Path(unit.out),
+        engine_dir=settings.engine_dir,
+        backend=settings.backend,
+        threads=settings.threads,
+        resume=settings.resume,
+        build=settings.build,
+    )
+    report = _report_of(request, engines, on_progress)
+    full = [line for line in report["warnings"] if os.strerror(errno.ENOSPC) in line]
+    if full:  # an overlay that was left out would be missing for ever
+        raise OutputError(full[0]) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if unit.options.formats:
+        convert_results(unit.folder, unit.options.formats)
+    outcome = replace(
+        base,
+        state="done",
+        frames=report["frames"],
+        wall_s=time.perf_counter() - started_s,
+        warnings=tuple(report["warnings"]),
+    )
+    save_done(unit, inputs=inputs, engine=engine, facts=_facts(outcome))
+    return outcome
+
+
+def _report_of(
+    request: RunRequest,
+    engines: SharedEngines,
+    on_progress: Callable[[Progress], None] | None,
+) -> dict[str, Any]:
+    try:
+        return run_video(request, on_progress=on_progress, opener=engines.open)
+    except InputError as error:
+        # The inputs, options or engines changed: nothing of the earlier run can be kept.
+        if not request.resume or not str(error).startswith("cannot resume"):
+            raise
+    return run_video(replace(request, resume=False), on_progress=on_progress, opener=engines.open)
+
+
+def _facts(outcome: UnitOutcome) -> dict[str, Any]:
+    """Return the fields of an outcome for its record."""
+    value = outcome.as_json()
+    left_out = {"name", "state", "is_disk_full"}
+    if outcome.state == "done":
+        left_out |= {"reason", "may_retry"}
+    return {name: each for name, each in value.items() if name not in left_out}
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

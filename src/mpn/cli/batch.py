@@ -1,0 +1,245 @@
+"""The ``mpn batch`` command."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mpn.cli.output import echo, echo_document
+from mpn.cli.run import BackendName, run, run_options
+from mpn.cli.usage import option_errors
+
+if TYPE_CHECKING:
+    from mpn.batch.batch import BatchState
+    from mpn.batch.plan import Plan
+    from mpn.batch.runner import Runner
+    from mpn.batch.shard import Shard
+    from mpn.batch.unit import Settings
+
+SOME_FAILED = 3
+_MOST_SHOWN = 20
+_OF_ONE_RUN = ("video", "mask", "out", "threads", "resume", "quiet", "as_json")
+"""Parameters of ``mpn run`` that a batch does not have, or has in another form."""
+
+
+class RunnerName(StrEnum):
+    """Values of ``--runner``."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def batch(
+    videos: list[str] = typer.Argument(
+        None,
+        metavar="MANIFEST|VIDEO...",
+        help="A manifest (.csv or .jsonl) with the columns video, mask, out, name and options of "
+        "mpn run; or videos, folders of videos, and patterns such as 'clips/*.mp4'.",
+        show_default=False,
+    ),
+    mask: str = typer.Option(
+        None,
+        metavar="TEMPLATE",
+        help="Mask of each video without a manifest, such as 'masks/{name}.png'.",
+        show_default=False,
+    ),
+    out_root: Path = typer.Option(
+        None,
+        "--out-root",
+        "-o",
+        metavar="DIR",
+        help="Write the results of each video to DIR/NAME, and the log to DIR/batch.jsonl.",
+        show_default="<manifest>-mpn",
+    ),
+    workers: int = typer.Option(
+        None,
+        metavar="N",
+        min=1,
+        help="Run N videos at once.",
+        show_default="as many as fit cores and memory, or one per GPU",
+    ),
+    threads: int = typer.Option(
+        None,
+        metavar="N",
+        min=1,
+        help="Use N CPU threads for each video.",
+        show_default="cores / workers",
+    ),
+    retry: int = typer.Option(
+        1,
+        metavar="N",
+        min=0,
+        help="Run a video up to N times again if its process was killed or its output failed.",
+    ),
+    resume: bool = typer.Option(
+        False,
+        "--resume",
+        help="Continue interrupted videos at their last frame instead of their first one.",
+    ),
+    fresh: bool = typer.Option(False, "--fresh", help="Run videos that are done, too."),
+    shard: str = typer.Option(
+        None,
+        metavar="I/N",
+        help="Run only part I of N of the videos, from 1; each video is in one part.",
+        show_default="all",
+    ),
+    runner: RunnerName = typer.Option(
+        RunnerName.LOCAL, help="Run in processes of this machine, or on a Ray cluster."
+    ),
+    address: str = typer.Option(
+        None, metavar="ADDRESS", help="Address of the Ray cluster.", show_default="local cluster"
+    ),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Print the videos that would run, and why; run none."
+    ),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print the counts to stdout at the end; progress goes to stderr."
+    ),
+    *,
+    engine_dir: Path | None,
+    backend: BackendName,
+    build: bool,
+    **given: Any,
+) -> None:
+    """Segment many videos, each as mpn run does, and continue after failures.
+
+    Videos that are done with the same inputs, options and engines are skipped, so the same command
+    continues an interrupted batch. The folder of each video gets done.json at its end, or
+    error.json with the reason. Options of mpn run apply to all videos that do not set them. Exit
+    code 0: all are done; 3: some failed.
+    """
+    if address is not None and runner is not RunnerName.RAY:
+        raise typer.BadParameter("--address is for --runner ray")
+    if resume and fresh:
+        raise typer.BadParameter("--resume contradicts --fresh")
+    options = run_options(**given)
+    from mpn.batch.manifest import read_units
+    from mpn.batch.plan import plan_units
+    from mpn.batch.shard import Shard
+    from mpn.batch.unit import Settings
+
+    with option_errors():
+        part = None if shard is None else Shard.from_text(shard)
+    units = read_units(videos or [], out_root=out_root, mask=mask, options=options)
+    if part is not None:
+        units = part.units_of(units)
+    settings = Settings(
+        engine_dir=engine_dir,
+        backend=backend.value,
+        threads=threads,
+        build=build,
+        resume=resume,
+        fresh=fresh,
+    )
+    plan = plan_units(units, settings)
+    if dry_run:
+        _print_plan(plan)
+        return
+    chosen = _runner_of(runner, settings, len(plan.to_run), workers, address)
+    state = _run(plan, chosen, settings, retry, _log_path(videos, out_root, part), part, quiet)
+    if as_json:
+        from mpn._common.files import json_text
+
+        echo_document(json_text(state.as_json(), indent=2))
+    elif not quiet:
+        _print_summary(state)
+    if state.stopped:
+        from mpn.errors import OutputError
+
+        raise OutputError(
+            f"the batch stopped, {state.stopped}: run the same command again when there is space"
+        )
+    if state.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _runner_of(
+    name: RunnerName, settings: Settings, videos: int, workers: int | None, address: str | None
+) -> Runner:
+    if name is RunnerName.RAY:
+        raise typer.BadParameter("--runner ray is not part of this version")
+    from mpn.batch.local import local_runner
+
+    return local_runner(settings, videos, workers=workers)
+
+
+def _log_path(videos: list[str], out_root: Path | None, shard: Shard | None) -> Path:
+    """Return the path of batch.jsonl; each shard has its own, for other machines."""
+    from mpn.batch.manifest import default_root
+
+    folder = default_root(videos) if out_root is None else out_root
+    name = "batch" if shard is None else f"batch-{shard.number}-of-{shard.count}"
+    return folder / f"{name}.jsonl"
+
+
+def _run(
+    plan: Plan,
+    runner: Runner,
+    settings: Settings,
+    retry: int,
+    log_path: Path,
+    shard: Shard | None,
+    quiet: bool,
+) -> BatchState:
+    from mpn import __version__
+    from mpn.batch.batch import run_batch
+    from mpn.batch.log import BatchLog
+    from mpn.cli.batch_view import batch_display
+
+    facts = {
+        "version": __version__,
+        "workers": runner.workers,
+        "shard": None if shard is None else str(shard),
+        "process": os.getpid(),
+        "settings": settings.as_json(),
+    }
+    with BatchLog(log_path) as log:
+        with batch_display(plan, runner.workers, quiet=quiet) as on_change:
+            state = run_batch(plan, runner, retry=retry, log=log, facts=facts, on_change=on_change)
+        if log.problem:
+            echo(f"warning: {log.path} is not complete: {log.problem}", err=True)
+    return state
+
+
+def _print_plan(plan: Plan) -> None:
+    for one in plan.to_run:
+        frames = "" if one.frames is None else f", {one.frames} frames"
+        echo(f"{one.unit.name}: {one.reason}{frames}")
+    echo(f"{len(plan.to_run)} to run, {len(plan.skipped)} done before")
+
+
+def _print_summary(state: BatchState) -> None:
+    failed = list(state.failed.values())
+    if failed:
+        width = max(len(outcome.name) for outcome in failed[:_MOST_SHOWN])
+        echo(f"{'failed':{width}}  attempts  reason")
+        for outcome in failed[:_MOST_SHOWN]:
+            echo(f"{outcome.name:{width}}  {outcome.attempt:8}  {outcome.reason}")
+        if len(failed) > _MOST_SHOWN:
+            echo(f"and {len(failed) - _MOST_SHOWN} more: see the log")
+    counts = [f"{len(state.done)} done", f"{len(state.skipped)} done before"]
+    counts += [f"{len(failed)} failed"] if failed else []
+    left = state.total - state.finished
+    counts += [f"{left} not run"] if left else []
+    echo(
+        f"{state.total} videos: {', '.join(counts)}; {state.frames} frames in "
+        f"{state.elapsed_s:.0f} s, {state.fps:.1f} FPS"
+    )
+
+
+def _with_options_of_run() -> inspect.Signature:
+    """Return the signature of the command, with the options of ``mpn run``."""
+    own = inspect.signature(batch, eval_str=True).parameters
+    of_run = inspect.signature(run, eval_str=True).parameters
+    kept = [one for one in own.values() if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    added = [one for name, one in of_run.items() if name not in _OF_ONE_RUN]
+    return inspect.Signature([*kept, *added])
+
+
+batch.__signature__ = _with_options_of_run()  # type: ignore[attr-defined]

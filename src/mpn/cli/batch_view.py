@@ -1,0 +1,123 @@
+"""Show the progress of ``mpn batch`` on stderr: bars on a terminal, else lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mpn.cli.output import echo
+
+if TYPE_CHECKING:
+    from mpn.batch.batch import BatchState, OnChange
+    from mpn.batch.plan import Plan
+    from mpn.batch.unit import UnitOutcome
+
+_PLAIN_EVERY_S = 30.0
+_SHOWN_PER_S = 4
+_MOST_ROWS = 8
+
+
+@contextmanager
+def batch_display(plan: Plan, workers: int, *, quiet: bool) -> Iterator[OnChange]:
+    """Yield the callback for the progress of a batch.
+
+    Each failure is one line at once, also with ``quiet``.
+    """
+    if not quiet:
+        echo(
+            f"{len(plan.to_run)} videos to run with {workers} workers, "
+            f"{len(plan.skipped)} done before",
+            err=True,
+        )
+    if not quiet and sys.stderr.isatty():
+        with _rich_display(workers) as on_change:
+            yield on_change
+    else:
+        yield _plain_display(quiet)
+
+
+def _line_of(outcome: UnitOutcome, state: BatchState) -> str | None:
+    """Return the line of an outcome; None if it needs none."""
+    if outcome.state != "failed":
+        return None
+    if outcome.name in state.failed:
+        return f"failed: {outcome.name}: {outcome.reason}"
+    return f"attempt {outcome.attempt} failed, runs again: {outcome.name}: {outcome.reason}"
+
+
+def _plain_display(quiet: bool) -> OnChange:
+    shown_s = time.monotonic()
+
+    def on_change(state: BatchState, outcome: UnitOutcome | None) -> None:
+        nonlocal shown_s
+        line = None if outcome is None else _line_of(outcome, state)
+        if line is not None:
+            echo(line, err=True)
+        now_s = time.monotonic()
+        if not quiet and now_s - shown_s >= _PLAIN_EVERY_S:
+            shown_s = now_s
+            echo(f"{state.finished} of {state.total} videos, {_speed(state)}", err=True)
+
+    return on_change
+
+
+def _speed(state: BatchState) -> str:
+    eta = "" if state.eta_s is None else f", ETA {_duration(state.eta_s)}"
+    failed = f", {len(state.failed)} failed" if state.failed else ""
+    return f"{state.fps:.1f} FPS{eta}{failed}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def _rich_display(workers: int) -> Iterator[OnChange]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    from mpn._common.console import PlainConsole
+
+    console = PlainConsole(stderr=True)
+    bars = Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+        refresh_per_second=_SHOWN_PER_S,
+        transient=True,
+    )
+    total = bars.add_task("videos", total=None, note="")
+    rows = [
+        bars.add_task("", total=None, note="", visible=False)
+        for _ in range(min(workers, _MOST_ROWS))
+    ]
+
+    def on_change(state: BatchState, outcome: UnitOutcome | None) -> None:
+        line = None if outcome is None else _line_of(outcome, state)
+        if line is not None:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        bars.update(total, completed=state.finished, total=state.total, note=_speed(state))
+        running = list(state.running.values())
+        for row, progress in zip(rows, [*running, *[None] * len(rows)], strict=False):
+            if progress is None:
+                bars.update(row, visible=False)
+                continue
+            expected = progress.expected
+            expected = None if expected is None else max(expected, progress.done)
+            bars.update(
+                row,
+                description=progress.name,
+                completed=progress.done,
+                total=expected,
+                visible=True,
+            )
+
+    with bars:
+        yield on_change
