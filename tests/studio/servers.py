@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -12,7 +13,22 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from mpn.types import UInt8Array
+
 _MAIN = "from mpn.cli.main import main; main()"
+
+
+def body_of(labels: UInt8Array) -> bytes:
+    """Encode ids as the page does: number of runs, ids, lengths of 7 bits in a byte."""
+    ids, lengths = bytearray(), bytearray()
+    for object_id, run in itertools.groupby(labels.ravel().tolist()):
+        ids.append(object_id)
+        rest = len(list(run))
+        while rest > 127:
+            lengths.append(rest & 127 | 128)
+            rest >>= 7
+        lengths.append(rest)
+    return len(ids).to_bytes(4, "little") + ids + lengths
 
 
 class StudioProcess:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import io
 import json
 from pathlib import Path
@@ -16,6 +15,7 @@ from mpn.studio.events import Event
 from mpn.types import UInt8Array
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels
 from tests.studio.conftest import FRAMES
+from tests.studio.servers import body_of
 
 
 def put(
@@ -23,7 +23,7 @@ def put(
 ) -> tuple[int, dict[str, str]]:
     response = client.put(
         f"/api/masks/{index}",
-        content=gzip.compress(labels.tobytes()),
+        content=body_of(labels),
         headers={"if-match": f'"{etag}"', "x-page": page},
     )
     return response.status_code, response.json()
@@ -78,8 +78,16 @@ def test_second_page_cannot_overwrite_unseen_mask(client: TestClient) -> None:
 def test_mask_of_another_size_or_id_is_refused(client: TestClient) -> None:
     assert put(client, 0, np.zeros((4, 5), np.uint8))[0] == 409
     assert put(client, 0, np.full(SCENE_HW, 255, np.uint8))[0] == 409
-    damaged = client.put("/api/masks/0", content=b"no gzip", headers={"if-match": "*"})
-    assert damaged.status_code == 409
+    whole = body_of(np.ones(SCENE_HW, np.uint8))
+    for damaged in (
+        b"",
+        whole[:-1],
+        whole + b"\1",
+        b"\xff" * 9,
+        b"\1\0\0\0\1" + b"\xff" * 5 + b"\1",
+    ):
+        response = client.put("/api/masks/0", content=damaged, headers={"if-match": "*"})
+        assert response.status_code == 409
     assert client.get("/api/state").json()["drawn"] == {}
 
 

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Route, expect, sync_playwright
 
 from mpn.evaluation import SequenceScore, evaluate_sequence, load_davis
-from mpn.masks import load_labels
+from mpn.masks import load_labels, save_labels
 from mpn.runtime.session.request import RunRequest
 from mpn.runtime.session.session import run_video
 from mpn.synthetic import ClipPaths, write_clip
@@ -346,6 +346,53 @@ def test_edits_are_of_the_shown_frame(browser: Browser, pond: ClipPaths, tmp_pat
         stroke(drawn[0], [(10, 200)], 9, 1)
         np.testing.assert_array_equal(page.saved(0), drawn[0])
         assert page.problems == []
+        page.context.close()
+
+
+def test_large_drawing_is_kept_when_the_page_is_closed(
+    browser: Browser, pond: ClipPaths, tmp_path: Path
+) -> None:
+    """Browsers send 64 kB for a closed page; a larger mask needs a prompt."""
+    out = tmp_path / "out"
+    expected = np.zeros(SIZE_HW, np.uint8)
+    expected[:, ::2] = 2  # each pixel is a run
+    with StudioProcess(pond.video, out) as server:
+        (out / "corrections").mkdir(exist_ok=True)
+        save_labels(out / "corrections" / "00000.png", expected)
+        page = open_page(browser, server, out)
+        page.set_size(9)
+        kinds: list[str] = []
+
+        def stay(dialog: Dialog) -> None:
+            kinds.append(dialog.type)
+            dialog.dismiss()
+
+        page.page.on("dialog", stay)
+        page.page.mouse.move(*page.point((10, 200)))
+        page.page.mouse.down()
+        with page.page.expect_request(lambda r: r.method == "PUT") as sent:
+            page.page.close(run_before_unload=True)
+        assert len(sent.value.post_data_buffer or b"") > 64 << 10
+        page.wait_for_save()
+        stroke(expected, [(10, 200)], 9, 1)
+        np.testing.assert_array_equal(page.saved(0), expected)
+        page.page.mouse.up()
+        # 12 discs in a frame of 4K are small enough for a page that is gone.
+        size = page.page.evaluate("""async () => {
+            const { runsOf } = await import("/runs.js");
+            const labels = new Uint8Array(3840 * 2160);
+            for (let k = 0; k < 12; k++)
+                for (let y = -300; y <= 300; y++) {
+                    const half = Math.round(Math.sqrt(300 ** 2 - y ** 2));
+                    const middle = 3840 * (360 + 720 * (k % 3) + y) + 480 + 960 * (k >> 2);
+                    labels.fill(k + 1, middle - half, middle + half + 1);
+                }
+            return runsOf(labels).length;
+        }""")
+        assert 30_000 < size < 60_000
+        with page.page.expect_event("close"):
+            page.page.close(run_before_unload=True)
+        assert kinds == ["beforeunload"]
         page.context.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import threading
 from contextlib import suppress
@@ -19,13 +18,13 @@ from mpn.runtime.session.request import RunRequest
 from mpn.runtime.session.session import run_video
 from mpn.types import UInt8Array
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
-from tests.studio.servers import StudioProcess
+from tests.studio.servers import StudioProcess, body_of
 
 RUN_FRAMES = 300
 
 
 def put(client: httpx.Client, index: int, labels: UInt8Array) -> httpx.Response:
-    content = gzip.compress(labels.tobytes())
+    content = body_of(labels)
     return client.put(f"/api/masks/{index}", content=content, headers={"if-match": "*"})
 
 

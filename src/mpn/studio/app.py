@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import Body, FastAPI, Header, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
@@ -42,7 +42,8 @@ _MEDIA_TYPES: Final = {
 
 _SMALL_BODY_BYTES = 64 << 10
 _GZIP_LEVEL = 1
-_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_COUNT_BYTES = 4
+_MOST_LENGTH_BYTES = 5
 _ANY_ETAG = "*"
 
 
@@ -171,7 +172,7 @@ def create_app(studio: Studio, *, token: str) -> ASGIApp:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     project = studio.project
     height, width = project.size_hw
-    most_body_bytes = _SMALL_BODY_BYTES + height * width  # stored without compression
+    most_body_bytes = _SMALL_BODY_BYTES + 2 * height * width  # each pixel a run
 
     for path in sorted(WEB_FOLDER.iterdir()):
         if path.suffix in _MEDIA_TYPES:
@@ -285,20 +286,38 @@ def create_app(studio: Studio, *, token: str) -> ASGIApp:
 
 
 def labels_from_body(body: bytes, size_hw: tuple[int, int]) -> UInt8Array:
-    """Return the ids of a request: (H, W) bytes in rows, compressed by gzip or zlib.
+    """Return the ids of a request, which are encoded by runs as in ``web/runs.js``.
+
+    Returns:
+        (H, W) uint8.
 
     Raises:
-        MaskError: If the body is damaged or has another number of bytes.
+        MaskError: If the body is damaged or has another number of pixels.
     """
-    expected = size_hw[0] * size_hw[1]
-    decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
-    try:
-        data = decoder.decompress(body, expected + 1)  # never more, however well it compresses
-    except zlib.error as error:
-        raise MaskError("the mask of the request is damaged") from error
-    if len(data) != expected or not decoder.eof:
-        raise MaskError(f"the mask of the request has not the {expected} bytes of a frame")
-    return np.frombuffer(data, np.uint8).reshape(size_hw)
+    data = np.frombuffer(body, np.uint8)
+    first = _COUNT_BYTES + int.from_bytes(body[:_COUNT_BYTES], "little")
+    ids, lengths = data[_COUNT_BYTES:first], _lengths_from_bytes(data[first:])
+    # Checked before the pixels are made, so that no request makes more than a frame.
+    if len(ids) != len(lengths) or int(lengths.sum()) != size_hw[0] * size_hw[1]:
+        raise MaskError(
+            f"the mask of the request is damaged or has not the {size_hw[0] * size_hw[1]} pixels "
+            "of a frame"
+        )
+    labels: UInt8Array = np.repeat(ids, lengths).reshape(size_hw)
+    return labels
+
+
+def _lengths_from_bytes(data: UInt8Array) -> npt.NDArray[np.int64]:
+    """Return the lengths of runs, of 7 bits in a byte; none if the bytes are damaged."""
+    ends = np.flatnonzero(data < 128)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    sizes = ends - starts + 1
+    if not len(ends) or ends[-1] != len(data) - 1 or sizes.max() > _MOST_LENGTH_BYTES:
+        return np.zeros(0, np.int64)
+    places = np.arange(len(data)) - np.repeat(starts, sizes)
+    bits = (data & 127).astype(np.int64) << (7 * places)
+    lengths: npt.NDArray[np.int64] = np.add.reduceat(bits, starts)
+    return lengths
 
 
 def _add_file(app: FastAPI, path: Path) -> None:

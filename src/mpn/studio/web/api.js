@@ -1,7 +1,7 @@
 // Requests to the server. The token is in the part of the address after '#', which a browser sends
 // to no server; it is kept for reloads of this tab only.
 
-import { deflateRuns } from "./deflate.js";
+import { runsOf } from "./runs.js";
 
 const MOST_KEEPALIVE_BYTES = 60000; // browsers refuse 64 KiB of all such requests together
 const TOKEN_KEY = "mpn-studio-token";
@@ -94,7 +94,7 @@ export async function getMask(index, signal) {
  * when this returns, and outlives the page if it is small enough for that.
  */
 export async function putMask(index, labels, etag) {
-  const body = deflateRuns(labels);
+  const body = runsOf(labels);
   const response = await request("PUT", `masks/${index}`, {
     body,
     keepalive: body.length < MOST_KEEPALIVE_BYTES,

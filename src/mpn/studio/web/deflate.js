@@ -1,6 +1,5 @@
 // Compress ids by their runs, as a zlib stream (RFC 1950, 1951): one block of fixed codes, in which a
-// run is a match at distance 1. CompressionStream is asynchronous, and a page that is being closed has
-// no time for it.
+// run is a match at distance 1.
 
 const MOST_MATCH = 258;
 const LEAST_MATCH = 3;
