@@ -23,8 +23,11 @@ _BUSY_SHARE = 0.5
 
 
 def bench(
-    engine_dir: Path = typer.Option(
-        None, metavar="DIR", help="Engine directory.", show_default="the shipped one"
+    engine_dir: str = typer.Option(
+        None,
+        metavar="DIR",
+        help="Engine directory: a folder, zip file or address.",
+        show_default="the installed weights",
     ),
     objects: str = typer.Option(
         "1,2,3,5", metavar="K,K,...", help="Numbers of objects to measure."

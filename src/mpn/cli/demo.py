@@ -27,8 +27,11 @@ def demo(
         Path("demo-out"), "--out", "-o", metavar="OUT", help="Folder for clip and results."
     ),
     frames: int = typer.Option(48, metavar="N", min=_MIN_FRAMES, help="Length of the clip."),
-    engine_dir: Path = typer.Option(
-        None, metavar="DIR", help="Engine directory.", show_default="the shipped one"
+    engine_dir: str = typer.Option(
+        None,
+        metavar="DIR",
+        help="Engine directory: a folder, zip file or address.",
+        show_default="the installed weights",
     ),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
@@ -37,8 +40,7 @@ def demo(
     OUT gets the clip (clip/clip.mp4, clip/first_mask.png, true masks in DAVIS layout) and the
     output of mpn-run: masks, overlay.mp4, tracks.jsonl, run.json.
     """
-    from mpn.engines.directory.files import check_engine_dir
-    from mpn.engines.open import default_engine_dir
+    from mpn.engines.directory.locate import local_engine_dir
     from mpn.runtime.session.layout import check_out
     from mpn.runtime.session.request import RunRequest
     from mpn.runtime.session.session import run_video
@@ -46,7 +48,7 @@ def demo(
 
     # Check first: rendering takes a while.
     check_out(out)
-    check_engine_dir(engine_dir or default_engine_dir())
+    local_engine_dir(engine_dir)
     with _progress(quiet) as progress:
         rendering = progress.add_task("rendering the clip", total=frames)
         clip = write_clip(out / "clip", frames=frames, on_frame=lambda: progress.advance(rendering))

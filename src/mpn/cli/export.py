@@ -168,6 +168,14 @@ def export(
         help="Also write a model repository for Triton; only that if CKPT is an engine directory.",
         show_default="none",
     ),
+    as_zip: Path | None = typer.Option(
+        None,
+        "--zip",
+        metavar="FILE",
+        help="Also write the engine directory as a zip file, and print its digest; only that if "
+        "CKPT is an engine directory.",
+        show_default="none",
+    ),
     verify: bool = typer.Option(
         True, "--verify/--no-verify", help="Compare every graph with its PyTorch module."
     ),
@@ -233,12 +241,9 @@ def export(
         build_alone(checkpoints[0], plans, quiet=quiet)
         return
 
-    if (
-        triton is not None
-        and len(checkpoints) == 1
-        and (checkpoints[0] / "manifest.json").is_file()
-    ):
-        _write_triton(checkpoints[0], triton)
+    is_directory = len(checkpoints) == 1 and (checkpoints[0] / "manifest.json").is_file()
+    if is_directory and (triton is not None or as_zip is not None):
+        _write_copies(checkpoints[0], triton, as_zip)
         return
 
     from mpn.errors import import_or_explain
@@ -282,12 +287,19 @@ def export(
     for warning in bundle.warnings:
         echo(f"warning: {warning}", err=True)
     plans.show(built)
+    _write_copies(bundle.directory, triton, as_zip)
+
+
+def _write_copies(directory: Path, triton: Path | None, as_zip: Path | None) -> None:
+    """Write a Triton repository and a zip file of an engine directory, if requested."""
     if triton is not None:
-        _write_triton(bundle.directory, triton)
+        from mpn.export.triton import export_triton
 
+        names = ", ".join(model.name for model in export_triton(directory, triton))
+        echo(f"Triton repository {triton}: {names}")
+    if as_zip is not None:
+        from mpn.engines.directory.archive import save_zip
+        from mpn.engines.directory.locate import pinned
 
-def _write_triton(directory: Path, out: Path) -> None:
-    from mpn.export.triton import export_triton
-
-    names = ", ".join(model.name for model in export_triton(directory, out))
-    echo(f"Triton repository {out}: {names}")
+        save_zip(directory, as_zip)
+        echo(f"zip file: {pinned(as_zip)}")

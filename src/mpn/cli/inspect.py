@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    directory: Path | None = typer.Argument(
+    directory: str | None = typer.Argument(
         None,
         metavar="DIR",
-        help="Engine directory.",
-        show_default="the shipped one",
+        help="Engine directory: a folder, zip file or address.",
+        show_default="the installed weights",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of tables."),
 ) -> None:
@@ -29,10 +28,9 @@ def inspect(
     Exit code 1 if it cannot: files have changed since export, or no backend can open it.
     """
     from mpn.engines.directory.inspect import describe_engine_dir
-    from mpn.engines.open import default_engine_dir
     from mpn.errors import EngineError
 
-    report = describe_engine_dir(default_engine_dir() if directory is None else directory)
+    report = describe_engine_dir(directory)
     if as_json:
         import json
 
@@ -51,6 +49,7 @@ def _print(report: EngineDirReport) -> None:
     manifest = report.manifest
     height, width = manifest.frame_size_hw
     console.print(f"[bold]{_plain(manifest.name)}[/bold] in {_plain(report.directory)}")
+    console.print(f"pinned: {_plain(report.pin)}", soft_wrap=True)
     console.print(_engines_table(report))
     console.print(_facts_table("Tensors", _tensor_rows(report)))
     if report.plans:

@@ -25,12 +25,13 @@ SIGNAL_BASE = 128
 INTERRUPTED = 130
 
 
-def missing_video(engine_dir: Path | None) -> str:
+def missing_video(engine_dir: str | None) -> str:
     """Return the error message for a missing VIDEO argument."""
-    if engine_dir is not None and engine_dir.suffix and not engine_dir.is_dir():
+    suffix = "" if engine_dir is None else Path(engine_dir).suffix.lower()
+    if engine_dir is not None and suffix not in ("", ".zip") and not os.path.isdir(engine_dir):
         return (
             f"VIDEO is missing, and {engine_dir} is no engine directory; did you mean "
-            f"mpn-run {engine_dir} --mask FIRST.png, with the engines of the package?"
+            f"mpn-run {engine_dir} --mask FIRST.png, with the installed weights?"
         )
     return "VIDEO is missing: mpn-run clip.mp4 --mask FIRST.png"
 
@@ -109,11 +110,11 @@ def run(
         "both.",
         show_default="both; with --resume as in the earlier run",
     ),
-    engine_dir: Path = typer.Option(
+    engine_dir: str = typer.Option(
         None,
         metavar="DIR",
-        help="Use the engines that mpn-export wrote to DIR.",
-        show_default="the engines of the package",
+        help="Use these engines of mpn-export: a folder, zip file or address.",
+        show_default="the installed weights",
     ),
     out: Path = typer.Option(
         None,

@@ -23,11 +23,11 @@ def studio(
         help="Folder of masks and results. An earlier one is continued.",
         show_default="<video>-mpn",
     ),
-    engine_dir: Path = typer.Option(
+    engine_dir: str = typer.Option(
         None,
         metavar="DIR",
-        help="Use the engines that mpn-export wrote to DIR.",
-        show_default="the engines of the package",
+        help="Use these engines of mpn-export: a folder, zip file or address.",
+        show_default="the installed weights",
     ),
     port: int = typer.Option(
         0, metavar="N", min=0, max=65535, help="Port on this machine.", show_default="a free one"
@@ -45,11 +45,10 @@ def studio(
 
     for module in ("fastapi", "uvicorn"):
         import_or_explain(module, extra="studio", purpose="mpn studio")
-    from mpn.engines.directory.files import check_engine_dir
-    from mpn.engines.open import default_engine_dir
+    from mpn.engines.directory.locate import local_engine_dir
     from mpn.studio.server import serve
 
-    check_engine_dir(engine_dir or default_engine_dir())
+    directory = local_engine_dir(engine_dir)
 
     def print_address(address: str, folder: Path) -> None:
         echo(address)
@@ -60,7 +59,7 @@ def studio(
             video if os.path.exists(video) else os.path.expanduser(video),
             out,
             port=port,
-            engine_dir=engine_dir,
+            engine_dir=None if engine_dir is None else directory,
             opens_browser=browser,
             on_ready=print_address,
         )

@@ -16,7 +16,7 @@ from mpn._common.memory import return_freed_memory
 from mpn.cuda.device import CudaDevice, gpu_unavailable_reason
 from mpn.engines.base import Engine
 from mpn.engines.directory.files import check_engine_dir, check_present, resolve_inside
-from mpn.engines.directory.locate import default_engine_dir
+from mpn.engines.directory.locate import default_engine_dir, local_engine_dir
 from mpn.engines.directory.manifest import (
     ENGINE_SOURCE,
     Manifest,
@@ -225,6 +225,7 @@ __all__ = [
     "PlanPolicy",
     "check_engine_dir",
     "default_engine_dir",
+    "local_engine_dir",
     "open_engines",
 ]
 
@@ -302,7 +303,8 @@ def open_engines(
     """Open the engines of a directory.
 
     Args:
-        directory: Engine directory, or :func:`default_engine_dir`.
+        directory: Engine directory: a folder, a zip file or an address, see
+            :mod:`mpn.engines.directory.locate`.
         backend: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"auto"``, which
             takes the first of TensorRT, TensorRT for RTX and CUDA that passes one run, else the
             CPU; ``backend_note`` gives the choice and its reason.
@@ -325,11 +327,11 @@ def open_engines(
         MissingExtraError: If onnxruntime is not installed.
     """
     _check_backend(backend)
-    manifest = manifest or load_manifest(directory)
+    path = local_engine_dir(directory)
+    manifest = manifest or load_manifest(path)
     roles = _roles_to_open(manifest, with_osvos=with_osvos, with_features=with_features)
     if verify:
-        verify_digests(directory, manifest, roles)
-    path = Path(directory)
+        verify_digests(path, manifest, roles)
 
     policy = plans or PlanPolicy()
     opened = open_with(EngineOpener(path, manifest, roles, threads, policy), backend)

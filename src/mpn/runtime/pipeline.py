@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -18,7 +17,7 @@ from mpn._common.memory import return_freed_memory
 from mpn._common.options import refuse_old_arguments
 from mpn.cuda.api import Stream, is_on_device
 from mpn.engines.directory.manifest import load_manifest
-from mpn.engines.open import Backend, EngineSet, PlanPolicy, default_engine_dir, open_engines
+from mpn.engines.open import Backend, EngineSet, PlanPolicy, local_engine_dir, open_engines
 from mpn.errors import InputError
 from mpn.runtime.agreement import agreement_with_scores
 from mpn.runtime.backend import FrameBackend, FrameMemory, LazyStepResult, Readback
@@ -172,7 +171,8 @@ class Pipeline(Closeable):
         """Open an engine directory and make a pipeline of it.
 
         Args:
-            directory: Engine directory; None for the one in the package.
+            directory: Engine directory: a folder, a zip file or an address, see
+                :mod:`mpn.engines.directory.locate`; None for the installed weights.
             backend: See :func:`mpn.engines.open.open_engines`.
             threads: Threads within a network operator, and of OpenCV. OpenCV's number belongs to
                 the whole process: it is set here, and set back when the last pipeline with a
@@ -194,7 +194,7 @@ class Pipeline(Closeable):
             MissingExtraError: If onnxruntime is not installed.
         """
         threads = usable_threads(threads)
-        path = Path(default_engine_dir() if directory is None else directory)
+        path = local_engine_dir(directory)
         manifest = load_manifest(path)
         resolved = (options or PipelineOptions()).with_defaults(manifest.runtime_defaults)
         models = one_shot_models(resolved, manifest.roles.keys())

@@ -32,7 +32,7 @@ _VIDEO_SUFFIXES = frozenset(
         ".gif",
     }
 )
-_CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".tar", ".ckpt", ".safetensors"})
+CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".tar", ".ckpt", ".safetensors"})
 
 
 class ManifestFieldError(ManifestError, FieldError):
@@ -102,7 +102,7 @@ def _hint_for_file(path: Path) -> str:
             f"{path} is a video, not an engine directory: give the folder first, "
             f"as in --engine-dir engines/ {path}, or leave --engine-dir out"
         )
-    if suffix in _CHECKPOINT_SUFFIXES:
+    if suffix in CHECKPOINT_SUFFIXES:
         return (
             f"{path} is a checkpoint, not an engine directory: export it with "
             f"mpn-export {path} -o engines/ and give engines/"

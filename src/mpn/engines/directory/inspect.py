@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpn.engines.directory.files import FileDigest, check_digest, resolve_inside
+from mpn.engines.directory.locate import local_engine_dir, pinned
 from mpn.engines.directory.manifest import Manifest, load_manifest
 from mpn.engines.directory.parity import ParityReport, load_parity
 from mpn.engines.open import Backend, PlanPolicy, open_engines
@@ -54,7 +55,8 @@ class EngineDirReport:
     """The report that ``mpn inspect`` prints.
 
     Attributes:
-        directory: The directory.
+        directory: The local directory.
+        pin: The folder or zip file that was given, with its digest, as it can be given again.
         manifest: Its manifest.
         files: The files of each role, the graph first, those of fine-tuning last.
         backends: Whether each backend of this machine can run it.
@@ -63,6 +65,7 @@ class EngineDirReport:
     """
 
     directory: Path
+    pin: str
     manifest: Manifest
     files: Mapping[Role, tuple[FileReport, ...]]
     backends: tuple[BackendReport, ...]
@@ -85,6 +88,7 @@ class EngineDirReport:
         """Return a dict of JSON types."""
         return {
             "directory": str(self.directory),
+            "pin": self.pin,
             "manifest": self.manifest.as_json(),
             "files": {
                 role: [
@@ -110,17 +114,20 @@ class EngineDirReport:
         }
 
 
-def describe_engine_dir(directory: str | os.PathLike[str]) -> EngineDirReport:
+def describe_engine_dir(directory: str | os.PathLike[str] | None = None) -> EngineDirReport:
     """Read the manifest, compare the digests and open the engines with each backend.
 
     Engines are opened only if every file is the exported one; no plan is built.
+
+    Args:
+        directory: See :func:`mpn.engines.directory.locate.local_engine_dir`.
 
     Raises:
         ManifestError: If the directory, its manifest or its parity file cannot be read at all.
             Every other problem is in the report.
     """
-    manifest = load_manifest(directory)
-    path = Path(directory)
+    path = local_engine_dir(directory)
+    manifest = load_manifest(path)
     files = {
         role: tuple(_file_report(path, file) for file in entry.all_files)
         for role, entry in manifest.roles.items()
@@ -128,6 +135,7 @@ def describe_engine_dir(directory: str | os.PathLike[str]) -> EngineDirReport:
     intact = all(file.problem is None for reports in files.values() for file in reports)
     return EngineDirReport(
         directory=path,
+        pin=pinned(path if directory is None else directory),
         manifest=manifest,
         files=files,
         backends=tuple(_backend_report(path, backend, intact=intact) for backend in _TRIED),

@@ -23,9 +23,8 @@ from typing import Any
 from mpn._common.concurrency import OpenCvThreads, usable_threads
 from mpn._common.locks import TemporaryFolder
 from mpn._common.validation import check_int
-from mpn.engines.directory.files import check_engine_dir
 from mpn.engines.directory.manifest import load_manifest
-from mpn.engines.open import Backend, EngineSet, default_engine_dir, open_engines
+from mpn.engines.open import Backend, EngineSet, local_engine_dir, open_engines
 from mpn.engines.spec import Role
 from mpn.errors import InputError
 from mpn.masks import DEFAULT_MAX_OBJECTS, save_labels
@@ -109,7 +108,7 @@ class BenchmarkOptions:
 
 
 def run_benchmark(
-    engine_dir: Path | None = None,
+    engine_dir: str | Path | None = None,
     options: BenchmarkOptions | None = None,
     *,
     on_progress: OnProgress | None = None,
@@ -119,7 +118,7 @@ def run_benchmark(
     Takes minutes at full size and writes to a temporary folder. The machine should be idle.
 
     Args:
-        engine_dir: An engine directory; None: the one that ships with the package.
+        engine_dir: See :func:`mpn.engines.directory.locate.local_engine_dir`.
         options: Options of the benchmark.
         on_progress: Called with a short text at the start of each step.
 
@@ -134,8 +133,7 @@ def run_benchmark(
         OutputError: If the temporary folder cannot be written.
     """
     options = options or BenchmarkOptions()
-    directory = default_engine_dir() if engine_dir is None else engine_dir
-    check_engine_dir(directory)
+    directory = local_engine_dir(engine_dir)
     variants = variants_of(load_manifest(directory), options.variants, options.finetune)
     before = load_average()
     with (

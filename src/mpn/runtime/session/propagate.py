@@ -86,7 +86,8 @@ def propagate(
             backward, and frames between two masks are blended from both. Backward needs a path, an
             open source or a sequence of arrays; results of the backward pass wait in a temporary
             folder.
-        engine_dir: Engine directory of mpn-export; None for the one in the package.
+        engine_dir: A folder, zip file or address, see :mod:`mpn.engines.directory.locate`; None
+            for the installed weights.
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
         options: See :class:`mpn.runtime.options.PipelineOptions`.

@@ -42,7 +42,7 @@ class RunRequest:
         directions: Frame index -> direction of its mask, instead of ``direction``.
         names: Object id -> name, instead of those in the files.
         out: Folder for the results; None for ``<name of the video>-mpn`` in the current folder.
-        engine_dir: Engine directory of mpn-export; None for the one in the package.
+        engine_dir: See :func:`mpn.engines.directory.locate.local_engine_dir`.
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: See :meth:`mpn.runtime.pipeline.Pipeline.from_engines`.
         options: Options of the pipeline. ``finetune`` applies if the engine directory can be
@@ -69,7 +69,7 @@ class RunRequest:
     directions: Mapping[int, Direction] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     out: Path | None = None
-    engine_dir: Path | None = None
+    engine_dir: str | Path | None = None
     backend: Backend = "auto"
     threads: int | None = None
     options: PipelineOptions = field(default_factory=PipelineOptions)

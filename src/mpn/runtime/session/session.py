@@ -20,7 +20,7 @@ from mpn._common.locks import FolderLock, remove_abandoned_folders
 from mpn._common.memory import memory_errors
 from mpn._common.signals import deferred_stops, stop_signals
 from mpn.engines.directory.manifest import load_manifest
-from mpn.engines.open import PlanPolicy, default_engine_dir
+from mpn.engines.open import PlanPolicy, local_engine_dir
 from mpn.engines.tensorrt.plans.progress import OnPlanProgress
 from mpn.errors import InputError, MpnError, OutputError, VideoError
 from mpn.runtime.finetune.plan import FinetunePlan, plan_finetuning
@@ -107,7 +107,8 @@ def run_video(
             frames are complete. Handlers of the caller are not changed.
     """
     with stop_signals(), ExitStack() as stack:
-        manifest = load_manifest(request.engine_dir or default_engine_dir())
+        engine_dir = local_engine_dir(request.engine_dir)
+        manifest = load_manifest(engine_dir)
         video = stack.enter_context(
             open_video(request.video, start=request.start, end=request.end, fps=request.fps)
         )
@@ -148,7 +149,7 @@ def run_video(
         stack.enter_context(memory_errors(*_memory_need(video, masks, plan)))
         pipeline = stack.enter_context(
             Pipeline.from_engines(
-                request.engine_dir,
+                engine_dir,
                 backend=request.backend,
                 threads=request.threads,
                 options=replace(request.options, finetune=plan.options),
