@@ -26,7 +26,7 @@ from mpn.batch.records import (
     stale_reason,
 )
 from mpn.engines.directory.manifest import Manifest, load_manifest
-from mpn.engines.open import Backend, EngineSet, default_engine_dir, open_engines
+from mpn.engines.open import Backend, EngineSet, local_engine_dir, open_engines
 from mpn.errors import InputError, MpnError, OutputError
 from mpn.runtime.convert.conversion import convert_results
 from mpn.runtime.run_options import check_formats_of
@@ -47,7 +47,7 @@ class Settings:
     """Settings of all units of a batch.
 
     Attributes:
-        engine_dir: Engine directory; None for the one of the package.
+        engine_dir: See :func:`mpn.engines.directory.locate.local_engine_dir`.
         backend: See :func:`mpn.engines.open.open_engines`.
         threads: CPU threads of each worker; None for all cores.
         build: Build plans that are missing.
@@ -56,7 +56,7 @@ class Settings:
         fresh: Run units that are done, too.
     """
 
-    engine_dir: Path | None = None
+    engine_dir: str | None = None
     backend: Backend = "auto"
     threads: int | None = None
     build: bool = True
@@ -65,13 +65,12 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON types, for :meth:`from_json`."""
-        return {**asdict(self), "engine_dir": self.engine_dir and str(self.engine_dir)}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Settings:
         """Convert the result of :meth:`as_json`."""
-        directory = value["engine_dir"]
-        return cls(**{**value, "engine_dir": None if directory is None else Path(directory)})
+        return cls(**value)
 
     def manifest(self) -> Manifest:
         """Read the manifest of the engines.
@@ -79,7 +78,7 @@ class Settings:
         Raises:
             ManifestError: If it cannot be used.
         """
-        return load_manifest(self.engine_dir or default_engine_dir())
+        return load_manifest(local_engine_dir(self.engine_dir))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ def batch(
         False, "--json", help="Print the counts to stdout at the end; progress goes to stderr."
     ),
     *,
-    engine_dir: Path | None,
+    engine_dir: str | None,
     backend: BackendName,
     build: bool,
     **given: Any,

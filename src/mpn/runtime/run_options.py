@@ -150,7 +150,7 @@ class RunOptions:
         video: str,
         masks: Mapping[int | None, Path],
         out: Path | None,
-        engine_dir: Path | None,
+        engine_dir: str | Path | None,
         backend: Backend,
         threads: int | None,
         resume: bool,
