@@ -299,6 +299,12 @@ def _engine_seeds(folder: Path) -> Seeds:
 
     yield from _engine_files().items()
     yield "manifest.json", _shipped_manifest()
+    for name, top in (("engines.zip", ""), ("folder.zip", "engines/")):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for each, data in _engine_files().items():
+                archive.writestr(top + each, data)
+        yield name, packed.getvalue()
     weights = {
         "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
         "b": np.ones(4, np.float32),
@@ -329,6 +335,7 @@ def sha256_of_bytes(data: bytes) -> str:
 
 def _read_engines(path: Path) -> None:
     from mpn.engines.directory.inspect import describe_engine_dir
+    from mpn.engines.directory.locate import local_engine_dir
     from mpn.engines.directory.manifest import load_manifest
     from mpn.engines.open import open_engines
     from mpn.engines.weights import load_weights
@@ -339,6 +346,12 @@ def _read_engines(path: Path) -> None:
             assert values.dtype == np.float32, values.dtype
         return
     folder = path.parent
+    if path.suffix == ".zip":
+        cache = folder / "cache"
+        found = local_engine_dir(path, cache=cache)
+        assert found.resolve().is_relative_to(cache.resolve()), found
+        assert not any(each.is_symlink() for each in cache.rglob("*"))
+        return
     manifest = load_manifest(folder)
     json.dumps(manifest.as_json())
     PipelineOptions().with_defaults(manifest.runtime_defaults)
