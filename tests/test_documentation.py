@@ -20,8 +20,16 @@ PAGES = (
     "SECURITY.md",
     *sorted(p.name for p in (REPOSITORY / "docs").glob("*.md")),
 )
-OTHER_TOOLS = {"--no-deps", "--debug", "--gpus", "--no-python", "--nproc-per-node", "--help"}
-"""Options of docker, torchrun and click, and --debug, which Typer does not define."""
+OTHER_TOOLS = {
+    "--no-deps",
+    "--debug",
+    "--gpus",
+    "--no-python",
+    "--nproc-per-node",
+    "--help",
+    "--find-links",
+}
+"""Options of docker, torchrun, pip and click, and --debug, which Typer does not define."""
 
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+[a-z]")
