@@ -21,6 +21,7 @@ from mpn._common.storage import (
     public_address,
     read_bytes,
     upload_folder,
+    version_of,
 )
 from mpn.errors import InputError, MissingExtraError, OutputError
 
@@ -195,3 +196,28 @@ def test_storage_without_a_package_names_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     with pytest.raises(MissingExtraError, match=r"\[remote\]"):
         exists("s3://bucket/a")
+
+
+@pytest.mark.parametrize("root", ["memory://clips", "file://"])
+def test_version_of_changes_with_any_file(memory: Any, tmp_path: Path, root: str) -> None:
+    root = root if root.startswith("memory") else f"file://{tmp_path}/clips"
+    system, path = fsspec.core.url_to_fs(root)
+    system.makedirs(f"{path}/bear", exist_ok=True)
+    system.pipe({f"{path}/bear/0.png": b"0", f"{path}/bear/1.png": b"1"})
+    first = version_of(f"{root}/bear"), version_of(f"{root}/bear/0.png")
+    assert first == (version_of(f"{root}/bear/"), version_of(f"{root}/bear/0.png"))
+    assert first[0] != first[1]
+    system.pipe({f"{path}/bear/1.png": b"one"})
+    assert version_of(f"{root}/bear") != first[0]
+    assert version_of(f"{root}/bear/0.png") == first[1]
+    with pytest.raises(InputError, match="there is nothing at"):
+        version_of(f"{root}/cat")
+
+
+def test_upload_removes_only_obsolete_files(memory: Any, tmp_path: Path) -> None:
+    memory.pipe({"/out/masks/0.png": b"old", "/out/masks/9.png": b"old", "/out/notes.txt": b"own"})
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "0.png").write_bytes(b"new")
+    upload_folder(tmp_path, "memory://out", is_obsolete=lambda name: name.endswith(".png"))
+    assert memory.find("/out") == ["/out/masks/0.png", "/out/notes.txt"]
+    assert memory.cat("/out/masks/0.png") == b"new"

@@ -10,6 +10,7 @@ that marks it as complete is removed first and written last.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -40,6 +41,9 @@ MOST_FILES = 1_000_000
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _ADDRESS_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^\s'\"<>]*")
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#@]+(?=@)|(?<=[?#]).+")
+_TAGS = ("ETag", "etag", "md5Hash", "md5", "content_md5", "checksum", "generation")
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
+"""Fields of a listing that change with the content of a file: each package has others."""
 _CHUNK_BYTES = 4 << 20
 _TRANSFERS = 8
 """Files at once: a folder of frames is small files, and each waits for the network."""
@@ -105,6 +109,34 @@ def read_bytes(address: str, most_bytes: int) -> bytes:
     return data
 
 
+def version_of(address: str) -> str:
+    """Return a digest that changes with a file, or with any file of a folder.
+
+    It is made of names, sizes and the tags of the storage, or the times of change if the storage
+    has no tags. No content is read.
+
+    Args:
+        address: The file or folder.
+
+    Raises:
+        InputError: If it does not exist or cannot be read.
+        MissingExtraError: If the package for its scheme is not installed.
+    """
+    system, path = _opened(address)
+    with _input_errors(address):
+        entry = system.info(path)
+        files = [("", path, entry)]
+        if entry["type"] == "directory":
+            files = list(_files_below(system, address, path))
+    digest = hashlib.sha256()
+    for name, _, entry in files:
+        facts = [entry.get(key) for key in _TAGS if entry.get(key) is not None]
+        facts = facts or [entry.get(key) for key in _TIMES if entry.get(key) is not None]
+        line = [name, entry.get("size"), *facts[:1]]
+        digest.update("\0".join(map(str, line)).encode(errors="surrogateescape") + b"\n")
+    return digest.hexdigest()
+
+
 def fetch(address: str, folder: Path, *, most_bytes: int = MOST_BYTES) -> Path:
     """Copy a file, or a folder with all files below it, into a local folder.
 
@@ -160,22 +192,30 @@ def fetch(address: str, folder: Path, *, most_bytes: int = MOST_BYTES) -> Path:
     return target
 
 
-def upload_folder(folder: Path, address: str, *, last: Collection[str] = ("done.json",)) -> None:
+def upload_folder(
+    folder: Path,
+    address: str,
+    *,
+    last: Collection[str] = ("done.json",),
+    is_obsolete: Callable[[str], bool] | None = None,
+) -> None:
     """Copy all files of a folder to an address, those that mark it as complete last.
 
     First ``last`` are removed at the address, so a copy that is interrupted is not complete. Other
-    files that the address has already stay. Hidden files, which belong to a running process, and
-    links are not copied.
+    files that the address has already stay, unless ``is_obsolete``. Hidden files, which belong to a
+    running process, and links are not copied.
 
     Args:
         folder: The local folder.
         address: The folder to write; it need not exist.
         last: Names in ``folder``, in the order in which they are written after all others; those
             that do not exist are left out.
+        is_obsolete: Called with the name of each file at the address that ``folder`` does not
+            have; the file is removed if it is true.
 
     Raises:
         MissingExtraError: If the package for the scheme is not installed.
-        OutputError: If a file cannot be written.
+        OutputError: If a file cannot be written or removed.
     """
     system, root = _opened(address)
     local = sorted(
@@ -190,6 +230,12 @@ def upload_folder(folder: Path, address: str, *, last: Collection[str] = ("done.
         for name in reversed(list(last)):
             with suppress(FileNotFoundError):
                 system.rm_file(f"{root}/{name}")
+        if is_obsolete is not None:
+            system.invalidate_cache()
+            for path in system.find(root) if system.isdir(root) else ():
+                name = path[len(root) :].lstrip("/")
+                if name not in names and is_obsolete(name):
+                    system.rm_file(path)
 
     def upload(name: str) -> None:
         with _storage_output_errors(address):
