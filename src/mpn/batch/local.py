@@ -5,26 +5,20 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import Any
 
-import mpn.errors
 from mpn._common.concurrency import usable_cores
-from mpn._common.files import json_text
 from mpn._common.memory import available_memory_mb
-from mpn._common.text import one_line
+from mpn.batch.process import WorkerProcess, error_of_event
 from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress
 from mpn.batch.unit import Settings, UnitOutcome
 from mpn.cuda.device import gpu_count
-from mpn.errors import EngineError, MpnError
+from mpn.errors import EngineError
 
 _STOP_S = 30.0
 """Longest wait for workers that stop: they finish the files of the frames that are done."""
@@ -32,8 +26,7 @@ _POLL_S = 0.5
 """A wait without a timeout cannot be interrupted by Ctrl-C on Windows."""
 _MOST_EARLY_ENDS = 3
 """Workers that may end one after the other before any attempt has an outcome."""
-_TAIL_BYTES = 4096
-_WORKER_MB = 900
+WORKER_MB = 900
 """Memory of a worker at 480p with a few objects."""
 
 
@@ -52,7 +45,9 @@ class LocalRunner:
         self._settings = settings
         self._gpus = gpus
         self._slots = [_Slot(index) for index in range(workers)]
-        self._events: queue.Queue[tuple[_Slot, _Worker, dict[str, Any] | None]] = queue.Queue()
+        self._events: queue.Queue[tuple[_Slot, WorkerProcess, dict[str, Any] | None]] = (
+            queue.Queue()
+        )
         self._early_ends = 0
 
     @property
@@ -89,17 +84,17 @@ class LocalRunner:
                 slot.worker.send({"unit": attempt.unit.as_json(), "number": attempt.number})
         return any(slot.attempt is not None for slot in self._slots)
 
-    def _started(self, slot: _Slot) -> _Worker:
+    def _started(self, slot: _Slot) -> WorkerProcess:
         environment = dict(os.environ)
         if self._gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot.index]
-        worker = _Worker(environment)
+        worker = WorkerProcess(environment)
         worker.send({"settings": self._settings.as_json(), "worker": slot.name})
         thread = threading.Thread(target=self._read, args=(slot, worker), daemon=True)
         thread.start()
         return worker
 
-    def _read(self, slot: _Slot, worker: _Worker) -> None:
+    def _read(self, slot: _Slot, worker: WorkerProcess) -> None:
         """Queue the events of a worker, and None at its end."""
         with suppress(OSError, ValueError):
             for line in worker.stdout:
@@ -109,7 +104,7 @@ class LocalRunner:
     def _handle(
         self,
         slot: _Slot,
-        worker: _Worker,
+        worker: WorkerProcess,
         event: dict[str, Any] | None,
         on_progress: OnProgress,
     ) -> UnitOutcome | None:
@@ -120,7 +115,7 @@ class LocalRunner:
             return None if attempt is None else self._lost(slot, attempt, reason)
         kind = event["type"]
         if kind == "fatal":
-            raise _error_of(event)
+            raise error_of_event(event)
         if kind == "progress" and attempt is not None:
             on_progress(
                 UnitProgress(attempt.unit.name, slot.name, event["done"], event["expected"])
@@ -166,80 +161,9 @@ class _Slot:
 
     def __init__(self, index: int) -> None:
         self.index, self.name = index, f"worker-{index + 1}"
-        self.worker: _Worker | None = None
+        self.worker: WorkerProcess | None = None
         self.attempt: Attempt | None = None
         self.started_s = 0.0
-
-
-class _Worker:
-    """One child process."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._errors: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end
-        self._process = subprocess.Popen(
-            # -P: modules of the current folder, which may be that of a video, are not imported.
-            [sys.executable, "-P", "-m", "mpn.batch.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=environment,
-            start_new_session=True,  # Ctrl-C in the terminal is for the batch, which stops it
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._stdin, self.stdout = self._process.stdin, self._process.stdout
-
-    def send(self, value: dict[str, Any]) -> None:
-        """Write one line; a worker that has ended is noticed by the end of its output."""
-        with suppress(OSError, ValueError):
-            self._stdin.write(json_text(value).encode() + b"\n")
-            self._stdin.flush()
-
-    def close_input(self) -> None:
-        """Stop the worker: see :mod:`mpn.batch.worker`."""
-        with suppress(OSError):
-            self._stdin.close()
-
-    def wait(self, seconds: float) -> None:
-        """Wait for its end, at most so long."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-
-    def end(self) -> str:
-        """Kill it if it runs, and return how it ended."""
-        if self._process.poll() is None:
-            with suppress(subprocess.TimeoutExpired):  # its output may end just before it
-                self._process.wait(1.0)
-        if self._process.poll() is None:
-            self._process.kill()
-        code = self._process.wait()
-        self.close_input()
-        with self._errors:
-            text = _tail(self._errors)
-        if code >= 0:
-            return f"exit code {code}" + (f" ({text})" if text else "")
-        name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
-        if name == "SIGKILL":
-            return "SIGKILL, as the system does when memory runs out: use fewer --workers"
-        return f"{name}" + (f" ({text})" if text else "")
-
-
-def _tail(file: BinaryIO) -> str:
-    """Return the last line of a file."""
-    with suppress(OSError, ValueError):
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - _TAIL_BYTES, 0))
-        lines = file.read().decode(errors="replace").splitlines()
-        filled = [line for line in lines if line.strip()]
-        return one_line(filled[-1]) if filled else ""
-    return ""
-
-
-def _error_of(event: dict[str, Any]) -> MpnError:
-    kind = getattr(mpn.errors, event["class"], None)
-    if isinstance(kind, type) and issubclass(kind, MpnError):
-        return kind(event["message"])
-    return EngineError(event["message"])
 
 
 def local_runner(settings: Settings, videos: int, *, workers: int | None = None) -> LocalRunner:
@@ -255,7 +179,7 @@ def local_runner(settings: Settings, videos: int, *, workers: int | None = None)
     gpus = None if settings.backend == "cpu" else visible_gpus()
     if workers is None:
         memory_mb = available_memory_mb()
-        fitting = cores if memory_mb is None else memory_mb // _WORKER_MB
+        fitting = cores if memory_mb is None else memory_mb // WORKER_MB
         workers = len(gpus) if gpus else min(cores, fitting)
     workers = max(1, min(workers, videos))
     threads = settings.threads or max(1, cores // workers)

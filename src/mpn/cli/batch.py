@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +94,10 @@ def batch(
         RunnerName.LOCAL, help="Run in processes of this machine, or on a Ray cluster."
     ),
     address: str = typer.Option(
-        None, metavar="ADDRESS", help="Address of the Ray cluster.", show_default="local cluster"
+        None,
+        metavar="ADDRESS",
+        help="Use the Ray cluster at HOST:PORT or ray://HOST:PORT.",
+        show_default="RAY_ADDRESS, else the cluster of this machine, else one for this batch",
     ),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print the videos that would run, and why; run none."
@@ -141,8 +146,9 @@ def batch(
     if dry_run:
         _print_plan(plan)
         return
-    chosen = _runner_of(runner, settings, len(plan.to_run), workers, address)
-    state = _run(plan, chosen, settings, retry, _log_path(videos, out_root, part), part, quiet)
+    log_path = _log_path(videos, out_root, part)
+    with _runner_of(runner, settings, len(plan.to_run), workers, address) as chosen:
+        state = _run(plan, chosen, settings, retry, log_path, part, quiet)
     if as_json:
         from mpn._common.files import json_text
 
@@ -159,14 +165,20 @@ def batch(
         raise typer.Exit(SOME_FAILED)
 
 
+@contextmanager
 def _runner_of(
     name: RunnerName, settings: Settings, videos: int, workers: int | None, address: str | None
-) -> Runner:
-    if name is RunnerName.RAY:
-        raise typer.BadParameter("--runner ray is not part of this version")
+) -> Iterator[Runner]:
+    if name is RunnerName.RAY and videos:
+        from mpn.batch.ray_cluster import RayCluster
+        from mpn.batch.ray_runner import ray_runner
+
+        with RayCluster(address) as cluster:
+            yield ray_runner(cluster, settings, videos, workers=workers)
+        return
     from mpn.batch.local import local_runner
 
-    return local_runner(settings, videos, workers=workers)
+    yield local_runner(settings, videos, workers=workers)
 
 
 def _log_path(videos: list[str], out_root: Path | None, shard: Shard | None) -> Path:
