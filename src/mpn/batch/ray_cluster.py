@@ -139,7 +139,7 @@ class RayCluster(Closeable):
         return future
 
     def lost_reason(self, error: BaseException) -> str | None:
-        """Return one line if an error means that an actor or its node ended; otherwise None."""
+        """Return one line if an error means that an actor ended; otherwise None."""
         return _reason(error) if isinstance(error, self._ray.exceptions.RayError) else None
 
     def kill(self, actor: Any) -> None:

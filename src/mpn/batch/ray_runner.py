@@ -45,7 +45,7 @@ class Cluster(Protocol):
         """Call a method of an actor, and return its result to come."""
 
     def lost_reason(self, error: BaseException) -> str | None:
-        """Return one line if an error of a call means that the actor ended; otherwise None."""
+        """Return one line if an error means that the actor ended; otherwise None."""
 
     def kill(self, actor: Any) -> None:
         """End an actor at once."""
@@ -224,10 +224,8 @@ def ray_runner(
                 "fewer --threads, or give --workers to wait for a node"
             )
     workers = max(1, min(workers, videos))
-    directory = settings.engine_dir
-    settings = replace(
-        settings, threads=threads, engine_dir=None if directory is None else directory.absolute()
-    )
+    engine_dir = settings.engine_dir and _full(settings.engine_dir)
+    settings = replace(settings, threads=threads, engine_dir=engine_dir)
     return RayRunner(cluster, settings, workers, need=need)
 
 
@@ -262,17 +260,17 @@ def _lost(slot: _Slot, attempt: Attempt, reason: str) -> UnitOutcome:
 
 def _absolute(unit: Unit) -> Unit:
     """Return a unit whose paths do not depend on the current folder."""
-
-    def full(text: str) -> str:
-        return text if is_remote(text) else path.abspath(text)
-
     cache = unit.options.finetune_cache
     return replace(
         unit,
-        video=full(unit.video),
-        masks={index: full(text) for index, text in unit.masks.items()},
-        out=full(unit.out),
+        video=_full(unit.video),
+        masks={index: _full(text) for index, text in unit.masks.items()},
+        out=_full(unit.out),
         options=unit.options
         if cache is None
-        else replace(unit.options, finetune_cache=full(cache)),
+        else replace(unit.options, finetune_cache=_full(cache)),
     )
+
+
+def _full(text: str) -> str:
+    return text if is_remote(text) else path.abspath(path.expanduser(text))
