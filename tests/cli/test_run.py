@@ -273,9 +273,10 @@ def test_interrupted_run_is_resumed(run, capsys, monkeypatch) -> None:
     assert run("@clip.mp4", "--mask", "@first.png", "--resume", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["resumed_at"], report["frames"], report["frames_computed"]) == (2, 5, 2)
-    assert run("@clip.mp4", "--mask", "@first.png", "--resume") == 0
+    Path("clip-mpn").rename("moved")
+    assert run("@clip.mp4", "--mask", "@first.png", "-o", "moved", "--resume") == 0
     summary = capsys.readouterr().out
-    assert summary.startswith("5 frames, nothing left to do, objects 1, 2: masks in clip-mpn")
+    assert summary.startswith("5 frames, nothing left to do, objects 1, 2: masks in moved")
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])

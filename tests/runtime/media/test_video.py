@@ -23,6 +23,7 @@ from mpn.runtime.media import decoder, video_file
 from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import open_video, redacted
 from mpn.types import StepResult
+from tests.builders.phone_clip import times_of, write_phone_clip
 from tests.conftest import shared_path
 from tests.runtime.media.clips import (
     NTSC,
@@ -294,6 +295,27 @@ def test_rotation_by_an_odd_angle_is_an_error(corner_clip: Path, tmp_path: Path)
     )
     with pytest.raises(VideoError, match="no quarter turn"):
         open_video(path)
+
+
+@pytest.mark.parametrize("is_hdr", [False, True], ids=["h264", "hevc-hlg"])
+def test_clip_of_a_phone_is_upright_with_its_times(tmp_path: Path, is_hdr: bool) -> None:
+    """Stored rotated, of variable frame rate, with sound."""
+    sent = [np.full((128, 72, 3), 60, np.uint8) for _ in range(8)]
+    for k, rgb in enumerate(sent):
+        rgb[8 + 2 * k : 40 + 2 * k, 4:24] = 190
+    path = tmp_path / "phone.mp4"
+    write_phone_clip(path, sent, codec="libx265" if is_hdr else "libx264", is_hdr=is_hdr)
+    with av.open(str(path)) as container:
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
+        assert (container.streams.video[0].height, container.streams.video[0].width) == (72, 128)
+    with open_video(path) as video:
+        assert video.size_hw == (128, 72)
+        frames = list(video)
+    assert [frame.pts_s for frame in frames] == times_of(8)
+    assert times_of(8)[6] - times_of(8)[5] == Fraction(2, 30)
+    for rgb, frame in zip(sent, frames, strict=True):
+        assert np.corrcoef(rgb.ravel(), frame.rgb.ravel())[0, 1] > 0.98
+        assert np.corrcoef(rgb.ravel(), frame.rgb[::-1].ravel())[0, 1] < 0.5, "positive control"
 
 
 @pytest.mark.parametrize("size_hw", [(47, 63), (33, 2), (1, 1)])

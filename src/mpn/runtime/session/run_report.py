@@ -162,12 +162,17 @@ class RunReport:
                 ),
                 *(outputs.warnings if outputs else ()),
             ],
-            "out": {"masks": str(self._paths.masks), "folder": str(self._paths.folder)},
+            "out": self.folders,
             "resumed_at": self.resumed_at,
             "versions": versions(),
             "machine": machine_facts(),
             "fingerprint": self._fingerprint,
         }
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Paths of the results, as ``out`` of run.json."""
+        return {"masks": str(self._paths.masks), "folder": str(self._paths.folder)}
 
     def _finetuning(self, finetune_s: float) -> dict[str, Any]:
         options = self._plan.options

@@ -215,7 +215,7 @@ class _Run:
         if self._request.resume and earlier is not None:
             resumed = self._resumed(earlier)
             if resumed.is_done:
-                return earlier
+                return {**earlier, "out": self._report.folders}  # it may have been moved
             self._report.resumed_at = resumed.resumed_at
 
         def on_backward(update: FrameUpdate, progress: BackwardProgress) -> None:
