@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpn.batch.log import BatchLog
+from mpn.batch.outcome import UnitOutcome
 from mpn.batch.plan import AttemptQueue, Plan, PlannedUnit
 from mpn.batch.runner import Attempt, Runner, UnitProgress
-from mpn.batch.unit import UnitOutcome
 
 
 @dataclass

@@ -14,9 +14,9 @@ from typing import Any
 
 from mpn._common.concurrency import usable_cores
 from mpn._common.memory import available_memory_mb
+from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.process import WorkerProcess, error_of_event
 from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress
-from mpn.batch.unit import Settings, UnitOutcome
 from mpn.cuda.device import gpu_count
 from mpn.errors import EngineError
 
@@ -25,7 +25,7 @@ _STOP_S = 30.0
 _POLL_S = 0.5
 """A wait without a timeout cannot be interrupted by Ctrl-C on Windows."""
 _MOST_EARLY_ENDS = 3
-"""Workers that may end one after the other before any attempt has an outcome."""
+"""Times that each worker may end before its first frame, without an outcome in between."""
 WORKER_MB = 900
 """Memory of a worker at 480p with a few objects."""
 
@@ -117,6 +117,7 @@ class LocalRunner:
         if kind == "fatal":
             raise error_of_event(event)
         if kind == "progress" and attempt is not None:
+            self._early_ends = 0
             on_progress(
                 UnitProgress(attempt.unit.name, slot.name, event["done"], event["expected"])
             )
@@ -127,8 +128,9 @@ class LocalRunner:
         return None
 
     def _lost(self, slot: _Slot, attempt: Attempt, reason: str) -> UnitOutcome:
-        self._early_ends += 1
-        if self._early_ends >= _MOST_EARLY_ENDS * self.workers and reason.startswith("exit"):
+        # A long video may need more memory than there is, and the others less.
+        self._early_ends += not reason.startswith("SIGKILL")
+        if self._early_ends >= _MOST_EARLY_ENDS * self.workers:
             raise EngineError(f"the worker processes end before they complete a video: {reason}")
         return UnitOutcome(
             name=attempt.unit.name,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -31,6 +31,8 @@ _OF_THE_BATCH = frozenset(
 )
 """Options of commands that a row cannot set."""
 _MASK_SEPARATOR = ";"
+_MOST_LINES = 10
+"""Lines that one message names."""
 _MAGIC = re.compile(r"[*?\[]")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _VIDEO_SUFFIXES = (".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf",
@@ -104,26 +106,41 @@ def read_units(
             output folder. The message names file and line.
     """
     base = options or RunOptions()
+    check_sources(sources, mask)
+    if _is_manifest(sources[0]):
+        manifest = Path(sources[0])
+        root = default_root(sources) if out_root is None else out_root
+        units = _units_of_manifest(manifest, root, base, has_root=out_root is not None)
+    else:
+        root = default_root(sources) if out_root is None else out_root
+        assert mask is not None
+        units = _units_of_videos(sources, root, mask, base)
+    _check_names(units)
+    _check_folders(units)
+    return units
+
+
+def check_sources(sources: Sequence[str], mask: str | None) -> None:
+    """Check that sources and the template of masks belong together.
+
+    Raises:
+        InputError: If not; nothing is read.
+    """
+    if not sources:
+        raise InputError("no video was given: mpn batch MANIFEST.csv, or a pattern 'clips/*.mp4'")
     manifests = [text for text in sources if _is_manifest(text)]
     if manifests and len(sources) > 1:
         raise InputError(
             f"a batch has one manifest, or videos: {manifests[0]} was given with "
             f"{len(sources) - 1} other arguments"
         )
-    if not sources:
-        raise InputError("no video was given: mpn batch MANIFEST.csv, or a pattern 'clips/*.mp4'")
-    if manifests:
-        if mask is not None:
-            raise InputError("--mask is for videos without a manifest: the manifest has the masks")
-        manifest = Path(manifests[0])
-        root = default_root(sources) if out_root is None else out_root
-        units = _units_of_manifest(manifest, root, base, has_root=out_root is not None)
-    else:
-        root = default_root(sources) if out_root is None else out_root
-        units = _units_of_videos(sources, root, mask, base)
-    _check_names(units)
-    _check_folders(units)
-    return units
+    if manifests and mask is not None:
+        raise InputError("--mask is for videos without a manifest: the manifest has the masks")
+    if not manifests and (mask is None or NAME_FIELD not in mask):
+        raise InputError(
+            "videos without a manifest need --mask with {name} in it, which stands for the name "
+            "of each video: --mask 'masks/{name}.png'" + (f", got '{mask}'" if mask else "")
+        )
 
 
 def default_root(sources: Sequence[str]) -> Path:
@@ -152,14 +169,21 @@ def _units_of_manifest(
         raise InputError(f"cannot read the manifest {manifest}: {error}") from error
     is_csv = manifest.suffix.lower() == ".csv"
     rows = _csv_rows(manifest, text) if is_csv else _json_rows(manifest, text)
-    units = []
+    units, errors = [], []
     for line, row in rows:
         origin = f"{manifest}:{line}"
         try:
             unit = _unit_of_row(row, manifest.parent, root, base, has_root=has_root, is_text=is_csv)
         except InputError as error:
-            raise InputError(f"{origin}: {error}") from error
-        units.append(replace(unit, origin=origin))
+            errors.append((line, error))
+        else:
+            units.append(replace(unit, origin=origin))
+    if errors:
+        line, first = errors[0]
+        others = ", ".join(str(line) for line, _ in errors[1:_MOST_LINES])
+        more = "" if len(errors) <= _MOST_LINES else ", ..."
+        also = f"; {len(errors) - 1} other lines are wrong ({others}{more})" if others else ""
+        raise InputError(f"{manifest}:{line}: {first}{also}") from first
     if not units:
         raise InputError(f"the manifest {manifest} has no video")
     return units
@@ -167,7 +191,10 @@ def _units_of_manifest(
 
 def _csv_rows(manifest: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number of the line and the non-empty cells of each row."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    head = text.lstrip().partition("\n")[0]
+    # Spreadsheets write semicolons in countries with a decimal comma.
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     before = 0
     try:
@@ -182,7 +209,7 @@ def _csv_rows(manifest: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]
             if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
                 raise InputError(
                     f"{manifest}:{line}: {len(cells)} cells, but the header has {len(header)}: "
-                    "put a cell with a comma in quotes"
+                    f"put a cell with '{delimiter}' in quotes"
                 )
             row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
             yield line, {name: cell for name, cell in row.items() if name and cell}
@@ -198,7 +225,7 @@ def _check_header(origin: str, header: Sequence[str]) -> None:
         )
     twice = repeated(name for name in header if name)
     if twice:
-        raise InputError(f"{origin}: two columns have the name '{_shown(twice[0])}'")
+        raise InputError(f"{origin}: two columns have the name {_shown(twice[0])}")
     try:
         _check_columns(header)
     except InputError as error:
@@ -238,7 +265,7 @@ def _check_columns(names: Iterable[str]) -> None:
             )
         if name and name not in _COLUMNS and name not in RunOptions.names():
             known = ", ".join([*_COLUMNS, *RunOptions.names()])
-            raise InputError(f"unknown column '{_shown(name)}': the columns are {known}")
+            raise InputError(f"unknown column {_shown(name)}: the columns are {known}")
 
 
 def _unit_of_row(
@@ -308,12 +335,28 @@ def _options_of(
         # Texts of a CSV file are converted; values of JSON must have the type of the option.
         options = msgspec.convert({**base.given(), **values}, RunOptions, strict=not is_text)
     except msgspec.ValidationError as error:
-        problem = re.sub(r" - at `\$\.?(\w*)`", r" (option '\1')", str(error))
-        raise InputError(f"{problem[:1].lower()}{problem[1:]}") from error
+        match = re.search(r"at `\$\.(\w+)`", str(error))
+        name = match[1] if match else ""
+        raise InputError(
+            f"'{name}' must be {_kind_of(name)}, got {_shown(values.get(name))}"
+        ) from error
     if options.finetune_cache is not None and "finetune_cache" in own:
         options = replace(options, finetune_cache=str(folder / options.finetune_cache))
     check_options(options)
     return options
+
+
+def _kind_of(option: str) -> str:
+    """Return what values an option takes, for messages."""
+    kinds = {int: "a whole number", bool: "true or false", float: "a number", str: "a text"}
+    hint = get_type_hints(RunOptions).get(option)
+    for kind in get_args(hint) or (hint,):
+        if get_origin(kind) is Literal:
+            return f"one of {', '.join(get_args(kind))}"
+        if kind in kinds:
+            return kinds[kind]
+    choices = [kind for kind in get_args(hint) if isinstance(kind, str)]
+    return f"one of {', '.join(choices)}" if choices else "another value"
 
 
 def check_options(options: RunOptions) -> None:
@@ -335,15 +378,7 @@ def _bool_text(text: Any) -> Any:
     return {"yes": "true", "no": "false", "true": "true", "false": "false"}.get(lower, text)
 
 
-def _units_of_videos(
-    sources: Sequence[str], root: Path, mask: str | None, base: RunOptions
-) -> list[Unit]:
-    if mask is None or NAME_FIELD not in mask:
-        raise InputError(
-            "videos without a manifest need --mask with {name} in it, which stands for the name "
-            "of each video: --mask 'masks/{name}.png'" + (f", got '{mask}'" if mask else "")
-        )
-    check_options(base)
+def _units_of_videos(sources: Sequence[str], root: Path, mask: str, base: RunOptions) -> list[Unit]:
     units = []
     for name, video in _named_videos(sources):
         masks = mask_names([mask.replace(NAME_FIELD, name)], Path())

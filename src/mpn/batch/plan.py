@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mpn.batch.manifest import Unit, is_remote
+from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.records import digest_of_engines, load_done, stale_reason
 from mpn.batch.runner import Attempt
-from mpn.batch.unit import Settings, UnitOutcome
 from mpn.runtime.media.video import frame_count_hint
 
 _THREADS = 8

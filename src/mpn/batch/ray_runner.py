@@ -13,10 +13,10 @@ from mpn import __version__
 from mpn._common.storage import is_remote
 from mpn.batch.local import WORKER_MB
 from mpn.batch.manifest import Unit
+from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.process import error_of_event
 from mpn.batch.ray_cluster import Resources
 from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress
-from mpn.batch.unit import Settings, UnitOutcome
 from mpn.errors import EngineError, InputError
 
 _POLL_S = 0.5

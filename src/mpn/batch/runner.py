@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mpn.batch.manifest import Unit
-from mpn.batch.unit import UnitOutcome
+from mpn.batch.outcome import UnitOutcome
 
 
 @dataclass(frozen=True)

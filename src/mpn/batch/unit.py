@@ -6,16 +6,17 @@ import errno
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mpn._common.closeable import Closeable
 from mpn._common.locks import FolderLock
 from mpn._common.text import one_line
 from mpn.batch.manifest import Unit
+from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.records import (
     digest_of_engines,
     inputs_of,
@@ -25,110 +26,19 @@ from mpn.batch.records import (
     save_error,
     stale_reason,
 )
-from mpn.engines.directory.manifest import Manifest, load_manifest
-from mpn.engines.open import Backend, EngineSet, local_engine_dir, open_engines
+from mpn.engines.directory.manifest import Manifest
+from mpn.engines.open import EngineSet, open_engines
 from mpn.errors import InputError, MpnError, OutputError
 from mpn.runtime.convert.conversion import convert_results
 from mpn.runtime.run_options import check_formats_of
 from mpn.runtime.session.request import Progress, RunRequest
 from mpn.runtime.session.session import run_video
 
-State = Literal["done", "failed", "skipped"]
-
 LOCK_NAME = ".mpn-batch-lock"
 """File that a batch locks while it works on a unit: the lock of its run ends before done.json."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST_REASON = 600
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Settings of all units of a batch.
-
-    Attributes:
-        engine_dir: See :func:`mpn.engines.directory.locate.local_engine_dir`.
-        backend: See :func:`mpn.engines.open.open_engines`.
-        threads: CPU threads of each worker; None for all cores.
-        build: Build plans that are missing.
-        resume: Continue an interrupted video at its last frame. False: run it again from its start,
-            so that its masks do not depend on the interruption.
-        fresh: Run units that are done, too.
-    """
-
-    engine_dir: str | None = None
-    backend: Backend = "auto"
-    threads: int | None = None
-    build: bool = True
-    resume: bool = False
-    fresh: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """Return JSON types, for :meth:`from_json`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Settings:
-        """Convert the result of :meth:`as_json`."""
-        return cls(**value)
-
-    def manifest(self) -> Manifest:
-        """Read the manifest of the engines.
-
-        Raises:
-            ManifestError: If it cannot be used.
-        """
-        return load_manifest(local_engine_dir(self.engine_dir))
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnitOutcome:
-    """Outcome of one attempt at a unit.
-
-    Attributes:
-        name: Of the unit.
-        state: ``"skipped"``: its results were complete already.
-        frames: Frames with a result.
-        wall_s: Seconds of the attempt.
-        reason: Why it failed or was skipped, one line; otherwise empty.
-        attempt: From 1.
-        worker: Name of the worker.
-        may_retry: Whether another attempt can succeed with the same inputs.
-        is_disk_full: Whether it failed because the disk is full, as all others would.
-        warnings: Lines of run.json for the user.
-    """
-
-    name: str
-    state: State
-    frames: int = 0
-    wall_s: float = 0.0
-    reason: str = ""
-    attempt: int = 1
-    worker: str = ""
-    may_retry: bool = False
-    is_disk_full: bool = False
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def fps(self) -> float:
-        """Frames a second of the attempt."""
-        return self.frames / self.wall_s if self.wall_s > 0 else 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        """Return JSON types, for :meth:`from_json`; with ``fps``."""
-        value = asdict(self)
-        return {
-            **value,
-            "wall_s": round(self.wall_s, 3),
-            "fps": round(self.fps, 3),
-            "warnings": list(self.warnings),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> UnitOutcome:
-        """Convert the result of :meth:`as_json`."""
-        given = {name: each for name, each in value.items() if name != "fps"}
-        return cls(**{**given, "warnings": tuple(value["warnings"])})
 
 
 class SharedEngines(Closeable):

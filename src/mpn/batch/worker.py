@@ -21,7 +21,8 @@ from typing import Any, TextIO
 
 from mpn._common.files import json_text
 from mpn.batch.manifest import Unit
-from mpn.batch.unit import Settings, SharedEngines, run_unit
+from mpn.batch.outcome import Settings
+from mpn.batch.unit import SharedEngines, run_unit
 from mpn.errors import MpnError
 from mpn.runtime.session.request import Progress
 

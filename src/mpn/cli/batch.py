@@ -18,10 +18,10 @@ from mpn.cli.usage import option_errors
 
 if TYPE_CHECKING:
     from mpn.batch.batch import BatchState
+    from mpn.batch.outcome import Settings
     from mpn.batch.plan import Plan
     from mpn.batch.runner import Runner
     from mpn.batch.shard import Shard
-    from mpn.batch.unit import Settings
 
 SOME_FAILED = 3
 _MOST_SHOWN = 20
@@ -124,14 +124,16 @@ def batch(
     if resume and fresh:
         raise typer.BadParameter("--resume contradicts --fresh")
     options = run_options(**given)
-    from mpn.batch.manifest import read_units
+    from mpn.batch.manifest import check_options, check_sources, read_units
+    from mpn.batch.outcome import Settings
     from mpn.batch.plan import plan_units
     from mpn.batch.shard import Shard
-    from mpn.batch.unit import Settings
 
     with option_errors():
+        check_sources(videos or [], mask)
+        check_options(options)
         part = None if shard is None else Shard.from_text(shard)
-    units = read_units(videos or [], out_root=out_root, mask=mask, options=options)
+    units = read_units(videos, out_root=out_root, mask=mask, options=options)
     if part is not None:
         units = part.units_of(units)
     settings = Settings(

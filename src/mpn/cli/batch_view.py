@@ -12,8 +12,8 @@ from mpn.cli.output import echo
 
 if TYPE_CHECKING:
     from mpn.batch.batch import BatchState, OnChange
+    from mpn.batch.outcome import UnitOutcome
     from mpn.batch.plan import Plan
-    from mpn.batch.unit import UnitOutcome
 
 _PLAIN_EVERY_S = 30.0
 _SHOWN_PER_S = 4
