@@ -86,6 +86,7 @@ def least_distances(palette: UInt8Array) -> np.ndarray:
 
 
 def test_overlay_colours_of_the_first_ids_are_distinct() -> None:
+    assert least_distances(OVERLAY_PALETTE[1:13]).min() > 20
     assert least_distances(OVERLAY_PALETTE[1:21]).min() > 17
     assert least_distances(OVERLAY_PALETTE[1:33]).min() > 13
     dull = DAVIS_PALETTE[1:21] * (255 / DAVIS_PALETTE[1:21].max(axis=1, keepdims=True))

@@ -133,7 +133,9 @@ def _object(object_id: int, facts: RunFacts) -> str:
 def _colour_in_masks(object_id: int) -> str:
     """Return number and colour of an object in the mask files."""
     colour = _colour(DAVIS_PALETTE, object_id)
-    return f'<span class="object">{_swatch(DAVIS_PALETTE, object_id)}{object_id} {colour}</span>'
+    return (
+        f'<span class="object">{_swatch(DAVIS_PALETTE, object_id)}{object_id}&nbsp;{colour}</span>'
+    )
 
 
 def _swatch(palette: UInt8Array, object_id: int) -> str:
@@ -156,7 +158,7 @@ def _worst_section(review: Review, facts: RunFacts) -> str:
         '<section aria-labelledby="worst"><h2 id="worst">Frames to check</h2>\n'
         "<p>The least reliable frames, spread in time. A correction at the first one also changes "
         "the most unreliable frames around it. To mend one: save the frame and the mask, paint the "
-        "mask over the frame with any program, each object in its colour of the masks, save it as "
+        "mask over the frame with any program, each object in its colour in the mask, save it as "
         "<code>fix.png</code>, and run the command with the options of the first run.</p>\n"
         f"{cards}</section>\n"
     )
