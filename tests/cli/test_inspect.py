@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mpn._common.files import sha256_of_file
 from mpn.cli.main import _run_app, app
 from mpn.engines.directory import locate
 from tests.builders.engine_dirs import make_engine_dir, parity_document
@@ -212,3 +213,24 @@ def test_manifest_of_any_size_is_not_read(tmp_path: Path, inspect: Inspect) -> N
     code, _, err = inspect(directory)
     assert code == 1
     assert "it has more than 67108864 bytes" in err
+
+
+def test_exported_zip_is_described_with_its_digest(
+    tmp_path: Path,
+    inspect: Inspect,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    directory, path = make_engine_dir(tmp_path / "engines"), tmp_path / "e.zip"
+    assert _run_app(app, ["export", str(directory), "--zip", str(path)]) == 0
+    pin = f"{path}#sha256={sha256_of_file(path)}"
+    assert capsys.readouterr().out.split() == ["zip", "file:", pin]
+    for given in (path, pin, f"file://{pin}"):
+        code, out, _ = inspect(given, "--json")
+        assert code == 0
+        assert json.loads(out)["pin"].endswith(pin)
+        assert Path(json.loads(out)["directory"]).is_relative_to(tmp_path / "cache")
+    assert f"pinned: {pin}" in inspect(path)[1]
+    code, out, err = inspect(f"{path}#sha256={'0' * 64}")
+    assert (code, out, err.count("\n")) == (1, "", 1)
