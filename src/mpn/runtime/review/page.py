@@ -104,8 +104,7 @@ def _summary(review: Review, facts: RunFacts) -> str:
         ("In the masks", ", ".join(_colour_in_masks(k) for k in shown)),
         (
             "To check",
-            f"{marked} of the {len(review.worst)} frames below have a reliability under "
-            f"{CHECK_BELOW}"
+            f"{marked} of {len(review.worst)} below, with a reliability under {CHECK_BELOW}"
             if marked
             else f"no frame has a reliability under {CHECK_BELOW}",
         ),
@@ -132,10 +131,8 @@ def _object(object_id: int, facts: RunFacts) -> str:
 
 def _colour_in_masks(object_id: int) -> str:
     """Return number and colour of an object in the mask files."""
-    colour = _colour(DAVIS_PALETTE, object_id)
-    return (
-        f'<span class="object">{_swatch(DAVIS_PALETTE, object_id)}{object_id}&nbsp;{colour}</span>'
-    )
+    swatch, colour = _swatch(DAVIS_PALETTE, object_id), _colour(DAVIS_PALETTE, object_id)
+    return f'<span class="object">{swatch}{object_id}&nbsp;{colour}</span>'
 
 
 def _swatch(palette: UInt8Array, object_id: int) -> str:
