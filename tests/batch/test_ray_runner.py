@@ -247,3 +247,17 @@ def test_ray_cluster_without_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     with pytest.raises(MissingExtraError, match=r"mpn batch --runner ray needs .*\[ray\]"):
         RayCluster("127.0.0.1:9")
+
+
+def test_unit_completed_by_a_lost_actor_counts_as_done() -> None:
+    """The node was lost after done.json, so the second attempt skips."""
+
+    def run(attempt: dict[str, Any]) -> dict[str, Any]:
+        if attempt["number"] == 1:
+            raise LostError("its node was lost")
+        outcome = UnitOutcome(name=attempt["unit"]["name"], state="skipped", frames=3, attempt=2)
+        return {"type": "outcome", "outcome": outcome.as_json()}
+
+    plan = Plan(tuple(PlannedUnit(unit, "", None) for unit in units(1)), ())
+    state = run_batch(plan, ray_runner(FakeCluster(run), Settings(), 1), retry=1)
+    assert (len(state.done), state.frames, state.skipped) == (1, 3, [])

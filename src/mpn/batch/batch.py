@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpn.batch.log import BatchLog
@@ -157,6 +157,9 @@ def run_batch(
         with closing(runner.run(feed, on_progress)) as outcomes:
             for outcome in outcomes:
                 state.running.pop(outcome.name, None)
+                if outcome.state == "skipped" and outcome.attempt > 1:
+                    # Its worker was lost after it had written done.json.
+                    outcome = replace(outcome, state="done", reason="an earlier attempt did it")
                 is_again = outcome.state == "failed" and outcome.may_retry
                 is_again = is_again and outcome.attempt <= retry and not outcome.is_disk_full
                 if is_again:
