@@ -152,6 +152,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "releases": dict,
         "wall": dict,
     },
+    "batch": {
+        "clips": dict,
+        "workers": int,
+        "options": str,
+        "repeats": int,
+        "release": dict,
+        "wall": dict,
+    },
     "memory": {
         "memory": {
             "samples": list,

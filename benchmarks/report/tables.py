@@ -683,6 +683,30 @@ def same_masks_table(result: Result, is_short: bool) -> str:
     return f"{text}\n\n{table(heads, [row])}\n"
 
 
+def batch_table(result: Result, is_short: bool) -> str:
+    """Return the time of a batch and of a shell loop, and the masks that differ."""
+    clips = result["clips"]
+    frames = sum(found["frames"] for found in clips.values())
+    differing = sum(found["differing"] for found in clips.values())
+    option = f", options `{result['options']}`" if result["options"] else ""
+    text = (
+        f"`mpn batch` with {count(result['workers'], 'worker')} and a shell loop of `mpn run`, one "
+        f"process per clip with all cores, over {count(len(clips), 'clip')}{option}, interleaved, "
+        f"{count(result['repeats'], 'run')} each. Times are from the start of the first process to "
+        f"the end of the last one. Ratio: loop divided by batch. {conditions_text(result)}."
+    )
+    wall = result["wall"]
+    row = [
+        frames,
+        differing,
+        *(f"{wall[side]['min_ms'] / 1e3:.1f}" for side in ("loop", "batch")),
+        wall["ratio"]["of_medians"],
+        wall["ratio"]["of_minima"],
+    ]
+    heads = ["masks", "masks that differ", "loop, s", "batch, s", "ratio of medians", "of minima"]
+    return f"{text}\n\n{table(heads, [row])}\n"
+
+
 def precision_table(result: Result, is_short: bool) -> str:
     """Return J and F of two engine directories, and the IoU of their masks."""
     how = "each fine-tuned" if result["is_fine_tuned"] else "not fine-tuned"
@@ -953,6 +977,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "features": ("Features of the target model", features_table),
     "releases": ("Releases", releases_table),
     "same_masks": ("Masks of two revisions", same_masks_table),
+    "batch": ("Many videos", batch_table),
     "memory": ("Memory and repeatability", memory_table),
     "precision": ("Half precision", precision_table),
     "flow_accuracy": ("Flow", flow_accuracy_table),

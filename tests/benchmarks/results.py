@@ -393,6 +393,25 @@ def same_masks_result() -> dict[str, Any]:
     }
 
 
+def batch_result() -> dict[str, Any]:
+    """Return one clip."""
+    return {
+        **result_with_header("batch"),
+        "engine": None,
+        "clips": {"dog": {"frames": 20, "differing": 0}},
+        "workers": 2,
+        "options": "--fast",
+        "repeats": 3,
+        "release": {"version": "0.3.0", "engine": {"name": "lite", "digests": {}}},
+        "is_equal": True,
+        "wall": {
+            "loop": times(3_000.0),
+            "batch": times(2_000.0),
+            "ratio": {"of_medians": 1.5, "of_minima": 1.5},
+        },
+    }
+
+
 def crf_result() -> dict[str, Any]:
     """Return two sets of parameters, one with pydensecrf."""
     entry = {

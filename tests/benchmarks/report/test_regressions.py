@@ -12,6 +12,7 @@ import pytest
 from benchmarks.report.regressions import TOLERANCES, figures_of, print_comparison
 from tests.benchmarks.results import (
     DIGEST,
+    batch_result,
     compare_torch_result,
     crf_result,
     davis_result,
@@ -31,6 +32,7 @@ from tests.benchmarks.results import (
 from tests.conftest import REPOSITORY
 
 EVERY = [
+    batch_result,
     finetune_step_result,
     finetuning_result,
     compare_torch_result,
