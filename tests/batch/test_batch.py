@@ -13,7 +13,7 @@ from mpn.batch.log import BatchLog
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import UnitOutcome
 from mpn.batch.plan import Plan, PlannedUnit
-from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress
+from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress, lost_outcome
 
 Decide = Callable[[Attempt], UnitOutcome]
 
@@ -64,6 +64,24 @@ def test_failures_that_may_pass_run_again_at_the_end() -> None:
     runner = FakeRunner(decide)
     state = run_batch(plan_of("lost"), runner, retry=1)
     assert state.failed["lost"].attempt == 2
+
+
+def test_unit_of_a_lost_worker_has_error_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runner = FakeRunner(
+        lambda attempt: (
+            lost_outcome(attempt, "SIGKILL", worker="w", wall_s=1.0)
+            if attempt.unit.name == "a"
+            else outcome_of(attempt, frames=3, warnings=("damaged",))
+        )
+    )
+    state = run_batch(plan_of("a", "b"), runner)
+    record = json.loads((tmp_path / "a" / "error.json").read_text())
+    assert (record["reason"], record["attempt"]) == ("its worker ended: SIGKILL", 2)
+    assert not (tmp_path / "b").exists()
+    assert state.as_json()["warnings"] == 1
 
 
 def test_full_disk_stops_the_batch(tmp_path: Path) -> None:

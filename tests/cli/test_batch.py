@@ -13,6 +13,7 @@ from mpn.batch import local
 from mpn.cli import main as cli
 from mpn.runtime.run_options import _KINDS, RunOptions
 from mpn.runtime.session.outputs import SaveKind
+from tests.batch import clips
 from tests.batch.clips import InProcessRunner, write_inputs
 from tests.builders.tiny_disk import tiny_disk as tiny_disk
 from tests.runtime.media.clips import scene, write_video
@@ -74,6 +75,17 @@ def test_batch_continues_after_a_failure_and_exits_3(run: Run, capsys: Any) -> N
         ("a", "skipped"), ("b", "done"),
         ("a", "done"), ("b", "done"),
     ]  # fmt: skip
+
+
+def test_batch_interrupt_says_that_it_can_continue(
+    run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **how: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clips, "run_unit", interrupted)
+    assert run(*PATTERN) == 130
+    assert "0 of 2 videos are finished: the same command runs the oth" in capsys.readouterr().err
 
 
 def test_batch_shards_are_complete_and_log_apart(run: Run) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mpn._common.storage import is_remote, public_address
 from mpn.batch.log import BatchLog
 from mpn.batch.outcome import UnitOutcome
 from mpn.batch.plan import AttemptQueue, Plan, PlannedUnit
+from mpn.batch.records import load_done, save_error
 from mpn.batch.runner import Attempt, Runner, UnitProgress
+from mpn.errors import MpnError
 
 
 @dataclass
@@ -104,6 +107,7 @@ class BatchState:
                 {"name": one.name, "reason": one.reason, "attempts": one.attempt}
                 for one in self.failed.values()
             ],
+            "warnings": sum(bool(one.warnings) for one in self.done.values()),
             "stopped": self.stopped,
         }
 
@@ -171,7 +175,15 @@ def run_batch(
                         outcome
                     )
                 unit = units[outcome.name]
-                places = {"video": unit.video, "out": unit.out, "is_retried": is_again}
+                if outcome.is_lost and not is_again and not is_remote(unit.out):
+                    with suppress(MpnError, OSError):  # the log has it, too
+                        if load_done(unit) is None:
+                            save_error(unit, outcome.record())
+                places = {
+                    "video": public_address(unit.video),
+                    "out": public_address(unit.out),
+                    "is_retried": is_again,
+                }
                 log_event("video", {**outcome.as_json(), **places})
                 notify(state, outcome)
                 if outcome.is_disk_full:

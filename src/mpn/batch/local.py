@@ -16,7 +16,7 @@ from mpn._common.concurrency import usable_cores
 from mpn._common.memory import available_memory_mb
 from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.process import WorkerProcess, error_of_event
-from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress
+from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress, lost_outcome
 from mpn.cuda.device import gpu_count
 from mpn.errors import EngineError
 
@@ -132,15 +132,8 @@ class LocalRunner:
         self._early_ends += not reason.startswith("SIGKILL")
         if self._early_ends >= _MOST_EARLY_ENDS * self.workers:
             raise EngineError(f"the worker processes end before they complete a video: {reason}")
-        return UnitOutcome(
-            name=attempt.unit.name,
-            state="failed",
-            wall_s=time.perf_counter() - slot.started_s,
-            reason=f"its worker ended: {reason}",
-            attempt=attempt.number,
-            worker=slot.name,
-            may_retry=True,
-        )
+        wall_s = time.perf_counter() - slot.started_s
+        return lost_outcome(attempt, reason, worker=slot.name, wall_s=wall_s)
 
     def _stop(self) -> None:
         """Stop all workers as Ctrl-C does, and kill those that do not end."""

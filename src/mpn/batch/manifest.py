@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from mpn._common.records import json_from_text
-from mpn._common.text import printable, read_text
+from mpn._common.storage import is_remote
+from mpn._common.text import read_text
 from mpn._common.validation import repeated
 from mpn.errors import InputError
 from mpn.runtime.run_options import RunOptions, mask_names
@@ -33,8 +34,8 @@ _OF_THE_BATCH = frozenset(
 _MASK_SEPARATOR = ";"
 _MOST_LINES = 10
 """Lines that one message names."""
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _MAGIC = re.compile(r"[*?\[]")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _VIDEO_SUFFIXES = (".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf",
                    ".ogv", ".ts", ".webm", ".webp", ".wmv")  # fmt: skip
 
@@ -147,11 +148,6 @@ def default_root(sources: Sequence[str]) -> Path:
     """Return the folder of the outputs if the user names none."""
     manifests = [Path(text).stem for text in sources if _is_manifest(text)]
     return Path(f"{manifests[0] if manifests else 'batch'}-mpn")
-
-
-def is_remote(text: str) -> bool:
-    """Return whether a text is an address such as ``s3://bucket/clip.mp4``."""
-    return _ADDRESS.match(text) is not None
 
 
 def _is_manifest(text: str) -> bool:
@@ -286,7 +282,7 @@ def _unit_of_row(
     if given is None:
         raise InputError(f"'mask' is missing, the mask of the first frame of {_shown(video)}")
     masks = mask_names(_mask_texts(given, folder), folder)
-    is_camera = re.fullmatch(r"\d+", video) and not (folder / video).exists()
+    is_camera = re.fullmatch(r"\d+", video) and not os.path.exists(folder / video)
     if is_camera:
         raise InputError(f"'video' is a camera, {video}: a batch runs files and folders of images")
     video = _resolved(video, folder)
@@ -430,7 +426,7 @@ def _videos_in(source: str) -> list[str]:
 
 def _is_one_video(folder: Path) -> bool:
     """Return whether a path is a folder of images."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return False
     from mpn.errors import VideoError
     from mpn.runtime.media.video_images import images_from_folder
@@ -454,9 +450,9 @@ def _fixed_part(pattern: str) -> str:
 def _stem_of(video: str) -> str:
     """Return the name of a video by itself, as ``<name>-mpn`` of ``mpn run`` has it."""
     path = Path(video.rstrip("/"))
-    if "%" in path.name and not path.exists():
+    if "%" in path.name and not os.path.exists(path):
         path = path.parent
-    return path.name if path.is_dir() else path.stem
+    return path.name if os.path.isdir(path) else path.stem
 
 
 def _default_out(video: str, root: Path, name: str) -> str:
@@ -472,7 +468,7 @@ def _resolved(text: str, folder: Path) -> str:
 
 def _checked_name(name: str) -> str:
     parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts) or printable(name) != name:
+    if any(part in ("", ".", "..") for part in parts) or _CONTROL.search(name):
         raise InputError(
             f"the name {_shown(name)} must be a relative path of visible characters, without '..'"
         )

@@ -68,6 +68,7 @@ class UnitOutcome:
         worker: Name of the worker.
         may_retry: Whether another attempt can succeed with the same inputs.
         is_disk_full: Whether it failed because the disk is full, as all others would.
+        is_lost: Whether its worker ended, so that it has not written error.json.
         warnings: Lines of run.json for the user.
     """
 
@@ -80,6 +81,7 @@ class UnitOutcome:
     worker: str = ""
     may_retry: bool = False
     is_disk_full: bool = False
+    is_lost: bool = False
     warnings: tuple[str, ...] = ()
 
     @property
@@ -96,6 +98,13 @@ class UnitOutcome:
             "fps": round(self.fps, 3),
             "warnings": list(self.warnings),
         }
+
+    def record(self) -> dict[str, Any]:
+        """Return the fields for done.json or error.json."""
+        left_out = {"name", "state", "is_disk_full", "is_lost"}
+        if self.state == "done":
+            left_out |= {"reason", "may_retry"}
+        return {name: each for name, each in self.as_json().items() if name not in left_out}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> UnitOutcome:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from mpn.batch.manifest import Unit, is_remote
+from mpn._common.storage import is_remote
+from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.records import digest_of_engines, load_done, stale_reason
 from mpn.batch.runner import Attempt

@@ -16,7 +16,7 @@ from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.process import error_of_event
 from mpn.batch.ray_cluster import Resources
-from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress
+from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress, lost_outcome
 from mpn.errors import EngineError, InputError
 
 _POLL_S = 0.5
@@ -247,15 +247,8 @@ class _Slot:
 
 
 def _lost(slot: _Slot, attempt: Attempt, reason: str) -> UnitOutcome:
-    return UnitOutcome(
-        name=attempt.unit.name,
-        state="failed",
-        wall_s=time.perf_counter() - slot.started_s,
-        reason=f"its worker ended: {reason}",
-        attempt=attempt.number,
-        worker=slot.name,
-        may_retry=True,
-    )
+    wall_s = time.perf_counter() - slot.started_s
+    return lost_outcome(attempt, reason, worker=slot.name, wall_s=wall_s)
 
 
 def _absolute(unit: Unit) -> Unit:

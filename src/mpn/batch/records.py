@@ -19,7 +19,8 @@ from mpn._common.files import (
     sha256_of_file,
 )
 from mpn._common.records import read_json, record_from_json
-from mpn.batch.manifest import Unit, is_remote
+from mpn._common.storage import is_remote, public_address
+from mpn.batch.manifest import Unit
 from mpn.engines.directory.manifest import Manifest
 from mpn.errors import InputError
 from mpn.runtime.session.layout import RUN_JSON_SCHEMA
@@ -218,7 +219,7 @@ def save_done(
         "schema_version": _SCHEMA,
         "results_schema": RUN_JSON_SCHEMA,
         "name": unit.name,
-        "video": unit.video,
+        "video": public_address(unit.video),
         "finished": _now(),
         **facts,
         "inputs": inputs,
@@ -241,7 +242,12 @@ def save_error(unit: Unit, facts: Mapping[str, Any]) -> None:
     Raises:
         OutputError: If it cannot be written.
     """
-    value = {"schema_version": _SCHEMA, "name": unit.name, "video": unit.video, "failed": _now()}
+    value = {
+        "schema_version": _SCHEMA,
+        "name": unit.name,
+        "video": public_address(unit.video),
+        "failed": _now(),
+    }
     with output_errors(unit.folder):
         unit.folder.mkdir(parents=True, exist_ok=True)
     save_json(unit.folder / ERROR_NAME, {**value, **facts})

@@ -40,6 +40,27 @@ class UnitProgress:
     expected: int | None
 
 
+def lost_outcome(attempt: Attempt, reason: str, *, worker: str, wall_s: float) -> UnitOutcome:
+    """Return the outcome of an attempt whose worker ended.
+
+    Args:
+        attempt: The attempt.
+        reason: How the worker ended.
+        worker: Its name.
+        wall_s: Seconds of the attempt.
+    """
+    return UnitOutcome(
+        name=attempt.unit.name,
+        state="failed",
+        wall_s=wall_s,
+        reason=f"its worker ended: {reason}",
+        attempt=attempt.number,
+        worker=worker,
+        may_retry=True,
+        is_lost=True,
+    )
+
+
 OnProgress = Callable[[UnitProgress], None]
 
 

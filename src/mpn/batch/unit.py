@@ -120,7 +120,7 @@ def run_unit(
             if not isinstance(error, MpnError):
                 details["traceback"] = traceback.format_exc()
             with suppress(MpnError, OSError):  # the batch reports the reason, too
-                save_error(unit, {**_facts(outcome), **details})
+                save_error(unit, {**outcome.record(), **details})
             return outcome
 
 
@@ -179,7 +179,7 @@ def _run_locked(
         wall_s=time.perf_counter() - started_s,
         warnings=tuple(report["warnings"]),
     )
-    save_done(unit, inputs=inputs, engine=engine, facts=_facts(outcome))
+    save_done(unit, inputs=inputs, engine=engine, facts=outcome.record())
     return outcome
 
 
@@ -195,15 +195,6 @@ def _report_of(
         if not request.resume or not str(error).startswith("cannot resume"):
             raise
     return run_video(replace(request, resume=False), on_progress=on_progress, opener=engines.open)
-
-
-def _facts(outcome: UnitOutcome) -> dict[str, Any]:
-    """Return the fields of an outcome for its record."""
-    value = outcome.as_json()
-    left_out = {"name", "state", "is_disk_full"}
-    if outcome.state == "done":
-        left_out |= {"reason", "may_retry"}
-    return {name: each for name, each in value.items() if name not in left_out}
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -18,7 +18,7 @@ from mpn.cli.usage import option_errors
 
 if TYPE_CHECKING:
     from mpn.batch.batch import BatchState
-    from mpn.batch.outcome import Settings
+    from mpn.batch.outcome import Settings, UnitOutcome
     from mpn.batch.plan import Plan
     from mpn.batch.runner import Runner
     from mpn.batch.shard import Shard
@@ -202,6 +202,7 @@ def _run(
     quiet: bool,
 ) -> BatchState:
     from mpn import __version__
+    from mpn._common.storage import public_address
     from mpn.batch.batch import run_batch
     from mpn.batch.log import BatchLog
     from mpn.cli.batch_view import batch_display
@@ -211,11 +212,31 @@ def _run(
         "workers": runner.workers,
         "shard": None if shard is None else str(shard),
         "process": os.getpid(),
-        "settings": settings.as_json(),
+        "settings": {
+            **settings.as_json(),
+            "engine_dir": settings.engine_dir and public_address(settings.engine_dir),
+        },
     }
+    finished = len(plan.skipped)
     with BatchLog(log_path) as log:
-        with batch_display(plan, runner.workers, quiet=quiet) as on_change:
-            state = run_batch(plan, runner, retry=retry, log=log, facts=facts, on_change=on_change)
+        try:
+            with batch_display(plan, runner.workers, quiet=quiet) as show:
+
+                def on_change(state: BatchState, outcome: UnitOutcome | None) -> None:
+                    nonlocal finished
+                    finished = state.finished
+                    show(state, outcome)
+
+                state = run_batch(
+                    plan, runner, retry=retry, log=log, facts=facts, on_change=on_change
+                )
+        except KeyboardInterrupt:
+            total = len(plan.to_run) + len(plan.skipped)
+            echo(
+                f"{finished} of {total} videos are finished: the same command runs the others",
+                err=True,
+            )
+            raise
         if log.problem:
             echo(f"warning: {log.path} is not complete: {log.problem}", err=True)
     return state
@@ -239,6 +260,8 @@ def _print_summary(state: BatchState) -> None:
             echo(f"and {len(failed) - _MOST_SHOWN} more: see the log")
     counts = [f"{len(state.done)} done", f"{len(state.skipped)} done before"]
     counts += [f"{len(failed)} failed"] if failed else []
+    warned = sum(bool(outcome.warnings) for outcome in state.done.values())
+    counts += [f"{warned} with warnings, see the log"] if warned else []
     left = state.total - state.finished
     counts += [f"{left} not run"] if left else []
     echo(

@@ -112,8 +112,8 @@ def davis_sequence(source: str) -> str | None:
         source: See :func:`mpn.runtime.media.video.open_video`. It is not opened.
     """
     path = Path(source)
-    if not path.is_dir():
-        if path.exists() or "%" not in path.name:
+    if not os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
+        if os.path.exists(path) or "%" not in path.name:
             return None
         path = path.parent
     folder = path.resolve()
