@@ -107,6 +107,27 @@ def test_colours_alpha_and_16_bits_are_refused(tmp_path: Path, image: Image.Imag
         load_labels(tmp_path / "mask.png")
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_mask_painted_over_a_frame_gives_its_ids(tmp_path: Path, mode: str) -> None:
+    """Painting programs convert the palette; the background of a layer is clear."""
+    labels = np.zeros((32, 40), np.uint8)
+    labels[2:20, 3:12], labels[8:30, 20:38], labels[4:9, 30:36] = 1, 254, 7
+    save_labels(tmp_path / "mask.png", labels)
+    pixels = np.array(Image.open(tmp_path / "mask.png").convert(mode))
+    if mode == "RGBA":
+        pixels[labels == 0] = (90, 20, 30, 0)
+    Image.fromarray(pixels).save(tmp_path / "fix.png")
+    np.testing.assert_array_equal(load_labels(tmp_path / "fix.png"), labels)
+    pixels[5, 5, 0] = 100  # of a smooth edge
+    Image.fromarray(pixels).save(tmp_path / "smooth.png")
+    with pytest.raises(MaskError, match="not object ids"):
+        load_labels(tmp_path / "smooth.png")
+    gray = Image.fromarray((labels == 7) * np.uint8(128)).convert(mode)
+    gray.save(tmp_path / "g.png")
+    with pytest.raises(MaskError, match="not object ids"):
+        load_labels(tmp_path / "g.png")
+
+
 def disc(radius: float = 12.0, centre_x: float = 24.0) -> np.ndarray:
     y, x = np.mgrid[:48, :64]
     return ((x - centre_x) ** 2 + (y - 24) ** 2 < radius**2).astype(np.uint8)

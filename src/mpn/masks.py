@@ -89,7 +89,9 @@ def load_labels(
 ) -> UInt8Array:
     """Read a mask that a user made.
 
-    A palette image gives its indices; its colours do not matter. A gray image gives its values; a
+    A palette image gives its indices; its colours do not matter. An RGB image gives the ids whose
+    colours in the DAVIS palette it has, without smooth edges; transparent pixels are background. A
+    gray image gives its values; a
     black and white one (0/255, or 1 bit) gives one object with id 1. Value 255 next to other ids is
     DAVIS's void and becomes background. In a gray image this holds only next to ids up to 32;
     next to larger values 255 may be white, and the mask is refused. Gray of 2 or 4 bits gives its
@@ -272,11 +274,8 @@ def _read_ids(
                     f"the mask {path} is a {image.format} file, which may be lossy and change "
                     f"ids: {_HOW_TO_SAVE}"
                 )
-            if mode not in ("1", "L", "P"):
-                raise fault(
-                    f"the mask {path} holds colours or other values ({_MODE_NAMES.get(mode, mode)})"
-                    f", not object ids: {_HOW_TO_SAVE}"
-                )
+            if mode not in ("1", "L", "P") and (is_strict or mode not in ("RGB", "RGBA")):
+                raise fault(_other_values(path, mode))
             # Before it is decoded: a file of 2 kB can have 179 million pixels.
             if size_hw is not None and image.size not in (size_hw, size_hw[::-1]):
                 raise fault(_other_size(path, image.size, size_hw))
@@ -293,6 +292,11 @@ def _read_ids(
             if size_hw is not None and upright.size != size_hw[::-1]:
                 raise fault(_other_size(path, upright.size, size_hw))
             labels = np.array(upright, dtype=np.uint8)
+            if mode in ("RGB", "RGBA"):
+                ids = _ids_from_colours(labels)
+                if ids is None:
+                    raise fault(_other_values(path, mode))
+                return ids, False
             palette_rgb = np.array(image.getpalette("RGB") or []).reshape(-1, 3)
         if is_strict and most_gray != _FULL_GRAY:
             raise fault(
@@ -317,6 +321,43 @@ def _read_ids(
             "are not those that were written: save it with a fixed palette"
         )
     return labels, mode == "L" or (mode == "P" and _is_gray(labels, palette_rgb))
+
+
+def _ids_from_colours(pixels: UInt8Array) -> UInt8Array | None:
+    """Return the ids whose DAVIS colours an image has.
+
+    Painting programs convert the palette of a mask file to colours.
+
+    Args:
+        pixels: (H, W, 3 or 4) uint8 RGB, with alpha: transparent pixels are background.
+
+    Returns:
+        (H, W) uint8; None if a pixel has another colour or is half transparent, or if all are gray:
+        then they may be gray levels as well.
+    """
+    red, green, blue, *alpha = (pixels[..., k].astype(np.int32) for k in range(pixels.shape[2]))
+    codes = red << 16 | green << 8 | blue
+    for each in alpha:
+        if not np.isin(each, (0, 255)).all():
+            return None
+        codes[each == 0] = 0
+    used, places = np.unique(codes, return_inverse=True)
+    if len(used) > _FULL_PALETTE:
+        return None
+    colours = np.stack([used >> 16, used >> 8 & 255, used & 255], axis=1)
+    distances = np.abs(colours[:, None] - DAVIS_PALETTE.astype(np.int32)).max(axis=2)
+    is_gray = (colours == colours[:, :1]).all()
+    if is_gray or distances.min(axis=1).max() > _SAME_COLOUR_LEVELS:
+        return None
+    ids: UInt8Array = distances.argmin(axis=1).astype(np.uint8)[places].reshape(codes.shape)
+    return ids
+
+
+def _other_values(path: Path, mode: str) -> str:
+    return (
+        f"the mask {path} holds colours or other values ({_MODE_NAMES.get(mode, mode)}), not "
+        f"object ids: {_HOW_TO_SAVE}"
+    )
 
 
 def _other_size(path: Path, size_wh: tuple[int, int], size_hw: tuple[int, int]) -> str:
