@@ -10,7 +10,7 @@ READERS := build/readers
 READERS_STAMP := $(READERS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fullsize test-browser check format docs dist round-trips picture clean
+.PHONY: help demo test test-fullsize test-browser test-api check format docs dist round-trips picture clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,13 +19,16 @@ demo: $(RUNTIME_STAMP)  ## install the runtime, segment the built-in clip, print
 	$(BIN)/mpn demo -o demo-out
 
 test: $(DEV_STAMP)  ## run the tests (minutes, 2 cores)
-	$(BIN)/python -m pytest -q -m "not fullsize and not browser"
+	$(BIN)/python -m pytest -q -m "not fullsize and not browser and not api"
 
 test-fullsize: $(DEV_STAMP)  ## export and run the paper-size networks
 	$(BIN)/python -m pytest -q -m fullsize
 
 test-browser: $(DEV_STAMP)  ## drive the page of mpn studio in Chromium (apt-get install chromium)
 	$(BIN)/python -m pytest -q -m browser
+
+test-api: $(DEV_STAMP)  ## send generated requests to mpn serve, by its OpenAPI document
+	$(BIN)/python -m pytest -q -m api
 
 check: $(DEV_STAMP)  ## lint, types, layers, language
 	$(BIN)/ruff check .

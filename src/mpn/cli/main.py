@@ -28,6 +28,7 @@ from mpn.cli.output import echo, echo_document
 from mpn.cli.renamed import refusal_of
 from mpn.cli.review import review
 from mpn.cli.run import INTERRUPTED, SIGNAL_BASE, run
+from mpn.cli.serve import serve
 from mpn.cli.streams import guarded_streams, is_closed_pipe
 from mpn.cli.studio import studio
 from mpn.cli.train import train_app
@@ -73,6 +74,7 @@ app.command("inspect", epilog=EPILOG)(with_home(inspect))
 app.command("convert", epilog=EPILOG)(with_home(convert))
 app.command("review", epilog=EPILOG)(with_home(review))
 app.command("studio", epilog=EPILOG)(with_home(studio))
+app.command("serve", epilog=EPILOG)(with_home(serve))
 app.command("demo", epilog=EPILOG)(with_home(demo))
 app.add_typer(train_app, name="train")
 

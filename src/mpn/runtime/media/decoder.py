@@ -16,6 +16,7 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
+from PIL import Image
 
 from mpn._common.closeable import Closeable
 from mpn._common.file_kinds import kind_of_file
@@ -31,7 +32,19 @@ _READ_TIMEOUT_S = 10.0
 MOST_PIXELS = 178_956_970
 """Of a frame: Pillow's limit for an image file. FFmpeg's is 268 million, and a file of some kB can
 state any size; decoders hold several frames of it."""
-_PICTURE_LIMIT = {"max_pixels": str(MOST_PIXELS)}
+_picture_limit = {"max_pixels": str(MOST_PIXELS)}
+
+
+def limit_pixels(most: int) -> None:
+    """Lower the largest frame of videos and images that this process reads.
+
+    Args:
+        most: Pixels.
+    """
+    most = min(most, MOST_PIXELS)
+    _picture_limit["max_pixels"] = str(most)
+    Image.MAX_IMAGE_PIXELS = most // 2  # Pillow raises above twice this number
+
 
 _METADATA_ERRORS = "replace"
 """Titles and names of tracks are not used, and need not be UTF-8, although PyAV decodes them."""
@@ -338,7 +351,7 @@ def open_file_container(path: Path | str) -> Any:
         options={
             "format_whitelist": ",".join(_CONTAINERS),
             "protocol_whitelist": "file",
-            **_PICTURE_LIMIT,
+            **_picture_limit,
         },
         metadata_errors=_METADATA_ERRORS,
     )
@@ -352,7 +365,7 @@ def _open_container(url: str, address: str, container_format: str | None, is_liv
         return av.open(
             url,
             format=container_format,
-            options={} if container_format else {**_address_options(url), **_PICTURE_LIMIT},
+            options={} if container_format else {**_address_options(url), **_picture_limit},
             metadata_errors=_METADATA_ERRORS,
             timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S),
         )
@@ -453,12 +466,12 @@ def _video_stream(container: Any, address: str) -> Any:
     if stream.codec_context is None:
         raise VideoError(f"{address}: its video codec is not known to this FFmpeg")
     width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > MOST_PIXELS:
+    if width * height > int(_picture_limit["max_pixels"]):
         raise VideoError(
             f"{address} has frames of {width}x{height} (width x height), more than the "
-            f"{MOST_PIXELS} pixels that are read: scale it down"
+            f"{_picture_limit['max_pixels']} pixels that are read: scale it down"
         )
-    stream.codec_context.options = dict(_PICTURE_LIMIT)  # a later header may state another size
+    stream.codec_context.options = dict(_picture_limit)  # a later header may state another size
     stream.thread_type = "AUTO"
     return stream
 

@@ -1,0 +1,1 @@
+"""The HTTP service of ``mpn serve``: sessions that segment videos of clients."""
