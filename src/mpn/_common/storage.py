@@ -45,6 +45,8 @@ _TAGS = ("ETag", "etag", "md5Hash", "md5", "content_md5", "checksum", "generatio
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 """Fields of a listing that change with the content of a file: each package has others."""
 _CHUNK_BYTES = 4 << 20
+_OBJECT_STORES = frozenset({"s3", "gs", "gcs", "abfs", "az", "oss", "r2"})
+"""They have no folders; fsspec would create a bucket that does not exist."""
 _TRANSFERS = 8
 """Files at once: a folder of frames is small files, and each waits for the network."""
 
@@ -285,7 +287,11 @@ def _opened(address: str) -> tuple[Any, str]:
 
 
 def _is_local(system: Any) -> bool:
-    return "file" in (system.protocol if isinstance(system.protocol, tuple) else [system.protocol])
+    return "file" in _protocols(system)
+
+
+def _protocols(system: Any) -> tuple[str, ...]:
+    return system.protocol if isinstance(system.protocol, tuple) else (system.protocol,)
 
 
 def _files_below(system: Any, address: str, root: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -345,7 +351,8 @@ def _upload(system: Any, source: Path, path: str) -> None:
         with replacing(target, durable=True) as temporary:
             shutil.copyfile(source, temporary)
     else:
-        system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if not _OBJECT_STORES.intersection(_protocols(system)):
+            system.makedirs(path.rpartition("/")[0], exist_ok=True)
         system.put_file(str(source), path)
 
 
