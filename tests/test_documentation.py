@@ -28,8 +28,14 @@ OTHER_TOOLS = {
     "--nproc-per-node",
     "--help",
     "--find-links",
+    "--job-name",
+    "--array",
+    "--cpus-per-task",
+    "--mem",
+    "--time",
+    "--requeue",
 }
-"""Options of docker, torchrun, pip and click, and --debug, which Typer does not define."""
+"""Options of docker, torchrun, pip, click and sbatch, and --debug, which Typer does not define."""
 
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+[a-z]")
