@@ -41,7 +41,7 @@ _KEY_FRAME_EVERY = 30
 """As phones record."""
 _PERIOD = 40
 """Different frames and masks; they repeat, which saves minutes of encoding."""
-_STEPS = 60
+_FIRST_STEP, _STEPS = 100, 60
 
 
 def write_video(path: Path, frames: int, size_hw: tuple[int, int]) -> None:
@@ -129,8 +129,9 @@ def measure(page: Any, server_pid: int, frames: int, seeks: int) -> dict[str, An
         page.wait_for_selector(f'#canvas[data-frame="{index}"]')
         return 1000 * (time.perf_counter() - before_s)
 
-    steps_ms = [show(index) for index in range(100, 100 + _STEPS)]
-    back_ms = [show(index) for index in range(100 + _STEPS, 100, -1)]
+    last = _FIRST_STEP + _STEPS
+    steps_ms = [show(index) for index in range(_FIRST_STEP, last)]
+    back_ms = [show(index) for index in range(last, _FIRST_STEP, -1)]
     seeks_ms, memory = [], {}
     for number, index in enumerate(rng.integers(0, frames, seeks)):
         if number == seeks // 3:
@@ -187,6 +188,8 @@ def main() -> int:
     parser.add_argument("--seeks", type=int, default=150, help="random frames [%(default)s]")
     parser.add_argument("--folder", type=Path, help="keep clip and results here")
     given = parser.parse_args()
+    if given.frames <= _FIRST_STEP + _STEPS:
+        parser.error(f"--frames must be above {_FIRST_STEP + _STEPS}, the last frame of the steps")
     from playwright.sync_api import sync_playwright
 
     size_hw = frame_size_hw_from_text(given.frame_size)
