@@ -221,3 +221,26 @@ def test_upload_removes_only_obsolete_files(memory: Any, tmp_path: Path) -> None
     upload_folder(tmp_path, "memory://out", is_obsolete=lambda name: name.endswith(".png"))
     assert memory.find("/out") == ["/out/masks/0.png", "/out/notes.txt"]
     assert memory.cat("/out/masks/0.png") == b"new"
+
+
+def test_fetch_of_a_signed_address_has_a_name_without_query(
+    memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path that fsspec has for HTTP is the whole address."""
+    signed = "https://host/clips/a.mp4?sig=secret"
+    memory.store["/a.mp4"] = _memory_file(memory)
+    monkeypatch.setattr(storage, "_opened", lambda address: (_OneFile(memory), signed))
+    assert fetch(signed, tmp_path) == tmp_path / "a.mp4"
+
+
+class _OneFile:
+    protocol = "https"
+
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+
+    def info(self, path: str) -> Any:
+        return self._memory.info("/a.mp4")
+
+    def open(self, path: str, mode: str) -> Any:
+        return self._memory.open("/a.mp4", mode)

@@ -160,7 +160,7 @@ def fetch(address: str, folder: Path, *, most_bytes: int = MOST_BYTES) -> Path:
         OutputError: If it cannot be written.
     """
     system, path = _opened(address)
-    name = PurePosixPath(path).name
+    name = PurePosixPath(public_address(path)).name  # the path of HTTP is the whole address
     if not name or not _is_plain_name(name):
         raise InputError(f"{public_address(address)} names no file or folder")
     target = folder / name
