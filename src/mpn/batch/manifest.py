@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from mpn._common.records import json_from_text
-from mpn._common.storage import is_remote
+from mpn._common.storage import is_remote, joined_address, public_address
 from mpn._common.text import read_text
 from mpn._common.validation import repeated
 from mpn.errors import InputError
@@ -47,9 +47,9 @@ class Unit:
     Attributes:
         name: Unique and stable; the key of shards.
         video: See :func:`mpn.runtime.media.video.open_video`, or an address of remote storage.
-        masks: Frame index -> mask file or folder; None stands for the first frame.
-        out: Output folder of its run, as ``mpn run -o``. Sequences of a data set in DAVIS layout
-            may share one.
+        masks: Frame index -> mask file or folder, or its address; None stands for the first frame.
+        out: Output folder of its run, as ``mpn run -o``, or its address. Sequences of a data set in
+            DAVIS layout may share one.
         options: Options of its run.
         origin: Line of the manifest for messages; empty if there is none.
     """
@@ -62,10 +62,23 @@ class Unit:
     origin: str = ""
 
     @property
+    def is_remote(self) -> bool:
+        """Whether its video, a mask or its output is an address."""
+        return any(map(is_remote, (self.video, *self.masks.values(), self.out)))
+
+    @property
+    def place(self) -> str:
+        """Path or address of the folder of run.json and done.json; no other unit has it."""
+        sequence = _davis_sequence(self.video)
+        inner = () if sequence is None else (DAVIS_EXTRAS, sequence)
+        if is_remote(self.out):
+            return joined_address(self.out, *inner)
+        return str(Path(self.out, *inner))
+
+    @property
     def folder(self) -> Path:
-        """Folder of run.json and done.json; no other unit has it."""
-        sequence = davis_sequence(self.video)
-        return Path(self.out) if sequence is None else Path(self.out, DAVIS_EXTRAS, sequence)
+        """See :attr:`place`; for an output without address."""
+        return Path(self.place)
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON types, for :meth:`from_json`."""
@@ -89,7 +102,7 @@ class Unit:
 def read_units(
     sources: Sequence[str],
     *,
-    out_root: Path | None = None,
+    out_root: str | os.PathLike[str] | None = None,
     mask: str | None = None,
     options: RunOptions | None = None,
 ) -> list[Unit]:
@@ -97,8 +110,8 @@ def read_units(
 
     Args:
         sources: One manifest, or folders, patterns and files of videos.
-        out_root: Folder of the outputs that the manifest does not place: ``out_root/<name>``. None:
-            ``<manifest>-mpn`` or ``batch-mpn`` in the current folder.
+        out_root: Folder, or its address, of the outputs that the manifest does not place:
+            ``out_root/<name>``. None: ``<manifest>-mpn`` or ``batch-mpn`` in the current folder.
         mask: Template of the mask for videos without a manifest, with ``{name}`` in it.
         options: Options of videos that do not set them.
 
@@ -110,10 +123,10 @@ def read_units(
     check_sources(sources, mask)
     if _is_manifest(sources[0]):
         manifest = Path(sources[0])
-        root = default_root(sources) if out_root is None else out_root
+        root = default_root(sources) if out_root is None else os.fspath(out_root)
         units = _units_of_manifest(manifest, root, base, has_root=out_root is not None)
     else:
-        root = default_root(sources) if out_root is None else out_root
+        root = default_root(sources) if out_root is None else os.fspath(out_root)
         assert mask is not None
         units = _units_of_videos(sources, root, mask, base)
     _check_names(units)
@@ -144,10 +157,10 @@ def check_sources(sources: Sequence[str], mask: str | None) -> None:
         )
 
 
-def default_root(sources: Sequence[str]) -> Path:
+def default_root(sources: Sequence[str]) -> str:
     """Return the folder of the outputs if the user names none."""
     manifests = [Path(text).stem for text in sources if _is_manifest(text)]
-    return Path(f"{manifests[0] if manifests else 'batch'}-mpn")
+    return f"{manifests[0] if manifests else 'batch'}-mpn"
 
 
 def _is_manifest(text: str) -> bool:
@@ -155,7 +168,7 @@ def _is_manifest(text: str) -> bool:
 
 
 def _units_of_manifest(
-    manifest: Path, root: Path, base: RunOptions, *, has_root: bool
+    manifest: Path, root: str, base: RunOptions, *, has_root: bool
 ) -> list[Unit]:
     try:
         text = read_text(manifest)
@@ -267,7 +280,7 @@ def _check_columns(names: Iterable[str]) -> None:
 def _unit_of_row(
     row: Mapping[str, Any],
     folder: Path,
-    root: Path,
+    root: str,
     base: RunOptions,
     *,
     has_root: bool,
@@ -374,7 +387,7 @@ def _bool_text(text: Any) -> Any:
     return {"yes": "true", "no": "false", "true": "true", "false": "false"}.get(lower, text)
 
 
-def _units_of_videos(sources: Sequence[str], root: Path, mask: str, base: RunOptions) -> list[Unit]:
+def _units_of_videos(sources: Sequence[str], root: str, mask: str, base: RunOptions) -> list[Unit]:
     units = []
     for name, video in _named_videos(sources):
         masks = mask_names([mask.replace(NAME_FIELD, name)], Path())
@@ -402,6 +415,11 @@ def _named_videos(sources: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield _stem_of(source), source
         else:
             found = _videos_in(source)
+            if not found and is_remote(text):
+                raise InputError(
+                    f"'{public_address(text)}' is a pattern of addresses, which is not expanded: "
+                    "list the videos in a manifest"
+                )
             if not found:
                 raise InputError(f"no video matches '{text}'")
             root = source if os.path.isdir(source) else _fixed_part(source)
@@ -449,21 +467,29 @@ def _fixed_part(pattern: str) -> str:
 
 def _stem_of(video: str) -> str:
     """Return the name of a video by itself, as ``<name>-mpn`` of ``mpn run`` has it."""
-    path = Path(video.rstrip("/"))
+    path = Path(public_address(video).rstrip("/"))
     if "%" in path.name and not os.path.exists(path):
         path = path.parent
     return path.name if os.path.isdir(path) else path.stem
 
 
-def _default_out(video: str, root: Path, name: str) -> str:
+def _default_out(video: str, root: str, name: str) -> str:
     """Return the output folder; sequences in DAVIS layout share one, for mpn eval."""
-    return str(root if davis_sequence(video) is not None else root / name)
+    if _davis_sequence(video) is not None:
+        return root
+    return joined_address(root, name) if is_remote(root) else str(Path(root, name))
 
 
-def _resolved(text: str, folder: Path) -> str:
+def _davis_sequence(video: str) -> str | None:
+    return None if is_remote(video) else davis_sequence(video)
+
+
+def _resolved(text: str, folder: str | Path) -> str:
     if is_remote(text):
         return text
-    return str(folder / os.path.expanduser(text))
+    if is_remote(folder):
+        return joined_address(str(folder), text)
+    return str(folder / Path(os.path.expanduser(text)))
 
 
 def _checked_name(name: str) -> str:
@@ -489,7 +515,7 @@ def _check_names(units: Sequence[Unit]) -> None:
 def _check_folders(units: Sequence[Unit]) -> None:
     """Refuse two units with one output folder, and one folder in another."""
     resolved = {
-        unit.name: unit.out if is_remote(unit.out) else os.path.realpath(unit.folder)
+        unit.name: unit.place if is_remote(unit.out) else os.path.realpath(unit.folder)
         for unit in units
     }
     owner: dict[str, Unit] = {}
@@ -497,15 +523,15 @@ def _check_folders(units: Sequence[Unit]) -> None:
         other = owner.setdefault(resolved[unit.name], unit)
         if other is not unit:
             raise InputError(
-                f"{_where(unit)}two videos have the output folder {unit.folder}, {_at(other)} and "
-                f"{_at(unit)}: give each its own"
+                f"{_where(unit)}two videos have the output folder {_folder(unit)}, "
+                f"{_at(other)} and {_at(unit)}: give each its own"
             )
     for unit in units:
         above = os.path.dirname(resolved[unit.name])
         while above not in ("", os.path.dirname(above)):
             if above in owner:
                 raise InputError(
-                    f"{_where(unit)}the output folder {unit.folder} is inside that of "
+                    f"{_where(unit)}the output folder {_folder(unit)} is inside that of "
                     f"{_at(owner[above])}: give each its own"
                 )
             above = os.path.dirname(above)
@@ -515,8 +541,13 @@ def _where(unit: Unit) -> str:
     return f"{unit.origin}: " if unit.origin else ""
 
 
+def _folder(unit: Unit) -> str:
+    return public_address(unit.place)
+
+
 def _at(unit: Unit) -> str:
-    return f"{unit.video} (line {unit.origin.rpartition(':')[2]})" if unit.origin else unit.video
+    video = public_address(unit.video)
+    return f"{video} (line {unit.origin.rpartition(':')[2]})" if unit.origin else video
 
 
 def _shown(value: object) -> str:

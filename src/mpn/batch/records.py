@@ -18,8 +18,8 @@ from mpn._common.files import (
     save_json,
     sha256_of_file,
 )
-from mpn._common.records import read_json, record_from_json
-from mpn._common.storage import is_remote, public_address
+from mpn._common.records import json_from_text, read_json, record_from_json
+from mpn._common.storage import is_remote, joined_address, public_address, read_bytes, version_of
 from mpn.batch.manifest import Unit
 from mpn.engines.directory.manifest import Manifest
 from mpn.errors import InputError
@@ -33,6 +33,8 @@ ERROR_NAME = "error.json"
 _SCHEMA = 1
 _END_BYTES = 1 << 18
 """Bytes at each end of a video that are hashed: headers and indices of containers are there."""
+_MOST_BYTES = 1 << 24
+"""Largest done.json that is read from an address."""
 _WITHOUT_EFFECT = frozenset({"finetune_cache", "no_finetune_cache"})
 """Options that change no result."""
 
@@ -83,6 +85,7 @@ def inputs_of(unit: Unit, known: Mapping[str, Mapping[str, str]] | None = None) 
 
     Raises:
         OSError: If a file cannot be read.
+        InputError: If an address cannot be read.
     """
     known = known or {}
     facts = {"video": _facts_of(unit.video, known.get("video"), is_video=True)}
@@ -94,7 +97,8 @@ def inputs_of(unit: Unit, known: Mapping[str, Mapping[str, str]] | None = None) 
 
 def _facts_of(text: str, known: Mapping[str, str] | None, *, is_video: bool) -> dict[str, str]:
     if is_remote(text):
-        return {"stat": "", "content": _digest([text.encode()])}
+        version = version_of(text)
+        return {"stat": version, "content": version}
     path = Path(text)
     files = [path] if path.is_file() else _files_of(path, is_video=is_video)
     stats = [(file, os.stat(file)) for file in files]
@@ -146,11 +150,15 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 def load_done(unit: Unit) -> DoneRecord | None:
     """Read done.json of a unit; None if there is none that this version can read."""
-    path = unit.folder / DONE_NAME
-    if not is_nonempty_file(path):
-        return None
     try:
-        return record_from_json(read_json(path, InputError), DoneRecord, InputError)
+        if is_remote(unit.out):
+            text = read_bytes(joined_address(unit.place, DONE_NAME), _MOST_BYTES)
+            value = json_from_text(text.decode(errors="replace"), InputError)
+        elif is_nonempty_file(unit.folder / DONE_NAME):
+            value = read_json(unit.folder / DONE_NAME, InputError)
+        else:
+            return None
+        return record_from_json(value, DoneRecord, InputError)
     except InputError:
         return None
 
@@ -167,17 +175,18 @@ def stale_reason(unit: Unit, engine: str, done: DoneRecord | None) -> str | None
         return "it has no result"
     if (done.schema_version, done.results_schema) != (_SCHEMA, RUN_JSON_SCHEMA):
         return "its result is of another version"
-    if not is_nonempty_file(unit.folder / "run.json"):
-        return "its result was removed"
-    if (unit.folder / "run.partial.json").exists():
-        return "a later run in its folder was killed"
+    if not is_remote(unit.out):  # there it is written last, and removed first
+        if not is_nonempty_file(unit.folder / "run.json"):
+            return "its result was removed"
+        if (unit.folder / "run.partial.json").exists():
+            return "a later run in its folder was killed"
     if done.engine != engine:
         return "the engines changed"
     if dict(done.options) != _options_of(unit):
         return "its options changed"
     try:
         now = inputs_of(unit, done.inputs)
-    except OSError:
+    except (OSError, InputError):
         return "its video or mask cannot be read"
     for name in now.keys() | done.inputs.keys():
         before = done.inputs.get(name, {})
@@ -207,7 +216,7 @@ def save_done(
     """Write done.json to the disk, then remove error.json.
 
     Args:
-        unit: The unit.
+        unit: The unit; its output is local.
         inputs: See :func:`inputs_of`, from before the run.
         engine: See :func:`digest_of_engines`.
         facts: Further fields, among them ``frames`` and ``wall_s``.
@@ -236,7 +245,7 @@ def save_error(unit: Unit, facts: Mapping[str, Any]) -> None:
     """Write error.json.
 
     Args:
-        unit: The unit.
+        unit: The unit; its output is local.
         facts: Fields, among them ``reason``, one line.
 
     Raises:

@@ -6,14 +6,17 @@ import errno
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mpn._common.closeable import Closeable
+from mpn._common.files import save_json
 from mpn._common.locks import FolderLock
+from mpn._common.records import read_json
+from mpn._common.storage import public_address
 from mpn._common.text import one_line
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings, UnitOutcome
@@ -39,6 +42,23 @@ LOCK_NAME = ".mpn-batch-lock"
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST_REASON = 600
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The unit of the manifest that a unit with local paths is a copy of.
+
+    Attributes:
+        unit: The unit of the manifest.
+        inputs: See :func:`mpn.batch.records.inputs_of`, from before its files were copied.
+    """
+
+    unit: Unit
+    inputs: Mapping[str, Any]
+
+    def record(self, outcome: UnitOutcome) -> dict[str, Any]:
+        """Return the fields for done.json or error.json, with the video of the manifest."""
+        return {**outcome.record(), "video": public_address(self.unit.video)}
 
 
 class SharedEngines(Closeable):
@@ -84,6 +104,7 @@ def run_unit(
     attempt: int = 1,
     worker: str = "",
     on_progress: Callable[[Progress], None] | None = None,
+    origin: Origin | None = None,
 ) -> UnitOutcome:
     """Run one unit, and write done.json or error.json.
 
@@ -94,6 +115,7 @@ def run_unit(
         attempt: Number of the attempt, from 1.
         worker: Name of this worker.
         on_progress: Called after each frame.
+        origin: The unit of the manifest if ``unit`` has local copies of its files.
 
     Returns:
         The outcome. A unit that another batch completed in the meantime is skipped.
@@ -107,24 +129,26 @@ def run_unit(
     try:
         lock = FolderLock(unit.folder, lock_file=unit.folder / LOCK_NAME, subject=unit.folder)
     except MpnError as error:  # the folder is in use, or cannot be written: without error.json
-        return _failed(base, error, started_s)
+        return failed_outcome(base, error, started_s)
     with lock:
         try:
-            return _run_locked(unit, settings, engines, base, started_s, on_progress)
+            return _run_locked(unit, settings, engines, base, started_s, on_progress, origin)
         except Exception as error:
             if engines.failure is not None:
                 raise engines.failure from error
             if not isinstance(error, InputError | OutputError):
                 engines.close()  # they may be damaged; they are opened again
-            outcome, details = _failed(base, error, started_s), {}
+            outcome, details = failed_outcome(base, error, started_s), {}
             if not isinstance(error, MpnError):
                 details["traceback"] = traceback.format_exc()
             with suppress(MpnError, OSError):  # the batch reports the reason, too
-                save_error(unit, {**outcome.record(), **details})
+                facts = outcome.record() if origin is None else origin.record(outcome)
+                save_error(unit, {**facts, **details})
             return outcome
 
 
-def _failed(base: UnitOutcome, error: Exception, started_s: float) -> UnitOutcome:
+def failed_outcome(base: UnitOutcome, error: Exception, started_s: float) -> UnitOutcome:
+    """Return the outcome of an attempt that an error ended."""
     reason = one_line(error, _LONGEST_REASON)
     if not isinstance(error, MpnError):
         reason = f"internal error: {type(error).__name__}: {reason}"
@@ -144,16 +168,18 @@ def _run_locked(
     base: UnitOutcome,
     started_s: float,
     on_progress: Callable[[Progress], None] | None,
+    origin: Origin | None,
 ) -> UnitOutcome:
+    of_manifest = unit if origin is None else origin.unit
     engine = digest_of_engines(settings.manifest())
     if not settings.fresh:
         done = load_done(unit)
-        if done is not None and stale_reason(unit, engine, done) is None:
+        if done is not None and stale_reason(of_manifest, engine, done) is None:
             return replace(base, state="skipped", frames=done.frames, reason="done before")
     check_formats_of(unit.video, unit.options.formats)
     remove_done(unit)
     try:
-        inputs = inputs_of(unit)
+        inputs = inputs_of(unit) if origin is None else origin.inputs
     except OSError:  # the run has a better message
         inputs = {}
     request = unit.options.request(
@@ -172,6 +198,8 @@ def _run_locked(
         raise OutputError(full[0]) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if unit.options.formats:
         convert_results(unit.folder, unit.options.formats)
+    if origin is not None:
+        _name_origin(unit, origin.unit)
     outcome = replace(
         base,
         state="done",
@@ -179,7 +207,8 @@ def _run_locked(
         wall_s=time.perf_counter() - started_s,
         warnings=tuple(report["warnings"]),
     )
-    save_done(unit, inputs=inputs, engine=engine, facts=outcome.record())
+    facts = outcome.record() if origin is None else origin.record(outcome)
+    save_done(unit, inputs=inputs, engine=engine, facts=facts)
     return outcome
 
 
@@ -195,6 +224,23 @@ def _report_of(
         if not request.resume or not str(error).startswith("cannot resume"):
             raise
     return run_video(replace(request, resume=False), on_progress=on_progress, opener=engines.open)
+
+
+def _name_origin(unit: Unit, of_manifest: Unit) -> None:
+    """Replace paths of copies in run.json by the addresses of the manifest."""
+    pairs = [(unit.video, of_manifest.video)]
+    pairs += [(path, of_manifest.masks[index]) for index, path in unit.masks.items()]
+    names = {copy: public_address(source) for copy, source in pairs if copy != source}
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [named(each) for each in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    path = unit.folder / "run.json"
+    save_json(path, named(read_json(path, OutputError)))
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -22,7 +22,8 @@ from typing import Any, TextIO
 from mpn._common.files import json_text
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings
-from mpn.batch.unit import SharedEngines, run_unit
+from mpn.batch.remote import run_any_unit
+from mpn.batch.unit import SharedEngines
 from mpn.errors import MpnError
 from mpn.runtime.session.request import Progress
 
@@ -49,7 +50,7 @@ def main() -> int:
         with SharedEngines() as engines:
             while line := lines.get():
                 attempt = json.loads(line)
-                outcome = run_unit(
+                outcome = run_any_unit(
                     Unit.from_json(attempt["unit"]),
                     settings,
                     engines,

@@ -50,12 +50,13 @@ def batch(
         help="Mask of each video without a manifest, such as 'masks/{name}.png'.",
         show_default=False,
     ),
-    out_root: Path = typer.Option(
+    out_root: str = typer.Option(
         None,
         "--out-root",
         "-o",
         metavar="DIR",
-        help="Write the results of each video to DIR/NAME, and the log to DIR/batch.jsonl.",
+        help="Write the results of each video to DIR/NAME, and the log to DIR/batch.jsonl. DIR "
+        "may be an address such as s3://bucket/results; the log is then in <manifest>-mpn.",
         show_default="<manifest>-mpn",
     ),
     workers: int = typer.Option(
@@ -183,11 +184,13 @@ def _runner_of(
     yield local_runner(settings, videos, workers=workers)
 
 
-def _log_path(videos: list[str], out_root: Path | None, shard: Shard | None) -> Path:
+def _log_path(videos: list[str], out_root: str | None, shard: Shard | None) -> Path:
     """Return the path of batch.jsonl; each shard has its own, for other machines."""
+    from mpn._common.storage import is_remote
     from mpn.batch.manifest import default_root
 
-    folder = default_root(videos) if out_root is None else out_root
+    is_local = out_root is not None and not is_remote(out_root)
+    folder = Path(out_root if out_root and is_local else default_root(videos))
     name = "batch" if shard is None else f"batch-{shard.number}-of-{shard.count}"
     return folder / f"{name}.jsonl"
 
