@@ -11,7 +11,7 @@ import pytest
 from tests.builders.engine_dirs import make_engine_dir
 
 BLOCKED_ALWAYS = ("torch", "onnx", "onnxscript")
-BLOCKED_AT_START = (*BLOCKED_ALWAYS, "onnxruntime", "tensorrt", "tensorrt_rtx")
+BLOCKED_AT_START = (*BLOCKED_ALWAYS, "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 
 IMPORT_ALL = """
 import importlib, pkgutil

@@ -86,6 +86,7 @@ def test_missing_onnxruntime_exits_1_with_install_hint(
     tmp_path: Path, inspect: Inspect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     code, out, err = inspect(make_engine_dir(tmp_path))
     assert code == 1
     assert "propagation.onnx" in out

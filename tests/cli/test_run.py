@@ -419,8 +419,8 @@ def test_full_disk_is_one_line(run, capsys, tiny_disk: Path) -> None:
         (["@clip.mp4", "--mask", "a.png", "--bogus"],
          "error: no such option: --bogus; --help lists"),
         (["@clip.mp4", "--mask", "a.png", "--backend", "vulkan"],
-         "--backend must be one of 'auto', 'cpu', 'cuda', 'tensorrt', 'tensorrt-rtx', "
-         "got 'vulkan'"),
+         "--backend must be one of 'auto', 'cpu', 'openvino', 'cuda', 'tensorrt', "
+         "'tensorrt-rtx', got 'vulkan'"),
         (["@clip.mp4", "--mask", "a.png", "--start", "-1"],
          "--start must be at least 0, got '-1'"),
         (["@clip.mp4", "--mask", "a.png", "--end=0"], "--end must be at least 1, got '0'"),

@@ -18,6 +18,7 @@ from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.process import WorkerProcess, error_of_event
 from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress, lost_outcome
 from mpn.cuda.device import gpu_count
+from mpn.engines.open import HOST_BACKENDS
 from mpn.errors import EngineError
 
 _STOP_S = 30.0
@@ -171,7 +172,7 @@ def local_runner(settings: Settings, videos: int, *, workers: int | None = None)
         workers: Number of workers; None for as many as fit cores and memory, or one per GPU.
     """
     cores = usable_cores()
-    gpus = None if settings.backend == "cpu" else visible_gpus()
+    gpus = None if settings.backend in HOST_BACKENDS else visible_gpus()
     if workers is None:
         memory_mb = available_memory_mb()
         fitting = cores if memory_mb is None else memory_mb // WORKER_MB

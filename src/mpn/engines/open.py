@@ -26,6 +26,7 @@ from mpn.engines.directory.manifest import (
 from mpn.engines.onnxruntime.cuda_engine import OrtCudaEngine
 from mpn.engines.onnxruntime.engine import OrtBackend, OrtEngine, why_no_cuda
 from mpn.engines.onnxruntime.reweight import open_finetuned_engine
+from mpn.engines.openvino.engine import OpenVinoEngine
 from mpn.engines.spec import Role
 from mpn.engines.tensorrt.api import TrtBackend, load_trt
 from mpn.engines.tensorrt.open import PlanPolicy, open_trt_engine
@@ -34,8 +35,10 @@ from mpn.engines.tensorrt.reweight import open_refitted_engine
 from mpn.errors import BackendError, EngineError, MissingExtraError, OutputError
 from mpn.types import Float32Array
 
-Backend = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
-BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx")
+Backend = Literal["auto", "cpu", "openvino", "cuda", "tensorrt", "tensorrt-rtx"]
+BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "openvino", "cuda", "tensorrt", "tensorrt-rtx")
+HOST_BACKENDS = ("cpu", "openvino")
+"""Backends whose engines take and return host memory."""
 GpuBackend = Literal["tensorrt", "tensorrt-rtx", "cuda"]
 GPU_BACKENDS: tuple[GpuBackend, ...] = ("tensorrt", "tensorrt-rtx", "cuda")
 """Backends that ``auto`` tries before the CPU, the fastest first."""
@@ -91,6 +94,22 @@ class EngineOpener:
             return OrtEngine(
                 self._graph(role), self.manifest.spec(role), backend="cpu", threads=self.threads
             )
+
+        return self._all(open_one)
+
+    def on_openvino(self) -> dict[Role, Engine]:
+        """Open them with OpenVINO on the CPU.
+
+        Raises:
+            BackendError: If OpenVINO is installed but broken.
+            EngineError: If one cannot be opened; those already open are closed.
+            ManifestError: If a file is missing.
+            MissingExtraError: If OpenVINO is not installed.
+        """
+
+        def open_one(role: Role) -> Engine:
+            spec = self.manifest.spec(role)
+            return OpenVinoEngine(self._graph(role), spec, threads=self.threads)
 
         return self._all(open_one)
 
@@ -156,7 +175,8 @@ class EngineOpener:
 def open_with(opener: EngineOpener, backend: Backend) -> OpenEngines:
     """Open engines with a backend; ``"auto"`` takes the first one that works.
 
-    ``"auto"`` tries :data:`GPU_BACKENDS` in order, then the CPU.
+    ``"auto"`` tries :data:`GPU_BACKENDS` in order, then onnxruntime on the CPU; never OpenVINO,
+    whose outputs differ by rounding from the reference.
 
     Raises:
         BackendError: If the requested backend cannot run here.
@@ -166,6 +186,8 @@ def open_with(opener: EngineOpener, backend: Backend) -> OpenEngines:
     """
     if backend == "cpu":
         return OpenEngines("cpu", "cpu, as requested", opener.on_cpu())
+    if backend == "openvino":
+        return OpenEngines("openvino", "openvino, as requested", opener.on_openvino())
     if backend != "auto":
         opened = opener.on_gpu(backend)
         return _with_note(opened, f"{backend}, as requested")
@@ -240,8 +262,8 @@ class EngineSet(Closeable):
         flow: The flow engine; None if the manifest's flow source is OpenCV DIS.
         osvos: The OSVOS engine; None if the directory has none or it was left out.
         features: The features engine of the target model; None likewise.
-        backend: Backend that runs them: ``"cpu"``, ``"cuda"``, ``"tensorrt"`` or
-            ``"tensorrt-rtx"``. All engines except those of ``"cpu"`` are
+        backend: Backend that runs them: ``"cpu"``, ``"openvino"``, ``"cuda"``, ``"tensorrt"`` or
+            ``"tensorrt-rtx"``. All engines except those of the first two are
             :class:`mpn.engines.base.DeviceEngine`.
         backend_note: One sentence on the choice of the backend, and on plans used or built.
         digests: SHA-256 from the manifest by file in the directory, for each opened file.
@@ -276,6 +298,11 @@ class EngineSet(Closeable):
             found["features"] = self.features
         return found
 
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the engines take and return host memory."""
+        return self.backend in HOST_BACKENDS
+
     def close(self) -> None:
         """Close every engine that is owned; closing twice is allowed.
 
@@ -305,10 +332,11 @@ def open_engines(
     Args:
         directory: Engine directory: a folder, a zip file or an address, see
             :mod:`mpn.engines.directory.locate`.
-        backend: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"auto"``, which
-            takes the first of TensorRT, TensorRT for RTX and CUDA that passes one run, else the
-            CPU; ``backend_note`` gives the choice and its reason.
-        threads: Threads per operator; None for onnxruntime's default.
+        backend: ``"cpu"`` (onnxruntime), ``"openvino"`` (on the CPU), ``"cuda"``, ``"tensorrt"``,
+            ``"tensorrt-rtx"`` or ``"auto"``, which takes the first of TensorRT, TensorRT for RTX
+            and CUDA that passes one run, else ``"cpu"``; ``backend_note`` gives the choice and its
+            reason.
+        threads: Threads per operator; None for the default of the backend.
         verify: Compare the digests of the files to be opened with the manifest first.
         with_osvos: Open the OSVOS engine too, if the directory has one.
         with_features: Open the features engine too, if the directory has one.
@@ -324,7 +352,7 @@ def open_engines(
         EngineError: If an engine cannot be opened; those already open are closed.
         InputError: If ``threads`` is under 1.
         ManifestError: If the directory or its manifest cannot be used.
-        MissingExtraError: If onnxruntime is not installed.
+        MissingExtraError: If the package of the backend is not installed.
     """
     _check_backend(backend)
     path = local_engine_dir(directory)
@@ -378,6 +406,8 @@ def open_object_engine(
 ) -> Engine:
     """Open an engine with other weights on the backend of the directory's engines.
 
+    For ``"openvino"`` it runs on onnxruntime, which the fine-tuning step needs anyway.
+
     Args:
         directory: Engine directory.
         engines: Its open engines.
@@ -402,7 +432,7 @@ def open_object_engine(
         weights,
         backend="cuda" if engines.backend == "cuda" else "cpu",
         threads=threads,
-        base=engines.engines[role],
+        base=None if engines.backend == "openvino" else engines.engines[role],
         device=engines.device,
     )
 
@@ -412,6 +442,6 @@ def step_backend(engines: EngineSet) -> OrtBackend:
 
     CUDA if the networks run on a GPU and the installed onnxruntime has CUDA, else the CPU.
     """
-    if engines.backend == "cpu":
+    if engines.is_on_host:
         return "cpu"
     return "cuda" if why_no_cuda() is None else "cpu"

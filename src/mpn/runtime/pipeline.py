@@ -180,7 +180,7 @@ class Pipeline(Closeable):
                 leaves both alone.
             options: See the class.
             on_finetune: Called after every step of fine-tuning.
-            device_options: How the device of a backend other than ``"cpu"`` is used.
+            device_options: How the device of a backend on a GPU is used.
             plans: Whether missing TensorRT plans are built, see ``open_engines``.
             opener: Opens the engines in place of ``open_engines``, with its arguments. The
                 pipeline closes them, unless they are not ``owned``.
@@ -227,7 +227,7 @@ class Pipeline(Closeable):
                     )
                 )
             stream = None
-            if engines.backend != "cpu":
+            if not engines.is_on_host:
                 from mpn.cuda.device import CudaDevice
 
                 device = CudaDevice(0 if engines.device is None else engines.device.index)

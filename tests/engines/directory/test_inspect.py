@@ -23,10 +23,11 @@ def test_intact_directory_has_no_problem(directory: Path) -> None:
     report = describe_engine_dir(directory)
     assert report.problem is None
     assert report.parity is None
-    cpu, cuda, *plans = report.backends
+    cpu, openvino, cuda, *plans = report.backends
     assert [backend.backend for backend in plans] == ["tensorrt", "tensorrt-rtx"]
     assert report.plans == ()
     assert (cpu.backend, cpu.usable, cpu.reason) == ("cpu", True, "opened propagation, osvos")
+    assert (openvino.backend, openvino.usable) == ("openvino", True)
     assert (cuda.backend, cuda.usable) == ("cuda", why_no_cuda() is None and cuda.usable)
     assert [file.path for file in report.files["propagation"]] == [
         "propagation.onnx",
@@ -51,7 +52,7 @@ def test_damaged_file_is_reported_and_nothing_is_opened(directory: Path, damage:
     assert damage in str(weights.problem)
     assert (weights.size_bytes is None) == (damage == "missing")
     assert report.problem == weights.problem
-    assert [backend.usable for backend in report.backends] == [False] * 4
+    assert [backend.usable for backend in report.backends] == [False] * 5
     assert all("not tried" in backend.reason for backend in report.backends)
 
 
@@ -59,6 +60,7 @@ def test_missing_onnxruntime_reports_install_hint(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     report = describe_engine_dir(directory)
     assert report.problem is not None
     assert "no backend of this machine can run" in report.problem

@@ -17,7 +17,7 @@ from mpn.engines.spec import Role
 from mpn.engines.tensorrt.plans.listing import PlanReport, plan_reports
 from mpn.errors import ManifestError, MpnError
 
-_TRIED: tuple[Backend, ...] = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
+_TRIED: tuple[Backend, ...] = ("cpu", "openvino", "cuda", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)

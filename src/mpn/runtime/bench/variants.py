@@ -106,7 +106,7 @@ def not_measured(engines: EngineSet, variants: Sequence[Variant]) -> list[str]:
     manifest = engines.manifest
     missing = [
         "GPU (CUDA, TensorRT): the networks ran on the CPU"
-        if engines.backend == "cpu"
+        if engines.is_on_host
         else f"backends other than {engines.backend}",
     ]
     if "osvos" not in manifest.roles:

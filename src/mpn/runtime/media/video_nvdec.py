@@ -22,6 +22,7 @@ import numpy as np
 
 from mpn._common.text import one_line
 from mpn._common.validation import check_choice
+from mpn.engines.open import HOST_BACKENDS
 from mpn.errors import InputError, MpnError, VideoError, import_or_explain
 from mpn.runtime.media.decoder import open_file_container
 from mpn.runtime.media.video import DECODERS, Decode, VideoSource
@@ -242,7 +243,7 @@ def choose_decoder(
 def device_of(pipeline: Any) -> int | None:
     """Return the index of the GPU of a pipeline; None if it runs on the host."""
     engines = getattr(pipeline, "engines", None)
-    if engines is None or engines.backend == "cpu":
+    if engines is None or engines.backend in HOST_BACKENDS:
         return None
     return 0 if engines.device is None else int(engines.device.index)
 

@@ -21,7 +21,7 @@ _KEPT_TIMINGS = 10_000
 """Latest frames that median and p95 cover: memory stays bounded on a camera."""
 
 _PACKAGES = ("numpy", "opencv-python-headless", "av", "pillow", "scipy", "onnxruntime",
-             "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx")  # fmt: skip
+             "onnxruntime-gpu", "openvino", "tensorrt-cu13", "tensorrt-rtx")  # fmt: skip
 
 
 class StageStatistics:
