@@ -160,6 +160,25 @@ KINDS: dict[str, dict[str, Any]] = {
         "release": dict,
         "wall": dict,
     },
+    "service": {
+        "minutes": NUMBER,
+        "sessions_at_once": int,
+        "sessions": dict,
+        "fps_of_all": NUMBER,
+        "latency": {"frames": dict, "video": dict},
+        "memory": {
+            "samples": list,
+            "rss_settled_mib": NUMBER,
+            "rss_end_mib": NUMBER,
+            "rss_peak_mib": NUMBER,
+            "rss_slope_per_minute_mib": NUMBER,
+        },
+        "errors": list,
+        "retried": int,
+        "differing": int,
+        "one_more": {"status": int, "retry_after": (str, type(None))},
+        "stop": {"exit_code": int, "seconds": NUMBER, "accepted": int, "saved": int, "lost": int},
+    },
     "memory": {
         "memory": {
             "samples": list,

@@ -628,6 +628,33 @@ def memory_table(result: Result, is_short: bool) -> str:
     )
 
 
+def service_table(result: Result, is_short: bool) -> str:
+    """Return latency, memory and errors of many sessions at once."""
+    labels = {"frames": "frames one by one", "video": "uploaded video"}
+    rows = [
+        [
+            labels[feed],
+            str(result["sessions"].get(feed, 0)),
+            *(milliseconds(times[key]) for key in ("median_ms", "p95_ms")),
+        ]
+        for feed, times in result["latency"].items()
+    ]
+    heads = ["feed", "sessions", "latency of a frame, median, ms", "p95, ms"]
+    memory, stop, more = result["memory"], result["stop"], result["one_more"]
+    return (
+        f"{count(result['sessions_at_once'], 'session')} at once for {result['minutes']:g} minutes "
+        f"with {count(result['objects'][0], 'object')}: {result['fps_of_all']:.1f} FPS of all "
+        f"together, {count(len(result['errors']), 'error')}, {result['differing']} masks that "
+        f"differ from `mpn run`. {conditions_text(result)}.\n\n{table(heads, rows)}\n\n"
+        f"Memory of the server: {memory['rss_settled_mib']:.0f} MiB after a fifth of the time, "
+        f"{memory['rss_end_mib']:.0f} MiB at the end, at most {memory['rss_peak_mib']:.0f} MiB; "
+        f"slope {memory['rss_slope_per_minute_mib']:+.2f} MiB per minute. One session more gets "
+        f"{more['status']} with Retry-After {more['retry_after']}. SIGTERM under load: "
+        f"{stop['accepted']} frames accepted, {stop['lost']} lost, end after "
+        f"{stop['seconds']:.1f} s.\n"
+    )
+
+
 def releases_table(result: Result, is_short: bool) -> str:
     """Return first mask and wall FPS of two releases."""
     lines = [
@@ -978,6 +1005,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "releases": ("Releases", releases_table),
     "same_masks": ("Masks of two revisions", same_masks_table),
     "batch": ("Many videos", batch_table),
+    "service": ("Many sessions of mpn serve", service_table),
     "memory": ("Memory and repeatability", memory_table),
     "precision": ("Half precision", precision_table),
     "flow_accuracy": ("Flow", flow_accuracy_table),

@@ -350,6 +350,31 @@ def memory_result() -> dict[str, Any]:
     }
 
 
+def service_result() -> dict[str, Any]:
+    """Return two sessions without an error."""
+    return {
+        **result_with_header("service"),
+        "objects": [2],
+        "minutes": 5.0,
+        "sessions_at_once": 8,
+        "sessions": {"frames": 10, "video": 12},
+        "fps_of_all": 20.0,
+        "latency": {"frames": times(300.0), "video": times(280.0)},
+        "memory": {
+            "samples": [[0.0, 500.0], [60.0, 600.0], [300.0, 601.0]],
+            "rss_settled_mib": 600.0,
+            "rss_end_mib": 601.0,
+            "rss_peak_mib": 610.0,
+            "rss_slope_per_minute_mib": 0.2,
+        },
+        "errors": [],
+        "retried": 0,
+        "differing": 0,
+        "one_more": {"status": 429, "retry_after": "5"},
+        "stop": {"exit_code": 0, "seconds": 2.5, "accepted": 60, "saved": 60, "lost": 0},
+    }
+
+
 def releases_result() -> dict[str, Any]:
     """Return one number of objects."""
 

@@ -28,6 +28,7 @@ from tests.benchmarks.results import (
     reappearance_result,
     releases_result,
     same_masks_result,
+    service_result,
 )
 from tests.conftest import REPOSITORY
 
@@ -48,6 +49,7 @@ EVERY = [
     reappearance_result,
     releases_result,
     same_masks_result,
+    service_result,
 ]
 """Results of the benchmarks."""
 

@@ -39,6 +39,7 @@ from tests.benchmarks.results import (
     reappearance_result,
     releases_result,
     same_masks_result,
+    service_result,
     step_parity_result,
 )
 from tests.conftest import REPOSITORY
@@ -61,6 +62,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "releases": releases_result,
     "same_masks": same_masks_result,
     "batch": batch_result,
+    "service": service_result,
     "crf_speed": crf_result,
     "finetuning": finetuning_result,
     "finetune_step": finetune_step_result,
