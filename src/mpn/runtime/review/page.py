@@ -153,10 +153,11 @@ def _worst_section(review: Review, facts: RunFacts) -> str:
         cards = f'<ol class="cards">{cards}</ol>'
     return (
         '<section aria-labelledby="worst"><h2 id="worst">Frames to check</h2>\n'
-        "<p>The least reliable frames, spread in time. A correction at the first one also changes "
-        "the most unreliable frames around it. To mend one: save the frame and the mask, paint the "
-        "mask over the frame with any program, each object in its colour in the mask, save it as "
-        "<code>fix.png</code>, and run the command with the options of the first run.</p>\n"
+        "<p>A correction of the first frame is expected to mend most, because it changes the "
+        "frames around it too. The others are the least reliable frames, spread in time. To mend "
+        "one: save the frame and the mask, paint the mask over the frame with any program, each "
+        "object in its colour in the mask, save it as <code>fix.png</code>, and run the command "
+        "with the options of the first run.</p>\n"
         f"{cards}</section>\n"
     )
 
