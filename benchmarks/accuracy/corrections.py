@@ -1,19 +1,22 @@
 """Measure what one correction is worth at the frame that the review names first.
 
-    python -m benchmarks.accuracy.corrections --davis-root DAVIS [--worst 3] [--seeds 5]
-        [--sequences A,B] [--engine-dir DIR] [--threads 2] [-o FILE.json]
+    python -m benchmarks.accuracy.corrections --davis-root DAVIS [--set val] [--worst 3]
+        [--seeds 5] [--sequences A,B] [--engine-dir DIR] [--held-out] [--threads 2] [-o FILE.json]
 
-Each sequence of ``val``, and each of the twelve sequences of ``train`` that the options of the
-package were chosen on, runs from its first true mask. The worst of each group, by mean J, run again
-with a second true mask: at the frame that the review names first, and at random frames, one per
-seed, uniform over the frames with all objects. Both masks have direction ``both``, as by default.
-J is the mean over objects and frames without the frames of both masks.
+Each sequence of the set runs from its first true mask. The worst, by mean J, run again with a
+second true mask: at the frame that the review names first, and at random frames, one per seed,
+uniform over the frames with all objects. Both masks have direction ``both``, as by default. J is
+the mean over objects and frames without the frames of both masks.
+
+Of ``train`` the twelve sequences run that the options of the package were chosen on. The networks
+of the package are trained on them; ``--held-out`` states that those of DIR are not.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.sequences import MAX_IDS, load_truth, select_sequences
+from benchmarks.accuracy.sequences import (
+    MAX_IDS,
+    add_data_arguments,
+    data_facts,
+    dataset_from_arguments,
+    load_truth,
+)
 from benchmarks.report.schema import cpu_backend, measured, result_header
 from mpn import Pipeline, propagate
 from mpn.engines.open import default_engine_dir
-from mpn.evaluation import DavisSequence, load_davis, region_similarity
+from mpn.evaluation import DavisSequence, region_similarity
 from mpn.masks import load_labels
 from mpn.runtime.bench.result import engine_facts, load_average
 from mpn.runtime.review.series import frame_reliability
@@ -102,7 +111,9 @@ def corrected(
     """Run a sequence with one correction at each of the chosen frames."""
     whole = sequence.whole_frames
     named = next(at for at in base.worst if at in whole)
-    chosen = [int(np.random.default_rng(seed).choice(whole)) for seed in range(seeds)]
+    # The name is part of the seed: otherwise the same places of all sequences are drawn.
+    name = zlib.crc32(sequence.name.encode())
+    chosen = [int(np.random.default_rng([name, seed]).choice(whole)) for seed in range(seeds)]
     gains: dict[int, dict[str, float]] = {}
     for at in {named, *chosen}:
         run = sequence.run(pipeline, {0: sequence.truth[0], at: sequence.truth[at]})
@@ -129,47 +140,44 @@ def _gain(run: Mapping[str, float]) -> float:
 def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark and return the body of the result."""
     load_before = load_average()
-    images = given.davis_root / "JPEGImages" / given.resolution
-    groups: dict[str, Any] = {}
+    if given.set == "train" and given.sequences is None:
+        given.sequences = CHOSEN_ON
+    dataset, images = dataset_from_arguments(given)
+    found: dict[str, Any] = {}
     with Pipeline.from_engines(
         given.engine_dir or default_engine_dir(), backend="cpu", threads=given.threads
     ) as pipeline:
-        for group, names in (("val", None), ("train", CHOSEN_ON)):
-            dataset = load_davis(given.davis_root, group, resolution=given.resolution)
-            wanted = {s.name for s in dataset.sequences}
-            wanted &= wanted if names is None else set(names.split(","))
-            wanted &= wanted if given.sequences is None else set(given.sequences.split(","))
-            dataset = select_sequences(dataset, sorted(wanted))
-            bases: dict[str, tuple[TrueSequence, Scored]] = {}
-            for each in dataset.sequences:
-                sequence = TrueSequence(each, images)
-                bases[each.name] = sequence, sequence.run(pipeline, {0: sequence.truth[0]})
-                print(f"{group:6} {each.name:20} J {np.mean(bases[each.name][1].j[1:]):.3f}")
-            worst = sorted(bases, key=lambda name: np.mean(bases[name][1].j[1:]))[: given.worst]
-            groups[group] = {}
-            for name in worst:
-                found = corrected(pipeline, *bases[name], seeds=given.seeds)
-                groups[group][name] = found
-                print(
-                    f"{group:6} {name:20} J {found['j']:.3f}, frame {found['named']['frame']} "
-                    f"named {found['named_gain']:+.3f}, random {found['random_gain']:+.3f}",
-                    flush=True,
-                )
+        bases: dict[str, tuple[TrueSequence, Scored]] = {}
+        for each in dataset.sequences:
+            sequence = TrueSequence(each, images)
+            bases[each.name] = sequence, sequence.run(pipeline, {0: sequence.truth[0]})
+            print(f"{each.name:20} J {np.mean(bases[each.name][1].j[1:]):.3f}", flush=True)
+        worst = sorted(bases, key=lambda name: np.mean(bases[name][1].j[1:]))[: given.worst]
+        for name in worst:
+            found[name] = corrected(pipeline, *bases[name], seeds=given.seeds)
+            print(
+                f"{name:20} J {found[name]['j']:.3f}, frame {found[name]['named']['frame']} named "
+                f"{found[name]['named_gain']:+.3f}, random {found[name]['random_gain']:+.3f}",
+                flush=True,
+            )
         engine, options = engine_facts(pipeline.engines), pipeline.options.as_json()
+    facts = data_facts(dataset)
+    facts["data"]["is_held_out"] = given.held_out or given.set == "val"
     return {
         **result_header(
             backend=cpu_backend(given.threads),
             engine=engine,
-            frame_size_hw=(480, 854),
-            objects=None,
+            frame_size_hw=facts["frame_size_hw"],
+            objects=facts["objects"],
             frames=None,
             warmup=None,
             load_average_before=load_before,
             not_measured=[],
         ),
+        "data": facts["data"],
         "options": options,
         "seeds": given.seeds,
-        "groups": groups,
+        "sequences": found,
     }
 
 
@@ -178,15 +186,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--davis-root", type=Path, required=True, help="folder in DAVIS layout")
-    parser.add_argument("--worst", type=int, default=3, help="sequences per group [%(default)s]")
+    add_data_arguments(parser, default_set="val")
+    parser.add_argument("--worst", type=int, default=3, help="corrected sequences [%(default)s]")
     parser.add_argument("--seeds", type=int, default=5, help="random frames [%(default)s]")
-    parser.add_argument("--sequences", help="names separated by commas [all of each group]")
-    parser.add_argument("--resolution", default="480p")
     parser.add_argument("--engine-dir", type=Path, help="engine directory [the shipped one]")
+    parser.add_argument(
+        "--held-out",
+        action="store_true",
+        help="state that the networks of --engine-dir were not trained on the sequences",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("corrections.json"))
     given = parser.parse_args()
+    if given.held_out and given.engine_dir is None:
+        parser.error("--held-out needs --engine-dir: the shipped networks are trained on `train`")
     if measured("corrections", benchmark, given) is None:
         return 1
     print(f"written: {given.out}")

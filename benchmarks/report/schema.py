@@ -115,7 +115,11 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "lookalikes": {"clips": dict, "kept": dict, "kept_means_iou": NUMBER},
     "confidence": {"sets": dict, "wrong_below_j": NUMBER, "marked_below": NUMBER},
-    "corrections": {"groups": dict, "seeds": int},
+    "corrections": {
+        "data": {"set": str, "is_held_out": bool, "sequences": dict},
+        "seeds": int,
+        "sequences": dict,
+    },
     "features": {
         "data": dict,
         "precision": str,
@@ -409,7 +413,7 @@ def _check_shape(value: Any, shape: Any, where: str) -> None:
                 raise ResultError(f"{path} must be a list of at least one, got {_kind(found)}")
             for index, entry in enumerate(found):
                 _check_shape(entry, expected[0], f"{path}[{index}].")
-        elif not isinstance(found, expected) or isinstance(found, bool):
+        elif not isinstance(found, expected) or (isinstance(found, bool) and expected is not bool):
             raise ResultError(f"{path} must be {_names(expected)}, got {_kind(found)}")
 
 

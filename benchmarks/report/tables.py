@@ -509,30 +509,34 @@ def _confidence_cells(found: Mapping[str, Any]) -> list[str]:
 
 def corrections_table(result: Result, is_short: bool) -> str:
     """Return J after one correction at the frame of the review and at random frames."""
+    data = result["data"]
+    not_on = "not " if data["is_held_out"] else ""
     lines = [
-        "J of the worst sequences of each group after one more true mask: at the frame that the "
-        f"review names first, and at {result['seeds']} random frames (mean, smallest to largest). "
-        "Both masks work forward and backward. J is the mean over the frames without a given "
-        "mask, so the J before differs by the corrected frame. `train`: of the twelve sequences "
-        f"that the options were chosen on. {conditions_text(result)}.",
+        f"J of the worst {count(len(result['sequences']), 'sequence')} of "
+        f"{len(data['sequences'])} of the set `{data['set']}` after one more true mask: at the "
+        f"frame that the review names first, and at {result['seeds']} random frames (mean, "
+        "standard deviation, smallest to largest). Both masks work forward and backward. J is the "
+        "mean over the frames without a given mask, so the J before differs by the corrected "
+        f"frame. The networks were {not_on}trained on these sequences. {conditions_text(result)}.",
         "",
     ]
     rows = []
-    for group, sequences in result["groups"].items():
-        for name, found in sequences.items():
-            named, gains = found["named"], [r["j_after"] - r["j_before"] for r in found["random"]]
-            rows.append(
-                [
-                    f"{name} (`{group}`)",
-                    f"{found['j']:.3f}",
-                    named["frame"],
-                    f"{named['j_before']:.3f} to {named['j_after']:.3f}",
-                    f"{found['named_gain']:+.3f}",
-                    f"{found['random_gain']:+.3f} ({min(gains):+.3f} to {max(gains):+.3f})",
-                ]
-            )
+    for name, found in result["sequences"].items():
+        named, gains = found["named"], [r["j_after"] - r["j_before"] for r in found["random"]]
+        rows.append(
+            [
+                name,
+                f"{found['j']:.3f}",
+                named["frame"],
+                f"{named['j_before']:.3f} to {named['j_after']:.3f}",
+                f"{found['named_gain']:+.3f}",
+                f"{found['random_gain']:+.3f}",
+                f"{statistics.pstdev(gains):.3f}",
+                f"{min(gains):+.3f} to {max(gains):+.3f}",
+            ]
+        )
     headings = ["sequence", "J", "frame named", "J there", "gain there", "gain at random frames"]
-    lines.append(table(headings, rows))
+    lines.append(table([*headings, "deviation", "range"], rows))
     return "\n".join(lines) + "\n"
 
 

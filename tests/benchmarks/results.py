@@ -289,7 +289,13 @@ def corrections_result() -> dict[str, Any]:
         "named_gain": 0.2,
         "random_gain": 0.15,
     }
-    return {**result_with_header("corrections"), "seeds": 2, "groups": {"val": {"bear": found}}}
+    data = {"set": "train", "is_held_out": False, "sequences": {"bear": {}, "dog": {}}}
+    return {
+        **result_with_header("corrections"),
+        "data": data,
+        "seeds": 2,
+        "sequences": {"bear": found},
+    }
 
 
 def directions_result() -> dict[str, Any]:

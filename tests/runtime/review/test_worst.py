@@ -59,7 +59,7 @@ def test_worst_first_frame_may_be_above_the_limit() -> None:
 def test_mended_error_is_shared_between_masks(
     given: list[int], before: float, after: float
 ) -> None:
-    """Halfway between two masks both have half the weight; without a mask it decays faster."""
+    """Halfway between two masks each has half the weight; without one it decays."""
     values = np.array([0.6, 0.8, 0.5, 0.8, 0.6])
     values[given] = 1
     away = np.exp(-1 / np.array([100, 10]))
