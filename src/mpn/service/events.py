@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mpn._common.files import json_text
+from mpn._common.files import json_text, output_errors
 
 _HEARTBEAT_S = 15.0
 """A comment so often keeps proxies from closing."""
@@ -71,12 +71,24 @@ class EventLog:
         self._is_closed = False
 
     def append(self, kind: str, event: Mapping[str, Any]) -> None:
-        """Write an event; does nothing after :meth:`close`. From any thread."""
+        """Write an event; does nothing after :meth:`close`. From any thread.
+
+        Raises:
+            OutputError: If the disk is full.
+        """
         line = json_text({"type": kind, **event}).encode() + b"\n"
         with self._lock:
             if self._is_closed:
                 return
-            self._file.write(line)
+            with output_errors(self._path):
+                try:
+                    rest = line
+                    while rest:
+                        rest = rest[self._file.write(rest) :]
+                except OSError:
+                    self._file.truncate(self._size)  # complete lines only
+                    self._file.seek(self._size)
+                    raise
             self._size += len(line)
         self._changes.notify()
 

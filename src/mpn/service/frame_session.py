@@ -70,7 +70,6 @@ class FrameSession(Session):
         self._masks: dict[int, LiveMask] = {}
         self._corrections: deque[tuple[int, LiveMask, Future[None]]] = deque()
         self._objects = ObjectIds()
-        self._mask_lock = threading.Lock()
         self.turn = asyncio.Lock()
         self._revision = 0
 
@@ -160,7 +159,7 @@ class FrameSession(Session):
         check_not_draining(self)
         if self.size_hw is None:
             raise conflict("the session has no frame yet: send frame 0 first, then its mask")
-        with self._mask_lock:
+        with self.upload_lock:
             return self._put_mask(frame, upload, self.size_hw)
 
     def _put_mask(

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import numpy as np
 
 from mpn._common.images import open_image_bytes
 from mpn._common.memory import memory_errors
-from mpn.errors import InputError, MpnError
+from mpn.errors import InputError, MpnError, OutputError
 from mpn.formats.rle import counts_from_mask, string_from_counts
 from mpn.masks import png_from_labels
 from mpn.runtime.session.outputs import SaveKind
@@ -76,6 +76,8 @@ class Session(ABC):
         changes: Notified of every change.
         log: The events.
         used_s: Time of the latest request, by ``time.monotonic``.
+        lock: Held for changes of the state.
+        upload_lock: Held while a video or mask is decoded: one at a time takes memory.
     """
 
     feed: Feed
@@ -91,6 +93,7 @@ class Session(ABC):
         self.log = EventLog(self.folder / "events.jsonl", self.changes)
         self.used_s = time.monotonic()
         self.lock = threading.RLock()
+        self.upload_lock = threading.Lock()
         self.state: State = "open"
         self.message = ""
         self.size_hw: tuple[int, int] | None = None
@@ -174,7 +177,8 @@ class Session(ABC):
         """End the session at the shutdown of the server; its folder stays."""
         with self.lock:
             self.is_closed = True
-        self.log.append("state", {"state": self.state, "message": "the server was stopped"})
+        with suppress(OutputError):
+            self.log.append("state", {"state": self.state, "message": "the server was stopped"})
         self.log.close()
 
     def close(self, reason: str) -> None:
@@ -185,7 +189,8 @@ class Session(ABC):
             self.is_closed = True
         self.stop()
         self.join()
-        self.log.append("closed", {"message": reason})
+        with suppress(OutputError):
+            self.log.append("closed", {"message": reason})
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -240,7 +245,9 @@ class Session(ABC):
         with self.lock:
             self.state, self.message = state, self.clean(message)
             event = {"state": state, "message": self.message}
-        self.log.append("state", event)
+        with suppress(OutputError):  # the disk is full: the state itself has the error
+            self.log.append("state", event)
+        self.changes.notify()
 
     def clean(self, message: str) -> str:
         """Remove the paths of the server from a message."""
@@ -268,6 +275,8 @@ class Session(ABC):
             self.shared.metrics.errors.labels(type(error).__name__).inc()
             self.set_state("failed", f"internal error ({type(error).__name__})")
             raise
+        finally:
+            self.shared.reserve(self.id, 0)
 
     def check_open(self) -> None:
         """Raise 404 if the session was closed."""

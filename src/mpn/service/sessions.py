@@ -42,9 +42,14 @@ class Sessions:
         self._lock = threading.Lock()
         self._opening = 0
         self._ended = threading.Event()
-        self.is_draining = False
+        self._draining = threading.Event()
         self._reaper = threading.Thread(target=self._expire, name="mpn-expiry", daemon=True)
         self._reaper.start()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server takes no more work."""
+        return self._draining.is_set()
 
     def create(self, make: Callable[[Path, Shared], Session]) -> Session:
         """Create a session.
@@ -53,7 +58,7 @@ class Sessions:
             HTTPException: 429 if there are too many, 503 if the server stops.
         """
         with self._lock:
-            if self.is_draining:
+            if self._draining.is_set():
                 raise stopping()
             if len(self._sessions) + self._opening >= self.limits.sessions:
                 raise busy(
@@ -69,6 +74,8 @@ class Sessions:
                 self._opening -= 1
         with self._lock:
             self._sessions[session.id] = session
+            if self._draining.is_set():
+                session.drain()
         self.metrics.sessions.labels(session.feed).inc()
         return session
 
@@ -107,7 +114,7 @@ class Sessions:
     def drain(self) -> None:
         """Take no more work; queued frames are still computed."""
         with self._lock:
-            self.is_draining = True
+            self._draining.set()
             sessions = list(self._sessions.values())
         for session in sessions:
             session.drain()
@@ -165,4 +172,5 @@ class Sessions:
                     f"the session needs about {need_mb} MB, and the others have {others_mb} of "
                     f"{self.limits.memory_mb} MB: try again when one is closed",
                 )
-            self._reserved_mb[session_id] = need_mb
+            if session_id in self._sessions:
+                self._reserved_mb[session_id] = need_mb

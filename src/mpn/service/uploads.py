@@ -44,18 +44,16 @@ async def uploaded(
     session.check_open()
     path = session.input / f"upload-{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
     try:
-        try:
-            size = await _received(request, session if is_kept else None, path)
-        except ClientDisconnect:
-            raise HTTPException(400, "the upload was cut") from None
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise HTTPException(507, "the disk of the server is full") from error
-            session.check_open()  # its folder was removed
-            raise
-        if not size:
+        if not await _received(request, session if is_kept else None, path):
             raise unusable("the request has no body: send the file as the body")
         yield path
+    except ClientDisconnect:
+        raise HTTPException(400, "the upload was cut") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HTTPException(507, "the disk of the server is full") from error
+        session.check_open()  # its folder was removed
+        raise
     finally:
         with suppress(OSError):  # without an await: the request may be cancelled
             path.unlink(missing_ok=True)

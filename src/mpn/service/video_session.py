@@ -45,6 +45,7 @@ class VideoSession(Session):
         self._frames: int | None = None
         self._name = ""
         self._stopping = threading.Event()
+        self._start_lock = threading.Lock()
         self._before_s = 0.0
 
     @property
@@ -65,6 +66,10 @@ class VideoSession(Session):
         Raises:
             HTTPException: If there is one already, it cannot be used or is too large.
         """
+        with self.upload_lock:
+            self._put_video(upload)
+
+    def _put_video(self, upload: Path) -> None:
         check_not_draining(self)
         if self.video.exists():
             raise conflict("the session has a video already: create another session")
@@ -76,13 +81,15 @@ class VideoSession(Session):
                 f"{self.shared.limits.frames}"
             )
         with self.lock:
-            if self.video.exists():  # two uploads at once
-                raise conflict("the session has a video already: create another session")
             os.replace(upload, self.video)
             self.size_hw, self._frames = size_hw, frames
 
     def put_mask(self, frame: int | None, upload: Path) -> dict[str, Any]:
         """See :meth:`Session.put_mask`; used by the next run."""
+        with self.upload_lock:
+            return self._put_mask(frame, upload)
+
+    def _put_mask(self, frame: int | None, upload: Path) -> dict[str, Any]:
         check_not_draining(self)
         if not self.video.exists():
             raise conflict("the session has no video yet: upload the video first")
@@ -117,15 +124,16 @@ class VideoSession(Session):
             if not self._masks or self.size_hw is None:
                 raise conflict("a run needs a video and a mask: upload both first")
             need_mb = memory_need_mb(self.size_hw, len(self.object_ids), 4)
-        self.shared.reserve(self.id, need_mb)
-        self.stop()
-        self.join()
-        with self.lock:
-            check_not_draining(self)
-            self._stopping.clear()
-            request = self._request(dict(self._masks))
-            self.set_state("running")
-            self.start_thread(lambda: self._run(request))
+        with self._start_lock:  # two requests at once
+            self.stop()
+            self.join()
+            self.shared.reserve(self.id, need_mb)
+            with self.lock:
+                check_not_draining(self)
+                self._stopping.clear()
+                request = self._request(dict(self._masks))
+                self.set_state("running")
+                self.start_thread(lambda: self._run(request))
 
     def stop(self) -> None:
         """See :meth:`Session.stop`."""
