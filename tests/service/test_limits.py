@@ -106,6 +106,7 @@ def test_hostile_mask_is_refused(server: RunningServer, frames: str, name: str) 
         (png(scene(1)[0])[:200], 422),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", 422),
     ],
+    ids=["empty", "playlist", "png bomb", "large", "small", "cut", "postscript"],
 )
 def test_hostile_frame_is_refused(server: RunningServer, content: bytes, status: int) -> None:
     session = server.create()
