@@ -34,6 +34,10 @@ class OutputError(MpnError):
     """A result cannot be written (no permission, disk full, folder in use)."""
 
 
+class FolderInUseError(OutputError):
+    """Another run writes to the output folder."""
+
+
 class OutOfMemoryError(MpnError):
     """The memory of this machine, or its limit in force, is too small."""
 

@@ -84,6 +84,21 @@ def test_unit_of_a_lost_worker_has_error_json(
     assert state.as_json()["warnings"] == 1
 
 
+def test_unit_of_another_batch_waits_to_the_end() -> None:
+    """It is then done by the other one, or fails; --retry does not count."""
+
+    def decide(attempt: Attempt) -> UnitOutcome:
+        if attempt.unit.name == "b" or runner.attempts.count(("a", 1)) == 1:
+            return outcome_of(attempt, "failed", may_retry=True, is_in_use=True)
+        return outcome_of(attempt, "skipped")
+
+    runner = FakeRunner(decide)
+    state = run_batch(plan_of("a", "b"), runner, retry=5)
+    assert runner.attempts == [("a", 1), ("b", 1), ("a", 1), ("b", 1)]
+    assert ([one.name for one in state.skipped], list(state.failed)) == (["a"], ["b"])
+    assert state.finished == state.total == 2
+
+
 def test_full_disk_stops_the_batch(tmp_path: Path) -> None:
     runner = FakeRunner(
         lambda attempt: outcome_of(

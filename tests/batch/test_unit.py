@@ -150,7 +150,7 @@ def test_unit_in_use_fails_and_leaves_the_folder(tmp_path: Path, settings: Setti
     with FolderLock(unit.folder, lock_file=unit.folder / LOCK_NAME):
         outcome = run(unit, settings)
         assert [path.name for path in unit.folder.iterdir()] == [LOCK_NAME]
-    assert (outcome.state, outcome.may_retry) == ("failed", True)
+    assert (outcome.state, outcome.is_in_use) == ("failed", True)
     assert f"in use by another run (process {os.getpid()})" in outcome.reason
 
 

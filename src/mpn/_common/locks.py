@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mpn._common.closeable import Closeable
 from mpn._common.files import output_errors
-from mpn.errors import OutputError
+from mpn.errors import FolderInUseError
 
 LOCK_NAME = ".mpn-lock"
 """File in a folder that a running process locks; it holds the process id."""
@@ -37,8 +37,8 @@ class FolderLock(Closeable):
         subject: The folder for the message; None for ``folder``.
 
     Raises:
-        OutputError: If another process or another lock of this process has the folder, or the lock
-            cannot be created.
+        FolderInUseError: If another process or another lock of this process has the folder.
+        OutputError: If the lock cannot be created.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FolderLock(Closeable):
             try:
                 if not try_lock(descriptor):
                     pid = os.pread(descriptor, _PID_BYTES, 0).decode(errors="replace").strip()
-                    raise OutputError(
+                    raise FolderInUseError(
                         f"{self._subject} is in use by another run (process {pid or 'unknown'}): "
                         "wait for its end, or choose another folder with -o"
                     )

@@ -151,6 +151,7 @@ def run_batch(
         log_event("video", outcome.as_json())
     units = {one.unit.name: one.unit for one in plan.to_run}
     feed = AttemptQueue(units.values())
+    in_use: set[str] = set()
 
     def on_progress(progress: UnitProgress) -> None:
         state.running[progress.name] = progress
@@ -164,9 +165,17 @@ def run_batch(
                 if outcome.state == "skipped" and outcome.attempt > 1:
                     # Its worker was lost after it had written done.json.
                     outcome = replace(outcome, state="done", reason="an earlier attempt did it")
-                is_again = outcome.state == "failed" and outcome.may_retry
-                is_again = is_again and outcome.attempt <= retry and not outcome.is_disk_full
-                if is_again:
+                is_waiting = outcome.is_in_use and outcome.name not in in_use
+                is_again = is_waiting or (
+                    outcome.may_retry
+                    and outcome.attempt <= retry
+                    and not outcome.is_in_use
+                    and not outcome.is_disk_full
+                )
+                if is_waiting:  # another batch has it, and may be done with it at the end
+                    in_use.add(outcome.name)
+                    feed.add(Attempt(units[outcome.name], outcome.attempt))
+                elif is_again:
                     feed.add(Attempt(units[outcome.name], outcome.attempt + 1))
                 elif outcome.state == "skipped":
                     state.skipped.append(outcome)

@@ -121,6 +121,7 @@ def read_units(
     """
     base = options or RunOptions()
     check_sources(sources, mask)
+    check_options(base)
     if _is_manifest(sources[0]):
         manifest = Path(sources[0])
         root = default_root(sources) if out_root is None else os.fspath(out_root)
@@ -337,6 +338,8 @@ def _options_of(
     own: Mapping[str, Any], base: RunOptions, folder: Path, *, is_text: bool
 ) -> RunOptions:
     """Return the options of a row: its own, the others of the batch."""
+    if not own:
+        return base
     values = {name: _bool_text(value) if is_text else value for name, value in own.items()}
     if isinstance(values.get("fps"), int | float) and not isinstance(values["fps"], bool):
         values["fps"] = str(values["fps"])

@@ -68,6 +68,7 @@ class UnitOutcome:
         worker: Name of the worker.
         may_retry: Whether another attempt can succeed with the same inputs.
         is_disk_full: Whether it failed because the disk is full, as all others would.
+        is_in_use: Whether it failed because another run has its folder.
         is_lost: Whether its worker ended, so that it has not written error.json.
         warnings: Lines of run.json for the user.
     """
@@ -81,6 +82,7 @@ class UnitOutcome:
     worker: str = ""
     may_retry: bool = False
     is_disk_full: bool = False
+    is_in_use: bool = False
     is_lost: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -101,7 +103,7 @@ class UnitOutcome:
 
     def record(self) -> dict[str, Any]:
         """Return the fields for done.json or error.json."""
-        left_out = {"name", "state", "is_disk_full", "is_lost"}
+        left_out = {"name", "state", "is_disk_full", "is_in_use", "is_lost"}
         if self.state == "done":
             left_out |= {"reason", "may_retry"}
         return {name: each for name, each in self.as_json().items() if name not in left_out}

@@ -31,7 +31,7 @@ from mpn.batch.records import (
 )
 from mpn.engines.directory.manifest import Manifest
 from mpn.engines.open import EngineSet, open_engines
-from mpn.errors import InputError, MpnError, OutputError
+from mpn.errors import FolderInUseError, InputError, MpnError, OutputError
 from mpn.runtime.convert.conversion import convert_results
 from mpn.runtime.run_options import check_formats_of
 from mpn.runtime.session.request import Progress, RunRequest
@@ -139,6 +139,8 @@ def run_unit(
             if not isinstance(error, InputError | OutputError):
                 engines.close()  # they may be damaged; they are opened again
             outcome, details = failed_outcome(base, error, started_s), {}
+            if outcome.is_in_use:  # the other run may remove files that it has not written
+                return outcome
             if not isinstance(error, MpnError):
                 details["traceback"] = traceback.format_exc()
             with suppress(MpnError, OSError):  # the batch reports the reason, too
@@ -158,6 +160,7 @@ def failed_outcome(base: UnitOutcome, error: Exception, started_s: float) -> Uni
         reason=reason,
         may_retry=not isinstance(error, InputError),
         is_disk_full=_is_disk_full(error),
+        is_in_use=isinstance(error, FolderInUseError),
     )
 
 

@@ -45,6 +45,8 @@ def _line_of(outcome: UnitOutcome, state: BatchState) -> str | None:
         return None
     if outcome.name in state.failed:
         return f"failed: {outcome.name}: {outcome.reason}"
+    if outcome.is_in_use:  # it runs again at the end
+        return None
     return f"attempt {outcome.attempt} failed, runs again: {outcome.name}: {outcome.reason}"
 
 
