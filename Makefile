@@ -10,7 +10,7 @@ READERS := build/readers
 READERS_STAMP := $(READERS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fullsize test-browser test-api check format docs dist round-trips picture clean
+.PHONY: help demo test test-fullsize test-browser test-api check format docs dist round-trips picture image image-base clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,19 @@ round-trips: $(DEV_STAMP) $(READERS_STAMP)  ## read exported annotations with ot
 
 picture: $(RUNTIME_STAMP)  ## make the README's picture of the demo clip again
 	$(BIN)/python -m benchmarks.readme_picture
+
+image:  ## build the CPU image with docker, podman or buildah (docs/containers.md)
+	tools/build_image
+
+# For machines without a registry: the Dockerfile's base, made of Debian's packages.
+image-base:  ## make localhost/debian:trixie with mmdebstrap and buildah
+	mkdir -p build
+	mmdebstrap --variant=minbase \
+	  --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+	  --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+	  trixie build/debian.tar
+	container=$$(buildah from scratch) && buildah add --quiet $$container build/debian.tar / \
+	  && buildah commit --quiet --rm $$container localhost/debian:trixie
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) demo-out build dist

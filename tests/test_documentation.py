@@ -36,6 +36,21 @@ OTHER_TOOLS = {
     "--requeue",
 }
 """Options of docker, torchrun, pip, click and sbatch, and --debug, which Typer does not define."""
+CONTAINER_TOOLS = {
+    "--cap-drop",
+    "--cgroup-manager",
+    "--cpus",
+    "--isolation",
+    "--memory",
+    "--network",
+    "--read-only",
+    "--secret",
+    "--security-opt",
+    "--time",
+    "--ulimit",
+    "--user",
+}
+"""Options of docker, podman and buildah."""
 
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+[a-z]")
@@ -64,7 +79,12 @@ def command_options(command: object) -> Iterator[str]:
 def known_options() -> set[str]:
     scripts = [p for name in ("benchmarks", "tools") for p in (REPOSITORY / name).rglob("*.py")]
     in_scripts = {o for p in scripts for o in _OPTION.findall(p.read_text(encoding="utf-8"))}
-    return OTHER_TOOLS | in_scripts | set(command_options(typer.main.get_command(app)))
+    return (
+        OTHER_TOOLS
+        | CONTAINER_TOOLS
+        | in_scripts
+        | set(command_options(typer.main.get_command(app)))
+    )
 
 
 def unknown_options(text: str, known: set[str]) -> list[str]:
