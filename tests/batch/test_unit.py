@@ -154,6 +154,17 @@ def test_unit_in_use_fails_and_leaves_the_folder(tmp_path: Path, settings: Setti
     assert f"in use by another run (process {os.getpid()})" in outcome.reason
 
 
+def test_second_attempt_waits_for_the_worker_of_the_first(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver can lose a node whose worker still finishes its files."""
+    unit = unit_of(tmp_path)
+    lock = FolderLock(unit.folder, lock_file=unit.folder / LOCK_NAME)
+    assert run(unit, settings, attempt=1).state == "failed"
+    monkeypatch.setattr(unit_module.time, "sleep", lambda seconds: lock.close())
+    assert run(unit, settings, attempt=2).state == "done"
+
+
 def test_unit_internal_error_has_a_traceback(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

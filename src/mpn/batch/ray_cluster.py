@@ -206,6 +206,8 @@ _KNOWN_REASONS = (
 def _reason(error: BaseException) -> str:
     """Return one line of an error of Ray, whose texts have many."""
     text = str(error)
+    if type(error).__name__ == "ActorUnavailableError":
+        return "its node cannot be reached"
     if type(error).__name__ in ("ActorDiedError", "RayActorError"):
         for part, reason in _KNOWN_REASONS:
             if part in text:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mpn._common.closeable import Closeable
 from mpn._common.files import save_json
-from mpn._common.locks import FolderLock
+from mpn._common.locks import FolderInUseError, FolderLock
 from mpn._common.records import read_json
 from mpn._common.storage import public_address
 from mpn._common.text import one_line
@@ -42,6 +42,9 @@ LOCK_NAME = ".mpn-batch-lock"
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST_REASON = 600
+_LONGEST_LOCK_WAIT_S = 60.0
+"""The worker of an earlier attempt may still stop: the driver can lose a node before it ends."""
+_LOCK_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def run_unit(
     started_s = time.perf_counter()
     base = UnitOutcome(name=unit.name, state="failed", attempt=attempt, worker=worker)
     try:
-        lock = FolderLock(unit.folder, lock_file=unit.folder / LOCK_NAME, subject=unit.folder)
+        lock = _locked(unit, _LONGEST_LOCK_WAIT_S if attempt > 1 else 0.0)
     except MpnError as error:  # the folder is in use, or cannot be written: without error.json
         return failed_outcome(base, error, started_s)
     with lock:
@@ -147,6 +150,17 @@ def run_unit(
                 facts = outcome.record() if origin is None else origin.record(outcome)
                 save_error(unit, {**facts, **details})
             return outcome
+
+
+def _locked(unit: Unit, wait_s: float) -> FolderLock:
+    until_s = time.monotonic() + wait_s
+    while True:
+        try:
+            return FolderLock(unit.folder, lock_file=unit.folder / LOCK_NAME, subject=unit.folder)
+        except FolderInUseError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(_LOCK_POLL_S)
 
 
 def failed_outcome(base: UnitOutcome, error: Exception, started_s: float) -> UnitOutcome:
