@@ -113,6 +113,11 @@ def test_unit_is_stale_when_an_input_changes(tmp_path: Path, settings: Settings)
     make_engine_dir(tmp_path / "engines", frame_size_hw=SCENE_HW, dis_scale=0.5)
     assert staleness_of(unit, settings) == "the engines changed"
     run(unit, settings)
+    report = (unit.folder / "run.json").read_bytes()
+    (unit.folder / "run.json").write_bytes(report + b" ")
+    assert run(unit, settings).reason == "done before, then changed by another run"
+    (unit.folder / "masks" / "00001.png").rename(tmp_path / "moved.png")
+    assert staleness_of(unit, settings) == "masks were removed"
     (unit.folder / "run.json").unlink()
     assert staleness_of(unit, settings) == "its result was removed"
     (unit.folder / "done.json").write_text("{")

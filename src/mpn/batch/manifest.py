@@ -67,6 +67,12 @@ class Unit:
         return any(map(is_remote, (self.video, *self.masks.values(), self.out)))
 
     @property
+    def masks_folder(self) -> Path:
+        """Folder of the masks."""
+        sequence = _davis_sequence(self.video)
+        return Path(self.out, "masks" if sequence is None else sequence)
+
+    @property
     def place(self) -> str:
         """Path or address of the folder of run.json and done.json; no other unit has it."""
         sequence = _davis_sequence(self.video)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mpn._common.storage import is_remote
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings, UnitOutcome
-from mpn.batch.records import digest_of_engines, load_done, stale_reason
+from mpn.batch.records import digest_of_engines, load_done, skip_reason, stale_reason
 from mpn.batch.runner import Attempt
 from mpn.runtime.media.video import frame_count_hint
 
@@ -74,7 +74,7 @@ def _checked(unit: Unit, settings: Settings, engine: str) -> PlannedUnit | UnitO
     reason = "fresh results were requested" if settings.fresh else stale_reason(unit, engine, done)
     if reason is None and done is not None:
         return UnitOutcome(
-            name=unit.name, state="skipped", frames=done.frames, reason="done before"
+            name=unit.name, state="skipped", frames=done.frames, reason=skip_reason(unit, done)
         )
     return PlannedUnit(unit, reason or "", None)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ DONE_NAME = "done.json"
 ERROR_NAME = "error.json"
 """File with the reason of the last failed attempt."""
 
+CHANGED = "done before, then changed by another run"
+
 _SCHEMA = 1
 _END_BYTES = 1 << 18
 """Bytes at each end of a video that are hashed: headers and indices of containers are there."""
@@ -51,6 +54,8 @@ class DoneRecord:
         engine: See :func:`digest_of_engines`.
         frames: Number of frames.
         wall_s: Seconds of the run.
+        masks: Number of masks.
+        run_sha256: Digest of run.json.
     """
 
     schema_version: int
@@ -60,6 +65,8 @@ class DoneRecord:
     engine: str
     frames: int
     wall_s: float
+    masks: int = 0
+    run_sha256: str = ""
 
 
 def digest_of_engines(manifest: Manifest) -> str:
@@ -178,6 +185,8 @@ def stale_reason(unit: Unit, engine: str, done: DoneRecord | None) -> str | None
     if not is_remote(unit.out):  # there it is written last, and removed first
         if not is_nonempty_file(unit.folder / "run.json"):
             return "its result was removed"
+        if _count_of_masks(unit) < done.masks:
+            return "masks were removed"
         if (unit.folder / "run.partial.json").exists():
             return "a later run in its folder was killed"
     if done.engine != engine:
@@ -193,6 +202,26 @@ def stale_reason(unit: Unit, engine: str, done: DoneRecord | None) -> str | None
         if now.get(name, {}).get("content") != before.get("content"):
             return f"its {name} changed"
     return None
+
+
+def skip_reason(unit: Unit, done: DoneRecord) -> str:
+    """Return why a unit that is not stale does not run.
+
+    Results that another run has changed stay: they may be corrections of the user.
+    """
+    if done.run_sha256 and not is_remote(unit.out):
+        with suppress(OSError):
+            if sha256_of_file(unit.folder / "run.json") != done.run_sha256:
+                return CHANGED
+    return "done before"
+
+
+def _count_of_masks(unit: Unit) -> int:
+    try:
+        with os.scandir(unit.masks_folder) as entries:
+            return sum(entry.name.endswith(".png") for entry in entries)
+    except OSError:
+        return 0
 
 
 def remove_done(unit: Unit) -> None:
@@ -234,6 +263,8 @@ def save_done(
         "inputs": inputs,
         "options": _options_of(unit),
         "engine": engine,
+        "masks": _count_of_masks(unit),
+        "run_sha256": sha256_of_file(unit.folder / "run.json"),
     }
     save_json(unit.folder / DONE_NAME, value, durable=True)
     path = unit.folder / ERROR_NAME

@@ -26,6 +26,7 @@ from mpn.batch.records import (
     inputs_of,
     load_done,
     save_error,
+    skip_reason,
     stale_reason,
 )
 from mpn.batch.unit import Origin, SharedEngines, failed_outcome, run_unit
@@ -59,7 +60,8 @@ def run_any_unit(
     if not settings.fresh:
         done = load_done(unit)
         if done is not None and stale_reason(unit, engine, done) is None:
-            return replace(base, state="skipped", frames=done.frames, reason="done before")
+            reason = skip_reason(unit, done)
+            return replace(base, state="skipped", frames=done.frames, reason=reason)
     with ExitStack() as stack:
         try:
             scratch = stack.enter_context(TemporaryFolder()).path

@@ -27,6 +27,7 @@ from mpn.batch.records import (
     remove_done,
     save_done,
     save_error,
+    skip_reason,
     stale_reason,
 )
 from mpn.engines.directory.manifest import Manifest
@@ -192,7 +193,8 @@ def _run_locked(
     if not settings.fresh:
         done = load_done(unit)
         if done is not None and stale_reason(of_manifest, engine, done) is None:
-            return replace(base, state="skipped", frames=done.frames, reason="done before")
+            reason = skip_reason(of_manifest, done)
+            return replace(base, state="skipped", frames=done.frames, reason=reason)
     check_formats_of(unit.video, unit.options.formats)
     remove_done(unit)
     try:

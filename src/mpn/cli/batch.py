@@ -253,6 +253,8 @@ def _print_plan(plan: Plan) -> None:
 
 
 def _print_summary(state: BatchState) -> None:
+    from mpn.batch.records import CHANGED
+
     failed = list(state.failed.values())
     if failed:
         width = max(len(outcome.name) for outcome in failed[:_MOST_SHOWN])
@@ -262,6 +264,8 @@ def _print_summary(state: BatchState) -> None:
         if len(failed) > _MOST_SHOWN:
             echo(f"and {len(failed) - _MOST_SHOWN} more: see the log")
     counts = [f"{len(state.done)} done", f"{len(state.skipped)} done before"]
+    changed = sum(outcome.reason == CHANGED for outcome in state.skipped)
+    counts += [f"{changed} of these then changed by another run"] if changed else []
     counts += [f"{len(failed)} failed"] if failed else []
     warned = sum(bool(outcome.warnings) for outcome in state.done.values())
     counts += [f"{warned} with warnings, see the log"] if warned else []

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PLAIN_EVERY_S = 30.0
 _SHOWN_PER_S = 4
 _MOST_ROWS = 8
+_LONGEST_NAME = 32
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def batch_display(plan: Plan, workers: int, *, quiet: bool) -> Iterator[OnChange
             err=True,
         )
     if not quiet and sys.stderr.isatty():
-        with _rich_display(workers) as on_change:
+        with _rich_display(plan, workers) as on_change:
             yield on_change
     else:
         yield _plain_display(quiet)
@@ -79,7 +80,7 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _rich_display(workers: int) -> Iterator[OnChange]:
+def _rich_display(plan: Plan, workers: int) -> Iterator[OnChange]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bars
 
@@ -95,7 +96,10 @@ def _rich_display(workers: int) -> Iterator[OnChange]:
         refresh_per_second=_SHOWN_PER_S,
         transient=True,
     )
-    total = bars.add_task("videos", total=None, note="")
+    width = min(max((len(one.unit.name) for one in plan.to_run), default=0), _LONGEST_NAME)
+    width = max(width, len("videos"))
+    done, count = len(plan.skipped), len(plan.to_run) + len(plan.skipped)
+    total = bars.add_task(f"{'videos':{width}}", completed=done, total=count, note="")
     rows = [
         bars.add_task("", total=None, note="", visible=False)
         for _ in range(min(workers, _MOST_ROWS))
@@ -115,7 +119,7 @@ def _rich_display(workers: int) -> Iterator[OnChange]:
             expected = None if expected is None else max(expected, progress.done)
             bars.update(
                 row,
-                description=progress.name,
+                description=f"{progress.name[-width:]:{width}}",
                 completed=progress.done,
                 total=expected,
                 visible=True,
