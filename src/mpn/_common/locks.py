@@ -28,10 +28,6 @@ _PID_BYTES = 32
 _TOKEN_BYTES = 8
 
 
-class FolderInUseError(OutputError):
-    """Another process or lock has a folder."""
-
-
 class FolderLock(Closeable):
     """The right to write results to a folder, until it is closed.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mpn._common.closeable import Closeable
 from mpn._common.files import save_json
-from mpn._common.locks import FolderInUseError, FolderLock
+from mpn._common.locks import FolderLock
 from mpn._common.records import read_json
 from mpn._common.storage import public_address
 from mpn._common.text import one_line
