@@ -100,8 +100,17 @@ def save_address_space() -> None:
         return
     # The only large product, in the target model, runs on one thread anyway.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    limit_arenas(1)
+
+
+def limit_arenas(count: int) -> None:
+    """Let malloc have this number of arenas, before threads are started.
+
+    It has 8 per core otherwise. Memory that was freed in one is not used by another, so that a
+    process that starts many threads grows.
+    """
     with suppress(AttributeError, OSError, TypeError):  # another C library than glibc
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, count)
 
 
 def return_freed_memory() -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mpn._common.files import output_errors
+from mpn._common.memory import limit_arenas
 from mpn.errors import InputError
 from mpn.runtime.media.decoder import limit_pixels
 from mpn.runtime.options import PipelineOptions
@@ -33,6 +34,7 @@ TOKEN_NAME: Final = "token"
 _SHORTEST_TOKEN = 16
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _HEADER_TIMEOUT_S = 10.0
+_ARENAS = 2
 _CLOSE_WITHIN_S = 3
 _LEAST_CONNECTIONS = 64
 _CONNECTIONS_PER_SESSION = 8
@@ -213,6 +215,7 @@ def serve(
             "and a proxy with TLS before it"
         )
     limit_pixels(limits.pixels)
+    limit_arenas(_ARENAS)
     # Images over half of the limit; those over the limit raise.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

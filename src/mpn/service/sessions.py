@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mpn._common.locks import FolderLock
+from mpn._common.memory import return_freed_memory
 from mpn.service.engines import SharedEngines
 from mpn.service.limits import Limits, busy, not_found, stopping
 from mpn.service.metrics import Metrics
@@ -108,7 +110,12 @@ class Sessions:
         if session is None:
             raise not_found("such session")
         session.close(reason)
-        self.metrics.sessions.labels(session.feed).dec()
+        feed = session.feed
+        del session
+        # Its arrays may be in cycles, which Python would keep until many objects are made.
+        gc.collect()
+        return_freed_memory()
+        self.metrics.sessions.labels(feed).dec()
         self.metrics.sessions_ended.labels(reason).inc()
 
     def drain(self) -> None:
