@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mpn._common import locks
 from mpn._common.locks import (
     LOCK_NAME,
     FolderLock,
@@ -92,3 +93,22 @@ def test_only_folders_of_this_package_are_removed(tmp_path: Path) -> None:
     remove_abandoned_folders(tmp_path)
     assert set(tmp_path.iterdir()) == theirs | {link, target}
     assert (target / "file").exists()
+
+
+def test_temporary_folder_that_was_cleaned_up_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process removes a folder that has no lock yet."""
+    names: list[str] = []
+
+    def cleaned_up(path: Path) -> int | None:
+        names.append(path.name)
+        if len(names) == 1:
+            remove_abandoned_folders(tmp_path)
+        return open_folder(path)
+
+    open_folder = locks._open_folder
+    monkeypatch.setattr(locks, "_open_folder", cleaned_up)
+    with TemporaryFolder(tmp_path) as folder:
+        assert len(names) == 2
+        assert [path.name for path in tmp_path.iterdir()] == [folder.path.name] == names[1:]

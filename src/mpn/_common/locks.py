@@ -124,8 +124,12 @@ class TemporaryFolder(Closeable):
         while True:
             self.path = above / f"{prefix}{secrets.token_hex(_TOKEN_BYTES)}"
             self.path.mkdir(mode=0o700)
-            self._descriptor: int | None = _open_folder(self.path)
-            # A process that cleans up may have been faster between the two calls.
+            self._descriptor: int | None = None
+            # A process that cleans up may be faster, before the folder is open and before its lock.
+            try:
+                self._descriptor = _open_folder(self.path)
+            except FileNotFoundError:
+                continue
             if self._descriptor is None or (
                 try_lock(self._descriptor) and _is_same_file(self._descriptor, self.path)
             ):
