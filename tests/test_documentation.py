@@ -34,6 +34,9 @@ OTHER_TOOLS = {
     "--mem",
     "--time",
     "--requeue",
+    "--head",
+    "--port",
+    "--disable-usage-stats",
 }
 """Options of docker, torchrun, pip, click and sbatch, and --debug, which Typer does not define."""
 CONTAINER_TOOLS = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -240,6 +242,24 @@ def test_ray_cluster_at_a_wrong_address_raises(
     with pytest.raises(InputError, match=message):
         RayCluster(address)
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_ray_cluster_that_refuses_names_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an address, Ray sends no token unless RAY_AUTH_MODE is set."""
+
+    def init(**options: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at here")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match="set RAY_AUTH_MODE=token"):
+            RayCluster(address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        with pytest.raises(InputError, match=r"Failed to connect to Ray cluster at here$"):
+            RayCluster(address)
 
 
 def test_ray_cluster_without_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,15 @@ class RayCluster(Closeable):
             else:
                 ray.init(address=shown, **options)
         except Exception as error:  # of many classes
-            raise InputError(f"cannot use the Ray cluster at {shown}: {_reason(error)}") from error
+            # With an address, Ray does not find out that the cluster has token authentication.
+            hint = (
+                ""
+                if "RAY_AUTH_MODE" in os.environ or "Failed to connect" not in str(error)
+                else ("; if it has token authentication, set RAY_AUTH_MODE=token")
+            )
+            raise InputError(
+                f"cannot use the Ray cluster at {shown}: {_reason(error)}{hint}"
+            ) from error
         except BaseException:  # a stop: processes of a cluster that was started for this batch end
             ray.shutdown()
             raise
