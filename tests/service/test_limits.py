@@ -21,6 +21,7 @@ import pytest
 
 from mpn.masks import png_from_labels
 from mpn.service import server as server_module
+from mpn.service.limits import Limits
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
 from tests.service.servers import SESSIONS, TOKEN, RunningServer, events_of, png, send_frames
 
@@ -267,6 +268,21 @@ def test_memory_of_all_sessions_is_limited(
     assert int(refused.headers["retry-after"]) > 0
     server.client.delete(first)
     assert server.client.put(f"{second}/masks/0", content=mask).status_code == 200
+
+
+def test_requests_at_once_are_limited(
+    server: RunningServer, frames: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open event stream is one of two."""
+    monkeypatch.setattr(Limits, "requests", 2)
+    streams = [server.client.stream("GET", f"{frames}/events") for _ in range(2)]
+    with streams[0]:
+        assert server.client.get("/healthz").status_code == 200
+        with streams[1]:
+            refused = server.client.get("/healthz")
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) > 0
+    _wait_until(lambda: server.client.get("/healthz").status_code == 200)
 
 
 def test_idle_session_is_removed(server: RunningServer) -> None:

@@ -20,7 +20,7 @@ from mpn._common.text import LONGEST_MESSAGE, one_line
 from mpn.errors import InputError, MpnError, OutputError
 from mpn.service.archive import zip_of_folder
 from mpn.service.frame_session import FrameSession
-from mpn.service.limits import Limits, busy, conflict, not_found
+from mpn.service.limits import RETRY_AFTER_S, Limits, busy, conflict, not_found
 from mpn.service.models import (
     AcceptedFrame,
     Frame,
@@ -157,10 +157,16 @@ def _most_body_bytes(path: str, limits: Limits) -> int:
 
 
 class _Counted:
-    """ASGI middleware that counts the requests by route and status."""
+    """ASGI middleware that limits the requests at once, and counts them.
+
+    Args:
+        app: The application.
+        sessions: Their limits and figures.
+    """
 
     def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
         self._app, self._sessions = app, sessions
+        self._active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -174,9 +180,15 @@ class _Counted:
                 status = message["status"]
             await send(message)
 
+        self._active += 1
         try:
-            await self._app(scope, receive, counted)
+            if self._active > self._sessions.limits.requests:
+                headers = {"retry-after": str(RETRY_AFTER_S)}
+                await Response(status_code=503, headers=headers)(scope, receive, counted)
+            else:
+                await self._app(scope, receive, counted)
         finally:
+            self._active -= 1
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if route != "none" else "any"
             self._sessions.metrics.requests.labels(method, route, status).inc()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
+_LEAST_REQUESTS = 64
+_REQUESTS_PER_SESSION = 8
 RETRY_AFTER_S = 5
 SHUTDOWN_RETRY_AFTER_S = 30
 """Clients that were refused may try again after this time."""
@@ -42,6 +44,11 @@ class Limits:
     frames: int = 100_000
     patience_s: float = 30.0
     shutdown_s: float = 30.0
+
+    @property
+    def requests(self) -> int:
+        """Most requests at once, open event streams included."""
+        return max(_LEAST_REQUESTS, _REQUESTS_PER_SESSION * self.sessions)
 
 
 _MB_PER_SESSION, _MB_PER_OBJECT, _MB_PER_MPX = 60, 45, 90

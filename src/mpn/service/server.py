@@ -36,8 +36,6 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _HEADER_TIMEOUT_S = 10.0
 _ARENAS = 2
 _CLOSE_WITHIN_S = 3
-_LEAST_CONNECTIONS = 64
-_CONNECTIONS_PER_SESSION = 8
 
 
 class _Protocol(H11Protocol):
@@ -119,7 +117,6 @@ def make_server(
         token: Token of the clients.
         hosts: See :class:`mpn.web.access.AccessControl`.
     """
-    connections = max(_LEAST_CONNECTIONS, _CONNECTIONS_PER_SESSION * sessions.limits.sessions)
     config = uvicorn.Config(
         create_app(sessions, token=token, hosts=hosts),
         http=_Protocol,
@@ -128,7 +125,6 @@ def make_server(
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=_CLOSE_WITHIN_S,
-        limit_concurrency=connections,
         lifespan="off",
         ws="none",
     )
