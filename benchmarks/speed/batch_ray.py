@@ -77,11 +77,13 @@ class Nodes:
 @contextmanager
 def two_nodes() -> Iterator[Nodes]:
     """Open a cluster of two nodes, and end it after the block."""
+    before = signal.getsignal(signal.SIGTERM)
     nodes = Nodes()
     try:
         yield nodes
     finally:
         nodes.close()
+        signal.signal(signal.SIGTERM, before)  # Ray has replaced it
 
 
 def descendants(pid: int) -> list[int]:

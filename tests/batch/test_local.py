@@ -150,6 +150,7 @@ def test_local_runner_fits_the_machine(
     runner = local_runner(Settings(), 100)
     assert (runner.workers, runner._settings.threads, runner._gpus) == expected
     assert local_runner(Settings(), 1).workers == 1
+    assert local_runner(Settings(backend="openvino"), 9)._gpus is None
     assert local_runner(Settings(threads=3), 9, workers=5)._settings.threads == 3
 
 

@@ -17,6 +17,7 @@ from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.process import error_of_event
 from mpn.batch.ray_cluster import Resources
 from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress, lost_outcome
+from mpn.engines.open import HOST_BACKENDS
 from mpn.errors import EngineError, InputError
 
 _POLL_S = 0.5
@@ -211,7 +212,7 @@ def ray_runner(
     Raises:
         InputError: If ``workers`` is None and no node has room for one.
     """
-    gpus = int(settings.backend not in ("auto", "cpu"))
+    gpus = int(settings.backend not in ("auto", *HOST_BACKENDS))
     if settings.backend == "auto" and cluster.has_gpus():
         gpus = 1
     threads = settings.threads or 1
