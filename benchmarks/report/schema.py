@@ -164,6 +164,21 @@ KINDS: dict[str, dict[str, Any]] = {
         "release": dict,
         "wall": dict,
     },
+    "batch_ray": {
+        "data": {"clips": list, "frames_per_clip": int},
+        "options": str,
+        "repeats": int,
+        "wall": {"local": dict, "ray": dict, "ratio": dict},
+        "loss": {
+            "killed_processes": int,
+            "killed_at_s": NUMBER,
+            "wall_s": NUMBER,
+            "exit_code": int,
+            "done": int,
+            "most_often": int,
+        },
+        "differing": int,
+    },
     "service": {
         "minutes": NUMBER,
         "sessions_at_once": int,

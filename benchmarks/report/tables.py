@@ -738,6 +738,30 @@ def batch_table(result: Result, is_short: bool) -> str:
     return f"{text}\n\n{table(heads, [row])}\n"
 
 
+def batch_ray_table(result: Result, is_short: bool) -> str:
+    """Return the time of a batch on Ray and locally, and with a lost node."""
+    clips, loss, wall = result["data"]["clips"], result["loss"], result["wall"]
+    option = f", options `{result['options']}`" if result["options"] else ""
+    text = (
+        "`mpn batch` on a Ray cluster of two nodes on one machine and with two local workers, "
+        f"over {count(len(clips), 'clip')}{option}, interleaved, "
+        f"{count(result['repeats'], 'run')} each. Ratio: Ray divided by local. In one more "
+        f"run on Ray all {loss['killed_processes']} "
+        f"processes of a node were killed after {loss['killed_at_s']:.0f} s. "
+        f"{conditions_text(result)}."
+    )
+    row = [
+        *(f"{wall[side]['median_ms'] / 1e3:.1f}" for side in ("local", "ray")),
+        wall["ratio"]["of_medians"],
+        f"{loss['wall_s']:.1f}",
+        f"{loss['done']} of {len(clips)}",
+        loss["most_often"],
+        result["differing"],
+    ]
+    heads = ["local, s", "Ray, s", "ratio", "with a lost node, s", "done", "most often"]
+    return f"{text}\n\n{table([*heads, 'masks that differ'], [row])}\n"
+
+
 def precision_table(result: Result, is_short: bool) -> str:
     """Return J and F of two engine directories, and the IoU of their masks."""
     how = "each fine-tuned" if result["is_fine_tuned"] else "not fine-tuned"
@@ -1009,6 +1033,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "releases": ("Releases", releases_table),
     "same_masks": ("Masks of two revisions", same_masks_table),
     "batch": ("Many videos", batch_table),
+    "batch_ray": ("Many videos on Ray", batch_ray_table),
     "service": ("Many sessions of mpn serve", service_table),
     "memory": ("Memory and repeatability", memory_table),
     "precision": ("Half precision", precision_table),

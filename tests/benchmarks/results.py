@@ -443,6 +443,32 @@ def batch_result() -> dict[str, Any]:
     }
 
 
+def batch_ray_result() -> dict[str, Any]:
+    """Return one clip, and a node that was killed."""
+    return {
+        **result_with_header("batch_ray"),
+        "engine": None,
+        "data": {"clips": ["dog"], "frames_per_clip": 20},
+        "options": "--fast",
+        "repeats": 2,
+        "wall": {
+            "local": times(2_000.0),
+            "ray": times(3_000.0),
+            "ratio": {"of_medians": 1.5, "of_minima": 1.5},
+        },
+        "loss": {
+            "killed_processes": 5,
+            "killed_at_s": 20.0,
+            "wall_s": 60.0,
+            "exit_code": 0,
+            "done": 1,
+            "most_often": 1,
+        },
+        "differing": 0,
+        "is_equal": True,
+    }
+
+
 def crf_result() -> dict[str, Any]:
     """Return two sets of parameters, one with pydensecrf."""
     entry = {

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.report.regressions import TOLERANCES, figures_of, print_comparison
 from tests.benchmarks.results import (
     DIGEST,
+    batch_ray_result,
     batch_result,
     compare_torch_result,
     crf_result,
@@ -34,6 +35,7 @@ from tests.conftest import REPOSITORY
 
 EVERY = [
     batch_result,
+    batch_ray_result,
     finetune_step_result,
     finetuning_result,
     compare_torch_result,

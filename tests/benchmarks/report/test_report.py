@@ -18,6 +18,7 @@ from benchmarks.report.schema import KINDS, ResultError, check_result, load_resu
 from benchmarks.report.tables import TABLES, davis_table, headline_table, table
 from mpn.runtime.options import ResolvedCrf
 from tests.benchmarks.results import (
+    batch_ray_result,
     batch_result,
     compare_torch_result,
     confidence_result,
@@ -62,6 +63,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "releases": releases_result,
     "same_masks": same_masks_result,
     "batch": batch_result,
+    "batch_ray": batch_ray_result,
     "service": service_result,
     "crf_speed": crf_result,
     "finetuning": finetuning_result,
