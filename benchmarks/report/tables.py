@@ -735,7 +735,17 @@ def batch_table(result: Result, is_short: bool) -> str:
         wall["ratio"]["of_minima"],
     ]
     heads = ["masks", "masks that differ", "loop, s", "batch, s", "ratio of medians", "of minima"]
-    return f"{text}\n\n{table(heads, [row])}\n"
+    lines = [text, "", table(heads, [row])]
+    if killed := result.get("killed"):
+        lines += [
+            "",
+            f"Another batch: {count(killed['workers_killed'], 'worker')} and then the batch itself "
+            f"got SIGKILL, and the same command ran again. {killed['done_before']} clips were done "
+            f"before, {killed['completed']} of {len(clips)} after; a clip was completed at most "
+            f"{killed['most_completions']} time(s). Masks that differ: {killed['differing']}. "
+            f"Unfinished files: {killed['unfinished_files']}.",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def batch_ray_table(result: Result, is_short: bool) -> str:

@@ -1,23 +1,31 @@
 """Compare ``mpn batch`` with a shell loop of ``mpn run`` over short clips.
 
     python -m benchmarks.speed.batch --davis-root DAVIS [--clips 24] [--frames 20] [--workers 2]
-        [--repeats 3] [--options="--fast"] [-o FILE.json]
+        [--repeats 3] [--kills 3] [--options="--fast"] [-o FILE.json]
 
 The clips are the first frames of sequences of the sets ``val`` and ``train``. The loop runs one
 process per clip, each with all cores, as a user would write it. The sides alternate, and the first
 one changes in each repeat. ``wall`` is the time of all clips from the start of the first process to
 the end of the last one. ``ratio`` is the loop divided by the batch. ``differing`` counts the masks
 whose files are not the same bytes. Exits with 1 if there is one.
+
+With ``--kills N`` another batch follows. N times a worker gets SIGKILL, then the batch itself, and
+the same command runs again. ``killed`` has the clips that were done before the second command, how
+often each clip was completed in both (``most_completions``), and the masks that differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +40,7 @@ from mpn.runtime.bench.result import check_result_path, load_average, summary_ms
 
 LOOP, BATCH = "loop", "batch"
 _SETS = ("val", "train")
+_POLL_S = 0.05
 _COMMAND = [sys.executable, "-c", "from mpn.cli.main import main; main()"]
 
 
@@ -60,6 +69,14 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             for name in clips:
                 found = differing_masks(outs[LOOP] / name, outs[BATCH] / name, given.frames)
                 differing[name] = max(differing[name], found)
+        killed = None
+        if given.kills:
+            killed = run_killed(manifest, root / "killed", given.workers, options, given.kills)
+            killed["differing"] = sum(
+                differing_masks(outs[BATCH] / name, root / "killed" / name, given.frames)
+                for name in clips
+            )
+            print(f"killed: {killed}", file=sys.stderr, flush=True)
         report = json.loads((outs[BATCH] / next(iter(clips)) / "run.json").read_text("utf-8"))
     wall: dict[str, Any] = {side: summary_ms(times) for side, times in seconds.items()}
     wall["ratio"] = {
@@ -85,7 +102,8 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             "version": report["versions"]["mpn-runtime"],
             "engine": {key: report["engine"][key] for key in ("name", "digests")},
         },
-        "is_equal": not any(differing.values()),
+        **({} if killed is None else {"killed": killed}),
+        "is_equal": not any(differing.values()) and not (killed and killed["differing"]),
         "wall": wall,
     }
 
@@ -130,8 +148,60 @@ def run_loop(clips: Mapping[str, tuple[Path, Path]], out: Path, options: Sequenc
 
 def run_batch(manifest: Path, out: Path, workers: int, options: Sequence[str]) -> float:
     """Run ``mpn batch`` on all clips, and return the seconds."""
+    return _seconds_of(_batch_command(manifest, out, workers, options))
+
+
+def run_killed(
+    manifest: Path, out: Path, workers: int, options: Sequence[str], kills: int
+) -> dict[str, Any]:
+    """Kill workers and the batch, run the same command again, and return the counts.
+
+    A worker is killed after each clip that is done, so at least ``kills`` clips are.
+    """
+    command = _batch_command(manifest, out, workers, options)
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        for done in range(kills + 1):
+            while len(list(out.glob("*/done.json"))) <= done and first.poll() is None:
+                time.sleep(_POLL_S)
+            pids = children_of(first.pid)
+            if done < kills and pids:
+                os.kill(pids[done % len(pids)], signal.SIGKILL)
+        first.kill()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(_POLL_S)
+    before = len(list(out.glob("*/done.json")))
+    _seconds_of(command)
+    lines = (out / "batch.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines if line]
+    completed = Counter(
+        event["name"] for event in events if event["event"] == "video" and event["state"] == "done"
+    )
+    return {
+        "workers_killed": kills,
+        "done_before": before,
+        "completed": len(list(out.glob("*/done.json"))),
+        "most_completions": max(completed.values()),
+        "unfinished_files": len([*out.rglob("*partial*"), *out.rglob(".mpn*")]),
+    }
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started, from /proc."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                text = (entry / "stat").read_text()
+            except OSError:  # it has ended
+                continue
+            if int(text.rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def _batch_command(manifest: Path, out: Path, workers: int, options: Sequence[str]) -> list[str]:
     command = [*_COMMAND, "batch", str(manifest), "-o", str(out), "--workers", str(workers)]
-    return _seconds_of([*command, "--backend", "cpu", "--quiet", *options])
+    return [*command, "--backend", "cpu", "--quiet", *options]
 
 
 def _seconds_of(command: Sequence[str]) -> float:
@@ -165,6 +235,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=20, help="of each clip [%(default)s]")
     parser.add_argument("--workers", type=int, default=2, help="[%(default)s]")
     parser.add_argument("--repeats", type=int, default=3, help="[%(default)s]")
+    parser.add_argument("--kills", type=int, default=0, help="workers to kill [%(default)s]")
     parser.add_argument("--options", default="", help="of both sides, such as --fast")
     parser.add_argument("-o", "--out", type=Path, default=Path("batch.json"))
     given = parser.parse_args()

@@ -434,6 +434,14 @@ def batch_result() -> dict[str, Any]:
         "options": "--fast",
         "repeats": 3,
         "release": {"version": "0.3.0", "engine": {"name": "lite", "digests": {}}},
+        "killed": {
+            "workers_killed": 3,
+            "done_before": 1,
+            "completed": 1,
+            "most_completions": 1,
+            "unfinished_files": 0,
+            "differing": 0,
+        },
         "is_equal": True,
         "wall": {
             "loop": times(3_000.0),
