@@ -90,7 +90,7 @@ def test_a_checkpoint_becomes_engines_and_a_table(
         (["--frame-size", "854"], "WIDTHxHEIGHT such as 854x480, got '854'"),
         (["--frame-size", "32x32"], "32x32 is too small"),
         (["--roi-size", "512"], "16 n + 1"),
-        (["--precision", "int8"], "the precisions are fp32, fp16"),
+        (["--precision", "int4"], "the precisions are fp32, fp16"),
         (["--plans-for", "tensorrt"], "leave out --plans-for, or add --build"),
         (["--build", "--plans-for", "openvino"], "are built for tensorrt or tensorrt-rtx"),
         (["--roles", "depth"], "unknown role 'depth'"),

@@ -128,7 +128,11 @@ def export(
     out: Path = typer.Option(
         Path("engines"), "-o", "--out", metavar="DIR", help="Write the engine directory here."
     ),
-    precision: str = typer.Option("fp32", metavar="fp32|fp16", help="Precision of the layers."),
+    precision: str = typer.Option(
+        "fp32",
+        metavar="fp32|fp16|int8",
+        help="Precision of the layers; int8 takes an engine directory as CKPT, and --davis-root.",
+    ),
     frame_size: str = typer.Option(
         "854x480", metavar="WxH", help="Run flow and OSVOS at this frame size."
     ),
@@ -194,6 +198,17 @@ def export(
     parity_images: Path | None = typer.Option(
         None, metavar="DIR", help="Compare on these images.", show_default="rendered images"
     ),
+    davis_root: Path | None = typer.Option(
+        None,
+        metavar="ROOT",
+        help="With int8: DAVIS folder of annotated videos to calibrate and compare on.",
+    ),
+    davis_set: str = typer.Option(
+        "train", "--set", help="With int8: list in ImageSets/2017, without .txt."
+    ),
+    frames: int = typer.Option(
+        40, metavar="N", help="With int8: at most this many frames of each sequence."
+    ),
     flow_variant: str | None = typer.Option(
         None,
         metavar="FlowNet2|FlowNet2CSS|...",
@@ -239,6 +254,10 @@ def export(
     plans = PlanArguments(build, plans_for, any_gpu=any_gpu, any_version=any_version)
     if plans.are_of_a_directory(checkpoints):
         build_alone(checkpoints[0], plans, quiet=quiet)
+        return
+
+    if precision == "int8":
+        _quantize(checkpoints, out, davis_root, davis_set, frames, roles, name, quiet=quiet)
         return
 
     is_directory = len(checkpoints) == 1 and (checkpoints[0] / "manifest.json").is_file()
@@ -288,6 +307,54 @@ def export(
         echo(f"warning: {warning}", err=True)
     plans.show(built)
     _write_copies(bundle.directory, triton, as_zip)
+
+
+def _quantize(
+    given: Sequence[Path],
+    out: Path,
+    davis_root: Path | None,
+    set_name: str,
+    frames: int,
+    roles: str,
+    name: str,
+    *,
+    quiet: bool,
+) -> None:
+    """Write a quantised copy of an engine directory."""
+    from mpn.errors import InputError, import_or_explain
+
+    if len(given) != 1 or given[0].suffix in (".pth", ".pt", ".ckpt", ".safetensors", ".tar"):
+        raise InputError(
+            "int8 is made from one engine directory: export the checkpoints in fp32 first, then "
+            "mpn-export engines/ --precision int8 --davis-root ROOT -o engines-int8"
+        )
+    if davis_root is None:
+        raise InputError(
+            "int8 needs annotated videos to calibrate and compare on: give a DAVIS folder with "
+            "--davis-root, and its list with --set"
+        )
+    import_or_explain("onnx", extra="export", purpose="mpn-export --precision int8")
+
+    from mpn.cli.export_view import command_text
+    from mpn.export.options import roles_from_text
+    from mpn.quantization.directory import QuantizationOptions, quantize_directory
+
+    options = QuantizationOptions(
+        davis_root,
+        set_name,
+        frames,
+        roles=roles_from_text(roles) if roles else None,
+        name=name or None,
+        command=command_text(),
+    )
+    result = quantize_directory(
+        given[0], out, options, lambda text: None if quiet else echo(text, err=True)
+    )
+    for role in result.roles:
+        echo(str(role))
+    echo(f"int8 engines in {result.directory}: {result.comparison}")
+    for warning in result.warnings:
+        echo(f"warning: {warning}", err=True)
 
 
 def _write_copies(directory: Path, triton: Path | None, as_zip: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.live import Live
 from rich.spinner import Spinner
@@ -18,10 +18,12 @@ from mpn.cli.export import plan_text
 from mpn.engines.directory.entries import ENGINE_SOURCE
 from mpn.engines.spec import Role
 from mpn.engines.tensorrt.plans.progress import PlanProgress
-from mpn.export.bundle import ExportedBundle
 from mpn.export.options import ExportOptions
 from mpn.export.progress import Progress, Step
-from mpn.export.summary import RoleSummary
+
+if TYPE_CHECKING:  # they import torch, which int8 engines do not need
+    from mpn.export.bundle import ExportedBundle
+    from mpn.export.summary import RoleSummary
 
 _DOING: dict[Step, str] = {
     "load": "loading weights",

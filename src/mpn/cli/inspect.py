@@ -83,10 +83,14 @@ def _engines_table(report: EngineDirReport) -> Any:
         table.add_column(heading, overflow="fold")
     for role, entry in report.manifest.roles.items():
         half = f"{entry.half_weights} of {entry.total_weights}"
+        precision: str = entry.precision
+        if entry.quantized is not None:
+            counts = f"{entry.quantized.operators} of {entry.quantized.total_operators}"
+            precision = f"int8 ({counts})"
         for file in report.files[role]:
             first = file.path == entry.onnx
             digest = "[green]ok[/green]" if file.problem is None else "[red]differs[/red]"
-            facts = (entry.precision, half) if first else ("", "")
+            facts = (precision, half) if first else ("", "")
             table.add_row(
                 role if first else "", _plain(file.path), _size(file.size_bytes), *facts, digest
             )

@@ -134,6 +134,7 @@ class EngineOpener:
                 f"cuda was requested, but {reason}: uninstall onnxruntime and install mpn-runtime "
                 "with its extra [gpu], never together with [cpu], or use backend cpu"
             )
+        self.manifest.check_is_float("cuda", self.roles)
         device = CudaDevice()
 
         def open_one(role: Role) -> Engine:

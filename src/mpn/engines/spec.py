@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mpn.errors import EngineError
 
 Role = Literal["flow", "propagation", "osvos", "features"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 ROLES: tuple[Role, ...] = ("flow", "propagation", "osvos", "features")
 OPSET = 18

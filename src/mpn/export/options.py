@@ -13,7 +13,7 @@ from typing import Any, cast
 from mpn._common.options import refuse_old_fields
 from mpn._common.records import Scalar
 from mpn._common.validation import repeated
-from mpn.engines.directory.entries import DIS_PRESETS, FINETUNE_OPTIMIZERS, PRECISIONS, DisPreset
+from mpn.engines.directory.entries import DIS_PRESETS, FINETUNE_OPTIMIZERS, DisPreset
 from mpn.engines.spec import OPSET, ROLES, Precision, Role, features_spec, propagation_spec
 from mpn.errors import EngineError, InputError
 
@@ -26,6 +26,8 @@ MAX_OBJECTS = 254
 
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*")
 _MAX_NAME = 80
+FLOAT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+"""int8 is made from an engine directory, see :mod:`mpn.quantization`."""
 
 
 @refuse_old_fields(
@@ -87,9 +89,10 @@ class ExportOptions:
     command: str = ""
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
+        if self.precision not in FLOAT_PRECISIONS:
             raise InputError(
-                f"unknown precision '{self.precision}': the precisions are {', '.join(PRECISIONS)}"
+                f"unknown precision '{self.precision}': the precisions are "
+                f"{', '.join(FLOAT_PRECISIONS)}, and int8 for an engine directory"
             )
         _check_frame_size(self.frame_size_hw)
         try:

@@ -190,7 +190,7 @@ def delete_field(path: str) -> Callable[[Json], None]:
             r"'roles\.flow\.external_data\[0\]\.path': .*contains '\.\.'",
         ),
         (set_field("roles.flow.external_data", [3]), r"external_data\[0\]' must be a JSON object"),
-        (set_field("roles.flow.precision", "int8"), "'roles.flow.precision' must be one of"),
+        (set_field("roles.flow.precision", "int4"), "'roles.flow.precision' must be one of"),
         (
             set_field("roles.flow.precision", "fp16"),
             "'roles.flow.precision' is fp16, which contradicts 0 half",

@@ -194,6 +194,35 @@ class FinetuneEntry:
 
 
 @dataclass(frozen=True)
+class QuantizedEntry:
+    """Quantised layers of one engine, and the comparison with float32 that it passed.
+
+    Attributes:
+        operators: Convolutions that compute with int8 weights and uint8 activations ...
+        total_operators: ... out of how many.
+        float_layers: Nodes of the convolutions that stay in float32.
+        compared_on: Data of the comparison, for people.
+        j_drop_points: J of the float32 engines minus J of the quantised ones, times 100.
+        mask_iou: Mean IoU of the masks of both.
+    """
+
+    operators: int
+    total_operators: int
+    float_layers: tuple[str, ...]
+    compared_on: str
+    j_drop_points: float
+    mask_iou: float
+
+    def __post_init__(self) -> None:
+        if self.operators < 1 or self.operators + len(self.float_layers) != self.total_operators:
+            raise ManifestFieldError(
+                "operators",
+                f"must be at least 1, and {self.total_operators} together with the "
+                f"{len(self.float_layers)} float_layers, got {self.operators}",
+            )
+
+
+@dataclass(frozen=True)
 class RoleEntry:
     """One engine of the directory.
 
@@ -202,7 +231,8 @@ class RoleEntry:
         sha256: Its digest.
         external_data: Weight files of the graph, with digests.
         opset: ONNX opset of the graph.
-        precision: ``"fp16"`` if weights inside are half; the edges are float32 either way.
+        precision: ``"fp16"`` if weights inside are half, ``"int8"`` if it is quantised; the edges
+            are float32 either way.
         half_weights: How many convolution and matmul weight tensors are half ...
         total_weights: ... out of how many.
         inputs: In the order of the graph.
@@ -212,6 +242,7 @@ class RoleEntry:
         variant: Network variant, for example ``"flownet2"`` or ``"deeplab-xception-os16"``.
         parameters: Number of trained values of the network.
         adapt: How it can be fine-tuned; None if it cannot.
+        quantized: The quantised layers; None if it has none.
     """
 
     onnx: str
@@ -227,6 +258,7 @@ class RoleEntry:
     variant: str
     parameters: int
     adapt: FinetuneEntry | None = None
+    quantized: QuantizedEntry | None = None
 
     def __post_init__(self) -> None:
         if not self.onnx:
@@ -256,6 +288,11 @@ class RoleEntry:
                 "precision",
                 f"is {self.precision}, which contradicts {self.half_weights} half weights of "
                 f"{self.total_weights}",
+            )
+        if (self.precision == "int8") != (self.quantized is not None):
+            raise ManifestFieldError(
+                "quantized",
+                f"must be given if precision is int8, and only then; it is {self.precision}",
             )
         data = {file.path for file in self.external_data}
         for index, tensor in enumerate(() if self.adapt is None else self.adapt.tensors):
@@ -288,10 +325,11 @@ class RoleEntry:
         return self.files if self.adapt is None else (*self.files, *self.adapt.files)
 
     def as_json(self) -> dict[str, Any]:
-        """Return a dict of JSON types; no ``adapt`` if the engine has no fine-tuning."""
+        """Return a dict of JSON types, without optional parts that are None."""
         value = json_from_record(self)
-        if self.adapt is None:
-            del value["adapt"]
+        for name in ("adapt", "quantized"):
+            if value[name] is None:
+                del value[name]
         return value
 
 

@@ -52,7 +52,7 @@ from mpn.engines.spec import (
     features_spec,
     propagation_spec,
 )
-from mpn.errors import EngineError, ManifestError
+from mpn.errors import BackendError, EngineError, ManifestError
 
 __all__ = [
     "DIS_SOURCE",
@@ -156,6 +156,15 @@ class Manifest:
         inputs = self.roles["propagation"].inputs if "propagation" in self.roles else ()
         names = {name: channels for channels, name in PROPAGATION_INPUTS.items()}
         return names.get(inputs[0].name, 4) if inputs else 4
+
+    def check_is_float(self, backend: str, roles: Iterable[Role] = ROLES) -> None:
+        """Raise BackendError if a role is quantised, which a GPU backend does not run."""
+        for role in roles:
+            if role in self.roles and self.roles[role].precision == "int8":
+                raise BackendError(
+                    f"the {role} engine is int8, which backends cpu and openvino run, not "
+                    f"{backend}: use the engine directory that it was made from"
+                )
 
     def as_json(self) -> dict[str, Any]:
         """Return a dict of JSON types: the content of ``manifest.json``."""

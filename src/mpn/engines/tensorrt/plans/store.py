@@ -67,11 +67,15 @@ class PlanStore:
         manifest: Its manifest.
         api: The library.
         device: The GPU; None if there is none.
+
+    Raises:
+        BackendError: If an engine is quantised.
     """
 
     def __init__(
         self, directory: Path, manifest: Manifest, api: TrtApi, device: CudaDevice | None
     ) -> None:
+        manifest.check_is_float(api.backend)
         self.directory, self.manifest = directory, manifest
         self.api, self.device = api, device
 
