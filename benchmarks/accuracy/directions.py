@@ -1,7 +1,7 @@
 """Measure masks in the middle, and weights to blend both directions with.
 
     python -m benchmarks.accuracy.directions --davis-root DAVIS [--set train] [--sequences A,B]
-        [--engine-dir DIR] [--every 4] [--threads 2] [-o FILE.json]
+        [--engine-dir DIR] [--every 3] [--threads 2] [-o FILE.json]
 
 Each sequence is segmented forward from its first frame, backward from its last one, and both ways
 from the one in the middle. ``anchors`` blends the frames between two true masks, with both ends of
@@ -111,7 +111,8 @@ def j_between(
         truths: Frame index -> (H, W) uint8 ids.
         first: Frame of the mask before.
         last: Frame of the mask after.
-        every: Distance of the scored frames.
+        every: Distance of the scored frames. An odd one: the target model runs on every second
+            frame, and an even distance would score only frames with, or only frames without it.
     """
     ids = forward[first].object_ids
     common = [object_id for object_id in ids if object_id in backward[last].object_ids]
@@ -252,7 +253,7 @@ def main() -> int:
     )
     add_data_arguments(parser, default_set="train")
     parser.add_argument("--engine-dir", type=Path, help="engine directory [the shipped one]")
-    parser.add_argument("--every", type=int, default=4, help="score every N-th frame [4]")
+    parser.add_argument("--every", type=int, default=3, help="score every N-th frame [3]")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("directions.json"))
     arguments = parser.parse_args()
