@@ -5,6 +5,7 @@ import gc
 import http.server
 import socket
 import threading
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from PIL import Image
 from mpn._common.concurrency import Prefetch
 from mpn.errors import InputError, VideoError
 from mpn.runtime.media import decoder, video_file
+from mpn.runtime.media.decoder import MOST_PIXELS, limit_pixels
 from mpn.runtime.media.overlay import OverlayWriter
 from mpn.runtime.media.video import open_video, redacted
 from mpn.types import StepResult
@@ -129,13 +131,19 @@ def test_file_delivers_every_frame_with_exact_rate_and_time(clip: Path) -> None:
     assert [frame.name for frame in frames[:2]] == ["00000", "00001"]
 
 
+@pytest.fixture
+def restored_limit() -> Iterator[None]:
+    """Restore the limit of all videos of this process."""
+    yield
+    limit_pixels(MOST_PIXELS)
+
+
+@pytest.mark.usefixtures("restored_limit")
 @pytest.mark.parametrize("suffix", ["mkv", "ts"])
-def test_video_of_more_pixels_than_the_limit_is_refused(
-    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_video_of_more_pixels_than_the_limit_is_refused(tmp_path: Path, suffix: str) -> None:
     path = write_video(tmp_path / f"a.{suffix}", [level_frame(i, (64, 96)) for i in range(9)])
     for limit in (64 * 96, 64 * 96 - 1):
-        monkeypatch.setattr(decoder, "MOST_PIXELS", limit)
+        limit_pixels(limit)
         if limit == 64 * 96:  # control
             with open_video(path) as video:
                 assert len(list(video)) == 9
@@ -144,16 +152,15 @@ def test_video_of_more_pixels_than_the_limit_is_refused(
                 open_video(path)
 
 
-def test_picture_that_grows_beyond_the_limit_ends_the_video(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("restored_limit")
+def test_picture_that_grows_beyond_the_limit_ends_the_video(tmp_path: Path) -> None:
     """The size in the header of the container is not that of the later pictures."""
     small = write_video(tmp_path / "a.h264", [level_frame(i) for i in range(3)])
     large = write_video(tmp_path / "b.h264", [level_frame(i, (128, 160)) for i in range(3)])
     small.write_bytes(small.read_bytes() + large.read_bytes())
     counts = []
     for limit in (1 << 20, 64 * 64):
-        monkeypatch.setitem(decoder._PICTURE_LIMIT, "max_pixels", str(limit))
+        limit_pixels(limit)
         with open_video(small) as video, pytest.raises(VideoError) as caught:
             list(video)
         counts.append(str(caught.value))
