@@ -32,7 +32,7 @@ _READ_TIMEOUT_S = 10.0
 MOST_PIXELS = 178_956_970
 """Of a frame: Pillow's limit for an image file. FFmpeg's is 268 million, and a file of some kB can
 state any size; decoders hold several frames of it."""
-_picture_limit = {"max_pixels": str(MOST_PIXELS)}
+_most_pixels = MOST_PIXELS
 
 
 def limit_pixels(most: int) -> None:
@@ -41,9 +41,9 @@ def limit_pixels(most: int) -> None:
     Args:
         most: Pixels.
     """
-    most = min(most, MOST_PIXELS)
-    _picture_limit["max_pixels"] = str(most)
-    Image.MAX_IMAGE_PIXELS = most // 2  # Pillow raises above twice this number
+    global _most_pixels
+    _most_pixels = min(most, MOST_PIXELS)
+    Image.MAX_IMAGE_PIXELS = _most_pixels // 2  # Pillow raises above twice this number
 
 
 _METADATA_ERRORS = "replace"
@@ -466,12 +466,14 @@ def _video_stream(container: Any, address: str) -> Any:
     if stream.codec_context is None:
         raise VideoError(f"{address}: its video codec is not known to this FFmpeg")
     width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > int(_picture_limit["max_pixels"]):
+    if width * height > _most_pixels:
         raise VideoError(
             f"{address} has frames of {width}x{height} (width x height), more than the "
-            f"{_picture_limit['max_pixels']} pixels that are read: scale it down"
+            f"{_most_pixels} pixels that are read: scale it down"
         )
-    stream.codec_context.options = dict(_picture_limit)  # a later header may state another size
+    # A later header may state another size. FFmpeg compares sizes rounded up to its alignment.
+    rounded = -(-width // 64) * 64 * -(-height // 64) * 64
+    stream.codec_context.options = {"max_pixels": str(max(_most_pixels, rounded))}
     stream.thread_type = "AUTO"
     return stream
 
