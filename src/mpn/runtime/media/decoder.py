@@ -32,6 +32,7 @@ _READ_TIMEOUT_S = 10.0
 MOST_PIXELS = 178_956_970
 """Of a frame: Pillow's limit for an image file. FFmpeg's is 268 million, and a file of some kB can
 state any size; decoders hold several frames of it."""
+_LONGEST_SIDE = 65536
 _most_pixels = MOST_PIXELS
 
 
@@ -44,6 +45,11 @@ def limit_pixels(most: int) -> None:
     global _most_pixels
     _most_pixels = min(most, MOST_PIXELS)
     Image.MAX_IMAGE_PIXELS = _most_pixels // 2  # Pillow raises above twice this number
+
+
+def _probe_limit() -> dict[str, str]:
+    """Return the limit of pixels while FFmpeg finds the size, which it rounds up to 64 pixels."""
+    return {"max_pixels": str(_most_pixels + 64 * _LONGEST_SIDE)}
 
 
 _METADATA_ERRORS = "replace"
@@ -351,7 +357,7 @@ def open_file_container(path: Path | str) -> Any:
         options={
             "format_whitelist": ",".join(_CONTAINERS),
             "protocol_whitelist": "file",
-            **_picture_limit,
+            **_probe_limit(),
         },
         metadata_errors=_METADATA_ERRORS,
     )
@@ -365,7 +371,7 @@ def _open_container(url: str, address: str, container_format: str | None, is_liv
         return av.open(
             url,
             format=container_format,
-            options={} if container_format else {**_address_options(url), **_picture_limit},
+            options={} if container_format else {**_address_options(url), **_probe_limit()},
             metadata_errors=_METADATA_ERRORS,
             timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S),
         )
