@@ -20,7 +20,9 @@ async def count_bytes(scope: Scope, receive: Receive, send: Send) -> None:
     await Response(str(len(body)))(scope, receive, send)
 
 
-def put(parts: list[bytes], *, ends: bool, patience_s: float = 30) -> list[Any]:
+def put(
+    parts: list[bytes], *, ends: bool, patience_s: float = 30, method: str = "PUT"
+) -> list[Any]:
     """Send the parts of a body, and return the messages of the response."""
     app = AccessControl(
         count_bytes,
@@ -41,9 +43,16 @@ def put(parts: list[bytes], *, ends: bool, patience_s: float = 30) -> list[Any]:
         sent.append(message)
 
     headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {TOKEN}".encode())]
-    scope = {"type": "http", "method": "PUT", "path": "/", "scheme": "http", "headers": headers}
+    scope = {"type": "http", "method": method, "path": "/", "scheme": "http", "headers": headers}
     asyncio.run(app(scope, receive, send))
     return sent
+
+
+def test_other_methods_are_refused_with_those_allowed() -> None:
+    start, body = put([], ends=True, method="PATCH")[:2]
+    assert start["status"] == 405
+    assert (b"allow", b"DELETE, GET, HEAD, POST, PUT") in start["headers"]
+    assert body["body"] == b'{"detail":"this method is not served"}'
 
 
 def test_slow_body_is_given_up() -> None:

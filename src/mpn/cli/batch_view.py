@@ -29,7 +29,7 @@ def batch_display(plan: Plan, workers: int, *, quiet: bool) -> Iterator[OnChange
     """
     if not quiet:
         echo(
-            f"{len(plan.to_run)} videos to run with {workers} workers, "
+            f"{_counted(len(plan.to_run), 'video')} to run with {_counted(workers, 'worker')}, "
             f"{len(plan.skipped)} done before",
             err=True,
         )
@@ -38,6 +38,10 @@ def batch_display(plan: Plan, workers: int, *, quiet: bool) -> Iterator[OnChange
             yield on_change
     else:
         yield _plain_display(quiet)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _line_of(outcome: UnitOutcome, state: BatchState) -> str | None:

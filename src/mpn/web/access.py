@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _TOKEN_BYTES = 32
@@ -24,6 +24,14 @@ LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost"})
 """Names that no other server can point here. Any port: a forwarded port has its own number."""
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE"})
+_DETAILS: Final = {
+    400: "the header Content-Length is no number",
+    401: "the token is missing or wrong: send the header Authorization: Bearer TOKEN",
+    403: "the request is from a page of another site",
+    405: "this method is not served",
+    413: "the request body is too large",
+    421: "the host of the request is not this server",
+}
 
 _HEADERS: Final = {
     "content-security-policy": (
@@ -49,7 +57,7 @@ class BodyTooLargeError(HTTPException):
     """A request body exceeds the limit."""
 
     def __init__(self) -> None:
-        super().__init__(413, "the request body is too large")
+        super().__init__(413, _DETAILS[413])
 
 
 class BodyTooSlowError(HTTPException):
@@ -68,7 +76,8 @@ class AccessControl:
     """ASGI middleware that checks each request before the application gets it.
 
     Host must be a name of this server, Origin that of this server, the token valid for each path
-    that needs it, and the body within its limits of size and time. A refusal has an empty body.
+    that needs it, and the body within its limits of size and time. A refusal is JSON, ``detail``
+    with one line that does not depend on the request.
 
     Args:
         app: The application.
@@ -113,8 +122,12 @@ class AccessControl:
 
         status = self._refusal(scope)
         if status:
-            headers: Mapping[str, str] = {"www-authenticate": "Bearer"} if status == 401 else {}
-            await Response(status_code=status, headers=headers)(scope, receive, send_with_headers)
+            headers: Mapping[str, str] = {
+                401: {"www-authenticate": "Bearer"},
+                405: {"allow": ", ".join(sorted(_METHODS))},
+            }.get(status, {})
+            refusal = JSONResponse({"detail": _DETAILS[status]}, status, headers=headers)
+            await refusal(scope, receive, send_with_headers)
             return
         limited = self._limited(receive, self._most_body_bytes(scope["path"]))
         await self._app(scope, limited, send_with_headers)

@@ -48,7 +48,7 @@ def limit_pixels(most: int) -> None:
 
 
 def _probe_limit() -> dict[str, str]:
-    """Return the limit of pixels while FFmpeg finds the size, which it rounds up to 64 pixels."""
+    """Return the limit while FFmpeg finds the size, which it rounds up to 64 px."""
     return {"max_pixels": str(_most_pixels + 64 * _LONGEST_SIDE)}
 
 
