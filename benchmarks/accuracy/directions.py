@@ -6,7 +6,7 @@
 Each sequence is segmented forward from its first frame, backward from its last one, and both ways
 from the one in the middle. ``anchors`` blends the frames between two true masks, with both ends of
 the sequence as masks, and with the middle one as well. ``halves`` compares the mask of the first
-frame with the mask in the middle. Every fourth frame between the masks is scored. Sequences whose
+frame with the mask in the middle. Every third frame between the masks is scored. Sequences whose
 middle or last frame lacks an object of the first are left out.
 """
 
