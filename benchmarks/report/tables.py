@@ -547,7 +547,7 @@ def directions_table(result: Result, is_short: bool) -> str:
     lines = [
         f"J of frames between masks of the user, mean of {count(len(sequences), 'sequence')} of "
         f"the set `{result['data']['set']}`. Two masks: of the first and of the last frame. Three: "
-        f"that of the middle too. Scored: every {result['every']}th frame. A run uses "
+        f"that of the middle too. Scored: one of {result['every']} frames. A run uses "
         f"{result['product']}. {conditions_text(result)}.",
         "",
         table(
