@@ -657,8 +657,8 @@ function onEvent(event) {
     kept.delete(event.frame);
     if (event.frame !== state.index) return;
     const { mask } = state;
-    if (mask?.isDirty || mask?.isInStroke) showConflict(mask);
-    else {
+    // A drawing that is not saved yet: the answer to its save states the conflict, once.
+    if (!mask?.isDirty && !mask?.isInStroke) {
       $("saved").textContent = "Updated from another page";
       void reloadMask();
     }
