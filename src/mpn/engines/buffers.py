@@ -128,11 +128,6 @@ class DeviceBuffers(Closeable):
             EngineError: If a name, shape or dtype does not fit, an axis is empty, or the run fails.
         """
         self._spec.check_inputs(inputs)
-        for name, array in inputs.items():
-            if array.size == 0:
-                raise EngineError(
-                    f"tensor '{name}' is empty {array.shape}: give at least one object"
-                )
         total = next(iter(inputs.values())).shape[0] if self.has_objects else 1
         if any(self.has_objects and array.shape[0] != total for array in inputs.values()):
             raise EngineError(f"the inputs of the {self._spec.role} engine differ in their objects")

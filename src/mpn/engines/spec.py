@@ -104,13 +104,18 @@ class EngineSpec:
         return tuple(tensor.name for tensor in self.outputs)
 
     def check_inputs(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Raise EngineError unless names and shapes are those of the inputs."""
+        """Raise EngineError if a name or shape does not fit, or an input is empty."""
         if set(inputs) != set(self.input_names):
             raise EngineError(
                 f"the {self.role} engine takes {sorted(self.input_names)}, got {sorted(inputs)}"
             )
         for tensor in self.inputs:
-            tensor.check(inputs[tensor.name])
+            array = inputs[tensor.name]
+            tensor.check(array)
+            if array.size == 0:
+                raise EngineError(
+                    f"tensor '{tensor.name}' is empty {array.shape}: give at least one object"
+                )
 
 
 def padded_size_hw(size_hw: tuple[int, int], multiple: int) -> tuple[int, int]:

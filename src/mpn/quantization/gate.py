@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mpn._common.closeable import Closeable
 from mpn.engines.base import Engine
 from mpn.engines.open import EngineSet, open_engines
-from mpn.engines.spec import EngineSpec, Role
+from mpn.engines.spec import Role
+from mpn.engines.wrapper import EngineWrapper
 from mpn.errors import ExportError
 from mpn.evaluation import DavisDataset, DavisSequence, load_annotation, region_similarity
 from mpn.runtime.media.video_images import load_rgb
@@ -53,30 +53,17 @@ class InputSample:
         self.inputs[place : place + 1] = [{name: a.copy() for name, a in inputs.items()}]
 
 
-class RecordedEngine(Closeable):
+class RecordedEngine(EngineWrapper):
     """Engine that samples its inputs."""
 
     def __init__(self, engine: Engine, sample: InputSample) -> None:
-        self._engine, self._sample = engine, sample
-
-    @property
-    def spec(self) -> EngineSpec:
-        """Names and shapes of its tensors."""
-        return self._engine.spec
-
-    @property
-    def backend(self) -> str:
-        """Backend that runs it."""
-        return self._engine.backend
+        super().__init__(engine)
+        self._sample = sample
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """Run once, see :class:`mpn.engines.base.Engine`."""
         self._sample.add(inputs)
-        return self._engine.run(inputs)
-
-    def close(self) -> None:
-        """Release the engine."""
-        self._engine.close()
+        return super().run(inputs)
 
 
 @dataclass(frozen=True)

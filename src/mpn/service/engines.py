@@ -15,13 +15,13 @@ from mpn.engines.base import Engine
 from mpn.engines.directory.locate import local_engine_dir
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.open import EngineSet, open_engines
-from mpn.engines.spec import EngineSpec
+from mpn.engines.wrapper import EngineWrapper
 from mpn.runtime.one_shot import one_shot_models
 from mpn.runtime.options import PipelineOptions
 from mpn.types import Float32Array
 
 
-class _LimitedEngine(Closeable):
+class _LimitedEngine(EngineWrapper):
     """An engine that few threads run at a time.
 
     onnxruntime sessions may be run by many threads. Each run at the same time takes memory for the
@@ -33,22 +33,13 @@ class _LimitedEngine(Closeable):
     """
 
     def __init__(self, engine: Engine, turns: threading.BoundedSemaphore) -> None:
-        self._engine, self._turns = engine, turns
-
-    @property
-    def spec(self) -> EngineSpec:
-        """See :class:`mpn.engines.base.Engine`."""
-        return self._engine.spec
-
-    @property
-    def backend(self) -> str:
-        """See :class:`mpn.engines.base.Engine`."""
-        return self._engine.backend
+        super().__init__(engine)
+        self._turns = turns
 
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """See :class:`mpn.engines.base.Engine`; waits for a turn."""
         with self._turns:
-            return self._engine.run(inputs)
+            return super().run(inputs)
 
     def close(self) -> None:
         """Do nothing: the engine is shared."""

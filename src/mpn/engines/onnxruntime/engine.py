@@ -132,11 +132,6 @@ class OrtEngine(Closeable):
         if self._session is None:
             raise EngineError(f"the {self._spec.role} engine is closed: open it again to run it")
         self._spec.check_inputs(inputs)
-        for name, array in inputs.items():
-            if array.size == 0:
-                raise EngineError(
-                    f"tensor '{name}' is empty {array.shape}: give at least one object"
-                )
         feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         try:
             outputs = self._session.run(list(self._spec.output_names), feeds)

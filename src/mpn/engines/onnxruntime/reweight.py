@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mpn._common.closeable import Closeable
 from mpn._common.files import output_errors
 from mpn._common.locks import TemporaryFolder
 from mpn.cuda.array import DeviceArray
@@ -27,13 +26,14 @@ from mpn.engines.onnxruntime.engine import OrtBackend, OrtEngine
 from mpn.engines.onnxruntime.finetune import finetune_entry
 from mpn.engines.spec import EngineSpec, Role
 from mpn.engines.weights import check_weights, read_weights, write_weights
+from mpn.engines.wrapper import EngineWrapper
 from mpn.errors import EngineError, OutputError
 from mpn.types import Float32Array
 
 _PROBE_SEED = 0
 
 
-class FinetunedEngine(Closeable):
+class FinetunedEngine(EngineWrapper):
     """Engine with other weights in a temporary folder, which :meth:`close` removes.
 
     Args:
@@ -43,30 +43,16 @@ class FinetunedEngine(Closeable):
     """
 
     def __init__(self, engine: Engine, folder: TemporaryFolder, changed: tuple[str, ...]) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._folder = folder
         self.changed = changed
 
     def __repr__(self) -> str:
         return f"FinetunedEngine({self._engine!r}, {len(self.changed)} weights changed)"
 
-    @property
-    def spec(self) -> EngineSpec:
-        """Names and shapes of its tensors."""
-        return self._engine.spec
-
-    @property
-    def backend(self) -> str:
-        """Backend that runs it."""
-        return self._engine.backend
-
-    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
-        """Run once, see :class:`mpn.engines.base.Engine`."""
-        return self._engine.run(inputs)
-
     def close(self) -> None:
         """Release the session, then remove its files; closing twice is allowed."""
-        self._engine.close()
+        super().close()
         self._folder.close()
 
 

@@ -110,11 +110,6 @@ class OpenVinoEngine(Closeable):
                     f"the {self._spec.role} engine is closed: open it again to run it"
                 )
             self._spec.check_inputs(inputs)
-            for name, array in inputs.items():
-                if array.size == 0:
-                    raise EngineError(
-                        f"tensor '{name}' is empty {array.shape}: give at least one object"
-                    )
             feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
             try:
                 request = self._request(self._objects_of(inputs))
