@@ -24,12 +24,9 @@ from mpn.batch.records import (
     ERROR_NAME,
     digest_of_engines,
     inputs_of,
-    load_done,
     save_error,
-    skip_reason,
-    stale_reason,
 )
-from mpn.batch.unit import Origin, SharedEngines, failed_outcome, run_unit
+from mpn.batch.unit import Origin, SharedEngines, failed_outcome, run_unit, skipped_outcome
 from mpn.errors import InputError, MpnError
 from mpn.runtime.session.request import Progress
 
@@ -57,11 +54,9 @@ def run_any_unit(
     started_s = time.perf_counter()
     base = UnitOutcome(name=unit.name, state="failed", attempt=attempt, worker=worker)
     engine = digest_of_engines(settings.manifest())
-    if not settings.fresh:
-        done = load_done(unit)
-        if done is not None and stale_reason(unit, engine, done) is None:
-            reason = skip_reason(unit, done)
-            return replace(base, state="skipped", frames=done.frames, reason=reason)
+    skipped = None if settings.fresh else skipped_outcome(base, unit, unit, engine)
+    if skipped is not None:
+        return skipped
     with ExitStack() as stack:
         try:
             scratch = stack.enter_context(TemporaryFolder()).path

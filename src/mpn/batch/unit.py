@@ -179,6 +179,24 @@ def failed_outcome(base: UnitOutcome, error: Exception, started_s: float) -> Uni
     )
 
 
+def skipped_outcome(
+    base: UnitOutcome, unit: Unit, of_manifest: Unit, engine: str
+) -> UnitOutcome | None:
+    """Return the outcome of a unit that is done; None if it has to run.
+
+    Args:
+        base: Name, attempt and worker.
+        unit: The unit, whose done.json counts.
+        of_manifest: The unit of the manifest, whose inputs and options count.
+        engine: See :func:`mpn.batch.records.digest_of_engines`.
+    """
+    done = load_done(unit)
+    if done is None or stale_reason(of_manifest, engine, done) is not None:
+        return None
+    reason = skip_reason(of_manifest, done)
+    return replace(base, state="skipped", frames=done.frames, reason=reason)
+
+
 def _run_locked(
     unit: Unit,
     settings: Settings,
@@ -190,11 +208,9 @@ def _run_locked(
 ) -> UnitOutcome:
     of_manifest = unit if origin is None else origin.unit
     engine = digest_of_engines(settings.manifest())
-    if not settings.fresh:
-        done = load_done(unit)
-        if done is not None and stale_reason(of_manifest, engine, done) is None:
-            reason = skip_reason(of_manifest, done)
-            return replace(base, state="skipped", frames=done.frames, reason=reason)
+    skipped = None if settings.fresh else skipped_outcome(base, unit, of_manifest, engine)
+    if skipped is not None:
+        return skipped
     check_formats_of(unit.video, unit.options.formats)
     remove_done(unit)
     try:
