@@ -27,9 +27,7 @@ from PIL import Image
 
 _COMMAND = "import sys; from mpn.cli.main import main; sys.argv[0] = 'mpn'; sys.exit(main())"
 _MAKE = """
-import os, pathlib, runpy, sys, types
-import mpn
-from mpn.engines.open import default_engine_dir
+import runpy, sys, types
 try:
     from mpn.networks import propagation
 except ImportError:  # without torch: only one case needs it
@@ -39,14 +37,10 @@ else:
     earlier.DeepLabConfig = propagation.PropagationConfig
     earlier.DeepLabXception = propagation.PropagationNet
     sys.modules[earlier.__name__] = earlier
-package = pathlib.Path(os.environ["CASES_OUT"], "mpn-0.2")
-(package / "assets").mkdir(parents=True)
-(package / "assets" / "lite").symlink_to(default_engine_dir())
-mpn.__file__ = str(package / "__init__.py")
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""Run a make.py, with the networks' names of 0.1 and the engines in the folder of 0.2."""
+"""Run a make.py, with the names that the networks had in 0.1."""
 _LIMIT_S = 300
 _EVERY_S = 0.2
 

@@ -17,6 +17,7 @@ often each clip was completed in both (``most_completions``), and the masks that
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shlex
@@ -53,9 +54,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mpn-batch-") as folder:
         root = Path(folder)
         clips = write_clips(root, given.davis_root, given.clips, given.frames)
-        manifest = root / "clips.csv"
-        rows = [f"{video},{mask},{name}" for name, (video, mask) in clips.items()]
-        manifest.write_text("\n".join(["video,mask,name", *rows]) + "\n", encoding="utf-8")
+        manifest = write_manifest(root, clips)
         run: dict[str, Callable[[Path], float]] = {
             LOOP: lambda out: run_loop(clips, out, options),
             BATCH: lambda out: run_batch(manifest, out, given.workers, options),
@@ -137,6 +136,15 @@ def write_clips(root: Path, davis: Path, count: int, frames: int) -> dict[str, t
     return clips
 
 
+def write_manifest(root: Path, clips: Mapping[str, tuple[Path, Path]]) -> Path:
+    """Write the manifest of the clips of :func:`write_clips`, and return its path."""
+    path = root / "clips.csv"
+    rows = [("video", "mask", "name"), *((*files, name) for name, files in clips.items())]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
 def run_loop(clips: Mapping[str, tuple[Path, Path]], out: Path, options: Sequence[str]) -> float:
     """Run ``mpn run`` on each clip from a shell, and return the seconds."""
     lines = ["set -e"]
@@ -171,32 +179,40 @@ def run_killed(
         time.sleep(_POLL_S)
     before = len(list(out.glob("*/done.json")))
     _seconds_of(command)
-    lines = (out / "batch.jsonl").read_text(encoding="utf-8").splitlines()
-    events = [json.loads(line) for line in lines if line]
-    completed = Counter(
-        event["name"] for event in events if event["event"] == "video" and event["state"] == "done"
-    )
+    times_done = completed(out / "batch.jsonl")
     return {
         "workers_killed": kills,
         "done_before": before,
         "completed": len(list(out.glob("*/done.json"))),
-        "most_completions": max(completed.values()),
+        "most_completions": max(times_done.values()),
         "unfinished_files": len([*out.rglob("*partial*"), *out.rglob(".mpn*")]),
     }
 
 
-def children_of(pid: int) -> list[int]:
-    """Return the processes that a process has started, from /proc."""
-    found = []
+def parents() -> dict[int, int]:
+    """Return the parent of each process, from /proc."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 text = (entry / "stat").read_text()
             except OSError:  # it has ended
                 continue
-            if int(text.rpartition(")")[2].split()[1]) == pid:
-                found.append(int(entry.name))
+            found[int(entry.name)] = int(text.rpartition(")")[2].split()[1])
     return found
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    return [child for child, parent in parents().items() if parent == pid]
+
+
+def completed(log: Path) -> Counter[str]:
+    """Count how often each video was completed, by the lines of batch.jsonl."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line]
+    return Counter(
+        line["name"] for line in lines if line["event"] == "video" and line["state"] == "done"
+    )
 
 
 def _batch_command(manifest: Path, out: Path, workers: int, options: Sequence[str]) -> list[str]:
@@ -225,14 +241,19 @@ def differing_masks(loop: Path, batch: Path, frames: int) -> int:
     return differing + max(frames - len(names), 0)
 
 
+def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of :func:`write_clips`."""
+    parser.add_argument("--davis-root", type=Path, required=True, help="folder in DAVIS layout")
+    parser.add_argument("--clips", type=int, default=24, help="[%(default)s]")
+    parser.add_argument("--frames", type=int, default=20, help="of each clip [%(default)s]")
+
+
 def main() -> int:
     """Parse the arguments, run, write and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--davis-root", type=Path, required=True, help="folder in DAVIS layout")
-    parser.add_argument("--clips", type=int, default=24, help="[%(default)s]")
-    parser.add_argument("--frames", type=int, default=20, help="of each clip [%(default)s]")
+    add_clip_arguments(parser)
     parser.add_argument("--workers", type=int, default=2, help="[%(default)s]")
     parser.add_argument("--repeats", type=int, default=3, help="[%(default)s]")
     parser.add_argument("--kills", type=int, default=0, help="workers to kill [%(default)s]")

@@ -15,25 +15,27 @@ masks of all runs are the same.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report.schema import cpu_backend, measured, result_header
+from benchmarks.speed.batch import (
+    add_clip_arguments,
+    completed,
+    parents,
+    write_clips,
+    write_manifest,
+)
 from benchmarks.speed.same_masks import compared
-from mpn._common.files import visible_files
-from mpn.errors import EvaluationError, InputError
-from mpn.evaluation import load_davis
+from mpn.errors import EvaluationError
 from mpn.runtime.bench.result import check_result_path, load_average, summary_ms
 
 LOCAL, RAY = "local", "ray"
@@ -87,27 +89,12 @@ def two_nodes() -> Iterator[Nodes]:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return a process and all that it started, from /proc."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                text = (entry / "stat").read_text()
-            except OSError:  # it has ended
-                continue
-            parents[int(entry.name)] = int(text.rpartition(")")[2].split()[1])
+    """Return a process and all that it started."""
+    parent_of = parents()
     found = [pid]
     for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
+        found += [child for child, parent in parent_of.items() if parent == one]
     return found
-
-
-def completed(log: Path) -> Counter[str]:
-    """Count how often each video was completed, by the lines of batch.jsonl."""
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return Counter(
-        line["name"] for line in lines if line["event"] == "video" and line["state"] == "done"
-    )
 
 
 def benchmark(given: argparse.Namespace) -> dict[str, Any]:
@@ -117,7 +104,8 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {LOCAL: [], RAY: []}
     with tempfile.TemporaryDirectory(prefix="mpn-batch-") as folder:
         root = Path(folder)
-        manifest, names, frames = _written_clips(given, root)
+        clips = write_clips(root, given.davis_root, given.clips, given.frames)
+        manifest, names = write_manifest(root, clips), list(clips)
         outs: list[Path] = []
         with two_nodes() as nodes:
             for repeat in range(given.repeats):
@@ -144,7 +132,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             engine=None,
             frame_size_hw=(480, 854),
             objects=None,
-            frames=frames,
+            frames=given.frames * len(names),
             warmup=0,
             load_average_before=before,
             not_measured=["GPU", "several machines: all nodes are processes of one"],
@@ -159,34 +147,6 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         and set(times_done.values()) == {1}
         and not any(one["differing"] for one in counts),
     }
-
-
-def _written_clips(given: argparse.Namespace, root: Path) -> tuple[Path, list[str], int]:
-    """Write a manifest of clips; return its path, names, and number of frames."""
-    names: list[str] = []
-    frames = 0
-    rows = [("video", "mask", "name")]
-    for set_name in ("val", "train"):
-        for sequence in load_davis(given.davis_root, set_name, resolution="480p").sequences:
-            if len(names) == given.clips:
-                break
-            clip = (
-                root / "videos" / sequence.name
-            )  # outside of a DAVIS tree, whose results share a folder
-            clip.mkdir(parents=True)
-            images = given.davis_root / "JPEGImages" / "480p" / sequence.name
-            for path in visible_files(images, "*.jpg")[: given.frames]:
-                (clip / path.name).symlink_to(path.resolve())
-                frames += 1
-            names.append(sequence.name)
-            mask = sequence.annotation_paths[0].resolve()
-            rows.append((str(clip), str(mask), sequence.name))
-    if len(names) < given.clips:
-        raise InputError(f"{given.davis_root} has {len(names)} sequences, not {given.clips}")
-    manifest = root / "clips.csv"
-    with manifest.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    return manifest, names, frames
 
 
 def _started(
@@ -223,9 +183,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--davis-root", type=Path, required=True, help="folder in DAVIS layout")
-    parser.add_argument("--clips", type=int, default=24, help="[%(default)s]")
-    parser.add_argument("--frames", type=int, default=20, help="of each clip [%(default)s]")
+    add_clip_arguments(parser)
     parser.add_argument("--options", default="", help="of mpn batch, such as --fast")
     parser.add_argument("--repeats", type=int, default=2, help="[%(default)s]")
     parser.add_argument("-o", "--out", type=Path, default=Path("batch_ray.json"))

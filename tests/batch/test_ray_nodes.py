@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed.batch_ray import completed, two_nodes
+from benchmarks.speed.batch import completed
+from benchmarks.speed.batch_ray import two_nodes
 from benchmarks.speed.same_masks import compared
 from mpn.masks import save_labels
 from tests.builders.engine_dirs import make_engine_dir
