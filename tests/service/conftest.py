@@ -26,7 +26,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", scene(FRAMES))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not longer: they hold the number of OpenCV threads
 def engines(engine_dir: Path) -> Iterator[SharedEngines]:
     with open_engines(engine_dir) as opened:
         yield opened
