@@ -271,8 +271,10 @@ def test_two_pages_do_not_fight(browser: Browser, pond: ClipPaths, tmp_path: Pat
     expected = np.zeros(SIZE_HW, np.uint8)
     with StudioProcess(pond.video, out) as server:
         first = open_page(browser, server, out)
+        box = first.canvas_box
         second = open_page(browser, server, out, context=first.context)
         expect(first.page.locator("#notice-text")).to_contain_text("another page")
+        assert first.canvas_box == box  # a notice does not move the frame under the pointer
         first.set_size(9)
         second.set_size(9)
         first.draw([(50, 50), (90, 90)])
