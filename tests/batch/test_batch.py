@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from mpn.batch import batch
 from mpn.batch.batch import BatchState, run_batch
 from mpn.batch.log import BatchLog
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import UnitOutcome
 from mpn.batch.plan import Plan, PlannedUnit
+from mpn.batch.records import MEANWHILE
 from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress, lost_outcome
 
 Decide = Callable[[Attempt], UnitOutcome]
@@ -84,18 +86,32 @@ def test_unit_of_a_lost_worker_has_error_json(
     assert state.as_json()["warnings"] == 1
 
 
-def test_unit_of_another_batch_waits_to_the_end() -> None:
-    """It is then done by the other one, or fails; --retry does not count."""
+def test_unit_in_use_waits_and_then_runs_or_is_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The attempts of --retry count only the failures of this batch."""
+    polls: list[str] = []
+
+    def is_in_use(unit: Unit) -> bool:
+        polls.append(unit.name)
+        return polls.count(unit.name) < {"a": 1, "b": 3}[unit.name]
 
     def decide(attempt: Attempt) -> UnitOutcome:
-        if attempt.unit.name == "b" or runner.attempts.count(("a", 1)) == 1:
+        name, earlier = attempt.unit.name, runner.attempts.count((attempt.unit.name, 1))
+        if earlier == 1:
             return outcome_of(attempt, "failed", may_retry=True, is_in_use=True)
-        return outcome_of(attempt, "skipped")
+        if name == "a":
+            return outcome_of(attempt, "skipped", reason="done before")
+        return outcome_of(attempt, "failed", may_retry=True)
 
+    monkeypatch.setattr(batch, "is_in_use", is_in_use)
+    monkeypatch.setattr(batch, "_IN_USE_POLL_S", 0.0)
     runner = FakeRunner(decide)
-    state = run_batch(plan_of("a", "b"), runner, retry=5)
-    assert runner.attempts == [("a", 1), ("b", 1), ("a", 1), ("b", 1)]
-    assert ([one.name for one in state.skipped], list(state.failed)) == (["a"], ["b"])
+    state = run_batch(plan_of("a", "b"), runner, retry=1)
+    assert runner.attempts == [("a", 1), ("b", 1), ("a", 1), ("b", 1), ("b", 2)]
+    assert polls == ["a", "b", "b", "b"]
+    assert [(one.name, one.reason) for one in state.skipped] == [("a", MEANWHILE)]
+    assert (list(state.failed), state.in_use) == (["b"], {})
     assert state.finished == state.total == 2
 
 

@@ -20,8 +20,9 @@ from mpn.batch.local import LocalRunner, local_runner
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.plan import plan_units
+from mpn.batch.records import MEANWHILE
 from mpn.errors import EngineError
-from tests.batch.clips import unit_of, write_inputs
+from tests.batch.clips import InProcessRunner, unit_of, write_inputs
 
 FRAMES = 60
 HANG_S = 60.0
@@ -83,6 +84,39 @@ def test_killed_worker_costs_one_attempt(inputs: tuple[Path, Settings]) -> None:
     assert masks_of(units[0]) == masks_of(units[1])
     assert len(masks_of(units[0])) == FRAMES
     assert unfinished_in(folder) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stops and continues a process")
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_batch_waits_for_a_unit_of_another_batch(
+    inputs: tuple[Path, Settings], is_killed: bool
+) -> None:
+    """The other batch completes it, or both of its processes are killed in it."""
+    folder, settings = inputs
+    unit = unit_of(folder, f"shared-{is_killed}")
+    given = json.dumps([settings.as_json(), [unit.as_json()]])
+    outcomes: list[UnitOutcome] = []
+    with subprocess.Popen([sys.executable, "-c", CHILD, given], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        worker = int(other.stdout.readline())
+        os.kill(worker, signal.SIGSTOP)  # it keeps its lock
+
+        def on_change(state: BatchState, outcome: UnitOutcome | None) -> None:
+            outcomes.extend([] if outcome is None else [outcome])
+            if outcome is None or not outcome.is_in_use:
+                return
+            if is_killed:
+                other.kill()
+            os.kill(worker, signal.SIGKILL if is_killed else signal.SIGCONT)
+
+        runner = LocalRunner(settings, 1) if is_killed else InProcessRunner(settings)
+        state = run_batch(plan_units([unit], settings), runner, retry=0, on_change=on_change)
+    assert outcomes[0].is_in_use
+    assert (state.failed, state.in_use) == ({}, {})
+    assert [one.reason for one in state.skipped] == ([] if is_killed else [MEANWHILE])
+    assert list(state.done) == ([unit.name] if is_killed else [])
+    assert len(masks_of(unit)) == FRAMES
+    assert unfinished_in(unit.folder) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for a process by pidfd")

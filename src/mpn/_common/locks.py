@@ -144,8 +144,12 @@ class TemporaryFolder(Closeable):
             os.close(descriptor)
 
 
-def try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     """Lock an open file without waiting.
+
+    Args:
+        descriptor: The open file.
+        shared: Allow other shared locks of the file.
 
     Returns:
         False if another open file has the lock. True if the system or the file system has no locks.
@@ -155,12 +159,29 @@ def try_lock(descriptor: int) -> bool:
     except ImportError:  # Windows
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a network file system without locks
         return True
     return True
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process has a lock file; False if it cannot be read.
+
+    The file is locked for a moment, together with other calls of this function.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError:
+        return False
+    try:
+        return not try_lock(descriptor, shared=True)
+    finally:
+        os.close(descriptor)
 
 
 def _open_folder(path: Path) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,9 +12,13 @@ from mpn._common.storage import is_remote, public_address
 from mpn.batch.log import BatchLog
 from mpn.batch.outcome import UnitOutcome
 from mpn.batch.plan import AttemptQueue, Plan, PlannedUnit
-from mpn.batch.records import load_done, save_error
-from mpn.batch.runner import Attempt, Runner, UnitProgress
+from mpn.batch.records import MEANWHILE, load_done, save_error
+from mpn.batch.runner import Attempt, OnProgress, Runner, UnitProgress
+from mpn.batch.unit import is_in_use
 from mpn.errors import MpnError
+
+_IN_USE_POLL_S = 0.5
+"""Between two tests of the folders that other processes have in use."""
 
 
 @dataclass
@@ -27,6 +31,7 @@ class BatchState:
         done: Outcomes of units that this batch completed, by name.
         failed: Last outcomes of units without a further attempt, by name.
         running: Latest progress of the units that run, by name.
+        in_use: Attempts that wait for the end of another process, by name of the unit.
         wall_s: Seconds of the whole batch; None while it runs.
         stopped: Why it ended before all units had run; otherwise empty.
     """
@@ -36,6 +41,7 @@ class BatchState:
     done: dict[str, UnitOutcome] = field(default_factory=dict)
     failed: dict[str, UnitOutcome] = field(default_factory=dict)
     running: dict[str, UnitProgress] = field(default_factory=dict)
+    in_use: dict[str, Attempt] = field(default_factory=dict)
     wall_s: float | None = None
     stopped: str = ""
     _started_s: float = field(default_factory=time.perf_counter)
@@ -126,6 +132,9 @@ def run_batch(
 ) -> BatchState:
     """Run the units of a plan.
 
+    A unit whose folder another process has in use waits, at the end without a worker. It is skipped
+    if that process has completed it, and runs if not.
+
     Args:
         plan: The units.
         runner: Runs the attempts.
@@ -151,7 +160,6 @@ def run_batch(
         log_event("video", outcome.as_json())
     units = {one.unit.name: one.unit for one in plan.to_run}
     feed = AttemptQueue(units.values())
-    in_use: set[str] = set()
 
     def on_progress(progress: UnitProgress) -> None:
         state.running[progress.name] = progress
@@ -159,22 +167,19 @@ def run_batch(
 
     ended = "failed"
     try:
-        with closing(runner.run(feed, on_progress)) as outcomes:
+        with closing(_outcomes(runner, feed, on_progress, state, notify)) as outcomes:
             for outcome in outcomes:
                 state.running.pop(outcome.name, None)
                 if outcome.state == "skipped" and outcome.attempt > 1:
                     # Its worker was lost after it had written done.json.
                     outcome = replace(outcome, state="done", reason="an earlier attempt did it")
-                is_waiting = outcome.is_in_use and outcome.name not in in_use
-                is_again = is_waiting or (
-                    outcome.may_retry
-                    and outcome.attempt <= retry
-                    and not outcome.is_in_use
-                    and not outcome.is_disk_full
+                elif outcome.state == "skipped":  # the plan had it as missing or stale
+                    outcome = replace(outcome, reason=MEANWHILE)
+                is_again = outcome.is_in_use or (
+                    outcome.may_retry and outcome.attempt <= retry and not outcome.is_disk_full
                 )
-                if is_waiting:  # another batch has it, and may be done with it at the end
-                    in_use.add(outcome.name)
-                    feed.add(Attempt(units[outcome.name], outcome.attempt))
+                if outcome.is_in_use:
+                    state.in_use[outcome.name] = Attempt(units[outcome.name], outcome.attempt)
                 elif is_again:
                     feed.add(Attempt(units[outcome.name], outcome.attempt + 1))
                 elif outcome.state == "skipped":
@@ -207,3 +212,18 @@ def run_batch(
         state.running.clear()
         log_event("end", {"state": ended, **state.as_json()})
     return state
+
+
+def _outcomes(
+    runner: Runner, feed: AttemptQueue, on_progress: OnProgress, state: BatchState, notify: OnChange
+) -> Generator[UnitOutcome, None, None]:
+    """Yield the outcomes of a runner, and then those of units that were in use."""
+    yield from runner.run(feed, on_progress)
+    while state.in_use:
+        notify(state, None)
+        time.sleep(_IN_USE_POLL_S)
+        for name, attempt in tuple(state.in_use.items()):
+            if not is_in_use(attempt.unit):
+                feed.add(state.in_use.pop(name))
+        if len(feed):
+            yield from runner.run(feed, on_progress)

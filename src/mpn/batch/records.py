@@ -32,6 +32,7 @@ ERROR_NAME = "error.json"
 """File with the reason of the last failed attempt."""
 
 CHANGED = "done before, then changed by another run"
+MEANWHILE = "done by another batch meanwhile"
 
 _SCHEMA = 1
 _END_BYTES = 1 << 18

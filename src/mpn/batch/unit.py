@@ -14,7 +14,8 @@ from typing import Any
 
 from mpn._common.closeable import Closeable
 from mpn._common.files import save_json
-from mpn._common.locks import FolderLock
+from mpn._common.locks import LOCK_NAME as RUN_LOCK_NAME
+from mpn._common.locks import FolderLock, is_locked
 from mpn._common.records import read_json
 from mpn._common.storage import public_address
 from mpn._common.text import one_line
@@ -162,6 +163,11 @@ def _locked(unit: Unit, wait_s: float) -> FolderLock:
             if time.monotonic() > until_s:
                 raise
             time.sleep(_LOCK_POLL_S)
+
+
+def is_in_use(unit: Unit) -> bool:
+    """Return whether a process works on the folder of a unit without addresses."""
+    return any(is_locked(unit.folder / name) for name in (LOCK_NAME, RUN_LOCK_NAME))
 
 
 def failed_outcome(base: UnitOutcome, error: Exception, started_s: float) -> UnitOutcome:

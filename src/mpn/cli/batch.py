@@ -253,7 +253,7 @@ def _print_plan(plan: Plan) -> None:
 
 
 def _print_summary(state: BatchState) -> None:
-    from mpn.batch.records import CHANGED
+    from mpn.batch.records import CHANGED, MEANWHILE
 
     failed = list(state.failed.values())
     if failed:
@@ -263,9 +263,11 @@ def _print_summary(state: BatchState) -> None:
             echo(f"{outcome.name:{width}}  {outcome.attempt:8}  {outcome.reason}")
         if len(failed) > _MOST_SHOWN:
             echo(f"and {len(failed) - _MOST_SHOWN} more: see the log")
-    counts = [f"{len(state.done)} done", f"{len(state.skipped)} done before"]
+    meanwhile = sum(outcome.reason == MEANWHILE for outcome in state.skipped)
+    counts = [f"{len(state.done)} done", f"{len(state.skipped) - meanwhile} done before"]
     changed = sum(outcome.reason == CHANGED for outcome in state.skipped)
     counts += [f"{changed} of these then changed by another run"] if changed else []
+    counts += [f"{meanwhile} {MEANWHILE}"] if meanwhile else []
     counts += [f"{len(failed)} failed"] if failed else []
     warned = sum(bool(outcome.warnings) for outcome in state.done.values())
     counts += [f"{warned} with warnings, see the log"] if warned else []

@@ -44,24 +44,30 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _line_of(outcome: UnitOutcome, state: BatchState) -> str | None:
-    """Return the line of an outcome; None if it needs none."""
-    if outcome.state != "failed":
+def _line_of(outcome: UnitOutcome | None, state: BatchState) -> str | None:
+    """Return the line of an outcome or of a wait; None if it needs none."""
+    if outcome is None and state.in_use and not state.running:
+        names = ", ".join(sorted(state.in_use)[:_MOST_ROWS])
+        more = ", ..." if len(state.in_use) > _MOST_ROWS else ""
+        count = _counted(len(state.in_use), "video")
+        return f"waiting for {count} in use by other processes: {names}{more}"
+    if outcome is None or outcome.state != "failed":
         return None
     if outcome.name in state.failed:
         return f"failed: {outcome.name}: {outcome.reason}"
-    if outcome.is_in_use:  # it runs again at the end
+    if outcome.is_in_use:  # it waits at the end
         return None
     return f"attempt {outcome.attempt} failed, runs again: {outcome.name}: {outcome.reason}"
 
 
 def _plain_display(quiet: bool) -> OnChange:
-    shown_s = time.monotonic()
+    shown_s, shown = time.monotonic(), ""
 
     def on_change(state: BatchState, outcome: UnitOutcome | None) -> None:
-        nonlocal shown_s
-        line = None if outcome is None else _line_of(outcome, state)
-        if line is not None:
+        nonlocal shown_s, shown
+        line = _line_of(outcome, state)
+        if line is not None and line != shown and not (quiet and outcome is None):
+            shown = line
             echo(line, err=True)
         now_s = time.monotonic()
         if not quiet and now_s - shown_s >= _PLAIN_EVERY_S:
@@ -109,9 +115,13 @@ def _rich_display(plan: Plan, workers: int) -> Iterator[OnChange]:
         for _ in range(min(workers, _MOST_ROWS))
     ]
 
+    shown = ""
+
     def on_change(state: BatchState, outcome: UnitOutcome | None) -> None:
-        line = None if outcome is None else _line_of(outcome, state)
-        if line is not None:
+        nonlocal shown
+        line = _line_of(outcome, state)
+        if line is not None and line != shown:
+            shown = line
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         bars.update(total, completed=state.finished, total=state.total, note=_speed(state))
         running = list(state.running.values())
