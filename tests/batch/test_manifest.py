@@ -60,6 +60,8 @@ def test_manifest_jsonl_has_masks_options_and_places(tmp_path: Path) -> None:
     [
         ("a.csv", "", "the manifest .*a.csv has no video"),
         ("a.csv", "a.mp4,m.png\n", "a.csv:1: the first line must name the columns"),
+        ("a.csv", "video,name\na,b\n", "a.csv:1: .* 'video' and 'mask', got 'video,name'"),
+        ("a.csv", "video,mask,crf\na,m,1 1\nb\n", r"; 1 other line is wrong \(3\)"),
         ("a.csv", "video,mask,sise\n", "a.csv:1: unknown column 'sise'"),
         ("a.csv", "video,mask,threads\n", "a.csv:1: 'threads' is an option of the whole batch"),
         ("a.csv", "video,video\n", "a.csv:1: two columns have the name 'video'"),
@@ -107,8 +109,13 @@ def test_patterns_name_videos_by_the_part_that_varies(tmp_path: Path) -> None:
     assert names("clips") == {"a": "a.mp4", "images": "images"}
     assert names("clips/**/*.mp4") == {"a": "a.mp4", "sub/b c": "b c.mp4"}
     assert names("clips/a.mp4", "clips/images") == {"a": "a.mp4", "images": "images"}
-    with pytest.raises(InputError, match="no video matches"):
+    with pytest.raises(InputError, match=r"no video matches '.*\.mkv'$"):
         names("clips/*.mkv")
+    with pytest.raises(InputError, match=r"no video matches '.*': there is no folder '.*/absent'"):
+        names("absent/*.mp4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"the folder '.*empty' has no video"):
+        names("empty")
     with pytest.raises(InputError, match=re.escape("--mask 'masks/{name}.png'")):
         read_units([str(tmp_path / "clips")], mask="m.png")
 

@@ -108,6 +108,19 @@ def test_batch_options_of_rows_replace_those_of_all(run: Run) -> None:
     assert sizes == [48, 32]
 
 
+def test_batch_failure_of_a_row_names_file_and_line(run: Run, capsys: Any) -> None:
+    Path("empty").mkdir()
+    Path("list.csv").write_text("video,mask\nclips/a.mp4,7:m/a.png\nempty,m/a.png\n")
+    assert run("list.csv") == 3
+    out, err = capsys.readouterr()
+    lines = [line.removeprefix("failed: ") for line in err.splitlines() if "failed" in line]
+    first = "a: list.csv:2: a mask was given for frame 7, but the last frame is 2"
+    assert any(line.startswith(first) for line in lines)
+    assert any(line.startswith("empty: list.csv:3: the folder empty holds no") for line in lines)
+    assert len(lines) == 2
+    assert out.count("list.csv:") == 2
+
+
 def test_batch_on_a_full_disk_stops_and_continues(run: Run, capsys: Any, tiny_disk: Path) -> None:
     write_video(Path("clips/b.mp4"), scene(80))
     arguments = [str(tiny_disk / "out") if word == "out" else word for word in PATTERN]

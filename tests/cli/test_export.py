@@ -130,7 +130,7 @@ def test_bad_options_are_one_line_and_leave_nothing(
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("missing.pth", None, "there is no checkpoint at"),
+        ("missing.pth", None, "there is no checkpoint (.pth) and no engine directory at /"),
         ("text.pth", b"not a checkpoint", "text.pth"),
         ("video.mp4", b"\0\0\0 ftypisom", "video.mp4"),
     ],

@@ -159,8 +159,9 @@ def check_sources(sources: Sequence[str], mask: str | None) -> None:
         raise InputError("--mask is for videos without a manifest: the manifest has the masks")
     if not manifests and (mask is None or NAME_FIELD not in mask):
         raise InputError(
-            "videos without a manifest need --mask with {name} in it, which stands for the name "
-            "of each video: --mask 'masks/{name}.png'" + (f", got '{mask}'" if mask else "")
+            "videos without a manifest (.csv, .jsonl) need --mask with {name} in it, which stands "
+            "for the name of each video: --mask 'masks/{name}.png'"
+            + (f", got '{mask}'" if mask else "")
         )
 
 
@@ -198,7 +199,8 @@ def _units_of_manifest(
         line, first = errors[0]
         others = ", ".join(str(line) for line, _ in errors[1:_MOST_LINES])
         more = "" if len(errors) <= _MOST_LINES else ", ..."
-        also = f"; {len(errors) - 1} other lines are wrong ({others}{more})" if others else ""
+        count = "1 other line is" if len(errors) == 2 else f"{len(errors) - 1} other lines are"
+        also = f"; {count} wrong ({others}{more})" if others else ""
         raise InputError(f"{manifest}:{line}: {first}{also}") from first
     if not units:
         raise InputError(f"the manifest {manifest} has no video")
@@ -234,14 +236,14 @@ def _csv_rows(manifest: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def _check_header(origin: str, header: Sequence[str]) -> None:
-    if "video" not in header:
-        raise InputError(
-            f"{origin}: the first line must name the columns, among them 'video', got "
-            f"{_shown(','.join(header))}"
-        )
     twice = repeated(name for name in header if name)
     if twice:
         raise InputError(f"{origin}: two columns have the name {_shown(twice[0])}")
+    if "video" not in header or "mask" not in header:
+        raise InputError(
+            f"{origin}: the first line must name the columns, among them 'video' and 'mask', got "
+            f"{_shown(','.join(header))}"
+        )
     try:
         _check_columns(header)
     except InputError as error:
@@ -429,9 +431,13 @@ def _named_videos(sources: Sequence[str]) -> Iterator[tuple[str, str]]:
                     f"'{public_address(text)}' is a pattern of addresses, which is not expanded: "
                     "list the videos in a manifest"
                 )
-            if not found:
-                raise InputError(f"no video matches '{text}'")
             root = source if os.path.isdir(source) else _fixed_part(source)
+            if not found and os.path.isdir(source):
+                raise InputError(f"the folder '{text}' has no video and no folder of images")
+            if not found:
+                absent = root and not os.path.isdir(root)
+                reason = f": there is no folder '{root}'" if absent else ""
+                raise InputError(f"no video matches '{text}'{reason}")
             for path in found:
                 relative = Path(os.path.relpath(path, root or "."))
                 name = relative if os.path.isdir(path) else relative.with_suffix("")

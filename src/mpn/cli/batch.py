@@ -254,13 +254,14 @@ def _print_plan(plan: Plan) -> None:
 
 def _print_summary(state: BatchState) -> None:
     from mpn.batch.records import CHANGED, MEANWHILE
+    from mpn.cli.batch_view import counted, reason_of
 
     failed = list(state.failed.values())
     if failed:
         width = max(len(outcome.name) for outcome in failed[:_MOST_SHOWN])
         echo(f"{'failed':{width}}  attempts  reason")
         for outcome in failed[:_MOST_SHOWN]:
-            echo(f"{outcome.name:{width}}  {outcome.attempt:8}  {outcome.reason}")
+            echo(f"{outcome.name:{width}}  {outcome.attempt:8}  {reason_of(outcome, state)}")
         if len(failed) > _MOST_SHOWN:
             echo(f"and {len(failed) - _MOST_SHOWN} more: see the log")
     meanwhile = sum(outcome.reason == MEANWHILE for outcome in state.skipped)
@@ -274,7 +275,7 @@ def _print_summary(state: BatchState) -> None:
     left = state.total - state.finished
     counts += [f"{left} not run"] if left else []
     echo(
-        f"{state.total} videos: {', '.join(counts)}; {state.frames} frames in "
+        f"{counted(state.total, 'video')}: {', '.join(counts)}; {state.frames} frames in "
         f"{state.elapsed_s:.0f} s, {state.fps:.1f} FPS"
     )
 

@@ -29,7 +29,7 @@ def batch_display(plan: Plan, workers: int, *, quiet: bool) -> Iterator[OnChange
     """
     if not quiet:
         echo(
-            f"{_counted(len(plan.to_run), 'video')} to run with {_counted(workers, 'worker')}, "
+            f"{counted(len(plan.to_run), 'video')} to run with {counted(workers, 'worker')}, "
             f"{len(plan.skipped)} done before",
             err=True,
         )
@@ -40,7 +40,8 @@ def batch_display(plan: Plan, workers: int, *, quiet: bool) -> Iterator[OnChange
         yield _plain_display(quiet)
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -49,15 +50,22 @@ def _line_of(outcome: UnitOutcome | None, state: BatchState) -> str | None:
     if outcome is None and state.in_use and not state.running:
         names = ", ".join(sorted(state.in_use)[:_MOST_ROWS])
         more = ", ..." if len(state.in_use) > _MOST_ROWS else ""
-        count = _counted(len(state.in_use), "video")
+        count = counted(len(state.in_use), "video")
         return f"waiting for {count} in use by other processes: {names}{more}"
     if outcome is None or outcome.state != "failed":
         return None
+    line = f"{outcome.name}: {reason_of(outcome, state)}"
     if outcome.name in state.failed:
-        return f"failed: {outcome.name}: {outcome.reason}"
+        return f"failed: {line}"
     if outcome.is_in_use:  # it waits at the end
         return None
-    return f"attempt {outcome.attempt} failed, runs again: {outcome.name}: {outcome.reason}"
+    return f"attempt {outcome.attempt} failed, runs again: {line}"
+
+
+def reason_of(outcome: UnitOutcome, state: BatchState) -> str:
+    """Return why a unit failed, with file and line of its manifest."""
+    origin = state.to_run[outcome.name].unit.origin
+    return f"{origin}: {outcome.reason}" if origin else outcome.reason
 
 
 def _plain_display(quiet: bool) -> OnChange:

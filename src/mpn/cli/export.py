@@ -251,6 +251,7 @@ def export(
     """
     from mpn.cli.export import PlanArguments, build_alone
 
+    _check_given(checkpoints)
     plans = PlanArguments(build, plans_for, any_gpu=any_gpu, any_version=any_version)
     if plans.are_of_a_directory(checkpoints):
         build_alone(checkpoints[0], plans, quiet=quiet)
@@ -260,7 +261,7 @@ def export(
         _quantize(checkpoints, out, davis_root, davis_set, frames, roles, name, quiet=quiet)
         return
 
-    is_directory = len(checkpoints) == 1 and (checkpoints[0] / "manifest.json").is_file()
+    is_directory = len(checkpoints) == 1 and checkpoints[0].is_dir()
     if is_directory and (triton is not None or as_zip is not None):
         _write_copies(checkpoints[0], triton, as_zip)
         return
@@ -307,6 +308,17 @@ def export(
         echo(f"warning: {warning}", err=True)
     plans.show(built)
     _write_copies(bundle.directory, triton, as_zip)
+
+
+def _check_given(paths: Sequence[Path]) -> None:
+    """Check that each path exists, before torch is imported or an engine directory is required."""
+    from mpn.errors import InputError
+
+    for path in paths:
+        if not path.exists():
+            raise InputError(
+                f"there is no checkpoint (.pth) and no engine directory at {path}: check the path"
+            )
 
 
 def _quantize(
