@@ -311,7 +311,7 @@ def export(
 
 
 def _check_given(paths: Sequence[Path]) -> None:
-    """Check that each path exists, before torch is imported or an engine directory is required."""
+    """Check that each path exists, before torch is imported."""
     from mpn.errors import InputError
 
     for path in paths:
