@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from mpn._common import memory
-from mpn.batch import local, process
 from mpn.batch.batch import BatchState, run_batch
-from mpn.batch.local import LocalRunner, local_runner
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.plan import plan_units
 from mpn.batch.records import MEANWHILE
+from mpn.batch.runners import local, process
+from mpn.batch.runners.local import LocalRunner, local_runner
 from mpn.errors import EngineError
 from tests.batch.clips import InProcessRunner, unit_of, write_inputs
 
@@ -30,7 +30,7 @@ HANG_S = 60.0
 CHILD = """
 import json, sys
 from mpn.batch.batch import run_batch
-from mpn.batch.local import LocalRunner
+from mpn.batch.runners.local import LocalRunner
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings
 from mpn.batch.plan import plan_units

@@ -18,8 +18,8 @@ from mpn.batch.batch import run_batch
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.plan import AttemptQueue, Plan, PlannedUnit
-from mpn.batch.ray_cluster import RayCluster, Resources, _fitting, _reason
-from mpn.batch.ray_runner import RayRunner, ray_runner
+from mpn.batch.runners.ray_cluster import RayCluster, Resources, _fitting, _reason
+from mpn.batch.runners.ray_runner import RayRunner, ray_runner
 from mpn.errors import EngineError, InputError, ManifestError, MissingExtraError, MpnError
 from mpn.runtime.run_options import RunOptions
 

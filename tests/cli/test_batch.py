@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from mpn.batch import local
+from mpn.batch.runners import local
 from mpn.cli import main as cli
 from mpn.runtime.run_options import _KINDS, RunOptions
 from mpn.runtime.session.outputs import SaveKind

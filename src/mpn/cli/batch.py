@@ -173,13 +173,13 @@ def _runner_of(
     name: RunnerName, settings: Settings, videos: int, workers: int | None, address: str | None
 ) -> Iterator[Runner]:
     if name is RunnerName.RAY and videos:
-        from mpn.batch.ray_cluster import RayCluster
-        from mpn.batch.ray_runner import ray_runner
+        from mpn.batch.runners.ray_cluster import RayCluster
+        from mpn.batch.runners.ray_runner import ray_runner
 
         with RayCluster(address) as cluster:
             yield ray_runner(cluster, settings, videos, workers=workers)
         return
-    from mpn.batch.local import local_runner
+    from mpn.batch.runners.local import local_runner
 
     yield local_runner(settings, videos, workers=workers)
 

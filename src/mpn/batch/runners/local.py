@@ -15,8 +15,8 @@ from typing import Any
 from mpn._common.concurrency import usable_cores
 from mpn._common.memory import available_memory_mb
 from mpn.batch.outcome import Settings, UnitOutcome
-from mpn.batch.process import WorkerProcess, error_of_event
 from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress, lost_outcome
+from mpn.batch.runners.process import WorkerProcess, error_of_event
 from mpn.cuda.device import gpu_count
 from mpn.engines.open import HOST_BACKENDS
 from mpn.errors import EngineError

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from mpn import __version__
-from mpn.batch.process import WorkerProcess
+from mpn.batch.runners.process import WorkerProcess
 
 _PROGRESS_EVERY_S = 1.0
 
@@ -43,8 +43,8 @@ class BatchActor:
         """Run one attempt.
 
         Returns:
-            The last event of the worker process, see :mod:`mpn.batch.worker`; ``"lost"`` with a
-            reason if the process ended.
+            The last event of the worker process, see :mod:`mpn.batch.runners.worker`; ``"lost"``
+            with a reason if the process ended.
         """
         self._progress = {}
         process = self._process = self._process or self._started()

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 from mpn import __version__
 from mpn._common.storage import is_remote
-from mpn.batch.local import WORKER_MB
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings, UnitOutcome
-from mpn.batch.process import error_of_event
-from mpn.batch.ray_cluster import Resources
 from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress, lost_outcome
+from mpn.batch.runners.local import WORKER_MB
+from mpn.batch.runners.process import error_of_event
+from mpn.batch.runners.ray_cluster import Resources
 from mpn.engines.open import HOST_BACKENDS
 from mpn.errors import EngineError, InputError
 
@@ -31,7 +31,7 @@ _NO_ROOM_S = 300.0
 
 
 class Cluster(Protocol):
-    """Calls of :class:`mpn.batch.ray_cluster.RayCluster` that the runner makes."""
+    """Calls of ``ray_cluster.RayCluster`` that the runner makes."""
 
     def has_gpus(self) -> bool:
         """Return whether a node has a GPU."""

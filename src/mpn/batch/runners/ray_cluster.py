@@ -17,7 +17,7 @@ from typing import Any
 from mpn._common.closeable import Closeable
 from mpn._common.concurrency import usable_cores
 from mpn._common.text import one_line
-from mpn.batch.ray_actor import BatchActor
+from mpn.batch.runners.ray_actor import BatchActor
 from mpn.errors import InputError, import_or_explain
 
 _CONNECT_S = 5.0

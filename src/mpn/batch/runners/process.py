@@ -20,7 +20,7 @@ _TAIL_BYTES = 4096
 
 
 class WorkerProcess:
-    """A child process that runs :mod:`mpn.batch.worker`.
+    """A child process that runs :mod:`mpn.batch.runners.worker`.
 
     Args:
         environment: Its environment variables.
@@ -33,7 +33,7 @@ class WorkerProcess:
         self._errors: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end
         self._process = subprocess.Popen(
             # -P: modules of the current folder, which may be that of a video, are not imported.
-            [sys.executable, "-P", "-m", "mpn.batch.worker"],
+            [sys.executable, "-P", "-m", "mpn.batch.runners.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -51,7 +51,7 @@ class WorkerProcess:
             self._stdin.flush()
 
     def close_input(self) -> None:
-        """Stop the worker: see :mod:`mpn.batch.worker`."""
+        """Stop the worker: see :mod:`mpn.batch.runners.worker`."""
         with suppress(OSError):
             self._stdin.close()
 

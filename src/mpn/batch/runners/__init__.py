@@ -1,0 +1,1 @@
+"""Run attempts in processes of this machine, or in actors of a Ray cluster."""
