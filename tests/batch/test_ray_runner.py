@@ -38,6 +38,7 @@ class FakeCluster:
         self.version = __version__
         self.sent: list[dict[str, Any]] = []
         self.actors: list[str] = []
+        self.names: list[str] = []
         self.killed: list[str] = []
         self.stopped: list[str] = []
         self.fails_to_start = False
@@ -50,6 +51,7 @@ class FakeCluster:
 
     def start(self, settings: dict[str, Any], name: str, need: Resources) -> str:
         self.sent.append(settings)
+        self.names.append(name)
         self.actors.append(f"actor-{len(self.actors) + 1}")
         return self.actors[-1]
 
@@ -143,6 +145,7 @@ def test_ray_runner_replaces_a_lost_actor_and_runs_again() -> None:
     assert not state.failed
     assert seen == [("v0", 1), ("v1", 1), ("v2", 1), ("v1", 2)]
     assert cluster.actors == ["actor-1", "actor-2"]
+    assert cluster.names == ["worker-1", "worker-1"]  # the actor adds its node
 
 
 def test_ray_runner_without_retry_has_the_reason() -> None:

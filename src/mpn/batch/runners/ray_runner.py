@@ -115,7 +115,7 @@ class RayRunner:
     def _start_missing(self) -> None:
         for slot in self._slots:
             if slot.actor is None:
-                slot.actor = self._cluster.start(self._settings, slot.name, self._need)
+                slot.actor = self._cluster.start(self._settings, slot.place, self._need)
                 slot.call = self._cluster.call(slot.actor, "describe")
 
     def _outcomes(self, on_progress: OnProgress) -> Iterator[UnitOutcome]:
@@ -234,7 +234,8 @@ class _Slot:
     """Place of one actor, which may be replaced."""
 
     def __init__(self, index: int) -> None:
-        self.name = f"worker-{index + 1}"
+        self.place = f"worker-{index + 1}"
+        self.name = self.place  # with its node when the actor runs
         self.actor: Any = None
         self.attempt: Attempt | None = None
         self.started_s = 0.0
