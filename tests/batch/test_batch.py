@@ -87,7 +87,7 @@ def test_unit_of_a_lost_worker_has_error_json(
 
 
 def test_unit_in_use_waits_and_then_runs_or_is_skipped(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The attempts of --retry count only the failures of this batch."""
     polls: list[str] = []
@@ -107,8 +107,12 @@ def test_unit_in_use_waits_and_then_runs_or_is_skipped(
     monkeypatch.setattr(batch, "is_in_use", is_in_use)
     monkeypatch.setattr(batch, "_IN_USE_POLL_S", 0.0)
     runner = FakeRunner(decide)
-    state = run_batch(plan_of("a", "b"), runner, retry=1)
+    with BatchLog(tmp_path / "log") as log:
+        state = run_batch(plan_of("a", "b"), runner, retry=1, log=log)
     assert runner.attempts == [("a", 1), ("b", 1), ("a", 1), ("b", 1), ("b", 2)]
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    states = [event["state"] for event in events if event["event"] == "video"]
+    assert states == ["in_use", "in_use", "skipped", "failed", "failed"]
     assert polls == ["a", "b", "b", "b"]
     assert [(one.name, one.reason) for one in state.skipped] == [("a", MEANWHILE)]
     assert (list(state.failed), state.in_use) == (["b"], {})

@@ -197,6 +197,7 @@ def run_batch(
                     "video": public_address(unit.video),
                     "out": public_address(unit.out),
                     "is_retried": is_again,
+                    "state": "in_use" if outcome.is_in_use else outcome.state,
                 }
                 log_event("video", {**outcome.as_json(), **places})
                 notify(state, outcome)
