@@ -22,7 +22,7 @@ OPTIONS = {
     "crf.feedback": True,
 }
 STAGES = (
-    "host.backend.resize_rgb",
+    "host.ingest.resize_rgb",
     "host.flow.DisFlow.estimate",
     "host.stages.Stages.warp",
     "host.osvos.OsvosRunner.maps",

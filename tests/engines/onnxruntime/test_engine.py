@@ -274,10 +274,10 @@ def test_failure_inside_onnxruntime_is_an_engine_error(
         engine.run({"rgb_prob": crops(1)})
 
 
-def test_threads_do_not_spin_on_when_a_run_has_ended(graph: Path) -> None:
+def test_threads_of_a_session_do_not_wait_actively(graph: Path) -> None:
     with OrtEngine(graph, SPEC, threads=2) as engine:
         options = engine._session.get_session_options()
-    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 @pytest.mark.parametrize("threads", [0, -1])

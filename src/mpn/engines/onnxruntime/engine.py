@@ -233,9 +233,9 @@ def open_session(
         providers = [(CUDA_PROVIDER, {"use_tf32": "0", **(cuda_options or {})}), CPU_PROVIDER]
     options = _session_options(ort)
     options.intra_op_num_threads = 0 if threads is None else threads
-    # By default its threads spin after a run (27 ms in onnxruntime 1.32, a whole frame of the lite
-    # engines) and occupy cores that the rest of the frame needs. Within a run they may spin.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Threads that wait actively, within a run or (by default) for 27 ms after it, occupy cores that
+    # the rest of the frame needs: the features of the next frame, decoder and encoder.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     graph: str | bytes = os.fspath(path)
     try:
         if backend == "cpu" and _has_cast(path):

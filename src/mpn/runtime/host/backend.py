@@ -13,10 +13,11 @@ from mpn.engines.open import EngineSet
 from mpn.runtime.backend import FrameMemory, OsvosMaps, QueuedBackend, Readback
 from mpn.runtime.candidates import Candidates
 from mpn.runtime.host.crf import refine
-from mpn.runtime.host.flow import FlowEstimator, PreparedFrame
+from mpn.runtime.host.flow import FlowEstimator
+from mpn.runtime.host.ingest import HostFrame, HostIngest
 from mpn.runtime.host.merge import labels_from_merged, merge
 from mpn.runtime.host.osvos import OsvosRunner, blend_osvos
-from mpn.runtime.host.preprocess import resize_prob, resize_rgb
+from mpn.runtime.host.preprocess import resize_prob
 from mpn.runtime.host.roi import scaled_boxes, tight_boxes
 from mpn.runtime.host.stages import Stages
 from mpn.runtime.host.target import (
@@ -36,23 +37,6 @@ from mpn.runtime.tracks import measure_objects
 from mpn.types import Float32Array, Roi, UInt8Array, check_rgb
 
 Boxes = tuple[Roi | None, ...]
-
-
-@dataclass(frozen=True)
-class HostFrame:
-    """One frame on the host.
-
-    Attributes:
-        frame: (h, w, 3) uint8 RGB at working size.
-        flow_frame: The frame, prepared for flow.
-        flow_to_prev_px: (2, h, w) float32, from this frame to the one before.
-        flow_from_prev_px: The same back, on the grid of the one before; None without flow check.
-    """
-
-    frame: UInt8Array
-    flow_frame: PreparedFrame
-    flow_to_prev_px: Float32Array
-    flow_from_prev_px: Float32Array | None
 
 
 @dataclass
@@ -89,9 +73,6 @@ class _Work:
 class HostBackend(Closeable):
     """Implement :class:`mpn.runtime.backend.FrameBackend` on the host.
 
-    There is no prefetch: with the flow of the next frame in a thread, the wall FPS of a whole run
-    rose by 0.5 to 3.1 % on two cores (K = 1 and 3, fast and default).
-
     Args:
         engines: Open engines.
         options: The pipeline's, in force.
@@ -103,7 +84,7 @@ class HostBackend(Closeable):
     """
 
     queue: QueuedBackend[HostFrame] | None = None
-    supports_prefetch = False
+    supports_prefetch = True
 
     def __init__(
         self,
@@ -119,14 +100,13 @@ class HostBackend(Closeable):
         self._models, self._target = models, target
         self._takes_score = takes_score(engines.propagation.spec)
         self._roi_size = engines.manifest.roi_size
-        self._flow = flow
+        self._ingest = HostIngest(flow, target, timer, checks_flow=bool(options.flow_check_px))
         self._stages = Stages(engines, options, objects)
         self._osvos = OsvosRunner(engines, options, objects)
         self._state: VideoState | None = None
         self._memory: FrameMemory | None = None
         self._bounds: Boxes = ()
         self._work: _Work | None = None
-        self._copies: list[UInt8Array] = []
         self._learner = ThreadPoolExecutor(1, thread_name_prefix="mpn-target")
         self._learning: Future[Targets] | None = None
 
@@ -145,10 +125,12 @@ class HostBackend(Closeable):
         self._state, self._memory, self._bounds = state, memory, state.bounds
 
     def wait(self) -> None:
-        """Return at once: no work of the host is queued."""
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._ingest.wait()
 
     def snapshot(self) -> FrameMemory:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
+        self._ingest.wait()
         self._finish_learning()
         return self._current
 
@@ -156,23 +138,20 @@ class HostBackend(Closeable):
         self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = (), runs_features: bool = False
     ) -> HostFrame:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
-        before, timed = self._current.flow_frame, self._timer.stage
-        with timed("input"):
-            small = self._own(resize_rgb(rgb, before.size_hw), rgb)
-        with timed("flow"):
-            flow_frame = self._flow.prepare(small)
-            flow_to_prev_px = self._flow.estimate(flow_frame, before)
-            flow_from_prev_px = None
-            if self._options.flow_check_px:
-                flow_from_prev_px = self._flow.estimate(before, flow_frame)
-        frame = HostFrame(small, flow_frame, flow_to_prev_px, flow_from_prev_px)
+        before = self._current
+        frame = self._ingest.take(rgb, before.frame, before.flow_frame)
         self._work = _Work(frame)
         return frame
 
     def prefetch(
         self, rgb: UInt8Array, *, osvos_for: Sequence[bool] = (), runs_features: bool = False
     ) -> None:
-        """Do nothing, see the class."""
+        """See :class:`mpn.runtime.backend.FrameBackend`."""
+        if rgb.dtype != np.uint8 or rgb.shape != (*self._loaded.input_hw, 3):
+            return  # its own step raises
+        self._ingest.prefetch(
+            rgb, self._current_work.frame, self._current.frame, runs_features=runs_features
+        )
 
     def warp(self, frame: HostFrame) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
@@ -200,8 +179,7 @@ class HostBackend(Closeable):
         if target is None or before.targets is None or before.scores is None:
             return
         if runs_features:
-            with self._timer.stage("features"):
-                work.features = target.features(frame.frame)
+            work.features = self._ingest.features(frame)
             self._finish_learning()
             targets, object_ids = self._current.targets, self._loaded.object_ids
             assert targets is not None
@@ -351,25 +329,8 @@ class HostBackend(Closeable):
     def close(self) -> None:
         """See :class:`mpn.runtime.backend.FrameBackend`."""
         self._learner.shutdown()
+        self._ingest.close()
         self._state = self._memory = self._work = self._learning = None
-        self._copies = []
-
-    def _own(self, small: UInt8Array, given: UInt8Array) -> UInt8Array:
-        """Copy a frame that is the caller's array, which the caller may change.
-
-        The two copies are those of the current and of the next frame. A new array per frame made
-        the flow of 480p up to 2 ms slower, because the allocator returns the memory to the system.
-        """
-        if small is not given:
-            return small
-        current = self._current.frame
-        self._copies = [copy for copy in self._copies if copy.shape == given.shape]
-        free = next((copy for copy in self._copies if copy is not current), None)
-        if free is None:
-            free = np.empty(given.shape, np.uint8)
-            self._copies.append(free)
-        np.copyto(free, given)
-        return free
 
     def _score_crops(self, frame: HostFrame, found: Candidates) -> Float32Array | None:
         """Return the score channel of the crops, for a network that takes it."""

@@ -75,16 +75,15 @@ def draw_overlay(
     # One pixel larger if the frame allows it: the outline needs the neighbouring labels.
     window = (slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1))
     inside = np.ascontiguousarray(labels[window])
-    colours = OVERLAY_PALETTE[inside]
-    tinted = cv2.addWeighted(drawn[window], 1 - opacity, colours, opacity, 0)
+    colours = cv2.applyColorMap(inside, OVERLAY_PALETTE[:, None])
     target = np.ascontiguousarray(drawn[window])
-    cv2.copyTo(tinted, (inside > 0).view(np.uint8), target)
-    # A pixel is on the outline if its 3x3 neighbourhood has another label. Grey erosion and
-    # dilation by a flat square are the smallest and the largest label of it.
+    tinted = cv2.addWeighted(target, 1 - opacity, colours, opacity, 0)
+    cv2.copyTo(tinted, inside, target)
+    # A pixel is on the outline if its 3x3 neighbourhood has another label: the largest and the
+    # smallest label of it differ.
     square = np.ones((3, 3), np.uint8)
-    padded = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    edge = cv2.erode(padded, square) != cv2.dilate(padded, square)
-    cv2.copyTo(colours, (edge[1:-1, 1:-1] & (inside > 0)).view(np.uint8), target)
+    edge = cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, square, borderType=cv2.BORDER_REPLICATE)
+    cv2.copyTo(colours, cv2.min(edge, inside), target)
     drawn[window] = target
     return drawn
 
