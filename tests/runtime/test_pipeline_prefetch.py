@@ -146,7 +146,7 @@ def test_results_with_prefetch_are_the_same(options: dict[str, Any]) -> None:
 
 
 def test_next_frame_is_computed_during_the_current_one() -> None:
-    """The propagation network of frame 1 waits until flow and features of frame 2 are done."""
+    """The network of frame 1 waits until flow and features of frame 2 are done."""
     has_features = threading.Event()
 
     def features(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mpn.errors import OutputError
 
 H264_ENCODERS: dict[str, dict[str, str]] = {
-    "libx264": {"preset": "superfast", "crf": "20"},
+    "libx264": {"preset": "ultrafast", "crf": "20"},
     "libopenh264": {"b": "6000000"},
     "h264_videotoolbox": {"q": "60"},
     "h264_mf": {"quality": "70"},

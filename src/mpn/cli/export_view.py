@@ -127,7 +127,9 @@ def print_bundle(bundle: ExportedBundle, options: ExportOptions) -> None:
 
 def command_text() -> str:
     """Return this process's command line, with file names instead of paths."""
-    return shlex.join(_without_folders(word) for word in sys.argv)
+    program, *words = sys.argv
+    name = "mpn" if Path(program).name == "__main__.py" else program
+    return shlex.join(_without_folders(word) for word in (name, *words))
 
 
 def _without_folders(word: str) -> str:

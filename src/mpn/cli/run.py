@@ -114,7 +114,8 @@ def run(
     engine_dir: str = typer.Option(
         None,
         metavar="DIR",
-        help="Use these engines of mpn-export: a folder, zip file or address.",
+        help="Use these engines of mpn-export: a folder, zip file or address; or lite-int8, the "
+        "installed weights in int8.",
         show_default="the installed weights",
     ),
     out: Path = typer.Option(

@@ -16,7 +16,11 @@ from mpn._common.memory import return_freed_memory
 from mpn.cuda.device import CudaDevice, gpu_unavailable_reason
 from mpn.engines.base import Engine
 from mpn.engines.directory.files import check_engine_dir, check_present, resolve_inside
-from mpn.engines.directory.locate import default_engine_dir, local_engine_dir
+from mpn.engines.directory.locate import (
+    default_engine_dir,
+    local_engine_dir,
+    shipped_engine_dir,
+)
 from mpn.engines.directory.manifest import (
     ENGINE_SOURCE,
     Manifest,
@@ -250,6 +254,7 @@ __all__ = [
     "default_engine_dir",
     "local_engine_dir",
     "open_engines",
+    "shipped_engine_dir",
 ]
 
 

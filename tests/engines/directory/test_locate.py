@@ -52,6 +52,22 @@ def test_default_dir_without_weights_is_one_line(
     assert default_engine_dir() == package / "engines"
 
 
+def test_shipped_engines_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = REPOSITORY / "weights" / "lite" / "src" / "mpn_weights_lite"
+    monkeypatch.chdir(tmp_path)
+    assert local_engine_dir("lite") == default_engine_dir()
+    assert local_engine_dir("lite-int8") == package / "engines_int8"
+    assert pinned("lite-int8").startswith("lite-int8#sha256=")
+    # A folder of that name comes first.
+    make_engine_dir(tmp_path / "lite-int8")
+    assert local_engine_dir("lite-int8") == Path("lite-int8")
+    # Weights of an earlier version lack the directory.
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setattr(locate, "_weights_packages", lambda: iter([tmp_path]))
+    with pytest.raises(ManifestError, match="has no engines lite-int8: pip install -U"):
+        local_engine_dir("lite-int8")
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     return make_engine_dir(tmp_path / "engines", external_data=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mpn.engines.directory.entries import FinetuneEntry
+from mpn.engines.directory.entries import FinetuneEntry, QuantizedEntry
 from mpn.engines.directory.files import FileDigest
 from mpn.engines.directory.manifest import Manifest
 from mpn.engines.spec import Role
@@ -99,6 +99,10 @@ def test_plan_gives_the_reason_if_not_possible() -> None:
     )
     assert only_osvos == FinetunePlan(None, "no network that can be fine-tuned is in use")
     assert planned(BOTH, finetune=None) == FinetunePlan(None, "not requested")
+    quantized = QuantizedEntry(1, 1, (), "", 0.0, 1.0)
+    entry = replace(NONE.roles["propagation"], precision="int8", quantized=quantized)
+    int8 = replace(NONE, roles={**NONE.roles, "propagation": entry})
+    assert "an int8 network cannot be fine-tuned" in planned(int8).why_not
 
 
 def test_plan_omits_finetuning_with_the_target_model_alone() -> None:

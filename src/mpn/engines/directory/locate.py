@@ -43,7 +43,10 @@ from mpn.engines.directory.parity import PARITY_NAME
 from mpn.errors import ManifestError, MpnError
 
 WEIGHTS_PACKAGE = "mpn_weights_lite"
-"""Package of the weights; it holds the engine directory ``engines/`` and no code."""
+"""Package of the weights; it holds engine directories and no code."""
+
+SHIPPED_ENGINES = {"lite": "engines", "lite-int8": "engines_int8"}
+"""Folders of the package by the names that ``--engine-dir`` takes; the first one is the default."""
 
 _CHECKOUT = Path(__file__).resolve().parents[4]
 _PIN = "#sha256="
@@ -53,18 +56,35 @@ _MOST_BYTES = 32 << 30
 
 
 def default_engine_dir() -> Path:
-    """Return the engine directory of the package mpn-weights-lite.
+    """Return the engine directory that is used without ``--engine-dir``.
+
+    Raises:
+        ManifestError: See :func:`shipped_engine_dir`.
+    """
+    return shipped_engine_dir(next(iter(SHIPPED_ENGINES)))
+
+
+def shipped_engine_dir(name: str) -> Path:
+    """Return an engine directory of the package mpn-weights-lite.
 
     A checkout of the repository takes the weights of the checkout, installed or not.
 
+    Args:
+        name: One of :data:`SHIPPED_ENGINES`.
+
     Raises:
-        ManifestError: If it is not installed.
+        ManifestError: If the package, or this directory of it, is not installed.
     """
-    for package in _weights_packages():
-        if (package / "engines" / MANIFEST_NAME).is_file():
-            return package / "engines"
+    packages = list(_weights_packages())
+    for package in packages:
+        if (package / SHIPPED_ENGINES[name] / MANIFEST_NAME).is_file():
+            return package / SHIPPED_ENGINES[name]
+    if any(package.is_dir() for package in packages):
+        raise ManifestError(
+            f"the installed mpn-weights-lite has no engines {name}: pip install -U mpn-weights-lite"
+        )
     raise ManifestError(
-        "no engines are installed: pip install mpn-weights-lite (6 MB, CC BY-NC 4.0: not for "
+        "no engines are installed: pip install mpn-weights-lite (10 MB, CC BY-NC 4.0: not for "
         "commercial use), or give an engine directory of mpn-export with --engine-dir"
     )
 
@@ -92,8 +112,8 @@ def local_engine_dir(
     A zip file is unpacked, and an address copied, unless the cache has it already.
 
     Args:
-        source: A folder, a zip file or an address, see the module; None for
-            :func:`default_engine_dir`.
+        source: A folder, a zip file or an address, see the module, or one of
+            :data:`SHIPPED_ENGINES` if no file has that name; None for :func:`default_engine_dir`.
         cache: Folder for copies; None for ``engines/`` in the user's cache.
 
     Returns:
@@ -116,7 +136,7 @@ def local_engine_dir(
                 f"{_PIN}DIGEST, which mpn inspect prints for a local copy"
             )
         return _Cache(cache).of_address(text, pin)
-    path = Path(text)
+    path = _path_of(text)
     if is_zip(path):
         return _Cache(cache).of_zip(path, pin)
     path = check_engine_dir(path)
@@ -137,8 +157,14 @@ def pinned(source: str | os.PathLike[str]) -> str:
     text, pin = split_pin(os.fspath(source))
     if is_remote(text):
         return f"{public_address(text)}{_PIN}{pin}"
-    path = Path(text)
+    path = _path_of(text)
     return f"{text}{_PIN}{_digest_of(path if is_zip(path) else path / MANIFEST_NAME, text)}"
+
+
+def _path_of(text: str) -> Path:
+    if text in SHIPPED_ENGINES and not os.path.lexists(text):
+        return shipped_engine_dir(text)
+    return Path(text)
 
 
 def split_pin(text: str) -> tuple[str, str | None]:

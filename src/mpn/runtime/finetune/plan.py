@@ -162,6 +162,8 @@ def why_not_finetuned(manifest: Manifest, options: ResolvedOptions) -> str:
     """Return the reason why fine-tuning is not possible, one line; empty if it is."""
     if finetunable_roles(manifest, options):
         return ""
+    if manifest.roles["propagation"].quantized is not None:
+        return "an int8 network cannot be fine-tuned: use the engines that it was made of"
     if any(entry.adapt is not None for entry in manifest.roles.values()):
         return "no network that can be fine-tuned is in use"
     return (

@@ -1,4 +1,4 @@
-"""Take frames on the host: copy, resize, flow, and the features of the target model.
+"""Take frames on the host: copy, resize, flow, features of the target model.
 
 All of this needs images only, never masks. It can thus run for the next frame, in a thread, while
 the current frame is segmented.
