@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.schema import Result
-from benchmarks.report.tables import conditions_text, count, run_modes, scores_text, stage_sets
+from benchmarks.report.tables import (
+    conditions_text,
+    count,
+    release_text,
+    run_modes,
+    scores_text,
+    stage_sets,
+)
 from mpn.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -55,7 +62,8 @@ class Series:
         caption: How it was measured; the last lines.
         rows: Panels of lines, or rows of bars or dots: label, and value (or points) by series.
         x_label: Label of the x axis with its unit.
-        y_label: Label of the y axis with its unit; lines only.
+        y_label: Label of the y axis with its unit; lines only. Empty if the label of
+            each panel is that of its y axis.
         is_from_zero: Whether the y axis starts at 0; lines only.
         remarks: One bold text per row at the right; bars only.
     """
@@ -170,15 +178,26 @@ def _draw_lines(figure: Figure, series: Series) -> None:
         limits = (base, max(ys) + 0.16 * (max(ys) - base))
         axes.set_ylim(limits)
         axes.margins(x=0.09)
-        axes.set_title(label, fontsize=10)
+        if series.y_label:
+            axes.set_title(label, fontsize=10)
         axes.set_xlabel(series.x_label)
-        axes.set_ylabel(series.y_label)
+        axes.set_ylabel(series.y_label or label)
         for name, points in values.items():
             axes.plot(*zip(*points, strict=True), "o-", color=colours[name], label=name, ms=4.5)
         if all(isinstance(x, int) for points in values.values() for x, _ in points):
             axes.set_xticks(sorted({x for points in values.values() for x, _ in points}))
         _write_values(axes, values, colours, limits)
     _title_and_legend(figure, grid.flat[0], series)
+
+
+def _draw_lines_log_x(figure: Figure, series: Series) -> None:
+    """Draw line panels with a logarithmic x axis."""
+    _draw_lines(figure, series)
+    for axes, (_, values) in zip(figure.axes, series.rows, strict=False):
+        ticks = sorted({x for points in values.values() for x, _ in points})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" if tick >= 100 else f"{tick:.2g}" for tick in ticks])
+        axes.minorticks_off()
 
 
 def _write_values(
@@ -295,6 +314,7 @@ def _short(value: float) -> str:
 
 _DRAWERS: dict[str, Callable[[Figure, Series], None]] = {
     "lines": _draw_lines,
+    "lines, log x": _draw_lines_log_x,
     "stacked bars": _draw_stacked_bars,
     "grouped bars": _draw_grouped_bars,
     "dots": _draw_dots,
@@ -433,6 +453,96 @@ def _finetuning(name: str, result: Result) -> list[Plot]:
     return [Plot(name, "J and F against the seconds of fine-tuning", series)]
 
 
+def _releases(name: str, result: Result) -> list[Plot]:
+    runs = result["runs"]
+    if len(runs) < 2:
+        return []
+    labels = {side: f"{side} ({release_text(f)})" for side, f in result["releases"].items()}
+    panels = [
+        (
+            "wall FPS",
+            {
+                label: [(run["objects"], 1e3 / run["wall"][side]["median_ms"]) for run in runs]
+                for side, label in labels.items()
+            },
+        )
+    ]
+    if all("memory" in run for run in runs):
+        panels.append(
+            (
+                "peak memory, MiB",
+                {
+                    label: [(run["objects"], run["memory"][side]["median_mib"]) for run in runs]
+                    for side, label in labels.items()
+                },
+            )
+        )
+    series = Series(
+        "lines",
+        "Releases against the number of objects",
+        f"mpn run, interleaved, medians of {count(result['repeats'], 'run')} each. Wall: decoding "
+        f"to written files. {conditions_text(result)}.",
+        panels,
+        x_label="objects K",
+    )
+    return [Plot(name, "Wall FPS and peak memory of releases", series)]
+
+
+_SWEEPS = {
+    "k": ("the number of objects", "objects K"),
+    "size": ("the frame size", "megapixels of a frame"),
+    "length": ("the length of the video", "frames"),
+}
+"""Name and x axis of each sweep."""
+
+
+def _scaling(name: str, result: Result) -> list[Plot]:
+    plots = []
+    for sweep, sides in result["sweeps"].items():
+        against, x_label = _SWEEPS[sweep]
+        points = {side: figures["points"] for side, figures in sides.items()}
+        if len(next(iter(points.values()))) < 2:
+            continue
+        figures_of = {
+            "wall FPS": lambda point: point["fps"],
+            "ms per frame": lambda point: point["per_frame"]["median_ms"],
+            "peak memory, MiB": lambda point: point["peak_memory_mib"],
+        }
+        panels: list[tuple[str, dict[str, Any]]] = [
+            (label, {side: [(p["x"], figure(p)) for p in found] for side, found in points.items()})
+            for label, figure in figures_of.items()
+            if all(figure(point) is not None for found in points.values() for point in found)
+        ]
+        series = Series(
+            "lines" if sweep == "k" else "lines, log x",
+            f"Wall FPS, time and memory against {against}",
+            f"Default mpn run of the built-in clip, from a video file to written files. "
+            f"{_sweep_conditions(sweep, result, next(iter(points.values())))}. Each panel has its "
+            "own scale.",
+            panels,
+            x_label=x_label,
+        )
+        plots.append(Plot(f"{name}-{sweep}", f"Wall FPS and memory against {against}", series))
+    return plots
+
+
+def _sweep_conditions(sweep: str, result: Result, points: Sequence[Mapping[str, Any]]) -> str:
+    """Return the conditions of one sweep, which has its own size and length."""
+    machine, point = result["machine"], points[0]
+    height, width = point["frame_size_hw"]
+    parts = [f"{machine['processor']}, {count(machine['cores'], 'core')}"]
+    parts.append(count(result["backend"]["threads"], "thread"))
+    if sweep != "size":
+        parts.append(f"{width}x{height}")
+    if sweep != "k":
+        parts.append(count(point["objects"], "object"))
+    if sweep == "length":
+        parts.append(f"N = {', '.join(str(p['frames']) for p in points)} frames, 1 run")
+    else:
+        parts.append(f"N = {count(point['frames'], 'frame')}, {count(result['repeats'], 'run')}")
+    return ", ".join(parts)
+
+
 def _seconds(run: Mapping[str, Any]) -> float:
     return round(run["finetune"]["median_ms"] / 1e3, 1) if run["finetune"] else 0.0
 
@@ -466,4 +576,6 @@ _PLOTS_OF: dict[str, Callable[[str, Result], list[Plot]]] = {
     "davis": _davis,
     "compare_torch": _compare_torch,
     "finetuning": _finetuning,
+    "releases": _releases,
+    "scaling": _scaling,
 }

@@ -148,6 +148,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "releases": dict,
         "runs": [{"objects": int, "first_mask": dict, "wall": dict, "process": dict}],
     },
+    "scaling": {"repeats": int, "engines": dict, "sweeps": dict},
     "same_masks": {
         "data": {"set": str, "sequences": dict},
         "options": str,

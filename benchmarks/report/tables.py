@@ -660,32 +660,146 @@ def service_table(result: Result, is_short: bool) -> str:
 
 
 def releases_table(result: Result, is_short: bool) -> str:
-    """Return first mask and wall FPS of two releases."""
+    """Return first mask, wall FPS and peak memory of releases."""
+    finetuned = [name for name, facts in result["releases"].items() if facts["is_finetuned"]]
+    runs = result["runs"]
+    fewest = min(run["first_mask"][name]["n"] for run in runs for name in result["releases"])
+    note = ""
+    if fewest < result["repeats"]:
+        note = f" The first mask of {', '.join(finetuned)}: {count(fewest, 'run')}."
     lines = [
-        f"`mpn run` of two releases, interleaved, {result['repeats']} runs each: seconds from open "
-        "engines to the written first mask without cached weights, and wall FPS of the whole clip "
-        "after that. Median (best). Ratio: old divided by new in time, of medians (of minima). "
-        f"{conditions_text(result)}.",
+        f"`mpn run` of the sides in turn, interleaved, {result['repeats']} runs each: seconds from "
+        "open engines to the written first mask without cached weights, and wall FPS of the whole "
+        "clip after that. Median (best). Ratio: old divided by the side in time, of medians (of "
+        "minima). Peak memory: of the process of the whole clip, median (largest). "
+        f"{conditions_text(result)}.{note}",
         "",
     ]
     rows = []
-    for run in result["runs"]:
+    for run in runs:
+        first, wall, memory = run["first_mask"], run["wall"], run.get("memory", {})
         for name, facts in result["releases"].items():
-            first, wall = run["first_mask"], run["wall"]
-            is_new = name != next(iter(result["releases"]))
+            peak = memory.get(name)
             rows.append(
                 [
                     run["objects"],
-                    f"{name} ({facts['version']}, '{facts['engine']['name']}')",
+                    f"{name} ({release_text(facts)})",
                     f"{first[name]['median_ms'] / 1e3:.2f} ({first[name]['min_ms'] / 1e3:.2f})",
-                    _ratio(first["ratio"]) if is_new else "",
+                    _ratio(first["ratio"][name]) if name in first["ratio"] else "",
                     f"{1e3 / wall[name]['median_ms']:.1f} ({1e3 / wall[name]['min_ms']:.1f})",
-                    _ratio(wall["ratio"]) if is_new else "",
+                    _ratio(wall["ratio"][name]) if name in wall["ratio"] else "",
+                    f"{peak['median_mib']:.0f} ({peak['max_mib']:.0f})" if peak else "",
                 ]
             )
-    headings = ["objects", "release", "first mask, s", "ratio", "wall FPS", "ratio"]
-    lines.append(table(headings, rows))
+    headings = ["objects", "side", "first mask, s", "ratio", "wall FPS", "ratio"]
+    lines.append(table([*headings, "peak memory, MiB"], rows))
     return "\n".join(lines) + "\n"
+
+
+def release_text(facts: Mapping[str, Any]) -> str:
+    """Return version, engines and any other backend than cpu of a side."""
+    backend = facts.get("backend", "cpu")
+    on = "" if backend == "cpu" else f" on {backend}"
+    return f"{facts['version']}, '{facts['engine']['name']}'{on}"
+
+
+_SWEEPS = {
+    "k": ("Number of objects", "K", "object"),
+    "size": ("Size", "size", "megapixel"),
+    "length": ("Length", "frames", "frame"),
+}
+"""Heading, name of the column and unit of the fit of each sweep."""
+_STAGE_SHOWN_MS = 0.2
+"""Stages below this at every point are left out."""
+
+
+def scaling_table(result: Result, is_short: bool) -> str:
+    """Return wall FPS against objects, size and length, with fits."""
+    lines = [
+        "Default `mpn run`, from an H.264 file to written masks, overlay and review page, each run "
+        "in a separate process. Time per frame: 1 / wall FPS. Median (best) of "
+        f"{count(result['repeats'], 'run')}, the engines interleaved; lengths were run once. "
+        f"{conditions_text(result)}.",
+        "",
+    ]
+    for name, facts in result["engines"].items():
+        precisions = ", ".join(sorted({role["precision"] for role in facts["roles"].values()}))
+        lines.append(f"- *{name}*: engines '{facts['name']}' ({precisions}) on {facts['backend']}.")
+    for sweep, sides in result["sweeps"].items():
+        heading, column, unit = _SWEEPS[sweep]
+        point = next(iter(sides.values()))["points"][0]
+        height, width = point["frame_size_hw"]
+        if sweep != "size":
+            heading += f", {width}x{height}"
+        if sweep != "k":
+            heading += f", {count(point['objects'], 'object')}"
+        lines += ["", f"{heading}:", "", _scaling_rows(sweep, sides, column), ""]
+        lines += [f"- {name}: {_slope_text(sweep, f, unit)}" for name, f in sides.items()]
+        if not is_short:
+            for name, figures in sides.items():
+                lines += [
+                    "",
+                    f"Stages, *{name}*: median of the fastest run, ms, of frames with it.",
+                    "",
+                ]
+                lines.append(_stage_rows(figures, unit))
+    return "\n".join(lines) + "\n"
+
+
+def _scaling_rows(sweep: str, sides: Mapping[str, Any], column: str) -> str:
+    rows = []
+    for name, figures in sides.items():
+        for point in figures["points"]:
+            height, width = point["frame_size_hw"]
+            place = {"k": point["objects"], "size": f"{width}x{height}"}.get(sweep, point["frames"])
+            per_frame, peak = point["per_frame"], point["peak_memory_mib"]
+            is_length = sweep == "length"
+            rows.append(
+                [
+                    place,
+                    name,
+                    f"{1e3 / per_frame['median_ms']:.1f} ({1e3 / per_frame['min_ms']:.1f})",
+                    f"{per_frame['median_ms']:.1f} ({per_frame['min_ms']:.1f})",
+                    f"{point['whole_run']['median_ms'] / 1e3:.1f}" if is_length else "",
+                    f"{point['first_tenth_ms']:.1f}" if is_length else "",
+                    f"{point['last_tenth_ms']:.1f}" if is_length else "",
+                    f"{point['first_mask']['median_ms'] / 1e3:.2f}",
+                    "" if peak is None else f"{peak:.0f}",
+                ]
+            )
+    tenths = ["first tenth, ms", "last tenth, ms"]
+    headings = [column, "engines", "wall FPS", "ms per frame", "whole run, s", *tenths]
+    return table([*headings, "first mask, s", "peak memory, MiB"], rows)
+
+
+def _slope_text(sweep: str, figures: Mapping[str, Any], unit: str) -> str:
+    """Return the fit of a sweep, and how its memory grows."""
+    fit, slope_mib = figures["fit"], figures["memory_slope_mib"]
+    if fit is None:
+        return "one point, no fit."
+    subject = "whole run" if sweep == "length" else "ms per frame"
+    text = (
+        f"{subject} = {fit['fixed_ms']:.1f} ms + {fit['slope_ms']:.4g} ms per {unit}, residual "
+        f"{fit['residual_ms']:.2f} ms (root mean square), {fit['residual_max_ms']:.2f} ms (largest)"
+    )
+    if slope_mib is None:
+        return f"{text}."
+    if sweep == "length":
+        return f"{text}; memory {slope_mib * 1e3:+.2f} MiB per 1000 frames."
+    return f"{text}; memory {slope_mib:+.1f} MiB per {unit}."
+
+
+def _stage_rows(figures: Mapping[str, Any], unit: str) -> str:
+    points = figures["points"]
+    rows = []
+    for name, fit in figures["stage_fits"].items():
+        found = [point["stages"].get(name) for point in points]
+        if all(value is None or value < _STAGE_SHOWN_MS for value in found):
+            continue
+        cells = ["" if value is None else f"{value:.1f}" for value in found]
+        rows.append([name, *cells, "" if fit is None else f"{fit['slope_ms']:.3f}"])
+    headings = [str(point["name"]) for point in points]
+    return table(["stage", *headings, f"ms per {unit}"], rows)
 
 
 def same_masks_table(result: Result, is_short: bool) -> str:
@@ -1041,6 +1155,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "directions": ("Masks in the middle", directions_table),
     "features": ("Features of the target model", features_table),
     "releases": ("Releases", releases_table),
+    "scaling": ("Objects, size and length", scaling_table),
     "same_masks": ("Masks of two revisions", same_masks_table),
     "batch": ("Many videos", batch_table),
     "batch_ray": ("Many videos on Ray", batch_ray_table),

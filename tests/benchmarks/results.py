@@ -386,13 +386,15 @@ def releases_result() -> dict[str, Any]:
 
     def figure(old_ms: float, new_ms: float) -> dict[str, Any]:
         ratio = {"of_medians": old_ms / new_ms, "of_minima": old_ms / new_ms}
-        return {"old": times(old_ms), "new": times(new_ms), "ratio": ratio}
+        return {"old": times(old_ms), "new": times(new_ms), "ratio": {"new": ratio}}
 
+    peaks = {"median_mib": 400.0, "min_mib": 390.0, "max_mib": 410.0}
     run = {
         "objects": 1,
         "first_mask": figure(20_000.0, 1_000.0),
         "wall": figure(50.0, 40.0),
         "process": figure(21_000.0, 2_000.0),
+        "memory": {"old": peaks, "new": peaks},
     }
     facts = {"version": "0.2.0", "engine": {"name": "lite", "digests": {}}, "is_finetuned": True}
     return {
@@ -401,6 +403,54 @@ def releases_result() -> dict[str, Any]:
         "repeats": 3,
         "releases": {"old": facts, "new": {**facts, "version": "0.3.0"}},
         "runs": [run],
+    }
+
+
+def scaling_result() -> dict[str, Any]:
+    """Return two points of each sweep."""
+    header = result_with_header("scaling")
+    sweeps = {
+        "k": [("K = 1", 1, 1, [480, 854], 40), ("K = 8", 8, 8, [480, 854], 40)],
+        "size": [("426x240", 0.1, 1, [240, 426], 40), ("3840x2160", 8.3, 1, [2160, 3840], 40)],
+        "length": [
+            ("100 frames", 100, 1, [240, 426], 100),
+            ("900 frames", 900, 1, [240, 426], 900),
+        ],
+    }
+    fit = {"fixed_ms": 20.0, "slope_ms": 10.0, "residual_ms": 0.5, "residual_max_ms": 0.7}
+
+    def point(name: str, x: float, objects: int, size_hw: list[int], frames: int) -> dict[str, Any]:
+        return {
+            "name": name,
+            "x": x,
+            "objects": objects,
+            "frame_size_hw": size_hw,
+            "frames": frames,
+            "fps": 1e3 / (20 + 10 * x),
+            "per_frame": times(20 + 10 * x),
+            "whole_run": times(1_000.0),
+            "first_mask": times(200.0),
+            "stages": {"propagation": 10 * x, "input": 0.1},
+            "first_tenth_ms": 30.0,
+            "last_tenth_ms": 30.0,
+            "peak_memory_mib": 400.0 + x,
+        }
+
+    return {
+        **header,
+        "repeats": 3,
+        "engines": {"default": {**header["engine"], "backend": "cpu"}},
+        "sweeps": {
+            sweep: {
+                "default": {
+                    "points": [point(*place) for place in places],
+                    "fit": fit,
+                    "stage_fits": {"propagation": fit, "input": None},
+                    "memory_slope_mib": 1.0,
+                }
+            }
+            for sweep, places in sweeps.items()
+        },
     }
 
 

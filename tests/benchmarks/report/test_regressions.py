@@ -29,6 +29,7 @@ from tests.benchmarks.results import (
     reappearance_result,
     releases_result,
     same_masks_result,
+    scaling_result,
     service_result,
 )
 from tests.conftest import REPOSITORY
@@ -51,6 +52,7 @@ EVERY = [
     reappearance_result,
     releases_result,
     same_masks_result,
+    scaling_result,
     service_result,
 ]
 """Results of the benchmarks."""

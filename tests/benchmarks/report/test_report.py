@@ -40,6 +40,7 @@ from tests.benchmarks.results import (
     reappearance_result,
     releases_result,
     same_masks_result,
+    scaling_result,
     service_result,
     step_parity_result,
 )
@@ -61,6 +62,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "features": features_result,
     "memory": memory_result,
     "releases": releases_result,
+    "scaling": scaling_result,
     "same_masks": same_masks_result,
     "batch": batch_result,
     "batch_ray": batch_ray_result,
@@ -76,6 +78,7 @@ PLOTS = {
     "davis-tiny": ["davis-tiny"],
     "compare_torch": ["compare_torch-k1"],
     "finetuning": ["finetuning"],
+    "scaling": ["scaling-k", "scaling-size", "scaling-length"],
 }
 PAGE = "before\n<!-- results -->\nold text\n<!-- /results -->\nafter\n"
 
@@ -275,7 +278,10 @@ def test_plots_of_each_benchmark() -> None:
 def test_plot_has_title_axis_unit_and_machine(name: str) -> None:
     for plot in plots_of(name, RESULTS[name]()):
         assert plot.series.title
-        assert re.search(r"FPS|ms per frame|J&F|score", plot.series.x_label + plot.series.y_label)
+        labels = [plot.series.x_label, plot.series.y_label]
+        if plot.series.kind.startswith("lines") and not plot.series.y_label:
+            labels += [label for label, _ in plot.series.rows]
+        assert re.search(r"FPS|ms per frame|J&F|score", " ".join(labels))
         assert "Test CPU, 2 cores" in plot.series.caption
         assert re.search(r"N = \d+", plot.series.caption)
 
