@@ -668,8 +668,8 @@ def releases_table(result: Result, is_short: bool) -> str:
     if fewest < result["repeats"]:
         note = f" The first mask of {', '.join(finetuned)}: {count(fewest, 'run')}."
     lines = [
-        f"`mpn run` of the sides in turn, interleaved, {result['repeats']} runs each: seconds from "
-        "open engines to the written first mask without cached weights, and wall FPS of the whole "
+        f"`mpn run` of the sides in turn, interleaved, {count(result['repeats'], 'run')} each: "
+        "seconds from open engines to the written first mask without cached weights, and wall FPS of the whole "
         "clip after that. Median (best). Ratio: old divided by the side in time, of medians (of "
         "minima). Peak memory: of the process of the whole clip, median (largest). "
         f"{conditions_text(result)}.{note}",
@@ -742,7 +742,7 @@ def scaling_table(result: Result, is_short: bool) -> str:
                     f"Stages, *{name}*: median of the fastest run, ms, of frames with it.",
                     "",
                 ]
-                lines.append(_stage_rows(figures, unit))
+                lines.append(_stage_rows(figures, "" if sweep == "length" else unit))
     return "\n".join(lines) + "\n"
 
 
@@ -790,6 +790,7 @@ def _slope_text(sweep: str, figures: Mapping[str, Any], unit: str) -> str:
 
 
 def _stage_rows(figures: Mapping[str, Any], unit: str) -> str:
+    """Return the stages of each point, with their slopes if there is a unit."""
     points = figures["points"]
     rows = []
     for name, fit in figures["stage_fits"].items():
@@ -797,7 +798,7 @@ def _stage_rows(figures: Mapping[str, Any], unit: str) -> str:
         if all(value is None or value < _STAGE_SHOWN_MS for value in found):
             continue
         cells = ["" if value is None else f"{value:.1f}" for value in found]
-        rows.append([name, *cells, "" if fit is None else f"{fit['slope_ms']:.3f}"])
+        rows.append([name, *cells, f"{fit['slope_ms']:.3f}" if fit and unit else ""])
     headings = [str(point["name"]) for point in points]
     return table(["stage", *headings, f"ms per {unit}"], rows)
 
