@@ -669,9 +669,9 @@ def releases_table(result: Result, is_short: bool) -> str:
         note = f" The first mask of {', '.join(finetuned)}: {count(fewest, 'run')}."
     lines = [
         f"`mpn run` of the sides in turn, interleaved, {count(result['repeats'], 'run')} each: "
-        "seconds from open engines to the written first mask without cached weights, and wall FPS of the whole "
-        "clip after that. Median (best). Ratio: old divided by the side in time, of medians (of "
-        "minima). Peak memory: of the process of the whole clip, median (largest). "
+        "seconds from open engines to the written first mask without cached weights, and wall FPS "
+        "of the whole clip after that. Median (best). Ratio: old divided by the side in time, of "
+        "medians (of minima). Peak memory: of the process of the whole clip, median (largest). "
         f"{conditions_text(result)}.{note}",
         "",
     ]
