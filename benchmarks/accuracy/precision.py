@@ -30,7 +30,7 @@ from benchmarks.accuracy.sequences import (
 )
 from benchmarks.report.schema import cpu_backend, measured, result_header
 from mpn import Pipeline
-from mpn.engines.open import default_engine_dir, open_engines
+from mpn.engines.open import local_engine_dir, open_engines
 from mpn.errors import InputError
 from mpn.evaluation import DavisDataset, SequenceEvaluator, region_similarity
 from mpn.evaluation.scores import DatasetScore, SequenceScore, json_from_score
@@ -74,7 +74,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     check_result_path(given.out)
     before = load_average()
     dataset, images = dataset_from_arguments(given)
-    directories = (given.engine_dir or default_engine_dir(), given.other)
+    directories = [local_engine_dir(path) for path in (given.engine_dir, given.other)]
     with ExitStack() as stack:
         pipelines: dict[str, Pipeline] = {}
         engines: dict[str, dict[str, Any]] = {}
@@ -110,7 +110,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             warmup=0,
             load_average_before=before,
             not_measured=[
-                "speed: on a CPU half-precision weights are converted to float32",
+                "speed",
                 *([] if given.finetune else ["fine-tuned networks: --finetune"]),
             ],
         ),

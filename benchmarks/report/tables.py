@@ -1162,7 +1162,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "batch_ray": ("Many videos on Ray", batch_ray_table),
     "service": ("Many sessions of mpn serve", service_table),
     "memory": ("Memory and repeatability", memory_table),
-    "precision": ("Half precision", precision_table),
+    "precision": ("Precision", precision_table),
     "flow_accuracy": ("Flow", flow_accuracy_table),
     "crf_speed": ("DenseCRF", crf_speed_table),
     "evaluation_speed": ("Scoring", evaluation_speed_table),
