@@ -5,7 +5,8 @@
         [--variant NAME=SET:OPTION=VALUE,...] [--sequences A,B] [--finetune-roles osvos]
         [--finetune-steps N] [--seed 0] [--threads 2] [--masks FOLDER] [-o FILE.json]
 
-One thread decodes each frame, segments it from the first annotation and saves a palette PNG.
+One thread decodes each frame and the one after it, segments it from the first annotation and saves
+a palette PNG.
 ``wall_fps`` counts all of that from the second frame on, ``pipeline_fps`` only the stages.
 ``first_mask_s`` is the time to the first saved mask of each sequence, with fine-tuning and with
 open engines. ``wall_fps_with_finetuning`` includes fine-tuning. Sets of stages that need the same

@@ -84,12 +84,18 @@ def segment_frames(
     Raises:
         InputError: If an image is missing or cannot be read.
     """
-    for index, annotation in enumerate(frame_paths(sequence, images, is_sparse)[:frames]):
+    annotations = frame_paths(sequence, images, is_sparse)[:frames]
+    following: UInt8Array | None = None
+    for index, annotation in enumerate(annotations):
         has_truth = not is_sparse or annotation in sequence.annotation_paths
         truth = load_truth(annotation) if has_truth else None
         given = None if index else load_labels(annotation, max_objects=MAX_IDS)
         start_s = perf_counter()
-        rgb = load_rgb(image_path(images, sequence, annotation))
+        rgb = load_rgb(image_path(images, sequence, annotation)) if following is None else following
+        following = None
+        if given is None and index + 1 < len(annotations):  # as a run does
+            following = load_rgb(image_path(images, sequence, annotations[index + 1]))
+            pipeline.prefetch_frame(following)
         cpu_start_s = process_time()
         result = pipeline.step(rgb) if given is None else pipeline.start(rgb, given)
         cpu_s = process_time() - cpu_start_s
