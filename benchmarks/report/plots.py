@@ -25,6 +25,7 @@ from benchmarks.report.tables import (
     stage_sets,
 )
 from mpn.errors import MissingExtraError
+from mpn.runtime.bench.profile import by_type
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -377,6 +378,32 @@ def _fps(name: str, result: Result) -> list[Plot]:
     ]
 
 
+def _profile(name: str, result: Result) -> list[Plot]:
+    rows, remarks = [], []
+    entries = [(stage["name"], stage) for stage in result["stages"]]
+    entries += [(f"{r['network']}: {r['type']}", r) for r in by_type(result["operators"])]
+    for label, row in entries:
+        if row["median_ms"] < _STAGE_SHARE_MIN * result["frame"]["median_ms"]:
+            continue
+        values = {"measured": row["median_ms"]}
+        share = row["share"]
+        if share is not None:
+            values["the roofline allows"] = round(share * row["median_ms"], 4)
+        rows.append((label, values))
+        remarks.append(f"{share:.0%}" if share is not None else row["kind"])
+    series = Series(
+        "grouped bars",
+        f"A frame against the roofline, engines '{result['engine']['name']}'",
+        "Stages of the pipeline, then types of operators by onnxruntime's profiler. Bold: share of "
+        "the roofline, or the kind of a stage without one. "
+        f"{count(result['objects'][0], 'object')}, {conditions_text(result)}.",
+        rows,
+        x_label="ms per frame (median)",
+        remarks=remarks,
+    )
+    return [Plot(name, "Time of stages and operators, and what the roofline allows", series)]
+
+
 def _davis(name: str, result: Result) -> list[Plot]:
     ablations = result["ablations"]
     shown = {n: scores for n, scores in ablations.items() if not n.startswith("paper-")}
@@ -573,6 +600,7 @@ def _j_and_f(scores: Mapping[str, float]) -> float:
 
 _PLOTS_OF: dict[str, Callable[[str, Result], list[Plot]]] = {
     "fps": _fps,
+    "profile": _profile,
     "davis": _davis,
     "compare_torch": _compare_torch,
     "finetuning": _finetuning,

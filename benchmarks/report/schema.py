@@ -72,6 +72,13 @@ KINDS: dict[str, dict[str, Any]] = {
             }
         ]
     },
+    "profile": {
+        "peaks": {"gemm_flop_s": NUMBER, "int8_flop_s": NUMBER, "bandwidth_bytes_s": NUMBER},
+        "frame": dict,
+        "stages": [{"name": str, "kind": str, "median_ms": NUMBER, "min_ms": NUMBER}],
+        "operators": list,
+        "summary": dict,
+    },
     "davis": {"data": {"set": str, "sequences": dict}, "ablations": dict},
     "compare_torch": {
         "networks": str,

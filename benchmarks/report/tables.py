@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.report.schema import Result, ResultError, flat_options, share_of_limit
+from mpn.runtime.bench.profile import by_type
 from mpn.runtime.options import ResolvedCrf
 
 STAGE_SETS = {
@@ -49,6 +50,8 @@ TARGET_RUN_MODES = {
 """The same for engines with the target model."""
 PAPER_PREFIX = "paper-"
 _RATIO_MAX = 100
+_PROFILE_MIN_MS = 0.1
+"""Types of operators that take less time are left out of the table of a profile."""
 _HEADLINE_SET = "val"
 
 
@@ -265,6 +268,37 @@ def _summary(summary: Mapping[str, float] | None) -> str:
     if summary is None:
         return ""
     return f"{summary['median_ms']:.2f} ({summary['min_ms']:.2f} to {summary['p95_ms']:.2f})"
+
+
+def profile_table(result: Result, is_short: bool) -> str:
+    """Return the stages and the types of operators against the roofline."""
+    peaks, operators = result["peaks"], result["operators"]
+    rows = [[f"**{row['name']}**", *_profile_cells(row)] for row in result["stages"]]
+    if not is_short:
+        types = by_type(operators)
+        shown = [row for row in types if row["median_ms"] >= _PROFILE_MIN_MS]
+        rows += [[f"{r['network']}: {r['count']} {r['type']}", *_profile_cells(r)] for r in shown]
+    headings = ["part", "ms", "minimum, ms", "MFLOP", "MB", "share of the roofline"]
+    parts = ", ".join(f"{part:.0%} {reason}" for reason, part in result["summary"].items())
+    return (
+        "Stages of a frame (bold) and types of operators against the roofline of this machine: "
+        f"GEMM {peaks['gemm_flop_s'] / 1e9:.0f} GFLOP/s, int8 {peaks['int8_flop_s'] / 1e9:.0f} "
+        f"GFLOP/s, copy {peaks['bandwidth_bytes_s'] / 1e9:.1f} GB/s. Medians. "
+        f"{count(result['objects'][0], 'object')}, {conditions_text(result)} "
+        "(`mpn bench --profile`).\n\n"
+        f"{table(headings, rows)}\n\nTime of the frame: {parts}.\n"
+    )
+
+
+def _profile_cells(row: Mapping[str, Any]) -> list[str]:
+    share = "-" if row["share"] is None else f"{row['share']:.0%}"
+    return [
+        milliseconds(row["median_ms"]),
+        milliseconds(row["min_ms"]),
+        f"{row['flop'] / 1e6:.1f}" if row["flop"] else "-",
+        "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}",
+        "library" if row.get("kind") == "library" else share,
+    ]
 
 
 def compare_torch_table(result: Result, is_short: bool) -> str:
@@ -1146,6 +1180,7 @@ def milliseconds(value_ms: float) -> str:
 TABLES: dict[str, tuple[str, Callable[[Result, bool], str]]] = {
     "davis": ("Accuracy and speed on DAVIS", davis_table),
     "fps": ("Speed", fps_table),
+    "profile": ("Roofline of a frame", profile_table),
     "compare_torch": ("Eager PyTorch", compare_torch_table),
     "finetuning": ("Fine-tuning on the first frame", finetuning_table),
     "finetune_step": ("One fine-tuning step", finetune_step_table),

@@ -406,6 +406,26 @@ def releases_result() -> dict[str, Any]:
     }
 
 
+def profile_result() -> dict[str, Any]:
+    """Return a network with one operator, and a stage of a library."""
+    cost = {"flop": 2e7, "bytes": 1e6, "share": 0.8}
+    none = {"flop": None, "bytes": None, "share": None}
+    stage = {**times(10.0), "name": "propagation", "kind": "network", "runs_share": 1.0}
+    operator = {**times(10.0), "name": "conv", "type": "Conv", "network": "propagation"}
+    return {
+        **result_with_header("profile"),
+        "objects": [1],
+        "peaks": {"gemm_flop_s": 1e11, "int8_flop_s": 2e11, "bandwidth_bytes_s": 1e10},
+        "frame": times(15.0),
+        "stages": [
+            {**stage, **cost},
+            {**stage, **none, **times(5.0), "name": "flow", "kind": "library"},
+        ],
+        "operators": [{**operator, **cost, "least_ms": 8.0, "reason": "dense operators"}],
+        "summary": {"at 70% of the roofline or more": 0.67, "library code": 0.33},
+    }
+
+
 def scaling_result() -> dict[str, Any]:
     """Return two points of each sweep."""
     header = result_with_header("scaling")

@@ -11,6 +11,7 @@ import pytest
 
 from mpn.cli import bench as bench_module
 from mpn.cli.main import _run_app, app
+from mpn.runtime.bench.roofline import Peaks
 from tests.builders.engine_dirs import make_engine_dir
 
 Bench = Callable[..., tuple[int, str, str]]
@@ -134,6 +135,8 @@ def test_busy_machine_is_reported(
             2,
             "error: 'fast' is no variant: plain, default, or of osvos, crf, finetune",
         ),
+        (("--profile", "--objects", "1,2"), 1, "error: a profile takes one number of objects"),
+        (("--profile", "--variants", "crf"), 1, "error: a profile is of the variant default"),
         (("--objects", "0"), 2, "error: a number of objects must be 1..32"),
         (("--objects", "2,2"), 2, "error: the numbers of objects must be given, each once"),
         (("--frame-size", "853x480"), 2, "error: the frame size must be at least 32x32 and even"),
@@ -149,6 +152,26 @@ def test_bad_option_is_one_clear_error(
     assert (got, out) == (code, "")
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_profile_lists_stages_and_operators(
+    bench: Bench, engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peaks are planted: their sizes take seconds."""
+    peaks = Peaks(1e9, 1e9, 1e9)
+    monkeypatch.setattr("mpn.runtime.bench.profile.measure_peaks", lambda _: peaks)
+    out = tmp_path / "profile.json"
+    code, printed, err = bench(
+        "--profile", "--engine-dir", engine_dir, "--frame-size", "96x64", "--frames", "2",
+        "--warmup", "1", "--threads", "1", "--backend", "cpu", "-o", out,
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out.read_text())
+    assert "propagation" in {stage["name"] for stage in found["stages"]}
+    assert "propagation" in {operator["network"] for operator in found["operators"]}
+    assert sum(found["summary"].values()) == pytest.approx(1, abs=1e-3)
+    assert "Types of operators" in printed
+    assert "of the frame: " in printed
 
 
 def test_wrong_path_is_found_before_measuring(

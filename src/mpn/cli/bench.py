@@ -30,7 +30,10 @@ def bench(
         show_default="the installed weights",
     ),
     objects: str = typer.Option(
-        "1,2,3,5", metavar="K,K,...", help="Numbers of objects to measure."
+        None,
+        metavar="K,K,...",
+        help="Numbers of objects to measure.",
+        show_default="1,2,3,5; with --profile 1",
     ),
     frame_size: str = typer.Option("854x480", metavar="WxH", help="Size of the clip."),
     frames: int = typer.Option(50, help="Timed frames per figure."),
@@ -49,6 +52,11 @@ def bench(
     ),
     backend: BackendName = typer.Option(BackendName.AUTO, help="Backend of the networks."),
     threads: int = typer.Option(None, metavar="N", help="CPU threads.", show_default="all cores"),
+    profile: bool = typer.Option(
+        False,
+        "--profile",
+        help="Compare stages and operators of one frame with the roofline of this machine.",
+    ),
     out: Path = typer.Option(
         None, "--out", "-o", metavar="FILE", help="Also write JSON to FILE.", show_default=False
     ),
@@ -61,7 +69,7 @@ def bench(
     masks and overlay. With finetune, networks are fine-tuned first. Takes minutes; nothing else
     should run meanwhile.
     """
-    numbers = _numbers(objects)
+    numbers = _numbers(objects or ("1" if profile else "1,2,3,5"))
     size_hw = _size_hw(frame_size)
 
     from mpn.runtime.bench.benchmark import BenchmarkOptions, run_benchmark
@@ -82,13 +90,20 @@ def bench(
     if out is not None:
         check_result_path(out)
     with _progress_display() as on_progress:
-        result = run_benchmark(engine_dir, options, on_progress=on_progress)
+        if profile:
+            from mpn.runtime.bench.profile import run_profile
+
+            result = run_profile(engine_dir, options, on_progress=on_progress)
+        else:
+            result = run_benchmark(engine_dir, options, on_progress=on_progress)
     if out is not None:
         save_result(out, result)
     if as_json:
         import json
 
         echo_document(json.dumps(result, indent=2, ensure_ascii=False))
+    elif profile:
+        _print_profile(result)
     else:
         _print(result)
     if out is not None:
@@ -153,6 +168,62 @@ def _print(result: dict[str, Any]) -> None:
             f"{cores} cores): the figures are too low",
             err=True,
         )
+
+
+def _print_profile(result: dict[str, Any]) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mpn._common.console import PlainConsole
+    from mpn.runtime.bench.profile import by_type
+
+    console, peaks = PlainConsole(highlight=False), result["peaks"]
+    console.print(
+        f"peaks: GEMM {peaks['gemm_flop_s'] / 1e9:.0f} GFLOP/s, int8 "
+        f"{peaks['int8_flop_s'] / 1e9:.0f} GFLOP/s, "
+        f"copy {peaks['bandwidth_bytes_s'] / 1e9:.1f} GB/s"
+    )
+    tables = (
+        ("Stages", [(row["name"], row) for row in result["stages"]]),
+        (
+            "Types of operators",
+            [
+                (f"{r['network']} {r['type']} x{r['count']}", r)
+                for r in by_type(result["operators"])
+            ],
+        ),
+        (
+            "Slowest operators",
+            [(f"{r['network']} {r['name']}", r) for r in _slowest(result["operators"])],
+        ),
+    )
+    for title, rows in tables:
+        if not rows:
+            continue
+        table = Table(title=title, title_justify="left", box=box.SIMPLE)
+        table.add_column("")
+        for heading in ("ms", "min", "MFLOP", "MB", "roofline"):
+            table.add_column(heading, justify="right")
+        for name, row in rows:
+            share = "-" if row["share"] is None else f"{row['share']:.0%}"
+            table.add_row(
+                escape(name),
+                f"{row['median_ms']:.2f}",
+                f"{row['min_ms']:.2f}",
+                "-" if not row["flop"] else f"{row['flop'] / 1e6:.1f}",
+                "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}",
+                "library" if row.get("kind") == "library" else share,
+            )
+        console.print(table)
+    for reason, part in result["summary"].items():
+        console.print(f"{part:.0%} of the frame: {reason}")
+    for missing in result["not_measured"]:
+        console.print(f"not measured: {escape(missing)}")
+
+
+def _slowest(operators: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(operators, key=lambda row: -row["median_ms"])[:10]
 
 
 def _figures_table(runs: list[dict[str, Any]]) -> Any:

@@ -37,6 +37,7 @@ from tests.benchmarks.results import (
     memory_result,
     networks_result,
     precision_result,
+    profile_result,
     reappearance_result,
     releases_result,
     same_masks_result,
@@ -48,6 +49,7 @@ from tests.conftest import REPOSITORY
 
 RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "fps-tiny": fps_result,
+    "profile": profile_result,
     "davis-tiny": davis_result,
     "compare_torch": compare_torch_result,
     "export_table": export_result,
@@ -75,6 +77,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 PLOTS = {
     "fps-tiny": ["fps-tiny", "fps-tiny-stages"],
+    "profile": ["profile"],
     "davis-tiny": ["davis-tiny"],
     "compare_torch": ["compare_torch-k1"],
     "finetuning": ["finetuning"],

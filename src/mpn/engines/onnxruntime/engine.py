@@ -203,6 +203,8 @@ def open_session(
     threads: int | None,
     *,
     cuda_options: Mapping[str, str] | None = None,
+    profile_prefix: Path | None = None,
+    prepack: bool = True,
 ) -> Any:
     """Open an onnxruntime session, and check that it has the requested provider.
 
@@ -211,6 +213,8 @@ def open_session(
         backend: ``"cpu"`` or ``"cuda"``.
         threads: Threads per operator; None for onnxruntime's default.
         cuda_options: Further options of the CUDA provider.
+        profile_prefix: Start of the file name of onnxruntime's profile; None for no profile.
+        prepack: Reorder weights when loading. The profile does not list reordered weights.
 
     Raises:
         BackendError: If another backend than the requested one would run.
@@ -233,6 +237,11 @@ def open_session(
         providers = [(CUDA_PROVIDER, {"use_tf32": "0", **(cuda_options or {})}), CPU_PROVIDER]
     options = _session_options(ort)
     options.intra_op_num_threads = 0 if threads is None else threads
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile_prefix)
     # Threads that wait actively, within a run or (by default) for 27 ms after it, occupy cores that
     # the rest of the frame needs: the features of the next frame, decoder and encoder.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

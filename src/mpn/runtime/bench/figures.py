@@ -67,7 +67,7 @@ class NetworkFigure:
         one_by_one: Sequence[Role] = (),
     ) -> None:
         self._engines = engines
-        self._inputs = _fixed_inputs(engines, options, frames, labels, one_by_one)
+        self._inputs = fixed_inputs(engines, options, frames, labels, one_by_one)
         self._seconds: dict[Role, list[float]] = {role: [] for role in self._inputs}
 
     def step(self, rgb: UInt8Array | None = None) -> None:
@@ -148,7 +148,7 @@ class PipelineFigure:
         }
 
 
-def _fixed_inputs(
+def fixed_inputs(
     engines: EngineSet,
     options: ResolvedOptions,
     frames: Sequence[UInt8Array],
