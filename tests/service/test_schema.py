@@ -15,7 +15,7 @@ from hypothesis.strategies import integers
 from tests.runtime.media.clips import scene
 from tests.service.servers import TOKEN, RunningServer, png
 
-OPERATIONS = 17
+OPERATIONS = 19
 EXAMPLES = 60
 """Of each operation."""
 

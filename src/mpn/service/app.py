@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from fractions import Fraction
 from typing import Annotated, Any, Final, Literal
 
@@ -20,7 +20,7 @@ from mpn._common.text import LONGEST_MESSAGE, one_line
 from mpn.errors import InputError, MpnError, OutputError
 from mpn.service.archive import zip_of_folder
 from mpn.service.frame_session import FrameSession
-from mpn.service.limits import RETRY_AFTER_S, Limits, busy, conflict, not_found
+from mpn.service.limits import RETRY_AFTER_S, Limits, busy, conflict, not_found, unusable
 from mpn.service.models import (
     AcceptedFrame,
     Frame,
@@ -32,7 +32,7 @@ from mpn.service.models import (
     SessionList,
     SessionState,
 )
-from mpn.service.session import MaskFormat, Session
+from mpn.service.session import MaskFormat, Session, rle_from_png
 from mpn.service.sessions import Sessions
 from mpn.service.uploads import uploaded
 from mpn.service.video_session import VideoSession
@@ -208,9 +208,24 @@ def _add_errors(app: FastAPI) -> None:
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
         found = error.errors()
         first = found[0] if found else {"loc": (), "msg": "it cannot be read"}
+        sent = request.headers.get("content-type", "")
+        if first["loc"][:1] == ("body",) and not _is_json(sent):
+            return JSONResponse({"detail": _wrong_type(sent)}, 422)
         place = ".".join(str(part) for part in first["loc"])
         detail = one_line(f"{place}: {first['msg']}", LONGEST_MESSAGE)
         return JSONResponse({"detail": detail}, 422)
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )
+
+
+def _wrong_type(content_type: str) -> str:
+    sent = f"the Content-Type is {content_type}" if content_type else "there is no Content-Type"
+    return one_line(f"{sent}: send the body as application/json", LONGEST_MESSAGE)
 
 
 def _add_status(app: FastAPI, sessions: Sessions) -> None:
@@ -402,6 +417,35 @@ def _add_uploads(app: FastAPI, sessions: Sessions) -> None:
         """Give masks of the frames that the file names; without names, of frame 0."""
         return await take_mask(session_id, None, request)
 
+    async def drop_mask(session_id: str, frame: int | None) -> Any:
+        session = sessions.get(session_id)
+        await run_in_threadpool(session.remove_mask, frame)
+        return session.as_json()
+
+    @app.delete(
+        f"{PREFIX}/{{id}}/masks/{{frame}}",
+        tags=["uploads"],
+        response_model=SessionState,
+        responses=_problems(404, 409),
+    )
+    async def remove_mask(session_id: SessionId, frame: FrameIndex) -> Any:
+        """Remove a mask that was given for a frame.
+
+        The next run of a video is without it. In a session of frames, only a mask that waits for
+        its frame can be removed.
+        """
+        return await drop_mask(session_id, frame)
+
+    @app.delete(
+        f"{PREFIX}/{{id}}/masks",
+        tags=["uploads"],
+        response_model=SessionState,
+        responses=_problems(404, 409),
+    )
+    async def remove_masks(session_id: SessionId) -> Any:
+        """Remove the masks of the file that was given without a frame."""
+        return await drop_mask(session_id, None)
+
 
 def _add_results(app: FastAPI, sessions: Sessions) -> None:
     @app.get(
@@ -411,6 +455,16 @@ def _add_results(app: FastAPI, sessions: Sessions) -> None:
         responses={
             200: {
                 "description": "The mask.",
+                "headers": {
+                    "Mpn-Run": {
+                        "schema": {"type": "integer"},
+                        "description": "Number of the run that computed the mask.",
+                    },
+                    "Mpn-Revision": {
+                        "schema": {"type": "integer"},
+                        "description": "Number of its corrections in that run.",
+                    },
+                },
                 "content": {
                     "image/png": _BINARY,
                     "application/json": {"schema": RleMask.model_json_schema()},
@@ -428,18 +482,30 @@ def _add_results(app: FastAPI, sessions: Sessions) -> None:
             Query(ge=0, le=_LONGEST_WAIT_S, description="Wait so long for the mask, in seconds."),
         ] = 0.0,
     ) -> Response:
-        """Return the mask of a frame."""
+        """Return the mask of a frame.
+
+        While a run computes, only the masks of frames that this run has passed are returned: a
+        frame that was not computed again has the number of an earlier run. If the work has ended,
+        a frame without a mask gets 404 at once, with the reason.
+        """
         session = sessions.get(session_id)
         loop = asyncio.get_running_loop()
         end_s = loop.time() + wait_s
-        while not session.has_mask(frame):
+        while True:  # without an await before the wait: no change is lost
+            has_ended = session.has_ended  # first: a mask may come before the end
+            if (mask := session.mask(frame)) is not None:
+                break
+            if has_ended:
+                raise session.without(f"mask of frame {frame}")
             left_s = end_s - loop.time()
             if left_s <= 0 or session.is_closed or not await session.changes.wait(left_s):
                 raise not_found(f"mask of frame {frame} yet")
-        mask = await run_in_threadpool(session.mask, frame, kind)
+        headers = {"mpn-run": str(mask.run), "mpn-revision": str(mask.revision)}
         if kind == "png":
-            return Response(mask, media_type="image/png")
-        return _json({"frame": frame, "objects": mask})
+            return Response(mask.png, media_type="image/png", headers=headers)
+        objects = await run_in_threadpool(rle_from_png, mask.png)
+        body = {"frame": frame, "run": mask.run, "revision": mask.revision, "objects": objects}
+        return Response(json_text(body), media_type="application/json", headers=headers)
 
     @app.get(
         f"{PREFIX}/{{id}}/events",
@@ -468,13 +534,17 @@ def _add_results(app: FastAPI, sessions: Sessions) -> None:
     ) -> Response:
         """Stream what happens in a session, from its beginning.
 
-        Each event has an `id`, a name and JSON: `frame` (`frame`, `objects` with box, area and
-        confidence, `revision`: 1 and more after corrections of the latest frame), `backward`
-        (`done`, `expected` of a backward pass), `state` (`state`, `message`), `closed`.
+        Each event has an `id`, a name and JSON: `frame` (`frame`, `run` from 1, `objects` with
+        box, area and confidence, `revision`: 1 and more after corrections of the latest frame),
+        `backward` (`done`, `expected` of a backward pass), `state` (`state`, `message`),
+        `closed`. An event whose mask was computed again since then has no mask; the later event
+        of that frame has it.
         """
         session = sessions.get(session_id)
         position = after
-        if last_event_id is not None and last_event_id.isdecimal():
+        if last_event_id:  # empty: no event yet
+            if not (last_event_id.isascii() and last_event_id.isdecimal()):
+                raise unusable("Last-Event-ID is no id of an event: send an id of this session")
             position = int(last_event_id[:20])
         if not session.log.is_position(position):
             raise HTTPException(422, f"{position} is no id of an event of this session")
@@ -502,12 +572,23 @@ def _add_results(app: FastAPI, sessions: Sessions) -> None:
             raise conflict(
                 "the results are not complete yet: wait for the end of the run, or end the frames"
             )
+        if not session.has_results:
+            raise conflict(session.without("frame of the latest run").detail)
         name = f"mpn-{session.id[:8]}.zip"
         return StreamingResponse(
-            zip_of_folder(session.results),
+            _of_one_run(session, zip_of_folder(session.results)),
             media_type="application/zip",
             headers={"content-disposition": f'attachment; filename="{name}"'},
         )
+
+
+def _of_one_run(session: Session, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the pieces of a download, and cut it if another run changes the files."""
+    run = session.run
+    for piece in pieces:
+        if session.run != run:
+            raise OutputError("the download was cut: another run of the session has begun")
+        yield piece
 
 
 async def _event_stream(
@@ -536,7 +617,3 @@ def _frame_session(sessions: Sessions, session_id: str) -> FrameSession:
     if not isinstance(session, FrameSession):
         raise conflict("the session takes a video, not frames one by one")
     return session
-
-
-def _json(value: Any) -> Response:
-    return Response(json_text(value), media_type="application/json")

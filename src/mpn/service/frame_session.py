@@ -22,7 +22,7 @@ from mpn.runtime.options import MIN_SIDE_PX
 from mpn.runtime.session.live import LiveMask, LiveRun
 from mpn.runtime.session.request import RunRequest
 from mpn.runtime.state import object_ids_from_labels
-from mpn.service.limits import conflict, memory_need_mb, too_large
+from mpn.service.limits import conflict, memory_need_mb, not_found, too_large
 from mpn.service.session import (
     Session,
     Shared,
@@ -194,7 +194,9 @@ class FrameSession(Session):
             try:
                 applied.result()
             except Exception as error:
-                raise conflict(f"the mask could not be applied: {error}") from error
+                raise conflict(
+                    f"the mask could not be applied: {self.clean(str(error))}"
+                ) from error
         self._objects = objects
         return {
             "frames": [at],
@@ -203,6 +205,17 @@ class FrameSession(Session):
             "is_applied": applied is not None,
             "notes": [self.clean(note) for note in found.notes],
         }
+
+    def remove_mask(self, frame: int | None) -> None:
+        """See :meth:`Session.remove_mask`: only a mask that waits for its frame."""
+        at = 0 if frame is None else frame
+        with self.upload_lock, self._work:
+            self.check_open()
+            if self._thread is not None and at <= self._started:
+                raise conflict(f"the mask of frame {at} is applied already")
+            if self._masks.pop(at, None) is None:
+                raise not_found(f"mask that waits for frame {at}")
+            self.mask_path(at).unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Take no more frames, and finish those in the queue.
@@ -253,6 +266,7 @@ class FrameSession(Session):
                 return done
             self._masks[at] = mask
             if self._thread is None:
+                self.run = 1
                 self.set_state("running")
                 self.start_thread(self._run)
             return None
@@ -278,7 +292,7 @@ class FrameSession(Session):
                     self.announce(queued.index, run.latest, time.perf_counter() - queued.accepted_s)
                 if run is not None:
                     run.finish("complete" if self._is_ended else "interrupted")
-                self.set_state("complete" if self._is_ended else "stopped")
+                self.set_state("complete" if self._is_ended else "stopped", self._unused())
             except BaseException as error:
                 if run is not None:
                     with suppress(OutputError):
@@ -286,6 +300,12 @@ class FrameSession(Session):
                 raise
             finally:
                 self._refuse_rest()
+
+    def _unused(self) -> str:
+        """Return a line about the masks whose frames did not come, or nothing."""
+        with self.lock:
+            frames = ", ".join(map(str, sorted(self._masks)))
+        return f"masks were given for frames that did not come: {frames}" if frames else ""
 
     def _begin(self, queued: _Queued, mask: LiveMask) -> LiveRun:
         engines = self.shared.engines

@@ -43,6 +43,7 @@ class NewSession(BaseModel):
         ge=0.001,
         le=1000.0,
         allow_inf_nan=False,
+        strict=True,  # JSON true is no number
         description="Only of frames: their rate in the results.",
     )
 
@@ -56,12 +57,17 @@ class SessionState(BaseModel):
         description="`open`: waits for uploads. `running`. `complete`. `stopped`: ended early, the "
         "finished frames are kept. `failed`: see `message`."
     )
-    message: str = Field(description="The error of a session that failed; else empty.")
+    message: str = Field(
+        description="The error of a session that failed, or a line about masks whose frames did "
+        "not come; else empty."
+    )
+    run: int = Field(description="Number of the latest run, from 1; 0 before the first one.")
     width: int | None = Field(description="Of the frames; null before the first upload.")
     height: int | None = Field(description="Of the frames; null before the first upload.")
     frames_done: int = Field(description="Index after the last frame that has a mask.")
     frames_expected: int | None = Field(
-        description="Number of frames by the header of the video, which may be wrong."
+        description="Number of frames of the video: by its header, which may be wrong, and after "
+        "a complete run as counted."
     )
     next_frame: int | None = Field(default=None, description="Of a session of frames: send this.")
     queued: int | None = Field(default=None, description="Frames that wait for the networks.")
@@ -99,6 +105,8 @@ class RleMask(BaseModel):
     """A mask as COCO RLE."""
 
     frame: int
+    run: int = Field(description="Number of the run that computed it.")
+    revision: int = Field(description="Number of its corrections in that run.")
     objects: list[dict[str, Any]] = Field(
         description="`object_id` and `segmentation` (`size` [height, width] and compressed "
         "`counts`, as pycocotools reads it) of each object that has pixels."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import socket
@@ -20,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mpn._common.files import output_errors
 from mpn._common.memory import limit_arenas
-from mpn.errors import InputError
+from mpn.errors import InputError, OutputError
 from mpn.runtime.media.decoder import limit_pixels
 from mpn.runtime.options import PipelineOptions
 from mpn.service.app import create_app
@@ -170,6 +171,19 @@ def _checked(token: str, name: str) -> str:
     return token
 
 
+def _bind(listener: socket.socket, host: str, port: int) -> None:
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise OutputError(
+                f"port {port} of {host} is in use by another program: choose another with --port"
+            ) from error
+        raise OutputError(
+            f"cannot listen on port {port} of {host}: {error.strerror or error}"
+        ) from error
+
+
 def serve(
     root: Path,
     *,
@@ -220,8 +234,7 @@ def serve(
         socket.socket(family, socket.SOCK_STREAM) as listener,
     ):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with output_errors(Path(f"{host}:{port}")):
-            listener.bind((host, port))
+        _bind(listener, host, port)
         sessions = Sessions(root, engines, limits)
         try:
             token, source = token_for(token_file, root)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 import secrets
 import shutil
 import threading
@@ -16,7 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from starlette.exceptions import HTTPException
 
+from mpn._common.files import PARTIAL_SUFFIX
 from mpn._common.images import open_image_bytes
 from mpn._common.memory import memory_errors
 from mpn.errors import InputError, MpnError, OutputError
@@ -35,8 +39,39 @@ State = Literal["open", "running", "complete", "stopped", "failed"]
 
 _ALWAYS: frozenset[SaveKind] = frozenset({"masks"})
 _ID_BYTES = 16
+_UPLOAD_NAME = re.compile(rf"upload-[0-9a-f]+{re.escape(PARTIAL_SUFFIX)}")
 _RECENT = 12
 """Masks in memory: more than wait for the thread that writes files (4), and the latest one."""
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Identity of the latest mask of a frame.
+
+    Attributes:
+        run: Number of the run that computed it, from 1.
+        revision: Number of corrections of the frame in that run.
+        digest: Of its PNG.
+    """
+
+    run: int
+    revision: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class KeptMask:
+    """A mask of a frame.
+
+    Attributes:
+        png: Palette PNG.
+        run: Number of the run that computed it, from 1.
+        revision: Number of corrections of the frame in that run.
+    """
+
+    png: bytes
+    run: int
+    revision: int
 
 
 class RunStopped(KeyboardInterrupt):
@@ -75,6 +110,7 @@ class Session(ABC):
         folder: Everything on disk: ``input``, ``results`` and ``events.jsonl``.
         changes: Notified of every change.
         log: The events.
+        run: Number of the latest run, from 1; 0 before the first one.
         used_s: Time of the latest request, by ``time.monotonic``.
         lock: Held for changes of the state.
         upload_lock: Held while a video or mask is decoded: one at a time takes memory.
@@ -97,11 +133,13 @@ class Session(ABC):
         self.state: State = "open"
         self.message = ""
         self.size_hw: tuple[int, int] | None = None
+        self.run = 0
         self.done = 0
         self.is_closed = self.is_draining = False
         self.object_ids: tuple[int, ...] = ()
         self._uploaded_bytes = 0
         self._recent: OrderedDict[int, bytes] = OrderedDict()
+        self._versions: dict[int, _Version] = {}
         self._thread: threading.Thread | None = None
 
     @property
@@ -128,6 +166,7 @@ class Session(ABC):
                 "feed": self.feed,
                 "state": self.state,
                 "message": self.message,
+                "run": self.run,
                 "width": width,
                 "height": height,
                 "frames_done": self.done,
@@ -155,6 +194,17 @@ class Session(ABC):
         Raises:
             HTTPException: If the mask does not fit the state of the session.
             InputError: If the file cannot be used.
+        """
+
+    @abstractmethod
+    def remove_mask(self, frame: int | None) -> None:
+        """Remove a mask that was given and is not applied yet.
+
+        Args:
+            frame: Its frame; None for the file that was given without a frame.
+
+        Raises:
+            HTTPException: 404 if none was given, 409 if it is applied.
         """
 
     @abstractmethod
@@ -194,30 +244,43 @@ class Session(ABC):
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def mask(self, frame: int, kind: MaskFormat) -> Any:
-        """Return the mask of a frame: bytes of a palette PNG, or a list of RLE by object.
+    def mask(self, frame: int) -> KeptMask | None:
+        """Return the mask of a frame; None if it has none of the latest run."""
+        return self._kept(frame) if self.is_current(frame) else None
 
-        Raises:
-            HTTPException: 404 if the frame has no mask yet.
-        """
-        png = self._png(frame)
-        return png if kind == "png" else _rle_from_png(png)
+    def is_current(self, frame: int) -> bool:
+        """Return whether a mask of a frame, if it exists, is of the latest run."""
+        return True
 
-    def has_mask(self, frame: int) -> bool:
-        """Return whether a frame has a mask."""
-        return frame in self._recent or self._mask_file(frame).exists()
+    @property
+    def has_results(self) -> bool:
+        """Whether the folder of the results has a frame, and is that of the latest run."""
+        return self.done > 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no mask comes without a new request that starts a run."""
+        return self.state in ("complete", "stopped", "failed")
+
+    def without(self, what: str) -> HTTPException:
+        """Return the error for a result that a session has not when its work has ended."""
+        with self.lock:
+            reason = f": {self.message}" if self.message else ""
+            return not_found(f"{what}, and the session is {self.state}{reason}")
 
     def event_with_mask(self, event: dict[str, Any], kind: MaskFormat | None) -> dict[str, Any]:
-        """Return an event of a frame with its mask; other events unchanged."""
+        """Return an event of a frame with its mask; other events unchanged.
+
+        An event whose mask was computed again has no mask: the later event has the later mask.
+        """
         if event["type"] != "frame" or kind is None:
             return event
-        try:
-            mask = self.mask(event["frame"], kind)
-        except Exception:  # it is computed again, and has another event later
+        mask = self._kept(event["frame"])
+        if mask is None or (mask.run, mask.revision) != (event["run"], event["revision"]):
             return event
         if kind == "png":
-            return {**event, "mask_png": base64.b64encode(mask).decode()}
-        return {**event, "mask_rle": mask}
+            return {**event, "mask_png": base64.b64encode(mask.png).decode()}
+        return {**event, "mask_rle": rle_from_png(mask.png)}
 
     def announce(self, frame: int, result: StepResult, seconds: float, revision: int = 0) -> None:
         """Keep the mask of a frame until its file is written, and publish its event."""
@@ -225,6 +288,7 @@ class Session(ABC):
         with self.lock:
             self._recent[frame] = png
             self._recent.move_to_end(frame)
+            self._versions[frame] = _Version(self.run, revision, _digest(png))
             while len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
             self.done = max(self.done, frame + 1)
@@ -235,6 +299,7 @@ class Session(ABC):
             "frame",
             {
                 "frame": frame,
+                "run": self.run,
                 "revision": revision,
                 "objects": [track.as_json() for track in result.tracks],
             },
@@ -250,10 +315,14 @@ class Session(ABC):
         self.changes.notify()
 
     def clean(self, message: str) -> str:
-        """Remove the paths of the server from a message."""
+        """Remove the paths of the server and the names of its uploads from a message."""
         for path in (self.input, self.results, self.folder):
             message = message.replace(f"{path}/", "").replace(str(path), path.name)
-        return message
+        return _UPLOAD_NAME.sub("the upload", message)
+
+    def new_upload(self) -> Path:
+        """Return a path for an upload; :meth:`clean` removes its name from messages."""
+        return self.input / f"upload-{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
 
     def start_thread(self, work: Callable[[], None]) -> None:
         """Run the work of the session in a thread."""
@@ -291,15 +360,20 @@ class Session(ABC):
     def _mask_file(self, frame: int) -> Path:
         return self.results / "masks" / f"{frame:05d}.png"
 
-    def _png(self, frame: int) -> bytes:
+    def _kept(self, frame: int) -> KeptMask | None:
+        """Return the latest mask of a frame that was announced, while it exists."""
         with self.lock:
-            png = self._recent.get(frame)
-        if png is not None:
-            return png
-        try:
-            return self._mask_file(frame).read_bytes()
-        except OSError as error:
-            raise not_found(f"mask of frame {frame} yet") from error
+            version, png = self._versions.get(frame), self._recent.get(frame)
+        if version is None:
+            return None
+        if png is None:
+            try:
+                png = self._mask_file(frame).read_bytes()
+            except OSError:
+                return None
+        if _digest(png) != version.digest:  # of a later mask, which is not announced yet
+            return None
+        return KeptMask(png, version.run, version.revision)
 
 
 @contextmanager
@@ -331,7 +405,12 @@ def check_not_draining(session: Session) -> None:
         raise stopping()
 
 
-def _rle_from_png(png: bytes) -> list[Mapping[str, Any]]:
+def _digest(png: bytes) -> bytes:
+    return hashlib.blake2b(png, digest_size=16).digest()
+
+
+def rle_from_png(png: bytes) -> list[Mapping[str, Any]]:
+    """Return COCO RLE of each object in a palette PNG."""
     with open_image_bytes(png, ("PNG",)) as image:
         labels = np.array(image, dtype=np.uint8)
     ids = np.flatnonzero(np.bincount(labels.ravel(), minlength=1)[1:]) + 1

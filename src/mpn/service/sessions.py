@@ -25,7 +25,7 @@ class Sessions:
     Methods may be called from any thread.
 
     Args:
-        root: Folder of all sessions; created.
+        root: Folder of all sessions; created for this user only.
         engines: Shared engines; closed by the caller.
         limits: The limits.
 
@@ -35,7 +35,10 @@ class Sessions:
 
     def __init__(self, root: Path, engines: SharedEngines, limits: Limits) -> None:
         self.root, self.limits, self.metrics = root, limits, Metrics()
+        is_new = not root.exists()
         self._lock_file = FolderLock(root)
+        if is_new:  # the folder of a user keeps its permissions
+            root.chmod(0o700)
         self.shared = Shared(
             engines=engines, limits=limits, metrics=self.metrics, reserve=self._reserve
         )

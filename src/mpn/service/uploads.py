@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,7 +12,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from mpn._common.files import PARTIAL_SUFFIX
 from mpn.service.limits import unusable
 from mpn.service.session import Session
 
@@ -42,7 +40,7 @@ async def uploaded(
             disconnects, or the disk is full.
     """
     session.check_open()
-    path = session.input / f"upload-{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
+    path = session.new_upload()
     try:
         if not await _received(request, session if is_kept else None, path):
             raise unusable("the request has no body: send the file as the body")
