@@ -8,7 +8,7 @@ from pathlib import Path
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.runner import Feed, OnProgress
-from mpn.batch.unit import SharedEngines, run_unit
+from mpn.batch.unit import ReusedEngines, run_unit
 from mpn.masks import save_labels
 from mpn.runtime.run_options import RunOptions
 from tests.builders.engine_dirs import make_engine_dir
@@ -49,7 +49,7 @@ class InProcessRunner:
 
     def run(self, feed: Feed, on_progress: OnProgress) -> Generator[UnitOutcome, None, None]:
         """See :meth:`mpn.batch.runner.Runner.run`."""
-        with SharedEngines() as engines:
+        with ReusedEngines() as engines:
             while (attempt := feed.take()) is not None:
                 yield run_unit(
                     attempt.unit, self._settings, engines, attempt=attempt.number, worker="w"

@@ -19,7 +19,7 @@ from mpn.batch.manifest import Unit, read_units
 from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.plan import plan_units
 from mpn.batch.remote import run_any_unit
-from mpn.batch.unit import SharedEngines
+from mpn.batch.unit import ReusedEngines
 from mpn.errors import InputError
 from mpn.masks import load_labels
 from tests.batch.clips import FRAMES, MASKS_ONLY, unit_of, write_inputs
@@ -39,7 +39,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def run(unit: Unit, settings: Settings) -> UnitOutcome:
-    with SharedEngines() as engines:
+    with ReusedEngines() as engines:
         return run_any_unit(unit, settings, engines)
 
 

@@ -15,7 +15,7 @@ from mpn.batch import unit as unit_module
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.records import digest_of_engines, load_done, stale_reason
-from mpn.batch.unit import LOCK_NAME, SharedEngines, run_unit
+from mpn.batch.unit import LOCK_NAME, ReusedEngines, run_unit
 from mpn.errors import EngineError, OutputError
 from mpn.masks import load_labels, save_labels
 from mpn.runtime.run_options import RunOptions
@@ -31,7 +31,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def run(unit: Unit, settings: Settings, **how: Any) -> UnitOutcome:
-    with SharedEngines() as engines:
+    with ReusedEngines() as engines:
         return run_unit(unit, settings, engines, **how)
 
 
@@ -84,7 +84,7 @@ def test_two_units_share_the_open_engines(
         return original(*args, **how)
 
     monkeypatch.setattr(unit_module, "open_engines", counted)
-    with SharedEngines() as engines:
+    with ReusedEngines() as engines:
         for name in ("a", "b"):
             assert run_unit(unit_of(tmp_path, name), settings, engines).state == "done"
         assert len(opened) == 1
@@ -219,7 +219,7 @@ def test_interrupted_unit_starts_again_or_continues(
         if progress.done == 2:
             raise KeyboardInterrupt
 
-    with SharedEngines() as engines, pytest.raises(KeyboardInterrupt):
+    with ReusedEngines() as engines, pytest.raises(KeyboardInterrupt):
         run_unit(unit, settings, engines, on_progress=interrupt)
     assert not (unit.folder / "done.json").exists()
     shutil.copytree(unit.folder, tmp_path / "out" / "b")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mpn.runtime.media.decoder import MOST_PIXELS, limit_pixels
-from mpn.service.engines import SharedEngines
+from mpn.service.engines import ServerEngines
 from tests.builders.engine_dirs import make_engine_dir
 from tests.runtime.media.clips import SCENE_HW, scene, write_video
 from tests.service.servers import RunningServer, open_engines, running_server
@@ -27,14 +27,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")  # not longer: they hold the number of OpenCV threads
-def engines(engine_dir: Path) -> Iterator[SharedEngines]:
+def engines(engine_dir: Path) -> Iterator[ServerEngines]:
     with open_engines(engine_dir) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def server(
-    engines: SharedEngines, tmp_path_factory: pytest.TempPathFactory
+    engines: ServerEngines, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     """A server of 4 sessions with small limits."""
     limits = {

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mpn.masks import png_from_labels
 from mpn.runtime.options import PipelineOptions
-from mpn.service.engines import SharedEngines
+from mpn.service.engines import ServerEngines
 from mpn.service.limits import Limits
 from mpn.service.server import ServiceServer, make_server
 from mpn.service.sessions import Sessions
@@ -52,7 +52,7 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(root: Path, engines: SharedEngines, **limits: Any) -> Iterator[RunningServer]:
+def running_server(root: Path, engines: ServerEngines, **limits: Any) -> Iterator[RunningServer]:
     sessions = Sessions(root, engines, Limits(**limits))
     server = make_server(sessions, token=TOKEN)
     with socket.socket() as listener:
@@ -74,8 +74,8 @@ def running_server(root: Path, engines: SharedEngines, **limits: Any) -> Iterato
             assert not thread.is_alive()
 
 
-def open_engines(directory: Path) -> SharedEngines:
-    return SharedEngines(directory, PipelineOptions(), threads=1)
+def open_engines(directory: Path) -> ServerEngines:
+    return ServerEngines(directory, PipelineOptions(), threads=1)
 
 
 def png(rgb: UInt8Array) -> bytes:

@@ -26,7 +26,7 @@ from mpn.batch.records import (
     inputs_of,
     save_error,
 )
-from mpn.batch.unit import Origin, SharedEngines, failed_outcome, run_unit, skipped_outcome
+from mpn.batch.unit import Origin, ReusedEngines, failed_outcome, run_unit, skipped_outcome
 from mpn.errors import InputError, MpnError
 from mpn.runtime.session.request import Progress
 
@@ -40,7 +40,7 @@ _FRAME = re.compile(r"\d+\.\w+")
 def run_any_unit(
     unit: Unit,
     settings: Settings,
-    engines: SharedEngines,
+    engines: ReusedEngines,
     *,
     attempt: int = 1,
     worker: str = "",

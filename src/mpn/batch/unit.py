@@ -66,7 +66,7 @@ class Origin:
         return {**outcome.record(), "video": public_address(self.unit.video)}
 
 
-class SharedEngines(Closeable):
+class ReusedEngines(Closeable):
     """Engines that stay open from one run of this process to the next."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class SharedEngines(Closeable):
 def run_unit(
     unit: Unit,
     settings: Settings,
-    engines: SharedEngines,
+    engines: ReusedEngines,
     *,
     attempt: int = 1,
     worker: str = "",
@@ -206,7 +206,7 @@ def skipped_outcome(
 def _run_locked(
     unit: Unit,
     settings: Settings,
-    engines: SharedEngines,
+    engines: ReusedEngines,
     base: UnitOutcome,
     started_s: float,
     on_progress: Callable[[Progress], None] | None,
@@ -255,7 +255,7 @@ def _run_locked(
 
 def _report_of(
     request: RunRequest,
-    engines: SharedEngines,
+    engines: ReusedEngines,
     on_progress: Callable[[Progress], None] | None,
 ) -> dict[str, Any]:
     try:

@@ -45,7 +45,7 @@ class _LimitedEngine(EngineWrapper):
         """Do nothing: the engine is shared."""
 
 
-class SharedEngines(Closeable):
+class ServerEngines(Closeable):
     """Engines of a directory on the CPU, for any number of pipelines.
 
     Args:

@@ -25,7 +25,7 @@ from mpn.errors import InputError, OutputError
 from mpn.runtime.media.decoder import limit_pixels
 from mpn.runtime.options import PipelineOptions
 from mpn.service.app import create_app
-from mpn.service.engines import SharedEngines
+from mpn.service.engines import ServerEngines
 from mpn.service.limits import Limits
 from mpn.service.sessions import Sessions
 from mpn.web.access import LOOPBACK_NAMES, new_token
@@ -207,7 +207,7 @@ def serve(
         token_file: See :func:`token_for`.
         engine_dir: See :func:`mpn.engines.directory.locate.local_engine_dir`.
         options: Options of all pipelines.
-        threads: See :class:`mpn.service.engines.SharedEngines`.
+        threads: See :class:`mpn.service.engines.ServerEngines`.
         limits: The limits.
         on_ready: Called with the address, and the sentence about the token.
 
@@ -230,7 +230,7 @@ def serve(
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with (
-        SharedEngines(engine_dir, options or PipelineOptions(), threads=threads) as engines,
+        ServerEngines(engine_dir, options or PipelineOptions(), threads=threads) as engines,
         socket.socket(family, socket.SOCK_STREAM) as listener,
     ):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -27,7 +27,7 @@ from mpn.errors import InputError, MpnError, OutputError
 from mpn.formats.rle import counts_from_mask, string_from_counts
 from mpn.masks import png_from_labels
 from mpn.runtime.session.outputs import SaveKind
-from mpn.service.engines import SharedEngines
+from mpn.service.engines import ServerEngines
 from mpn.service.events import Changes, EventLog
 from mpn.service.limits import Limits, not_found, stopping, too_large, unusable
 from mpn.service.metrics import Metrics
@@ -89,7 +89,7 @@ class Shared:
         reserve: Reserve memory in MB for a session by its id; raises 503.
     """
 
-    engines: SharedEngines
+    engines: ServerEngines
     limits: Limits
     metrics: Metrics
     reserve: Callable[[str, int], None]

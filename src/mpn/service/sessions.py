@@ -11,7 +11,7 @@ from typing import Final
 
 from mpn._common.locks import FolderLock
 from mpn._common.memory import return_freed_memory
-from mpn.service.engines import SharedEngines
+from mpn.service.engines import ServerEngines
 from mpn.service.limits import Limits, busy, not_found, stopping
 from mpn.service.metrics import Metrics
 from mpn.service.session import Session, Shared
@@ -33,7 +33,7 @@ class Sessions:
         OutputError: If the folder cannot be used, or another server uses it.
     """
 
-    def __init__(self, root: Path, engines: SharedEngines, limits: Limits) -> None:
+    def __init__(self, root: Path, engines: ServerEngines, limits: Limits) -> None:
         self.root, self.limits, self.metrics = root, limits, Metrics()
         is_new = not root.exists()
         self._lock_file = FolderLock(root)

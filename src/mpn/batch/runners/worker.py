@@ -23,7 +23,7 @@ from mpn._common.files import json_text
 from mpn.batch.manifest import Unit
 from mpn.batch.outcome import Settings
 from mpn.batch.remote import run_any_unit
-from mpn.batch.unit import SharedEngines
+from mpn.batch.unit import ReusedEngines
 from mpn.errors import MpnError
 from mpn.runtime.session.request import Progress
 
@@ -47,7 +47,7 @@ def main() -> int:
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read_lines, args=(lines,), daemon=True).start()
     try:
-        with SharedEngines() as engines:
+        with ReusedEngines() as engines:
             while line := lines.get():
                 attempt = json.loads(line)
                 outcome = run_any_unit(
