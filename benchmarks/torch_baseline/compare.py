@@ -200,6 +200,7 @@ def prepare_engines(
             roi_size=job.roi_size,
             roles=tuple(networks),
             verify=False,  # the outputs of both sides are compared anyway
+            finetune=False,
         )
         export_bundle([checkpoint], kept, options)
         checkpoint.unlink()

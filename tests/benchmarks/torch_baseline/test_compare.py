@@ -83,7 +83,7 @@ def own_network() -> PropagationNet:
 def own_dir(own_network: PropagationNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     save_checkpoint(folder / "own.pth", {"propagation": own_network}, {"licence": "CC0-1.0"})
-    options = ExportOptions(roi_size=65, verify=False)
+    options = ExportOptions(roi_size=65, verify=False, finetune=False)
     export_bundle([folder / "own.pth"], folder / "engines", options)
     return folder / "engines"
 
