@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from mpn.engines.spec import Precision, Role
 from mpn.errors import ExportError
+from mpn.networks.flownet2 import FlowNet2
+from mpn.networks.flownet2_aligned import align_channels
 from mpn.networks.osvos import OsvosVgg, rescale_trunk
 
 HALF_MAX = 65504.0
@@ -76,6 +78,8 @@ def prepare_network(
 ) -> PreparedNetwork:
     """Copy a network with folded BatchNorm, in the requested precision.
 
+    FlowNet 2.0 in float32 gets other convolutions, see :func:`align_channels`.
+
     Args:
         role: Role of the network.
         network: In evaluation mode; it is not changed.
@@ -86,7 +90,10 @@ def prepare_network(
         ExportError: If a weight is not finite, or exceeds half precision.
     """
     if precision == "fp32":
-        return PreparedNetwork(folded_network(role, network, probe))
+        folded = folded_network(role, network, probe)
+        if isinstance(folded, FlowNet2):  # GPUs, which run half precision, have no need of it
+            align_channels(folded)
+        return PreparedNetwork(folded)
     prepared = folded_network(role, network, probe, for_half=True)
     underflows = check_half_range(role, prepared)
     float32_layers = getattr(prepared, "float32_layers", ())
