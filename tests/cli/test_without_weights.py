@@ -24,7 +24,7 @@ COMMANDS = (
 
 @pytest.fixture
 def _without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(locate, "_weights_packages", lambda: [tmp_path])
+    monkeypatch.setattr(locate, "_weights_packages", list)
     monkeypatch.chdir(tmp_path)
     Path("clip.mp4").touch()
     Path("m.png").touch()
