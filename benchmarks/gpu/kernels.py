@@ -302,8 +302,8 @@ def crf(bench: Bench, budget: Budget) -> dict[str, Any]:
     stream, scene = bench.need_stream(), Scene(bench)
     figures: dict[str, Any] = {}
     for name, options in (
-        ("regions", ResolvedCrf()),
-        ("whole frame", ResolvedCrf(whole_frame=True)),
+        ("regions", ResolvedCrf(iterations=bench.sizes.crf_updates)),
+        ("whole frame", ResolvedCrf(iterations=bench.sizes.crf_updates, whole_frame=True)),
     ):
         if budget.is_spent:
             figures[name] = {"status": "not run", "why": "the time of the section is spent"}

@@ -353,7 +353,7 @@ def _fps(
             blend_weight=0.01,  # the random network has no information
         ),
         flip_tta=False,
-        crf=CrfOptions() if crf else None,
+        crf=CrfOptions(iterations=sizes.crf_updates) if crf else None,
     )
     with (
         peak_memory(bench) as figures,
