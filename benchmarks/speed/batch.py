@@ -33,7 +33,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.report.schema import cpu_backend, measured, result_header
-from mpn._common.concurrency import usable_cores
+from mpn._common.cores import usable_cores
 from mpn._common.files import visible_files
 from mpn.errors import InputError
 from mpn.evaluation import load_davis

@@ -6,17 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import cv2
 import pytest
 
-from mpn._common import concurrency
 from mpn._common.concurrency import (
     BackgroundWorker,
     OpenCvThreads,
     Prefetch,
-    usable_cores,
     usable_threads,
 )
 from mpn.errors import InputError, MpnWarning
@@ -58,31 +55,6 @@ def test_usable_threads_lowers_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> 
         assert usable_threads(1000) == 3
     with pytest.raises(InputError, match="got 0"):
         usable_threads(0)
-
-
-@pytest.mark.parametrize(
-    ("groups", "files"),
-    [
-        ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}),
-        ("3:cpuset:/x\n1:cpu,cpuacct:/host/c", {"cpu/cpu.cfs_quota_us": "150000",
-                                               "cpu/cpu.cfs_period_us": "100000"}),
-    ],
-)  # fmt: skip
-def test_cpu_quota_of_a_parent_group_is_found(
-    tmp_path: Path, groups: str, files: dict[str, str]
-) -> None:
-    """Version 2 with a limit above; version 1 without the host's path."""
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    (tmp_path / "membership").write_text(groups)
-    assert list(concurrency._cpu_quotas(tmp_path, tmp_path / "membership")) == [1.5]
-    assert not list(concurrency._cpu_quotas(tmp_path / "none", tmp_path / "membership"))
-
-
-def test_usable_cores_counts_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(concurrency, "_cpu_quotas", lambda *_: iter([0.5, 7.0]))
-    assert usable_cores() == 1
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

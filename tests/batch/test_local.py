@@ -21,7 +21,7 @@ from mpn.batch.plan import plan_units
 from mpn.batch.records import MEANWHILE
 from mpn.batch.runners import local, process
 from mpn.batch.runners.local import LocalRunner, local_runner
-from mpn.errors import EngineError
+from mpn.errors import EngineError, MpnWarning
 from tests.batch.clips import InProcessRunner, unit_of, write_inputs
 
 FRAMES = 60
@@ -185,7 +185,11 @@ def test_local_runner_fits_the_machine(
     assert (runner.workers, runner._settings.threads, runner._gpus) == expected
     assert local_runner(Settings(), 1).workers == 1
     assert local_runner(Settings(backend="openvino"), 9)._gpus is None
-    assert local_runner(Settings(threads=3), 9, workers=5)._settings.threads == 3
+    assert local_runner(Settings(threads=3), 9, workers=2)._settings.threads == 3
+    if not gpus and memory_mb is None:
+        assert local_runner(Settings(threads=3), 9).workers == 2
+    with pytest.warns(MpnWarning, match=r"5 x 3 .* than the 8 cores .*: each worker uses 1"):
+        assert local_runner(Settings(threads=3), 9, workers=5)._settings.threads == 1
 
 
 def test_available_memory_is_that_of_the_control_group(tmp_path: Path) -> None:

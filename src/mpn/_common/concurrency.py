@@ -7,7 +7,6 @@ closes, the first exception of a thread reaches the caller unchanged, and nothin
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
@@ -19,10 +18,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import wraps
 from multiprocessing import active_children, get_context
-from pathlib import Path
 from typing import ClassVar, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from mpn._common.closeable import Closeable
+from mpn._common.cores import usable_cores
 from mpn._common.validation import check_int
 from mpn.errors import InputError, MpnError, MpnWarning
 
@@ -39,49 +38,6 @@ file open for writing. Longer than the read timeout of a stream."""
 
 _NICE = 10
 """A tenth of the time of a thread of normal priority, if both want the same core."""
-
-_CGROUP = Path("/sys/fs/cgroup")
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use.
-
-    Its affinity and the CPU limits of its control group, as in a container, count.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min([cores, *map(math.ceil, _cpu_quotas(_CGROUP, Path("/proc/self/cgroup")))]))
-
-
-def _cpu_quotas(root: Path, membership: Path) -> Iterator[float]:
-    """Yield the CPU limits of the control groups of this process, in cores.
-
-    Args:
-        root: Mount point of the control groups, version 1 or 2.
-        membership: File that lists the groups of the process.
-    """
-    with suppress(OSError, ValueError):  # another system, or a sandbox
-        for line in membership.read_text(encoding="utf-8", errors="replace").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            top = root if not controllers else root / "cpu"
-            group = top / path.lstrip("/")
-            # In a container the path may be that of the host: then only the root exists.
-            for folder in (group, *group.parents):
-                yield from _quota_of(folder)
-                if folder == top:
-                    break
-
-
-def _quota_of(folder: Path) -> Iterator[float]:
-    with suppress(OSError, ValueError):  # no limit here
-        quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
-        yield int(quota) / int(period)
-    with suppress(OSError, ValueError):
-        quota_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        if quota_us > 0:
-            yield quota_us / int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
 
 
 def usable_threads(

@@ -45,7 +45,7 @@ def evaluate(
     """
     import json
 
-    from mpn._common.concurrency import usable_cores
+    from mpn._common.cores import usable_cores
     from mpn.errors import OutputError
     from mpn.evaluation import EvaluationOptions, load_davis
     from mpn.evaluation.scores import json_from_score, paper_line_from_score

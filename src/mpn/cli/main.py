@@ -15,6 +15,7 @@ from collections.abc import Callable
 import typer
 
 from mpn import __version__
+from mpn._common.cores import limit_library_threads
 from mpn._common.memory import memory_errors, save_address_space
 from mpn._common.signals import Stopped, stop_signals
 from mpn.cli.batch import batch
@@ -144,6 +145,7 @@ def _print_error(message: str) -> None:
 
 def _run_process(application: typer.Typer) -> None:
     """Run an application as this process, and exit."""
+    limit_library_threads()
     with guarded_streams() as streams:
         code = _run_app(application)
         error = streams.stdout_error()

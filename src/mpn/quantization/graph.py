@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from mpn._common.cores import limited_cores
 from mpn.engines.onnxruntime.engine import import_onnxruntime
 from mpn.errors import ExportError
 from mpn.types import Float32Array
@@ -262,6 +263,7 @@ def _quiet() -> Iterator[None]:
 def _session(model: onnx.ModelProto) -> Any:
     ort = import_onnxruntime("cpu")
     options = ort.SessionOptions()
+    options.intra_op_num_threads = limited_cores() or 0
     options.log_severity_level = 4
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -13,6 +13,7 @@ import numpy as np
 from mpn._common.array_likes import labels_from, rgb_from
 from mpn._common.closeable import Closeable
 from mpn._common.concurrency import OneCaller, OpenCvThreads, one_caller, usable_threads
+from mpn._common.cores import limited_cores
 from mpn._common.memory import return_freed_memory
 from mpn._common.options import refuse_old_arguments
 from mpn.cuda.api import Stream, is_on_device
@@ -241,8 +242,9 @@ class Pipeline(Closeable):
                 device_options=device_options,
             )
             opened.pop_all()
-        if threads is not None:
-            pipeline._to_close.enter_context(OpenCvThreads(threads))
+        opencv_threads = threads or limited_cores()
+        if opencv_threads is not None:
+            pipeline._to_close.enter_context(OpenCvThreads(opencv_threads))
         return pipeline
 
     @property

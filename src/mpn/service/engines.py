@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mpn._common.closeable import Closeable
-from mpn._common.concurrency import OpenCvThreads, usable_cores
+from mpn._common.concurrency import OpenCvThreads
+from mpn._common.cores import usable_cores
 from mpn.engines.base import Engine
 from mpn.engines.directory.locate import local_engine_dir
 from mpn.engines.directory.manifest import load_manifest

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
+from mpn._common.cores import limited_cores
 from mpn.errors import InputError, OutputError
 from mpn.synthetic.scene import Scene
 from mpn.types import UInt8Array
@@ -180,6 +181,7 @@ class _VideoFile:
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
+        context.thread_count = limited_cores() or context.thread_count
         self._stream = stream
 
     def __enter__(self) -> _VideoFile:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpn._common.concurrency import usable_cores, usable_threads
+from mpn._common.concurrency import usable_threads
+from mpn._common.cores import usable_cores
 from mpn._common.validation import check_int, check_number
 from mpn.errors import TrainingError
 

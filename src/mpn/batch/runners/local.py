@@ -7,19 +7,20 @@ import os
 import queue
 import threading
 import time
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from mpn._common.concurrency import usable_cores
+from mpn._common.cores import usable_cores
 from mpn._common.memory import available_memory_mb
 from mpn.batch.outcome import Settings, UnitOutcome
 from mpn.batch.runner import Attempt, Feed, OnProgress, UnitProgress, lost_outcome
 from mpn.batch.runners.process import WorkerProcess, error_of_event
 from mpn.cuda.device import gpu_count
 from mpn.engines.open import HOST_BACKENDS
-from mpn.errors import EngineError
+from mpn.errors import EngineError, MpnWarning
 
 _STOP_S = 30.0
 """Longest wait for workers that stop: they finish the files of the frames that are done."""
@@ -176,9 +177,18 @@ def local_runner(settings: Settings, videos: int, *, workers: int | None = None)
     if workers is None:
         memory_mb = available_memory_mb()
         fitting = cores if memory_mb is None else memory_mb // WORKER_MB
-        workers = len(gpus) if gpus else min(cores, fitting)
+        workers = len(gpus) if gpus else min(max(1, cores // (settings.threads or 1)), fitting)
     workers = max(1, min(workers, videos))
-    threads = settings.threads or max(1, cores // workers)
+    share = max(1, cores // workers)
+    threads = settings.threads or share
+    if threads > share:
+        warnings.warn(
+            f"{workers} x {threads} threads (workers x threads) are more than the {cores} cores "
+            f"that this process may use: each worker uses {share}",
+            MpnWarning,
+            stacklevel=2,
+        )
+        threads = share
     of_worker = [gpus[index % len(gpus)] for index in range(workers)] if gpus else None
     return LocalRunner(replace(settings, threads=threads), workers, gpus=of_worker)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpn._common.closeable import Closeable
-from mpn._common.concurrency import usable_cores
+from mpn._common.cores import usable_cores
 from mpn._common.text import one_line
 from mpn.batch.runners.ray_actor import BatchActor
 from mpn.errors import InputError, import_or_explain

@@ -20,6 +20,7 @@ import numpy as np
 
 from mpn._common.closeable import Closeable
 from mpn._common.concurrency import usable_threads
+from mpn._common.cores import limited_cores
 from mpn._common.locks import TemporaryFolder
 from mpn._common.memory import is_out_of_memory, out_of_memory_message
 from mpn._common.text import LONGEST_MESSAGE, one_line
@@ -77,7 +78,8 @@ class OrtEngine(Closeable):
         onnx_path: Graph file; external data is in the same folder.
         spec: The interface it must have.
         backend: ``"cpu"`` or ``"cuda"``.
-        threads: Threads per operator; None for onnxruntime's default, one per physical core.
+        threads: Threads per operator; None for one per physical core, or
+            per usable core if the process may not use all.
 
     Raises:
         BackendError: If another backend than the requested one would run.
@@ -236,7 +238,7 @@ def open_session(
         loading = _preload_cuda_libraries(ort)
         providers = [(CUDA_PROVIDER, {"use_tf32": "0", **(cuda_options or {})}), CPU_PROVIDER]
     options = _session_options(ort)
-    options.intra_op_num_threads = 0 if threads is None else threads
+    options.intra_op_num_threads = threads or limited_cores() or 0
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if profile_prefix is not None:

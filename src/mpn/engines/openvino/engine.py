@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from mpn._common.closeable import Closeable
-from mpn._common.concurrency import usable_cores, usable_threads
+from mpn._common.concurrency import usable_threads
+from mpn._common.cores import usable_cores
 from mpn._common.memory import is_out_of_memory, out_of_memory_message
 from mpn._common.text import LONGEST_MESSAGE, one_line
 from mpn.engines.spec import EngineSpec, TensorSpec

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from mpn._common.cores import limited_cores
 from mpn._common.text import one_line
 from mpn.engines.onnxruntime.engine import import_onnxruntime
 from mpn.errors import ExportError
@@ -109,7 +110,7 @@ def _run(session: Any, feeds: Mapping[str, Float32Array]) -> dict[str, Float32Ar
 def _session(model: onnx.ModelProto, threads: int | None) -> Any:
     ort = import_onnxruntime("cpu")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 0 if threads is None else threads
+    options.intra_op_num_threads = threads or limited_cores() or 0
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(

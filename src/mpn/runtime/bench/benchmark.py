@@ -21,6 +21,7 @@ from time import perf_counter
 from typing import Any
 
 from mpn._common.concurrency import OpenCvThreads, usable_threads
+from mpn._common.cores import limited_cores
 from mpn._common.locks import TemporaryFolder
 from mpn._common.validation import check_int
 from mpn.engines.directory.manifest import load_manifest
@@ -136,9 +137,10 @@ def run_benchmark(
     directory = local_engine_dir(engine_dir)
     variants = variants_of(load_manifest(directory), options.variants, options.finetune)
     before = load_average()
+    opencv_threads = options.threads or limited_cores()
     with (
         TemporaryFolder() as folder,
-        nullcontext() if options.threads is None else OpenCvThreads(options.threads),
+        nullcontext() if opencv_threads is None else OpenCvThreads(opencv_threads),
     ):
         measurement = _Measurement(
             directory, options, variants, folder.path, on_progress or (lambda _: None)

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from mpn._common.concurrency import usable_cores
+from mpn._common.cores import usable_cores
 from mpn.errors import OutputError
 from mpn.runtime.convert.conversion import Conversion
 from mpn.runtime.convert.images import safe_names

@@ -19,6 +19,7 @@ from av.stream import Disposition
 from PIL import Image
 
 from mpn._common.closeable import Closeable
+from mpn._common.cores import limited_cores
 from mpn._common.file_kinds import kind_of_file
 from mpn.errors import VideoError
 from mpn.runtime.media.truncation import has_tag_beyond_end, is_truncated
@@ -94,6 +95,7 @@ decoders drop some frames that they cannot conceal without an error."""
 _FALLBACK_FPS = Fraction(25)
 """For raw streams without a rate; FFmpeg uses the same value."""
 
+_MOST_THREADS = 16  # as FFmpeg
 _MAX_BAD_PACKETS = 250
 """Consecutive bad packets (ten seconds at 25 fps) after which a live stream ends."""
 
@@ -481,6 +483,9 @@ def _video_stream(container: Any, address: str) -> Any:
     rounded = -(-width // 64) * 64 * -(-height // 64) * 64
     stream.codec_context.options = {"max_pixels": str(max(_most_pixels, rounded))}
     stream.thread_type = "AUTO"
+    cores = limited_cores()
+    if cores is not None:  # FFmpeg ignores control groups; the number is otherwise its own
+        stream.codec_context.thread_count = 1 if cores == 1 else min(cores + 1, _MOST_THREADS)
     return stream
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpn import __version__
-from mpn._common.concurrency import usable_cores
+from mpn._common.cores import usable_cores
 from mpn.types import UInt8Array
 
 _KEPT_TIMINGS = 10_000
