@@ -537,3 +537,60 @@ def test_damage_of_the_video_is_a_warning(run, capsys, monkeypatch) -> None:
     assert run("@clip.mp4", "--mask", "@first.png", "-o", "res") == 0
     assert capsys.readouterr().err == "warning: the video is damaged\n"
     assert json.loads(Path("res/run.json").read_text())["warnings"] == ["the video is damaged"]
+
+
+_THREADS_OF_A_RUN = """
+import json, os, sys
+if sys.argv[1] == "one":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+del sys.argv[1]
+from mpn.cli.main import main_run
+from mpn.engines.onnxruntime import engine
+found, check = {}, engine.check_interface
+def noted(path, spec, session):
+    found["onnxruntime"] = session.get_session_options().intra_op_num_threads
+    return check(path, spec, session)
+engine.check_interface = noted
+try:
+    main_run()
+except SystemExit as end:
+    import cv2, threadpoolctl
+    found |= {"exit": end.code, "opencv": cv2.getNumThreads()}
+    found["blas"] = max(each["num_threads"] for each in threadpoolctl.threadpool_info())
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two cores and a system that limits processes to some of them",
+)
+def test_run_on_one_core_uses_one_thread_per_library(inputs: Path, tmp_path: Path) -> None:
+    """With all cores, the control, the defaults are 0 (all) and the cores of the host."""
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    found = {}
+    for cores in ("one", "all"):
+        command = [sys.executable, "-c", _THREADS_OF_A_RUN, cores, str(inputs / "clip.mp4")]
+        command += ["--mask", str(inputs / "first.png"), "--out", str(tmp_path / cores)]
+        command += ["--engine-dir", str(inputs / "engines"), "--backend", "cpu", "--quiet"]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=HANG_S, check=True
+        )
+        found[cores] = json.loads(done.stdout.splitlines()[-1])
+    assert found["one"] == {"onnxruntime": 1, "exit": 0, "opencv": 1, "blas": 1}
+    assert found["all"]["exit"] == found["all"]["onnxruntime"] == 0
+    assert min(found["all"]["opencv"], found["all"]["blas"]) > 1
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "1.5", "two"])
+def test_threads_that_are_no_number_are_one_line(run, capsys, threads: str) -> None:
+    assert run("@clip.mp4", "--mask", "@first.png", "--threads", threads) == 2
+    error = capsys.readouterr().err
+    assert "threads" in error
+
+
+def test_threads_above_the_machine_are_lowered(run, capsys) -> None:
+    assert run("@clip.mp4", "--mask", "@first.png", "--threads", "1000") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "1000" in line]
+    assert len(lines) == 1
+    assert "is used" in lines[0]

@@ -136,9 +136,14 @@ def test_quantize_refuses_what_it_cannot_use(
 def test_command_without_directory_or_split_names_them(
     given: list[str],
     message: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.pth").touch()
+    Path("engines").mkdir()
+    Path("engines/manifest.json").touch()
     monkeypatch.setattr(sys, "argv", ["mpn-export", *given, "--precision", "int8"])
     with pytest.raises(SystemExit) as ended:
         main_export()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mpn._common.concurrency import usable_cores
+from mpn._common.cores import usable_cores
 from mpn.engines.onnxruntime.engine import import_onnxruntime
 
 _BYTES = {"float": 4, "float16": 2, "double": 8, "int64": 8, "int32": 4, "int8": 1, "uint8": 1}
