@@ -19,7 +19,8 @@ demo: $(RUNTIME_STAMP)  ## install the runtime, segment the built-in clip, print
 	$(BIN)/mpn demo -o demo-out
 
 test: $(DEV_STAMP)  ## run the tests (minutes, 2 cores)
-	$(BIN)/python -m pytest -q -m "not fullsize and not browser and not api"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal \
+	  -m "not fullsize and not browser and not api"
 
 test-fullsize: $(DEV_STAMP)  ## export and run the paper-size networks
 	$(BIN)/python -m pytest -q -m fullsize
