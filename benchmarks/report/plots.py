@@ -436,7 +436,14 @@ def _compare_torch(name: str, result: Result) -> list[Plot]:
                 ]
                 for label, side in (
                     ("ours", run["sides"]["ours"]),
-                    ("eager PyTorch", run["sides"][other]),
+                    *(
+                        (side.replace("_", " "), run["sides"][side])
+                        for side in run.get("ratios_of_ours", {})
+                    ),
+                    (
+                        "eager PyTorch" + " channels last" * other.endswith("channels_last"),
+                        run["sides"][other],
+                    ),
                 )
             }
             frame_ms = run["sides"]["ours"]["frame"]["median_ms"]

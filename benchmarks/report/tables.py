@@ -325,6 +325,7 @@ def compare_torch_table(result: Result, is_short: bool) -> str:
     for other in others:
         headings += [other.replace("_", " "), "ratio"]
     lines.append(table(headings, rows))
+    lines += _other_sides(result)
     for run in result["runs"]:
         agreement = run["agreement"][others[0]]["mask_iou"]
         share = run["sides"]["ours"]["outside_networks_share"]
@@ -352,6 +353,38 @@ def compare_torch_table(result: Result, is_short: bool) -> str:
     if not is_short:
         lines += ["", *(f"- {condition}" for condition in result["conditions"])]
     return "\n".join(lines) + "\n"
+
+
+def _other_sides(result: Result) -> list[str]:
+    """Return the table of our sides on other backends or in int8, if any."""
+    rows = []
+    for run in result["runs"]:
+        for name, compared in run.get("ratios_of_ours", {}).items():
+            side = run["sides"][name]
+            for other, ratios in compared.items():
+                rows.append(
+                    [
+                        run["objects"],
+                        name.replace("_", " "),
+                        other.replace("_", " "),
+                        _side_median(side, "frame"),
+                        _stage_ratio(ratios, "frame"),
+                        *(_stage_ratio(ratios, stage) for stage in _NETWORK_STAGES),
+                        f"{run['agreement'][name]['mask_iou']['mean']:.4f}",
+                    ]
+                )
+    if not rows:
+        return []
+    headings = ["objects", "side", "against", "frame, ms", "**whole frame**", *_NETWORK_STAGES]
+    return [
+        "",
+        "Our other sides: ratios as above, and the mean IoU with the masks of our first side.",
+        "",
+        table([*headings, "mask IoU"], rows),
+    ]
+
+
+_NETWORK_STAGES = ("flow", "osvos", "propagation")
 
 
 def _side_median(side: Mapping[str, Any], stage: str) -> str:

@@ -1,7 +1,8 @@
 """Compare our pipeline with the same pipeline in eager PyTorch.
 
     python -m benchmarks.torch_baseline.compare [--networks paper|own|tiny] [--objects 1,3]
-        [--frames 6] [--threads 2] [--no-crf] [--channels-last] [--engine-dir DIR] [-o FILE.json]
+        [--frames 6] [--threads 2] [--no-crf] [--channels-last] [--no-contiguous] [--openvino]
+        [--int8] [--engine-dir DIR] [-o FILE.json]
 
 *paper*: FlowNet 2.0, DeepLab v3+ Xception at 513x513 and five-branch OSVOS with fixed random
 weights. Their masks are meaningless, so on both sides each frame starts from the true masks of the
@@ -10,8 +11,12 @@ real pixels, and their outputs are compared. *own*: the engines of --engine-dir,
 network has four channels; each side propagates its own masks. *tiny*: a test of the command, in
 seconds.
 
-Both sides run in one process, interleaved frame by frame, with the same weights, frames, options
-and number of threads. The exit code is 1 if their masks differ.
+--openvino and --int8 add sides of ours: the same graphs on another backend, and quantised ones
+(see ``quantized.py``), which are kept in DIR-int8.
+
+All sides run in one process, interleaved frame by frame, with the same weights, frames, options
+and number of threads. The exit code is 1 if the masks of two
+float32 sides differ.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +46,9 @@ from benchmarks.torch_baseline.networks import (
     use_public_forms,
 )
 from benchmarks.torch_baseline.pipeline import EagerPipeline
+from benchmarks.torch_baseline.quantized import quantize_graphs, with_graphs
 from benchmarks.torch_baseline.sides import (
+    NETWORK_STAGES,
     PAUSE_S,
     Agreement,
     EagerSide,
@@ -56,6 +63,7 @@ from benchmarks.torch_baseline.sides import (
 from mpn import Pipeline, PipelineOptions
 from mpn._common.concurrency import OpenCvThreads
 from mpn.engines.directory.entries import DIS_SOURCE, FlowSource
+from mpn.engines.directory.files import resolve_inside
 from mpn.engines.directory.manifest import MANIFEST_NAME
 from mpn.engines.open import EngineSet, open_engines
 from mpn.engines.spec import Role
@@ -76,6 +84,9 @@ Without CRF the sides differ by float32 rounding, which can flip pixels at the t
 the whole frame and one of the objects' surroundings differ in IoU by 0.006 on the built-in clip at
 854x480, and by 0.015 on random masks."""
 
+OURS = "ours"
+"""First word of the names of our sides, and the side that the others are compared with."""
+_INT8 = "int8"
 _EAGER_CHANNELS = 4
 SHIPPED_OPTIONS: dict[str, Any] = {"flow_check_px": 0.0, "colour_weight": 0.0, "flip_tta": False}
 """Options of both sides: stages that the paper does not have are off."""
@@ -95,6 +106,9 @@ class Job:
         threads: Threads of each side.
         crf: Whether the pipelines have a CRF.
         channels_last: Whether to add PyTorch in channels_last.
+        contiguous: Whether to run PyTorch in its default format.
+        openvino: Whether to add our pipeline on OpenVINO.
+        int8: Whether to add our pipeline with int8 graphs.
 
     Raises:
         InputError: If a number is out of range.
@@ -109,12 +123,19 @@ class Job:
     threads: int = 2
     crf: bool = True
     channels_last: bool = False
+    contiguous: bool = True
+    openvino: bool = False
+    int8: bool = False
 
     def __post_init__(self) -> None:
         if not self.objects or not all(1 <= number <= MAX_OBJECTS for number in self.objects):
             raise InputError(
                 f"the numbers of objects must be 1..{MAX_OBJECTS}, got {list(self.objects)}"
             )
+        if not (self.channels_last or self.contiguous):
+            raise InputError("no side in PyTorch: --no-contiguous needs --channels-last")
+        if self.int8 and not self.is_seeded:
+            raise InputError("--int8 is for random networks: mpn quantize quantises others")
         for name in ("frames", "warmup", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -145,6 +166,12 @@ def conditions(job: Job) -> list[str]:
         ]
     else:
         lines.append("flow by OpenCV's DIS on both sides; each side propagates its own masks")
+    if job.int8:
+        lines.append(
+            "int8: all convolutions of the three networks, flow included, which mpn quantize keeps "
+            "in float32; the gate of mpn quantize was not run; random weights: accuracy not "
+            "measured, so the ratio is of speed alone"
+        )
     if job.crf:
         lines.append(
             "CRF: the same code on both sides; ours on the surroundings of the objects, eager on "
@@ -160,6 +187,8 @@ def not_measured(job: Job) -> list[str]:
         "GPU: both sides run on the CPU",
         "decoding and writing: frames are in memory",
     ]
+    if job.int8:
+        missing.append("accuracy of int8: the weights are random")
     if not job.crf:
         missing.append("CRF")
     if not job.channels_last:
@@ -224,11 +253,16 @@ def compare(job: Job, engine_dir: Path, networks: dict[Role, nn.Module]) -> dict
         flops = {r: gflop(r, network, engines.engines[r].spec) for r, network in networks.items()}
         use_public_forms(networks)
         gemm = gemm_gflops()
-        sides = _sides(job, engines, networks)
+        sides = _sides(job, engines, engine_dir, networks, clip, stack)
         runs = [_run(job, sides, clip, objects, flops) for objects in job.objects]
         operations = [compare_warps(clip, objects) for objects in job.objects]
         facts = engine_facts(engines)
-    worst = min(a["mask_iou"]["min"] for run in runs for a in run["agreement"].values())
+    worst = min(
+        found["mask_iou"]["min"]
+        for run in runs
+        for name, found in run["agreement"].items()
+        if not name.endswith(_INT8)
+    )
     return {
         **result_header(
             backend=cpu_backend(threads=job.threads),
@@ -253,14 +287,21 @@ def compare(job: Job, engine_dir: Path, networks: dict[Role, nn.Module]) -> dict
     }
 
 
-def _sides(job: Job, engines: EngineSet, networks: dict[Role, nn.Module]) -> dict[str, Side]:
+def _sides(
+    job: Job,
+    engines: EngineSet,
+    engine_dir: Path,
+    networks: dict[Role, nn.Module],
+    clip: list[SyntheticFrame],
+    stack: ExitStack,
+) -> dict[str, Side]:
+    """Open all sides; the stack closes what they opened."""
     manifest = engines.manifest
     options = PipelineOptions(
         osvos=OsvosOptions(mode="blend" if "osvos" in networks else "off"),
         crf=CrfOptions() if job.crf else None,
         **SHIPPED_OPTIONS,
     ).with_defaults(manifest.runtime_defaults)
-    flow = ReplacedFlow(flow_estimator_from(engines))
     dis = None
     if manifest.flow.source == DIS_SOURCE:
         estimator = DisFlow(manifest.flow)
@@ -281,10 +322,27 @@ def _sides(job: Job, engines: EngineSet, networks: dict[Role, nn.Module]) -> dic
             )
         )
 
-    sides: dict[str, Side] = {
-        "ours": OurSide(Pipeline(engines, options=options, flow=flow), flow),
-        "eager": eager(False),
-    }
+    def ours(opened: EngineSet) -> OurSide:
+        flow = ReplacedFlow(flow_estimator_from(opened))
+        return OurSide(Pipeline(replace(opened, owned=False), options=options, flow=flow), flow)
+
+    sides: dict[str, Side] = {OURS: ours(engines)}
+    backends = ("cpu", "openvino") if job.openvino else ("cpu",)
+    if job.openvino:
+        graphs = {
+            role: resolve_inside(engine_dir, manifest.roles[role].onnx) for role in engines.engines
+        }
+        opened = stack.enter_context(with_graphs(engines, graphs, "openvino", job.threads))
+        sides["ours_openvino"] = ours(opened)
+    if job.int8:
+        folder = engine_dir.with_name(f"{engine_dir.name}-int8")
+        graphs = quantize_graphs(engines, engine_dir, folder, options, clip)
+        for backend in backends:
+            opened = stack.enter_context(with_graphs(engines, graphs, backend, job.threads))
+            name = "ours_int8" if backend == "cpu" else f"ours_{backend}_int8"
+            sides[name] = ours(opened)
+    if job.contiguous:
+        sides["eager"] = eager(False)
     if job.channels_last:
         sides["eager_channels_last"] = eager(True)
     return sides
@@ -302,8 +360,9 @@ def _run(
     ids = range(1, objects + 1)
     dis = DisFlow(FlowSource(DIS_SOURCE, "ultrafast"))
     times = {name: Times() for name in sides}
-    others = [name for name in sides if name != "ours"]
-    agreement = {name: Agreement(ids) for name in others}
+    mine = [name for name in sides if name.startswith(OURS)]
+    others = [name for name in sides if name not in mine]
+    agreement = {name: Agreement(ids) for name in sides if name != OURS}
     for side in sides.values():
         side.start(clip[0].rgb, truth[0])
     order = list(sides)
@@ -316,8 +375,8 @@ def _run(
             found[name] = sides[name].step(clip[t].rgb, given_px)
             if t > job.warmup:
                 times[name].add(found[name])
-        for name in others:
-            agreement[name].add(found["ours"], found[name])
+        for name, compared in agreement.items():
+            compared.add(found[OURS], found[name])
         if job.is_seeded:
             for side in sides.values():
                 side.restart_from(truth[t])
@@ -328,8 +387,13 @@ def _run(
     return {
         "objects": objects,
         "sides": figures,
-        "ratios": {name: ratios(times["ours"], times[name]) for name in others},
-        "agreement": {name: agreement[name].as_json() for name in others},
+        "ratios": {name: ratios(times[OURS], times[name]) for name in others},
+        "ratios_of_ours": {
+            name: {other: ratios(times[name], times[other]) for other in others}
+            for name in mine
+            if name != OURS
+        },
+        "agreement": {name: found.as_json() for name, found in agreement.items()},
     }
 
 
@@ -361,6 +425,18 @@ def summary(body: dict[str, Any]) -> str:
                 f"(minima {value['of_minima']}x)"
                 for stage, value in found["stages"].items()
             ]
+        for name, compared in run.get("ratios_of_ours", {}).items():
+            for other, found in compared.items():
+                values = ", ".join(
+                    f"{stage} {found['stages'][stage]['of_medians']}x"
+                    for stage in NETWORK_STAGES
+                    if stage in found["stages"]
+                )
+                lines.append(
+                    f"K = {run['objects']}, {name} against {other}: frame "
+                    f"{found['frame']['of_medians']}x (minima {found['frame']['of_minima']}x); "
+                    f"{values}"
+                )
         share = run["sides"]["ours"]["outside_networks_share"]
         lines.append(f"  outside the networks, without CRF: {share:.2%} of our frame")
     for entry in body["operations"]:
@@ -392,6 +468,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--channels-last", action="store_true", help="add a third side: PyTorch in channels_last"
     )
     parser.add_argument(
+        "--no-contiguous", action="store_true", help="leave PyTorch in its default format out"
+    )
+    parser.add_argument("--openvino", action="store_true", help="add our pipeline on OpenVINO")
+    parser.add_argument("--int8", action="store_true", help="add our pipeline in int8")
+    parser.add_argument(
         "--engine-dir",
         type=Path,
         help="own: engine directory; otherwise: folder to keep the exported engines",
@@ -409,6 +490,9 @@ def main(arguments: list[str] | None = None) -> int:
             threads=given.threads,
             crf=not given.no_crf,
             channels_last=given.channels_last,
+            contiguous=not given.no_contiguous,
+            openvino=given.openvino,
+            int8=given.int8,
         )
         torch.set_num_threads(job.threads)
         with tempfile.TemporaryDirectory(prefix="mpn-compare-") as folder:

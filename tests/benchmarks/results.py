@@ -201,11 +201,14 @@ def compare_torch_result() -> dict[str, Any]:
         return {"frame": times(105.0 * factor), "stages": stages, "outside_networks_share": 0.03}
 
     ratio = {"of_medians": 2.0, "of_minima": 2.0}
+    ratios = {"frame": ratio, "stages": {"flow": dict(ratio), "warp": dict(ratio)}}
+    agreement = {"mask_iou": {"min": 0.99, "mean": 0.999}}
     run = {
         "objects": 1,
-        "sides": {"ours": side(1.0), "eager": side(2.0)},
-        "ratios": {"eager": {"frame": ratio, "stages": {"flow": dict(ratio), "warp": dict(ratio)}}},
-        "agreement": {"eager": {"mask_iou": {"min": 0.99, "mean": 0.999}}},
+        "sides": {"ours": side(1.0), "ours_int8": side(0.5), "eager": side(2.0)},
+        "ratios": {"eager": ratios},
+        "ratios_of_ours": {"ours_int8": {"eager": ratios}},
+        "agreement": {"eager": agreement, "ours_int8": agreement},
     }
     result = result_with_header("compare_torch")
     result["versions"]["torch"] = "2.13.0"

@@ -23,7 +23,7 @@ from mpn.engines.onnxruntime.engine import import_onnxruntime
 from mpn.errors import ExportError
 from mpn.types import Float32Array
 
-_ACTIVATIONS = ("Relu", "Clip")
+_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu")
 _BETWEEN = (*_ACTIVATIONS, "Add", "Concat", "Resize", "AveragePool", "MaxPool")
 """Operators that are quantised between convolutions."""
 

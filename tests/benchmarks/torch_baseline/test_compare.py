@@ -105,7 +105,7 @@ def clip() -> list[SyntheticFrame]:
 def tiny_job() -> Job:
     return Job(
         networks="tiny", objects=(1, 2), frames=2, size_hw=SIZE_HW, roi_size=65, threads=1,
-        channels_last=True,
+        channels_last=True, int8=True,
     )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def test_shipped_propagation_is_read_but_not_compared(tiny_job: Job, tmp_path: P
     network = propagation_from_graph(default_engine_dir() / "propagation.onnx")
     assert (network.config.backbone, network.config.in_channels) == ("efficientnet-lite0", 5)
     assert network.config.head_width == 0.25
-    job = replace(tiny_job, networks="own")
+    job = replace(tiny_job, networks="own", int8=False)
     with pytest.raises(InputError, match="has 5 input channels"):
         prepare_engines(job, default_engine_dir(), tmp_path)
     with pytest.raises(InputError, match="needs --engine-dir"):
@@ -273,22 +273,24 @@ def test_compare_result_is_in_common_format(tiny: dict[str, Any], tmp_path: Path
 def test_compare_result_has_every_stage(tiny: dict[str, Any]) -> None:
     assert [run["objects"] for run in tiny["runs"]] == [1, 2]
     for run in tiny["runs"]:
-        assert run["sides"].keys() == {"ours", "eager", "eager_channels_last"}
+        assert run["sides"].keys() == {"ours", "ours_int8", "eager", "eager_channels_last"}
         for name, side in run["sides"].items():
-            expected = OUR_STAGES if name == "ours" else STAGES_OF_PAPER
+            expected = OUR_STAGES if name.startswith("ours") else STAGES_OF_PAPER
             assert side["stages"].keys() == expected
             assert side["frame"]["n"] == 2
             assert 0 < side["outside_networks_share"] < 1
         for name in ("eager", "eager_channels_last"):
             assert run["ratios"][name]["stages"].keys() == OUR_STAGES
+            assert run["ratios_of_ours"]["ours_int8"][name]["stages"].keys() == OUR_STAGES
             assert run["agreement"][name]["frames"] == 3
+        assert run["agreement"]["ours_int8"]["prob"]["mean_difference"] > 0
     assert [entry["objects"] for entry in tiny["operations"]] == [1, 2]
     assert all(entry["max_difference"] <= GRID_SAMPLE_WARP for entry in tiny["operations"])
 
 
 def test_compare_masks_agree_only_for_same_weights(tiny_job: Job, tiny_dir: Path) -> None:
     # Without CRF: on a small frame it depends on the region that it gets.
-    job = replace(tiny_job, objects=(1,), crf=False, channels_last=False)
+    job = replace(tiny_job, objects=(1,), crf=False, channels_last=False, int8=False)
     engine_dir, networks = prepare_engines(job, tiny_dir, tiny_dir)
     same = compare_torch.compare(job, engine_dir, networks)
     assert same["do_masks_agree"]
