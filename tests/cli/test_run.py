@@ -566,7 +566,7 @@ except SystemExit as end:
     reason="needs two cores and a system that limits processes to some of them",
 )
 def test_run_on_one_core_uses_one_thread_per_library(inputs: Path, tmp_path: Path) -> None:
-    """With all cores, the control, the defaults are 0 (all) and the cores of the host."""
+    """With all cores (control) the defaults are 0, all, and the cores of the host."""
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
     found = {}
     for cores in ("one", "all"):
