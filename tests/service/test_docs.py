@@ -28,6 +28,7 @@ def clients(server: RunningServer, clip: Path, tmp_path: Path, monkeypatch: Any)
     (tmp_path / "mpn-serve" / "token").write_text(TOKEN)
     (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
     save_labels(tmp_path / "first.png", scene_labels(0))
+    save_labels(tmp_path / "corrected.png", scene_labels(3))
     page = (REPOSITORY / "docs" / "serve.md").read_text(encoding="utf-8")
     return {
         name: code.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
@@ -47,7 +48,8 @@ def test_python_clients_run(clients: dict[str, str], tmp_path: Path) -> None:
     namespace: dict[str, Any] = {"images": images()}
     exec(clients["video"], namespace)
     masks = sorted(tmp_path.glob("*.png"))
-    assert len(masks) == FRAMES + 1  # and first.png
+    assert len(masks) == FRAMES + 2  # and those that were given
+    assert (load_labels(tmp_path / "00003.png") == scene_labels(3)).all()
     for path in masks:
         load_labels(path, size_hw=SCENE_HW)
     assert {"masks/00000.png", "run.json"} <= _names(tmp_path / "results.zip")

@@ -228,7 +228,8 @@ class Session(ABC):
         with self.lock:
             self.is_closed = True
         with suppress(OutputError):
-            self.log.append("state", {"state": self.state, "message": "the server was stopped"})
+            message = "the server was stopped"
+            self.log.append("state", {"state": self.state, "message": message, "run": self.run})
         self.log.close()
 
     def close(self, reason: str) -> None:
@@ -309,7 +310,7 @@ class Session(ABC):
         """Change the state, and publish it."""
         with self.lock:
             self.state, self.message = state, self.clean(message)
-            event = {"state": state, "message": self.message}
+            event = {"state": state, "message": self.message, "run": self.run}
         with suppress(OutputError):  # the disk is full: the state itself has the error
             self.log.append("state", event)
         self.changes.notify()
