@@ -187,6 +187,10 @@ def _print_profile(result: dict[str, Any]) -> None:
     tables = (
         ("Stages", [(row["name"], row) for row in result["stages"]]),
         (
+            "Beside the pipeline, in other threads",
+            [(row["name"], {**row, "flop": None, "share": None}) for row in result["beside"]],
+        ),
+        (
             "Types of operators",
             [
                 (f"{r['network']} {r['type']} x{r['count']}", r)

@@ -1,14 +1,17 @@
 """FLOP and bytes against hand-computed values, and the sums of a profile."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mpn.engines.onnxruntime.engine import open_session
-from mpn.runtime.bench.profile import operators_of, summary_of
+from mpn.engines.open import shipped_engine_dir
+from mpn.runtime.bench.profile import operators_of, profile_network, summary_of
 from mpn.runtime.bench.roofline import _FLOAT, Peaks, _product, cost_of, measure_peaks
+from mpn.runtime.bench.stages import FrameSizes, stage_costs
 
 PEAKS = Peaks(gemm_flop_s=1e9, int8_flop_s=4e9, bandwidth_bytes_s=1e9)
 
@@ -70,6 +73,7 @@ def test_summary_shares_sum_to_one():
         {"name": "flow", "kind": "library", "median_ms": 3.0, "runs_share": 1.0},
         {"name": "merge", "kind": "python", "median_ms": 2.0, "runs_share": 0.5},
     ]
+    stages = [{**stage, "share": None} for stage in stages]
     operators = [
         {"network": "propagation", "median_ms": 1.0, "share": 0.9, "reason": "dense operators"},
         {"network": "propagation", "median_ms": 2.0, "share": 0.2, "reason": "small shapes"},
@@ -82,6 +86,40 @@ def test_summary_shares_sum_to_one():
         "library code": 0.3,
         "Python and NumPy": 0.1,
     }
+
+
+def test_stage_close_to_the_roofline_is_counted_as_such():
+    stage = {"kind": "python", "median_ms": 1.0, "runs_share": 1.0}
+    stages = [{**stage, "name": "warp", "share": 0.7}, {**stage, "name": "crop", "share": 0.6}]
+    assert list(summary_of(stages, []).values()) == [0.5, 0.5]
+
+
+def test_costs_of_stages_equal_hand_counts():
+    """Two objects in 4x6 pixels of an 8x12 video, crops of 5x3x3, features of 7x2x2."""
+    sizes = FrameSizes(2, (8, 12), (4, 6), (5, 3, 3), (7, 2, 2))
+    found = {name: (cost.flop, cost.nbytes) for name, cost in stage_costs(sizes).items()}
+    assert found == {
+        "flow": (0, 14 * 24),
+        "warp": (8 * 2 * 24, 2 * (4 * 2 * 24) + 8 * 24),
+        "crop": ((8 * 5 + 6) * 2 * 9, 7 * 2 * 9 + 4 * 5 * 2 * 9),
+        "paste": (8 * 2 * 9, 4 * 2 * 9 + 4 * 2 * 24),
+        "merge": (3 * 2 * 24, 2 * (4 * 2 * 24)),
+        "output": (0, 4 * 2 * 24 + 96),
+        "target": (2 * 7 * 4 * 2, 4 * 4 * (7 + 2)),
+    }
+    assert "target" not in stage_costs(replace(sizes, features_chw=None))
+
+
+def test_int8_network_has_the_operations_of_float(tmp_path):
+    """Reordered weights have no shape in the profile of a run."""
+    inputs = [{"image": np.zeros((1, 3, 385, 673), np.float32)}]
+    flop = {}
+    for name in ("lite", "lite-int8"):
+        path = shipped_engine_dir(name) / "features.onnx"
+        found = profile_network(path, inputs, PEAKS, 1, repeats=1)
+        flop[name] = sum(operator["flop"] for operator in found)
+    # onnxruntime pads channels of float convolutions to its blocks.
+    assert flop["lite"] * 0.9 <= flop["lite-int8"] <= flop["lite"]
 
 
 def test_measure_peaks_small_sizes_returns_rates():

@@ -17,7 +17,7 @@ from mpn._common.concurrency import OpenCvThreads
 from mpn._common.locks import TemporaryFolder
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.onnxruntime.engine import open_session
-from mpn.engines.open import local_engine_dir, open_engines
+from mpn.engines.open import EngineSet, local_engine_dir, open_engines
 from mpn.errors import InputError
 from mpn.runtime.bench.benchmark import BenchmarkOptions, OnProgress
 from mpn.runtime.bench.figures import Inputs, PipelineFigure, fixed_inputs
@@ -27,9 +27,11 @@ from mpn.runtime.bench.result import (
     load_average,
     summary_ms,
 )
-from mpn.runtime.bench.roofline import Peaks, cost_of, measure_peaks
+from mpn.runtime.bench.roofline import Cost, Peaks, cost_of, measure_peaks
+from mpn.runtime.bench.stages import FrameSizes, stage_costs, time_beside
 from mpn.runtime.bench.variants import labels_of_objects, make_clip, variants_of
 from mpn.runtime.host.preprocess import working_size_hw
+from mpn.runtime.options import ResolvedOptions
 
 GOOD_SHARE = 0.7
 """Share of the roofline from which a part counts as close to it."""
@@ -90,7 +92,7 @@ def run_profile(
         peaks = peaks.best(measure_peaks(threads))  # other load may have slowed the first
         measured = figure.as_json(warmup=options.warmup)
         operators: list[dict[str, Any]] = []
-        missing = ["decoding and writing files: the profile is of the pipeline in memory"]
+        missing = []
         if engines.backend == "cpu":
             inputs = fixed_inputs(engines, variant.options, clip.frames, labels, ())
             for role in (role for role in inputs if role in measured["stages"]):
@@ -100,8 +102,12 @@ def run_profile(
                 operators += [{"network": role, **operator} for operator in found]
         else:
             missing.append(f"operators: not listed for the backend {engines.backend}")
+        on_progress("decoding and writing files")
+        beside = time_beside(clip.video, labels, folder.path, frames=options.frames)
+        costs = stage_costs(_sizes(engines, variant.options, options))
+        counted = len(clip.frames) - 1 - options.warmup
         stages = [
-            _stage(name, summary, len(clip.frames) - 1 - options.warmup, operators)
+            _stage(name, summary, counted, operators, costs.get(name), peaks)
             for name, summary in measured["stages"].items()
         ]
         body = {
@@ -123,6 +129,7 @@ def run_profile(
             "peaks": peaks.as_json(),
             "frame": measured["frame"],
             "stages": stages,
+            "beside": beside,
             "operators": operators,
             "summary": summary_of(stages, operators),
         }
@@ -218,10 +225,31 @@ def operators_of(
     return sorted(found, key=lambda operator: -operator["median_ms"])
 
 
+def _sizes(engines: EngineSet, resolved: ResolvedOptions, options: BenchmarkOptions) -> FrameSizes:
+    manifest, features = engines.manifest, engines.features
+    (crop,) = engines.propagation.spec.inputs
+    grid = None
+    if features is not None:
+        _, depth, rows, columns = (int(side) for side in features.spec.outputs[0].shape)
+        grid = (depth, rows, columns)
+    return FrameSizes(
+        objects=options.objects[0],
+        input_hw=options.frame_size_hw,
+        working_hw=working_size_hw(options.frame_size_hw, resolved.size),
+        crop_chw=(int(crop.shape[1]), manifest.roi_size, manifest.roi_size),
+        features_chw=grid,
+    )
+
+
 def _stage(
-    name: str, summary: Mapping[str, float], frames: int, operators: Sequence[Mapping[str, Any]]
+    name: str,
+    summary: Mapping[str, float],
+    frames: int,
+    operators: Sequence[Mapping[str, Any]],
+    cost: Cost | None,
+    peaks: Peaks,
 ) -> dict[str, Any]:
-    """Return one stage; FLOP and bytes are those of its network.
+    """Return one stage; FLOP and bytes are those of its network, or of ``cost``.
 
     The mean over all frames is less than the median if the stage does not run in each frame.
     """
@@ -229,15 +257,23 @@ def _stage(
     kind = "network" if name in _NETWORKS else "python"
     if name in _LIBRARY and not own:
         kind = "library"
-    least_ms = sum(operator["least_ms"] for operator in own)
+    flop = nbytes = share = None
+    if own:
+        flop, nbytes = (sum(operator[unit] for operator in own) for unit in ("flop", "bytes"))
+        least_ms = sum(operator["least_ms"] for operator in own)
+    elif cost is not None and kind != "network":
+        flop, nbytes = cost.flop, cost.nbytes
+        least_ms = 1e3 * peaks.least_s(flop, nbytes)
+    if nbytes and kind != "library":
+        share = round(least_ms / max(summary["median_ms"], 1e-3), 4)
     return {
         "name": name,
         "kind": kind,
         **summary,
         "runs_share": round(summary["n"] / frames, 4),
-        "flop": sum(operator["flop"] for operator in own) if own else None,
-        "bytes": sum(operator["bytes"] for operator in own) if own else None,
-        "share": round(least_ms / max(summary["median_ms"], 1e-3), 4) if own else None,
+        "flop": flop,
+        "bytes": nbytes,
+        "share": share,
     }
 
 
@@ -257,7 +293,8 @@ def summary_of(
         own = [operator for operator in operators if operator["network"] == stage["name"]]
         total_ms = sum(operator["median_ms"] for operator in own)
         if not total_ms:
-            reason = names[stage["kind"]]
+            is_good = (stage["share"] or 0.0) >= GOOD_SHARE
+            reason = good if is_good else names[stage["kind"]]
             parts[reason] = parts.get(reason, 0.0) + stage_ms
             continue
         for operator in own:
