@@ -1,4 +1,4 @@
-"""Count the bytes of the stages outside the networks, and time the work beside the pipeline."""
+"""Count bytes of stages outside the networks, time work beside the pipeline."""
 
 from __future__ import annotations
 
