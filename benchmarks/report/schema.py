@@ -76,7 +76,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "peaks": {"gemm_flop_s": NUMBER, "int8_flop_s": NUMBER, "bandwidth_bytes_s": NUMBER},
         "frame": dict,
         "stages": [{"name": str, "kind": str, "median_ms": NUMBER, "min_ms": NUMBER}],
-        "beside": [{"name": str, "median_ms": NUMBER, "bytes": NUMBER}],
+        "other_threads": [{"name": str, "median_ms": NUMBER, "bytes": NUMBER}],
         "operators": list,
         "summary": dict,
     },

@@ -278,7 +278,7 @@ def profile_table(result: Result, is_short: bool) -> str:
         types = by_type(operators)
         shown = [row for row in types if row["median_ms"] >= _PROFILE_MIN_MS]
         rows += [[f"{r['network']}: {r['count']} {r['type']}", *_profile_cells(r)] for r in shown]
-    for row in result["beside"]:
+    for row in result["other_threads"]:
         cells = _profile_cells({**row, "flop": None, "share": None})
         rows.append([f"{row['name']}, in another thread", *cells])
     headings = ["part", "ms", "minimum, ms", "MFLOP", "MB", "share of the roofline"]

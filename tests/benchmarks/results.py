@@ -424,7 +424,7 @@ def profile_result() -> dict[str, Any]:
             {**stage, **cost},
             {**stage, **none, **times(5.0), "name": "flow", "kind": "library"},
         ],
-        "beside": [{**times(3.0), "name": "decode", "bytes": 1.8e6}],
+        "other_threads": [{**times(3.0), "name": "decode", "bytes": 1.8e6}],
         "operators": [{**operator, **cost, "least_ms": 8.0, "reason": "dense operators"}],
         "summary": {"at 70% of the roofline or more": 0.67, "library code": 0.33},
     }

@@ -171,8 +171,8 @@ def test_profile_lists_stages_and_operators(
     assert "propagation" in {operator["network"] for operator in found["operators"]}
     assert sum(found["summary"].values()) == pytest.approx(1, abs=1e-3)
     assert all(stage["bytes"] is not None for stage in found["stages"])
-    assert [part["name"] for part in found["beside"]] == ["decode", "mask PNG", "overlay"]
-    assert all(part["n"] == 2 and part["min_ms"] > 0 for part in found["beside"])
+    assert [part["name"] for part in found["other_threads"]] == ["decode", "mask PNG", "overlay"]
+    assert all(part["n"] == 2 and part["min_ms"] > 0 for part in found["other_threads"])
     assert "Types of operators" in printed
     assert "of the frame: " in printed
 

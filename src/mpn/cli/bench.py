@@ -187,8 +187,11 @@ def _print_profile(result: dict[str, Any]) -> None:
     tables = (
         ("Stages", [(row["name"], row) for row in result["stages"]]),
         (
-            "Beside the pipeline, in other threads",
-            [(row["name"], {**row, "flop": None, "share": None}) for row in result["beside"]],
+            "In other threads",
+            [
+                (row["name"], {**row, "flop": None, "share": None})
+                for row in result["other_threads"]
+            ],
         ),
         (
             "Types of operators",

@@ -28,7 +28,7 @@ from mpn.runtime.bench.result import (
     summary_ms,
 )
 from mpn.runtime.bench.roofline import Cost, Peaks, cost_of, measure_peaks
-from mpn.runtime.bench.stages import FrameSizes, stage_costs, time_beside
+from mpn.runtime.bench.stages import FrameSizes, stage_costs, time_other_threads
 from mpn.runtime.bench.variants import labels_of_objects, make_clip, variants_of
 from mpn.runtime.host.preprocess import working_size_hw
 from mpn.runtime.options import ResolvedOptions
@@ -103,7 +103,7 @@ def run_profile(
         else:
             missing.append(f"operators: not listed for the backend {engines.backend}")
         on_progress("decoding and writing files")
-        beside = time_beside(clip.video, labels, folder.path, frames=options.frames)
+        others = time_other_threads(clip.video, labels, folder.path, frames=options.frames)
         costs = stage_costs(_sizes(engines, variant.options, options))
         counted = len(clip.frames) - 1 - options.warmup
         stages = [
@@ -129,7 +129,7 @@ def run_profile(
             "peaks": peaks.as_json(),
             "frame": measured["frame"],
             "stages": stages,
-            "beside": beside,
+            "other_threads": others,
             "operators": operators,
             "summary": summary_of(stages, operators),
         }

@@ -1,4 +1,4 @@
-"""Count bytes of stages outside the networks, time work beside the pipeline."""
+"""Count bytes of stages outside the networks, time that of other threads."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def stage_costs(sizes: FrameSizes) -> dict[str, Cost]:
     }
 
 
-def time_beside(
+def time_other_threads(
     video: Path, labels: UInt8Array, folder: Path, *, frames: int
 ) -> list[dict[str, Any]]:
     """Time what a run does in other threads: decoding, mask files and overlay.
