@@ -135,7 +135,9 @@ class Job:
         if not (self.channels_last or self.contiguous):
             raise InputError("no side in PyTorch: --no-contiguous needs --channels-last")
         if self.int8 and not self.is_seeded:
-            raise InputError("--int8 is for random networks: mpn quantize quantises others")
+            raise InputError(
+                "--int8 is for random networks: mpn export --precision int8 quantises others"
+            )
         for name in ("frames", "warmup", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -168,9 +170,9 @@ def conditions(job: Job) -> list[str]:
         lines.append("flow by OpenCV's DIS on both sides; each side propagates its own masks")
     if job.int8:
         lines.append(
-            "int8: all convolutions of the three networks, flow included, which mpn quantize keeps "
-            "in float32; the gate of mpn quantize was not run; random weights: accuracy not "
-            "measured, so the ratio is of speed alone"
+            "int8: all convolutions of the three networks, flow included, which mpn export keeps "
+            "in float32; its gate was not run; random weights: accuracy not measured, so the "
+            "ratio is of speed alone"
         )
     if job.crf:
         lines.append(

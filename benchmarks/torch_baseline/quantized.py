@@ -1,8 +1,8 @@
 """Quantise the random networks of ``compare.py``, to measure their speed in int8.
 
-``mpn quantize`` writes an engine only if its masks pass a gate. Masks of random weights mean
+``mpn export`` writes an engine only if its masks pass a gate. Masks of random weights mean
 nothing, so that the layers that the gate would keep in float32 are not known: here all convolutions
-of the three networks become int8. The flow network too, which ``mpn quantize`` never quantises.
+of the three networks become int8. The flow network too, which ``mpn export`` never quantises.
 """
 
 from __future__ import annotations
