@@ -10,7 +10,14 @@ import pytest
 
 from mpn import Pipeline, PipelineOptions
 from mpn.engines.directory.manifest import load_manifest, verify_digests
-from mpn.engines.open import default_engine_dir, open_engines, shipped_engine_dir
+from mpn.engines.open import (
+    GPU_BACKENDS,
+    GpuBackend,
+    default_engine_dir,
+    open_engines,
+    shipped_engine_dir,
+)
+from mpn.errors import BackendError
 from mpn.evaluation import SequenceEvaluator
 from mpn.synthetic import SyntheticFrame, render_clip
 from tests.conftest import REPOSITORY
@@ -63,6 +70,23 @@ def test_int8_directory_is_whole_and_was_made_of_the_other() -> None:
         assert entry.quantized is not None
         assert entry.quantized.mask_iou >= 0.985
         assert entry.quantized.j_drop_points <= 0.3
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_int8_engines_on_a_gpu_are_refused_in_one_line(backend: GpuBackend) -> None:
+    with pytest.raises(BackendError) as caught:
+        open_engines("lite-int8", backend=backend)
+    assert str(caught.value) == (
+        "the propagation engine is int8, which backends cpu and openvino run, not "
+        f"{backend}: use the engine directory that it was made from"
+    )
+
+
+def test_int8_engines_run_on_the_cpu_of_a_machine_with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpn.engines.open.gpu_unavailable_reason", lambda: None)
+    with open_engines("lite-int8", threads=1) as engines:
+        assert engines.backend == "cpu"
+        assert "the propagation engine is int8" in engines.backend_note
 
 
 def test_int8_masks_of_the_built_in_clip_are_as_good(clip: list[SyntheticFrame]) -> None:

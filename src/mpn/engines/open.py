@@ -127,6 +127,7 @@ class EngineOpener:
             MissingExtraError: If a package that it needs is not installed.
             OutputError: If a plan cannot be written.
         """
+        self.manifest.check_is_float(backend, self.roles)
         if backend == "cuda":
             return self._on_cuda()
         return self._on_trt(backend)
@@ -138,7 +139,6 @@ class EngineOpener:
                 f"cuda was requested, but {reason}: uninstall onnxruntime and install mpn-runtime "
                 "with its extra [gpu], never together with [cpu], or use backend cpu"
             )
-        self.manifest.check_is_float("cuda", self.roles)
         device = CudaDevice()
 
         def open_one(role: Role) -> Engine:
