@@ -11,6 +11,7 @@ from mpn.cli import export_view
 from mpn.cli import main as cli
 from mpn.cli.export_view import ExportView, command_text, print_bundle
 from mpn.engines.directory.manifest import load_manifest
+from mpn.engines.open import local_engine_dir
 from mpn.export.bundle import ExportedBundle
 from mpn.export.options import ExportOptions
 from mpn.export.summary import RoleSummary
@@ -269,3 +270,14 @@ def test_a_quiet_export_shows_no_progress(capsys: pytest.CaptureFixture[str]) ->
             view.reused("osvos")
         assert ("traced" in capsys.readouterr().err) == (not quiet)
     assert set(export_view._DOING) == set(export_view._DONE)
+
+
+def test_installed_engines_are_zipped_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli._run_app(cli.app, ["export", "lite-int8", "--zip", "engines.zip"]) == 0
+    assert "engines.zip#sha256=" in capsys.readouterr().out
+    assert load_manifest(local_engine_dir("engines.zip", cache=tmp_path / "cache")).name == (
+        "lite-int8"
+    )

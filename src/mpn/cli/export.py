@@ -251,7 +251,7 @@ def export(
     """
     from mpn.cli.export import PlanArguments, build_alone
 
-    _check_given(checkpoints)
+    checkpoints = _found(checkpoints)
     plans = PlanArguments(build, plans_for, any_gpu=any_gpu, any_version=any_version)
     if plans.are_of_a_directory(checkpoints):
         build_alone(checkpoints[0], plans, quiet=quiet)
@@ -310,15 +310,20 @@ def export(
     _write_copies(bundle.directory, triton, as_zip)
 
 
-def _check_given(paths: Sequence[Path]) -> None:
-    """Check that each path exists, before torch is imported."""
+def _found(paths: Sequence[Path]) -> list[Path]:
+    """Check that each path exists, before torch is imported; find installed engines by name."""
+    from mpn.engines.directory.locate import SHIPPED_ENGINES, shipped_engine_dir
     from mpn.errors import InputError
 
+    found = []
     for path in paths:
-        if not path.exists():
+        is_name = str(path) in SHIPPED_ENGINES and not path.exists()
+        found.append(shipped_engine_dir(str(path)) if is_name else path)
+        if not found[-1].exists():
             raise InputError(
                 f"there is no checkpoint (.pth) and no engine directory at {path}: check the path"
             )
+    return found
 
 
 def _quantize(
