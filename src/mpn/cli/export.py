@@ -311,7 +311,7 @@ def export(
 
 
 def _found(paths: Sequence[Path]) -> list[Path]:
-    """Check that each path exists, before torch is imported; find installed engines by name."""
+    """Check that the paths exist, before torch loads; find installed engines."""
     from mpn.engines.directory.locate import SHIPPED_ENGINES, shipped_engine_dir
     from mpn.errors import InputError
 
