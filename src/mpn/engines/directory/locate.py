@@ -139,6 +139,11 @@ def local_engine_dir(
     path = _path_of(text)
     if is_zip(path):
         return _Cache(cache).of_zip(path, pin)
+    if path.suffix.lower() == ".zip" and not path.exists():
+        raise ManifestError(
+            f"there is no zip file at {path}: check the path, or leave the option out to use the "
+            "installed weights"
+        )
     path = check_engine_dir(path)
     if pin is not None:
         _check_pin(str(path), pin, _digest_of(path / MANIFEST_NAME, str(path)))
