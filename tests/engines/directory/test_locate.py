@@ -66,7 +66,7 @@ def test_shipped_engines_are_found_by_name(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(locate, "_weights_packages", lambda: iter([tmp_path]))
     with pytest.raises(ManifestError, match="has no engines lite-int8: pip install -U"):
         local_engine_dir("lite-int8")
-    with pytest.raises(ManifestError, match="there is no zip file at absent.zip"):
+    with pytest.raises(ManifestError, match="there is no zip file at absent"):
         local_engine_dir("absent.zip#sha256=" + 64 * "0")
 
 
