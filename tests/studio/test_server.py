@@ -20,7 +20,8 @@ from mpn.types import UInt8Array
 from tests.runtime.media.clips import SCENE_HW, scene, scene_labels, write_video
 from tests.studio.servers import StudioProcess, body_of
 
-RUN_FRAMES = 300
+RUN_FRAMES = 1200
+"""Far more than a run computes between the kill of its server and its stop."""
 
 
 def put(client: httpx.Client, index: int, labels: UInt8Array) -> httpx.Response:
