@@ -175,7 +175,11 @@ def open_bench(sizes: Any, engine_dirs: list[str], scratch: str, *, is_dry: bool
             from tests.emulation.streams import ShimStream
 
             stream = ShimStream(Shim(Path(tempfile.gettempdir()) / "mpn-cuda-shim"))
-            dirs = [str(make_engine_dir(Path(scratch) / "tiny", with_osvos=True)), *engine_dirs]
+            dirs = [
+                str(make_engine_dir(Path(scratch) / "tiny", with_osvos=True)),
+                str(make_engine_dir(Path(scratch) / "tiny-target", with_target=True)),
+                *engine_dirs,
+            ]
         else:
             from mpn.cuda.device import CudaDevice
 

@@ -15,6 +15,7 @@ from benchmarks.gpu.harness import (
     CannotRunError,
     features_size_hw,
     guarded,
+    one_line,
     times,
 )
 from mpn._common.closeable import Closeable
@@ -23,12 +24,13 @@ from mpn.cuda.array import DeviceArray
 from mpn.engines.base import DeviceEngine, EngineBuffers
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.onnxruntime.finetune import finetune_entry
-from mpn.engines.open import open_engines, open_object_engine
+from mpn.engines.open import GpuBackend, open_engines, open_object_engine
 from mpn.engines.spec import EngineSpec, Role, engine_spec, features_spec
 from mpn.engines.tensorrt.engine import TrtEngine
 from mpn.engines.weights import read_weights
+from mpn.errors import BackendError
 
-DEVICE_BACKENDS = ("cuda", "tensorrt", "tensorrt-rtx")
+DEVICE_BACKENDS: tuple[GpuBackend, ...] = ("cuda", "tensorrt", "tensorrt-rtx")
 
 
 def example_inputs(spec: EngineSpec, objects: int = 1) -> dict[str, np.ndarray]:
@@ -42,15 +44,18 @@ def example_inputs(spec: EngineSpec, objects: int = 1) -> dict[str, np.ndarray]:
             values *= 255
         elif spec.role == "osvos":
             values = 255 * values - 115
-        else:
+        else:  # probability and score are both in 0..1
             values[:, :3] = 4 * values[:, :3] - 2
         made[tensor.name] = values.astype(np.float32)
     return made
 
 
 def engines(bench: Bench, budget: Budget) -> dict[str, Any]:
-    """Measure parity, precision and latency of each backend and engine directory."""
-    figures: dict[str, Any] = {}
+    """Measure parity, precision and latency of each backend and engine directory.
+
+    Engines in int8 must be refused by each of these backends.
+    """
+    figures: dict[str, Any] = {"lite-int8 is refused": guarded(int8_refusals)}
     for directory in bench.engine_dirs:
         for backend in ("cpu",) if bench.is_dry else DEVICE_BACKENDS:
             name = f"{Path(directory).name} on {backend}"
@@ -61,6 +66,26 @@ def engines(bench: Bench, budget: Budget) -> dict[str, Any]:
                 lambda directory=directory, backend=backend: _engines(bench, directory, backend)  # type: ignore[misc]
             )
     return figures
+
+
+def int8_refusals() -> dict[str, Any]:
+    """Open the int8 engines on each GPU backend, which must refuse, and with auto."""
+    refused = {}
+    for backend in DEVICE_BACKENDS:
+        try:
+            open_engines("lite-int8", backend=backend).close()
+        except BackendError as error:
+            refused[backend] = one_line(error)
+        else:
+            refused[backend] = ""
+    with open_engines("lite-int8", with_osvos=False, with_features=False, threads=1) as opened:
+        used, note = opened.backend, opened.backend_note
+    wanted = "engine is int8, which backends cpu and openvino run"
+    return {
+        "refused": refused,
+        "auto": {"backend": used, "note": note},
+        "holds": used == "cpu" and all(wanted in message for message in refused.values()),
+    }
 
 
 def _engines(bench: Bench, directory: str, backend: Any) -> dict[str, Any]:

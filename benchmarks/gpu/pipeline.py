@@ -14,7 +14,6 @@ from benchmarks.gpu.harness import (
     Bench,
     Budget,
     CannotRunError,
-    features_size_hw,
     guarded,
     peak_memory,
     times,
@@ -38,12 +37,11 @@ from mpn.engines.directory.manifest import (
     RoleEntry,
 )
 from mpn.engines.open import EngineSet, open_engines
-from mpn.engines.spec import OPSET, EngineSpec, Role, features_spec, propagation_spec
+from mpn.engines.spec import OPSET, EngineSpec, Role
 from mpn.runtime.bench.result import fps_from_seconds
 from mpn.runtime.options import CrfOptions, DeviceOptions, OsvosOptions
 from mpn.runtime.pipeline import Pipeline, PipelineOptions
 from mpn.synthetic import render_clip
-from tests.emulation.engines import FakeEngine, pooled_colours
 
 SHARE = 1e-3
 """Weight of the output of a random network. The rest is the previous mask."""
@@ -131,37 +129,10 @@ def masks(bench: Bench, budget: Budget) -> dict[str, Any]:
             figures[f"{Path(directory).name}, objects {objects}"] = guarded(
                 lambda directory=directory, objects=objects: _masks(bench, directory, objects)  # type: ignore[misc]
             )
-    directory = bench.engine_dirs[0]
-    figures[f"{Path(directory).name}, objects 3, target model on colours"] = guarded(
-        lambda: _masks(bench, directory, 3, with_colours=True)
-    )
     return figures
 
 
-def with_target_model(engines: EngineSet, frame_hw: tuple[int, int]) -> EngineSet:
-    """Add a features engine of mean colours, and its score to the propagation input.
-
-    The propagation network takes the mean of probability and score as its probability.
-    """
-    network, roi = engines.propagation, engines.manifest.roi_size
-
-    def propagation(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        packed = inputs["rgb_prob_score"]
-        mean = 0.5 * (packed[:, 3:4] + packed[:, 4:])
-        return network.run({"rgb_prob": np.concatenate((packed[:, :3], mean), axis=1)})
-
-    return replace(
-        engines,
-        propagation=FakeEngine(
-            propagation_spec(roi, engines.manifest.max_objects, channels=5), propagation
-        ),
-        features=FakeEngine(features_spec(features_size_hw(frame_hw), 3), pooled_colours),
-    )
-
-
-def _masks(
-    bench: Bench, directory: str, objects: int, *, with_colours: bool = False
-) -> dict[str, Any]:
+def _masks(bench: Bench, directory: str, objects: int) -> dict[str, Any]:
     stream, sizes = bench.need_stream(), bench.sizes
     clip = list(render_clip(frames=sizes.mask_frames, size_hw=sizes.mask_hw, objects=objects))
 
@@ -170,12 +141,8 @@ def _masks(
             labels = [pipeline.start(clip[0].rgb, clip[0].labels).labels]
             return labels + [pipeline.step(frame.rgb).labels for frame in clip[1:]]
 
-    def opened_on_host() -> EngineSet:
-        opened = open_engines(directory, backend="cpu", threads=4)
-        return with_target_model(opened, sizes.mask_hw) if with_colours else opened
-
-    expected = results(opened_on_host())
-    opened = opened_on_host()
+    expected = results(open_engines(directory, backend="cpu", threads=4))
+    opened = open_engines(directory, backend="cpu", threads=4)
     most = opened.manifest.max_objects
     bridged = replace(
         opened,

@@ -53,7 +53,14 @@ def test_dry_run_runs_every_section(tmp_path: Path) -> None:
     assert kernels["checked"] == kernels["of"]
     assert kernels["differ"] == []
     assert found["sections"]["masks"]["tiny, objects 1"]["holds"]
-    assert found["sections"]["masks"]["tiny, objects 3, target model on colours"]["holds"]
+    assert found["sections"]["masks"]["tiny-target, objects 3"]["holds"]
+    engines = found["sections"]["engines"]
+    assert engines["lite-int8 is refused"]["holds"]
+    roles = engines["tiny-target on cpu"]["roles"]
+    assert {role: list(figures["parity"]) for role, figures in roles.items()} == {
+        "propagation": ["prob"],
+        "features": ["features"],
+    }
     assert found["is_dry_run"]
 
 

@@ -1,8 +1,10 @@
 """Write tiny engine directories with graphs of known results.
 
-propagation: ``prob`` is the 4th channel of ``rgb_prob`` (a 1x1 convolution, weights 0, 0, 0, 1).
+propagation: ``prob`` is the 4th channel of ``rgb_prob`` (a 1x1 convolution, weights 0, 0, 0, 1);
+with five channels the mean of probability and score.
 flow: ``flow_px`` is a constant vector for all frames and pixels.
 osvos: ``prob`` = sigmoid(sum of the channels / 10): pixels brighter than the mean are foreground.
+features: the mean colour around each grid point, 0..1.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from mpn.engines.directory.manifest import (
     save_manifest,
 )
 from mpn.engines.spec import (
+    FEATURES_SIZE_STEP,
+    FEATURES_STRIDE,
     FLOW_SIZE_MULTIPLE,
     OPSET,
     OSVOS_SIZE_MULTIPLE,
@@ -34,6 +38,7 @@ from mpn.engines.spec import (
     Role,
     TensorSpec,
     engine_spec,
+    features_spec,
 )
 
 IR_VERSION = 10
@@ -43,6 +48,7 @@ SIZE_MULTIPLES: dict[Role, int] = {
     "flow": FLOW_SIZE_MULTIPLE,
     "propagation": ROI_SIZE_STEP,
     "osvos": OSVOS_SIZE_MULTIPLE,
+    "features": FEATURES_SIZE_STEP,
 }
 PROVENANCE = Provenance(
     checkpoints=(FileDigest("tiny.pth", "0" * 64),),
@@ -58,6 +64,7 @@ def make_engine_dir(
     *,
     with_flow: bool = False,
     with_osvos: bool = False,
+    with_target: bool = False,
     frame_size_hw: tuple[int, int] = (64, 96),
     roi_size: int = 65,
     max_objects: int = 4,
@@ -72,6 +79,7 @@ def make_engine_dir(
         path: The directory; created if absent.
         with_flow: Add a flow engine and use it as the source of the flow; default: OpenCV DIS.
         with_osvos: Add an OSVOS engine.
+        with_target: Add a features engine, and its score to the input of the propagation engine.
         frame_size_hw: (height, width) of the working frame.
         roi_size: Side of the crop.
         max_objects: Field of the manifest.
@@ -84,10 +92,19 @@ def make_engine_dir(
     roles: list[Role] = ["propagation"]
     roles += ["flow"] if with_flow else []
     roles += ["osvos"] if with_osvos else []
+    roles += ["features"] if with_target else []
     entries: dict[Role, RoleEntry] = {}
     for role in roles:
-        spec = engine_spec(
-            role, frame_size_hw=frame_size_hw, roi_size=roi_size, max_objects=max_objects
+        spec = (
+            features_spec((65, 97), channels=3)
+            if role == "features"
+            else engine_spec(
+                role,
+                frame_size_hw=frame_size_hw,
+                roi_size=roi_size,
+                max_objects=max_objects,
+                propagation_channels=5 if with_target else 4,
+            )
         )
         model = model_for(spec, flow_px=flow_px)
         outside = external_data and role == "propagation"
@@ -137,7 +154,9 @@ def model_for(spec: EngineSpec, *, flow_px: tuple[float, float] = (0.0, 0.0)) ->
     if spec.role == "flow":
         nodes, weights = _flow_nodes(flow_px)
     elif spec.role == "propagation":
-        nodes, weights = _propagation_nodes()
+        nodes, weights = _propagation_nodes(spec.inputs[0])
+    elif spec.role == "features":
+        nodes, weights = _features_nodes()
     else:
         nodes, weights = _osvos_nodes()
     graph = helper.make_graph(
@@ -205,12 +224,26 @@ def _constant(name: str, values: Any, dtype: Any = np.float32) -> onnx.TensorPro
     return numpy_helper.from_array(np.asarray(values, dtype), name)
 
 
-def _propagation_nodes() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    weight = np.zeros((1, 4, 1, 1))
-    weight[0, 3] = 1.0
-    return [helper.make_node("Conv", ["rgb_prob", "weight"], ["prob"])], [
+def _propagation_nodes(
+    packed: TensorSpec,
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    channels = int(packed.shape[1])
+    weight = np.zeros((1, channels, 1, 1))
+    weight[0, 3:] = 1 / (channels - 3)
+    return [helper.make_node("Conv", [packed.name, "weight"], ["prob"])], [
         _constant("weight", weight)
     ]
+
+
+def _features_nodes() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    stride = FEATURES_STRIDE
+    side = stride + 1
+    weight = np.zeros((3, 3, side, side))
+    weight[range(3), range(3)] = 1 / (255 * side**2)
+    node = helper.make_node(
+        "Conv", ["image", "weight"], ["features"], strides=[stride] * 2, pads=[stride // 2] * 4
+    )
+    return [node], [_constant("weight", weight)]
 
 
 def _flow_nodes(
