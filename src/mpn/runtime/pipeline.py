@@ -369,7 +369,8 @@ class Pipeline(Closeable):
     def prefetch_frame(self, rgb: ArrayLike) -> None:
         """Announce the frame after the one that :meth:`step` gets next.
 
-        Its copy, its flow and, if it runs in every frame, its OSVOS are computed during that frame.
+        Its copy and flow, its features if they are due, and on a device its OSVOS if that runs in
+        every frame, are computed during that frame.
         Results are the same either way.
 
         Args:

@@ -84,7 +84,7 @@ def shipped_engine_dir(name: str) -> Path:
             f"the installed mpn-weights-lite has no engines {name}: pip install -U mpn-weights-lite"
         )
     raise ManifestError(
-        "no engines are installed: pip install mpn-weights-lite (10 MB, CC BY-NC 4.0: not for "
+        "no engines are installed: pip install mpn-weights-lite (9 MB, CC BY-NC 4.0: not for "
         "commercial use), or give an engine directory of mpn-export with --engine-dir"
     )
 

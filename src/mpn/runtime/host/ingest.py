@@ -77,7 +77,7 @@ class HostIngest(Closeable):
         self._checks_flow = checks_flow
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mpn-ingest")
         self._next: _Taken | None = None
-        self._current: _Taken | None = None
+        self._features: Future[Float32Array] | None = None  # of the current frame
         self._copies: list[UInt8Array] = []
 
     def take(self, rgb: UInt8Array, before: UInt8Array, flow_before: PreparedFrame) -> HostFrame:
@@ -94,7 +94,7 @@ class HostIngest(Closeable):
         taken, self._next = self._next, None
         if taken is None or taken.rgb is not rgb or taken.before is not flow_before:
             taken = self._submit(rgb, (before,), flow_before, runs_features=False)
-        self._current = taken
+        self._features = taken.features
         with self._timer.stage("flow"):
             return taken.frame.result()
 
@@ -119,12 +119,10 @@ class HostIngest(Closeable):
             EngineError: See :meth:`mpn.runtime.host.target.TargetStage.features`.
         """
         assert self._target is not None
-        assert self._current is not None
-        features = self._current.features
         with self._timer.stage("features"):
-            if features is None:
-                features = self._thread.submit(self._target.features, frame.frame)
-            return features.result()
+            if self._features is None:
+                return self._thread.submit(self._target.features, frame.frame).result()
+            return self._features.result()
 
     def wait(self) -> None:
         """Wait for the thread; a prefetched frame stays."""
@@ -133,7 +131,7 @@ class HostIngest(Closeable):
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown()
-        self._next = self._current = None
+        self._next = self._features = None
         self._copies = []
 
     def _submit(
