@@ -13,13 +13,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mpn.cli.main import main_export
+from mpn.engines.directory.locate import shipped_engine_dir
 from mpn.engines.directory.manifest import load_manifest, save_manifest
 from mpn.engines.open import open_engines
 from mpn.errors import BackendError, ExportError, InputError
 from mpn.masks import save_labels
 from mpn.quantization.directory import QuantizationOptions, quantize_directory
 from mpn.quantization.gate import InputSample, SequenceMasks, compared
-from mpn.quantization.graph import GraphQuantizer, float32_graph, quantized_convolutions
+from mpn.quantization.graph import (
+    GraphQuantizer,
+    _run,
+    _session,
+    float32_graph,
+    quantized_convolutions,
+)
 from tests.builders.clips import Square, squares_clip
 from tests.builders.engine_dirs import make_engine_dir
 
@@ -204,6 +211,75 @@ def test_greedy_keeps_sensitive_layers_in_float(tmp_path: Path) -> None:
     assert set(fewer.float_layers) == {"wide", "after_wide"}
     assert fewer.relative_error < every.relative_error / 2
     assert quantized_convolutions(fewer.model) == fewer.operators == 2
+
+
+@pytest.fixture
+def grouped(tmp_path: Path) -> GraphQuantizer:
+    """Two convolutions with biases, one in groups; their inputs are positive."""
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(8, 4, 3, 3)).astype(np.float32)
+    second = rng.normal(size=(6, 4, 3, 3)).astype(np.float32)
+    biases = np.ones(8, np.float32), np.zeros(6, np.float32)
+    model = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("Conv", ["x", "a", "ab"], ["sums"], "full"),
+                helper.make_node("Relu", ["sums"], ["hidden"], "relu"),
+                helper.make_node("Conv", ["hidden", "b", "bb"], ["y"], "grouped", group=2),
+            ],
+            "tiny",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 12, 12])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 6, 8, 8])],
+            [
+                numpy_helper.from_array(values, name)
+                for name, values in zip(
+                    ("a", "b", "ab", "bb"), (first, second, *biases), strict=True
+                )
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    onnx.save(model, tmp_path / "tiny.onnx")
+    inputs = [{"x": rng.random((1, 4, 12, 12), dtype=np.float32)} for _ in range(8)]
+    return GraphQuantizer(tmp_path / "tiny.onnx", inputs, tmp_path)
+
+
+def int8_weights(model: onnx.ModelProto) -> list[np.ndarray]:
+    tensors = model.graph.initializer
+    return [numpy_helper.to_array(t) for t in tensors if t.data_type == TensorProto.INT8 and t.dims]
+
+
+def test_sums_of_two_products_fit_in_16_bits(grouped: GraphQuantizer) -> None:
+    """Processors without VNNI add two products of uint8 and int8 in int16."""
+    for model in (
+        grouped.quantize(float("inf")).model,
+        *(
+            onnx.load(shipped_engine_dir("lite-int8") / f"{r}.onnx")
+            for r in ("propagation", "features")
+        ),
+    ):
+        largest = max(np.abs(weights.astype(int)).max() for weights in int8_weights(model))
+        assert largest > 32  # control: they are used
+        assert 255 * largest * 2 <= np.iinfo(np.int16).max
+
+
+def test_corrected_biases_keep_the_mean_of_each_channel(
+    grouped: GraphQuantizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: the means are off without the correction."""
+
+    def largest_shift() -> float:
+        session = _session(grouped.quantize(float("inf")).model)
+        shifts = [
+            _run(session, given) - _run(_session(grouped.float_model), given)
+            for given in grouped.inputs
+        ]
+        return float(np.abs(np.mean(shifts, axis=(0, 1, 3, 4))).max())
+
+    corrected = largest_shift()
+    monkeypatch.setattr(GraphQuantizer, "_correct_biases", lambda self, model: None)
+    assert corrected < largest_shift() / 3
 
 
 def test_sample_keeps_each_run_equally_often() -> None:
