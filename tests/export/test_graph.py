@@ -160,23 +160,23 @@ def test_backend_failures_of_a_graph_are_found(
     assert re.search(says, failures), failures
 
 
-class _NoLogits(nn.Module):
+class _NoGraph(nn.Module):
     """Depend on its data: a shape that no graph of fixed sizes can have."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Conv2d(4, 2, 1)
+        self.layer = nn.Conv2d(4, 1, 1)
 
-    def forward(self, rgb_prob: Tensor) -> Tensor:
-        logits: Tensor = self.layer(rgb_prob)
-        if logits.sum() > 0:
-            return logits
-        return -logits
+    def margin(self, rgb_prob: Tensor) -> Tensor:
+        margin: Tensor = self.layer(rgb_prob)
+        if margin.sum() > 0:
+            return margin
+        return -margin
 
 
 def test_a_network_that_cannot_be_traced_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="propagation network cannot be traced by torch") as info:
-        export_graph(_NoLogits(), propagation_spec(65, 2), tmp_path / "propagation.onnx")
+        export_graph(_NoGraph(), propagation_spec(65, 2), tmp_path / "propagation.onnx")
     assert "\n" not in str(info.value)
     assert len(str(info.value)) < 500
     assert list(tmp_path.iterdir()) == []
@@ -185,9 +185,9 @@ def test_a_network_that_cannot_be_traced_is_one_line(tmp_path: Path) -> None:
 class _Constant(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Conv2d(4, 3, 1)
+        self.layer = nn.Conv2d(4, 1, 1)
 
-    def forward(self, rgb_prob: Tensor) -> Tensor:
+    def margin(self, rgb_prob: Tensor) -> Tensor:
         return self.layer(rgb_prob)[..., :-1]  # type: ignore[no-any-return]
 
 
@@ -204,11 +204,11 @@ def test_a_folder_that_is_missing_is_an_output_error(tmp_path: Path) -> None:
 class _Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Conv2d(4, 2, 1)
+        self.layer = nn.Conv2d(4, 1, 1)
 
-    def forward(self, rgb_prob: Tensor) -> Tensor:
-        logits: Tensor = self.layer(rgb_prob)
-        return logits
+    def margin(self, rgb_prob: Tensor) -> Tensor:
+        margin: Tensor = self.layer(rgb_prob)
+        return margin
 
 
 def test_export_prints_nothing(

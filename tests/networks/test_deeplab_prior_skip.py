@@ -48,6 +48,17 @@ def test_prior_and_score_have_a_gain_each() -> None:
     torch.testing.assert_close(margin, expected)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("in_channels", [4, 5])
+def test_margin_is_the_difference_of_the_logits(in_channels: int) -> None:
+    network = _network(in_channels=in_channels, prior_skip=True)
+    crops = torch.rand(2, in_channels, 65, 65)
+    logits = network(crops)
+    torch.testing.assert_close(network.margin(crops), logits[:, 1:] - logits[:, :1])
+    # control: the parts of the margin are not negligible
+    assert logits.abs().max() > 0.5
+
+
 def test_prior_skip_is_not_public_and_needs_four_channels() -> None:
     assert "prior_gain" not in _network().state_dict()
     assert "prior_gain" in _network(prior_skip=True).state_dict()

@@ -81,12 +81,12 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-FOREGROUND = 1
-"""Channel of the foreground in the propagation network's two logits."""
-
-
 class _HasLogits(Protocol):
     def logits(self, image: Tensor) -> Tensor: ...
+
+
+class _HasMargin(Protocol):
+    def margin(self, rgb_prob: Tensor) -> Tensor: ...
 
 
 class FlowGraph(nn.Module):
@@ -113,7 +113,7 @@ class PropagationGraph(nn.Module):
     """Propagation network: rgb_prob (K, 4 or 5, S, S) -> prob (K, 1, S, S), 0..1.
 
     Args:
-        network: A network with logits (K, 2, S, S) of background and foreground.
+        network: A network with ``margin``, the foreground logit minus the background logit.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -122,11 +122,10 @@ class PropagationGraph(nn.Module):
 
     def forward(self, rgb_prob: Tensor) -> Tensor:
         """Compute the foreground probability, float32."""
-        logits: Tensor = self.network(rgb_prob.to(_first_dtype(self.network))).float()
-        foreground, background = logits[:, FOREGROUND : FOREGROUND + 1], logits[:, :FOREGROUND]
+        margin = cast(_HasMargin, self.network).margin(rgb_prob.to(_first_dtype(self.network)))
         # The softmax of two logits is the sigmoid of their difference. onnxruntime's Softmax over
         # channels takes a tenth of the lite network's time on the CPU.
-        return torch.sigmoid(foreground - background)
+        return torch.sigmoid(margin)
 
 
 class OsvosGraph(nn.Module):

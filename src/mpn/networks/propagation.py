@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -162,30 +162,58 @@ class PropagationNet(nn.Module):
         Returns:
             (B, classes, H, W) logits.
         """
-        maps = self.backbone(rgb_prob)
-        deep = maps[self.config.output_stride]
-        if self.config.head == "deeplab-v3+":
-            logits = self.decoder(self.aspp(deep), maps[4])
-        else:
-            logits = self.head(deep)
-        logits = F.interpolate(logits, size=rgb_prob.shape[2:], mode="bilinear", align_corners=True)
+        logits = _enlarged(self._small_logits(rgb_prob), rgb_prob)
         if self.config.prior_skip:
             half_margin = self._half_margin(rgb_prob)
             logits = logits + torch.cat((-half_margin, half_margin), dim=1)
         return logits
 
+    def margin(self, rgb_prob: Tensor) -> Tensor:
+        """Compute the logit of the foreground minus that of the background.
+
+        It is that of :meth:`forward` up to rounding, in less time: one channel is interpolated.
+
+        Args:
+            rgb_prob: See :meth:`forward`.
+
+        Returns:
+            (B, 1, H, W) float32.
+        """
+        logits = self._small_logits(rgb_prob).float()
+        small = logits[:, FOREGROUND : FOREGROUND + 1] - logits[:, :FOREGROUND]
+        margin = _enlarged(small, rgb_prob)
+        if self.config.prior_skip:
+            margin = margin + 2 * self._half_margin(rgb_prob)
+        return margin
+
+    def _small_logits(self, rgb_prob: Tensor) -> Tensor:
+        maps = self.backbone(rgb_prob)
+        deep = maps[self.config.output_stride]
+        if self.config.head == "deeplab-v3+":
+            return cast(Tensor, self.decoder(self.aspp(deep), maps[4]))
+        return cast(Tensor, self.head(deep))
+
     def _half_margin(self, rgb_prob: Tensor) -> Tensor:
-        """Return half of the margin that the warped probability and the score add."""
-        if self.config.in_channels == COLOUR_CHANNELS + 1:
-            return self.prior_gain * (rgb_prob[:, 3:4] - 0.5)
-        # The gain is used whole: the exporter would replace its parts by new constants, which
-        # fine-tuning could not exchange.
-        centred = torch.stack((rgb_prob[:, 3:4] - 0.5, rgb_prob[:, 4:5] - 0.5), dim=-1)
-        return (centred * self.prior_gain).sum(dim=-1)
+        """Return half of the margin that the warped probability and the score add.
+
+        The gain is expanded, not reshaped: the exporter would replace its reshaped copy by a new
+        constant, which fine-tuning could not exchange. With the channels in the last axis,
+        onnxruntime multiplies twenty times slower.
+        """
+        gain = self.prior_gain.expand(rgb_prob.shape[0], -1)[:, :, None, None]
+        centred = rgb_prob[:, COLOUR_CHANNELS:].float() - 0.5
+        return (centred * gain.float()).sum(dim=1, keepdim=True)
+
+
+def _enlarged(maps: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(maps, size=like.shape[2:], mode="bilinear", align_corners=True)
 
 
 FourthChannel = Literal["zero", "mean", "normal"]
 FOURTH_CHANNELS: tuple[FourthChannel, ...] = get_args(FourthChannel)
+
+FOREGROUND = 1
+"""Channel of the foreground in the two logits."""
 
 HEAD_LAYER = "decoder.last_conv.8.weight"
 _NORMAL_STD = 1e-4

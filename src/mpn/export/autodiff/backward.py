@@ -25,6 +25,7 @@ from mpn.export.autodiff.elementwise import (
     relu,
     slice_,
     subtract,
+    unsqueeze,
 )
 from mpn.export.autodiff.resampling import max_pool, resize
 
@@ -47,6 +48,7 @@ RULES: Mapping[str, Rule] = {
     "Resize": resize,
     "Slice": slice_,
     "Sub": subtract,
+    "Unsqueeze": unsqueeze,
 }
 
 

@@ -94,14 +94,10 @@ def _unbroadcast(tape: Tape, grad: str, name: str, result: str) -> str:
         for axis, (size, whole) in enumerate(zip(aligned, full, strict=True))
         if size == 1 and whole != 1
     ]
-    if not axes:
-        return grad
-    reduced = builder.op("ReduceSum", grad, builder.ints(*axes), keepdims=1)
-    if len(shape) == len(full):
-        return reduced
-    if None in shape:
-        raise ExportError(f"'{name}' {shape} loses axes that are not known before the run")
-    return builder.op("Reshape", reduced, builder.ints(*(size or 0 for size in shape)))
+    if axes:
+        grad = builder.op("ReduceSum", grad, builder.ints(*axes), keepdims=1)
+    new = range(len(full) - len(shape))
+    return builder.op("Squeeze", grad, builder.ints(*new)) if new else grad
 
 
 def concat(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
@@ -147,18 +143,14 @@ def slice_(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, s
 
 
 def expand(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
-    """Derive values repeated along axes of size 1."""
-    builder = tape.builder
+    """Derive values repeated along axes of size 1 and new first axes."""
     name = node.input[0]
-    shape, full = builder.shape(name), builder.shape(node.output[0])
-    if len(shape) != len(full):
-        raise ExportError(f"Expand '{node.name}' adds axes and has no derivative rule")
-    axes = [
-        axis
-        for axis, (size, whole) in enumerate(zip(shape, full, strict=True))
-        if size == 1 and whole != 1
-    ]
-    yield name, builder.op("ReduceSum", grad, builder.ints(*axes), keepdims=1)
+    yield name, _unbroadcast(tape, grad, name, node.output[0])
+
+
+def unsqueeze(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:
+    """Derive new axes of size 1."""
+    yield node.input[0], tape.builder.op("Squeeze", grad, node.input[1])
 
 
 def reduce_sum(tape: Tape, node: onnx.NodeProto, grad: str) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ from mpn.export.graph import (
     restore_biases,
     strip_metadata,
 )
-from mpn.export.tracing import FOREGROUND, traced_program
+from mpn.export.tracing import traced_program
 from mpn.types import Float32Array
 
 MARGIN = "margin"
@@ -60,6 +60,10 @@ class _HasLogits(nn.Module):
     def logits(self, image: Tensor) -> Tensor: ...  # type: ignore[empty-body]
 
 
+class _HasMargin(nn.Module):
+    def margin(self, rgb_prob: Tensor) -> Tensor: ...  # type: ignore[empty-body]
+
+
 class MarginGraph(nn.Module):
     """Module from a network's input to its foreground margin (N, 1, H, W).
 
@@ -79,10 +83,7 @@ class MarginGraph(nn.Module):
         """Compute the margin, float32."""
         if self.role == "osvos":
             return cast(_HasLogits, self.network).logits(inputs)
-        logits: Tensor = self.network(inputs)
-        # The softmax of two logits is the sigmoid of their difference.
-        other = 1 - FOREGROUND
-        return logits[:, FOREGROUND : FOREGROUND + 1] - logits[:, other : other + 1]
+        return cast(_HasMargin, self.network).margin(inputs)
 
 
 def trace_forward(role: Role, network: nn.Module) -> ForwardGraph:
