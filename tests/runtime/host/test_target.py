@@ -7,7 +7,7 @@ from mpn.runtime.host.target import (
     crop_scores,
     exclusive_scores,
     grown_rois,
-    score_at_frame,
+    scores_at_frame,
     warp_scores,
 )
 from mpn.types import Roi
@@ -28,8 +28,8 @@ def ramp_at(x_px: np.ndarray, y_px: np.ndarray) -> np.ndarray:
     return value
 
 
-def test_score_at_frame_evaluates_ramp() -> None:
-    plane = score_at_frame(ramp()[0], FRAME_HW, SIZE_HW)
+def test_scores_at_frame_evaluate_ramp() -> None:
+    (plane,) = scores_at_frame(ramp(), FRAME_HW, SIZE_HW)
     y, x = np.mgrid[:130, :194]
     inner = (slice(4, -4), slice(4, -4))
     assert plane.shape == FRAME_HW

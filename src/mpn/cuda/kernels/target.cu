@@ -222,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(256) crop_scores_f16(
               packed);
 }
 
-// host/target.score_at_frame for all objects: `planes` is (objects, height, width).
+// host/target.scores_at_frame for all objects: `planes` is (objects, height, width).
 // launch: block 32 8; grid ceil(width,32) ceil(height,8) objects
 extern "C" __global__ void __launch_bounds__(256) scores_at_frame(
     const float* __restrict__ scores, int objects, int grid_height, int grid_width,

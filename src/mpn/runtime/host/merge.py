@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mpn.errors import EngineError
-from mpn.types import BoolArray, Float32Array, Roi, UInt8Array
+from mpn.types import Float32Array, Roi, UInt8Array
 
 Boxes = Sequence[Roi | None]
 """Per object a box outside which its probability is exactly 0; None: it is 0 everywhere."""
@@ -59,9 +59,10 @@ def merge(prob: Float32Array, boxes: Boxes | None = None) -> Float32Array:
     for k, window in _windows(where):
         background[window] *= 1 - prob[k][window]
         total[window] += prob[k][window]
+    total += background
     merged = np.zeros(prob.shape, np.float32)
     for k, window in _windows(where):
-        merged[k][window] = prob[k][window] / (background[window] + total[window])
+        np.divide(prob[k][window], total[window], out=merged[k][window])
     return merged
 
 
@@ -88,8 +89,10 @@ def labels_from_merged(
     for k, window in _windows(where):
         best[window] -= merged[k][window]
     for k, window in _windows(where):
-        wins: BoolArray = merged[k][window] > best[window]
-        labels[window][wins] = object_ids[k]
+        # As bits of uint8: assignment by a mask takes several times as long.
+        wins = (merged[k][window] > best[window]).view(np.uint8)
+        labels[window] &= wins - np.uint8(1)
+        labels[window] |= wins * np.uint8(object_ids[k])
         np.maximum(best[window], merged[k][window], out=best[window])
     return labels
 
@@ -115,8 +118,8 @@ def check_finite(prob: Float32Array, role: str, object_id: int | None = None) ->
         role: Role of the engine, for the message.
         object_id: Object of a fine-tuned engine; None for a common one.
     """
-    # The sum is finite only if every term is: one pass without a temporary.
-    if not np.isfinite(prob.sum(dtype=np.float64)):
+    # NaN is both maximum and minimum. A sum in float64 takes four times as long.
+    if not (np.isfinite(prob.max()) and np.isfinite(prob.min())):
         raise not_finite_error(role, object_id)
 
 

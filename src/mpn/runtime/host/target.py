@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import cv2
@@ -70,11 +70,8 @@ class TargetStage:
             wanted: Per object whether its map is needed.
         """
         frame_hw = (rgb.shape[0], rgb.shape[1])
-        planes = (
-            score_at_frame(score, frame_hw, self.size_hw) if is_wanted else None
-            for score, is_wanted in zip(scores, wanted, strict=True)
-        )
-        return OsvosMaps(rgb, tuple(planes))
+        planes = iter(scores_at_frame(scores[list(wanted)], frame_hw, self.size_hw))
+        return OsvosMaps(rgb, tuple(next(planes) if is_wanted else None for is_wanted in wanted))
 
     def given(
         self, memory: FrameMemory, state: VideoState, given_ids: Collection[int]
@@ -162,9 +159,9 @@ def warp_scores(
     frame_hw = (flow_to_prev_px.shape[1], flow_to_prev_px.shape[2])
     axes = _grid_points(scores, frame_hw, size_hw)
     on_grid = np.empty((2, *scores.shape[1:]), np.float32)
-    for axis, plane in enumerate(flow_to_prev_px):
+    for axis, sampled in enumerate(_all_sampled(flow_to_prev_px, axes[0], axes[1])):
         step = size_hw[1 - axis] / frame_hw[1 - axis] / FEATURES_STRIDE
-        np.multiply(_sampled(plane, axes[0], axes[1]), np.float32(step), out=on_grid[axis])
+        np.multiply(sampled, np.float32(step), out=on_grid[axis])
     return warp_bilinear(scores, on_grid)
 
 
@@ -186,7 +183,7 @@ def exclusive_scores(
     if len(scores) == 1:
         return scores
     axes = _grid_points(scores, (prob.shape[1], prob.shape[2]), size_hw)
-    at_points = np.stack([_sampled(plane, axes[0], axes[1]) for plane in prob])
+    at_points = np.stack(_all_sampled(prob, axes[0], axes[1]))
     exclusive = np.empty_like(scores)
     for k, score in enumerate(scores):
         others = np.delete(at_points, k, axis=0).max(axis=0)
@@ -281,15 +278,15 @@ def crop_scores(
     return crops
 
 
-def score_at_frame(
-    score: Float32Array, frame_hw: tuple[int, int], size_hw: tuple[int, int]
-) -> Float32Array:
-    """Resample one (gh, gw) score to (h, w) of the working frame."""
+def scores_at_frame(
+    scores: Float32Array, frame_hw: tuple[int, int], size_hw: tuple[int, int]
+) -> list[Float32Array]:
+    """Resample (K, gh, gw) scores to K times (h, w) of the working frame."""
     axes = [
         _grid_from_frame(np.arange(frame_hw[axis], dtype=np.float32), frame_hw[axis], size_hw[axis])
         for axis in range(2)
     ]
-    return _sampled(score, axes[0], axes[1])
+    return _all_sampled(scores, axes[0], axes[1])
 
 
 def _grid_from_frame(pixels: Float32Array, frame_side: int, input_side: int) -> Float32Array:
@@ -321,8 +318,15 @@ def _grid_points(
 
 def _sampled(plane: Float32Array, rows: Float32Array, columns: Float32Array) -> Float32Array:
     """Sample a plane bilinearly at all pairs of a row and a column."""
-    map_x, map_y = np.meshgrid(columns, rows)
-    sampled: Float32Array = cv2.remap(
-        plane, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    (sampled,) = _all_sampled([plane], rows, columns)
     return sampled
+
+
+def _all_sampled(
+    planes: Iterable[Float32Array], rows: Float32Array, columns: Float32Array
+) -> list[Float32Array]:
+    map_x, map_y = np.meshgrid(columns, rows)
+    return [
+        cv2.remap(plane, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for plane in planes
+    ]
