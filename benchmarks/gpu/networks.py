@@ -25,10 +25,11 @@ from mpn.engines.base import DeviceEngine, EngineBuffers
 from mpn.engines.directory.manifest import load_manifest
 from mpn.engines.onnxruntime.finetune import finetune_entry
 from mpn.engines.open import GpuBackend, open_engines, open_object_engine
-from mpn.engines.spec import EngineSpec, Role, engine_spec, features_spec
+from mpn.engines.spec import EngineSpec, Precision, Role, engine_spec, features_spec
 from mpn.engines.tensorrt.engine import TrtEngine
 from mpn.engines.weights import read_weights
 from mpn.errors import BackendError
+from mpn.types import Float32Array
 
 DEVICE_BACKENDS: tuple[GpuBackend, ...] = ("cuda", "tensorrt", "tensorrt-rtx")
 
@@ -126,13 +127,38 @@ def _engines(bench: Bench, directory: str, backend: Any) -> dict[str, Any]:
                 role_figures["parity"] = references
                 continue
             role_figures["parity"] = {
-                name: {
-                    "max_abs": float(np.abs(answer[name] - expected).max()),
-                    "largest_value": float(np.abs(expected).max()),
-                }
+                name: parity(role, entry.precision, answer[name], expected)
                 for name, expected in references["by_role"][role].items()
             }
     return figures
+
+
+def parity(
+    role: Role, precision: Precision, answer: Float32Array, expected: Float32Array
+) -> dict[str, Any]:
+    """Compare an output with that of onnxruntime on the CPU, by the limits of the export.
+
+    Args:
+        role: Role of the network.
+        precision: Of its layers.
+        answer: (N, C, H, W) float32.
+        expected: The same on the CPU.
+    """
+    figures: dict[str, Any] = {
+        "max_abs": float(np.abs(answer - expected).max()),
+        "largest_value": float(np.abs(expected).max()),
+    }
+    try:
+        from mpn.export.parity import limits_for, measured
+    except ImportError as error:
+        return {**figures, "verdict": f"cannot run: {one_line(error)}"}
+    measures = [measured(limit, answer, expected) for limit in limits_for(role, precision)]
+    within = all(measure.is_within for measure in measures)
+    return {
+        **figures,
+        "measures": {m.limit.name: {"value": m.value, "limit": m.limit.value} for m in measures},
+        "verdict": "within the limits" if within else "differs",
+    }
 
 
 def _references(directory: str, wanted: Mapping[Role, Any]) -> dict[str, Any]:

@@ -7,11 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.gpu.harness import DRY, Bench, Budget, CannotRunError, Runner, Sizes, guarded
+from benchmarks.gpu.networks import parity
 from benchmarks.gpu_check import BUDGETS_S, TOTAL_S, main
 from benchmarks.report.schema import load_result
+from mpn.engines.spec import Precision
 from tests.emulation.cuda_shim.fixtures import shim as shim
 
 WITHOUT_TORCH = "bandwidth,kernels,crf,masks,engines,speed"
@@ -61,7 +64,25 @@ def test_dry_run_runs_every_section(tmp_path: Path) -> None:
         "propagation": ["prob"],
         "features": ["features"],
     }
+    for role, figures in roles.items():
+        (found_parity,) = figures["parity"].values()
+        assert found_parity["verdict"] == "within the limits", (role, found_parity)
     assert found["is_dry_run"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_parity_has_a_verdict(precision: Precision) -> None:
+    prob = np.random.default_rng(0).random((1, 1, 33, 33), dtype=np.float32)
+    same = parity("propagation", precision, prob, prob)
+    assert same["verdict"] == "within the limits"
+    shifted = np.roll(prob, 1, axis=3)
+    other = parity("propagation", precision, shifted, prob)
+    assert other["verdict"] == "differs"
+    assert other["max_abs"] == np.abs(shifted - prob).max()
+    for found in (same, other):
+        assert found["measures"]
+    broken = parity("propagation", precision, np.full_like(prob, np.nan), prob)
+    assert broken["verdict"] == "differs"
 
 
 def test_runner_records_failure_and_continues() -> None:
