@@ -101,7 +101,7 @@ class ParsedNetwork:
                 )
 
     def inputs_used_as_half(self) -> tuple[str, ...]:
-        """Return the inputs that the graph only reads through a cast to half precision.
+        """Return the inputs whose values the graph only reads through a cast to half precision.
 
         If the caller rounds them to half, to nearest like the cast, the result is bit-identical.
         """
@@ -111,7 +111,8 @@ class ParsedNetwork:
             readers = [
                 layer
                 for layer in self.layers
-                if any(
+                if _name_of(layer.type) != "SHAPE"  # which reads no value
+                and any(
                     (source := layer.get_input(i)) is not None and source.name == tensor.name
                     for i in range(layer.num_inputs)
                 )
