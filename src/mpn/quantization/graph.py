@@ -2,7 +2,7 @@
 
 Weights are int8, symmetric, with a scale per output channel. They use 7 of the 8 bits: a processor
 without VNNI adds two products of uint8 and int8 in int16, where 255 * 127 * 2 saturates and
-255 * 64 * 2 does not. The outputs are then the same on every processor.
+255 * 64 * 2 does not. Processors then differ by the rounding of float32 layers only.
 
 Activations are uint8 with a scale and a zero point per tensor, from the smallest and the largest
 value of the calibration inputs: with int8 activations onnxruntime is no faster than in float32
