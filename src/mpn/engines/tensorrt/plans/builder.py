@@ -101,7 +101,7 @@ class ParsedNetwork:
                 )
 
     def inputs_used_as_half(self) -> tuple[str, ...]:
-        """Return the inputs whose values the graph only reads through a cast to half precision.
+        """Return the inputs whose values are only read through a cast to half.
 
         If the caller rounds them to half, to nearest like the cast, the result is bit-identical.
         """
