@@ -122,37 +122,37 @@ def _engines(bench: Bench, directory: str, backend: Any) -> dict[str, Any]:
                     role_figures["why_no_graph"] = {
                         str(k): reason for k, reason in engine.why_no_graphs.items()
                     }
-            answer = engine.run(example_inputs(engine.spec))
+            outputs = engine.run(example_inputs(engine.spec))
             if references["status"] != "done":
                 role_figures["parity"] = references
                 continue
             role_figures["parity"] = {
-                name: parity(role, entry.precision, answer[name], expected)
+                name: parity(role, entry.precision, outputs[name], expected)
                 for name, expected in references["by_role"][role].items()
             }
     return figures
 
 
 def parity(
-    role: Role, precision: Precision, answer: Float32Array, expected: Float32Array
+    role: Role, precision: Precision, output: Float32Array, expected: Float32Array
 ) -> dict[str, Any]:
-    """Compare an output with that of onnxruntime on the CPU, by the limits of the export.
+    """Compare an output with onnxruntime on the CPU, by the export's limits.
 
     Args:
         role: Role of the network.
         precision: Of its layers.
-        answer: (N, C, H, W) float32.
+        output: (N, C, H, W) float32.
         expected: The same on the CPU.
     """
     figures: dict[str, Any] = {
-        "max_abs": float(np.abs(answer - expected).max()),
+        "max_abs": float(np.abs(output - expected).max()),
         "largest_value": float(np.abs(expected).max()),
     }
     try:
         from mpn.export.parity import limits_for, measured
     except ImportError as error:
         return {**figures, "verdict": f"cannot run: {one_line(error)}"}
-    measures = [measured(limit, answer, expected) for limit in limits_for(role, precision)]
+    measures = [measured(limit, output, expected) for limit in limits_for(role, precision)]
     within = all(measure.is_within for measure in measures)
     return {
         **figures,
